@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from uturn.core import display
 from uturn.core.checks import check_memory, check_tuples, checked_array, checked_depth, checked_integer, checked_path, expect
-from uturn.core.files import whole_file
+from uturn.core.files import check_regular, whole_file
 from uturn.core.random import STRINGS, checked_seed, keys, streams, uniform_row, uniforms
 from uturn.core.threads import over_blocks
 
@@ -337,6 +337,7 @@ class RandomHierarchyModel:
         """Read a grammar written by `save`; ValueError if the file is missing, damaged or of another kind."""
         path = checked_path("path", path)
         try:
+            check_regular(path)
             with safe_open(str(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
                 form = metadata.get("format"), metadata.get("version")

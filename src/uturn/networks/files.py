@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from uturn.core.checks import expect
-from uturn.core.files import whole_file
+from uturn.core.files import check_regular, whole_file
 from uturn.networks.libraries import reading
 
 FORMAT = "uturn-network-1"
@@ -56,6 +56,7 @@ def load_network(path: str | Path, kind: str | None = None) -> torch.nn.Module:
     ValueError if the file is missing, damaged or of another kind, or if its weights do not match its header.
     """
     with reading(str(path), f"expected a network of kind {kind or ', '.join(KINDS)}, written by uturn.networks.save_network"):
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             weights = {name: file.get_tensor(name).to(torch.float32, copy=True) for name in file.keys()}  # noqa: SIM118, not a dict

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from uturn.core.checks import checked_path, expect, one_line
-from uturn.core.files import cached_while_unchanged, check_regular, digest_of_file, read_array
+from uturn.core.files import cached_while_unchanged, digest_of_file, read_array, read_text
 from uturn.core.inputs import Content, File
 from uturn.core.processes import cores
 from uturn.core.protocols import Noisy, Originals, Source, Spec
@@ -314,8 +314,7 @@ def listed(path: str, inside: str = "", above: tuple[tuple[int, int], ...] = ())
 def _class_list(classes: str, folders: list[str], path: str) -> list[str]:
     """Names of the classes in a file with one class a line, which must hold all sub-folders with files."""
     try:
-        check_regular(checked_path("classes", classes))
-        names = [name.strip() for name in Path(classes).read_text("utf-8-sig").rstrip().split("\n")]
+        names = [name.strip() for name in read_text(checked_path("classes", classes)).rstrip().split("\n")]
     except (OSError, ValueError) as error:
         raise ValueError(f"classes = {classes!r} cannot be read ({one_line(error)}); expected a class on each line") from None
     wrong = [name for line, name in enumerate(names) if not name or name in names[:line]] + sorted(set(folders) - set(names))
