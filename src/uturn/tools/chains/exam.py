@@ -12,7 +12,7 @@ from uturn.exact.inference import infer
 from uturn.measures.statistics import mean_curves, replicates
 from uturn.paper.verdicts import ESTIMATE, Verdict
 from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, bars, level_colors, name_rows, style, ticks
-from uturn.tools.chains.exam_runs import BETAS, ENDS, ENERGIES, LAWS, SEED, every_tree, with_pairs
+from uturn.tools.chains.exam_runs import BETAS, ENDS, ENERGIES, LAWS, MULTIPLICITIES, NOISE, SEED, every_tree, with_pairs
 from uturn.tools.chains.exam_runs import measure as measure  # of the figure
 from uturn.tools.chains.exam_verdicts import INVERTS, LEVEL, verdicts
 from uturn.tools.chains.measures import relaxation, reversibility
@@ -88,18 +88,20 @@ def _minimal(runs: dict[str, xr.Dataset], name: str) -> xr.Dataset:
 
 def _order(runs: dict[str, xr.Dataset]) -> xr.Dataset:
     """Relaxation times (m, noise, level, estimate), and the log of the ratio of leaves to class by grammar (m, noise, item)."""
-    parts = []
-    for label, run in runs.items():
-        if label.startswith("order-"):
-            _, m, noise = label.split("-")
-            ends, grammars = run.isel(tree_level=[0, -1]), run.grammar.values
-            each = [relaxation(ends.isel(item=grammars == grammar)).time.values[:, 0] for grammar in np.unique(grammars)]
-            numbers = {
-                "time": (("m", "noise", "level", "estimate"), relaxation(run).time.values[None, None]),
-                "log_ratio": (("m", "noise", "item"), -np.diff(np.log(each)).reshape(1, 1, -1)),
-            }
-            parts.append(xr.Dataset(numbers, {"m": [int(m)], "noise": [float(noise)]}))
-    return xr.merge(parts, compat="no_conflicts", join="outer")
+    times, ratios = [], []
+    for run in (runs[f"order-{m}-{noise}"] for m in MULTIPLICITIES for noise in NOISE):
+        ends, grammars = run.isel(tree_level=[0, -1]), run.grammar.values
+        each = [relaxation(ends.isel(item=grammars == grammar)).time.values[:, 0] for grammar in np.unique(grammars)]
+        times.append(relaxation(run).time.values)
+        ratios.append(-np.diff(np.log(each))[:, 0])
+    shape = len(MULTIPLICITIES), len(NOISE), -1
+    return xr.Dataset(
+        {
+            "time": (("m", "noise", "level", "estimate"), np.reshape(times, (*shape, 3))),
+            "log_ratio": (("m", "noise", "item"), np.reshape(ratios, shape)),
+        },
+        {"m": list(MULTIPLICITIES), "noise": list(NOISE)},
+    )
 
 
 def _one_leaf(runs: dict[str, xr.Dataset]) -> xr.Dataset:
@@ -130,7 +132,7 @@ _ENERGIES = {"leaves": "sum over\nleaves", "pairs": "with pairs"}
 _SAMPLERS = {
     "exact": ("posterior draws", THEORY, "o", (-52, 0)),
     "free": ("no Metropolis step", MUTED, "s", (0, -14)),
-    "confidence": ("drawn confidence", CLASS, "D", (0, 14)),
+    "confidence": ("drawn confidence", CLASS, "D", (20, 14)),
 }
 
 
@@ -163,6 +165,7 @@ def _draw_laws(axes: Any, data: xr.Dataset) -> None:
     axes.set(
         xscale="log", xlim=(1.5, 70), xlabel="largest |z| of swaps of $x_0$ and $x_k$", title="(a) does the chain keep the law?"
     )
+    axes.text(70, 0, "red: rejected", color=CLASS, ha="right", va="center")
     ticks(axes, [2, 5, 10, 20, 50])
     name_rows(axes, [_LAWS.get(name, name) for name in data.chain.values])
 

@@ -39,12 +39,13 @@ BETAS = (0.5, 1.5)
 _SIZES = ("vocab_size", "multiplicity", "branching", "depth")
 SEED = 1
 ENDS, STEPS = (1, 16), 64  # U-turns of the chains that are tested, and of those with an energy
+NOISE = (0.07, 0.1, 0.13, 0.16, 0.19)
+MULTIPLICITIES = (4, 6)
 SETTINGS: dict[Scale, dict[str, Any]] = {
     "smoke": {
         "chains": 3000,
         "minimal": {"m2": (2, 6, 512, 500), "m3": (3, 1, 1024, 1000)},
-        "order": {4: {0.07: 384, 0.1: 384, 0.13: 160, 0.16: 90, 0.19: 64, 0.22: 40},
-                  6: {0.04: 256, 0.07: 90, 0.1: 45, 0.13: 32, 0.16: 22, 0.19: 16}},
+        "order": ((384, 384, 160, 90, 64), (90, 45, 32, 22, 16)),
         "order grammars": (8, 400),
         "one leaf": {(5, 2): 1024, (5, 3): 1024, (5, 4): 1024, (7, 2): 256, (7, 4): 256},
         "one leaf grammars": (6, 64),
@@ -52,15 +53,14 @@ SETTINGS: dict[Scale, dict[str, Any]] = {
     "paper": {
         "chains": 20000,
         "minimal": {"m2": (2, 6, 512, 4000), "m3": (3, 6, 1024, 4000)},
-        "order": {4: dict.fromkeys((0.07, 0.1, 0.13, 0.16, 0.19, 0.22), 1024),
-                  6: dict.fromkeys((0.04, 0.07, 0.1, 0.13, 0.16, 0.19), 256)},
+        "order": ((1024,) * 5, (256,) * 5),
         "order grammars": (16, 1000),
         "one leaf": dict.fromkeys(((5, 2), (5, 3), (5, 4), (7, 2), (7, 4)), 16384),
         "one leaf grammars": (6, 400),
     },
-}  # fmt: skip
-"""`minimal`: multiplicity, grammars, U-turns, chains of each. `order`: {multiplicity: {noise: U-turns}}; `one leaf`: {(depth,
-multiplicity): U-turns}; and the number of grammars of each, with that of the chains of a grammar."""
+}
+"""`minimal`: multiplicity, grammars, U-turns, chains of each. `order`: U-turns for each of `MULTIPLICITIES` and `NOISE`;
+`one leaf`: {(depth, multiplicity): U-turns}; and the number of grammars of each, with that of the chains of a grammar."""
 
 
 def with_pairs(leaves: np.ndarray) -> np.ndarray:
@@ -84,8 +84,8 @@ def specs(scale: Scale) -> dict[str, Any]:
         source = rhm(8, m, 2, depth, grammars=grammars)
         made[f"one-leaf-{depth}-{m}"] = chains_of(source, "masked_leaves", 1, _powers(turns), grammars * each)
     grammars, each = plan["order grammars"]
-    for m, levels in plan["order"].items():
-        for noise, turns in levels.items():
+    for m, longest in zip(MULTIPLICITIES, plan["order"], strict=True):
+        for noise, turns in zip(NOISE, longest, strict=True):
             read = np.unique(np.rint([*2 ** np.arange(0, np.log2(turns), 0.5), turns]))
             made[f"order-{m}-{noise}"] = chains_of(rhm(16, m, 2, 5, grammars=grammars), "masking", noise, read, grammars * each)
     for name, (source, energy) in ENERGIES.items():
