@@ -48,7 +48,7 @@ from uturn.pages import report
 from uturn.pages.page import collect
 from uturn.pages.pictures import grid
 from uturn.sources.fashion_mnist import generator_folder
-from uturn.sources.images import ArraySource
+from uturn.sources.images import ArraySource, listed
 from uturn.sources.tokens import _rows
 from uturn.store.outputs import write_dataset
 from uturn.store.record import _digest_of_labels, open_run
@@ -806,9 +806,31 @@ def test_links_in_a_circle_are_replaced_or_named(tmp_path, capsys):
     assert not (tmp_path / "run.zarr").is_symlink()
 
 
-# --- folders of models and of texts -------------------------------------------------------------------------------------------
+# --- folders of images, of models and of texts ---------------------------------------------------------------------------------
 
 INDEX = "model.safetensors.index.json"
+
+
+def test_links_and_folders_of_images_are_bounded(tmp_path):
+    """A link to a folder that holds the folder is left out; 20 folders have 2**20 names, and a folder no end."""
+    names = [f"{k}/{end}" for k in range(20) for end in "ab"]
+    for k in range(21):
+        (tmp_path / "fan" / f"{k}").mkdir(parents=True)
+    for name in names:
+        (tmp_path / "fan" / name).symlink_to(tmp_path / "fan" / str(int(name.split("/")[0]) + 1))
+    (tmp_path / "deep" / "/".join(["x"] * 70)).mkdir(parents=True)
+    for name, message in (("fan", "fan: links = 'more'"), ("deep", "folders in each other")):
+        begin = time.process_time()
+        with pytest.raises(ValueError, match=message):
+            list(listed(str(tmp_path / name)))
+        assert time.process_time() - begin < 10
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.png").write_bytes(b"a")
+    for name, to in (("up", ".."), ("root", "/"), ("itself", "."), ("one", tmp_path / "fan" / "20")):
+        (images / name).symlink_to(to)
+    (tmp_path / "fan" / "20" / "b.png").write_bytes(b"bc")
+    assert sorted(listed(str(images))) == [("a.png", 1), ("one/b.png", 2)]
 
 
 def changed_config(**changes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import warnings
 from collections import defaultdict
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 # Not all formats of Pillow, because some start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000")
 _MOST_PIXELS = 2**26  # of a file; a few kilobytes may promise gigabytes
+_MOST_NESTED, _MOST_LINKS = 64, 2**13  # folders in each other, links to folders
 
 
 @dataclass(frozen=True, repr=False)
@@ -292,19 +294,22 @@ class _File(NamedTuple):
     label: int
 
 
-def listed(path: str, inside: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, int]]:
-    """Names, relative to the folder, and sizes of all files that are not hidden."""
+def listed(path: str, inside: str = "", above: tuple[str, ...] = (), links: Any = None) -> Iterator[tuple[str, int]]:
+    """Names, relative to the folder, and sizes of all files that are not hidden. Links to folders above are left out."""
     folder = os.path.join(path, inside)
+    real = os.path.realpath(folder)
+    above = above or tuple(map(str, Path(real).parents))
+    if real in above:
+        return
+    links = links or itertools.count()  # of links to folders, by which 2**n paths may lead to n folders
+    expect(inside.count("/") <= _MOST_NESTED, f"{path}: folders in each other", inside, f"at most {_MOST_NESTED}")
     try:
-        status = os.stat(folder)
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            return  # a link to a folder above it
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
         for entry in visible:
             if entry.is_dir():
-                yield from listed(path, f"{inside}{entry.name}/", (*above, identity))
+                expect(not entry.is_symlink() or next(links) < _MOST_LINKS, f"{path}: links", "more", f"at most {_MOST_LINKS}")
+                yield from listed(path, f"{inside}{entry.name}/", (*above, real), links)
             elif entry.is_file():
                 yield inside + entry.name, entry.stat().st_size
     except OSError as error:

@@ -74,8 +74,7 @@ def load_clip(name: str) -> tuple[ClipImages, ClipTexts, Callable[[torch.Tensor]
     known = "a folder of transformers.CLIPModel, or its name on a hub, OWNER/NAME; no such folder"
     expect(is_name, "classifier", f"clip:{name}", known)
     with reading(where, "expected a folder that CLIPModel and its tokenizer were saved to, or the name of such a model on a hub"):
-        if Path(name).is_dir():
-            check_folder(name)
+        check_folder(name)
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         expect(config.model_type == "clip", "model_type", config.model_type, "'clip'")
         model, loading = transformers.CLIPModel.from_pretrained(name, output_loading_info=True)

@@ -204,12 +204,11 @@ def read_config(model: str, where: str, trusted: bool, kind: str | None = None) 
 
 def check_name(model: str, where: str) -> None:
     """ValueError if there is neither such a folder nor such a model on a hub, which is asked once; for damaged folders too."""
-    if model and Path(model).is_dir():
-        check_folder(model)
-    else:
+    if not model or not Path(model).is_dir():
         is_name, known = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model), "the name of a model on a hub"
         expect(is_name, where, "no such folder", f"a folder that transformers reads, {known}, or {FORMS}")
         check_hub(model, "config.json")
+    check_folder(model)
 
 
 def kind_of(model: str, where: str, trusted: bool, kind: str | None = None) -> Literal["causal", "masked"]:
@@ -252,19 +251,15 @@ def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) 
     except Exception as error:
         raise ValueError(f"{where} cannot be read as a {head} model of texts ({_reason(error, trusted)})") from None
     module, missing = (read[0], sorted(read[1]["missing_keys"])) if reports else (read, [])
-    of_layers = {_in_layer(key) for key in module.state_dict()} - {""}
-    if beyond := sorted(key for key in (read[1]["unexpected_keys"] if reports else ()) if _in_layer(key) in of_layers):
+    in_layers = re.compile(r"\.\d+\.(.+)").findall  # names behind the number of a layer
+    of_layers = {name for key in module.state_dict() for name in in_layers(key)}
+    if beyond := [key for key in sorted(read[1]["unexpected_keys"] if reports else ()) if of_layers & {*in_layers(key)}]:
         said = f"{len(beyond)} weights are of layers that its config.json does not have and are left out, such as {beyond[0]}"
         warnings.warn(f"{where}: {said}", stacklevel=2)
     if head != "classifier":  # of all others, the weights of an encoder's pooler and of a decoder are not used
         missing = [key for key in missing if "pooler" not in key and not (has_decoder and key.startswith("decoder."))]
     expect(not missing, f"{where}: missing weights", missing, f"all weights of a trained {type(module).__name__}")
     return module.get_encoder() if has_decoder and head == "encoder" else module
-
-
-def _in_layer(key: str) -> str:
-    """The name of a weight behind the number of its layer; "" for others."""
-    return key.partition(numbers[0])[2] if (numbers := re.findall(r"\.\d+\.", key)) else ""
 
 
 def _reason(error: Exception, trusted: bool) -> str:

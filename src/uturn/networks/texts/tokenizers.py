@@ -161,6 +161,5 @@ def load_tokenizer(name: str, split: str | None = None, trust_remote_code: bool 
     with reading(f"tokenizer = {name!r}", _OTHERS, "text"):
         from transformers import AutoTokenizer
 
-        if Path(name).is_dir():
-            check_folder(name)
+        check_folder(name)
         return PretrainedTokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code))
