@@ -49,6 +49,8 @@ class Parts(NamedTuple):
 class Experiment(BaseModel):
     """Description of a U-turn experiment: plain data, so that it can be hashed, stored, resumed and sent elsewhere.
 
+    Examples
+    --------
     >>> import uturn as ut
     >>> source = ut.sources.RHMSource(vocab_size=8, multiplicity=2, branching=2, depth=3)
     >>> parts = {"source": source, "corruption": ut.EpsilonBelief(), "backward": ut.backward.ExactPosterior()}

@@ -146,6 +146,8 @@ def keys(seed: int, *coordinates: Any) -> np.ndarray:
     `seed`: 0 .. 2**64 - 1. `coordinates`: non-negative integers or integer arrays, such as the item, the trajectory and the noise
     level of a U-turn.
 
+    Examples
+    --------
     >>> a, b = keys(0, range(10)), keys(0, range(4))
     >>> bool((a[:4] == b).all()), len(set(a.tolist()))
     (True, 10)

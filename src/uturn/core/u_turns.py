@@ -29,6 +29,8 @@ def u_turns(
     `blocks`: tuples (key, originals, noise, streams), with a hashable key that is unique among the blocks under way, and the rest
     as in `u_turn`. Yields (key, UTurns), each key once; ValueError if the backward returns other keys or shapes, or ends early.
 
+    Examples
+    --------
     >>> import uturn as ut
     >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
     >>> originals = ut.sources.Strings(np.arange(5), rhm, rhm.sample(5, seed=0))
@@ -58,6 +60,8 @@ def u_turn(
     with `clones=1`. Reconstructions have the shape (items, trajectories * clones, ...); those of strings are {tree_level: int64
     (items, trajectories * clones, nodes)}.
 
+    Examples
+    --------
     >>> import uturn as ut
     >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
     >>> originals = ut.sources.Strings(np.arange(5), rhm, rhm.sample(5, seed=0))

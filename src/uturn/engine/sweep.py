@@ -37,6 +37,8 @@ def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool
     "multiplicity=4,type=masking", holds the values and is valid as the name of a folder. It does not depend on the other values,
     so that a sweep can be enlarged.
 
+    Examples
+    --------
     >>> source = {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3}
     >>> corruption, probe = {"type": "epsilon", "noise": [0.0, 1.0]}, {"type": "tree_levels"}
     >>> spec = Experiment(items=4, source=source, corruption=corruption, backward={"type": "exact"}, probes=[probe])

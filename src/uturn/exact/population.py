@@ -133,6 +133,8 @@ def threshold(
     `replicates`: independent grammars and pools, or pools with fresh rules. `grammars`, for "one grammar": a model of depth 300
     or more, or the seed of one, for each replicate.
 
+    Examples
+    --------
     >>> import uturn as ut
     >>> from uturn.exact.population import threshold
     >>> found = threshold(8, 2, 2, ut.EpsilonBelief(), pool=400, ensemble="fresh rules", replicates=2, tolerance=0.02)

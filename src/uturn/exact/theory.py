@@ -32,6 +32,8 @@ class MeanField:
     `vocab_size` v, `multiplicity` m, `branching` s, with v * m <= v**s. `num_classes` n: root symbols, v by default; only the
     last upward step and the prior depend on it, so the threshold does not.
 
+    Examples
+    --------
     >>> mf = MeanField(vocab_size=32, multiplicity=8, branching=2)
     >>> mf.phase, round(mf.critical_noise, 4), round(mf.fixed_point, 4), round(mf.correlation_exponent, 3)
     ('transition', 0.7312, 0.2917, 1.893)
@@ -247,6 +249,8 @@ class PhaseDiagram(NamedTuple):
 def phase_diagram(vocab_size: int, branching: int, multiplicities: Any = None) -> PhaseDiagram:
     """The threshold ε*(m) of Fig. 6 of arXiv:2402.16991; by default for all m of 1..v**(s-1), if these are at most 100,000.
 
+    Examples
+    --------
     >>> phase_diagram(32, 2, [4, 8, 16, 17]).critical_noise.round(4).tolist()
     [0.9217, 0.7312, 0.0645, 0.0]
     """

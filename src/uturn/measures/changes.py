@@ -38,6 +38,8 @@ def susceptibility(changed: Any, confidence: float = 0.95, name: str = "") -> Es
     several; with noise, a Dataset has `chi`, `low`, `high`, `n_eff`. NaN if no change varies between trajectories; the ends are
     NaN if n_eff < 5.
 
+    Examples
+    --------
     >>> import uturn as ut
     >>> coins = ut.random.uniforms(ut.random.keys(0, range(200)), 10 * 8).reshape(200, 10, 8) < 0.3
     >>> chi = susceptibility(coins)

@@ -34,6 +34,8 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
     `high`; `count` (.., of_rank), number of items with each rank 0, .., K; `p`, `p_holm`, p-value of gamma and its adjustment by
     Holm; `mean_rank`, mean of rank / K, 1/2 for exact draws. Further dims and attributes as in `uturn.calibration`.
 
+    Examples
+    --------
     >>> import uturn as ut
     >>> h = ut.random.uniforms(ut.random.keys(0, range(300)), 5)  # of an original and four clones, all drawn alike
     >>> data = {"h": h[None, :, None, 1:], "original_h": h[None, :, None, 0]}

@@ -240,6 +240,8 @@ def replicates(values: xr.DataArray, centre: str = "mean") -> Replicates:
     `grammar` with several values, otherwise the items; of more than 64, neighbours are joined. Items count equally: the mean is
     that of their means over the trajectories and clones that they have. Missing readings (NaN) are left out.
 
+    Examples
+    --------
     >>> import xarray as xr
     >>> kept = xr.DataArray([[1, 1, 1, 1], [1, 0, 1, 0]], dims=("noise", "item"), coords={"noise": [0.1, 0.5]})
     >>> replicates(kept).interval(lambda curve: curve[1] - curve[0]).round(3)  # value and ends, here of a difference
@@ -319,6 +321,8 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> xr.DataArray:
     (NaN) are left out, and items count equally. If some items lack readings 0 and 1, their number is `N^2 / sum 1/m` for N items
     with m each.
 
+    Examples
+    --------
     >>> import xarray as xr
     >>> kept = xr.DataArray(np.ones((2, 40)), dims=("noise", "item"), coords={"noise": [0.0, 0.1]})
     >>> proportion(kept).values.round(3)
@@ -406,6 +410,8 @@ def mean_bounds(values: xr.DataArray, low: float, high: float, confidence: float
     `values`: dims and groups as in `replicates`, counted singly; missing readings (NaN) are left out. At an infinite end `low` or
     `high` there is no bound: it is infinite. `confidence`: that of each bound, above .5.
 
+    Examples
+    --------
     >>> import xarray as xr
     >>> kept = xr.DataArray(np.ones((1, 59)), dims=("noise", "item"))
     >>> mean_bounds(kept, 0, 1).round(4)

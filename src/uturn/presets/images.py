@@ -20,6 +20,8 @@ class ImageOptions(DiffusionOptions, PresetOptions):
 
     `uturn images --help` explains the options; the method `experiment` returns the experiment that they describe.
 
+    Examples
+    --------
     >>> experiment = ImageOptions(steps=50, levels=5, items=20).experiment()
     >>> experiment.noise
     [0.2, 0.4, 0.6, 0.8, 1.0]

@@ -69,6 +69,8 @@ def study(ds: xr.Dataset, centre: str = "mean") -> Study:
     `ds`: dataset of `uturn.run`. With `centre` = "median", c is the median over items, for heavy tails. Readings in [0, 1],
     correlations and gaps stay means.
 
+    Examples
+    --------
     >>> import uturn as ut
     >>> run = ut.readings({"kept": [[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 0]]}, noise=[0.2, 0.4, 0.6, 0.8], start=1, chance=0)
     >>> study(run).half_life.sel(reading="kept", axis="noise", estimate="value").item()

@@ -140,6 +140,8 @@ def choose(
     confidence). `by`: a coordinate of the items, such as "label": a choice for each of its values, each with the confidence
     stated. Items without a label (-1) are left out. `confidence`: above .5.
 
+    Examples
+    --------
     >>> import uturn as ut
     >>> run = ut.readings({"kept": [[1] * 100, [1] * 100, [1, 0] * 50]}, noise=[0.2, 0.4, 0.6], start=1, chance=0)
     >>> choice = choose(run, "kept", keep=0.95)
@@ -165,6 +167,8 @@ def originals_needed(truth: float, goal: float, confidence: float = 0.95, power:
     The smallest n for which the one-sided bound of Clopper and Pearson passes the goal at the `1 - power` quantile of the number
     kept (normal approximation). Infinite if the truth equals the goal, or if n exceeds ten million.
 
+    Examples
+    --------
     >>> [originals_needed(share, 0.95) for share in (1, 0.99, 0.98, 0.97)]
     [59.0, 133.0, 267.0, 653.0]
     """

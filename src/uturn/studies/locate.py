@@ -150,6 +150,8 @@ def locate(
     tests and sums to .05: the interval then holds for every monotone curve. `tell`: called with a line after each batch, the
     width reached and the expected rest. `options`: those of `uturn.run`, workers, progress, cluster, accept_changes, ..
 
+    Examples
+    --------
     >>> experiment = Experiment.from_dict({
     ...     "items": 1,
     ...     "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 4, "branching": 2, "depth": 3},

@@ -36,6 +36,8 @@ def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Datas
     intervals over originals, or grammars if there are several; `half_lives` (reading, run, axis, estimate) of both runs;
     `originals`, `remark` (reading). NaN if a number does not exist.
 
+    Examples
+    --------
     >>> import uturn as ut
     >>> noise, items = np.array([0.2, 0.4, 0.6, 0.8]), np.linspace(0.5, 1.5, 9)
     >>> runs = {name: ut.readings({"rmsd": noise[:, None] * items * factor}, noise, start=0)

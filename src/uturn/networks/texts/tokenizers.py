@@ -42,6 +42,8 @@ class Vocabulary:
     begin and end tokens ([CLS], [SEP], ..) of the list, if any: `prefix`, `suffix`. `special`: ids that are no text, without the
     unknown token.
 
+    Examples
+    --------
     >>> atoms = Vocabulary(["[UNK]", "[MASK]", "C", "Cl", "O"], "smiles")
     >>> atoms.encode("CClON"), atoms.pieces([2, 3])
     ([2, 3, 4, 0], ['C', 'Cl'])

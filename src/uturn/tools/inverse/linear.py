@@ -23,6 +23,8 @@ class LinearPosterior:
     dimension); `covariances` (modes, dimension, dimension), or (dimension, dimension) if the modes share it; `weights` (modes,);
     `H` (measurements, dimension); `R` (measurements, measurements), or a number, the variance of white noise.
 
+    Examples
+    --------
     >>> posterior = LinearPosterior([[0.0, 0.0]], np.eye(2), [1.0], H=[[1.0, 0.0]], R=1.0)
     >>> posterior.mean([[1.0]]).round(9).tolist(), posterior.covariances[0].round(9).tolist()
     ([[0.5, 0.0]], [[0.5, 0.0], [0.0, 1.0]])

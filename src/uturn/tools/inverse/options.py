@@ -40,6 +40,8 @@ class InverseOptions(ImageOptions):
 
     `runs` gives one experiment for each sampler and each kind of originals.
 
+    Examples
+    --------
     >>> options = InverseOptions(samplers=["deepinv:DDRM", "deepinv:DiffPIR zeta=0.3"], levels=[0.25, 0.5])
     >>> [run.store for run in options.runs()]
     ['fashion_mnist-DDRM.zarr', 'fashion_mnist-DiffPIR-zeta=0.3.zarr']

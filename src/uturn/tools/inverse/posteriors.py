@@ -81,13 +81,15 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     mean distance of original and clone (1 for clones that are all equal), of log-densities in nats, of classes a difference of
     shares; `visible`, size of an effect that the test detects with a probability of about one half; `p`, `p_holm`, `rank_p`,
     `rank_p_holm` (noise, reading), NaN where there is no such test; `rank_difference` (noise, reading, rank), `difference` of
-    `uturn.ranks`; `coverage`, `z_squared` (noise, estimate), numbers without a test, to be compared with `coverage_expected` = (K
-    - 1) / (K + 1) and 1; `kind` (noise), one of `KINDS` of this module, "some other error", or "none seen"; `decided` (noise),
-    the test of means that rejects most clearly, such as "log_prior", or that of ranks, "ranks of log_prior", if no mean rejects;
+    `uturn.ranks`; `coverage`, `z_squared` (noise, estimate), numbers without a test, to be compared with
+    `coverage_expected` = (K - 1) / (K + 1) and 1; `kind` (noise), one of `KINDS` of this module, "some other error", or "none
+    seen"; `decided` (noise), the test of means that rejects most clearly, such as "log_prior", or that of ranks, "ranks of log_prior", if no mean rejects;
     `residual` (noise), root mean square residual of the clones from the measurement, in those of the originals, for Gaussian
     noise. Coordinates of a reading: `family` ("posterior", "beside"), `effect_unit`, `blind` (what its test cannot see).
     Attributes: `passed`, `passed_beside`, `level`, `items`, `clones`, `remark`.
 
+    Examples
+    --------
     >>> import uturn as ut
     >>> x = ut.random.normals(ut.random.keys(0, range(300)), 5 * 8).reshape(300, 5, 8)  # an original and four clones
     >>> x[:, 1:] *= 0.5
