@@ -85,8 +85,8 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     `coverage_expected` = (K - 1) / (K + 1) and 1; `kind` (noise), one of `KINDS` of this module, "some other error", or "none
     seen"; `decided` (noise), the test of means that rejects most clearly, such as "log_prior", or that of ranks, "ranks of
     log_prior", if no mean rejects; `residual` (noise), root mean square residual of the clones from the measurement, in those
-    of the originals, for Gaussian noise. Coordinates of a reading: `family` ("posterior", "beside"), `effect_unit`, `blind` (what its test cannot see).
-    Attributes: `passed`, `passed_beside`, `level`, `items`, `clones`, `remark`.
+    of the originals, for Gaussian noise. Coordinates of a reading: `family` ("posterior", "beside"), `effect_unit`, `blind` (what
+    its test cannot see). Attributes: `passed`, `passed_beside`, `level`, `items`, `clones`, `remark`.
 
     Examples
     --------
