@@ -11,7 +11,7 @@ TOOL = Tool(
     },
     commands=(f"{_HERE}.command",),
     sections={"relaxation.zarr": f"{_HERE}.section:chains_section"},
-    figures={"chains": ToolFigure(f"{_HERE}.exam", after="exam", seconds=60)},
+    figures={"chains": ToolFigure(f"{_HERE}.exam", seconds=80)},
     names={
         "chain": f"{_HERE}.chain:chain",
         "relaxation": f"{_HERE}.measures:relaxation",

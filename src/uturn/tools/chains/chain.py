@@ -157,7 +157,7 @@ def chain(
     >>> originals = ut.sources.Strings(np.arange(100), rhm, rhm.sample(100, seed=0))
     >>> states = ut.chain(originals, ut.Masking(), ut.backward.ExactPosterior(), 0.3, steps=8)
     >>> [round(float((state.data == originals.data).mean()), 2) for state in states][::7]
-    [0.97, 0.87]
+    [0.91, 0.57]
     """
     from uturn.tools.chains.energies import energy_of
 
