@@ -60,17 +60,15 @@ def by_level(values: xr.DataArray) -> dict[int, np.ndarray]:
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     rhm, draw, key = small_string()
-    levels = sorted(rhm.rules)
     noisy = Masking().corrupt(draw.leaves, NOISE, rhm.vocab_size, key)
     rebuilt = sample_posterior(rhm, Masking().log_evidence(noisy), key)
     data = xr.Dataset(
         {
-            "rules": (("rule_level", "parent", "rule", "child"), np.stack([rhm.rules[level] for level in levels])),
             "original": ("node", nodes(draw.latents)),
             "reconstruction": ("node", nodes(rebuilt)),
             "observed": ("leaf", noisy.values[0]),
         },
-        coords={**node_coordinates(rhm), "rule_level": levels},
+        coords=node_coordinates(rhm),
         attrs={"noise": NOISE},
     )
     return {"instance": data}
