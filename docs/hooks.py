@@ -32,6 +32,11 @@ from uturn.paper import FIGURES, load_figure
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 LINK = re.compile(r"""(?:(?<=\]\()|(?<=src=")|(?<=href="))([^)\s#"]+)(?=[)#"])""")  # of Markdown, and of HTML in it
+HELP = (  # what a page says to type, and the page of the site that shows the same
+    (r"`uturn ([a-z-]+) --help`", r"[\g<0>](options.md#uturn-\1)"),
+    (r"`help\(ut\.protocols\.(\w+)\)`", lambda found: f"[{found[0]}](members.md#{found[1].lower()})"),
+    (r"`help\((ut\.\w+)\)`", r"[\g<0>](api/\1.md)"),
+)
 LABORATORY = "explore.html"
 TIDY = (  # what latex2mathml writes, and what browsers set as TeX would
     ("<mo>(&#x0(?:221E|2191|2193|002A);)</mo>", r"<mi>\1</mi>"),  # infinity, arrows, star: no space around them
@@ -98,12 +103,16 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
-    """Links to files outside docs/ lead to their pages; the laboratory has the whole width; claims have the verdicts of here."""
+    """Links to files outside docs/ lead to their pages, what is typed for help to the pages of it; claims are those of here."""
     if page.file.src_uri == "laboratory.md":
         page.meta["hide"] = ["navigation", "toc"]
     if page.file.src_uri == claims.PAGE.name:
         markdown = claims.updated(markdown, ROOT / config.extra["results"])
-    return markdown if page.file.generated_by else relinked(markdown, f"docs/{page.file.src_uri}")
+    if page.file.generated_by:
+        return markdown
+    for typed, link in HELP:
+        markdown = re.sub(typed, link, markdown)
+    return relinked(markdown, f"docs/{page.file.src_uri}")
 
 
 def on_page_content(content: str, page: Page, config: Any, files: Files) -> str:

@@ -54,8 +54,10 @@ def typed_commands(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_of_a_page_has_options_that_exist(generated, page):
-    """Words in capitals stand for values; the files need not exist."""
+    """Words in capitals stand for values; files of users need not exist, those in examples/ must."""
     for name, *arguments in typed_commands(page):
+        missing = [one for one in arguments if one.startswith("examples/") and not (ROOT / one).exists()]
+        assert not missing, missing
         if name.startswith("-") or name in OF_EXAMPLES:
             continue
         try:

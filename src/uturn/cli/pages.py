@@ -116,7 +116,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write one page for results of `reproduce`, `images`, `text`, `audit`, `inverse`, `atlas` and `run`. Measures nothing.
+    """Write one page for results of `reproduce`, `run`, `images`, `text` and of all tools. Measures nothing.
 
     The page is one HTML file that opens without a network. It shows t\\* with its interval, verdicts with a filter, and curves,
     images and texts at the noise selected by a slider. Unreadable files are named; the rest is shown.

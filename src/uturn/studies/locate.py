@@ -117,7 +117,7 @@ class Location:
             axes = ", ".join(f"{name} {value.value:.4g}" for name, value in self.axes.items() if name != "noise")
             lines.append(f"{self.reading}, {where} from its start to chance: noise {self.place!r}{f' ({axes})' if axes else ''}")
             at = ", ".join(f"{level:.4g}" for level in self.levels)
-            lines.append(f"width {self.width:.3g}, wanted {self.wanted:g}; {self.items} originals at noise {at}")
+            lines.append(f"width {self.width:.3g}, wanted {self.wanted:g}; up to {self.items} originals at noise {at}")
         return lines + ([self.remark] if self.remark else [])
 
 

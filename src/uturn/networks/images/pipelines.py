@@ -46,6 +46,7 @@ _CODECS = ("AutoencoderKL", "VQModel")
 _CONDITIONED = ("text_encoder", "tokenizer", "image_encoder", "bert", "prior", "controlnet")  # prefixes of such parts
 _UNUSED = ("safety_checker", "feature_extractor")
 _PIPELINES = f"expected one of DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipeline, {', '.join(TEXT_DENOISERS)}"
+_ALONE = "; DDPMPipeline(unet, scheduler).save_pretrained(folder) writes one around a UNet2DModel"
 _ZEROS = "force_zeros_for_empty_prompt"
 _AT_ONCE = 16  # prompts encoded in one batch
 _DISTILLED = ("turbo", "lightning", "schnell", "lcm", "hyper-sd")  # parts of the names of step-distilled models
@@ -133,7 +134,8 @@ def fetching(name: str) -> AbstractContextManager[None]:
 
 def _pipeline_folder(path: Path, load_index: Callable[[str], Any]) -> Folder:
     """The folder of a pipeline's index; ValueError if the pipeline cannot make U-turns."""
-    with reading(f"{path.as_posix()}/model_index.json", _PIPELINES):
+    index_file = path / "model_index.json"
+    with reading(index_file.as_posix(), _PIPELINES + ("" if index_file.exists() else _ALONE)):
         index = load_index(path.as_posix())
         parts: dict[str, str] = {}
         left_out = []

@@ -30,8 +30,8 @@ def atlas(
     the first layer; with 2 or more trajectories, how many patches of pixels change together (chi) and over which distance (xi);
     with 2 or more clones, the calibration gap; and the speciation, abar = 1/Lambda, from the covariance of the data.
 
-    Writes `atlas.csv`, `atlas.zarr` and `atlas.png`. The command can be stopped at any time; running it again resumes without
-    repeating measurements. A row that fails is reported, the others go on, and the exit code is 1.
+    Writes `atlas.csv`, `atlas.zarr`, `atlas.png` and the page `index.html`. The command can be stopped at any time; running it
+    again resumes without repeating measurements. A row that fails is reported, the others go on, and the exit code is 1.
 
     Example:
 

@@ -49,7 +49,7 @@ def chains(
 
     ```
     uturn chains --out results/chains
-    uturn chains examples/masking.toml --noise 0.1,0.2,0.3 --steps 256 --out results/chains-of-strings
+    uturn chains examples/gaussian.toml --noise 0.05,0.06,0.07 --steps 64 --out results/chains-of-strings
     uturn chains --text items=30 --noise 0.2,0.5 --out results/chains-of-texts
     ```
     """

@@ -47,7 +47,7 @@ class SamplerOptions(ImageOptions):
         "(noisy, noise, seed). Without --sampler, its steps are the sampler that is checked.",
     )
     false_alarm_rate: float = Field(
-        0.001, gt=0, lt=1, description="Probability that a right sampler fails, for all tests together."
+        0.001, gt=0, lt=1, description="Probability that a right sampler fails, for the three tests of random numbers together."
     )
     find_steps: bool = Field(
         False, description="Also find from how many steps on uturn's own sampler passes the calibration; this takes long."
