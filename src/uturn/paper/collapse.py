@@ -126,7 +126,7 @@ def draw_curves(left: Any, middle: Any, data: xr.Dataset) -> None:
     left.set(xlabel=r"$\epsilon$", ylabel="$C(N)/C(0)$", title="the most distant leaves")
     left.locator_params(axis="x", nbins=5)
     left.plot([], [], color=MUTED, lw=1.4, label="mean field")
-    left.legend(loc="upper right")
+    middle.legend(*left.get_legend_handles_labels(), loc="upper left")
     rescaled = rf"$(\epsilon-\epsilon_c)\,N^{{1/\nu}}$, $\nu={nu:.2f}$"
     middle.set(xlabel=rescaled, ylabel=r"$N^{2-2/\nu}\,C(N)/C(0)$", title="collapsed", xlim=(-1.6, 1.0))
 
