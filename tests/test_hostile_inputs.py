@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,8 +29,10 @@ from PIL import Image
 from rich.table import Table
 
 import uturn as ut
+from command_line import SPEC as TOML
 from forging import array, forge
 from small import strings
+from tiny_texts import write_bert
 from uturn import paper
 from uturn.backward import DiffusionModel
 from uturn.cli import main
@@ -42,10 +45,12 @@ from uturn.networks.texts.tokenizers import load_tokenizer
 from uturn.pages import report
 from uturn.pages.page import collect
 from uturn.pages.pictures import grid
+from uturn.presets import TextOptions
 from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource
 from uturn.store.outputs import write_dataset
 from uturn.store.record import _digest_of_labels, open_run
+from uturn.studies import records_of
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
 
@@ -245,11 +250,7 @@ def test_files_that_are_nested_deeply(name, content, tmp_path, capsys):
 
 
 def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
-    toml = 'items = 4\nsource = {type = "rhm", vocab_size = 8, multiplicity = 2, branching = 2, depth = 3}\n'
-    toml += (
-        'corruption = {type = "epsilon", noise = [0.0, 1.0]}\nbackward = {type = "exact"}\nprobes = [{type = "tree_levels"}]\n'
-    )
-    for name, text in (("a.json", json.dumps(SPEC)), ("a.toml", toml)):
+    for name, text in (("a.json", json.dumps(SPEC)), ("a.toml", TOML.replace("[0.0, 0.5]", "[0.0, 1.0]"))):
         (tmp_path / name).write_text(text, encoding="utf-8-sig")
         assert ut.Experiment.from_file(tmp_path / name) == ut.Experiment.from_dict(SPEC)
     (tmp_path / "vocab.txt").write_text("a\nb\n[MASK]\n", encoding="utf-8-sig")
@@ -302,13 +303,8 @@ def opened_by_zarr():
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
             name, of = node.func.attr, getattr(node.func.value, "id", "")
-            if (of == "zarr" and name.islower()) or name in (
-                "to_zarr",
-                "open_zarr",
-                "open_dataset",
-                "load_dataset",
-                "open_datatree",
-            ):
+            opens = ("to_zarr", "open_zarr", "open_dataset", "load_dataset", "open_datatree")
+            if (of == "zarr" and name.islower()) or name in opens:
                 formats = [keyword.value for keyword in node.keywords if keyword.arg == "zarr_format"]
                 yield file.name, node.lineno, name, getattr(formats[0], "value", None) if formats else None
 
@@ -476,6 +472,10 @@ def test_a_report_reads_no_folder_outside(stored, tmp_path):
     folder = figure(tmp_path / "results")
     (folder / "smoke").symlink_to(tmp_path)
     assert collect([folder]).sections[0]["details"] == []
+    (folder / "smoke").unlink()
+    (folder / "smoke").mkdir()
+    (folder / "smoke" / "fig6-x.zarr").symlink_to(stored)
+    assert collect([folder]).sections[0]["details"] == []
     figure(folder, scale="..")
     assert "names in the folder" in collect([folder]).problems[0]["words"]
     shutil.copytree(tmp_path / "fig6-x.zarr", figure(tmp_path / "sound") / "smoke" / "fig6-x.zarr")
@@ -485,19 +485,19 @@ def test_a_report_reads_no_folder_outside(stored, tmp_path):
 # --- what the store of a stranger makes the program fetch and read ------------------------------------------------------------
 
 
-def test_a_study_asks_no_hub_for_the_model_of_a_store(tmp_path, monkeypatch):
-    """A model in a folder is read for the texts; one on a hub is not fetched, and the study has no texts."""
-    import socket
-
-    from tiny_texts import write_bert
-    from uturn.presets import TextOptions
-    from uturn.studies import records_of
-
-    model = write_bert(tmp_path / "bert")
+@pytest.fixture
+def of_texts(tmp_path):
+    """A run of texts with a model in a folder."""
     (tmp_path / "texts.txt").write_text("the cat sat\na big dog ran to the mat\n")
-    options = {"model": str(model), "data": str(tmp_path / "texts.txt"), "levels": [0.4, 0.8], "trajectories": 2}
-    run, asked = ut.run(TextOptions.from_dict(options).experiment()), []
+    options = {"data": str(tmp_path / "texts.txt"), "levels": [0.4, 0.8], "trajectories": 2}
+    run = ut.run(TextOptions(model=str(write_bert(tmp_path / "bert")), **options).experiment())
     assert "original_piece" in records_of(run).coords
+    return run
+
+
+def test_a_study_asks_no_hub_for_the_model_of_a_store(of_texts, monkeypatch):
+    """A model in a folder is read for the texts; one on a hub is not fetched, and the study has no texts."""
+    run, asked = of_texts, []
     monkeypatch.setattr(socket, "getaddrinfo", lambda *names, **_: asked.append(names) or [])
     monkeypatch.setattr(socket.socket, "connect", lambda _, address: asked.append(address))
     spec = json.loads(run.attrs["spec"])
@@ -580,13 +580,6 @@ def test_a_link_in_a_folder_of_results_is_replaced_and_not_its_target(name, tmp_
     assert [path.name for path in (folder / name).iterdir()] == ["a"]
 
 
-def test_a_report_reads_no_store_outside(stored, tmp_path):
-    folder = figure(tmp_path / "results")
-    (folder / "smoke").mkdir()
-    (folder / "smoke" / "fig6-x.zarr").symlink_to(stored)
-    assert collect([folder]).sections[0]["details"] == []
-
-
 def test_a_report_of_small_files_ends_soon(tmp_path):
     """Files with holes, and arrays and pictures of few bytes that promise gigabytes."""
     begin = time.process_time()
@@ -660,17 +653,9 @@ def test_levels_of_a_store_are_those_of_its_noise(stored, tmp_path, capsys):
         assert (code, "each noise level once" in line) == (2, True), line
 
 
-def test_texts_that_a_store_names_take_no_time(tmp_path, monkeypatch):
+def test_texts_that_a_store_names_take_no_time(of_texts, tmp_path, monkeypatch):
     """Regular expressions, texts with holes, and networks of more layers than their weights can have."""
-    from tiny_texts import write_bert
-    from uturn.presets import TextOptions
-    from uturn.studies import records_of
-
-    model = write_bert(tmp_path / "bert")
-    (tmp_path / "texts.txt").write_text("the cat sat\na big dog ran to the mat\n")
-    options = {"model": str(model), "data": str(tmp_path / "texts.txt"), "levels": [0.4, 0.8], "trajectories": 2}
-    run = ut.run(TextOptions.from_dict(options).experiment())
-    assert "original_piece" in records_of(run).coords
+    run, model = of_texts, tmp_path / "bert"
     (tmp_path / "holes.txt").touch()
     os.truncate(tmp_path / "holes.txt", 2**40)
     large = shutil.copytree(model, tmp_path / "large")
