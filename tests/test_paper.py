@@ -135,7 +135,10 @@ def interval(value, half):
         (holds([interval(0, 1), interval(2, 1)], [0, 2], 3, ""), holds([interval(0, 1), interval(2, 1)], 0, 3, "")),
         (apart(interval(1, 0.1), interval(2, 0.1), ""), apart(interval(1, 0.6), interval(2, 0.6), "")),
         (apart(interval(1, 0.1), interval(2, 0.1), ""), apart(interval(2, 0.1), interval(1, 0.1), "")),
-        (increasing([interval(1, 0.1), interval(1.1, 0.9)]), increasing([interval(1, 0.1), interval(0.9, 0.1)])),
+        (
+            increasing([interval(1, 0.1), interval(1.1, 0.9), interval(2, 0.1)]),
+            increasing([interval(1, 0.1), interval(0.9, 0.1), interval(2, 0.1)]),
+        ),
         (decreasing([interval(2, 0.1), interval(1, 0.1)]), decreasing([interval(2, 0.6), interval(1, 0.6)])),
     ],
 )
