@@ -511,7 +511,7 @@ def test_a_decoder_on_short_texts_has_the_law_of_its_simplest_form(length):
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory):
+def audited(tmp_path_factory, blank_figures):
     """The embedded model on two passages of twelve characters, the first of which is fixed."""
     place = tmp_path_factory.mktemp("command")
     arguments = ("audit", "--windows", "--length", 12, "--items", 2, "--keep-first", 1, "--levels", "0.5,1.0",
