@@ -3,7 +3,7 @@
     python benchmarks/scaling.py ray [--workers 50] [--seconds 40]
 
 Every measurement takes about so many seconds with all workers at work, and their start in addition. Prints the tables of
-docs/cluster.md:
+benchmarks/README.md:
 
 - processor time of small tasks by `ut.run` in one process, and by one worker and its driver, which hardly depends on what other
   programs do meanwhile;

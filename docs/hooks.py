@@ -50,6 +50,7 @@ REFERENCE = "Names of `import uturn as ut`, with types in their signatures. For 
 OF_TOOLS = {
     "atlas": ("rows",),
     "audit": ("options", "orders"),
+    "chains": ("chain", "energies", "measures"),
     "check_sampler": ("two_samplers",),
     "inverse": ("deepinv_samplers", "linear", "measurement", "operators", "options", "posteriors", "sampler"),
 }

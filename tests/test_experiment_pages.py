@@ -149,6 +149,6 @@ def test_experiments(stores):
         exec(block, names)
     assert names["experiment"].hash == experiment.hash
     half_lives = names["found"].half_life.sel(axis="noise")
-    for reading, words in ((7, "half lost at ε ="), (0, "the leaves at")):
+    for reading, words in ((7, "half lost at t\\* ="), (0, "the leaves at ε =")):
         value, *ends = half_lives.sel(reading=f"unchanged, tree_level = {reading}").values
         assert f"{words} {short(value, 3)} [{', '.join(short(end, 2) for end in ends)}]" in PAGES["experiments"]

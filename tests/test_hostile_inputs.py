@@ -4,6 +4,7 @@ import ast
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import resource
@@ -39,18 +40,24 @@ from uturn.cli import main
 from uturn.cli.printing import show
 from uturn.core.checks import visible
 from uturn.core.files import read_array, read_table, whole_folder
+from uturn.core.registry import build
 from uturn.core.tools import own_tools
 from uturn.exact.theory import MeanField
+from uturn.networks.files import load_network
+from uturn.networks.images.clip import class_texts
+from uturn.networks.images.options import read_prompts
 from uturn.networks.texts.tokenizers import load_tokenizer
 from uturn.pages import report
 from uturn.pages.page import collect
 from uturn.pages.pictures import grid
 from uturn.presets import TextOptions
 from uturn.sources.fashion_mnist import generator_folder
-from uturn.sources.images import ArraySource
+from uturn.sources.images import ArraySource, listed
+from uturn.sources.tokens import _rows
 from uturn.store.outputs import write_dataset
 from uturn.store.record import _digest_of_labels, open_run
 from uturn.studies import records_of
+from uturn.studies.records import _MOST_TOKENS
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
 
@@ -618,6 +625,24 @@ def test_a_chunk_that_decodes_to_more_than_its_array_says_is_not_read(tmp_path):
     assert "codecs of y = ['BytesCodec', 'GzipCodec']" in collect([folder]).problems[0]["words"]
 
 
+@pytest.mark.parametrize("damage", ["missing", "folder", "other", "swapped"])
+def test_a_dataset_that_is_damaged_is_not_shown(damage, tmp_path):
+    """A chunk that is not there would be read as NaN or 0, and one of few bytes decodes to other numbers."""
+    folder = figure(tmp_path / "results", files={"data": "fig6.zarr"})
+    y = {name: ("noise", np.arange(3.0) + k) for k, name in enumerate("yz")}
+    write_dataset(xr.Dataset(y, {"noise": [1.0, 2.0, 3.0]}), folder / "fig6.zarr")
+    assert collect([folder]).problems == []
+    chunk, other = (folder / "fig6.zarr" / name / "c" / "0" for name in "yz")
+    content = chunk.read_bytes()
+    chunk.unlink()
+    if damage == "folder":
+        chunk.mkdir()
+    elif damage != "missing":
+        chunk.write_bytes(other.read_bytes() if damage == "swapped" else content[:-2] + bytes([content[-2] ^ 1, content[-1]]))
+    (problem,) = collect([folder]).problems
+    assert re.search("damaged or missing|decompress" if damage == "other" else "damaged or missing", problem["words"])
+
+
 def test_a_table_of_holes_is_not_read(tmp_path):
     for name in ("spec.toml", "spec.json"):
         (tmp_path / name).touch()
@@ -654,24 +679,48 @@ def test_levels_of_a_store_are_those_of_its_noise(stored, tmp_path, capsys):
 
 
 def test_texts_that_a_store_names_take_no_time(of_texts, tmp_path, monkeypatch):
-    """Regular expressions, texts with holes, and networks of more layers than their weights can have."""
-    run, model = of_texts, tmp_path / "bert"
-    (tmp_path / "holes.txt").touch()
-    os.truncate(tmp_path / "holes.txt", 2**40)
-    large = shutil.copytree(model, tmp_path / "large")
+    """Regular expressions, texts with holes, of many lines or fewer than items, and networks of more layers than any has."""
+
+    def named(**parts):
+        """The records of a store that names other inputs, with the fingerprints that they have."""
+        spec = json.loads(of_texts.attrs["spec"])
+        spec |= {part: spec[part] | change for part, change in parts.items()}
+        models = json.loads(of_texts.attrs["models"]) | {"source": build("source", spec["source"]).fingerprint()}
+        return records_of(of_texts.assign_attrs(spec=json.dumps(spec), models=json.dumps(models))).coords
+
+    assert "original_piece" in named()
+    for name, text in (("many", "the cat\n" * 2**17), ("returns", "the cat\r" * 2**17), ("few", "the cat\n"), ("holes", "")):
+        (tmp_path / f"{name}.txt").write_text(text, newline="")
+    large = shutil.copytree(tmp_path / "bert", tmp_path / "large")
     config = json.loads((large / "config.json").read_text())
     (large / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**6}))
-    wide = shutil.copytree(model, tmp_path / "wide")
-    (wide / "config.json").write_text(json.dumps(config | {"hidden_size": 10**5}))
-    monkeypatch.setattr("uturn.networks.texts.language_files.TextModel.load", lambda *_: pytest.fail("loaded"))
-    spec = json.loads(run.attrs["spec"])
-    for part, change in (
-        ("backward", {"split": "(a|aa)+b"}),
-        ("backward", {"model": str(large)}),
-        ("backward", {"model": str(wide)}),
-        ("source", {"path": str(tmp_path / "holes.txt")}),
-    ):
-        assert not records_of(run.assign_attrs(spec=json.dumps(spec | {part: spec[part] | change}))).coords
+    begin = time.process_time()
+    assert not named(source={"path": str(tmp_path / "few.txt")})
+    assert not named(backward={"model": str(large)})
+    monkeypatch.setattr("uturn.sources.tokens._read", lambda *_: pytest.fail("read"))
+    assert not named(backward={"split": "(a|aa)+b"})
+    for name in ("many", "returns", "holes"):
+        if name == "holes":
+            os.truncate(tmp_path / "holes.txt", 2**40)
+            monkeypatch.setattr("uturn.core.inputs.digest_of_file", lambda *_: "0")
+        assert not named(source={"path": str(tmp_path / f"{name}.txt")})
+    assert time.process_time() - begin < 15
+
+
+def test_texts_of_a_page_are_bounded(of_texts, monkeypatch):
+    """A token of megabytes would be as long in every place of a table; a store may keep a million texts."""
+    monkeypatch.setattr("uturn.networks.texts.tokenizers.PretrainedTokenizer.pieces", lambda _, ids: ["x" * 10**4] * len(ids))
+    records = records_of(of_texts)
+    assert set(map(len, records.piece.values.ravel().tolist())) <= {0, 100}
+    assert records.sizes["shown_item"] == 2
+    of_text, many = 3 * of_texts.sizes["position"], 10**5
+    source = SimpleNamespace(ids=lambda items: np.zeros((len(items), of_texts.sizes["position"]), int), tokenizer=None)
+    source.regions = source.segments = ()
+    spec = json.loads(of_texts.attrs["spec"])
+    spec["probes"] = [{**table, "first": many} if table["type"] == "tokens" else table for table in spec["probes"]]
+    large = of_texts[["token", "noisy_token"]].isel(item=np.zeros(many, int)).assign_coords(item=np.arange(many))
+    shown = records_of(large.assign_attrs(of_texts.attrs, spec=json.dumps(spec)), source).sizes["shown_item"]
+    assert shown == _MOST_TOKENS // of_text < many
 
 
 def _relabelled(root, kind):
@@ -710,6 +759,145 @@ def test_attributes_and_types_of_no_store_are_named(change, message, stored, tmp
     for command in ("status", "study"):
         code, (line,), _ = ended(capsys, command, store)
         assert (code, message in line) == (2, True), line
+
+
+def test_a_variable_without_a_description(stored, tmp_path, capsys):
+    store = shutil.copytree(stored, tmp_path / "run")
+    (tmp_path / "spec.json").write_text(json.dumps({**SPEC, "trajectories": 2, "clones": 2}))
+    forge(store, lambda root: array(root, "belief").update(attributes={}))
+    assert ended(capsys, "run", tmp_path / "spec.json", "--store", store, "--workers", 1)[0] == 0
+
+
+def test_a_place_that_is_no_number_has_a_card(tmp_path):
+    numbers = {"reading": "r", "share": 0.5, "axes": {"noise": [math.nan] * 3}, "wanted": 1, "remark": "", "levels": [0.5]}
+    numbers |= {"width": 1, "reached": True, "items": 8, "unit": "noise"}
+    (tmp_path / "located.json").write_text(json.dumps(numbers))
+    assert '<p class="big">none</p>' in Path(report([tmp_path])[0]).read_text()
+
+
+def test_links_in_a_circle_are_replaced_or_named(tmp_path, capsys):
+    (tmp_path / "spec.json").write_text(json.dumps(SPEC))
+    for name, code in (("run.zarr", 0), ("circle/run.zarr", 2)):
+        (tmp_path / name.split("/")[0]).symlink_to(name.split("/")[0])
+        ending = ended(capsys, "run", tmp_path / "spec.json", "--store", tmp_path / name, "--workers", 1)
+        assert (ending[0], "symbolic links" in ending[1][0]) == (code, code == 2), ending
+    assert not (tmp_path / "run.zarr").is_symlink()
+
+
+# --- folders of images, of models and of texts ---------------------------------------------------------------------------------
+
+INDEX = "model.safetensors.index.json"
+
+
+def test_links_and_folders_of_images_are_bounded(tmp_path):
+    """A link to a folder that holds the folder is left out; 20 folders have 2**20 names, and a folder no end."""
+    names = [f"{k}/{end}" for k in range(20) for end in "ab"]
+    for k in range(21):
+        (tmp_path / "fan" / f"{k}").mkdir(parents=True)
+    for name in names:
+        (tmp_path / "fan" / name).symlink_to(tmp_path / "fan" / str(int(name.split("/")[0]) + 1))
+    (tmp_path / "deep" / "/".join(["x"] * 70)).mkdir(parents=True)
+    for name, message in (("fan", "fan: links = 'more'"), ("deep", "folders in each other")):
+        begin = time.process_time()
+        with pytest.raises(ValueError, match=message):
+            list(listed(str(tmp_path / name)))
+        assert time.process_time() - begin < 10
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.png").write_bytes(b"a")
+    for name, to in (("up", ".."), ("root", "/"), ("itself", "."), ("one", tmp_path / "fan" / "20")):
+        (images / name).symlink_to(to)
+    (tmp_path / "fan" / "20" / "b.png").write_bytes(b"bc")
+    assert sorted(listed(str(images))) == [("a.png", 1), ("one/b.png", 2)]
+
+
+def changed_config(**changes):
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: os.mkfifo(folder / "more.bin"), r"more\.bin cannot be read \(its kind = 'a pipe"),
+        (
+            lambda folder: os.truncate(folder / "tokenizer.json", 2**40),
+            r"tokenizer\.json cannot be read \(its bytes = 1099511627776",
+        ),
+        (changed_config(num_hidden_layers=10**6), "num_hidden_layers = '1000000': expected at most 1024"),
+        (changed_config(num_labels=10**8), "num_labels = '100000000': expected at most"),
+        (changed_config(architectures=5), "architectures = 5: expected a list"),
+        (changed_config(auto_map="x"), "auto_map = 'x': expected a dict"),
+        *(
+            (lambda folder, to=to: (folder / INDEX).write_text(json.dumps({"weight_map": {"w": to}})), f"file of w = '{to}'")
+            for to in ("../other/model.safetensors", "/dev/zero")
+        ),
+    ],
+)
+def test_the_folder_of_a_model_is_looked_at_before_it_is_read(change, message, tmp_path, monkeypatch):
+    import transformers
+
+    from uturn.networks.texts.language_files import load_language_model
+
+    folder = write_bert(tmp_path / "bert")
+    change(folder)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_language_model(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_of_fewer_layers_than_the_weights_is_warned_of(tmp_path):
+    from uturn.networks.texts.language_files import TextModel, load_language_model
+
+    folder = write_bert(tmp_path / "bert")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_language_model(str(folder))
+        TextModel(str(folder)).load()  # without its head, which has no layers
+    changed_config(num_hidden_layers=1)(folder)
+    for load in (lambda: load_language_model(str(folder)), lambda: TextModel(str(folder)).load()):
+        with pytest.warns(UserWarning, match=r"32 weights are of layers that its config\.json does not have .*layer\.1\."):
+            load()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        load_network,
+        ut.RandomHierarchyModel.load,
+        read_prompts,
+        lambda path: class_texts(path, None),
+        lambda path: load_tokenizer(path, "characters"),
+        lambda path: list(_rows(ut.sources.TokenSource(path=os.path.dirname(path)), "path", None)),
+    ],
+)
+def test_no_pipe_is_waited_for(read, tmp_path):
+    (tmp_path / "a.txt").write_text("a text\n")
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(ValueError, match="no regular file"):
+        read(str(tmp_path / "pipe.txt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '["text"]\n', r"a\.jsonl' cannot be read"),
+        ("a.jsonl", '{"text": ' + "[" * 9999 + "]" * 9999 + "}\n", r"a\.jsonl' cannot be read"),
+        ("a.jsonl", '{"text": [[5], [6, 7]]}\n', r"a\.jsonl': text 1 = .*expected an array"),
+        ("a.jsonl", '{"text": "\\ud800 the cat"}\n', "surrogates not allowed"),
+        ("a.csv", 'text\n"the cat\na dog\n', r"a\.csv' cannot be read \(unexpected end of data"),
+    ],
+)
+def test_texts_that_are_none_are_named(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content)
+    backward = ut.backward.LanguageDenoiser(model=str(write_bert(tmp_path / "bert")))
+    with pytest.raises(ValueError, match=message) as caught:
+        ut.sources.TokenSource(path=str(tmp_path / name)).made_by(backward, 0).count()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_text_of_a_page_is_bounded(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 import enumeration
 import uturn as ut
-from uturn.engine.run import run_task
+from uturn.engine.run import run_tasks
 from uturn.exact.inference import prior_entropy
 from uturn.exact.rhm import cumulative_sums
 from uturn.store.record import Store
@@ -134,7 +134,7 @@ def test_rules_that_change_during_a_run_are_not_mixed(tmp_path):
     path.write_text(json.dumps({"rules": RULES, "class_probabilities": [0.25, 0.75]}))
     assert source.grammar(0, 0).fingerprint == before
     with pytest.raises(ValueError, match="as they were when the run began"):
-        run_task(json.dumps(experiment.to_dict()), str(tmp_path / "run"), task, 0)
+        run_tasks(json.dumps(experiment.to_dict()), str(tmp_path / "run"), [(task, 0)])
 
 
 @pytest.mark.parametrize("text", ['{"rule": {}}', '{"rules": {"1": [[[0, 1]]]}, "vocab_size": 999999999999}'])

@@ -288,6 +288,18 @@ def test_files_that_do_not_fit_are_named(copied, change, says):
     assert not (copied / "run.zarr").exists()
 
 
+def test_few_files_do_not_name_millions_of_u_turns(tmp_path):
+    """A level and a trajectory of its own for each of 400 files: 160,000 U-turns, of which 400 are there."""
+    for k in range(400):
+        (tmp_path / f"0.{k:03d}").mkdir()
+        (tmp_path / f"0.{k:03d}" / f"a_{k}.png").touch()
+    with pytest.raises(ValueError, match="clones of 400 files = 160000: expected at most 131072"):
+        _ = RecordedImages(pattern=str(tmp_path / "{noise}" / "{item}_{trajectory}.png")).files
+    for k in range(200, 400):
+        shutil.rmtree(tmp_path / f"0.{k:03d}")
+    assert len(RecordedImages(pattern=str(tmp_path / "{noise}" / "{item}_{trajectory}.png")).files.table) == 200
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [

@@ -438,10 +438,24 @@ def test_texts_longer_than_the_model(folder, tmp_path):
             ut.run(experiment(folder, probe | {"model": str(short)}))
 
 
-@pytest.mark.parametrize(("name", "content"), [("modules.json", "[]"), ("sentence_bert_config.json", '{"max_seq_length": -3}')])
-def test_damaged_files_of_a_sentence_model(tmp_path, name, content):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("modules.json", "[]"),
+        ("sentence_bert_config.json", '{"max_seq_length": -3}'),
+        ("1_Pooling/config.json", None),
+        *(("modules.json", (k, path)) for k in (0, 1) for path in ("..", "../outside", "/outside", "a/b")),
+        ("modules.json", (0, "nowhere")),
+    ],
+)
+def test_damaged_files_of_a_sentence_model(tmp_path, name, content, monkeypatch):
     place = tiny_texts.write_sentence_model(tmp_path / "damaged")
-    (place / name).write_text(content)
+    if isinstance(content, tuple):  # the path of a part, which leads elsewhere
+        modules = json.loads((place / name).read_text())
+        modules[content[0]]["path"] = content[1]
+        content = json.dumps(modules)
+    (place / name).unlink() if content is None else (place / name).write_text(content)
+    monkeypatch.setattr("uturn.networks.texts.language_files.check_hub", lambda *_: pytest.fail("the hub was asked"))
     with pytest.raises(ValueError, match=r"cannot be read .*; download the model again"):
         TextEncoder(model=str(place)).text_model.load()
 

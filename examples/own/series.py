@@ -73,7 +73,7 @@ class Diffusing(Corruption):
 class Wiener(Backward):
     """Backward: draws from the exact posterior of Gaussian series.
 
-    A draw from the prior and its noisy version are moved by what the noisy original differs from the latter (Matheron's rule).
+    A draw from the prior is moved by the gain times the difference of the noisy original and its own noisy version (Matheron).
     """
 
     kinds = ("series",)

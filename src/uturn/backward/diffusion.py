@@ -142,7 +142,6 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         return reverse.prompts.rows_of(items % len(reverse.prompts.rows or (0,)))
 
     def images_together(self) -> int:
-        """Number of images in a call of the network."""
         return _reverse_diffusion(self).batch_size
 
     def files(self) -> list[Path]:

@@ -216,7 +216,6 @@ class _Text:
 
     @property
     def length(self) -> int:
-        """Number of tokens of the text."""
         return int((self.values != PAD).sum())
 
     @property
@@ -254,7 +253,6 @@ class _TokenQueue:
             self._call(cohorts[start : start + size])
 
     def _call(self, texts: list[_Text]) -> None:
-        """One call of the network for some texts."""
         values = np.stack([text.values for text in texts])
         steps = np.array([text.step for text in texts], np.uint64)
         heights = uniforms(streams(np.array([text.work.key for text in texts], np.uint64), len(texts), steps), values.shape[1])

@@ -40,6 +40,7 @@ _WORDS = _FIELDS | {"trajectory": "[^/]+?", "clone": "[^/]+?"}
 _ANY = _WORDS | {"noise": "[^/]+?"}
 _MOST_WAYS = 2**12  # in which fields of any text may match a name; names with more are left out, since that could take for ever
 _PLACE = ["noise", "original", "trajectory", "clone"]
+_MOST_SPARSE = 2**17  # U-turns of which nearly all are missing: n files may name n**2
 _DIGITS = 9  # of a noise level; 0.1, .10 and 1e-1 are one level
 _MOST_PAIRED = 1000  # originals among which swapped files are sought
 _COMPARED = 32  # originals among which copies are sought
@@ -183,6 +184,9 @@ class _Files:
         self.levels = sorted(set(noise))
         self.trajectories, trajectory = _numbered(texts["trajectory"])
         self.clones, clone = _numbered(texts["clone"])
+        files, places = len(texts), math.prod(map(len, (self.levels, self.trajectories, self.clones, set(texts["item"]))))
+        where = f"pattern = {pattern!r}: all levels, items, trajectories and clones of {files} files"
+        expect(places <= max(_MOST_SPARSE, 16 * files), where, places, f"at most {_MOST_SPARSE}, or 16 a file; move some away")
         self.table = pd.DataFrame({"noise": noise, "item": texts["item"], "trajectory": trajectory, "clone": clone}, dtype=object)
         self._texts = {field: dict(zip(self.table[field][::-1], texts[field][::-1], strict=True)) for field in _FIELDS}
 

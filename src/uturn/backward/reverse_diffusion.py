@@ -34,39 +34,26 @@ class ReverseDiffusion:
     arXiv:2402.16991). k = 0 is the identity, and k = N starts from the scheduler's first, noisiest level. Attributes:
     `is_stochastic`, whether reverse steps draw noise, and `forward`, the forward process (`Diffusion`).
 
-    Parameters
-    ----------
-    model
-        The denoiser, called as `model(noisy, timestep)` with noisy (batch, channels, height, width) and timestep
-        (batch,), which may differ in a batch; returns a tensor or an object with `.sample`, in the prediction type the scheduler
-        is configured for. If the output has twice the input channels, the second half is a learned variance, passed only to
-        schedulers that use it. The model must be in evaluation mode.
-    scheduler
-        Any scheduler of diffusers with one denoising pass over a descending list of timesteps. It is copied, never changed.
-    num_steps
-        Number of reverse steps N of the whole chain, 1 .. timesteps of the training schedule.
-    timestep_spacing
-        Spacing of the N timesteps. By default "linspace" (both ends included), and "trailing" for the DDIM schedulers, whose
-        step has the fixed length T // N.
-    eta
-        Noise of the reverse steps relative to the full noise, for schedulers that take it (DDIM: 0 deterministic, 1 as DDPM).
-    batch_size
-        Images denoised at a time, or "auto": 64 on the CPU, 256 elsewhere. It is halved while the device runs out of memory.
-        It changes results by float rounding only. Models with guidance have two rows for every image.
-    image_shape, latent_shape
-        (channels, height, width) of the images, read from `model.config` where there is one; of the latents, for `generate`.
-    device
-        Device of the computation; by default that of the model.
-    num_classes
-        For class-conditional models, which are called as `model(noisy, timestep, labels)`, labels int64 (batch,).
-    pure_noise, codec, timesteps
-        As in `Diffusion`; `codec` has also `decode(latents)`.
+    `model`: the denoiser, in evaluation mode, called as `model(noisy, timestep)` with noisy (batch, channels, height, width) and
+    timestep (batch,), which may differ in a batch; returns a tensor or an object with `.sample`, in the prediction type the
+    scheduler is configured for. If the output has twice the input channels, the second half is a learned variance, passed only to
+    schedulers that use it. With `num_classes`, it is called as `model(noisy, timestep, labels)`, labels int64 (batch,).
+    `scheduler`: any of diffusers with one denoising pass over a descending list of timesteps; it is copied, never changed.
+    `timestep_spacing`: of the N timesteps, by default "linspace" (both ends included), and "trailing" for the DDIM schedulers,
+    whose step has the fixed length T // N. `eta`: noise of the reverse steps relative to the full noise, for schedulers that take
+    it (DDIM: 0 deterministic, 1 as DDPM). `batch_size`: images denoised at a time, or "auto": 64 on the CPU, 256 elsewhere; it is
+    halved while the device runs out of memory, and changes results by float rounding only. Models with guidance have two rows for
+    every image. `image_shape`, `latent_shape`: (channels, height, width) of the images, read from `model.config` where there is
+    one; of the latents, for `generate`. `device`: by default that of the model. `pure_noise`, `codec`, `timesteps`: as in
+    `Diffusion`; `codec` has also `decode(latents)`.
     """
 
     description = ""
     """One line about the model, if it was loaded by `from_pretrained`."""
     prompts: Prompts | None = None
     """The prompts of a text-conditioned model; labels are then numbers of prompts."""
+    clips = True
+    """Whether reconstructions are clipped to [-1, 1]."""
 
     def __init__(
         self,
@@ -179,6 +166,15 @@ class ReverseDiffusion:
         blank = torch.zeros(len(keys), *self.latent_shape)
         noise = self.forward.noise_like(blank, _checked_keys(keys, len(keys))) * self.forward.pure_sigma
         return self.denoise(noise.numpy(), self.num_steps, keys, labels)
+
+    def decoded(self, states: np.ndarray) -> np.ndarray:
+        """Images, clipped to [-1, 1], of states without noise: of latents, if there is a codec; float32 (batch, ...)."""
+        import torch
+
+        if self.codec is not None:
+            with torch.inference_mode():
+                states = self.pieces(self.codec.decode, torch.from_numpy(states).to(self.device)).cpu().numpy()
+        return states.clip(-1, 1)
 
     def network(self, noisy: torch.Tensor, timesteps: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor:
         """The model's output for one batch, in the dtype of `noisy`."""
@@ -360,7 +356,7 @@ class ImageQueue:
             if reverse.codec is not None:
                 images = reverse.pieces(reverse.codec.decode, cohort.state)
                 _check_finite(cohort, images, "the autoencoder gives NaN or infinity", reverse.codec)
-            return images.clamp(-1, 1).cpu().numpy()
+            return (images.clamp(-1, 1) if reverse.clips else images).cpu().numpy()
 
 
 def _check_finite(cohort: _Cohort, values: torch.Tensor, reason: str, network: Any) -> None:

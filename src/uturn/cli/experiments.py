@@ -84,7 +84,7 @@ def run(
     console().print(f"{store}: {done}, spec {experiment.hash[:12]}")
     for name in ds.attrs["variables"]:
         dims = ", ".join(f"{dim} {size}" for dim, size in ds[name].sizes.items())
-        console().print(f"  {name} ({dims}): {ds[name].attrs['long_name']}")
+        console().print(f"  {name} ({dims}): {ds[name].attrs.get('long_name', '')}")
     if out is not None and ds.attrs["complete"]:
         return study([store], out, table=OfTable())
     say_next(run=("study", store) if ds.attrs["complete"] else ("status", store))

@@ -27,7 +27,6 @@ def option(panel: str, text: str, *flags: str, **settings: Any) -> Any:
 
 
 def _field(default: Any, panel: str, text: str, *flags: str, **settings: Any) -> Any:
-    """A field of a group of options."""
     return field(default=default, metadata={"option": option(panel, text, *flags, **settings)})
 
 
@@ -238,7 +237,6 @@ def expanded(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options(group: Any) -> list[inspect.Parameter]:
-    """The fields of a group of options as parameters of a command."""
     keyword, options = inspect.Parameter.KEYWORD_ONLY, []
     if not issubclass(group, PresetOptions):
         kinds = get_type_hints(group)

@@ -45,7 +45,6 @@ def _fma(typing_context, a, b, c):
 
 @intrinsic
 def _bits(typing_context, x):
-    """The bits of a float32 as an int32."""
     return types.int32(types.float32), lambda context, builder, signature, arguments: builder.bitcast(
         arguments[0], ir.IntType(32)
     )
@@ -53,7 +52,6 @@ def _bits(typing_context, x):
 
 @intrinsic
 def _from_bits(typing_context, i):
-    """The float32 with the bits of an int32."""
     return types.float32(types.int32), lambda context, builder, signature, arguments: builder.bitcast(
         arguments[0], ir.FloatType()
     )

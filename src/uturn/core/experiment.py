@@ -182,8 +182,13 @@ class Experiment(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The fields that determine the results: the spec without execution-only options such as the device."""
-        part, tables = dict(self.labelled()), self._tables().items()
-        return self._spec({at: {k: v for k, v in table.items() if k not in part[at].execution} for at, table in tables})
+
+        def fixed(part: Any, table: Mapping[str, Any]) -> dict[str, Any]:
+            inner = {"of": fixed(part.of, table["of"])} if isinstance(table.get("of"), Mapping) else {}
+            return {name: value for name, value in table.items() if name not in part.execution} | inner
+
+        part = dict(self.labelled())
+        return self._spec({at: fixed(part[at], table) for at, table in self._tables().items()})
 
     @cached_property
     def hash(self) -> str:

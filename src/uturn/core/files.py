@@ -52,7 +52,7 @@ def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Itera
     A ValueError gives the reason if the folder cannot be written, or if it has content and `replace` is False. A link to a folder
     with content is itself replaced, since that content may belong to others.
     """
-    given, place = Path(path), Path(path).resolve()
+    given, place = Path(path), Path(os.path.realpath(path))  # `resolve` raises for links in a circle
     if replace and given.is_symlink() and place.is_dir() and any(place.iterdir()):
         place = given.parent.resolve() / given.name
     unfinished, old = (place.with_name(f".{place.name}.{secrets.token_hex(4)}{end}") for end in (_UNFINISHED, ".old"))
@@ -93,10 +93,15 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 def read_table(path: str | os.PathLike[str]) -> Any:
     """The content of a TOML or (by the suffix .json) JSON file in UTF-8, with or without a byte order mark."""
-    check_regular(path)
     expect((size := os.path.getsize(path)) <= LARGEST_TABLE, "its bytes", size, f"at most {LARGEST_TABLE}")
-    text = Path(path).read_text(encoding="utf-8-sig")
+    text = read_text(path)
     return json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a regular file in UTF-8, with or without a byte order mark."""
+    check_regular(path)
+    return Path(path).read_text(encoding="utf-8-sig")
 
 
 def read_array(path: str | os.PathLike[str]) -> np.ndarray:

@@ -44,7 +44,6 @@ def _unpickled(cls: type, protocol: type, label: str) -> Any:
 
 
 def is_own(part: Any) -> bool:
-    """Whether a part is user-defined."""
     return bool(own_label(part))
 
 

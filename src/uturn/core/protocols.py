@@ -165,6 +165,13 @@ class Originals(Protocol):
         """Reconstructions in the form read by networks, (batch, draws, ...)."""
         return reconstructions
 
+    def continued(self, reconstructions: Any, taken: np.ndarray) -> Any:
+        """A block of the same items and source: the reconstruction of each item `taken`, bool (batch,), else its own datum.
+
+        `reconstructions` as of a U-turn with one trajectory, (batch, 1, ...). Chains of U-turns need it.
+        """
+        raise ValueError(f"{self!r} cannot be continued by its reconstructions; a chain of U-turns needs its method `continued`")
+
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> Any:
         """Noisy data, one for each trajectory of each original; by default `corruption.corrupt(data, noise, keys)`."""
         return corruption.corrupt(np.repeat(self.data, streams.count, axis=0), noise, streams.keys(corruption.purpose))
@@ -329,6 +336,8 @@ class Backward(Part, Protocol):
     """Whether trajectories can be reconstructed separately with the same results."""
     shares_batches: ClassVar[bool] = False
     """Whether `reconstruct_stream` reconstructs the data of several blocks together. A hint for the order of tasks."""
+    by_items: ClassVar[bool] = False
+    """Whether the tasks of one block of items are best measured together, at all noise levels. A hint for the order of tasks."""
     blocks_ahead: ClassVar[int | None] = 64
     """Largest number of blocks (at least 1) that `reconstruct_stream` may have read and not yet answered, before it is called
     again. None for backwards that read only as many as they have room for."""

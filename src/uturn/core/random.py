@@ -141,17 +141,10 @@ def checked_seed(seed: Any, name: str = "seed") -> int:
 
 
 def keys(seed: int, *coordinates: Any) -> np.ndarray:
-    """Keys of independent random streams, one for every tuple of coordinates.
+    """Keys of independent random streams, one for every tuple of coordinates: uint64 of the broadcast shape of the coordinates.
 
-    Parameters
-    ----------
-    seed : int in [0, 2**64)
-    *coordinates : non-negative integers or integer arrays, broadcast against each other
-        For example the item, the trajectory and the noise level of a U-turn.
-
-    Returns
-    -------
-    uint64 array of the broadcast shape of the coordinates (shape () without any).
+    `seed`: 0 .. 2**64 - 1. `coordinates`: non-negative integers or integer arrays, such as the item, the trajectory and the noise
+    level of a U-turn.
 
     Examples
     --------
@@ -184,6 +177,7 @@ class Purpose(IntEnum):
     CALIBRATION = 12
     RANKS = 13
     PAIRS = 14
+    CHAIN = 15
 
 
 # Sub-streams of a sample, so that noise is independent of the string when `sample` and `corrupt` get the same seed. Their numbers
@@ -193,16 +187,9 @@ STRINGS, NOISE = 2**63 + 1, 2**63 + 2
 
 @dataclass(frozen=True)
 class Streams:
-    """The random streams of the U-turns of some items at one noise level.
+    """The random streams of the U-turns of some `items` (items,) at one noise level, for a range of their `trajectories`.
 
-    Attributes
-    ----------
-    seed : int in [0, 2**64)
-    items : integer array (items,)
-    noise : float
-        Noise level. Keys depend on its value, not on its index in a grid, so that a finer grid repeats the same numbers.
-    trajectories : range
-        Numbers of the trajectories of each item.
+    Keys depend on the value of `noise`, not on its index in a grid, so that a finer grid repeats the same numbers.
     """
 
     seed: int
@@ -212,7 +199,6 @@ class Streams:
 
     @property
     def count(self) -> int:
-        """Number of trajectories of an item."""
         return len(self.trajectories)
 
     def keys(self, purpose: int, clones: int = 1) -> np.ndarray:

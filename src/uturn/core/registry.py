@@ -79,7 +79,6 @@ for _tool in own_tools().values():
 
 
 def part_class(idea: str, kind: str) -> type:
-    """The class of a built-in part."""
     return import_object(PARTS[idea][kind], f"{idea} {kind!r}", "'module:Class'")
 
 

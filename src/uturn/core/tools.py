@@ -34,22 +34,13 @@ class ToolFigure:
 class Tool:
     """What a tool adds to the package. All values are import paths, so that nothing of a tool is imported before it is used.
 
-    Parameters
-    ----------
-    parts
-        {"source", "corruption", "backward" or "probes": {type in specs: "module:Class"}}.
-    commands
-        Modules that register commands when they are imported (`uturn.cli.app.command`). `uturn --help` imports them.
-    sections
-        {name of a file or store in a folder of results: "module:function"}. The function (path, reader) returns the section of
-        the page (`uturn.pages.sections`); stores that it lists under "covers" have no section of their own.
-    folders
-        Folders of pictures in a folder of results, which its sections show.
-    figures
-        {name: ToolFigure, or its module alone}: further figures of `uturn reproduce`.
-    names
-        {name: "module:name"}: further names of `uturn`, or of a package in it: "seven" is `uturn.seven`, and "probes.Seven" is
-        `uturn.probes.Seven`.
+    `parts`: {"source", "corruption", "backward" or "probes": {type in specs: "module:Class"}}. `commands`: modules that register
+    commands when they are imported (`uturn.cli.app.command`), as `uturn --help` does. `sections`: {name of a file or store in a
+    folder of results: "module:function"}; the function (path, reader) returns the section of the page (`uturn.pages.sections`),
+    and stores that it lists under "covers" have no section of their own. `folders`: of pictures in a folder of results, which its
+    sections show. `figures`, {name: ToolFigure, or its module alone}: further figures of `uturn reproduce`. `names`, {name:
+    "module:name"}: further names of `uturn`, or of a package in it: "seven" is `uturn.seven`, and "probes.Seven" is
+    `uturn.probes.Seven`.
     """
 
     parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -62,7 +53,6 @@ class Tool:
 
 @cache
 def own_tools() -> dict[str, Tool]:
-    """The tools of this package by name."""
     folders = pkgutil.iter_modules(importlib.import_module(GROUP).__path__)
     return {folder.name: importlib.import_module(f"{GROUP}.{folder.name}").TOOL for folder in folders}
 
@@ -94,5 +84,4 @@ def named(what: str) -> dict[str, Any]:
 
 
 def left_out(name: str, error: Exception) -> None:
-    """Warn that a tool is left out."""
     warnings.warn(f"the tool {name!r} is left out: {type(error).__name__}: {one_line(error)}", stacklevel=2)

@@ -19,36 +19,15 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def u_turns(
-    blocks: Iterable[tuple[Key, Any, float, Streams | int]],
-    corruption: Any,
-    backward: Any,
-    *,
-    clones: int = 1,
+    blocks: Iterable[tuple[Key, Any, float, Streams | int]], corruption: Any, backward: Any, *, clones: int = 1
 ) -> Iterator[tuple[Key, UTurns]]:
     """U-turns of a stream of blocks of originals, each at its own noise level, in the order of completion.
 
     A backward that reconstructs the data of several blocks together, such as a queue that keeps the batches of a network full,
     takes the next block as soon as it has room. Blocks are read lazily, so the U-turns of a large run need not fit into memory.
 
-    Parameters
-    ----------
-    blocks : iterable of (key, originals, noise, streams)
-        `key`: a hashable value, unique among the blocks under way. `originals`, `noise`, `streams`: as in `u_turn`.
-    corruption : Corruption
-    backward : Backward
-        It must undo the process of the corruption.
-    clones : int >= 1
-        Reconstructions of each noisy datum.
-
-    Yields
-    ------
-    key, UTurns
-        As in `u_turn`; each key once.
-
-    Raises
-    ------
-    ValueError
-        As in `u_turn`; and if the backward returns an unknown or repeated key, reconstructions of a wrong shape, or ends early.
+    `blocks`: tuples (key, originals, noise, streams), with a hashable key that is unique among the blocks under way, and the rest
+    as in `u_turn`. Yields (key, UTurns), each key once; ValueError if the backward returns other keys or shapes, or ends early.
 
     Examples
     --------
@@ -60,11 +39,6 @@ def u_turns(
     [(0.3, (5, 1, 8)), (0.6, (5, 1, 8))]
     """
     clones = checked_integer("clones", clones, 1)
-    for name, value, members, example in (
-        ("corruption", corruption, ("observe", "max_noise"), "a corruption, such as uturn.Masking()"),
-        ("backward", backward, ("reconstruct", "undoes"), "a backward, such as uturn.backward.ExactPosterior()"),
-    ):
-        expect(not isinstance(value, type) and all(hasattr(value, member) for member in members), name, value, example)
     most = getattr(backward, "blocks_ahead", Backward.blocks_ahead)
     most = None if most is None else checked_integer("backward.blocks_ahead", most, 1)
     expect(undoes(backward, corruption), "backward", backward, f"one that undoes {getattr(corruption, 'process', '')!r}")
@@ -79,30 +53,12 @@ def u_turn(
     The parts of an experiment fit together: `source, corruption, backward, probes = experiment.parts`. The corruption of a
     diffusion model is its forward process, `backward.undone(Diffusion(), source)`.
 
-    Parameters
-    ----------
-    originals : block of a source
-        For example `next(source.blocks(items, seed, num_items))`, or `uturn.sources.Strings(items, rhm, draw)`.
-    corruption : Corruption
-    backward : Backward
-        It must undo the process of the corruption.
-    noise : float
-        Noise level in the unit of the corruption, 0 .. `corruption.max_noise`.
-    streams : Streams, or int
-        Random streams of the items and trajectories at this noise level. An integer is a seed, for one trajectory of each item.
-    clones : int >= 1
-        Reconstructions of each noisy datum. Clone 0 equals the reconstruction of a U-turn with `clones=1`.
-
-    Returns
-    -------
-    UTurns
-        `originals`, `noisy`, and `reconstructions` of shape (items, trajectories * clones, ...); for strings
-        {tree_level: int64 (items, trajectories * clones, nodes)}.
-
-    Raises
-    ------
-    ValueError
-        If an argument is of a wrong kind, the noise is out of range, or `streams` has other items or another noise level.
+    `originals`: a block of a source, such as `next(source.blocks(items, seed, num_items))`, or `uturn.sources.Strings(items, rhm,
+    draw)`. `backward`: one that undoes the process of the corruption. `noise`: level in the unit of the corruption, 0 ..
+    `corruption.max_noise`. `streams`: random streams of the items and trajectories at this noise level; an integer is a seed, for
+    one trajectory of each item. `clones` >= 1: reconstructions of each noisy datum; clone 0 equals the reconstruction of a U-turn
+    with `clones=1`. Reconstructions have the shape (items, trajectories * clones, ...); those of strings are {tree_level: int64
+    (items, trajectories * clones, nodes)}.
 
     Examples
     --------
@@ -118,11 +74,7 @@ def u_turn(
 
 
 def _stream(
-    blocks: Iterable[tuple[Key, Any, float, Streams | int]],
-    corruption: Any,
-    backward: Any,
-    clones: int,
-    most: int | None,
+    blocks: Iterable[tuple[Key, Any, float, Streams | int]], corruption: Any, backward: Any, clones: int, most: int | None
 ) -> Iterator[tuple[Key, UTurns]]:
     reconstruct = getattr(backward, "reconstruct_stream", None) or partial(Backward.reconstruct_stream, backward)
     where = f"{name_of(backward, 'backward')}.reconstruct_stream"
@@ -177,11 +129,8 @@ def _stream(
 
 def _checked_block(block: Any, corruption: Any, waiting: Collection[Any]) -> tuple[Any, Any, float, Streams]:
     """A block with its `Streams`; ValueError if the block is malformed."""
-    expect(isinstance(block, tuple) and len(block) == 4, "block", block, "(key, originals, noise, streams)")
     key, originals, noise, streams = block
     expect(key not in waiting, "key", key, "another one for each block under way")
-    is_block = not isinstance(originals, type) and all(hasattr(originals, member) for member in ("items", "observed_by"))
-    expect(is_block, "originals", originals, "a block of a source, such as uturn.sources.Strings(items, rhm, draw)")
     noise = float(checked_noise(noise, corruption.max_noise, batch=0))
     if not isinstance(streams, Streams):
         return key, originals, noise, Streams(checked_seed(streams, "streams"), originals.items, noise)

@@ -63,7 +63,6 @@ class PipelineTimesteps(NamedTuple):
 
 
 def is_flow_match(scheduler: Any) -> bool:
-    """Whether a scheduler is one of diffusers for flow matching."""
     return type(getattr(scheduler, "base", scheduler)).__name__.startswith("FlowMatch")
 
 

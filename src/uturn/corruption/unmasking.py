@@ -116,7 +116,6 @@ class Decoder:
 
     @property
     def description(self) -> str:
-        """The decoder as text."""
         which = "given and drawn tokens" if self.remask_given else "drawn tokens"
         phrases = [
             f"order {self.order}" + (f" of {self.block}" if self.order == "blocks" else ""),

@@ -156,7 +156,6 @@ class Worker:
         return Outcome(self._host)
 
     def measure(self, tasks: Sequence[Any]) -> Outcome:
-        """Measure the unfinished tasks of a bundle."""
         begin, left, measured = time.monotonic(), None, 0
         try:
             left = self._work.recorded_left(tasks)
@@ -188,8 +187,10 @@ def bundle_size(waiting: int, workers: int, least: int, seconds: float | None) -
 class _Tasks:
     """The tasks of a run that are left, in bundles."""
 
-    def __init__(self, tasks: Sequence[Any], label: Callable[[Any], str], least: int) -> None:
-        self.label, self.least = label, least
+    def __init__(
+        self, tasks: Sequence[Any], label: Callable[[Any], str], least: int, together: Callable[[Any], Any] = id
+    ) -> None:
+        self.label, self.least, self.together = label, least, together
         self.waiting, self.left = deque(tasks), set(tasks)
         self.returned = deque[list[Any]]()  # bundles that failed
         self.tries, self.failed = Counter[Any](), dict[Any, str]()
@@ -200,7 +201,10 @@ class _Tasks:
         if self.returned:
             return self.returned.popleft()
         size = bundle_size(len(self.waiting), workers, self.least, self.seconds)
-        return [self.waiting.popleft() for _ in range(min(size, len(self.waiting)))]
+        bundle = [self.waiting.popleft() for _ in range(min(size, len(self.waiting)))]
+        while bundle and self.waiting and self.together(self.waiting[0]) == self.together(bundle[-1]):
+            bundle.append(self.waiting.popleft())
+        return bundle
 
     def finished(self, bundle: list[Any], measured: int, seconds: float) -> None:
         self.left.difference_update(bundle)
@@ -274,6 +278,7 @@ def on_cluster(
     cpus: float | None = None,
     gpus: float | None = None,
     wants_gpu: bool = False,
+    together: Callable[[Any], Any] | None = None,
     least_on_gpu: int = 1,
     most_workers: int | None = None,
     own_code: bool = True,
@@ -284,14 +289,11 @@ def on_cluster(
     `make`: function without arguments that returns, in a worker, an object with the members of `uturn.engine.tasks.Tasks`.
     `cpus`, `gpus`: of a worker, by default one GPU if `wants_gpu` and the cluster has some, and one core. `least_on_gpu`: least
     number of tasks in a bundle for a worker with a GPU. `own_code`: whether the user's modules are sent to the workers.
-    `silent_after`: least number of seconds after which a worker that does not answer counts as dead.
+    `together`: function of a task; neighbours of one value are never in different bundles. `silent_after`: least number of
+    seconds after which a worker that does not answer counts as dead.
 
-    Raises
-    ------
-    ValueError
-        If the cluster cannot be reached, no node can measure the tasks, or the first three tasks fail.
-    TasksFailed
-        After all other tasks are done, if a task raised three times, or was alone on three workers that died.
+    ValueError if the cluster cannot be reached, no node can measure the tasks, or the first three tasks fail; `TasksFailed`,
+    after all other tasks are done, if a task raised three times, or was alone on three workers that died.
     """
     for name, share in (("cpus_per_worker", cpus), ("gpus_per_worker", gpus)):
         expect(share is None or 0.001 <= share < 1e6, name, share, "a number above 0 (at least 0.001)")
@@ -305,7 +307,7 @@ def on_cluster(
         import uturn
 
         start = ray.cloudpickle.dumps(make), os.getcwd(), _own_modules() if own_code else {}, uturn.__version__
-        work = _Tasks(tasks, label, least_on_gpu if gpus else 1)
+        work = _Tasks(tasks, label, least_on_gpu if gpus else 1, together or id)
         try:
             yield from _states(ray, work, needs, most_workers or len(tasks), start, silent_after)
         except (ConnectionError, ray.exceptions.RayError) as error:

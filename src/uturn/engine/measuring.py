@@ -43,9 +43,12 @@ def measurements(experiment: Experiment, tasks: Iterable[_Task], first: int = 0)
     trajectories, groups = range(first, experiment.trajectories), dict[int, tuple[_Names, list[_Block]]]()
 
     def blocks() -> Iterator[tuple[tuple[int, int, int], Any, float, Streams]]:
+        made, originals = np.empty(0, int), list[Any]()
         for number, (names, noise_index, items) in enumerate(_joined(experiment, tasks)):
             noise = experiment.noise[noise_index]
-            originals = checked_blocks(source, source.blocks(items.copy(), experiment.seed, experiment.items), items)
+            if not np.array_equal(items, made):  # else those of the last task, at another noise level
+                drawn = source.blocks(items.copy(), experiment.seed, experiment.items)
+                made, originals = items, checked_blocks(source, drawn, items)
             size = _trajectories_together(experiment, originals[0])
             parts = [trajectories[start : start + size] for start in range(0, len(trajectories), size)]
             groups[number] = names, [_Block(experiment, len(trajectories), len(parts), len(parts)) for _ in originals]
@@ -84,7 +87,6 @@ class _Block:
     readings: dict[str, np.ndarray] = field(default_factory=dict)  # after all parts
 
     def read(self, turned: UTurns) -> None:
-        """Read the next part."""
         source, _, backward, probes = self.experiment.parts
         items, declared = len(turned.originals.items), self.experiment.declared
         self.states = self.states or [None] * len(probes)

@@ -46,7 +46,6 @@ class Plan:
     assumed to have separate cores."""
 
     def lines(self) -> list[str]:
-        """The plan as lines of text."""
         left = self.tasks - self.done
         lines = [f"tasks: {self.tasks:,}, {self.done:,} done, {left:,} left with {self.u_turns:,} U-turns"]
         if not left:
@@ -85,7 +84,11 @@ def plan(
     workers = max(1, min(chosen_workers(workers, experiment), cores(), len(missing)))
     u_turns: Counter[int] = Counter()
     originals = sum(len(blocks.items(task)) for task in {task.item_block: task for task in missing}.values())
-    for task, first in missing.items():
+    costly = missing
+    if experiment.parts.backward.by_items:  # the smaller noise levels of some items come with their largest
+        ordered = sorted(missing, key=lambda task: experiment.noise[task.noise_index])
+        costly = {task: missing[task] for task in {task.item_block: task for task in ordered}.values()}
+    for task, first in costly.items():
         u_turns[task.noise_index] += len(blocks.items(task)) * (experiment.trajectories - first) * experiment.clones
     writing = _WRITING * len(missing)
     total = writing + _seconds(experiment, originals, u_turns, workers, budget, least * workers - writing) if missing else 0.0

@@ -13,7 +13,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING
@@ -52,6 +52,9 @@ def run(
 ) -> xr.Dataset:
     """Measure the tasks of an experiment that are missing in its store.
 
+    ValueError, and an unchanged store, if it holds another experiment (the message names the difference) or cannot be read. On a
+    cluster `TasksFailed`, after all other tasks are done, if a task raised three times, or was alone on three workers that died.
+
     Parameters
     ----------
     store : path or URL, optional
@@ -81,13 +84,6 @@ def run(
         Raw readings per item with labelled dims; attributes `spec` (JSON), `spec_hash`, `seed`, `models`, `versions`, `complete`
         (bool), `missing_tasks` (int) and, if something seems wrong, `warnings` (a JSON list of sentences). The readings depend
         only on the experiment; `chunk` and `workers` affect those of networks by floating-point rounding.
-
-    Raises
-    ------
-    ValueError
-        If the store holds another experiment (the message names the difference) or cannot be read. The store stays unchanged.
-    TasksFailed
-        On a cluster, if tasks raised three times, or were alone on three workers that died. All other tasks are done.
     """
     if workers is ...:
         workers = None if cluster is not None else 1
@@ -117,11 +113,12 @@ def run(
 def measured_in_processes(runs: Sequence[Begun], workers: int, progress: bool, title: str) -> None:
     """Measure the tasks that are left of some runs, in several processes."""
     jobs, total = [job for begun in runs for job in begun.jobs()], sum(begun.tasks for begun in runs)
-    with progress_bar(progress, title, total, total - len(jobs)) as advance, ExitStack() as stack:
+    with progress_bar(progress, title, total, total - sum(len(tasks) for *_, tasks in jobs)) as advance, ExitStack() as stack:
         for begun in runs:
             stack.enter_context(begun.work.store.finishing())
-        for _ in in_processes(run_task, jobs, min(workers, len(jobs))) if jobs else ():
-            advance()
+        for count in in_processes(run_tasks, jobs, min(workers, len(jobs))) if jobs else ():
+            for _ in range(count):
+                advance()
 
 
 def chosen_workers(workers: int | None, *experiments: Experiment) -> int:
@@ -140,10 +137,11 @@ class Begun:
     left: dict[Task, int]
     doubts: list[str]
 
-    def jobs(self) -> list[tuple[str, str, Task, int]]:
-        """Arguments of `run_task` for the tasks that are left."""
-        spec = json.dumps(self.work.experiment.to_dict())
-        return [(spec, self.work.store.where, task, first) for task, first in self.left.items()]
+    def jobs(self) -> list[tuple[str, str, list[tuple[Task, int]]]]:
+        experiment, left = self.work.experiment, self.left.items()
+        spec, by_items = json.dumps(experiment.to_dict()), experiment.parts.backward.by_items
+        groups = groupby(left, key=lambda pair: pair[0].item_block if by_items else pair[0])
+        return [(spec, self.work.store.where, list(group)) for _, group in groups]
 
     def end(self) -> xr.Dataset:
         """The dataset of `run`, after the tasks were measured."""
@@ -173,7 +171,9 @@ def begin(
     experiment = Experiment.from_dict(experiment.to_dict())  # check the parts, however the experiment was made
     opened = open_store(experiment, place, resume, accept_changes)
     tasks = sorted(opened.tasks(), key=lambda task: task.noise_index)  # neighbours of one noise level are measured together
-    if shares > 1 or workers != 1 or experiment.parts.backward.shares_batches:
+    if experiment.parts.backward.by_items:
+        tasks = [task for task in sorted(tasks, key=lambda task: task.item_block) if task.item_block % shares == number - 1]
+    elif shares > 1 or workers != 1 or experiment.parts.backward.shares_batches:
         # Long U-turns first, so that all processes, and all images of the last batches, end at about the same time. Round-robin
         # assignment balances the shards.
         tasks = sorted(tasks, key=lambda task: -experiment.noise[task.noise_index])[number - 1 :: shares]
@@ -212,11 +212,12 @@ def _on_cluster(
     backward, u_turns = experiment.parts.backward, experiment.chunk * experiment.trajectories * experiment.clones
     batch = getattr(backward, "batch_size", None)
     where = opened.where if is_url(opened.where) else os.path.abspath(opened.where)
-    tasks: list[Task] = []
-    for _, level in groupby(left, key=lambda task: task.noise_index):
+    tasks, by_items = list[Task](), backward.by_items
+    alike = [list(group) for _, group in groupby(left, key=lambda task: task.item_block if by_items else task.noise_index)]
+    for level in [alike] if by_items else [[[task] for task in group] for group in alike]:
         some = deque(level)
         some.rotate(random.randrange(len(some)))  # so that other clusters take other tasks
-        tasks += some
+        tasks += chain.from_iterable(some)
     states = on_cluster(
         address,
         partial(_tasks_of, json.dumps(experiment.to_dict()), where),
@@ -225,6 +226,7 @@ def _on_cluster(
         cpus=cpus,
         gpus=gpus,
         wants_gpu=backward.shares_batches or backward.wants_processes,
+        together=(lambda task: task.item_block) if by_items else None,
         least_on_gpu=whole_batches(u_turns, batch if isinstance(batch, int) else _BATCH) if backward.shares_batches else 1,
         most_workers=workers,
         own_code=bool(experiment.own_code()),
@@ -241,10 +243,9 @@ def _on_cluster(
     expect(not lost, where, len(lost), "a store on a file system that all nodes share, or on object storage")
 
 
-def run_task(spec: str, store: str, task: Task, first: int) -> None:
-    """Measure a task into a store, in one of several processes."""
-    for _ in _tasks_of(spec, store).measure([(task, first)]):
-        pass
+def run_tasks(spec: str, store: str, tasks: list[tuple[Task, int]]) -> int:
+    """Measure tasks (task, first trajectory) into a store, in one of several processes; gives their number."""
+    return sum(1 for _ in _tasks_of(spec, store).measure(tasks))
 
 
 @lru_cache(maxsize=1)

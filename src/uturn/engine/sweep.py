@@ -29,27 +29,13 @@ _MOST = 10_000  # experiments of a sweep
 
 
 def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool = False) -> dict[str, Experiment]:
-    """The experiments of a grid: an experiment with all combinations of the values of some keys of its spec.
+    """The experiments of a grid, by name: an experiment with all combinations of the values of some keys of its spec.
 
-    Parameters
-    ----------
-    values : {key: values}
-        A key is a path in the spec, with dots between its parts and the position in lists: "items", "source.multiplicity",
-        "probes.0.type". Options that the spec leaves at their defaults can be set too.
-    zip : bool
-        Combine the first values of all keys, the second ones, and so on, instead of all with all.
-
-    Returns
-    -------
-    {name: Experiment}
-        The last key varies fastest. A name, such as "multiplicity=4,type=masking", holds the values and is valid as the name of a
-        folder. It does not depend on the other values, so that a sweep can be enlarged.
-
-    Raises
-    ------
-    ValueError
-        If there is no key or one that is not in the spec, if a combination is no experiment, and for lists of different lengths
-        with `zip`.
+    `values`: {key: values}. A key is a path in the spec, with dots between its parts and the position in lists: "items",
+    "source.multiplicity", "probes.0.type". Options that the spec leaves at their defaults can be set too. `zip`: combine the
+    first values of all keys, the second ones, and so on, instead of all with all. The last key varies fastest. A name, such as
+    "multiplicity=4,type=masking", holds the values and is valid as the name of a folder. It does not depend on the other values,
+    so that a sweep can be enlarged.
 
     Examples
     --------

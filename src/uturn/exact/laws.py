@@ -53,17 +53,14 @@ class GaussianMixture:
 
     @property
     def dimension(self) -> int:
-        """Number of components of a vector."""
         return self.means.shape[1]
 
     @property
     def num_modes(self) -> int:
-        """Number of modes."""
         return self.means.shape[0]
 
     @property
     def mean(self) -> np.ndarray:
-        """Mean of the law, (dimension,)."""
         return self.weights @ self.means
 
     @property

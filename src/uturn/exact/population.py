@@ -86,25 +86,11 @@ def population_dynamics(
     messages (Mezard and Montanari 2009, ch. 14). Up to the finite pool, entry l is the mean root belief of exact inference
     (`uturn.infer`) on trees of depth l with uniform classes.
 
-    Parameters
-    ----------
-    vocab_size, multiplicity, branching : int
-        v, m, s with v * m <= v**s.
-    corruption : Gaussian, Masking, UniformReplacement, EpsilonBelief, or another channel
-        The law of its evidence must be symmetric under permutations of the symbols.
-    noise : float or array (...)
-        Noise levels in the unit of the corruption.
-    levels : int >= 1
-        Tree levels above the leaves.
-    pool : int >= 1
-        Total number of messages; "one grammar" divides it among the true symbols, rounded up. At most 8 GB of memory.
-    ensemble : "one grammar" or "fresh rules"
-    seed : int
-    replicates : int >= 2
-        Number of independent pools of the same grammar, for means and standard errors.
-    grammar : RandomHierarchyModel, or int, optional
-        Only for "one grammar": a model with depth >= `levels` and uniform rule probabilities, or the seed of a model. By default
-        it is drawn from `seed`.
+    `vocab_size`, `multiplicity`, `branching`: v, m, s with v * m <= v**s. `corruption`: the law of its evidence must be symmetric
+    under permutations of the symbols. `noise` (...): levels in its unit. `levels`: tree levels above the leaves. `pool`: total
+    number of messages, which "one grammar" divides among the true symbols, rounded up; at most 8 GB of memory. `replicates` >= 2:
+    independent pools of the same grammar, for means and standard errors. `grammar`, for "one grammar": a model with depth >=
+    `levels` and uniform rule probabilities, or the seed of a model; by default it is drawn from `seed`.
     """
     setting = _Setting.checked(vocab_size, multiplicity, branching, corruption, pool, ensemble)
     checked_integer("levels", levels, 1)
@@ -142,17 +128,10 @@ def threshold(
     point 1 or 1/v, and the distance that of the beliefs at the leaves from it, if smaller. K is at most 300, too small for slopes
     below about 1.03: the class then seems to be recovered at small noise, although it is lost in deeper trees.
 
-    Parameters
-    ----------
-    vocab_size, multiplicity, branching, corruption, pool, ensemble, seed
-        As in `population_dynamics`. A finite pool adds a random error to every threshold, which is part of the `spread`. A noise
-        level at which all leaves of the pool are certain, or all are uninformative, is assigned to neither phase.
-    replicates : int >= 1
-        Number of independent grammars and pools, or of independent pools with fresh rules.
-    tolerance : float in (0, 0.1]
-        Resolution in effective ε.
-    grammars : sequence of RandomHierarchyModel or of their seeds, optional
-        Only for "one grammar": one grammar for each replicate, which replaces `replicates`. Models need a depth of at least 300.
+    Other arguments are those of `population_dynamics`. A finite pool adds a random error to every threshold, which is part of the
+    `spread`; a noise level at which all its leaves are certain, or all are uninformative, is assigned to neither phase.
+    `replicates`: independent grammars and pools, or pools with fresh rules. `grammars`, for "one grammar": a model of depth 300
+    or more, or the seed of one, for each replicate.
 
     Examples
     --------

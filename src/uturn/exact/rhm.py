@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 from numba import njit
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from uturn.core import display
 from uturn.core.checks import check_memory, check_tuples, checked_array, checked_depth, checked_integer, checked_path, expect
-from uturn.core.files import whole_file
+from uturn.core.files import check_regular, whole_file
 from uturn.core.random import STRINGS, checked_seed, keys, streams, uniform_row, uniforms
 from uturn.core.threads import over_blocks
 
@@ -322,8 +324,6 @@ class RandomHierarchyModel:
     # -- files -------------------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> None:
         """Write the rules and probabilities to a safetensors file with a format version."""
-        from safetensors.numpy import save
-
         tensors = {"class_probabilities": self.class_probabilities}
         for level in self.rules:
             tensors[f"rules.{level}"] = self.rules[level]
@@ -335,10 +335,9 @@ class RandomHierarchyModel:
     @classmethod
     def load(cls, path: str | Path) -> RandomHierarchyModel:
         """Read a grammar written by `save`; ValueError if the file is missing, damaged or of another kind."""
-        from safetensors import SafetensorError, safe_open
-
         path = checked_path("path", path)
         try:
+            check_regular(path)
             with safe_open(str(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
                 form = metadata.get("format"), metadata.get("version")

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from scipy.optimize import brentq
 
 from uturn.core.checks import check_memory, check_tuples, checked_depth, checked_integer, checked_noise
 
@@ -28,13 +29,8 @@ class Curves(NamedTuple):
 class MeanField:
     """Mean-field theory of belief propagation on the Random Hierarchy Model (section 5, appendix B of arXiv:2402.16991).
 
-    Parameters
-    ----------
-    vocab_size : int, v
-    multiplicity : int, m, with v * m <= v**s
-    branching : int, s
-    num_classes : int, n, optional
-        Root symbols; v by default. Only the last upward step and the prior depend on it, so the threshold does not.
+    `vocab_size` v, `multiplicity` m, `branching` s, with v * m <= v**s. `num_classes` n: root symbols, v by default; only the
+    last upward step and the prior depend on it, so the threshold does not.
 
     Examples
     --------
@@ -119,8 +115,6 @@ class MeanField:
         polynomial = polynomial * self._inverse_T
         polynomial[0] += 1
         quotient = np.polydiv(polynomial, [1, -1 / v])[0]
-        from scipy.optimize import brentq
-
         return float(brentq(lambda p: np.polyval(quotient, p), 1 / v, 1, xtol=1e-15, rtol=1e-14))
 
     @property
@@ -194,8 +188,6 @@ class MeanField:
         change = np.flatnonzero((gaps[:-1] > 0) & (gaps[1:] <= 0))
         if not len(change):
             return None
-        from scipy.optimize import brentq
-
         k = change[-1]
         return float(brentq(gap, grid[k], grid[k + 1], xtol=1e-13))
 
@@ -255,12 +247,7 @@ class PhaseDiagram(NamedTuple):
 
 
 def phase_diagram(vocab_size: int, branching: int, multiplicities: Any = None) -> PhaseDiagram:
-    """The threshold ε*(m) of Fig. 6 of arXiv:2402.16991.
-
-    Parameters
-    ----------
-    multiplicities : sequence of int, optional
-        All of 1..v**(s-1) by default, if these are at most 100,000.
+    """The threshold ε*(m) of Fig. 6 of arXiv:2402.16991; by default for all m of 1..v**(s-1), if these are at most 100,000.
 
     Examples
     --------

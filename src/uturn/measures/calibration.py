@@ -9,18 +9,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
 
 from uturn.core.checks import checked_array, checked_integer, checked_numbers, expect, shown
 from uturn.core.random import Purpose, checked_seed, keys
 from uturn.measures.clones import as_real, between_clones
 from uturn.measures.relabelling import MARGIN, p_values
 from uturn.measures.statistics import WITHIN, check_dims, checked_share, complete_items, mean_interval, replicates
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 
 class Calibration(NamedTuple):
@@ -91,24 +89,19 @@ def calibrate(
 def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3, seed: int = 0) -> xr.Dataset:
     """Test whether the reconstructions of a run are draws from the posterior, reading by reading.
 
-    The gap E f(x_0, x̂) - E f(x̂, x̂') is above 0 if clones resemble the original too much, and below 0 if they resemble each other
-    too much. The test is that of `calibrate`, on trajectory 0 of every item; all trajectories enter the gap and its interval.
-    Items with missing or infinite readings are left out.
+    The gap E f(x_0, x̂) - E f(x̂, x̂') is above 0 if clones resemble the original too much, and below 0 if they resemble each
+    other too much. The test is that of `calibrate`, on trajectory 0 of every item; all trajectories enter the gap and its
+    interval. Items with missing or infinite readings are left out.
 
-    `ds`: a finished run with `clones` >= 2. `variable`: one or several symmetric variables, those with a twin
-    `clone_<variable>`. Ranked variables h(x; y), those with a twin `original_<variable>`, have f(a, b) = h(a) + h(b) and the gap
-    E h(x_0; y) - E h(x̂; y). `level`: false-alarm rate of all tests of the call together. `seed`: of the relabellings.
+    `ds`: a finished run with `clones` >= 2. `variable`: one or several symmetric variables, those with a twin `clone_<variable>`.
+    Ranked variables h(x; y), those with a twin `original_<variable>`, have f(a, b) = h(a) + h(b) and the gap E h(x_0; y) - E
+    h(x̂; y). `level`: false-alarm rate of all tests of the call together. `seed`: of the relabellings.
 
-    Returns
-    -------
-    Dataset
-        `gap`, `low`, `high` (NaN ends if the gap is the same in all items), `p` (p-value), `p_holm` (adjusted by Holm) and
-        `visible`, as in `Calibration`, along noise and the other dims of the variable; for several variables noise and
-        `reading`, named "variable" or "variable, dim = value". Attributes: `passed` (no p_holm <= level), `level`,
-        `relabellings`, `items` (tested), `trajectories`, `clones`.
+    The Dataset has `gap`, `low`, `high` (NaN ends if the gap is the same in all items), `p` (p-value), `p_holm` (adjusted by
+    Holm) and `visible`, as in `Calibration`, along noise and the other dims of the variable; for several variables noise and
+    `reading`, named "variable" or "variable, dim = value". Attributes: `passed` (no p_holm <= level), `level`, `relabellings`,
+    `items` (tested), `trajectories`, `clones`.
     """
-    import xarray as xr
-
     names = checked_variables(ds, variable)
     level, several, complete = checked_share("level", level), not isinstance(variable, str), items_tested(ds, names)
     where = f"variable = {shown(variable)}: items that have all their readings"

@@ -8,16 +8,14 @@ functions read that.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from uturn.core.checks import expect, shown
 from uturn.measures.covariances import Covariances, Distance, Grid, Matrix, Tree, checked_changes
 from uturn.measures.statistics import Estimate, check_dims, replicates
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 __all__ = ["Covariances", "Grid", "Matrix", "Tree", "correlations", "covariances_of", "effective_number", "susceptibility"]
 
@@ -34,13 +32,11 @@ def susceptibility(changed: Any, confidence: float = 0.95, name: str = "") -> Es
     `changed`: real or bool array (items, trajectories, sites), the change of every site in every U-turn, at least two
     trajectories of each item; a DataArray may have the dim noise, too. NaN where a U-turn is missing; a site that is NaN in all
     U-turns of an item does not exist there. Or `Covariances`, or a Dataset, the results of an experiment with the probe
-    `changes`; `name`: that of the probe, if it has one. `confidence`: in (0, 1), of the interval.
+    `changes`; `name`: that of the probe, if it has one.
 
-    Returns
-    -------
-    Estimate, or Dataset (noise) with `chi`, `low`, `high`, `n_eff`
-        With an interval (Student's t, n_eff - 1 degrees of freedom, symmetric in log chi) over items, or over grammars if there
-        are several. NaN if no change varies between trajectories; the ends are NaN if n_eff < 5.
+    The interval (Student's t, n_eff - 1 degrees of freedom, symmetric in log chi) is over items, or over grammars if there are
+    several; with noise, a Dataset has `chi`, `low`, `high`, `n_eff`. NaN if no change varies between trajectories; the ends are
+    NaN if n_eff < 5.
 
     Examples
     --------
@@ -50,8 +46,6 @@ def susceptibility(changed: Any, confidence: float = 0.95, name: str = "") -> Es
     >>> chi.low < 1 < chi.high, round(susceptibility(coins[..., :1].repeat(8, axis=2)).value, 6)
     (True, 8.0)
     """
-    import xarray as xr
-
     # Two distances are enough for an array: the same site, and any other.
     readings = _readings(changed, lambda sites: Tree(sites, max(sites, 2)), name)
     parts = _parts(readings)
@@ -75,22 +69,17 @@ def correlations(
 ) -> xr.Dataset:
     """Correlation C(r)/C(0) of the changes of two sites against their distance r (arXiv:2410.13770).
 
-    `changed`, `confidence`, `name`: as in `susceptibility`. `distance`, for arrays only. "index": difference of the numbers of
-    two sites. "tree": branching**k for two leaves whose lowest common ancestor is at tree level k, with `branching` children of a
-    node. "grid": Euclidean distance on a grid in C order with `shape`, rounded to a whole number. A matrix (sites, sites) is
-    symmetric, 0 on the diagonal and positive elsewhere; pairs with equal values are averaged. `present`: DataArray (item,
-    distance), share of the pairs that an item has, for runs on data of different lengths (`present_pairs`).
+    `changed`, `name`: as in `susceptibility`. `distance`, for arrays only. "index": difference of the numbers of two sites.
+    "tree": branching**k for two leaves whose lowest common ancestor is at tree level k, with `branching` children of a node.
+    "grid": Euclidean distance on a grid in C order with `shape`, rounded to a whole number. A matrix (sites, sites) is symmetric,
+    0 on the diagonal and positive elsewhere; pairs with equal values are averaged. `present`: DataArray (item, distance), share
+    of the pairs that an item has, for runs on data of different lengths (`present_pairs`).
 
-    Returns
-    -------
-    Dataset with the dim distance, and noise if `changed` has it
-        `correlation`, 1 at distance 0, with the ends `low` and `high` of its interval (Student's t, n_eff(r) - 1 degrees of
-        freedom; NaN if n_eff(r) < 5); `covariance` C(r) in the squared unit of the changes; `n_eff`, the number of items, or
-        grammars, that decide, and `n_contributing` that of each distance, n_eff(r). Of arrays also `pairs`, the number of ordered
-        pairs: `chi = sum of pairs * correlation / sites`.
+    The Dataset (noise, distance) has `correlation`, 1 at distance 0, with the ends `low` and `high` of its interval (Student's t,
+    n_eff(r) - 1 degrees of freedom; NaN if n_eff(r) < 5); `covariance` C(r) in the squared unit of the changes; `n_eff`, the
+    number of items, or grammars, that decide, and `n_contributing` that of each distance, n_eff(r). Of arrays also `pairs`, the
+    number of ordered pairs: `chi = sum of pairs * correlation / sites`.
     """
-    import xarray as xr
-
     readings = covariances_of(changed, distance, branching=branching, shape=shape, name=name)
     covariance = readings["change_covariance"]
     of, of_present = replicated(covariance, presence(readings, present))
@@ -117,12 +106,7 @@ def correlations(
 
 
 def covariances_of(
-    changed: Any,
-    distance: Any = "index",
-    *,
-    branching: int | None = None,
-    shape: Sequence[int] | None = None,
-    name: str = "",
+    changed: Any, distance: Any = "index", *, branching: int | None = None, shape: Sequence[int] | None = None, name: str = ""
 ) -> xr.Dataset:
     """What all measures of this module read, from an array, an accumulator, or a run; arguments as in `correlations`.
 
@@ -131,8 +115,6 @@ def covariances_of(
     `changed` has none. Of arrays, NaN where an item has fewer than two U-turns, and `present_pairs` (item, distance), the share
     of the pairs of sites that an item has. `pairs` (distance): number of ordered pairs.
     """
-    import xarray as xr
-
     if isinstance(changed, Covariances | xr.Dataset):
         is_alone = (str(distance), branching, shape) == ("index", None, None)
         expect(is_alone, "distance", distance, "none beside an accumulator or a run; leave out distance, branching and shape")
@@ -141,8 +123,6 @@ def covariances_of(
 
 def _readings(changed: Any, distance: Callable[[int], Distance], name: str) -> xr.Dataset:
     """`covariances_of`, with the distance of an array as a function of its number of sites."""
-    import xarray as xr
-
     if isinstance(changed, xr.Dataset):
         return _of_run(changed, name)
     if isinstance(changed, Covariances):
@@ -176,8 +156,6 @@ def _of_run(ds: xr.Dataset, name: str) -> xr.Dataset:
 
 def _covariances(values: np.ndarray, noise: Any, distance: Distance, changed: Any) -> xr.Dataset:
     """`covariances_of` for checked changes; `changed` has the coordinates of the items."""
-    import xarray as xr
-
     present: np.ndarray = ~np.isnan(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
     exists: Any = present.any(axis=(0, 2))  # (items, sites)
     whole = (present | ~exists[:, None]).all(axis=3) & exists.any(axis=1)[:, None]
@@ -241,8 +219,6 @@ def replicated(covariance: xr.DataArray, present: xr.DataArray | None = None) ->
     """Replicates of the mean readings, and the function that gives C(r), (noise, distance), from their means."""
     if present is None:
         return replicates(covariance), lambda mean: mean
-    import xarray as xr
-
     both = xr.concat(xr.broadcast(covariance, present.where(covariance.notnull())), dim="part")
 
     def of_present(mean: np.ndarray) -> np.ndarray:
@@ -271,8 +247,6 @@ def chi_parts(ds: xr.Dataset, name: str = "") -> xr.DataArray:
 
 
 def _parts(readings: xr.Dataset) -> xr.DataArray:
-    import xarray as xr
-
     return xr.concat([readings["change_covariance_sum"], readings["change_covariance"].isel(distance=0, drop=True)], dim="part")
 
 

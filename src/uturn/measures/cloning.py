@@ -9,9 +9,11 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 
 from uturn.core.checks import checked_integer, checked_noise, checked_numbers, expect
 from uturn.core.random import Purpose, keys, normals
+from uturn.measures.statistics import check_dims, proportion
 
 
 def cloning_probability(same: Any) -> Any:
@@ -20,8 +22,6 @@ def cloning_probability(same: Any) -> Any:
     `same`: DataArray (noise, item, clone[, trajectory]), the twin `clone_same_class` or `clone_same_label` of a run with several
     clones. Returns a DataArray (noise, estimate): the mean, and its 95 % interval (`uturn.statistics.proportion`).
     """
-    from uturn.measures.statistics import check_dims, proportion
-
     check_dims("same", same, ("noise", "item", "clone"), ("trajectory",))
     fits = same.sizes["clone"] > 1 and "clone_" in str(same.name or "clone_") and not same.isnull().any()
     expect(fits, "same", same.name, "a complete twin of several clones, such as ds.clone_same_class")
@@ -91,8 +91,6 @@ def collapse_time(eigenvalues: Any, count: int) -> float:
     >>> round(collapse_time(np.ones(64), 1000), 4), round(0.5 * float(np.log(1 + 1 / (1000 ** (2 / 64) - 1))), 4)
     (0.8195, 0.8195)
     """
-    from scipy.optimize import brentq
-
     values = checked_numbers("eigenvalues", eigenvalues)
     fits = values.ndim == 1 and (values >= 0).all() and values.any()
     expect(fits, "eigenvalues", eigenvalues, "numbers >= 0 (components,), not all of them 0")

@@ -7,20 +7,18 @@ check this on the changes from originals to noisy data, which then have the inde
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
 
 from uturn.core.checks import expect
+from uturn.core.experiment import Experiment, checked_experiment
 from uturn.core.random import Streams
+from uturn.core.u_turns import u_turns
 from uturn.measures.changes import covariances_of
 from uturn.measures.covariances import Tree
 from uturn.measures.statistics import ESTIMATE, Estimate, check_dims, nonincreasing, replicates
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from uturn.core.experiment import Experiment
 
 _DIMS = ("noise", "item", "trajectory", "site")
 
@@ -38,9 +36,9 @@ def nesting_index(
 ) -> Estimate:
     """Nesting index: the sum of the nested correlations of all levels without the strongest, averaged over sites.
 
-    `H = mean_i [sum_k D_k(i) - max_k D_k(i)]`, clipped at 0, with D_k the correlation of the changes of two sibling blocks of
-    `s**(k-1)` sites beyond their correlation with the next relatives. It is 0 if changes are independent, or are shared at one
-    level only. For definition, interpretation and limits, see docs/structure.md.
+    `H = mean_i [sum_k D_k(i) - max_k D_k(i)]`, clipped at 0, where D_k says how much more two sibling blocks of
+    `s**(k-1)` sites change together than two blocks that meet one level higher. It is 0 if changes are independent, or are shared
+    at one level only. For definition, interpretation and limits, see docs/structure.md.
 
     `changed`: DataArray (noise, item, trajectory, site), the change of every site in every U-turn, such as `site_changes`
     returns: 1 or 0 for symbols, or a squared difference; at least two trajectories of each item. The noise levels increase, and
@@ -62,8 +60,6 @@ def nested_correlations(
     A Dataset (distance, estimate) at the distances s**k for k = 1 .. K, with `nested`, D_k, and `correlation`, X_k over the
     variance of a site: the excess correlation of two sites whose smallest common block is of level k.
     """
-    import xarray as xr
-
     moments, s = _moments(changed, branching, name)
 
     def levels(means: np.ndarray) -> np.ndarray:
@@ -80,11 +76,6 @@ def site_changes(experiment: Experiment) -> xr.DataArray:
     DataArray float64 (noise, item, trajectory, site), with the coordinates of the source along `item`: for strings 1 where a leaf
     has another symbol, else 0; for vectors the squared difference of a component.
     """
-    import xarray as xr
-
-    from uturn.core.experiment import checked_experiment
-    from uturn.core.u_turns import u_turns
-
     source, corruption, backward, _ = checked_experiment(experiment).parts
     expect(experiment.clones == 1, "clones", experiment.clones, "one clone")
 
@@ -106,8 +97,6 @@ def site_changes(experiment: Experiment) -> xr.DataArray:
 
 def _moments(changed: Any, branching: int | None, name: str) -> tuple[xr.DataArray, int]:
     """Mean change, and C_0 .. C_K, of every site of every item, (noise, item, site, moment), and s; a dataset has one site."""
-    import xarray as xr
-
     if isinstance(changed, xr.Dataset):
         readings = covariances_of(changed, name=name)
         change, covariance = readings["change"], readings["change_covariance"]
@@ -131,8 +120,6 @@ def _moments(changed: Any, branching: int | None, name: str) -> tuple[xr.DataArr
 
 
 def _of_sites(changed: xr.DataArray, branching: Any) -> xr.DataArray:
-    import xarray as xr
-
     check_dims("changed", changed, _DIMS, ())
     s, K = branching, Tree(changed.sizes["site"], branching).depth
     fits = changed.sizes["trajectory"] > 1 and K > 0

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import xarray as xr
 
 from uturn.measures.changes import chi_of, effective_number, log_chi
 from uturn.measures.statistics import FEW, Estimate, independent_groups, replicates
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 _CONFIDENCE = 0.95
 _NONE = Estimate(np.nan, np.nan, np.nan)

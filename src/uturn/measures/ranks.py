@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
+import xarray as xr
 
 from uturn.core.checks import expect
 from uturn.core.random import Purpose, checked_seed, keys, uniforms
 from uturn.measures.calibration import checked_variables, holm, items_tested, joined, twin_of
 from uturn.measures.statistics import checked_share
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 _EQUAL = 1 - 1e-9  # tail probabilities that differ by rounding are equal
 _LEAST = 1e-12  # p-values below are not distinguished from rounding
@@ -33,14 +30,9 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
     The band holds all F(r) at once with a probability of at least 1 - level, over all tests of the call (Bonferroni).
 
     `ds`, `level`: as in `uturn.calibration`. `variable`: ranked variables, those with a twin `original_<variable>`. `seed`: of
-    the random ranks of ties.
-
-    Returns
-    -------
-    Dataset
-        `difference` (.., rank): F(r) - (r + 1) / (K + 1), with the simultaneous band `low`, `high`. `count` (.., of_rank): number
-        of items with each rank 0, .., K. `p`, `p_holm`: p-value of gamma and its adjustment by Holm. `mean_rank`: mean of rank /
-        K, 1/2 for exact draws. Further dims as in `uturn.calibration`. Attributes: `passed`, `level`, `items`, `clones`.
+    the random ranks of ties. The Dataset has `difference` (.., rank), F(r) - (r + 1) / (K + 1), with the simultaneous band `low`,
+    `high`; `count` (.., of_rank), number of items with each rank 0, .., K; `p`, `p_holm`, p-value of gamma and its adjustment by
+    Holm; `mean_rank`, mean of rank / K, 1/2 for exact draws. Further dims and attributes as in `uturn.calibration`.
 
     Examples
     --------
@@ -51,8 +43,6 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
     >>> exact.attrs["passed"], int(exact["count"].sum())
     (True, 300)
     """
-    import xarray as xr
-
     names, level = checked_variables(ds, variable), checked_share("level", level)
     for name in names:
         is_ranked = "clone" not in ds[twin_of(ds, name)].dims

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
+from scipy.optimize import minimize
 
 from uturn.core.checks import checked_numbers, expect
 from uturn.measures.changes import covariances_of, effective_number, presence, replicated
 from uturn.measures.statistics import Estimate, check_dims, replicates
 
-if TYPE_CHECKING:
-    import xarray as xr
-
 
 def correlation_length(
-    changed: Any,
-    exponent: float | None = None,
-    confidence: float = 0.95,
-    present: xr.DataArray | None = None,
-    name: str = "",
+    changed: Any, exponent: float | None = None, confidence: float = 0.95, present: xr.DataArray | None = None, name: str = ""
 ) -> xr.Dataset:
     """Correlation length ξ at every noise level, by a fit of `C(r)/C(0) = A r**-a exp(-r/ξ)` for r > 0.
 
@@ -33,8 +28,6 @@ def correlation_length(
     Dataset (noise): `length`, `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0. Degrees of freedom:
     n_eff - 1; the ends are NaN if n_eff < 5.
     """
-    import xarray as xr
-
     if isinstance(changed, xr.DataArray) and "trajectory" not in changed.dims:
         changed = changed.to_dataset(name="change_covariance")
     readings = covariances_of(changed, name=name)
@@ -80,8 +73,6 @@ def collapse_curves(runs: Sequence[xr.Dataset]) -> xr.DataArray:
 
     Part 0 is the covariance of the changes at the largest distance, part 1 the variance of a site.
     """
-    import xarray as xr
-
     covariances = [run.change_covariance.drop_vars("distance") for run in runs]
     parts = [xr.concat([c.isel(distance=-1), c.isel(distance=0)], dim="part") for c in covariances]
     return xr.concat(parts, dim="size").transpose("noise", "item", "size", "part")
@@ -108,8 +99,6 @@ def collapse(curves: xr.DataArray, sizes: Sequence[float], start: tuple[float, f
     `curves`: those of `collapse_curves`. `sizes`: N of every size, at least two. `start`: (ν, critical noise), where the search
     begins, with ν between 0.5 and 20.
     """
-    from scipy.optimize import minimize
-
     check_dims("curves", curves, ("noise", "item", "size", "part"), ())
     noise, N = checked_numbers("noise", curves.noise.values), checked_numbers("sizes", sizes)
     expect(len(noise) > 1 and (np.diff(noise) > 0).all(), "noise", noise.tolist(), "at least two increasing levels")

@@ -11,14 +11,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
+from scipy.linalg import hadamard
+from scipy.optimize import isotonic_regression, minimize_scalar
+from scipy.special import betaincinv, ndtr, ndtri, stdtrit
 
 from uturn.core.checks import checked_numbers, expect
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 _MOST_GROUPS = 64  # with 63 degrees of freedom intervals are only 2 % wider than with infinitely many
 _SMALLEST_STEP = 2.0**-10
@@ -139,8 +140,6 @@ def shift(x: Any, y: Any, theory_x: Any, theory_y: Any, reach: float = 0.2) -> f
 
     The theory is given on a fine increasing grid and interpolated linearly; it is constant beyond the ends of the grid.
     """
-    from scipy.optimize import minimize_scalar
-
     x, y = np.asarray(x, float), np.asarray(y, float)
     # A coarse grid comes first, because the sum of squares can have several minima.
     steps = np.linspace(-reach, reach, 81)
@@ -196,8 +195,6 @@ class Replicates(NamedTuple):
         `number`: how many groups decide the statistic (`uturn.measures.changes.effective_number`), an array that broadcasts with
         it; at most `groups` count. Where fewer than `FEW` decide, the width is NaN.
         """
-        from scipy.special import stdtrit
-
         upper = 0.5 + checked_share("confidence", confidence) / 2
         if number is None:
             return stdtrit(self.freedom, upper) * self.error(statistic)
@@ -219,8 +216,6 @@ def checked_share(name: str, value: Any) -> float:
 
 def check_dims(name: str, values: Any, needed: Sequence[str], optional: Sequence[str] | None = None) -> None:
     """ValueError unless `values` is a DataArray of numbers with the dims `needed`, and no others than `optional` (None: any)."""
-    import xarray as xr
-
     is_array = isinstance(values, xr.DataArray)
     dims = set(values.dims) if is_array and values.size and values.dtype.kind in "biufO" else set()
     kind = f"{values.dtype} with sizes {dict(values.sizes)}" if is_array else type(values).__name__
@@ -241,13 +236,9 @@ def replicates(values: xr.DataArray, centre: str = "mean") -> Replicates:
     With `centre` = "median", the curve is the median over items of their means over trajectories and clones, and the replicates
     are medians of half of the groups, those with H_rg = 1 (McCarthy 1969), since the jackknife fails for medians.
 
-    Parameters
-    ----------
-    values : DataArray with dims noise, item, perhaps trajectory and clone, and others
-        The groups are the grammars if `item` has a coordinate `grammar` with several values, otherwise the items; of more than
-        64, neighbours are joined. Items count equally: the mean is that of their means over the trajectories and clones that they
-        have. Missing readings (NaN) are left out.
-    centre : "mean" or "median"
+    `values`: dims noise, item, perhaps trajectory and clone, and others. The groups are the grammars if `item` has a coordinate
+    `grammar` with several values, otherwise the items; of more than 64, neighbours are joined. Items count equally: the mean is
+    that of their means over the trajectories and clones that they have. Missing readings (NaN) are left out.
 
     Examples
     --------
@@ -256,8 +247,6 @@ def replicates(values: xr.DataArray, centre: str = "mean") -> Replicates:
     >>> replicates(kept).interval(lambda curve: curve[1] - curve[0]).round(3)  # value and ends, here of a difference
     array([-0.5  , -1.419,  0.419])
     """
-    from scipy.linalg import hadamard
-
     readings, over = _readings(values)
     unit = independent_groups(values)
     count = int(unit.max()) + 1
@@ -315,7 +304,7 @@ def independent_groups(values: xr.DataArray) -> np.ndarray:
 
 
 def proportion(values: xr.DataArray, confidence: float = 0.95) -> xr.DataArray:
-    """Mean curve of readings in [0, 1] and the ends of its Clopper-Pearson interval at the effective number of groups.
+    """Mean curve of readings in [0, 1] with its Clopper-Pearson interval at the effective number of groups (noise, .., estimate).
 
     Clopper and Pearson (1934) invert the test of the binomial law; for readings that are not independent tosses the number of
     tosses is replaced by an effective one (Korn and Graubard 1998). With the mean p, its variance s² from the differences between
@@ -325,20 +314,12 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> xr.DataArray:
         low = BetaInv(a/2; p n_eff, (1 - p) n_eff + 1),   high = BetaInv(1 - a/2; p n_eff + 1, (1 - p) n_eff)
 
     with a = 1 - confidence, low = 0 for p = 0, and high = 1 for p = 1. For groups of unequal size, n is `(sum w)^2 / sum w^2`. At
-    noise 0, and for readings strictly between 0 and 1, both ends are the value where all readings are equal.
-    `benchmarks/intervals.py --part proportions` measures the coverage.
+    noise 0, and for readings strictly between 0 and 1, both ends are the value where all readings are equal. The ends are NaN for
+    a single group. `benchmarks/intervals.py --part proportions` measures the coverage.
 
-    Parameters
-    ----------
-    values : DataArray with dims noise, item, perhaps trajectory and clone, and others
-        Readings in [0, 1], such as `same_class`, `kept`, `unchanged`, `belief`. Missing ones (NaN) are left out, and items count
-        equally, as in `replicates`. If some items lack readings 0 and 1, their number is `N^2 / sum 1/m` for N items with m each.
-    confidence : float in (0, 1)
-
-    Returns
-    -------
-    DataArray (noise, .., estimate)
-        The ends are NaN for a single group.
+    `values`: readings in [0, 1], such as `same_class`, `kept`, `unchanged`, `belief`, with dims as in `replicates`. Missing ones
+    (NaN) are left out, and items count equally. If some items lack readings 0 and 1, their number is `N^2 / sum 1/m` for N items
+    with m each.
 
     Examples
     --------
@@ -348,8 +329,6 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> xr.DataArray:
     array([[1.   , 1.   , 1.   ],
            [1.   , 0.912, 1.   ]])
     """
-    from scipy.special import betaincinv, ndtri, stdtrit
-
     upper = 0.5 + checked_share("confidence", confidence) / 2
     readings, over = _readings(values)
     ends = float(np.nanmin(readings, initial=0.0)), float(np.nanmax(readings, initial=1.0))
@@ -386,8 +365,6 @@ def mean_curves(values: xr.DataArray, confidence: float = 0.95) -> xr.DataArray:
 
 def _labelled(bounds: np.ndarray, values: xr.DataArray) -> xr.DataArray:
     """Numbers with intervals (noise, .., 3) of the mean curves of readings, with their labels."""
-    import xarray as xr
-
     dims = [str(dim) for dim in dict.fromkeys(("noise", *values.dims)) if dim not in WITHIN]
     coords = {name: of for name, of in values.coords.items() if set(of.dims) <= set(dims)}
     return xr.DataArray(bounds, coords | {"estimate": ESTIMATE}, (*dims, "estimate"))
@@ -430,14 +407,8 @@ def mean_bounds(values: xr.DataArray, low: float, high: float, confidence: float
     which the bound fails, but there is no proof for all laws (arXiv:1905.06208). `benchmarks/choice.py` measures how often it is
     wrong.
 
-    Parameters
-    ----------
-    values : DataArray with dims noise, item, perhaps trajectory and clone, and others
-        Missing readings (NaN) are left out. The groups are those of `replicates`, counted singly.
-    low, high : float
-        Ends of the range. At an infinite end there is no bound: it is infinite.
-    confidence : float in (.5, 1)
-        Confidence of each bound.
+    `values`: dims and groups as in `replicates`, counted singly; missing readings (NaN) are left out. At an infinite end `low` or
+    `high` there is no bound: it is infinite. `confidence`: that of each bound, above .5.
 
     Examples
     --------
@@ -466,8 +437,6 @@ def _least_mean(x: np.ndarray, weights: np.ndarray, alpha: float) -> np.ndarray:
     The quantile t is that at which a sum of independent gamma variables, sum_g E_g (x_g - t) - E_0 t, is below 0 with probability
     alpha. In the saddlepoint formula for this probability, terms are weighted by 1 / (1 + v x_g), and v gives t in closed form.
     """
-    from scipy.special import betaincinv, ndtr
-
     scale = np.where(weights > 0, x, 0).max(axis=0)
     scale = np.where(scale > 0, scale, 1.0)
     x, k = (np.concatenate([np.full_like(of[:1], first), of]) for of, first in ((x / scale, 0.0), (weights, 1.0)))
@@ -496,8 +465,6 @@ def _least_mean(x: np.ndarray, weights: np.ndarray, alpha: float) -> np.ndarray:
 
 def mean_interval(values: Any, confidence: float = 0.95) -> np.ndarray:
     """Mean of independent numbers (n, ..) over their first axis, with its interval of Student's t: array (.., 3)."""
-    from scipy.special import stdtrit
-
     values = np.asarray(values, float)
     with np.errstate(invalid="ignore"):  # infinite numbers
         half = values.std(axis=0, ddof=1) / np.sqrt(len(values)) * stdtrit(len(values) - 1, 0.5 + confidence / 2)
@@ -513,10 +480,8 @@ def levels_around(x: Any, place: float) -> tuple[float, float]:
     return float(x[k - 1]), float(x[k])
 
 
-def located(
-    of: Replicates, statistic: Callable[[np.ndarray], float], x: Any, confidence: float = 0.95, around: Any = None
-) -> np.ndarray:
-    """A noise located between measured levels x by interpolation, and the ends of its interval: array (3,).
+def located(of: Replicates, statistic: Callable[[np.ndarray], float], x: Any) -> np.ndarray:
+    """A noise located between measured levels x by interpolation, and the ends of its 95 % interval: array (3,).
 
     The interval of `Replicates.interval` holds the place on the curve that is interpolated linearly between the levels. The true
     curve is not known between them, so the interval is widened to hold both levels around the place. It can miss the place if the
@@ -524,8 +489,7 @@ def located(
     grids`).
 
     `of`: the curve at the increasing levels x (noise,). `statistic`: a noise found by interpolation, such as `crossing`, of a
-    curve (noise, ..others). `around`: what the levels leave open, by default the two levels around the value; for the distance
-    of two places, the smallest and the largest distance that is possible with each in its own gap.
+    curve (noise, ..others).
 
     >>> import xarray as xr
     >>> noise = [0, 0.9, 1]  # all of 40 readings change between .9 and 1
@@ -533,8 +497,8 @@ def located(
     >>> located(replicates(values), lambda curve: crossing(noise, curve, 0.5), noise)
     array([0.95, 0.9 , 1.  ])
     """
-    value, low, high = of.interval(statistic, confidence)
-    least, most = levels_around(x, float(value)) if around is None else around
+    value, low, high = of.interval(statistic)
+    least, most = levels_around(x, float(value))
     return np.array([value, np.minimum(low, least), np.maximum(high, most)])
 
 
@@ -569,22 +533,17 @@ def rescaled(curve: Any, floor: float | None = None) -> np.ndarray:
 
 def nonincreasing(curves: Any) -> np.ndarray:
     """The closest curves, in least squares, that never rise along the first axis (isotonic regression)."""
-    from scipy.optimize import isotonic_regression
-
     return np.apply_along_axis(lambda curve: isotonic_regression(curve, increasing=False).x, 0, np.asarray(curves, float))
 
 
 def hierarchy_index(
-    high_level: xr.DataArray,
-    low_level: xr.DataArray,
-    floors: tuple[float, float] | None = None,
-    confidence: float = 0.95,
+    high_level: xr.DataArray, low_level: xr.DataArray, floors: tuple[float, float] | None = None, confidence: float = 0.95
 ) -> Estimate:
     """Hierarchy index in [0, 1]: strength of two signs of a hierarchy, an abrupt loss of the class and an inversion of levels.
 
     Both curves are rescaled, r = (c - floor)/(1 - floor), and the high level r_H is plotted against the low level r_L. As noise
-    grows, the curve runs from (1, 1) to (0, 0). Let G be the signed area between curve and diagonal, from (1, 1) on:
-    `G = int (r_H - r_L) (-dr_L)`. With
+    grows, the curve runs from (1, 1) to (0, 0). Let G be the signed area between curve and diagonal, from (1, 1) on: `G = int
+    (r_H - r_L) (-dr_L)`. With
 
         A = largest value of G, at the inversion        (class better preserved, small noise)
         B = A - G at the end                            (low level better preserved, large noise)
@@ -597,23 +556,13 @@ def hierarchy_index(
     non-increasing ones, since more noise never preserves more. Second, the items are split into two halves (alternating within a
     grammar): the largest G is located on one half, and A and B are measured there on the other half, averaged over both ways.
 
-    Parameters
-    ----------
-    high_level, low_level : DataArray with dims noise, item, perhaps trajectory and clone
-        Readings of the same items at the same increasing noise levels, 1 for unchanged data; for example `belief` of the root and
-        of the leaves, or `same_class` and the similarity of the first layer. The low level may also be a known curve with the
-        dim noise only. Zero noise (both 1) and infinite noise (both at their floors) are added.
-    floors : (high, low), optional
-        Values for independent data, below 1. By default the values at the last noise level, which must then be nearly infinite.
-    confidence : float in (0, 1)
-
-    Returns
-    -------
-    Estimate
-        With an interval as in `estimate`, clipped to [0, 1]. NaN if the high level is not lost: r_H > 1/4 at the last noise.
+    `high_level`, `low_level` (noise, item, perhaps trajectory and clone): readings of the same items at the same increasing noise
+    levels, 1 for unchanged data, such as `belief` of the root and of the leaves, or `same_class` and the similarity of the first
+    layer. The low level may also be a known curve (noise,). Zero noise (both 1) and infinite noise (both at their floors) are
+    added. `floors`: (high, low), values for independent data, below 1; by default those at the last noise level, which must then
+    be nearly infinite. The interval is as in `estimate`, clipped to [0, 1]. NaN if the high level is not lost: r_H > 1/4 at the
+    last noise.
     """
-    import xarray as xr
-
     _check_levels(high_level, low_level, floors)
     used = ("noise", "grammar", *WITHIN)
     curves = [values.drop_vars([name for name in values.coords if name not in used]) for values in (high_level, low_level)]
@@ -673,8 +622,6 @@ def _index(r: np.ndarray) -> float:
 
 def _halves(values: xr.DataArray) -> xr.DataArray:
     """Items grouped in pairs of neighbours of the same grammar; the dim `half` numbers the items of a pair."""
-    import xarray as xr
-
     grammar = np.asarray(values.coords["grammar"].values) if "grammar" in values.coords else np.zeros(values.sizes["item"], int)
     groups = [np.flatnonzero(grammar == g) for g in np.unique(grammar)]
     index = np.concatenate([group[: len(group) // 2 * 2].reshape(-1, 2) for group in groups])

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from torch import nn
 
 from uturn.core.checks import expect
-from uturn.core.files import whole_file
+from uturn.core.files import check_regular, whole_file
 from uturn.networks.libraries import reading
 
 FORMAT = "uturn-network-1"
@@ -37,8 +39,6 @@ KINDS = {
 
 def save_network(model: torch.nn.Module, path: str | Path, **facts: Any) -> None:
     """Write a network of this package to a safetensors file, with `facts` about it (plain data, such as its accuracy)."""
-    from safetensors.torch import save
-
     kinds = {where: kind for kind, where in KINDS.items()}
     name = f"{type(model).__module__}:{type(model).__qualname__}"
     if name not in kinds:
@@ -55,9 +55,8 @@ def load_network(path: str | Path, kind: str | None = None) -> torch.nn.Module:
 
     ValueError if the file is missing, damaged or of another kind, or if its weights do not match its header.
     """
-    from safetensors import safe_open
-
     with reading(str(path), f"expected a network of kind {kind or ', '.join(KINDS)}, written by uturn.networks.save_network"):
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             weights = {name: file.get_tensor(name).to(torch.float32, copy=True) for name in file.keys()}  # noqa: SIM118, not a dict
@@ -98,8 +97,6 @@ def read_state_dict(path: str, expected: str, option: str = "weights", mapped: b
         raise ValueError(f"{option} = {path!r}: no such file; expected {expected}")
     with reading(f"{option} = {path!r}", f"nothing in it was executed; expected {expected}"):
         if Path(path).suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             state: Any = load_file(path)
         else:
             state = read_plain(path, mmap=mapped and zipfile.is_zipfile(path))

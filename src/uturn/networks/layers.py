@@ -27,7 +27,7 @@ def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> tuple
     direct children. `*` does not match dots; `**` between dots matches any number of names, including none. Names omit the prefix
     of a wrapper (see `wrapped`); patterns may include it. ValueError if a name or pattern matches nothing.
     """
-    names = [name for name in named_modules(checked_model(model)) if name]
+    names = [name for name in named_modules(model) if name]
     if layers is None:
         children = tuple(_children(wrapped(model)[1]))
         expect(children, f"child modules of {type(model).__name__}", children, "modules to probe; name the layers (--layers)")
@@ -77,7 +77,7 @@ def every_block(model: nn.Module) -> tuple[str, ...]:
     parameters; it is refused if its activation functions are inside a block, or if it has fewer than two layers. The network is
     not run. Examples: `blocks.0` .. `logits` of this package's classifiers; `maxpool`, `layer1.0` .. `fc` of a ResNet.
     """
-    modules = named_modules(checked_model(model))
+    modules = named_modules(model)
     stacks = _stacks(modules)
     return tuple(_blocks(modules[""], stacks)) if stacks else _activation_functions(modules)
 
@@ -192,12 +192,6 @@ def wrapped(model: nn.Module) -> tuple[str, nn.Module]:
             break
         prefix, model = f"{prefix}{name}.", child
     return prefix, model
-
-
-def checked_model(model: Any) -> nn.Module:
-    """`model`, or a ValueError if it is not a module."""
-    expect(isinstance(model, nn.Module), "model", model, "a torch.nn.Module")
-    return model
 
 
 @contextmanager

@@ -36,7 +36,6 @@ def is_checked(network: Any, device: torch.device) -> bool:
 
 
 def writes_into(network: Callable[..., Any], *inputs: torch.Tensor) -> bool:
-    """Whether a network modifies its inputs."""
     copies = [tensor.clone() for tensor in inputs]
     network(*copies)
     return not all(map(torch.equal, copies, inputs))

@@ -227,27 +227,19 @@ def load_classifier(
     """A classifier or encoder by name; it is run once on two blank images to find its classes and the shapes of its layers.
 
     Encoders have no classes: models of timm without a classification head (DINOv2, SigLIP, MAE, ..), the image towers of CLIP
-    models, whose output is the embedding, and user-defined modules whose attribute `num_classes` is 0.
+    models, whose output is the embedding, and user-defined modules whose attribute `num_classes` is 0. `spec` is one of
 
-    Parameters
-    ----------
-    spec
-        - "torchvision:NAME", "timm:NAME": any such model, with the transforms of its weights. "timm:NAME@SIZE": with images of
-          SIZE pixels instead of the configured size; a transformer's position embeddings are interpolated.
-        - "clip:FOLDER" or "clip:OWNER/NAME": a `transformers.CLIPModel`, in a folder or on a hub; a classifier with `texts`, one
-          for each class ("zero-shot", arXiv:2103.00020).
-        - "module:function": the function, called without arguments, returns a `torch.nn.Module`, or (module, preprocess);
-          `preprocess` takes batches of images in [-1, 1].
-        - "fashion_mnist", or a file written by `uturn.networks.save_network`.
-    weights
-        None: the library's default weights, or those of the module. A name of torchvision's enum of weights, such as
-        "IMAGENET1K_V1". Or a file with a state dict, written by safetensors or `torch.save` (nothing in it is executed); for a
-        model of a library, its number of classes may differ from the library's.
-    layers
-        Names or patterns of modules as in `HiddenLayers`; by default "every block", without blocks that do not run exactly once
-        (auxiliary heads, shared modules). A classifier without such blocks has no layers by default.
-    image_shape
-        Channels, height and width of the images.
+    - "torchvision:NAME", "timm:NAME": any such model, with the transforms of its weights. "timm:NAME@SIZE": with images of SIZE
+      pixels instead of the configured size; a transformer's position embeddings are interpolated.
+    - "clip:FOLDER" or "clip:OWNER/NAME": a `transformers.CLIPModel`, in a folder or on a hub; a classifier with `texts`, one for
+      each class ("zero-shot", arXiv:2103.00020).
+    - "module:function": the function, called without arguments, returns a `torch.nn.Module`, or (module, preprocess);
+      `preprocess` takes batches of images in [-1, 1].
+    - "fashion_mnist", or a file written by `uturn.networks.save_network`.
+
+    `weights`: by default those of the library or module; a name of torchvision's enum, such as "IMAGENET1K_V1"; or a file with a
+    state dict, of which nothing is executed and which may have another number of classes. `layers`: as in `HiddenLayers`; by
+    default "every block", without blocks that do not run exactly once (auxiliary heads, shared modules), if there are any.
     """
     names, classes = (None if chosen is None else tuple(chosen) for chosen in (layers, texts))
     channels, height, width = image_shape

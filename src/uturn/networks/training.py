@@ -45,26 +45,13 @@ def train(
 ) -> History:
     """Minimise a loss with AdamW; the model is trained in place and left in evaluation mode. ValueError if it diverges.
 
-    Parameters
-    ----------
-    loss
-        `loss(model, step)` is a scalar. It must draw its batch from `step` alone (see `uturn.random`), so that a resumed
-        training equals an uninterrupted one.
-    steps
-        Largest number of optimisation steps.
-    recipe
-        Plain data that identify the training: architecture, data, seed. A checkpoint of another recipe is refused.
-    checkpoint
-        File for the state of the training, written every `every` steps. If it exists, training resumes from it.
-    learning_rate, weight_decay, warmup, decay, clip
-        Settings of AdamW. The learning rate rises linearly over `warmup` steps and, if `decay`, is multiplied by a cosine that
-        falls from 1 to 0 over all steps. `clip`: largest norm of the gradient.
-    evaluate
-        `evaluate(model)` returns {quantity: value}, recorded every `every` steps and at the end.
-    target
-        (quantity, value): stop as soon as an evaluation reaches the value.
-    average
-        Decay of an exponential moving average of the weights, such as 0.999; the average is evaluated, and left in the model.
+    `loss(model, step)` is a scalar. It must draw its batch from `step` alone (see `uturn.random`), so that a resumed training
+    equals an uninterrupted one. `recipe`: plain data that identify the training: architecture, data, seed. `checkpoint`: file for
+    the state of the training, written every `every` steps, from which it resumes; one of another recipe is refused. The learning
+    rate rises linearly over `warmup` steps and, if `decay`, is multiplied by a cosine that falls from 1 to 0 over all `steps`.
+    `clip`: largest norm of the gradient. `evaluate(model)` gives {quantity: value}, recorded every `every` steps and at the end.
+    `target`, (quantity, value): stop as soon as an evaluation reaches the value. `average`: decay of an exponential moving
+    average of the weights, such as 0.999, which is evaluated, and left in the model.
     """
     for name, given in (("steps", steps), ("every", every)):
         checked_integer(name, given, 1)

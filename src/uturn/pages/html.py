@@ -41,7 +41,6 @@ def asset(name: str) -> str:
 
 
 def rendered(template: str, **values: Any) -> str:
-    """A page: a template of `assets/` with its values."""
     return _environment().get_template(template).render(values).lstrip()  # lines of macros
 
 

@@ -60,33 +60,15 @@ def write_study(
     Writes `study.zarr` (the dataset of `uturn.study`), `curves.csv` and `numbers.csv` (`tidy`), `items.csv` (a row for each
     original, if there are at most 10,000), `study.png`, `.pdf`, and the page `index.html`. If the run has stored images, also
     `grid.png`, `.pdf`; if it has stored tokens, `tokens.html`. Several runs are drawn in one chart for each reading, and their
-    studies are `study-1.zarr`, `study-2.zarr`, ..
+    studies are `study-1.zarr`, `study-2.zarr`, .. Returns the study, or a dict of several by name.
 
-    Parameters
-    ----------
-    runs
-        Dataset of `uturn.run`, or several by name (`uturn.studies.named_runs` names them by the differences of their specs).
-    source
-        Source of the run, for the originals of texts; by default it is built from the spec of the run.
-    title, groups
-        Title of the page, by default the description of the run; groups of readings that are drawn first.
-    save_images
-        Write the stored reconstructions as PNG files into the folder `reconstructions`.
-    page
-        Write the page; without it, a caller that adds to the folder writes it afterwards (`uturn.pages.report`).
-    centre, theory
-        "mean" or "median", as in `uturn.study`; add the mean field to the curves (`uturn.studies.with_theory`).
-    difference
-        Write the difference of two runs on the same originals (`uturn.studies.difference`): `difference.json`, `.csv`, `.png`,
-        `.pdf`.
-    located
-        The numbers of a search (`uturn.studies.locate.Location.numbers`), of which these are the runs: written to `located.json`,
-        its place drawn in the charts.
-
-    Returns
-    -------
-    The study (`uturn.studies.Study`), or a dict of several by name. ValueError if a run is not finished, or the folder cannot
-    be written to.
+    `runs`: dataset of `uturn.run`, or several by name (`uturn.studies.named_runs`). `source`: that of the run, for the originals
+    of texts; by default it is built from its spec. `title`: of the page, by default the description of the run. `groups`: of
+    readings that are drawn first. `save_images`: write the stored reconstructions as PNG files into the folder `reconstructions`.
+    `page`: without it, a caller that adds to the folder writes the page afterwards (`uturn.pages.report`). `centre`: as in
+    `uturn.study`. `theory`: add the mean field to the curves. `difference`: write the difference of two runs on the same
+    originals (`uturn.studies.difference`): `difference.json`, `.csv`, `.png`, `.pdf`. `located`: the numbers of a search
+    (`uturn.studies.locate.Location.numbers`), of which these are the runs: written to `located.json`, its place is drawn.
     """
     expect(isinstance(runs, Mapping) and runs, "runs", runs, "the dataset that uturn.run gives, or several by name")
     named: Mapping[str, Any] = runs if not hasattr(runs, "data_vars") else {"": runs}  # a dataset is also a mapping
@@ -168,7 +150,6 @@ def write_figures(folder: Path, figures: Mapping[str, Callable[[], Any]]) -> Non
 
 
 def written(out: str | Path, save_images: bool = False) -> list[str]:
-    """Names of the results in a folder or at a URL."""
     with output_folder("out", out) as folder:
         there = folder.names("")
     return [name for name in (*RESULTS, *([PICTURES] if save_images else [])) if name in there]

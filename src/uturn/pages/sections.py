@@ -19,6 +19,7 @@ from uturn.core.checks import expect, one_line
 from uturn.core.files import LARGEST_TABLE, check_plain
 from uturn.pages.charts import numbers
 from uturn.pages.pictures import preview
+from uturn.store.outputs import digest_of_dataset
 from uturn.store.record import bounded_chunks, open_run
 from uturn.studies.tables import TextTable
 
@@ -114,7 +115,12 @@ class Reader:
                 names = {type(codec).__name__ for codec in used}
                 expect(names <= _CODECS, f"{path}: codecs of {name}", sorted(names), "those that this package writes")
             expect(data.nbytes <= _MOST_BYTES, f"{path}: bytes", data.nbytes, f"at most {_MOST_BYTES}")
-            return data.load()
+            data.load()
+        size, digest = sum(file.stat().st_size for file in path.rglob("*")), data.attrs.pop("digest", "")
+        expect(size <= _MOST_BYTES, f"{path}: bytes of its files", size, f"at most {_MOST_BYTES}")
+        is_whole = not digest or digest == digest_of_dataset(path)  # without a digest, another version wrote it
+        expect(is_whole, f"{path}: files", "damaged or missing ones", "those that were written; make it again, or copy it again")
+        return data
 
     def run(self, path: Path) -> xr.Dataset:
         """The dataset of a store of `uturn run`, or of stored readings."""

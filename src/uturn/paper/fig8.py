@@ -77,7 +77,6 @@ def strings(source: RHMSource, part: int, count: int) -> tuple[np.ndarray, np.nd
 
 
 def trained_classifier(workshop: Workshop) -> Path:
-    """File of the trained network."""
     chosen = setup(workshop.scale)
     network = {name: value for name, value in chosen._asdict().items() if name not in ("items", "noise")}
     recipe = {**network, "seed": SEED, "batch": 256, "learning_rate": 1e-3, "weight_decay": 0.01, "target": 0.995}

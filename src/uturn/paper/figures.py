@@ -32,11 +32,6 @@ def reproduce(
     Writes for each figure `out/<figure>.png`, `.pdf`, `.json` (verdicts) and `.zarr` (the labelled data of the plot), the raw
     runs under `out/<scale>/`, and after each figure the page `out/index.html`. `out` is a folder or a URL of object storage.
     `cluster`: arguments of `uturn.run` for a cluster.
-
-    Raises
-    ------
-    ValueError
-        For an unknown figure or scale, or a figure that needs a library that is not installed, before anything is computed.
     """
     unknown = [name for name in figures if name not in FIGURES]
     if unknown:

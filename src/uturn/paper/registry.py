@@ -80,6 +80,5 @@ class Figure(Protocol):
 
 
 def load_figure(name: str) -> Figure:
-    """The module of a figure."""
     module: Any = importlib.import_module(_OF_TOOLS[name].module if name in _OF_TOOLS else f"uturn.paper.{name}")
     return module

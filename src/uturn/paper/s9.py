@@ -39,7 +39,6 @@ _HELD_OUT, _REFERENCE, _TEST, _BATCHES = 0, 10_000, 20_000, 100_000  # first num
 
 
 def trained_classifier(workshop: Workshop) -> Path:
-    """File of the trained network."""
 
     def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
         return _examples(_BATCHES + step * RECIPE["batch"], RECIPE["batch"])

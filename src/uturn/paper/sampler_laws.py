@@ -10,8 +10,11 @@ import numpy as np
 import xarray as xr
 from scipy.stats import gamma, norm
 
+from uturn.backward.score_model import ScoreModel, noisy_images_of, strings_of
 from uturn.core.random import Purpose, keys
 from uturn.corruption import Gaussian, Masking, Noisy, UniformReplacement
+from uturn.corruption.denoising import ExactDenoiser, denoise
+from uturn.exact.inference import sample_posterior
 from uturn.exact.rhm import RandomHierarchyModel
 from uturn.measures.calibration import Calibration, calibrate, paired
 
@@ -58,8 +61,6 @@ class Size(NamedTuple):
 
 def scheduler_sampler(sampler: tuple[str, dict[str, Any], float | None, str], size: Size) -> Sampler:
     """A scheduler of diffusers with the exact score; the strings of a sheet share a stream of random numbers."""
-    from uturn.backward.score_model import noisy_images_of, strings_of
-
     name, options, eta, _ = sampler
     gaussian, strings = Gaussian(), size.strings
 
@@ -86,15 +87,12 @@ def scheduler_sampler(sampler: tuple[str, dict[str, Any], float | None, str], si
 
 def channel_sampler(channel: str, size: Size) -> Sampler:
     """A discrete channel with exact leaf marginals."""
-    from uturn.corruption.denoising import ExactDenoiser, denoise
-
     denoiser = ExactDenoiser(_grammar(), CHANNELS[channel])
     return _at_one_level(channel, denoiser.corruption, partial(denoise, denoiser))
 
 
 def exact_sampler(size: Size) -> Sampler:
     """Exact posterior draws in the Gaussian process."""
-    from uturn.exact.inference import sample_posterior
 
     def draws(observation: Noisy, steps: int, streams: np.ndarray) -> np.ndarray:
         return sample_posterior(_grammar(), Gaussian().log_evidence(observation), streams)[0]
@@ -110,11 +108,9 @@ def _at_one_level(channel: str, corruption: Any, rebuild: Callable[[Noisy, int, 
 
 
 def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, steps: int, rows: int) -> Any:
-    import diffusers
+    import diffusers  # takes seconds to load
 
     from uturn.backward.reverse_diffusion import ReverseDiffusion
-    from uturn.backward.score_model import ScoreModel
-    from uturn.corruption.denoising import ExactDenoiser
     from uturn.corruption.schedulers import AncestralScheduler
 
     class Watched(ScoreModel):

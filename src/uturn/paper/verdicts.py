@@ -69,7 +69,6 @@ def above(values: Any, limit: Any, text: str | None = None) -> Rule:
 
 
 def at_least(value: float, limit: float) -> Rule:
-    """The value is not below the limit."""
     return Rule(_all(value >= limit), f">= {limit:g}")
 
 

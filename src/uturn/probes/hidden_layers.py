@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save
 from torch import nn
 
 from uturn.core import progress
@@ -24,7 +26,7 @@ from uturn.core.checks import checked_integer, expect, noted
 from uturn.core.files import whole_file
 from uturn.measures.clones import between_clones
 from uturn.networks.files import fingerprint
-from uturn.networks.layers import as_tensor, checked_model, hooks, matches, select_layers
+from uturn.networks.layers import as_tensor, hooks, matches, select_layers
 from uturn.networks.libraries import reading
 
 _TABLES = ("mean", "variance", "spread")
@@ -56,33 +58,17 @@ class Readings(NamedTuple):
 class HiddenLayers:
     """Outputs of modules of a network, read by forward hooks, in which they are processed and dropped.
 
-    Parameters
-    ----------
-    model
-        Any `torch.nn.Module` in evaluation mode that takes a batch of samples, on the device of its parameters.
-    layers
-        Names of modules, glob patterns of them, or "every block", see `uturn.networks.layers.select_layers`; by default the
-        direct children of the model. Each must run once in a forward pass. (): none, to read the logits alone.
-    preprocess
-        Function applied to each batch (a tensor) before the model. Statistics refer to preprocessed data.
-    batch_size
-        Samples in a forward pass, at least one pair when pairs are compared.
-    channel_axis
-        Axis of the channels in activations with three or more axes: a number, or {name or pattern: number} with 1 for all other
-        layers. Convolutions have axis 1, transformers -1.
-    legacy
-        Divide by the square root of the second moment E[a^2] instead of the standard deviation, as in the code published with
-        the paper; use it only to compare with published curves.
+    `model`: any `torch.nn.Module` in evaluation mode that takes a batch of samples, on the device of its parameters. `layers`:
+    names of modules, glob patterns of them, or "every block" (`uturn.networks.layers.select_layers`); by default the direct
+    children of the model. Each must run once in a forward pass. (): none, to read the logits alone. `preprocess`: function
+    applied to each batch (a tensor) before the model; statistics refer to its results. `batch_size`: samples in a forward pass,
+    at least one pair when pairs are compared. `channel_axis`: axis of the channels in activations with three or more axes, a
+    number, or {name or pattern: number} with 1 for all other layers; convolutions have axis 1, transformers -1. `legacy`: divide
+    by the square root of the second moment E[a^2] instead of the standard deviation, as the code published with the paper does.
 
-    Attributes
-    ----------
-    layers : tuple of str
-        The probed modules, in the order in which the model registers them.
-    mean, variance, spread : {layer: float64 (channels,)}
-        Mean and variance over samples and positions of the reference set; variance over samples at a fixed position (normalised
-        by count - 1), summed over positions.
-    shapes, reference_count
-        {layer: shape of the activations of one reference sample}, and the number of reference samples.
+    Statistics of the reference set, {layer: float64 (channels,)}: `mean`, `variance` over samples and positions; `spread`, the
+    variance over samples at a fixed position (normalised by count - 1), summed over positions. `shapes`, `reference_count`:
+    {layer: shape of the activations of one reference sample}, and the number of reference samples.
     """
 
     def __init__(
@@ -95,7 +81,7 @@ class HiddenLayers:
         channel_axis: int | Mapping[str, int] = 1,
         legacy: bool = False,
     ) -> None:
-        self.model, self.preprocess, self.legacy = checked_model(model), preprocess, legacy
+        self.model, self.preprocess, self.legacy = model, preprocess, legacy
         self.batch_size = checked_integer("batch_size", batch_size, 1)
         self.layers = () if layers == () else select_layers(model, layers)
         self._axes = _channel_axes(self.layers, channel_axis)
@@ -125,8 +111,6 @@ class HiddenLayers:
 
     def save_statistics(self, path: str | os.PathLike[str]) -> None:
         """Write the statistics of the layers to a safetensors file, with the fingerprint of the network."""
-        from safetensors.numpy import save
-
         self._check_fitted()
         arrays = {
             f"{layer}/{name}": np.ascontiguousarray(getattr(self, name)[layer]) for name in _TABLES for layer in self.layers
@@ -137,8 +121,6 @@ class HiddenLayers:
 
     def load_statistics(self, path: str | os.PathLike[str]) -> HiddenLayers:
         """Read a file of `save_statistics`; ValueError if it is damaged, or of another network, other layers or other axes."""
-        from safetensors import safe_open
-
         expect(Path(path).is_file(), "statistics", path, "a file written by HiddenLayers.save_statistics")
         with reading(f"{path} is damaged, or not of this probe:", "fit the probe and save its statistics"):
             with safe_open(path, framework="numpy") as file:

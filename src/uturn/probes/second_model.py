@@ -54,7 +54,6 @@ class SecondModel(Named):
 
     @property
     def text_model(self) -> TextModel:
-        """The second model."""
         from uturn.networks.texts.language_files import TextModel
 
         return TextModel(head=self.head, **self._loading())
@@ -69,7 +68,6 @@ class SecondModel(Named):
         return {name: getattr(self, name) for name in names}
 
     def texts(self, source: Any) -> TextsOf:
-        """The texts of a source for the model of the spec."""
         return TextsOf(source, self.text_model.load(), self.where)
 
     def prepared(self, texts: TextsOf, source: Any) -> Any:
@@ -86,7 +84,6 @@ class SecondModel(Named):
 
 @cached_while_unchanged()
 def prepared(spec: SecondModel, source: Any) -> tuple[TextsOf, Any]:
-    """The texts of a source for the model of a spec, and what it has prepared."""
     texts = spec.texts(source)
     return texts, spec.prepared(texts, source)
 

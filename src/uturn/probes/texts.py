@@ -120,7 +120,6 @@ class TextEncoder(SecondModel):
         return model.embed(rows, self.batch_size)
 
     def prepared(self, texts: TextsOf, source: Any) -> np.ndarray:
-        """Embeddings of the reference texts."""
         return self.of_texts(texts, source.ids(np.arange(min(self.reference, source.count()))))
 
     def variables(self, source: Any) -> dict[str, Variable]:

@@ -18,7 +18,6 @@ def model_file() -> Path:
 
 
 def passages_file() -> Path:
-    """Text file of the passages, one a line."""
     return FOLDER / "passages.txt"
 
 

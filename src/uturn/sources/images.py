@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -19,7 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from uturn.core.checks import checked_path, expect, one_line
-from uturn.core.files import cached_while_unchanged, check_regular, digest_of_file, read_array
+from uturn.core.files import cached_while_unchanged, digest_of_file, read_array, read_text
 from uturn.core.inputs import Content, File
 from uturn.core.processes import cores
 from uturn.core.protocols import Noisy, Originals, Source, Spec
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 # Not all formats of Pillow, because some start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000")
 _MOST_PIXELS = 2**26  # of a file; a few kilobytes may promise gigabytes
+_MOST_NESTED, _MOST_LINKS = 64, 2**13  # folders in each other, links to folders
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,8 +46,10 @@ class Images(Originals):
 
     @property
     def data(self) -> np.ndarray:
-        """The images."""
         return self.images
+
+    def continued(self, reconstructions: Any, taken: np.ndarray) -> Images:
+        return replace(self, images=np.where(taken[:, None, None, None], reconstructions[:, 0], self.images))
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyImages:
         """Noisy images, one for each trajectory of each original, with the labels of the originals."""
@@ -66,7 +70,6 @@ class ImageSource(Spec, Source):
     kind: ClassVar[str] = "images"
 
     def count(self) -> int:
-        """Number of images."""
         raise NotImplementedError
 
     def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -192,13 +195,11 @@ class ImageFolderSource(ImageSource):
 
     @cached_property
     def _classes(self) -> list[str] | None:
-        """Names of the classes in the order of the labels."""
         folders = sorted(group for group in self._groups if group)
         return folders or None if self.classes is None else _class_list(self.classes, folders, self.path)
 
     @cached_property
     def _files(self) -> list[_File]:
-        """The files in the order of the items."""
         labels = {name: label for label, name in enumerate(self._classes or [])} | {"": -1}
         groups = self._groups.items()
         ranked = [(rank, group, _File(*file, labels[group])) for group, files in groups for rank, file in enumerate(files)]
@@ -293,19 +294,22 @@ class _File(NamedTuple):
     label: int
 
 
-def listed(path: str, inside: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, int]]:
-    """Names, relative to the folder, and sizes of all files that are not hidden."""
+def listed(path: str, inside: str = "", above: tuple[str, ...] = (), links: Any = None) -> Iterator[tuple[str, int]]:
+    """Names, relative to the folder, and sizes of all files that are not hidden. Links to folders above are left out."""
     folder = os.path.join(path, inside)
+    real = os.path.realpath(folder)
+    above = above or tuple(map(str, Path(real).parents))
+    if real in above:
+        return
+    links = links or itertools.count()  # of links to folders, by which 2**n paths may lead to n folders
+    expect(inside.count("/") <= _MOST_NESTED, f"{path}: folders in each other", inside, f"at most {_MOST_NESTED}")
     try:
-        status = os.stat(folder)
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            return  # a link to a folder above it
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
         for entry in visible:
             if entry.is_dir():
-                yield from listed(path, f"{inside}{entry.name}/", (*above, identity))
+                expect(not entry.is_symlink() or next(links) < _MOST_LINKS, f"{path}: links", "more", f"at most {_MOST_LINKS}")
+                yield from listed(path, f"{inside}{entry.name}/", (*above, real), links)
             elif entry.is_file():
                 yield inside + entry.name, entry.stat().st_size
     except OSError as error:
@@ -315,8 +319,7 @@ def listed(path: str, inside: str = "", above: tuple[tuple[int, int], ...] = ())
 def _class_list(classes: str, folders: list[str], path: str) -> list[str]:
     """Names of the classes in a file with one class a line, which must hold all sub-folders with files."""
     try:
-        check_regular(checked_path("classes", classes))
-        names = [name.strip() for name in Path(classes).read_text("utf-8-sig").rstrip().split("\n")]
+        names = [name.strip() for name in read_text(checked_path("classes", classes)).rstrip().split("\n")]
     except (OSError, ValueError) as error:
         raise ValueError(f"classes = {classes!r} cannot be read ({one_line(error)}); expected a class on each line") from None
     wrong = [name for line, name in enumerate(names) if not name or name in names[:line]] + sorted(set(folders) - set(names))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -48,6 +48,13 @@ class Strings(Originals):
     def data_of(self, reconstructions: Any) -> np.ndarray:
         """The leaves of reconstructions, int64 (batch, draws, num_leaves)."""
         return reconstructions[0]
+
+    def continued(self, reconstructions: Any, taken: np.ndarray) -> Strings:
+        broken = np.any([(nodes < 0).any(axis=(1, 2)) & taken for nodes in reconstructions.values()], axis=0)
+        found = f"{broken.sum()} of {len(taken)} ungrammatical strings"
+        expect(not broken.any(), "reconstructions", found, "strings of the grammar; draw fewer leaves a step")
+        latents = self.draw.latents.items()
+        return replace(self, draw=Draw({at: np.where(taken[:, None], reconstructions[at][:, 0], own) for at, own in latents}))
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyStrings:
         """Noisy strings, one for each trajectory of each original; one for each original if the corruption draws nothing."""

@@ -8,15 +8,15 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
-from uturn.core.checks import checked_path, expect, one_line
-from uturn.core.files import cached_while_unchanged, read_array
+from uturn.core.checks import checked_array, checked_path, expect, one_line
+from uturn.core.files import cached_while_unchanged, read_array, read_text
 from uturn.core.inputs import Content
 from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Streams
@@ -44,6 +44,9 @@ class Tokens(Originals):
     def __post_init__(self) -> None:
         if self.free is None:
             object.__setattr__(self, "free", self.data != PAD)
+
+    def continued(self, reconstructions: Any, taken: np.ndarray) -> Tokens:
+        return replace(self, data=np.where(taken[:, None], reconstructions[:, 0], self.data))
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyTokens:
         """Noisy tokens, one sequence for each trajectory of each original."""
@@ -137,7 +140,6 @@ class TokenSource(Spec, Source):
 
     @property
     def has_fixed(self) -> bool:
-        """Whether some tokens are fixed."""
         texts = self._texts()
         return bool((texts.free != (texts.ids != PAD)).any())
 
@@ -236,7 +238,7 @@ def _read(source: TokenSource, backward: Any) -> _Texts:
         if isinstance(text, str) and not text.strip():
             left_out[name] = "empty"
             continue
-        ids = np.asarray(_encoded(tokenizer, text, where) if isinstance(text, str) else text)
+        ids = checked_array(where, _encoded(tokenizer, text, where) if isinstance(text, str) else text)
         expect(ids.size, where, text, "at least one token of the model; remove it, or choose another tokenizer")
         are_ids = ids.ndim == 1 and ids.dtype.kind in "iu" and 0 <= ids.min() <= ids.max() < v
         expect(are_ids, where, text, f"a text, or ids 0 .. {v - 1}, as the model has")
@@ -293,10 +295,10 @@ def _rows(source: TokenSource, where: str, most: int | None) -> Iterator[tuple[s
         yield from ((f"row {k}", {"text": row}) for k, row in enumerate(ids))
         return
     try:
-        texts = [file.read_text(encoding="utf-8-sig") for file in files]
+        texts = [read_text(file) for file in files]
         table = _TABLES[suffix](texts[0]) if suffix in _TABLES else []
         columns = dict.fromkeys(column for row in table for column in row)
-    except (OSError, ValueError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, RecursionError, csv.Error) as error:
         raise ValueError(f"{where} cannot be read ({one_line(error)}); expected text in UTF-8") from None
     if suffix in _TABLES:
         known = ("text", "label", "regions", "fixed")
@@ -315,8 +317,8 @@ def _rows(source: TokenSource, where: str, most: int | None) -> Iterator[tuple[s
 
 
 _TABLES: dict[str, Callable[[str], list[dict[str, Any]]]] = {
-    ".csv": lambda text: list(csv.DictReader(io.StringIO(text))),
-    ".jsonl": lambda text: [json.loads(line) for line in text.split("\n") if line.strip()],
+    ".csv": lambda text: list(csv.DictReader(io.StringIO(text), strict=True)),
+    ".jsonl": lambda text: [dict(json.loads(line)) for line in text.split("\n") if line.strip()],
 }
 
 
@@ -324,6 +326,7 @@ def _encoded(tokenizer: Any, text: str, where: str) -> list[int]:
     """Ids of a text; ValueError if it has a character that is no token."""
     expect(tokenizer is not None, f"{where}: tokenizer", None, "ids (.npy, or lists in .jsonl), as the model has no tokenizer")
     try:
+        text.encode()  # an error for lone surrogates
         return list(tokenizer.encode(text))
     except ValueError as error:
         raise ValueError(f"{where}: {error}; replace it, or take a model with other tokens (--model)") from None

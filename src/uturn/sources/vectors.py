@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -36,13 +36,15 @@ class Vectors(Originals):
 
     @property
     def data(self) -> np.ndarray:
-        """The vectors."""
         return self.values
 
     @property
     def distance(self) -> Grid | None:
         """Distances on the grid of a field."""
         return None if self.law.grid is None else Grid(self.law.grid, periodic=True)
+
+    def continued(self, reconstructions: Any, taken: np.ndarray) -> Vectors:
+        return replace(self, values=np.where(taken[:, None], reconstructions[:, 0], self.values))
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyVectors:
         """Diffused vectors, one for each trajectory of each original; ValueError for a corruption other than `Gaussian`."""

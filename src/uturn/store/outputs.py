@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -12,16 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 from zarr.core.sync import sync
 
-from uturn.core.files import named_errors, whole_folder
-from uturn.store.places import at_once, failures_named, files_at, is_url, listed, place_of, read, replace, write
-
-if TYPE_CHECKING:
-    import xarray as xr
+from uturn.core.files import digest_of_file, named_errors, whole_folder
+from uturn.store.places import ROOT, at_once, failures_named, files_at, is_url, listed, place_of, read, replace, write
 
 _NO_FILE = re.compile(r"[\\:]|(^|/)\.{0,2}(/|$)")  # a key that would leave the folder
 
@@ -43,7 +42,6 @@ class OutputFolder:
         return is_url(self.where)
 
     def inside(self, name: str) -> OutputFolder:
-        """The subfolder of this name."""
         return OutputFolder(self.place(name), self.path / name)
 
     def place(self, name: str) -> str:
@@ -121,3 +119,15 @@ def write_dataset(data: xr.Dataset, path: str | Path) -> None:
     with whole_folder(path) as unfinished, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         data.assign(text).to_zarr(unfinished, mode="w", zarr_format=3, consolidated=True)
+        root = json.loads((unfinished / ROOT).read_bytes())
+        root["attributes"]["digest"] = digest_of_dataset(unfinished)
+        (unfinished / ROOT).write_text(json.dumps(root, indent=2))
+
+
+def digest_of_dataset(folder: Path) -> str:
+    """Digest of the files of a dataset, without that in its attributes: a chunk that is not there would be read as a number."""
+    root = json.loads((folder / ROOT).read_bytes())
+    root["attributes"].pop("digest", None)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / ROOT)
+    digests = [(path.relative_to(folder).as_posix(), digest_of_file(str(path))) for path in files]
+    return hashlib.sha256(json.dumps([root, digests], sort_keys=True).encode()).hexdigest()

@@ -112,18 +112,15 @@ class Blocks:
     noise: Any
 
     def tasks(self) -> Iterator[Task]:
-        """All tasks, block by block."""
         for block in range(-(-self.num_items // self.chunk)):
             for level in range(len(self.noise)):
                 yield Task(level, block)
 
     def span(self, task: Task) -> slice:
-        """The items of a task."""
         start = task.item_block * self.chunk
         return slice(start, min(start + self.chunk, self.num_items))
 
     def items(self, task: Task) -> np.ndarray:
-        """Item numbers of a task."""
         return np.arange(*self.span(task).indices(self.num_items))
 
     def place(self, task: Task) -> tuple[float, int, int]:
@@ -410,7 +407,6 @@ class Store(Blocks):
         return {task: count for task, (_, count) in self.states(tasks, look=False).items()}
 
     def forget(self, tasks: Iterable[Task]) -> None:
-        """Clear the records of tasks."""
         with failures_named(self.where, "clear records"):
             for task in tasks:
                 self.arrays[_RECORDS][self._rows[task.noise_index], task.item_block] = 0

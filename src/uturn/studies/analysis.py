@@ -66,16 +66,8 @@ def study(ds: xr.Dataset, centre: str = "mean") -> Study:
     does not exist (`remark` gives the reason). Coordinates of a reading: `variable`, `level`, `probe`, `model`, `group`,
     `family`, `unit`, `words`, and `originals`, the number of items that have it.
 
-    Parameters
-    ----------
-    ds : Dataset of `uturn.run`
-    centre : "mean" or "median"
-        With "median", c is the median over items, for heavy tails. Readings in [0, 1], correlations and gaps stay means.
-
-    Raises
-    ------
-    ValueError
-        If `ds` is not a run, is not finished, has damaged reading instructions, or holds originals several times.
+    `ds`: dataset of `uturn.run`. With `centre` = "median", c is the median over items, for heavy tails. Readings in [0, 1],
+    correlations and gaps stay means.
 
     Examples
     --------
@@ -333,11 +325,13 @@ def _missing(stacked: xr.DataArray, run: xr.Dataset) -> Iterator[str]:
 
 
 def _on_few(stacked: xr.DataArray, run: xr.Dataset) -> list[str]:
-    """A remark for each level on noise levels at which two originals (or grammars) make the spread of a share, or ""."""
+    """For each level a remark if two originals (or grammars) make the spread of its share, else ""; levels share one remark."""
     few = rests_on_few(stacked.transpose("noise", ..., _LEVEL)) & (run.noise.values > 0)[:, None]
     two = "two originals" if independent_groups(stacked).max() + 1 == run.sizes["item"] else "two grammars"
+    noises = run.noise.values[few.any(axis=1)]
+    some = "some of " if few.shape[1] > 1 and len(noises) > 1 else ""
     advice = "others like them may be missing, and the interval too narrow"
-    return [f"{two} make the spread at {among(run.noise.values[at])}: {advice}" if at.any() else "" for at in few.T]
+    return [f"{two} make the spread at {some}{among(noises)}: {advice}" if at.any() else "" for at in few.T]
 
 
 def _without_readings(run: xr.Dataset, names: Collection[str]) -> list[str]:

@@ -26,19 +26,11 @@ _OF_STUDIES = {  # names in a study that are not axes
 class Axes:
     """Noise levels of a run with noise 0, on all its axes.
 
-    `noise` is the first axis. Coordinates of the noise levels follow; between levels they are interpolated linearly. Their value
-    without noise is the attribute `clean` of the coordinate. A coordinate whose name is taken by a part of a study is renamed to
-    `<name>_of_noise`. If the run has log-SNR, then abar, log-SNR and sigma are interpolated in the angle with
-    tan(angle) = sigma, since log-SNR and sigma are infinite at the ends.
-
-    Attributes
-    ----------
-    noise : array (noise,)
-        Increasing from 0. The last level may be infinite.
-    values : {axis: array (noise,)}
-    words : {axis: long name}
-    most : float
-        Largest possible noise.
+    `noise` (noise,), increasing from 0, the last one perhaps infinite, is the first axis. Coordinates of the noise levels follow;
+    between levels they are interpolated linearly. Their value without noise is the attribute `clean` of the coordinate. A
+    coordinate whose name is taken by a part of a study is renamed to `<name>_of_noise`. If the run has log-SNR, then abar,
+    log-SNR and sigma are interpolated in the angle with tan(angle) = sigma, since log-SNR and sigma are infinite at the ends.
+    `values`, `words`: arrays (noise,) and long names by axis. `most`: largest possible noise.
     """
 
     def __init__(self, run: xr.Dataset) -> None:

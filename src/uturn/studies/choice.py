@@ -132,26 +132,13 @@ def choose(
     readings (NaN) are left out. A reading that falls from its start to chance is kept if its mean is at least the goal; one that
     rises, if it is at most the goal; docs/noise.md has the rules for others, and the text of the choice reports the guess.
 
-    Parameters
-    ----------
-    ds : Dataset of `uturn.run`
-    reading : str
-        Its name in the study, such as "same_class" or "similarity, network_layer = block1". The name of a variable suffices if it
-        has one level; "first_layer" and "last_layer" are the ends of an ordered series of layers.
-    keep : float
-        The goal, strictly inside the bounds of the reading. Readings that are all 0 or 1 have these bounds, declared or not.
-    lose : {reading: goal}, optional
-        A reading that has to be lost: tested from large noise downwards. The noise chosen is then the upper end of the window
-        between both; each end has the confidence stated, so both together at least 1 - 2 (1 - confidence).
-    by : str, optional
-        A coordinate of the items, such as "label": a choice for each of its values, each with the confidence stated. Items
-        without a label (-1) are left out.
-    confidence : float in (.5, 1)
-
-    Raises
-    ------
-    ValueError
-        For a run that is not finished, a reading that is unknown, ambiguous, or of unknown direction, and a goal out of bounds.
+    `ds`: dataset of `uturn.run`. `reading`: its name in the study, such as "same_class" or "similarity, network_layer = block1".
+    The name of a variable suffices if it has one level; "first_layer" and "last_layer" are the ends of an ordered series of
+    layers. `keep`: the goal, strictly inside the bounds of the reading. Readings that are all 0 or 1 have these bounds, declared
+    or not. `lose`, {reading: goal}: a reading that has to be lost, tested from large noise downwards. The noise chosen is then
+    the upper end of the window between both; each end has the confidence stated, so both together at least 1 - 2 (1 -
+    confidence). `by`: a coordinate of the items, such as "label": a choice for each of its values, each with the confidence
+    stated. Items without a label (-1) are left out. `confidence`: above .5.
 
     Examples
     --------

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from uturn.measures.statistics import Replicates, located, proportion, replicates
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 
 def curve(values: xr.DataArray, x: np.ndarray, start: Any = 1.0, centre: str = "mean") -> Replicates:

@@ -105,7 +105,7 @@ def _mark(axis: Any, chart: Chart, places: np.ndarray) -> None:
     for mark in chart.marks:
         if mark.label == CRITICAL:
             if has_theory:
-                axis.axvline(mark.place[0, 0], color=THEORY, lw=1, ls=":", zorder=1, label="ε* of the mean field")
+                axis.axvline(mark.place[0, 0], color=THEORY, lw=1, ls="-.", zorder=1, label="ε* of the mean field")
             continue
         is_own = mark.reading in chart.labels
         of_other = None if is_own else f"$t^*$ of {brief(mark.reading, 30)}"

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import xarray as xr
 
 from uturn.core.protocols import GUESSED
-
-if TYPE_CHECKING:
-    import xarray as xr
-
 
 PEAK = "peak of chi"
 
 
 class Headline(NamedTuple):
-    """A place on the noise axes of a study.
+    """A place (axis, estimate) on the noise axes of a study, and its meaning in words, `claim`.
 
-    Attributes
-    ----------
-    label : str
-        "t*" for a class, "peak of chi", otherwise "half-life of NAME".
-    reading : str
-        The reading on whose curve the place lies; "" for the peak of chi.
-    place : array (axis, estimate)
-    claim : str
-        The meaning of the place in words.
+    `label`: "t*" for a class, "peak of chi", otherwise "half-life of NAME". `reading`: that on whose curve the place lies, or "".
     """
 
     label: str

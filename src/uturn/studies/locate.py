@@ -141,31 +141,14 @@ def locate(
     the place, until the interval of a logistic fit is about as narrow as the width, and at last at both ends of the interval that
     is to be reported (`search`). docs/precision.md has what it costs, and how often the interval contains the place.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        Its `noise` are the levels for the pilot; `items` and `chunk` are not used, and originals are at most 10,000.
-    reading : str
-        A reading as `uturn.study` names it, such as "same_class" or "unchanged, tree_level = 3". It has a start.
-    width : float
-        Full width of the interval, in the unit of the noise.
-    store : folder or URL, optional
-        Where the stores of the runs are kept, by default a temporary folder. The same call resumes an interrupted one, with the
-        same numbers. Another width, reading or share uses the same pilot, and other stores if it leads to the same levels.
-    share : float in (0, 1)
-        Share of the way; .5 is the half-life of the reading, for a class t*.
-    any_shape : bool
-        Decide by the readings at the two ends alone, each tested with a false-alarm rate that falls with the number of tests and
-        sums to .05: the interval then holds for every monotone curve.
-    tell : function of a text
-        Is called with a line after each batch: the width reached, and the expected rest.
-    **options
-        Options of `uturn.run`: workers, progress, cluster, accept_changes, ..
-
-    Raises
-    ------
-    ValueError
-        If the experiment has no such reading, if the reading has no start, and for the reasons of `uturn.run`.
+    `experiment`: its `noise` are the levels for the pilot; `items` and `chunk` are not used, and originals are at most 10,000.
+    `reading`: as `uturn.study` names it, such as "same_class" or "unchanged, tree_level = 3". It has a start. `width`: full width
+    of the interval, in the unit of the noise. `store`: folder or URL for the stores of the runs, by default a temporary folder.
+    The same call resumes an interrupted one, with the same numbers; another width, reading or share uses the same pilot, and
+    other stores if it leads to the same levels. `share`: of the way; .5 is the half-life of the reading, for a class t*.
+    `any_shape`: decide by the readings at the two ends alone, each tested with a false-alarm rate that falls with the number of
+    tests and sums to .05: the interval then holds for every monotone curve. `tell`: called with a line after each batch, the
+    width reached and the expected rest. `options`: those of `uturn.run`, workers, progress, cluster, accept_changes, ..
 
     Examples
     --------
@@ -204,6 +187,8 @@ def _checked(experiment: Experiment, reading: str, width: float) -> list[float]:
     if how.start is None:
         raise ValueError(f"reading = {reading!r}: it has no start from which it changes; choose another reading")
     grid = sorted(level for level in experiment.noise if 0 < level < math.inf)
+    is_measured = not experiment.parts.backward.by_items
+    expect(is_measured, "until: unit of the noise", experiment.parts.corruption.unit, "one in which levels are measured singly")
     expect(len(grid) > 1, "noise", experiment.noise, "at least two levels above 0 for the pilot")
     return grid
 

@@ -28,25 +28,13 @@ _MOST_LEVELS, _MOST_NOISES = 8, 4  # levels of a variable in the table and in a 
 def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Dataset:
     """The second of two runs on the same originals minus the first: curves and half-lives, paired over originals.
 
-    Both curves of a reading are means over the same originals, at the noise levels that both runs have.
+    Both curves of a reading are means over the same originals, at the noise levels that both runs have. `runs`: two by name,
+    whose originals are matched by their names (`item_name`), or else by their numbers. `centre`: as in `uturn.study`; with
+    "median" the difference of two medians, not the median of differences.
 
-    Parameters
-    ----------
-    runs : {name: Dataset of `uturn.run` or `uturn.readings`}
-        Two runs. Originals are matched by their names (`item_name`), or else by their numbers.
-    centre : "mean" or "median", as in `uturn.study`; with "median" the difference of two medians, not the median of differences
-
-    Returns
-    -------
-    Dataset
-        curve (reading, noise, estimate) and half_life (reading, axis, estimate), second minus first, with 95 % intervals over
-        originals, or grammars if there are several; half_lives (reading, run, axis, estimate) of both runs; originals, remark
-        (reading). NaN if a number does not exist.
-
-    Raises
-    ------
-    ValueError
-        For runs that are not two, not finished, or without common originals, noise levels or readings.
+    The Dataset has `curve` (reading, noise, estimate) and `half_life` (reading, axis, estimate), second minus first, with 95 %
+    intervals over originals, or grammars if there are several; `half_lives` (reading, run, axis, estimate) of both runs;
+    `originals`, `remark` (reading). NaN if a number does not exist.
 
     Examples
     --------

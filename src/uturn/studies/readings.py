@@ -98,12 +98,6 @@ def readings(
         The readings, float32, with reading instructions in their attributes; coordinates noise, item, trajectory (and clone) and
         those of `coords`. Items with other names than integers are numbered, and `item_name` holds the names.
 
-    Raises
-    ------
-    ValueError
-        For arrays of other shapes, levels that do not increase, rows that occur twice, text, readings that are all missing or
-        infinite, names that no store can hold, and a `store` with other content.
-
     Examples
     --------
     >>> import uturn as ut

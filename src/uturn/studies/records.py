@@ -14,7 +14,6 @@ import numpy as np
 import pandas
 import xarray as xr
 
-from uturn.core.files import read_table
 from uturn.core.imports import is_import_path
 from uturn.core.registry import build
 from uturn.measures.statistics import WITHIN, crossing
@@ -29,7 +28,9 @@ _MOST_LEVELS = 10  # largest number of noise levels in the records
 MOST_ITEMS = 10_000  # of a run whose originals are listed
 _MOST_LISTED = 24  # levels of a variable that is listed
 HALF_LIFE = "half_life of "
-_MOST_TEXT = 2**26  # bytes of the texts that a store names
+_MOST_TEXT, _MOST_LINES = 2**26, 2**16  # bytes and lines of the texts that a store names
+_LINE_ENDS = [end.encode() for end in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"]
+_MOST_TOKENS, _LONGEST_PIECE = 2**21, 100  # tokens of all texts that are shown, characters of one
 
 
 def items_of(run: xr.Dataset, study: xr.Dataset) -> pandas.DataFrame:
@@ -123,12 +124,12 @@ def sample(count: int, most: int = MOST_SHOWN) -> np.ndarray:
 
 def _texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
     """The first items of a run as texts; empty if no tokens were stored or originals cannot be read."""
-    count = runs.kept_texts(run)
+    count, levels = runs.kept_texts(run), _noisy_levels(run)
     source = (source or _source_of(run)) if count else None
     if source is None:
         return xr.Dataset()
+    count = min(count, max(_LEAST_SHOWN, _MOST_TOKENS // (run.sizes["position"] * (len(levels) + 1))))
     before = source.ids(np.arange(count))
-    levels = _noisy_levels(run)
     some = run.isel(noise=levels, item=slice(count), trajectory=0, clone=0, missing_dims="ignore")
     tokens, noisy = (some[name].transpose("noise", "item", "position").values.astype(int) for name in ("token", "noisy_token"))
     dims = ("shown_noise", "shown_item", "position")
@@ -155,7 +156,7 @@ def _pieces(ids: np.ndarray, tokenizer: Any) -> np.ndarray:
     """Text of every token, "" for masked ones and beyond the end of a text; ids with a space if there is no tokenizer."""
     known = [int(token) for token in np.unique(ids) if token >= 0]
     texts = [f" {token}" for token in known] if tokenizer is None else tokenizer.pieces(known)
-    table = dict(zip(known, texts, strict=True))
+    table = {token: text[:_LONGEST_PIECE] for token, text in zip(known, texts, strict=True)}
     return np.array([table.get(token, "") for token in ids.ravel().tolist()], str).reshape(ids.shape)
 
 
@@ -174,26 +175,9 @@ def _offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _is_sound(model: str) -> bool:
-    """Whether the sizes in the config.json of a folder can be those of its weights: a few bytes may promise any network."""
-    config = Path(model, "config.json")
-    if not config.exists():
-        return True
-    weights = sum(path.stat().st_size for path in config.parent.iterdir() if path.suffix in (".safetensors", ".bin"))
-    numbers = [(key, int(text)) for key, text in _leaves(read_table(config)) if text.isdecimal()]
-    layers = max((n for key, n in numbers if "layer" in key), default=1)
-    widths = [n for key, n in numbers if key in ("hidden_size", "d_model", "n_embd", "dim")]
-    return layers * max(n for _, n in [*numbers, ("", 1)]) <= weights and all(layers * n**2 <= weights for n in widths)
-
-
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """The leaves of tables and lists, as texts, by their keys."""
-    if isinstance(value, dict | list):
-        inner = value.items() if isinstance(value, dict) else ((key, one) for one in value)
-        for name, one in inner:
-            yield from _leaves(one, str(name))
-    else:
-        yield key, str(value)
+def _lines(path: Any) -> int:
+    """Number of the lines of a file of texts, as `str.splitlines` finds them."""
+    return 0 if Path(path).suffix == ".npy" else sum(map(Path(path).read_bytes().count, _LINE_ENDS))
 
 
 def _source_of(run: xr.Dataset) -> Any:
@@ -207,16 +191,16 @@ def _source_of(run: xr.Dataset) -> Any:
             return None
         from uturn.networks.texts.tokenizers import SPLITS
 
-        # Texts and regular expressions of a stranger, and sizes of models beyond their weights, may take for ever.
-        if spec["backward"].get("split") not in (None, *SPLITS) or not _is_sound(str(spec["backward"].get("model"))):
+        # Texts and regular expressions of a stranger may take for ever.
+        if spec["backward"].get("split") not in (None, *SPLITS):
             return None
         with _offline():
             backward = build("backward", spec["backward"], trusted=False)
             source = build("source", spec["source"], trusted=False)
-            if sum(map(os.path.getsize, source.files())) > _MOST_TEXT:
+            if sum(map(os.path.getsize, source.files())) > _MOST_TEXT or sum(map(_lines, source.files())) > _MOST_LINES:
                 return None
             source = source.made_by(backward, spec["seed"])
             models = json.loads(run.attrs["models"])
-            if (source.fingerprint(), backward.fingerprint()) == (models["source"], models["backward"]):  # with its tokenizer
-                return source
+            same = (source.fingerprint(), backward.fingerprint()) == (models["source"], models["backward"])  # with its tokenizer
+            return source if same and run.sizes["item"] <= source.count() else None
     return None

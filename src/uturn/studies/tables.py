@@ -90,7 +90,6 @@ def summary(study: xr.Dataset, most: int = 8, width: int | None = None) -> Itera
 
 
 def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
-    """The tables of a study as plain text."""
     axes, x = [str(axis) for axis in study.axis.values], axis_words(study)
     on_axes, rows = (f"{x} [95 % interval]", *axes[1:]), []
     of_groups = [np.flatnonzero(study.group.values == group) for group in _groups(study)]

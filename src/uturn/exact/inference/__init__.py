@@ -28,15 +28,7 @@ from uturn.exact.inference.evidence import (
 if TYPE_CHECKING:
     from uturn.exact.rhm import RandomHierarchyModel
 
-__all__ = [
-    "Beliefs",
-    "NotComputedError",
-    "infer",
-    "mutual_information",
-    "posterior_entropy",
-    "prior_entropy",
-    "sample_posterior",
-]
+__all__ = ["Beliefs", "NotComputedError", "infer", "mutual_information", "posterior_entropy", "prior_entropy", "sample_posterior"]
 _BACKENDS = ("auto", "numba", "torch")
 
 
@@ -70,12 +62,6 @@ def infer(
     -------
     Beliefs
         The numbers of a sample do not depend on the rest of the batch; with numba they are bit-identical.
-
-    Raises
-    ------
-    ValueError
-        For a wrong shape, type, backend or output; NaN, +inf, or a leaf with -inf for all symbols; evidence that no string of
-        the grammar can explain.
     """
     expect(backend in _BACKENDS, "backend", backend, f"one of {_BACKENDS}")
     wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs)

@@ -18,17 +18,11 @@ class NotComputedError(AttributeError, ValueError):
 class Beliefs:
     """The messages, marginals and log-evidence that were requested in a call of `infer`; reading another is a NotComputedError.
 
-    Attributes
-    ----------
-    marginals : {tree_level: (batch, nodes, symbols)}
-        Posterior probability of every symbol at every node; 0 = leaves.
-    upward : {tree_level: (batch, nodes, symbols)}
-        Message from a node's subtree to the node, normalised to 1. `upward[0]` is the normalised evidence; `upward[depth]`
-        (batch, 1, n) does not include the class prior.
-    downward : {tree_level: (batch, nodes, symbols)}
-        Message from the rest of the tree to the node, normalised to 1. `downward[depth]` is the class prior.
-    log_evidence : (batch,) float64
-        Log of the sum over strings of p(string) * prod_i evidence_i, in nats; the evidence is not normalised first.
+    `marginals`, {tree_level: (batch, nodes, symbols)}: posterior probability of every symbol at every node; 0 = leaves. `upward`,
+    `downward`, of the same form: messages from a node's subtree to the node, and from the rest of the tree, normalised to 1;
+    `upward[0]` is the normalised evidence, `upward[depth]` (batch, 1, n) does not include the class prior, which is
+    `downward[depth]`. `log_evidence`, float64 (batch,): log of the sum over strings of p(string) * prod_i evidence_i, in nats;
+    the evidence is not normalised first.
     """
 
     marginals: dict[int, Any]
@@ -46,7 +40,6 @@ class Beliefs:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the computed outputs."""
         return tuple(vars(self))
 
     def __repr__(self) -> str:

@@ -82,7 +82,6 @@ def pointer(typing_context, array):
 
 @intrinsic
 def pointer_at(typing_context, array, offset):
-    """The pointer to array[offset]."""
     return array(array, types.uint64), lambda context, builder, signature, arguments: builder.gep(arguments[0], [arguments[1]])
 
 
@@ -119,7 +118,6 @@ def store(typing_context, array, offset, value):
 
 @intrinsic
 def splat(typing_context, number):
-    """`number` in all lanes."""
 
     def codegen(context, builder, signature, arguments):
         vector = context.get_value_type(signature.return_type)
@@ -301,7 +299,6 @@ stream_block = _block_writer(True)  # past the caches (no read for ownership); e
 
 @intrinsic
 def read_number(typing_context, like, address):
-    """The number of the type of `like` at a memory address."""
 
     def codegen(context, builder, signature, arguments):
         return builder.load(builder.inttoptr(arguments[1], arguments[0].type.as_pointer()))
@@ -311,7 +308,6 @@ def read_number(typing_context, like, address):
 
 @intrinsic
 def write_number(typing_context, value, address):
-    """Write a number to a memory address."""
 
     def codegen(context, builder, signature, arguments):
         builder.store(arguments[0], builder.inttoptr(arguments[1], arguments[0].type.as_pointer()))

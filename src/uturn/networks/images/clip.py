@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from uturn.core.checks import expect
-from uturn.networks.libraries import library, reading
+from uturn.core.files import read_text
+from uturn.networks.libraries import check_folder, library, reading
 
 _TEXTS_AT_ONCE = 64
 
@@ -73,11 +74,12 @@ def load_clip(name: str) -> tuple[ClipImages, ClipTexts, Callable[[torch.Tensor]
     known = "a folder of transformers.CLIPModel, or its name on a hub, OWNER/NAME; no such folder"
     expect(is_name, "classifier", f"clip:{name}", known)
     with reading(where, "expected a folder that CLIPModel and its tokenizer were saved to, or the name of such a model on a hub"):
-        config = transformers.AutoConfig.from_pretrained(name)
+        check_folder(name)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         expect(config.model_type == "clip", "model_type", config.model_type, "'clip'")
         model, loading = transformers.CLIPModel.from_pretrained(name, output_loading_info=True)
         expect(not loading["missing_keys"], "missing weights", sorted(map(str, loading["missing_keys"])), "none")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         transforms = _transforms(name, model.config.vision_config.image_size)
     model = model.float().eval()
     return ClipImages(model.vision_model, model.visual_projection), ClipTexts(model, tokenizer), transforms
@@ -110,7 +112,7 @@ def class_texts(prompts: str | None, names: Sequence[str] | None) -> tuple[str, 
     """
     if prompts is not None and "{}" not in prompts:
         with reading(f"class_prompts = {prompts!r}", "expected a file, one text a line, or a template with {} for the class"):
-            return tuple(line.strip() for line in Path(prompts).read_text(encoding="utf-8-sig").rstrip().split("\n"))
+            return tuple(line.strip() for line in read_text(prompts).rstrip().split("\n"))
     expect(prompts is None or names is not None, "class_prompts", prompts, "a file, one text a line, as classes have no names")
     if names is None or (prompts is None and len(names) < 2):
         return None

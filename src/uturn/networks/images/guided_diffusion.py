@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import nn
 
 from uturn.core.checks import expect
@@ -47,19 +50,11 @@ class GuidedDiffusionUNet(nn.Module):
 def load_guided_diffusion(path: str | Path, preset: str | None = None, **options: Any) -> GuidedDiffusionUNet:
     """Network of a guided-diffusion checkpoint, in evaluation mode, float32, on the CPU. Nothing in the file is executed.
 
-    Parameters
-    ----------
-    path
-        State dict of the original's `UNetModel`, `.pt` or `.safetensors`.
-    preset
-        A key of `PRESETS`, or flags of the original's scripts, such as "--image_size 64 --num_heads 4 --noise_schedule cosine".
-        Without preset and options, the preset with the name of the file.
-    **options
-        Options of the original, which override the preset. Needed: image_size, and num_heads or num_head_channels. Optional:
-        num_heads_upsample, use_new_attention_order, noise_schedule, diffusion_steps, predict_xstart, sigma_small. Options that
-        the weights determine (num_channels, num_res_blocks, channel_mult, attention_resolutions, use_scale_shift_norm,
-        resblock_updown, learn_sigma, class_cond) are checked if given: ValueError if they contradict the weights. Options of
-        precision and training (use_fp16, dropout, use_checkpoint, use_kl, rescale_learned_sigmas) are ignored.
+    `path`: state dict of the original's `UNetModel`, `.pt` or `.safetensors`. `preset`: a key of `PRESETS`, or flags of the
+    original's scripts, such as "--image_size 64 --num_heads 4 --noise_schedule cosine"; without preset and options, that with the
+    name of the file. `options`: those of the original, which override the preset. Needed: image_size, and num_heads or
+    num_head_channels. Optional: num_heads_upsample, use_new_attention_order, noise_schedule, diffusion_steps, predict_xstart,
+    sigma_small. Options that the weights determine must agree with them; those of precision and training are ignored.
     """
     path = Path(path)
     expected = f"the state dict of a guided-diffusion U-Net; {ADVICE}"
@@ -81,8 +76,6 @@ def guided_diffusion_scheduler(preset: str | None = None, **options: Any) -> Any
     spacing is its respacing (docs/models.md). `preset`, `options`: as in `load_guided_diffusion`; `learn_sigma` is
     needed. `GuidedDiffusionUNet.options` has all of them.
     """
-    from diffusers import DDPMScheduler
-
     declared = read_options(None, preset, options)
     expect(declared.learn_sigma is not None, "learn_sigma", None, "True or False, or the `options` of the loaded network")
     return DDPMScheduler(
@@ -163,9 +156,6 @@ def _attention_channels(options: Mapping[str, Any], attends: list[bool]) -> list
 
 def empty_unet(options: Mapping[str, Any], attends: list[bool], in_channels: int, num_classes: int | None) -> Any:
     """The network as diffusers' `UNet2DModel`, without memory for its weights."""
-    from diffusers import UNet2DModel
-    from diffusers.models.attention_processor import Attention
-    from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 
     def num_heads(channels: int, upsampling: bool) -> int:
         if "num_head_channels" in options:

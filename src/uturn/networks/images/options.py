@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from uturn.core.checks import expect, shown
+from uturn.core.files import read_text
 from uturn.networks.libraries import reading
 
 _SHARED: dict[str, Any] = {
@@ -285,6 +286,6 @@ def read_prompts(prompt: str) -> Prompts:
     if not prompt.endswith(".txt"):
         return Prompts((prompt,), None, given=prompt)
     with reading(f"prompt = {shown(prompt)}", "expected a text file with one prompt a line"):
-        lines = Path(prompt).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+        lines = read_text(prompt).removesuffix("\n").split("\n")
     numbers = {text: row for row, text in enumerate(dict.fromkeys(lines))}
     return Prompts(tuple(numbers), tuple(numbers[line] for line in lines), given=prompt)

@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
+from diffusers import DDPMScheduler
 from torch import nn
 
 from uturn.core.checks import expect, noted
@@ -52,8 +53,6 @@ class DenoiserModel:
 
 def edm_schedule(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, levels: int = 1000) -> Any:
     """The noise levels of arXiv:2206.00364, Eq. 5, as a DDPMScheduler that does not clip: abar = 1 / (1 + sigma^2)."""
-    from diffusers import DDPMScheduler
-
     ramp = torch.linspace(0, 1, levels, dtype=torch.float64)
     sigma = (sigma_min ** (1 / rho) + ramp * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho))) ** rho
     abar = 1 / (1 + sigma**2)
@@ -62,7 +61,6 @@ def edm_schedule(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float =
 
 
 def denoiser_function(path: str) -> Callable[[], Any]:
-    """The user's function "module:function"."""
     return import_function(path, f"model = {path!r}", _FORMS)
 
 
@@ -133,7 +131,6 @@ class Prediction(nn.Module):
             self.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=kind)
 
     def inputs(self, noisy: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The inputs of the network, for x_t in the units of the scheduler."""
         if not self.takes_sigma:
             return noisy, timestep
         a, s = self.levels.at(timestep.reshape(-1, 1, 1, 1))

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import diffusers
 import numpy as np
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ from uturn.core.checks import expect
 from uturn.core.pieces import half_precision_words
 from uturn.networks.files import check_finite, fingerprint
 from uturn.networks.images.own_denoisers import is_scheduler
-from uturn.networks.libraries import library, reading, without_bars
+from uturn.networks.libraries import check_folder, library, reading, without_bars
 
 TEXT_DENOISERS = {
     "StableDiffusionPipeline": "UNet2DConditionModel",
@@ -90,19 +91,19 @@ class Codec(nn.Module):
 
 def read_folder(path: Path) -> Folder:
     """The folder of a pipeline, fetched from a hub if necessary, with its parts checked."""
-    from diffusers import DiffusionPipeline
-
     name = path.as_posix()
     if path.is_dir():
-        return _pipeline_folder(path, DiffusionPipeline.load_config)
+        folder = _pipeline_folder(path, diffusers.DiffusionPipeline.load_config)
+        check_folder(path)
+        return folder
     if path.parent.is_dir() or not is_hub_name(name):
         raise ValueError(f"{name}: no such folder or file; expected a pipeline's folder, a checkpoint, or module:function")
     check_hub(name)
     with fetching(name):
-        index = DiffusionPipeline.load_config(name)
+        index = diffusers.DiffusionPipeline.load_config(name)
     folder = _pipeline_folder(path, lambda _: index)  # check before gigabytes are fetched
     with fetching(name):
-        return folder._replace(path=Path(DiffusionPipeline.download(name, **dict.fromkeys(folder.left_out))))
+        return folder._replace(path=Path(diffusers.DiffusionPipeline.download(name, **dict.fromkeys(folder.left_out))))
 
 
 def is_hub_name(name: str) -> bool:
@@ -163,7 +164,6 @@ def _pipeline_folder(path: Path, load_index: Callable[[str], Any]) -> Folder:
 
 
 def load_codec(folder: Path, part: str, class_name: str, dtype: torch.dtype, channels: int) -> Codec:
-    """The codec of a denoiser with `channels` channels."""
     network = load_part(folder, part, class_name)
     config = network.config
     latent_channels = config.get("vq_embed_dim") or config.latent_channels
@@ -209,9 +209,6 @@ def load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype | Non
 
 
 def load_scheduler(folder: Path, class_name: str) -> Any:
-    """The scheduler of a pipeline."""
-    import diffusers
-
     where = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
     with reading(f"{where}: the scheduler", "expected a scheduler of diffusers such as DDPMScheduler; fetch or write it again"):
         kind: Any = getattr(diffusers, class_name, None)
@@ -235,10 +232,8 @@ def for_inference(module: Any, device: torch.device, offload: bool = False) -> A
     module = module.eval().requires_grad_(False)
     if offload:
         library("accelerate", "offload = True")  # otherwise diffusers would fail only at the first call
-        from diffusers.hooks import apply_group_offloading
-
         kinds: dict[str, Any] = {"onload_device": device, "offload_device": torch.device("cpu"), "offload_type": "leaf_level"}
-        apply_group_offloading(module, **kinds, use_stream=device.type == "cuda")
+        diffusers.hooks.apply_group_offloading(module, **kinds, use_stream=device.type == "cuda")
         return module
     module = module.to(device)
     if device.type == "cuda" and any(isinstance(part, nn.Conv2d) for part in module.modules()):
@@ -282,8 +277,6 @@ def encoded(
 
 
 def _text_pipeline(folder: Folder, encoders: dict[str, Any], dtype: torch.dtype) -> Any:
-    import diffusers
-
     used = {part for part, class_name in folder.parts.items() if class_name in TEXT_PARTS}
     others = {part for part in (*folder.parts, *folder.left_out, "image_encoder") if part not in used}
     pipeline = getattr(diffusers, folder.pipeline).from_pretrained(

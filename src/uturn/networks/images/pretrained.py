@@ -69,7 +69,6 @@ class _Options(DenoiserOptions):
         return getattr(torch, self.dtype)
 
     def loaded(self, network: DenoisingNetwork, **about: Any) -> Pretrained:
-        """The model with its network on the device."""
         model = pipelines.for_inference(network, self.where, self.offload)
         return Pretrained(model=model, num_classes=network.condition.num_classes, device=self.where, **about)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
 from uturn.core.checks import checked_path, expect, one_line
@@ -34,15 +35,10 @@ def schedule(
     (`num_inference_steps`). `scheduler`, `timestep_spacing`: as in `ReverseDiffusion.from_pretrained`; by default those stored.
     `size`: height and width of the images in pixels, for schedules that depend on resolution (`use_dynamic_shifting`).
 
-    Returns
-    -------
-    Dataset
-        By step k: `calls` of the model, first `timestep`, `t_over_T` = k/N, `strength` that gives k steps (with 4 digits, the
-        nearest to k/N; NaN where there is none), `abar`, `log_snr` in nats, `sigma` = noise over signal. Attributes: `model`,
-        `pipeline`, `scheduler`, `steps`, `timestep_spacing`, `rule` (of k from strength), `shift`.
+    The Dataset has, by step k, `calls` of the model, first `timestep`, `t_over_T` = k/N, `strength` that gives k steps (with 4
+    digits, the nearest to k/N; NaN where there is none), `abar`, `log_snr` in nats, `sigma` = noise over signal. Attributes:
+    `model`, `pipeline`, `scheduler`, `steps`, `timestep_spacing`, `rule` (of k from strength), `shift`.
     """
-    import torch
-
     from uturn.corruption import schedulers
 
     stored, pipeline = read_scheduler(model, preset)

@@ -6,10 +6,11 @@ import hashlib
 import math
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -18,11 +19,9 @@ from uturn.core.protocols import Channel, Noisy
 from uturn.core.random import Purpose, keys, streams, uniforms
 from uturn.corruption import Gaussian, Masking, UniformReplacement
 from uturn.corruption.denoising import Denoiser, check_channel, checked_observation, checked_posterior
+from uturn.exact.inference import infer
 from uturn.exact.rhm import RandomHierarchyModel
 from uturn.networks.training import History, train
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 CHANNELS: dict[str, type] = {"gaussian": Gaussian, "masking": Masking, "uniform": UniformReplacement}
 TIMES = (0.03, 3.0)
@@ -140,17 +139,11 @@ def train_denoiser(
 
     Every step takes `batch_size` of the strings with new noise, at levels drawn from `training_noise`, and lowers the
     cross-entropy `-log p(x_0^i | observation)`, mean over leaves. Its minimum over all functions is the exact posterior, as that
-    of the squared denoising loss.
+    of the squared denoising loss. Returns the network at the lowest loss on held-out strings (early stopping), that at the end,
+    and the records `loss` (training) and `held_out` (nats a leaf).
 
     `strings`: the training set, integers (P, num_leaves). `held_out`: number of held-out strings, whose noise levels are spread
     evenly over the training distribution. Other options: as in `TreeDenoiser` and `uturn.networks.training.train`.
-
-    Returns
-    -------
-    best, last : TreeDenoiser
-        The network at the lowest loss on held-out strings (early stopping), and at the end.
-    history : History
-        Records `loss` (training) and `held_out` (nats a leaf).
     """
     strings = rhm.checked_leaves(strings)
     P, v = len(strings), rhm.vocab_size
@@ -226,21 +219,14 @@ def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: A
     """Distances of a denoiser from the exact one on noisy versions of given strings, at given noise levels (levels,).
 
     `leaves`, integers (items, num_leaves): strings of the grammar that were not in the training set. `seed`, an integer or uint64
-    (items,): that of the noise on each string, which is independent between levels.
-
-    Returns
-    -------
-    Dataset with dims noise and item, all means over the leaves of a string
-        excess : `log p_exact(x_0^i) - log p_net(x_0^i)` at the true symbols, nats; its expectation is never negative.
-        divergence : `sum_a p_exact(a) log(p_exact(a) / p_net(a))`: the expectation of `excess` given the observation.
-        local : `log p_exact(x_0^i) - log p_local(x_0^i)`, p_local the posterior given the observation of leaf i alone.
-        squared_error, exact_squared_error : `|onehot(x_0^i) - p(.)|^2` of the denoiser and of the exact posterior mean.
-        mean_error : `|p_net - p_exact|^2`, the expectation of their difference.
-        score_error, score_square (Gaussian only) : `|s_net - s_exact|^2` and `|s_exact|^2`, with the score
-        `s = (sqrt(abar) E[x_0 | x_t] - x_t) / (1 - abar)`.
+    (items,): that of the noise on each string, which is independent between levels. The Dataset (noise, item) has means over the
+    leaves of a string: `excess`, `log p_exact(x_0^i) - log p_net(x_0^i)` at the true symbols, nats, whose expectation is never
+    negative; `divergence`, `sum_a p_exact(a) log(p_exact(a) / p_net(a))`, the expectation of `excess` given the observation;
+    `local`, `log p_exact(x_0^i) - log p_local(x_0^i)`, p_local the posterior given the observation of leaf i alone;
+    `squared_error`, `exact_squared_error`, `|onehot(x_0^i) - p(.)|^2` of the denoiser and of the exact posterior mean;
+    `mean_error`, `|p_net - p_exact|^2`, the expectation of their difference; and for the Gaussian process `score_error`,
+    `score_square`, `|s_net - s_exact|^2` and `|s_exact|^2`, with the score `s = (sqrt(abar) E[x_0 | x_t] - x_t) / (1 - abar)`.
     """
-    import xarray as xr
-
     check_channel(getattr(exact, "corruption", None))
     mine, its = ((model.corruption, model.num_leaves, model.vocab_size) for model in (denoiser, exact))
     expect(mine == its, "channel, leaves and symbols of the denoiser", mine, f"those of the exact one, {its}")
@@ -300,8 +286,6 @@ def level_weights(
     network does not know. Without the scale, an overconfident network would appear to know the rules. Errors unrelated to the
     levels lower all weights by the same factor.
     """
-    from uturn.exact.inference import infer
-
     s, L, v, corruption = rhm.branching, rhm.depth, rhm.vocab_size, denoiser.corruption
     leaves, levels = rhm.checked_leaves(leaves), _checked_levels(corruption, noise)
     expect(len(leaves), "leaves: shape", leaves.shape, "one string or more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from uturn.core.inputs import Input
 from uturn.networks.files import fingerprint, load_network
 from uturn.networks.images.pipelines import check_hub
 from uturn.networks.images.pretrained import checked_device
-from uturn.networks.libraries import library, reading, without_bars, without_lists
+from uturn.networks.libraries import check_folder, library, reading, without_bars, without_lists
 from uturn.networks.texts.language import CHANNELS, PLAIN, LanguageModel, model_type
 from uturn.networks.texts.tokenizers import Tokenizer, Vocabulary, load_tokenizer
 from uturn.sources.embedded_text import model_file
@@ -132,7 +133,6 @@ def _denoiser(chosen: TextModel) -> LanguageModel:
 
 
 def is_packaged(model: str) -> bool:
-    """Whether a model is a network of this package."""
     return model == "embedded" or model.endswith(".safetensors")
 
 
@@ -190,6 +190,8 @@ def read_config(model: str, where: str, trusted: bool, kind: str | None = None) 
     try:
         with without_lists(transformers.utils.logging):
             table = transformers.PretrainedConfig.get_config_dict(model)[0]
+            for name, form in (("architectures", list), ("auto_map", dict)):
+                expect(isinstance(table.get(name) or form(), form), name, table.get(name), f"a {form.__name__}")
             if kind is not None and "model_type" not in table:
                 return transformers.AutoConfig.for_model(kind, **table)
             return transformers.AutoConfig.from_pretrained(model, trust_remote_code=trusted)
@@ -201,11 +203,12 @@ def read_config(model: str, where: str, trusted: bool, kind: str | None = None) 
 
 
 def check_name(model: str, where: str) -> None:
-    """ValueError if there is neither such a folder nor such a model on a hub. The hub is asked once."""
+    """ValueError if there is neither such a folder nor such a model on a hub, which is asked once; for damaged folders too."""
     if not model or not Path(model).is_dir():
         is_name, known = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model), "the name of a model on a hub"
         expect(is_name, where, "no such folder", f"a folder that transformers reads, {known}, or {FORMS}")
         check_hub(model, "config.json")
+    check_folder(model)
 
 
 def kind_of(model: str, where: str, trusted: bool, kind: str | None = None) -> Literal["causal", "masked"]:
@@ -248,6 +251,11 @@ def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) 
     except Exception as error:
         raise ValueError(f"{where} cannot be read as a {head} model of texts ({_reason(error, trusted)})") from None
     module, missing = (read[0], sorted(read[1]["missing_keys"])) if reports else (read, [])
+    in_layers = re.compile(r"\.\d+\.(.+)").findall  # names behind the number of a layer
+    of_layers = {name for key in module.state_dict() for name in in_layers(key)}
+    if beyond := [key for key in sorted(read[1]["unexpected_keys"] if reports else ()) if of_layers & {*in_layers(key)}]:
+        said = f"{len(beyond)} weights are of layers that its config.json does not have and are left out, such as {beyond[0]}"
+        warnings.warn(f"{where}: {said}", stacklevel=2)
     if head != "classifier":  # of all others, the weights of an encoder's pooler and of a decoder are not used
         missing = [key for key in missing if "pooler" not in key and not (has_decoder and key.startswith("decoder."))]
     expect(not missing, f"{where}: missing weights", missing, f"all weights of a trained {type(module).__name__}")
@@ -341,10 +349,12 @@ class SentenceModel(TextModel):
             kinds = {part["type"].rsplit(".", 1)[-1]: part["path"] for part in modules}
             fits = {"Transformer"} <= kinds.keys() <= set(_MODULES)
             expect(fits, "parts of its modules.json", ", ".join(kinds), ", ".join(_MODULES))
+            are_inside = all(re.fullmatch(r"(?!\.)[\w.-]*", path) for path in kinds.values())
+            expect(are_inside, "paths of its parts", list(kinds.values()), "names of folders in that of the model")
             inner = kinds["Transformer"]
-            expect(not inner or Path(model).is_dir(), "path of its encoder", inner, "none in a model on a hub")
+            expect(not inner or Path(model, inner).is_dir(), "path of its encoder", inner, "a folder; none in a model on a hub")
             folder = str(Path(model) / inner) if inner else model
-            pooling = _pooling(_json(model, f"{kinds['Pooling']}/config.json", where) if "Pooling" in kinds else None)
+            pooling = _pooling(_json(model, f"{kinds['Pooling']}/config.json", where)) if "Pooling" in kinds else "mean"
             sizes = _json(folder, "sentence_bert_config.json", where) or {}
             prompts = _json(model, "config_sentence_transformers.json", where) or {}
             prompt = str((prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), ""))
@@ -356,8 +366,7 @@ class SentenceModel(TextModel):
 
 
 def _pooling(config: Any) -> str:
-    if config is None:
-        return "mean"
+    expect(config is not None, "the config.json of its pooling", None, "a file")
     named = config.get("pooling_mode")
     chosen = [named] if isinstance(named, str) else []
     chosen += [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True and "pooling_mode_" in name]

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from uturn.core.checks import expect, shown
-from uturn.networks.libraries import reading
+from uturn.core.files import read_text
+from uturn.networks.libraries import check_folder, reading
 
 SPLITS = {
     # Atoms in brackets, atoms of two letters, the arrow, ring closures of two digits, and single characters.
@@ -158,8 +159,9 @@ def load_tokenizer(name: str, split: str | None = None, trust_remote_code: bool 
     if split is not None:
         path = Path(name, "vocab.txt") if Path(name).is_dir() else Path(name)
         with reading(f"vocabulary = {str(path)!r}", "expected a text file, one token a line"):
-            return Vocabulary(path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n"), split)
+            return Vocabulary(read_text(path).removesuffix("\n").split("\n"), split)
     with reading(f"tokenizer = {name!r}", _OTHERS, "text"):
         from transformers import AutoTokenizer
 
+        check_folder(name)
         return PretrainedTokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code))

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from matplotlib.patches import Circle, FancyBboxPatch, Rectangle, Wedge
 
 from uturn.studies.plotting.style import ACCENT, CLASS
 
@@ -43,8 +44,6 @@ def token(
     axes: Any, x: float, y: float, symbol: int, name: str, radius: float = 0.34, size: float = 11, ring: Any = None
 ) -> None:
     """Draw a symbol: a disc of its colour with its name; `ring` is the colour of a circle around it."""
-    from matplotlib.patches import Circle
-
     axes.add_patch(Circle((x, y), radius, fc=SYMBOL_COLORS[symbol], ec="white", lw=1.2, zorder=4))
     if ring is not None:
         axes.add_patch(Circle((x, y), radius * 1.24, fc="none", ec=ring, lw=2.2, zorder=5))
@@ -53,8 +52,6 @@ def token(
 
 def donut(axes: Any, x: float, y: float, shares: np.ndarray, radius: float, width: float) -> None:
     """Draw a ring whose arcs are the probabilities of the symbols, clockwise from the top."""
-    from matplotlib.patches import Wedge
-
     ends = 90 - 360 * np.r_[0, np.cumsum(shares / shares.sum())]
     for symbol, (start, end) in enumerate(pairwise(ends)):
         if start - end > 0.2:
@@ -63,8 +60,6 @@ def donut(axes: Any, x: float, y: float, shares: np.ndarray, radius: float, widt
 
 def square(axes: Any, x: float, y: float, side: float, color: str = "#333333") -> None:
     """Draw a square, which stands for a factor of the graphical model."""
-    from matplotlib.patches import Rectangle
-
     axes.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, fc=color, ec="white", lw=1, zorder=4))
 
 
@@ -80,8 +75,6 @@ def message_bars(
     arrow: str,
 ) -> None:
     """Draw a message as bars over a base line centred at (x, y), full height = probability 1; `color`: of line, arrow and dot."""
-    from matplotlib.patches import Rectangle
-
     v = len(message)
     step, left = width / v, x - width / 2
     axes.add_patch(Rectangle((left, y), width, height, fc="white", ec="#dddddd", lw=0.7, zorder=2))
@@ -113,17 +106,9 @@ def draw_tree(
 
 
 def rule_table(
-    axes: Any,
-    x: float,
-    y: float,
-    rules: np.ndarray,
-    tree_level: int,
-    depth: int,
-    frames: dict[tuple[int, int], list[Any]],
+    axes: Any, x: float, y: float, rules: np.ndarray, tree_level: int, depth: int, frames: dict[tuple[int, int], list[Any]]
 ) -> None:
     """Draw the rules of a level, a column for each parent from (x, y) on; `frames`: colours by (parent, rule), inside out."""
-    from matplotlib.patches import FancyBboxPatch
-
     drop, half = 0.62, 0.26
     for parent, options in enumerate(rules):
         at = x + 1.36 * parent

@@ -11,6 +11,7 @@ import numpy as np
 import pandas
 import xarray as xr
 
+from uturn.core.experiment import Experiment
 from uturn.measures.cloning import largest_eigenvalue
 from uturn.measures.statistics import ESTIMATE, Estimate, with_interval
 from uturn.pages.charts import number, numbers
@@ -20,7 +21,6 @@ from uturn.studies import study
 from uturn.studies.tables import TextTable, csv_of, for_terminal
 
 if TYPE_CHECKING:
-    from uturn.core.experiment import Experiment
     from uturn.tools.atlas.rows import AtlasRow
 
 PATCHES = "patches"

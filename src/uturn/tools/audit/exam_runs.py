@@ -78,7 +78,6 @@ def decoders(steps: list[int]) -> dict[str, Decoder]:
 
 
 def settings(scale: Scale, grammar: str, denoiser: str) -> dict[str, Any]:
-    """The settings of the measurement of a grammar with a denoiser."""
     table = dict(SETTINGS[scale]["enumerated" if grammar == "enumerated" else "drawn"])
     depth = {"depth": table.pop("depth")} if "depth" in table else {}
     items = {"items": table["items"][denoiser]} if "items" in table else {}

@@ -69,7 +69,6 @@ def worlds(num_leaves: int, symbols: int) -> dict[str, Any]:
 
 
 def samplers(steps: list[int]) -> dict[str, Decoder]:
-    """All samplers on trial by label."""
     return {**EXACT, **WRONG, **{in_steps(label, k): family(k) for label, family in FAMILIES.items() for k in steps}}
 
 

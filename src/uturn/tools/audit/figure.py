@@ -33,7 +33,6 @@ def decoder_words(description: str) -> str:
 
 
 def draw_audit(numbers: dict[str, Any]) -> Any:
-    """The figure of the content of `audit.json`."""
     import matplotlib.pyplot as plt
 
     figure: Any = plt.figure(figsize=(11, 8.6), layout="constrained")

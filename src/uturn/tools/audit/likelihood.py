@@ -47,18 +47,10 @@ def log_likelihoods(
     is at most the log-probability under a random order. For conditionals of one joint law, q is the law of the masked tokens in
     all orders, if one token is revealed a step.
 
-    Parameters
-    ----------
-    beliefs : function (values, noise) -> beliefs
-        Beliefs of a network about texts int64 (rows, length) whose share `noise` (rows,) of tokens is masked, such as
-        `LanguageModel.beliefs`.
-    texts, values : int64 (batch, length)
-        The given tokens, and the same with masked tokens (-1); values below -1 beyond the end of a text.
-    keys : uint64 (batch,)
-        Random streams, as those of `unmask`.
-    decoders : sequence of Decoder (batch,)
-        The decoder of each row (`check_determined`). All rows share the calls of `beliefs`. `temperature`, `top_k` and `top_p`
-        change the law.
+    `beliefs(values, noise)`: those of a network about texts int64 (rows, length) whose share `noise` (rows,) of tokens is masked.
+    `texts`, `values`, int64 (batch, length): the given tokens, and the same with masked tokens (-1); below -1 beyond the end of a
+    text. `keys`, uint64 (batch,): random streams, as those of `unmask`. `decoders` (batch,): that of each row; all rows share the
+    calls of `beliefs`. `temperature`, `top_k` and `top_p` change the law.
     """
     for decoder in decoders:
         check_determined(decoder)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from uturn.backward.diffusion import DiffusionModel
 from uturn.backward.reverse_diffusion import ImageQueue
@@ -30,17 +31,12 @@ class OwnSteps(Backward):
         self.function, self.model, self.label = function, model, label
 
     def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> np.ndarray:
-        import torch
-
         reverse, values = self.model.reverse(), np.repeat(noisy.values, clones, axis=0)
         seeds = seeds_of(streams.keys(Purpose.RECONSTRUCTION, clones))
         for number, step in enumerate(range(reverse.forward.step_of(streams.noise), 0, -1)):
             values = self.step(values, step / reverse.num_steps, seeds[0] + number)
-        if reverse.codec is not None:
-            with torch.inference_mode():
-                latents = torch.from_numpy(values).to(reverse.device)
-                values = reverse.pieces(reverse.codec.decode, latents).cpu().numpy()
-        return values.clip(-1, 1).reshape(len(streams.items), -1, *values.shape[1:])
+        values = reverse.decoded(values)
+        return values.reshape(len(streams.items), -1, *values.shape[1:])
 
     def step(self, values: np.ndarray, noise: float, seed: int) -> np.ndarray:
         """One step of noisy data (batch, ...) at t/T = noise."""
@@ -54,8 +50,6 @@ def seeds_of(keys: np.ndarray) -> list[int]:
 
 def called(function: Callable[..., Any], label: str, values: np.ndarray, noise: float, seed: int) -> np.ndarray:
     """The result of a user's function of images or noisy data, of the same shape, or a ValueError that begins with the label."""
-    import torch
-
     with noted(label):
         result = function(torch.tensor(values), noise, seed)
     expect(isinstance(result, torch.Tensor | np.ndarray), f"{label}: result", result, f"a tensor {values.shape}")
@@ -111,8 +105,6 @@ def step_variance(model: DiffusionModel, noisy: Any, streams: Streams) -> Any:
     rule = str(scheduler.config.variance_type)
     if not uses_learned_variance(scheduler):
         return large if rule.startswith("fixed_large") else small
-    import torch
-
     (cohort,) = ImageQueue(reverse).admitted(list(model.works(noisy, streams, 1)))
     labels = () if cohort.labels is None else (cohort.labels,)
     with torch.inference_mode():

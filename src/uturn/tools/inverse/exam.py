@@ -85,7 +85,6 @@ def _of_run(run: xr.Dataset) -> dict[str, np.ndarray]:
 
 
 def verdicts(data: xr.Dataset) -> list[Verdict]:
-    """All verdicts on the data of the figure."""
     exact = [_exact(data.sel(sampler=label), label) for label in EXACT.values()]
     errors = [_caught_everywhere(data.sel(sampler=label), label) for label in ERRORS.values()]
     return [*exact, _far(data), *errors, _ddrm(data), _deterministic(data.sel(sampler=MEAN)), *_shown(data)]
@@ -212,7 +211,7 @@ _ROWS = [(label, color) for labels, color in _GROUPS for label in labels.values(
 _EDGES = np.cumsum([len(labels) for labels, _ in _GROUPS])[:-1]
 _COLORS = dict(zip(REAL, (*DISTINCT, "#8a4fb0"), strict=True))
 _MARKS = {"inpainting": "o", "blur": "s", "downsampling": "^"}
-_PAD = 34  # of titles without labels of columns below them
+_PAD = 46  # of titles without labels of columns below them
 _FLOOR = 1e-3  # energy distances below it are drawn on it
 _LEAST = {"distance": 1e-3, "log p(y|x)": 1e-2}  # effects below it are drawn on it
 _SIZES = {"distance": "size of the gap of the distance, relative", "log p(y|x)": "size of the gap of log p(y|x), nats"}
@@ -222,7 +221,7 @@ def draw(data: xr.Dataset) -> Any:
     with style() as plt:
         figure = plt.figure(figsize=(15, 11.5), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=[1.35, 1])
-        distances, tests, kinds, calls = top.subplots(1, 4, sharey=True, width_ratios=[1.45, 1.25, 1.35, 0.7])
+        distances, tests, kinds, calls = top.subplots(1, 4, sharey=True, width_ratios=[1.35, 1.2, 1.6, 0.72])
         _draw_distances(distances, data)
         _draw_tests(tests, data)
         _draw_kinds(kinds, data)
@@ -266,7 +265,7 @@ def _draw_counts(axes: Any, counts: np.ndarray, columns: list[str], most: int) -
     for row, column in np.ndindex(counts.shape):
         color = "#bbbbbb" if counts[row, column] == 0 else THEORY
         axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=10.5, color=color)
-    axes.set_xticks(range(len(columns)), columns, fontsize=10)
+    axes.set_xticks(range(len(columns)), columns, fontsize=9.5)
     axes.tick_params(top=True, bottom=False, labeltop=True, labelbottom=False, left=False, length=0)
     axes.spines[:].set_visible(False)
     for edge in _EDGES:
@@ -289,7 +288,7 @@ def _draw_kinds(axes: Any, data: xr.Dataset) -> None:
     """(c) Number of cells with each kind of error."""
     names = [kind for kind in (NONE_SEEN, *KINDS, OTHER) if (data.kind == kind).any()]
     counts = np.array([[int((data.kind.sel(sampler=label) == kind).sum()) for kind in names] for label, _ in _ROWS])
-    _draw_counts(axes, counts, ["\n".join(wrap(kind, 8)) for kind in names], data.sizes["cell"])
+    _draw_counts(axes, counts, ["\n".join(wrap(kind, 7)) for kind in names], data.sizes["cell"])
     axes.set_title("(c) kind of error that the tests name")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from unittest.mock import patch
 
 import numpy as np
+import torch
 
 from uturn.core.protocols import Probe, UTurns, Variable
 from uturn.core.random import Purpose, keys
@@ -16,8 +17,6 @@ from uturn.tools.inverse.deepinv_samplers import DeepinvSampler
 from uturn.tools.inverse.linear import LinearPosterior
 
 if TYPE_CHECKING:
-    import torch
-
     from uturn.tools.inverse.operators import Operator
 
 _UNITS = {"exponent": 2.0, "centre": 0.5, "scale": 0.125}  # nearly all values lie in [0, 1], where samplers expect them
@@ -33,7 +32,6 @@ _REFERENCE, _NULL = 1, 2  # sub-streams of Purpose.FRESH
 
 @lru_cache(maxsize=8)
 def law_of(world: str) -> Any:
-    """The law of a world."""
     return build("source", WORLDS[world]).law(SEED)
 
 
@@ -60,8 +58,6 @@ def conditional_score(
     Given y, x_0 is a mixture of Gaussians of one covariance P. In the eigenbasis of P, with eigenvalues e, x_0 given x_t and a
     mode has the mean m_k + e / (e + sigma_t^2) (x_t - m_k), and the mode has a weight ~ w_k N(x_t; m_k, P + sigma_t^2).
     """
-    import torch
-
     posterior, e, basis, shape = _given(world, operator, told)
     y, start = operator.vectors(observed.numpy()), torch.from_numpy(law_of(world).mean @ basis)
     log_weights = torch.from_numpy(np.log(np.maximum(posterior.weights(y), 1e-300)))
@@ -80,8 +76,6 @@ def conditional_score(
 
 def posterior_mean(observed: torch.Tensor, operator: Operator, generator: torch.Generator, *, world: str) -> torch.Tensor:
     """E[x_0 | y], the reconstruction of least squared error; every draw is the same."""
-    import torch
-
     posterior, _, _, shape = _given(world, operator, 1.0)
     return torch.from_numpy(posterior.mean(operator.vectors(observed.numpy()))).reshape(-1, *shape)
 
@@ -90,8 +84,6 @@ def ddrm_of_full_noise(
     observed: torch.Tensor, operator: Operator, generator: torch.Generator, *, denoiser: Any, steps: int
 ) -> torch.Tensor:
     """deepinv's DDRM with its noise multiplied by sqrt 2: version 0.5 divides the noise of all steps by sqrt 2."""
-    import torch
-
     normal, ddrm = torch.randn_like, DeepinvSampler("DDRM", {"steps": steps})
     with patch.object(torch, "randn_like", lambda x: 2**0.5 * normal(x)):
         return ddrm(observed, operator, generator, denoiser, tuple(observed.shape[1:]))

@@ -110,4 +110,4 @@ def _draw_effects(axes: Any, at: xr.Dataset) -> None:
     axes.set(xlim=(-1.08, 2.75), xticks=[])
     axes.spines[["bottom", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_title("effects (shaded: too small to be seen)")
+    axes.set_title("effects (pale: smaller ones are not detected)")

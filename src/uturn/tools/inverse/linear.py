@@ -19,15 +19,9 @@ class LinearPosterior:
 
     With S_k = H C_k H^T + R and G_k = C_k H^T S_k^-1, the posterior is the mixture with weights w_k N(y; H mu_k, S_k) / p(y),
     means mu_k + G_k (y - H mu_k) and covariances C_k - G_k H C_k (Bishop, Pattern Recognition and Machine Learning, Eqs. 2.113 to
-    2.117), in float64. ValueError if S_k is singular: measurements without noise that are linearly dependent.
-
-    Parameters
-    ----------
-    means : array (modes, dimension)
-    covariances : array (modes, dimension, dimension), or (dimension, dimension) if the modes share it
-    weights : array (modes,)
-    H : array (measurements, dimension)
-    R : array (measurements, measurements), or a number, the variance of white noise
+    2.117), in float64. ValueError if S_k is singular: measurements without noise that are linearly dependent. `means` (modes,
+    dimension); `covariances` (modes, dimension, dimension), or (dimension, dimension) if the modes share it; `weights` (modes,);
+    `H` (measurements, dimension); `R` (measurements, measurements), or a number, the variance of white noise.
 
     Examples
     --------

@@ -32,25 +32,15 @@ class Measurement(Spec, Corruption):
 
     Images are measured in [0, 1], vectors in their own units, as images of one channel (fields) or one row.
 
-    Attributes
-    ----------
-    operator : str
-        A name ("boxes", "inpainting", "blur", "downsampling", "fourier", "denoising", see `named_operators`), or a function of
-        one's own ("module:function"). It is called as `function(strength, shape, **options)` with `shape` =
-        (channels, height, width), and returns an `Operator` or a physics of deepinv. If it has a parameter `generator`, a
-        `numpy.random.Generator`, the operator is drawn.
-    options : table
-        Options of the operator.
-    swept : str, optional
-        The option that the noise level sets, or "sigma" or "gain" for the strength of the noise. Named operators and functions
-        have one by default: the share `hidden` ("boxes", "inpainting", "fourier"), `width`, `factor`, "sigma" ("denoising", and
-        "inpainting" with a mask), `strength` (functions).
-    drawn : "each" or "once", optional
-        Whether a random operator is drawn for each trajectory of each item (default), or once a noise level.
-    sigma, gain : float, optional
-        Gaussian noise, or Poisson noise as `PoissonNoise`. By default sigma = .05 for operators by name; functions bring a noise
-        of their own, which these replace. If the law of this noise is neither Gaussian nor Poisson, calibration works, and what
-        needs a likelihood is refused.
+    `operator`: a name ("boxes", "inpainting", "blur", "downsampling", "fourier", "denoising", see `named_operators`), or a
+    function of one's own ("module:function"), called as `function(strength, shape, **options)` with `shape` = (channels, height,
+    width), which returns an `Operator` or a physics of deepinv. If it has a parameter `generator`, a `numpy.random.Generator`,
+    the operator is drawn. `options`: those of the operator. `swept`: the option that the noise level sets, or "sigma" or "gain"
+    for the strength of the noise; by default the share `hidden` ("boxes", "inpainting", "fourier"), `width`, `factor`, "sigma"
+    ("denoising", and "inpainting" with a mask), `strength` (functions). `drawn`: whether a random operator is drawn for "each"
+    trajectory of each item (default), or "once" a noise level. `sigma`, `gain`: Gaussian noise, or Poisson noise as
+    `PoissonNoise`; by default sigma = .05 for operators by name; functions bring a noise of their own, which these replace. If
+    its law is neither Gaussian nor Poisson, calibration works, and what needs a likelihood is refused.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images", "vectors")
@@ -150,7 +140,6 @@ class Measurement(Spec, Corruption):
     def _measured(
         self, data: np.ndarray, noise: float, seed: int, row_keys: np.ndarray
     ) -> tuple[np.ndarray, tuple[Operator, ...]]:
-        """Measurements of data as operators read them, and the operator of each."""
         with noted(f"corruption.operator = {self.operator!r}"):
             operators = self._operators(noise, data.shape[1:], seed, row_keys)
             values = [operator.measure(datum, key[None]) for operator, datum, key in zip(operators, data, row_keys, strict=True)]

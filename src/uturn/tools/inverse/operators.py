@@ -76,19 +76,11 @@ class OtherNoise:
 class Operator:
     """The forward operator of an inverse problem, and the law of its noise.
 
-    Attributes
-    ----------
-    forward : (tensor (batch, channels, height, width)) -> tensor (batch, ...)
-        A, in torch, so that samplers can differentiate it. Images are in [0, 1]; vectors keep their values.
-    noise : number, GaussianNoise, PoissonNoise or OtherNoise
-        A number is the standard deviation of Gaussian noise, in the units of A(x).
-    hidden : bool array (channels, height, width), optional
-        The values on which A(x) does not depend, if the operator hides some and leaves the others as they are.
-    is_linear : bool
-    measured : bool array in the form of y, optional
-        The entries of y that are measured; the others are 0 and carry no noise. By default all are.
-    physics : deepinv.physics.Physics, optional
-        The operator in deepinv, where it was made from one.
+    `forward`: A, from (batch, channels, height, width) to (batch, ...), in torch, so that samplers can differentiate it. Images
+    are in [0, 1]; vectors keep their values. `noise`: `GaussianNoise`, `PoissonNoise` or `OtherNoise`; a number is the standard
+    deviation of Gaussian noise, in the units of A(x). `hidden`, bool (channels, height, width): the values on which A(x) does not
+    depend, if the operator hides some and leaves the others as they are. `measured`, bool in the form of y: its entries that are
+    measured, by default all; the others are 0 and carry no noise. `physics`: the operator in deepinv, where it was made from one.
     """
 
     forward: Callable[[torch.Tensor], torch.Tensor]

@@ -133,7 +133,6 @@ class InverseOptions(ImageOptions):
         return runs
 
     def experiment(self, originals: str | None = None) -> Experiment:
-        """The experiment of the first sampler."""
         return self.runs(originals)[0].experiment
 
     def _of_sampler(self, sampler: str, law: dict[str, Any], originals: str | None) -> Experiment:
@@ -157,7 +156,6 @@ class InverseOptions(ImageOptions):
         )
 
     def _corruption(self) -> dict[str, Any]:
-        """Table of the measurement."""
         operator, options = named_options("operator", self.operator)
         return {
             "type": "operator",

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from rich.console import Console
+from rich.table import Column, Table
 
 from uturn.core.checks import expect, shown
 from uturn.measures.calibration import calibration, holm, items_tested, twin_of
@@ -50,9 +52,6 @@ class PosteriorTests(xr.Dataset):
     def __repr__(self) -> str:
         if not {"p", "kind"} <= set(self.data_vars) or "noise" not in self.dims:
             return super().__repr__()
-        from rich.console import Console
-        from rich.table import Column, Table
-
         console = Console(width=120, color_system=None, force_jupyter=False, highlight=False, markup=False)
         with console.capture() as text:
             for at in by_level(self):
@@ -75,29 +74,19 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     keep the mean, such as heavy tails. Holm's adjustment is over both tests of all readings of the family and all noise levels.
     Beside the family, with a false-alarm rate of their own, stand both tests of `reference_distance`, whose ranks are the test of
     coverage TARP (arXiv:2302.03026), and of `mean_value`. The kind is a guess from the signs and sizes of the effects, made only
-    where a test has rejected; its error rates are in benchmarks/README.md.
+    where a test has rejected; its error rates are in benchmarks/README.md. `level`: false-alarm rate of the family, and again of
+    the tests beside it, over all noise levels.
 
-    Parameters
-    ----------
-    ds, seed
-        As in `uturn.calibration`.
-    level : float in (0, 1)
-        False-alarm rate of the family, and again of the tests beside it, over all noise levels.
-
-    Returns
-    -------
-    Dataset
-        `gap` (noise, reading, estimate): value and 95 % interval. `effect`: the gap in the unit `effect_unit`: of distances as a
-        share of the mean distance of original and clone (1 for clones that are all equal), of log-densities in nats, of classes a
-        difference of shares. `visible`: size of an effect that the test detects with a probability of about one half. `p`,
-        `p_holm`, `rank_p`, `rank_p_holm` (noise, reading), NaN where there is no such test. `rank_difference` (noise, reading,
-        rank): `difference` of `uturn.ranks`. `coverage`, `z_squared` (noise, estimate), numbers without a test, to be compared
-        with `coverage_expected` = (K - 1) / (K + 1) and 1. `kind` (noise): one of `KINDS` of this module, "some other
-        error", or "none seen". `decided` (noise): the test of means that rejects most clearly, such as "log_prior", or that of
-        ranks, "ranks of log_prior", if no mean rejects. `residual` (noise): root mean square residual of the clones from the
-        measurement, in those of the originals, for Gaussian noise. Coordinates of a reading: `family` ("posterior", "beside"),
-        `effect_unit`, `blind` (what its test cannot see). Attributes: `passed`, `passed_beside`, `level`, `items`, `clones`,
-        `remark`.
+    The Dataset has `gap` (noise, reading, estimate); `effect`, the gap in the unit `effect_unit`: of distances as a share of the
+    mean distance of original and clone (1 for clones that are all equal), of log-densities in nats, of classes a difference of
+    shares; `visible`, size of an effect that the test detects with a probability of about one half; `p`, `p_holm`, `rank_p`,
+    `rank_p_holm` (noise, reading), NaN where there is no such test; `rank_difference` (noise, reading, rank), `difference` of
+    `uturn.ranks`; `coverage`, `z_squared` (noise, estimate), numbers without a test, to be compared with
+    `coverage_expected` = (K - 1) / (K + 1) and 1; `kind` (noise), one of `KINDS` of this module, "some other error", or "none
+    seen"; `decided` (noise), the test of means that rejects most clearly, such as "log_prior", or that of ranks, "ranks of
+    log_prior", if no mean rejects; `residual` (noise), root mean square residual of the clones from the measurement, in those
+    of the originals, for Gaussian noise. Coordinates of a reading: `family` ("posterior", "beside"), `effect_unit`, `blind` (what
+    its test cannot see). Attributes: `passed`, `passed_beside`, `level`, `items`, `clones`, `remark`.
 
     Examples
     --------
@@ -243,7 +232,6 @@ def _decided(tests: xr.Dataset, level: float) -> str:
 
 
 def by_level(tests: xr.Dataset) -> list[xr.Dataset]:
-    """The tests of each noise level."""
     return [tests.isel(noise=k) for k in range(tests.sizes["noise"])]
 
 

@@ -90,7 +90,6 @@ def write_inverse(
 
 
 def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[str, Any]:
-    """The numbers of a run."""
     headline = headline_of(study)
     kept = str(study.reading.values[0]) if headline is None or not headline.reading else headline.reading
 

@@ -77,7 +77,6 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
 
     @property
     def _calls_model(self) -> bool:
-        """Whether the sampler calls a model of images."""
         return self.model != "exact" and _takes_denoiser(self)
 
     def chain(self, steps: int = 250) -> DiffusionModel:
@@ -229,7 +228,6 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return hashlib.sha256(" ".join(parts).encode()).hexdigest() if parts else ""
 
     def own_code(self) -> Any:
-        """The user's sampler, or that of the model."""
         if not self.sampler.startswith(DEEPINV):
             return _function(self.sampler)
         return self._model().own_code() if self._calls_model else None

@@ -1,0 +1,177 @@
+"""A chain of U-turns: x_(k+1) = U(x_k) at one noise level, accepted or not with an energy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from uturn.core.checks import checked_integer, expect
+from uturn.core.contracts import read_only
+from uturn.core.random import Purpose, Streams, checked_seed, keys, uniforms
+from uturn.core.u_turns import u_turns
+from uturn.tools.chains.latents import in_latents
+
+Energy = Callable[[np.ndarray], Any]
+
+
+@dataclass(frozen=True)
+class ChainState:
+    """The states x_k of some chains after k U-turns.
+
+    Attributes
+    ----------
+    block : block of a source
+        What the next U-turn starts from: the states, or their latents for a latent model.
+    step : int
+        k.
+    accepted : bool array (batch,)
+        Whether the last U-turn was accepted; without an energy all are.
+    energy : float64 array (batch,), or None
+        E(x_k).
+    decode : function
+        From `block` to `originals`.
+    """
+
+    block: Any
+    step: int
+    accepted: np.ndarray
+    energy: np.ndarray | None
+    decode: Callable[[Any], Any]
+
+    @cached_property
+    def originals(self) -> Any:
+        """The states, as originals of the source of x_0."""
+        return self.decode(self.block)
+
+    @property
+    def data(self) -> np.ndarray:
+        """The states in the form of the originals, (batch, ...)."""
+        data: np.ndarray = self.originals.data
+        return data
+
+
+@dataclass(frozen=True)
+class UTurnStep:
+    """One U-turn of a chain: its parts and noise level, and the Metropolis step with `energy` at inverse temperature `beta`."""
+
+    corruption: Any
+    backward: Any
+    noise: float
+    energy: Energy | None = None
+    beta: float = 1.0
+
+    @cached_property
+    def _of_states(self) -> tuple[Any, Any, Any, Any]:
+        return in_latents(self.corruption, self.backward)
+
+    def first(self, originals: Any) -> ChainState:
+        """The state x_0."""
+        *_, encode, decode = self._of_states
+        return self._state(encode(originals), 0, np.ones(len(originals.items), bool), decode)
+
+    def after(self, states: Sequence[ChainState], streams: Sequence[Streams]) -> list[ChainState]:
+        """The states after one more U-turn of each, made together.
+
+        `streams`: those of the chains, of one trajectory each. The U-turn number k takes the seed `keys(seed, CHAIN, k)`.
+        """
+        of_step = [
+            Streams(int(keys(of.seed, Purpose.CHAIN, state.step + 1)), of.items, self.noise, of.trajectories)
+            for state, of in zip(states, streams, strict=True)
+        ]
+        blocks = ((k, state.block, self.noise, of_step[k]) for k, state in enumerate(states))
+        done: list[Any] = [None] * len(states)
+        for k, turned in u_turns(blocks, *self._of_states[:2]):
+            done[k] = self._accepted(states[k], turned.reconstructions, of_step[k])
+        return done
+
+    def _accepted(self, state: ChainState, reconstructions: Any, streams: Streams) -> ChainState:
+        every = np.ones(len(state.accepted), bool)
+        proposed = self._state(state.block.continued(reconstructions, every), state.step + 1, every, state.decode)
+        if state.energy is None or proposed.energy is None:
+            return proposed
+        log_u = np.log1p(-uniforms(streams.keys(Purpose.CHAIN), 1)[:, 0])
+        accepted = log_u <= -self.beta * (proposed.energy - state.energy)
+        block, energy = state.block.continued(reconstructions, accepted), np.where(accepted, proposed.energy, state.energy)
+        return replace(proposed, block=block, accepted=accepted, energy=energy)
+
+    def _state(self, block: Any, step: int, accepted: np.ndarray, decode: Callable[[Any], Any]) -> ChainState:
+        state = ChainState(block, step, accepted, None, decode)
+        if self.energy is None:
+            return state
+        energy = np.asarray(self.energy(read_only(state.data)), float)
+        is_known = energy.shape == accepted.shape and np.isfinite(energy).all()
+        expect(is_known, "energy", energy, f"finite numbers, one for each of the {len(accepted)} data")
+        return replace(state, energy=energy)
+
+
+def chain(
+    originals: Any,
+    corruption: Any,
+    backward: Any,
+    noise: float,
+    *,
+    steps: int,
+    energy: Any = None,
+    beta: float = 1.0,
+    streams: Streams | int = 0,
+) -> Iterator[ChainState]:
+    """Repeat the U-turn: x_(k+1) = U(x_k), starting from the originals; yields the states after each U-turn.
+
+    With draws from the posterior the chain keeps the law p of the data, and is reversible. With an energy E, a U-turn is accepted
+    with probability min(1, exp(-beta (E(x') - E(x)))), and the chain keeps p(x) exp(-beta E(x)). If the backward does not draw
+    from the posterior, the chain keeps another law, and nothing in the chain shows it: test it first (`uturn.calibration`).
+
+    Parameters
+    ----------
+    originals : block of a source
+        As in `uturn.u_turn`. A block of one's own needs the method `continued`.
+    corruption, backward, noise
+        Those of one U-turn, as in `uturn.u_turn`.
+    steps : int
+        Number of U-turns.
+    energy : function or str, optional
+        Of the data of a block (batch, ...), to numbers (batch,); or a name with options (`uturn.tools.chains.energies`).
+    beta : float >= 0
+        Inverse temperature.
+    streams : int, or Streams of one trajectory
+        Seed. The U-turn number k has streams of its own, so that a longer chain begins with the states of a shorter one.
+
+    Yields
+    ------
+    ChainState
+        After 1, 2, .., `steps` U-turns.
+
+    Raises
+    ------
+    ValueError
+        As `uturn.u_turn`; for ungrammatical strings; for an energy that is not finite.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
+    >>> originals = ut.sources.Strings(np.arange(100), rhm, rhm.sample(100, seed=0))
+    >>> states = ut.chain(originals, ut.Masking(), ut.backward.ExactPosterior(), 0.3, steps=8)
+    >>> [round(float((state.data == originals.data).mean()), 2) for state in states][::7]
+    [0.91, 0.57]
+    """
+    from uturn.tools.chains.energies import energy_of
+
+    steps = checked_integer("steps", steps, 1)
+    is_beta = isinstance(beta, int | float) and not isinstance(beta, bool) and 0 <= beta < np.inf
+    expect(is_beta, "beta", beta, "a finite number of 0 or more")
+    of_items = streams if isinstance(streams, Streams) else Streams(checked_seed(streams, "streams"), originals.items, noise)
+    expect(of_items.count == 1, "streams: trajectories", of_items.trajectories, "one")
+    step = UTurnStep(corruption, backward, noise, energy_of(energy), beta)
+    return _states(step, originals, of_items, steps)
+
+
+def _states(step: UTurnStep, originals: Any, streams: Streams, steps: int) -> Iterator[ChainState]:
+    state = step.first(originals)
+    for _ in range(steps):
+        (state,) = step.after([state], [streams])
+        yield state

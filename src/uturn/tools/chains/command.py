@@ -1,0 +1,76 @@
+"""`uturn chains`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uturn.cli.app import STUDIES, command
+from uturn.cli.options import Out, Running, option
+from uturn.cli.running import check_out, end, originals_in, runs_into
+
+CHAINS, DATA = "Chains", "Images and texts"  # panels of the help
+
+
+@command(STUDIES)
+def chains(
+    spec: Annotated[Path | None, typer.Argument(metavar="SPEC", help="TOML or JSON file of an experiment of U-turns.")] = None,
+    *,
+    out: Out,
+    noise: Annotated[str, option(CHAINS, "Noise levels of a U-turn, in the unit of its corruption.")] = "0.3,0.5,0.7",
+    steps: Annotated[int, option(CHAINS, "Number of U-turns of a chain.", min=1)] = 32,
+    number: Annotated[
+        int | None, option(CHAINS, "Chains of each original; by default the trajectories of SPEC.", "--chains", min=1)
+    ] = None,
+    energy: Annotated[
+        str | None,
+        option(CHAINS, "Accept U-turns with this energy: module:function, 'symbol number=3', mean, 'class label=3'."),
+    ] = None,
+    beta: Annotated[float, option(CHAINS, "Inverse temperature of the energy.", min=0.0)] = 1.0,
+    images: Annotated[str | None, option(DATA, "Options of uturn images in place of SPEC: 'model=DIR data=DIR size=32'.")] = None,
+    text: Annotated[str | None, option(DATA, "Options of uturn text in place of SPEC: 'model=DIR data=FILE'.")] = None,
+    running: Running,
+) -> None:
+    """Repeat U-turns, and measure how many of them each level of the data outlives.
+
+    A chain starts from an original and makes one U-turn after another at one noise level. The command measures the overlap with
+    the original after each U-turn, level by level (layers of a classifier, spans of a text, levels of a tree), the relaxation
+    time of each level, and the noise at which the order of the relaxation times inverts. Chains of exact posterior draws keep the
+    law of the data and are reversible, which is tested. With --energy, U-turns are accepted by the rule of Metropolis, and the
+    chain samples p(x) exp(-beta E(x)).
+
+    Writes `relaxation.zarr`, `relaxation.csv`, `relaxation.png`, the page `index.html`, and a store for each noise level. The
+    command can be stopped at any time; running it again resumes. Without SPEC, it repeats U-turns of the package's Fashion-MNIST
+    model.
+
+    Example:
+
+    ```
+    uturn chains --out results/chains
+    uturn chains examples/masking.toml --noise 0.1,0.2,0.3 --steps 256 --out results/chains-of-strings
+    uturn chains --text items=30 --noise 0.2,0.5 --out results/chains-of-texts
+    ```
+    """
+    from uturn.core.checks import expect
+    from uturn.pages.page import report
+    from uturn.presets.options import noise_levels, parsed_levels
+    from uturn.store.outputs import output_folder
+    from uturn.studies.tables import for_terminal
+    from uturn.tools.chains.experiments import repeated
+    from uturn.tools.chains.results import RESULTS, base_experiment, table_of, write_chains
+
+    check_out(out)
+    base = base_experiment(spec, images, text, originals_in(out))
+    levels = parsed_levels(noise)
+    listed = noise_levels(levels) if isinstance(levels, int) else levels
+    experiments = {f"noise-{x:g}.zarr": repeated(base, x, steps, energy=energy, beta=beta, chains=number) for x in listed}
+    expect(len(experiments) == len(listed), "noise", noise, "levels that differ in their first six digits")
+    datasets = runs_into(out, experiments, running)
+    if datasets is None:
+        return
+    with output_folder("out", out) as folder:
+        measured = write_chains(dict(zip(listed, datasets.values(), strict=True)), folder)
+    report([out])
+    end(out, [for_terminal(table_of(measured))], files=RESULTS)

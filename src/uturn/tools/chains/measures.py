@@ -1,0 +1,215 @@
+"""Measures of chains of U-turns: relaxation times, the test of reversibility, and autocorrelations by arviz."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.core.checks import checked_integer, expect
+from uturn.core.random import Purpose, keys
+from uturn.measures.calibration import holm
+from uturn.measures.statistics import ESTIMATE, replicates
+from uturn.networks.libraries import library
+from uturn.studies.analysis import finished_run, levels_in, reading_of
+from uturn.studies.runs import instructions_of
+
+_LEAST = 16  # U-turns of a chain whose effective draws are counted
+
+
+def relaxation(ds: xr.Dataset) -> xr.Dataset:
+    """Relaxation times of the readings of a chain: the number of U-turns at which a reading is halfway from start to chance.
+
+    Let y(k) = (c(k) - chance)/(start - chance) with the mean c(k) over items and chains. The relaxation time is the first k with
+    y(k) = 1/2. Between measured numbers of U-turns, log y is interpolated linearly, as for an exponential.
+
+    Parameters
+    ----------
+    ds : Dataset of `uturn.run` with the corruption `repeated`
+
+    Returns
+    -------
+    Dataset
+        `time` (reading, estimate): value, low and high end of the 95 % interval over items (grammars, if there are several), on a
+        logarithmic scale; NaN if it is not known. `left` (reading, noise, estimate): y(k), NaN without a known chance. `remark`
+        (reading): "less than 1" if half is lost in the first U-turn; "longer than K" if more is left after all of them, "or about
+        as long" if the interval at K holds 1/2, and "not decided" if the reading falls between K/2 and K, or if its chance is not
+        known. Coordinates (reading): its `variable`, and the `order` of its levels, "" if they have none.
+
+    Raises
+    ------
+    ValueError
+        If `ds` is no run of chains.
+    """
+    run = checked_chains(ds)
+    changing = {name: how for name, how in instructions_of(run).items() if how.role == "reading" and how.start is not None}
+    named = [(label, name, how.order or "") for name, how in changing.items() for _, label in levels_in(run, name)]
+    expect(named, "ds", [*map(str, run.data_vars)], "a run with readings that have a start, such as those of the probe 'chain'")
+    labels, variables, orders = map(list, zip(*named, strict=True))
+    times, left, remarks = zip(*(_relaxed(run, label) for label in labels), strict=True)
+    return xr.Dataset(
+        {
+            "time": (("reading", "estimate"), np.stack(times), {"units": "U-turns"}),
+            "left": (("reading", "noise", "estimate"), np.stack(left)),
+            "remark": ("reading", list(remarks)),
+        },
+        coords={
+            **{"reading": labels, "variable": ("reading", variables), "order": ("reading", orders)},
+            **{"noise": run.noise.values, "estimate": ESTIMATE},
+        },
+    )
+
+
+def _relaxed(run: xr.Dataset, label: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """Relaxation time with its interval, what is left after each number of U-turns, and a remark."""
+    values, start, chance = reading_of(run, label)
+    k, unknown = run.noise.values, np.full(3, np.nan)
+    if not np.isfinite(chance):
+        return unknown, np.full((len(k), 3), np.nan), "not decided, since its chance is not known"
+    of = replicates((values - chance) / (start - chance))
+    left = of.interval(lambda y: y)
+    if (left[:, 0] > 0.5).all():
+        middle = max(0, int(np.searchsorted(k, k[-1] / 2, side="right")) - 1)
+        is_flat = len(k) > 1 and of.interval(lambda y: y[middle] - y[-1])[1] <= 0
+        words = f"longer than {k[-1]:g}" if left[-1, 1] > 0.5 else f"longer than {k[-1]:g}, or about as long"
+        return unknown, left, words + ("" if is_flat else ": not decided, it still falls")
+    if left[0, 0] <= 0.5:
+        return unknown, left, f"less than {k[0]:g}"
+    return np.exp(of.interval(lambda y: np.log(_halfway(k, y)))), left, ""
+
+
+def _halfway(k: np.ndarray, y: np.ndarray) -> float:
+    """First k at which log y, linear between its points and 0 at k = 0, is log 1/2; NaN if it is not reached."""
+    k, y = np.concatenate([[0.0], k]), np.concatenate([[1.0], y])
+    below = np.flatnonzero(y <= 0.5)
+    if not len(below) or not below[0]:
+        return float("nan")
+    at = below[0]
+    high, low = np.log(y[at - 1]), np.log(max(y[at], 1e-3))
+    return float(k[at - 1] + (high - np.log(0.5)) / (high - low) * (k[at] - k[at - 1]))
+
+
+def reversibility(ds: xr.Dataset, *, repeats: int = 9999, seed: int = 0) -> xr.Dataset:
+    """Test that a chain keeps the law of its originals and is reversible, by swapping x_0 and x_k.
+
+    If x_0 is a draw from the law p that the chain keeps, and the chain is reversible, then (x_0, x_k) and (x_k, x_0) have one
+    law for each k. So the originals and the states after k U-turns are swapped at random within each item. The statistic is the
+    largest |z| of the sums over items of f(x_k) - f(x_0), for all functions f of the run (`before`, `after`), and of
+    f(x_0) h(x_k) - h(x_0) f(x_k), for neighbouring f and h. The test is exact for any number of items. It rejects chains that do
+    not keep p, such as those of a sampler that does not draw from the posterior, and chains that are not reversible; it does not
+    say which. A deterministic flow that keeps p can be reversible, and passes.
+
+    Of several trajectories of an item, the first is tested.
+
+    Parameters
+    ----------
+    ds : Dataset of `uturn.run` with the corruption `repeated` and the probe `chain`, without an energy
+    repeats : int
+        Number of random swaps; p is at least 1/(repeats + 1).
+    seed : int
+
+    Returns
+    -------
+    Dataset
+        `p`, `p_holm` (noise): p-values, single and adjusted over k by Holm. `z` (noise): the largest |z|.
+
+    Raises
+    ------
+    ValueError
+        If `ds` has no readings of the probe `chain`.
+    """
+    run = checked_chains(ds)
+    repeats = checked_integer("repeats", repeats, 1)
+    expect("after" in run and "before" in run, "ds", [*map(str, run.data_vars)], "a run with the probe 'chain'")
+    expect("energy" not in run, "ds", "chains with an energy", "chains without: their originals are draws from another law")
+    is_known = np.isfinite(run.before).all() and np.isfinite(run.after).all()
+    expect(is_known, "functions of the data", np.nan, "finite numbers")
+    rng = np.random.default_rng(int(keys(seed, Purpose.RANKS)))
+    z, p = list[float](), list[float]()
+    for k in range(run.sizes["noise"]):
+        x = run.before.isel(noise=k).transpose("item", "observable").values
+        y = run.after.isel(noise=k, trajectory=0).transpose("item", "observable").values
+        both = np.concatenate([x, y])  # which swaps do not change
+        x, y = ((of - both.mean(0)) / (both.std(0) + 1e-12) for of in (x, y))
+        odd = np.concatenate([y - x, x * np.roll(y, -1, 1) - np.roll(x, -1, 1) * y], axis=1)
+        odd = odd[:, (size := np.sqrt((odd**2).sum(0))) > 1e-9] / size[size > 1e-9]
+        if not odd.shape[1]:
+            z, p = [*z, 0.0], [*p, 1.0]
+            continue
+        found = np.abs(odd.sum(0)).max()
+        larger = 0
+        for first in range(0, repeats, 1000):
+            signs = rng.integers(0, 2, (min(1000, repeats - first), len(odd))) * 2.0 - 1
+            larger += int((np.abs(signs @ odd).max(1) >= found * (1 - 1e-12)).sum())
+        z.append(float(found))
+        p.append((1 + larger) / (1 + repeats))
+    return xr.Dataset(
+        {"p": ("noise", p), "p_holm": ("noise", holm(np.array(p))), "z": ("noise", z)}, coords={"noise": run.noise.values}
+    )
+
+
+def to_arviz(ds: xr.Dataset, *, burn_in: int = 0) -> Any:
+    """Chains as arviz takes them, for `arviz.ess`, `arviz.rhat`, `arviz.plot_autocorr`; needs the package arviz.
+
+    Every trajectory of an item is a chain, and every measured number of U-turns beyond `burn_in` a draw, so all of 1, 2, .., K
+    must be measured. The variables are `energy`, if there is one, and the functions of the probe `chain`, `after`.
+
+    Returns
+    -------
+    arviz.InferenceData
+        With the group `posterior`; a DataTree from arviz 1.0 on.
+
+    Raises
+    ------
+    ValueError
+        If `ds` is no run of chains with all numbers of U-turns and the probe `chain`.
+    """
+    arviz = library("arviz", "to_arviz", "chains")
+    chains = _chains(ds, burn_in)
+    return (getattr(arviz, "convert_to_datatree", None) or arviz.convert_to_inference_data)(chains)
+
+
+def effective_draws(ds: xr.Dataset) -> tuple[float, float]:
+    """Effective number of draws per U-turn (`arviz.ess`) and split-R̂ (`arviz.rhat`), each of the worst function of the data.
+
+    If R̂ exceeds about 1.05, the chains are too short for the number of draws. Both are of the U-turns 1, 2, .., as far as all
+    were measured; with an energy, of the second half of these, as the chains start from another law. NaN without arviz, or for
+    fewer than 16 U-turns, since shorter chains give numbers that mean nothing.
+    """
+    run = checked_chains(ds)
+    every = run.sel(noise=run.noise == np.arange(1, run.sizes["noise"] + 1))
+    burn_in = every.sizes["noise"] // 2 if "energy" in run else 0
+    if find_spec("arviz") is None or every.sizes["noise"] - burn_in < _LEAST:
+        return float("nan"), float("nan")
+    chains = _chains(every, burn_in)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that of a new version of arviz, and of functions that are constant
+        import arviz
+
+        draws, ratio = arviz.ess(chains, method="mean").to_array(), arviz.rhat(chains, method="split").to_array()
+        made = chains.sizes["chain"] * chains.sizes["draw"]
+        return float(np.nanmin(draws) / made), float(np.nanmax(ratio))
+
+
+def _chains(ds: xr.Dataset, burn_in: int) -> xr.Dataset:
+    """Energy and functions of the data along the dims chain and draw."""
+    run = checked_chains(ds)
+    run = run.sel(noise=run.noise > checked_integer("burn_in", burn_in, 0))
+    steps = run.noise.values
+    expect(len(steps) > 3 and (np.diff(steps) == 1).all(), "noise", steps.tolist(), "all of 1, 2, .., 4 or more")
+    names = [name for name in ("energy", "after") if name in run]
+    expect(names, "ds", [*map(str, run.data_vars)], "a run with the probe 'chain'")
+    chains = run[names].stack(chain=("item", "trajectory"), create_index=False).rename(noise="draw")
+    return chains.transpose("chain", "draw", ...).drop_vars(["item", "trajectory"], errors="ignore")
+
+
+def checked_chains(ds: Any) -> xr.Dataset:
+    """The dataset of a finished run of chains from the first U-turn on, in their order, or a ValueError."""
+    run = finished_run(ds).sortby("noise")
+    unit = run.noise.attrs.get("long_name")
+    expect(unit == "U-turns", "unit of the noise", unit, "U-turns, as of a run with the corruption 'repeated'")
+    expect((run.noise > 0).any(), "noise", run.noise.values.tolist(), "numbers of U-turns above 0")
+    return run.sel(noise=run.noise > 0)
