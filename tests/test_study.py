@@ -590,7 +590,6 @@ def runs_of(*multiplicities):
     return named_runs({str(m): specified(source={"type": "rhm", "multiplicity": m}) for m in multiplicities})
 
 
-@pytest.mark.usefixtures("unsaved_figures")
 def test_a_page_shows_the_last_study_of_its_folder(tmp_path):
     """Datasets of an earlier call, of which there were more or fewer, are removed."""
     one = specified().assign_attrs(description="rhm-one")
