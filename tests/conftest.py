@@ -4,6 +4,7 @@ import gc
 import os
 
 import pytest
+from PIL import Image
 
 # Ray would ask for a token, which it makes in the home folder; tests/test_cluster_addresses.py has one of its own.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -49,6 +50,19 @@ def unsaved_figures(monkeypatch):
     from matplotlib.figure import Figure
 
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+
+
+@pytest.fixture(scope="module")
+def blank_figures():
+    """The same for all tests of a module, with pictures of one pixel."""
+
+    def blank(figure, *paths):
+        for path in paths:
+            Image.new("RGB", (1, 1)).save(path) if path.suffix == ".png" else path.touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uturn.pages.results.save_figure", blank)
+        yield
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import numpy as np
+from scipy.stats import chisquare
 
 
 def all_trees(rhm):
@@ -58,3 +59,17 @@ def joint_entropy(rhm, log_evidence=None):
         q = q[q > 0]
         entropy[level] = float(-(q * np.log(q)).sum())
     return entropy
+
+
+def drawn_as(strings, law):
+    """p-value of the chi-square of strings (count, length) against a law {string: probability}; 0 for an impossible string."""
+    expected = {string: q * len(strings) for string, q in law.items()}
+    counts = dict.fromkeys(law, 0)
+    for string in map(tuple, strings.tolist()):
+        if string not in counts:
+            return 0.0
+        counts[string] += 1
+    common = [string for string, number in expected.items() if number > 5]
+    observed = np.array([*(counts[x] for x in common), len(strings) - sum(counts[x] for x in common)])
+    wanted = np.array([*(expected[x] for x in common), max(len(strings) - sum(expected[x] for x in common), 1e-3)])
+    return chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue

@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-import xarray as xr
 from scipy import stats
 
 import uturn as ut
@@ -187,15 +186,6 @@ def test_several_variables_are_one_family():
     assert np.allclose(found.gap[:, 1:], one_by_one.gap)
     assert np.allclose(found.p_holm, holm(found.p))
     assert np.array_equal(ds.unchanged, ds.parsed)  # the trees of exact draws are those of their leaves
-
-
-def test_items_with_missing_readings_are_left_out():
-    ds = run(experiment("masking", [0.3, 0.6], items=12, depth=2, clones=2)).load()
-    for name in ("parsed", "clone_parsed"):
-        gaps = ds.assign({name: ds[name].where((ds.item != 2) | (ds.noise < 0.5))})
-        found, expected = ut.calibration(gaps, "parsed"), ut.calibration(ds.drop_isel(item=2), "parsed")
-        xr.testing.assert_identical(found, expected)
-        assert found.attrs["items"] == 11
 
 
 # -- exact draws -----------------------------------------------------------------------------------------------------------------

@@ -109,20 +109,6 @@ with connected("local") as ray:
 """
 
 
-def tasks_elsewhere(other, spec, store):
-    from uturn.engine.run import _tasks_of
-
-    return _tasks_of(spec, other)
-
-
-def measured_elsewhere(monkeypatch, other):
-    """Workers measure into another store, by a function of this file, which they are sent."""
-    monkeypatch.setattr("uturn.engine.run._tasks_of", partial(tasks_elsewhere, str(other)))
-    monkeypatch.setattr(
-        "uturn.engine.cluster.on_cluster", lambda *args, **options: on_cluster(*args, **{**options, "own_code": True})
-    )
-
-
 DRIVER = """
 import os, signal, sys
 from functools import partial
@@ -242,13 +228,6 @@ def test_two_drivers_share_a_store(cluster, tmp_path):
     assert sum(tries(tmp_path).values()) < 120, "each looks at the store before it measures"
 
 
-def test_strings_equal_the_local_run(cluster, tmp_path):
-    experiment = ut.Experiment.from_dict(STRINGS)
-    found = ut.run(experiment, tmp_path / "x", cluster=cluster.address).load()
-    assert found.drop_attrs().identical(ut.run(experiment).drop_attrs())
-    assert found.attrs["complete"]
-
-
 @pytest.mark.usefixtures("unchecked_models")
 def test_images_equal_the_local_run(cluster, tmp_path):
     experiment = ut.Experiment.from_dict(IMAGES)
@@ -258,16 +237,16 @@ def test_images_equal_the_local_run(cluster, tmp_path):
         np.testing.assert_allclose(found[name], values, atol=1e-5, rtol=0)
 
 
-def test_own_parts_come_along(cluster, tmp_path, monkeypatch):
+def test_strings_equal_the_local_run_and_own_parts_come_along(cluster, tmp_path, monkeypatch):
     """Workers import modules of the driver from files that they cannot see. They leave copies to Ray alone, which ends them."""
     module = tmp_path / "elsewhere" / f"own_probe_of_{os.getpid()}.py"
     module.parent.mkdir()
     module.write_text(OWN_PROBE)
     (module.parent / "helper_of_own_probe.py").write_text("FACTOR = 2.0\n")
     monkeypatch.syspath_prepend(str(module.parent))
-    spec = {**STRINGS, "items": 4, "probes": [{"type": f"{module.stem}:Twice"}]}
+    spec = {**STRINGS, "probes": [{"type": "tree_levels"}, {"type": f"{module.stem}:Twice"}]}
     experiment = ut.Experiment.from_dict(spec)
-    modules = engine_cluster._own_modules
+    local, modules = ut.run(experiment), engine_cluster._own_modules
 
     def hidden_afterwards():
         found = modules()
@@ -275,7 +254,9 @@ def test_own_parts_come_along(cluster, tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(engine_cluster, "_own_modules", hidden_afterwards)
-    found = ut.run(experiment, tmp_path / "x", cluster=cluster.address)
+    found = ut.run(experiment, tmp_path / "x", cluster=cluster.address).load()
+    assert found.drop_attrs().identical(local.drop_attrs())
+    assert found.attrs["complete"]
     assert (found.twice == 2.0).all()
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     assert [*session.glob(f"uturn-modules-*/{module.name}")]
@@ -302,28 +283,6 @@ def test_ray_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'uturn\[cluster\]'"):
         ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "x", cluster="local")
-
-
-def test_another_version_on_the_nodes(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(ut, "__version__", "9.9")
-    with pytest.raises(ValueError, match=r"no node can measure: the node .* has uturn 0.* and the driver 9.9"):
-        measure(cluster.address, tmp_path)
-
-
-def test_a_store_that_workers_do_not_see(cluster, tmp_path, monkeypatch):
-    experiment = ut.Experiment.from_dict(STRINGS)
-    measured_elsewhere(monkeypatch, tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"no node can measure: .* no store at"):
-        ut.run(experiment, tmp_path / "x", cluster=cluster.address)
-
-
-def test_a_store_that_workers_see_at_another_place(cluster, tmp_path, monkeypatch):
-    experiment = ut.Experiment.from_dict(STRINGS)
-    monkeypatch.setattr("uturn.engine.run._SEEN_SECONDS", 1.0)
-    ut.run(experiment, tmp_path / "other", shard=(1, 1000))
-    measured_elsewhere(monkeypatch, tmp_path / "other")
-    with pytest.raises(ValueError, match="does not see in it = 36"):
-        ut.run(experiment, tmp_path / "x", cluster=cluster.address)
 
 
 def test_local_listens_to_this_machine_alone():

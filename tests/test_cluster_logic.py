@@ -12,6 +12,7 @@ import uturn as ut
 from cluster_tasks import FileTasks, tries
 from uturn.core.checks import StoreError
 from uturn.engine import cluster as engine_cluster
+from uturn.engine import run as engine_run
 from uturn.engine.cluster import Outcome, Worker, bundle_size, on_cluster, whole_batches
 from uturn.engine.tasks import Tasks
 from uturn.store.record import Store
@@ -91,6 +92,12 @@ def test_a_worker_says_whether_the_store_is_to_blame(monkeypatch, raised, error,
     outcome = worker.measure([1])
     assert error in outcome.error
     assert outcome.of_node == of_node
+
+
+def test_a_worker_of_another_version_says_so():
+    outcome = Worker(1).start(b"", ".", {}, "9.9")
+    assert outcome.error.startswith(f"it has uturn {ut.__version__}, and the driver 9.9")
+    assert outcome.of_node
 
 
 # -- workers that fail in one way --------------------------------------------------------------------------------------------
@@ -295,6 +302,17 @@ def test_only_damaged_readings_are_forgotten(tmp_path):
         left = work.left(tasks)
     assert (left[tasks[-2]], left[tasks[-1]]) == (1, 0)
     assert work.recorded_left(tasks) == left
+
+
+@pytest.mark.parametrize(("there", "error"), [(False, "no store at"), (True, "does not see in it = 8")])
+def test_workers_that_see_another_store_or_none(given, tmp_path, monkeypatch, there, error):
+    experiment, tasks_of = ut.Experiment.from_dict(STRINGS), engine_run._tasks_of
+    if there:
+        ut.run(experiment, tmp_path / "other", shard=(1, 1000))
+    monkeypatch.setattr(engine_run, "_SEEN_SECONDS", 0.0)
+    monkeypatch.setattr(engine_run, "_tasks_of", lambda spec, store: tasks_of(spec, str(tmp_path / "other")))
+    with pytest.raises(ValueError, match=error):
+        ut.run(experiment, tmp_path / "x", cluster="there")
 
 
 def test_damaged_records_count_as_missing(given, tmp_path):

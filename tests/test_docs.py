@@ -193,11 +193,11 @@ def test_the_page_has_a_row_for_every_claim(claims):
         assert sum(row.startswith(f"| {claim.words} | {claim.figure} |") for row in rows) == 1, claim
 
 
-def run_python(page):
+def run_python(page, change=lambda code: code):
     """The names that the Python blocks of a page define, one after the other."""
     names = {}
     for code in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
-        exec(compile(code, page.name, "exec"), names)
+        exec(compile(change(code), page.name, "exec"), names)
     return names
 
 
@@ -214,7 +214,7 @@ def test_python_and_command_of_the_page_of_theory():
 
 
 def test_python_of_the_page_of_figures():
-    names = run_python(ROOT / "docs/figures.md")
-    similarity = names["probe"].similarity(names["images"][:20], names["rebuilt"])
-    assert similarity.shape == (20, 7)
-    assert (names["labels"][:20] == np.arange(20) % 10).all()
+    """With 3 of 20 images."""
+    names = run_python(ROOT / "docs/figures.md", lambda code: re.sub(r"\b20\b", "3", code))
+    assert names["probe"].similarity(names["images"][:3], names["rebuilt"]).shape == (3, 7)
+    assert (names["labels"] == np.arange(1000) % 10).all()

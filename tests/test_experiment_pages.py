@@ -42,6 +42,7 @@ def short(value, digits):
     return f"{value:.{digits}f}".lstrip("0")
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_structure(here, capsys):
     """The command, then the blocks of code up to the collapse that need nothing of the user; every number that they print."""
     for command in commands("structure"):
@@ -130,8 +131,9 @@ def stores(here):
     return here
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_experiments(stores):
-    """Every command of the page, and then its code; sweeps are made of fewer originals."""
+    """Every command of the page, and then its code; sweeps are made of fewer originals, in this process."""
     spec = stores / "spec.toml"
     spec.write_text(blocks("experiments", "toml")[0])
     experiment = ut.Experiment.from_file(spec)
@@ -139,7 +141,7 @@ def test_experiments(stores):
     for command in commands("experiments"):
         if "runs/sweep/*" in command:
             command[1:2] = sorted(path for path in (stores / "runs" / "sweep").iterdir())
-        small = ("--set", "items=6", "--set", "trajectories=1") if "--workers" in command else ()
+        small = ("--set", "items=6", "--set", "trajectories=1", "--workers", "1") if "--workers" in command else ()
         done = uturn(*command, *small, cwd=stores)
         assert done.returncode == 0, done.stderr
     names = {}

@@ -45,15 +45,6 @@ def test_classifier_has_layers_to_probe():
     assert batch["logits"].shape == (2, 10)
 
 
-def test_generator_loads_with_plain_diffusers():
-    from diffusers import DDPMPipeline
-
-    pipeline = DDPMPipeline.from_pretrained(fashion_mnist.generator_folder())
-    image = pipeline(num_inference_steps=3, output_type="np", generator=torch.Generator().manual_seed(0)).images
-    assert image.shape == (1, 28, 28, 1)
-    assert np.isfinite(image).all()
-
-
 def test_generator_denoises(test_set):
     """Its estimate of the clean image beats the noisy image itself, and the mean image, by far."""
     images = torch.from_numpy(test_set[0][:50])

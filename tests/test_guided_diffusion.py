@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import adm_checkpoints as adm
+from forging import Trap
 from uturn.networks.images import guided_diffusion
 from uturn.networks.images.guided_diffusion import PRESETS, guided_diffusion_scheduler, load_guided_diffusion
 
@@ -220,16 +221,6 @@ def test_flags_of_the_original_are_a_preset(tmp_path):
 # --- hostile and broken files ----------------------------------------------------------------------------------------
 
 
-class Code:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
 def refused(path, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_guided_diffusion(path, **adm.flags())
@@ -239,11 +230,11 @@ def refused(path, message):
 
 def test_code_in_a_checkpoint_is_not_executed(tmp_path):
     path, mark = tmp_path / "a.pt", tmp_path / "executed"
-    torch.save({**adm.state_dict(), "code": Code(mark)}, path)
+    torch.save({**adm.state_dict(), "code": Trap(mark)}, path)
     assert "weights_only" not in refused(path, "nothing in it was executed")
-    path.write_bytes(pickle.dumps(Code(mark)))
+    path.write_bytes(pickle.dumps(Trap(mark)))
     refused(path, "nothing in it was executed")
-    torch.save({**adm.state_dict(), "code": Code(mark)}, path, _use_new_zipfile_serialization=False)
+    torch.save({**adm.state_dict(), "code": Trap(mark)}, path, _use_new_zipfile_serialization=False)
     refused(path, "nothing in it was executed")
     assert not mark.exists()
 

@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,8 +30,10 @@ from PIL import Image
 from rich.table import Table
 
 import uturn as ut
+from command_line import SPEC as TOML
 from forging import array, forge
 from small import strings
+from tiny_texts import write_bert
 from uturn import paper
 from uturn.backward import DiffusionModel
 from uturn.cli import main
@@ -47,11 +50,14 @@ from uturn.networks.texts.tokenizers import load_tokenizer
 from uturn.pages import report
 from uturn.pages.page import collect
 from uturn.pages.pictures import grid
+from uturn.presets import TextOptions
 from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, listed
 from uturn.sources.tokens import _rows
 from uturn.store.outputs import write_dataset
 from uturn.store.record import _digest_of_labels, open_run
+from uturn.studies import records_of
+from uturn.studies.records import _MOST_TOKENS
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
 
@@ -251,11 +257,7 @@ def test_files_that_are_nested_deeply(name, content, tmp_path, capsys):
 
 
 def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
-    toml = 'items = 4\nsource = {type = "rhm", vocab_size = 8, multiplicity = 2, branching = 2, depth = 3}\n'
-    toml += (
-        'corruption = {type = "epsilon", noise = [0.0, 1.0]}\nbackward = {type = "exact"}\nprobes = [{type = "tree_levels"}]\n'
-    )
-    for name, text in (("a.json", json.dumps(SPEC)), ("a.toml", toml)):
+    for name, text in (("a.json", json.dumps(SPEC)), ("a.toml", TOML.replace("[0.0, 0.5]", "[0.0, 1.0]"))):
         (tmp_path / name).write_text(text, encoding="utf-8-sig")
         assert ut.Experiment.from_file(tmp_path / name) == ut.Experiment.from_dict(SPEC)
     (tmp_path / "vocab.txt").write_text("a\nb\n[MASK]\n", encoding="utf-8-sig")
@@ -308,13 +310,8 @@ def opened_by_zarr():
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
             name, of = node.func.attr, getattr(node.func.value, "id", "")
-            if (of == "zarr" and name.islower()) or name in (
-                "to_zarr",
-                "open_zarr",
-                "open_dataset",
-                "load_dataset",
-                "open_datatree",
-            ):
+            opens = ("to_zarr", "open_zarr", "open_dataset", "load_dataset", "open_datatree")
+            if (of == "zarr" and name.islower()) or name in opens:
                 formats = [keyword.value for keyword in node.keywords if keyword.arg == "zarr_format"]
                 yield file.name, node.lineno, name, getattr(formats[0], "value", None) if formats else None
 
@@ -482,6 +479,10 @@ def test_a_report_reads_no_folder_outside(stored, tmp_path):
     folder = figure(tmp_path / "results")
     (folder / "smoke").symlink_to(tmp_path)
     assert collect([folder]).sections[0]["details"] == []
+    (folder / "smoke").unlink()
+    (folder / "smoke").mkdir()
+    (folder / "smoke" / "fig6-x.zarr").symlink_to(stored)
+    assert collect([folder]).sections[0]["details"] == []
     figure(folder, scale="..")
     assert "names in the folder" in collect([folder]).problems[0]["words"]
     shutil.copytree(tmp_path / "fig6-x.zarr", figure(tmp_path / "sound") / "smoke" / "fig6-x.zarr")
@@ -491,19 +492,19 @@ def test_a_report_reads_no_folder_outside(stored, tmp_path):
 # --- what the store of a stranger makes the program fetch and read ------------------------------------------------------------
 
 
-def test_a_study_asks_no_hub_for_the_model_of_a_store(tmp_path, monkeypatch):
-    """A model in a folder is read for the texts; one on a hub is not fetched, and the study has no texts."""
-    import socket
-
-    from tiny_texts import write_bert
-    from uturn.presets import TextOptions
-    from uturn.studies import records_of
-
-    model = write_bert(tmp_path / "bert")
+@pytest.fixture
+def of_texts(tmp_path):
+    """A run of texts with a model in a folder."""
     (tmp_path / "texts.txt").write_text("the cat sat\na big dog ran to the mat\n")
-    options = {"model": str(model), "data": str(tmp_path / "texts.txt"), "levels": [0.4, 0.8], "trajectories": 2}
-    run, asked = ut.run(TextOptions.from_dict(options).experiment()), []
+    options = {"data": str(tmp_path / "texts.txt"), "levels": [0.4, 0.8], "trajectories": 2}
+    run = ut.run(TextOptions(model=str(write_bert(tmp_path / "bert")), **options).experiment())
     assert "original_piece" in records_of(run).coords
+    return run
+
+
+def test_a_study_asks_no_hub_for_the_model_of_a_store(of_texts, monkeypatch):
+    """A model in a folder is read for the texts; one on a hub is not fetched, and the study has no texts."""
+    run, asked = of_texts, []
     monkeypatch.setattr(socket, "getaddrinfo", lambda *names, **_: asked.append(names) or [])
     monkeypatch.setattr(socket.socket, "connect", lambda _, address: asked.append(address))
     spec = json.loads(run.attrs["spec"])
@@ -584,13 +585,6 @@ def test_a_link_in_a_folder_of_results_is_replaced_and_not_its_target(name, tmp_
     assert (outside / "thesis.tex").read_text() == "years"
     assert not (folder / name).is_symlink()
     assert [path.name for path in (folder / name).iterdir()] == ["a"]
-
-
-def test_a_report_reads_no_store_outside(stored, tmp_path):
-    folder = figure(tmp_path / "results")
-    (folder / "smoke").mkdir()
-    (folder / "smoke" / "fig6-x.zarr").symlink_to(stored)
-    assert collect([folder]).sections[0]["details"] == []
 
 
 def test_a_report_of_small_files_ends_soon(tmp_path):
@@ -684,28 +678,15 @@ def test_levels_of_a_store_are_those_of_its_noise(stored, tmp_path, capsys):
         assert (code, "each noise level once" in line) == (2, True), line
 
 
-@pytest.fixture
-def text_run(tmp_path):
-    """A small run of two texts with a model in `tmp_path`, as a store has it."""
-    from tiny_texts import write_bert
-    from uturn.presets import TextOptions
-
-    model = write_bert(tmp_path / "bert")
-    (tmp_path / "texts.txt").write_text("the cat sat\na big dog ran to the mat\n")
-    options = {"model": str(model), "data": str(tmp_path / "texts.txt"), "levels": [0.4, 0.8], "trajectories": 2}
-    return ut.run(TextOptions.from_dict(options).experiment())
-
-
-def test_texts_that_a_store_names_take_no_time(text_run, tmp_path, monkeypatch):
+def test_texts_that_a_store_names_take_no_time(of_texts, tmp_path, monkeypatch):
     """Regular expressions, texts with holes, of many lines or fewer than items, and networks of more layers than any has."""
-    from uturn.studies import records_of
 
     def named(**parts):
         """The records of a store that names other inputs, with the fingerprints that they have."""
-        spec = json.loads(text_run.attrs["spec"])
+        spec = json.loads(of_texts.attrs["spec"])
         spec |= {part: spec[part] | change for part, change in parts.items()}
-        models = json.loads(text_run.attrs["models"]) | {"source": build("source", spec["source"]).fingerprint()}
-        return records_of(text_run.assign_attrs(spec=json.dumps(spec), models=json.dumps(models))).coords
+        models = json.loads(of_texts.attrs["models"]) | {"source": build("source", spec["source"]).fingerprint()}
+        return records_of(of_texts.assign_attrs(spec=json.dumps(spec), models=json.dumps(models))).coords
 
     assert "original_piece" in named()
     for name, text in (("many", "the cat\n" * 2**17), ("returns", "the cat\r" * 2**17), ("few", "the cat\n"), ("holes", "")):
@@ -726,22 +707,19 @@ def test_texts_that_a_store_names_take_no_time(text_run, tmp_path, monkeypatch):
     assert time.process_time() - begin < 15
 
 
-def test_texts_of_a_page_are_bounded(text_run, monkeypatch):
+def test_texts_of_a_page_are_bounded(of_texts, monkeypatch):
     """A token of megabytes would be as long in every place of a table; a store may keep a million texts."""
-    from uturn.studies import records_of
-    from uturn.studies.records import _MOST_TOKENS
-
     monkeypatch.setattr("uturn.networks.texts.tokenizers.PretrainedTokenizer.pieces", lambda _, ids: ["x" * 10**4] * len(ids))
-    records = records_of(text_run)
+    records = records_of(of_texts)
     assert set(map(len, records.piece.values.ravel().tolist())) <= {0, 100}
     assert records.sizes["shown_item"] == 2
-    of_text, many = 3 * text_run.sizes["position"], 10**5
-    source = SimpleNamespace(ids=lambda items: np.zeros((len(items), text_run.sizes["position"]), int), tokenizer=None)
+    of_text, many = 3 * of_texts.sizes["position"], 10**5
+    source = SimpleNamespace(ids=lambda items: np.zeros((len(items), of_texts.sizes["position"]), int), tokenizer=None)
     source.regions = source.segments = ()
-    spec = json.loads(text_run.attrs["spec"])
+    spec = json.loads(of_texts.attrs["spec"])
     spec["probes"] = [{**table, "first": many} if table["type"] == "tokens" else table for table in spec["probes"]]
-    large = text_run[["token", "noisy_token"]].isel(item=np.zeros(many, int)).assign_coords(item=np.arange(many))
-    shown = records_of(large.assign_attrs(text_run.attrs, spec=json.dumps(spec)), source).sizes["shown_item"]
+    large = of_texts[["token", "noisy_token"]].isel(item=np.zeros(many, int)).assign_coords(item=np.arange(many))
+    shown = records_of(large.assign_attrs(of_texts.attrs, spec=json.dumps(spec)), source).sizes["shown_item"]
     assert shown == _MOST_TOKENS // of_text < many
 
 
@@ -862,7 +840,6 @@ def changed_config(**changes):
 def test_the_folder_of_a_model_is_looked_at_before_it_is_read(change, message, tmp_path, monkeypatch):
     import transformers
 
-    from tiny_texts import write_bert
     from uturn.networks.texts.language_files import load_language_model
 
     folder = write_bert(tmp_path / "bert")
@@ -874,7 +851,6 @@ def test_the_folder_of_a_model_is_looked_at_before_it_is_read(change, message, t
 
 
 def test_a_config_of_fewer_layers_than_the_weights_is_warned_of(tmp_path):
-    from tiny_texts import write_bert
     from uturn.networks.texts.language_files import TextModel, load_language_model
 
     folder = write_bert(tmp_path / "bert")
@@ -917,8 +893,6 @@ def test_no_pipe_is_waited_for(read, tmp_path):
     ],
 )
 def test_texts_that_are_none_are_named(name, content, message, tmp_path):
-    from tiny_texts import write_bert
-
     (tmp_path / name).write_text(content)
     backward = ut.backward.LanguageDenoiser(model=str(write_bert(tmp_path / "bert")))
     with pytest.raises(ValueError, match=message) as caught:

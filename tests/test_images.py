@@ -272,17 +272,8 @@ def test_the_options_of_the_docs_make_an_experiment():
 
 
 NAMES = [
-    "猫 cat",
-    "قطة",
-    "🐈 cat",
-    "$x_1$ cost $5",
-    "a\nb\tc",
-    "under_score",
-    r"\frac{1}{2}",
-    "[red]a[/]",
-    "%#&~^{}",
-    "हिन्दी",
-    "\u202eab",
+    *("猫 cat", "قطة", "🐈 cat", "$x_1$ cost $5", "a\nb\tc", "under_score"),
+    *(r"\frac{1}{2}", "[red]a[/]", "%#&~^{}", "हिन्दी", "\u202eab"),
 ]
 
 

@@ -4,9 +4,10 @@ from itertools import product
 
 import numpy as np
 import pytest
-from scipy.stats import chisquare, kstest
+from scipy.stats import kstest
 
 import uturn as ut
+from enumeration import drawn_as
 from tiny_language import Table, TableDenoiser
 from uturn.backward.denoiser import reverse_process
 from uturn.core.protocols import Noisy
@@ -141,20 +142,6 @@ MANY = [
     (Decoder("blocks", 1, 2, causal=True), ALL),
     (Decoder("blocks", block=1, causal=True), GIVEN),
 ]
-
-
-def drawn_as(strings, law):
-    """p-value of the chi-square of strings against a law; 0 for an impossible string."""
-    expected = {string: q * len(strings) for string, q in law.items()}
-    counts = dict.fromkeys(law, 0)
-    for string in map(tuple, strings.tolist()):
-        if string not in counts:
-            return 0.0
-        counts[string] += 1
-    common = [string for string, number in expected.items() if number > 5]
-    observed = np.array([*(counts[x] for x in common), len(strings) - sum(counts[x] for x in common)])
-    wanted = np.array([*(expected[x] for x in common), max(len(strings) - sum(expected[x] for x in common), 1e-3)])
-    return chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue
 
 
 @pytest.mark.parametrize(("decoder", "start"), MANY, ids=lambda value: getattr(value, "description", str(value)))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,17 +50,6 @@ def largest_difference(a, b, names=MESSAGES):
         for name in names
         for level in getattr(a, name)
     )
-
-
-# -- against enumeration -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("backend", ["numba", "torch"])
-@pytest.mark.parametrize("case", json.loads((Path(__file__).parent / "golden" / "exact_inference.json").read_text()))
-def test_golden_values(case, backend):
-    rhm = RandomHierarchyModel.from_rules(case["rules"], vocab_size=case["vocab_size"])
-    beliefs = infer(rhm, np.log(case["evidence"]), backend=backend, outputs=EVERYTHING)
-    for level, expected in case["marginals"].items():
-        np.testing.assert_allclose(beliefs.marginals[int(level)], expected, rtol=0, atol=1e-13)
-    np.testing.assert_allclose(beliefs.log_evidence, case["log_evidence"], rtol=0, atol=1e-12)
 
 
 @st.composite

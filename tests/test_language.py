@@ -1,6 +1,5 @@
 """Language models as backwards: one form for all kinds, exact draws with exact conditionals, batches that change nothing."""
 
-import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -21,11 +20,6 @@ from uturn.networks.texts.tokenizers import Vocabulary, load_tokenizer
 from uturn.sources.tokens import PAD, NoisyTokens
 
 TABLE = "tiny_language:table"
-
-
-@pytest.fixture(autouse=True)
-def importable():
-    assert "tiny_language" in sys.modules  # pytest puts this folder on the path
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_levels_of_images_are_whole_steps():
         "items": 2,
         "source": {"type": "fashion_mnist"},
         "corruption": {"type": "diffusion", "noise": [0.25, 0.5, 0.75, 1.0]},
-        "backward": {"type": "diffusion", "steps": 4, "device": "cpu"},
+        "backward": {"type": "diffusion", "model": "tiny_denoiser:network", "steps": 4, "device": "cpu"},
         "probes": [{"type": "network_layers", "reference": 16, "labels": False}],
     }
     found = locate(ut.Experiment.from_dict(spec), "same_class", 0.95)

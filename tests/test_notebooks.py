@@ -35,13 +35,15 @@ def from_script(name):
     return notebook
 
 
-def executed(name, folder):
-    """The notebook of a script with the outputs of a run in a folder."""
-    notebook = from_script(name)
-    client = nbclient.NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(folder)}}, record_timing=False)
+def executed(*names):
+    """{name: notebook} of scripts with the outputs of a run in one process, which forgets its names between two of them."""
+    notebooks = {name: from_script(name) for name in names}
+    whole = from_script(names[0])
+    whole.cells = [cell for one in notebooks.values() for cell in (*one.cells, nbformat.v4.new_code_cell("%reset -f"))]
+    client = nbclient.NotebookClient(whole, timeout=1800, resources={"metadata": {"path": str(EXAMPLES)}}, record_timing=False)
     # The bars of other libraries would ask for widgets, and their warning names a folder of this machine.
     client.execute(env={**os.environ, "PYTHONWARNINGS": "ignore:IProgress not found"})
-    return notebook
+    return notebooks
 
 
 def smaller(picture):
@@ -55,7 +57,7 @@ def smaller(picture):
 
 def write(name):
     """Write the notebook of a script, with its outputs."""
-    notebook = executed(name, EXAMPLES)
+    notebook = executed(name)[name]
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             if "image/png" in output.get("data", ()):
@@ -82,19 +84,16 @@ def test_the_cells_are_those_of_the_script(name):
     assert not {"error", "stderr"} & set(dict(shown(stored)))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_notebooks_run(name):
-    notebook = executed(name, EXAMPLES)
-    kinds = [kind for kind, _ in shown(notebook)]
-    assert kinds.count("image/png") == [kind for kind, _ in shown(nbformat.read(EXAMPLES / f"{name}.ipynb", 4))].count(
-        "image/png"
-    )
-    # One bar for each run, which was drawn again in its place and ends with all tasks.
-    runs = "".join(cell.source for cell in notebook.cells if cell.cell_type == "code").count("progress=True")
-    bars = [re.fullmatch(r".*: (\d+) of (\d+)", text) for kind, text in shown(notebook) if kind == "text/plain"]
-    ends = [found.groups() for found in bars if found]
-    assert runs == len(ends) > 0
-    assert all(done == total for done, total in ends)
+def test_notebooks_run():
+    for name, notebook in executed(*NAMES).items():
+        stored = nbformat.read(EXAMPLES / f"{name}.ipynb", 4)
+        assert len({[kind for kind, _ in shown(one)].count("image/png") for one in (notebook, stored)}) == 1, name
+        # One bar for each run, which was drawn again in its place and ends with all tasks.
+        runs = "".join(cell.source for cell in notebook.cells if cell.cell_type == "code").count("progress=True")
+        bars = [re.fullmatch(r".*: (\d+) of (\d+)", text) for kind, text in shown(notebook) if kind == "text/plain"]
+        ends = [found.groups() for found in bars if found]
+        assert runs == len(ends) > 0, name
+        assert all(done == total for done, total in ends), name
 
 
 if __name__ == "__main__":

@@ -82,15 +82,6 @@ def test_sampler_parser_and_likelihood_equal_enumeration(rhm):
     assert p_value(draw.leaves, np.sqrt(p) / np.sqrt(p).sum()) < 1e-4
 
 
-def test_gradients_of_the_evidence_are_the_marginals(rhm, evidence):
-    import torch
-
-    values = torch.from_numpy(evidence).requires_grad_()
-    beliefs = ut.infer(rhm, values, outputs=("marginals", "log_evidence"))
-    beliefs.log_evidence.sum().backward()
-    np.testing.assert_allclose(values.grad, beliefs.marginals[0].detach(), atol=1e-10)
-
-
 def test_rounding_draws_no_rule_of_probability_0():
     sums = cumulative_sums(np.array([[0.1] * 10 + [0.0], [0.5] + [0.0] * 9 + [0.5]]))
     assert np.cumsum([0.1] * 10)[-1] < 1  # what a uniform number could exceed

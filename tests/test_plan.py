@@ -20,8 +20,11 @@ STRINGS = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "d
 IMAGES = {
     "source": {"type": "fashion_mnist"},
     "corruption": {"type": "diffusion", "noise": [0.0, 0.5, 1.0]},
-    "backward": {"type": "diffusion", "steps": 4, "device": "cpu", "batch_size": 8},
-    "probes": [{"type": "network_layers", "reference": 16, "batch_size": 10}, {"type": "images", "first": 4}],
+    "backward": {"type": "diffusion", "model": "tiny_denoiser:network", "steps": 4, "device": "cpu", "batch_size": 8},
+    "probes": [
+        {"type": "network_layers", "classifier": "tiny_classifier:network", "labels": False, "reference": 16, "batch_size": 10},
+        {"type": "images", "first": 4},
+    ],
 }
 EXPERIMENTS = {
     "exact": {"corruption": {"type": "gaussian", "noise": [0.0, 0.5, 1.0]}, "backward": {"type": "exact"}},

@@ -194,7 +194,7 @@ SPEC = {
     "chunk": 2,
     "source": {"type": "fashion_mnist"},
     "corruption": {"type": "diffusion", "noise": [0.25, 0.5, 1.0]},
-    "backward": {"type": "diffusion", "steps": 4},
+    "backward": {"type": "diffusion", "model": "tiny_denoiser:network", "steps": 4},
     "probes": [{"type": "images"}],
 }
 

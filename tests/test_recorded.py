@@ -276,7 +276,7 @@ def test_further_files_extend_a_run(small, copied, monkeypatch):
         (lambda f: (f / "originals" / "b.png").unlink(), "12 recorded files without an original .*b_0_0.png"),
         (
             lambda f: save(f / "strength_0.1" / "a_0_0.png", np.zeros((20, 28))),
-            r"a_0_0.png: height, width = \(20, 28\): expected \(28, 28\) of its original a.png",
+            r"a_0_0.png: .*\(20, 28\): expected \(28, 28\)",
         ),
         (lambda f: shutil.copytree(f / "strength_0.1", f / "strength_.10"), "strength_.10/a_0_0.png and .* are the same U-turn"),
     ],

@@ -226,7 +226,7 @@ def own_readings(run):
     return run
 
 
-def test_a_page_of_a_study_shows_every_reading(tmp_path):
+def test_a_page_of_a_study_shows_every_reading(tmp_path, blank_figures):
     """What is read first, what is folded, and that no reading is dropped without a word."""
     run = own_readings(ut.run(ut.Experiment.from_dict(STRINGS)))
     run.attrs["warnings"] = json.dumps([HOSTILE])
@@ -256,9 +256,9 @@ def test_a_page_of_a_study_shows_every_reading(tmp_path):
 
 
 def test_several_runs_are_one_chart_for_each_reading(tmp_path, monkeypatch):
-    """Six runs of a sweep, one with other noise levels: a line for each, in the page and in the figure, chi included."""
+    """Three runs of a sweep, one with other noise levels: a line for each, in the page and in the figure, chi included."""
     runs = {}
-    for multiplicity in range(2, 8):
+    for multiplicity in (2, 4, 7):
         spec = STRINGS | {"source": {**STRINGS["source"], "vocab_size": 8, "multiplicity": multiplicity}}
         spec |= {"items": 30, "probes": [{"type": "tree_levels"}, {"type": "changes"}]}
         if multiplicity == 7:
@@ -283,6 +283,6 @@ def test_several_runs_are_one_chart_for_each_reading(tmp_path, monkeypatch):
     assert not any(chart["shown"] for one in each for chart in one["charts"])
     (drawn,) = figures
     panels = [axis for axis in drawn.axes if axis.axison]
-    assert all(len([line for line in axis.lines if line.get_label() in runs]) == 6 for axis in panels)
+    assert all(len([line for line in axis.lines if line.get_label() in runs]) == 3 for axis in panels)
     assert panels[0].get_title("left") == "share of unchanged nodes, tree level 2"
     assert panels[-1].get_title("left") == "leaves that change together"

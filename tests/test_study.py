@@ -826,10 +826,7 @@ def test_differences_of_other_originals_are_refused():
         ({"a": run, "b": distances(x, np.ones(3), ["d", "e", "f"], 0)}, "originals that both runs have = 0"),
         ({"a": run, "b": distances(x + 0.01, np.ones(3), names, 0)}, "noise levels that both runs have = 0"),
         ({"a": run, "b": other}, "expected readings that both have"),
-        (
-            {"a": run.assign_coords(label=("item", [0, 1, 2])), "b": run.assign_coords(label=("item", [0, 2, 1]))},
-            "label of the originals",
-        ),
+        ({name: run.assign_coords(label=("item", of)) for name, of in (("a", [0, 1, 2]), ("b", [0, 2, 1]))}, "label of the"),
         ({"a": run, "b": run.assign_coords(noise=("noise", x, {"long_name": "t/T"}))}, "expected one axis in common"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -8,12 +8,7 @@ from command_line import SPEC, uturn
 from uturn.engine.sweep import parsed_values, run_all
 
 GRID = ("--set", "source.multiplicity=2,4", "--set", "corruption.type=masking,epsilon")
-NAMES = [
-    "multiplicity=2,type=masking",
-    "multiplicity=2,type=epsilon",
-    "multiplicity=4,type=masking",
-    "multiplicity=4,type=epsilon",
-]
+NAMES = [f"multiplicity={m},type={kind}" for m in (2, 4) for kind in ("masking", "epsilon")]
 
 
 @pytest.fixture

@@ -194,31 +194,18 @@ def test_correlations_of_texts_of_several_lengths_against_a_loop(folder):
 
 
 def test_the_study_gives_the_curves_of_the_measures(measured):
+    """Corrected for texts of several lengths, at distances of which there are at least half as many pairs as of neighbours."""
     run, _ = measured
-    found = ut.study(run)
-    changes = found.isel(changes=0)
+    found, present = ut.study(run), present_pairs(run.change_covariance)
+    changes, distances = found.isel(changes=0), found.distance.values.astype(int)
     assert changes.unit_of_distance == "tokens"
-    chi = susceptibility(run)
-    assert np.isnan(changes.chi[0]).all()
-    for k, name in enumerate(("chi", "low", "high")):
-        np.testing.assert_allclose(changes.chi[1:, k], chi[name])
-    present = present_pairs(run.change_covariance)
-    distances = found.distance.values.astype(int)
     pairs = [sum(max(int(n) - r, 0) for n in run.length.values) for r in range(run.sizes["distance"])]
     assert distances.tolist() == [r for r in range(len(pairs)) if r == 0 or pairs[r] >= pairs[1] / 2]
     whole = correlations(run, present=present).correlation.isel(distance=distances)
     np.testing.assert_allclose(changes.correlation[1:, :, 0], whole)
     length = correlation_length(run.change_covariance.isel(distance=distances), present=present.isel(distance=distances))
     np.testing.assert_allclose(changes.xi[1:, 0], length.length)
-    kept = run.kept.astype(float).mean(["item", "trajectory", "clone"])
-    for span in run.span.values:
-        one = found.sel(reading=f"kept, span = {span}")
-        np.testing.assert_allclose(one.curve[:, 0], [1, *kept.sel(span=span)])
-    gap = ut.calibration(run, ["kept"])
-    tested = found.sel(reading=[f"kept, span = {span}" for span in (1, 2, 4)])
-    assert set(tested.family.values) == {"text"}
-    np.testing.assert_allclose(tested.gap[:, 1:, 0].T, gap.gap)
-    np.testing.assert_allclose(tested.gap_p[:, 1:].T, gap.p_holm)
+    assert set(found.sel(reading=[f"kept, span = {span}" for span in (1, 2, 4)]).family.values) == {"text"}
 
 
 def test_an_exact_model_is_calibrated_and_a_cold_one_is_not(measured, folder):
@@ -344,16 +331,8 @@ class Reader(HTMLParser):
 
 
 EVIL = [
-    "<script>alert(1)</script>",
-    " <img src=x onerror=alert(1)>",
-    "&amp;",
-    "\"'",
-    "\u202e",
-    "\n",
-    "$x$",
-    " </p>",
-    "日本",
-    "e\u0301",
+    *("<script>alert(1)</script>", " <img src=x onerror=alert(1)>", " </p>"),
+    *("&amp;", "\"'", "\u202e", "\n", "$x$", "日本", "e\u0301"),
 ]
 
 
@@ -431,7 +410,7 @@ def small(folder, **more):
 
 
 @pytest.fixture(scope="module")
-def results(folder, tmp_path_factory):
+def results(folder, tmp_path_factory, blank_figures):
     out = tmp_path_factory.mktemp("out") / "out"
     done = command("--out", out, *small(folder))
     assert done.exit_code == 0, (done.output, done.exception)
@@ -446,8 +425,6 @@ def test_command_writes_everything(results):
     out, output = results
     expected = {name for name in RESULTS if not name.startswith(("grid", "difference", "located"))}
     assert {path.name for path in out.iterdir()} == {*expected, "study.zarr", "run.zarr"}
-    assert (out / "study.png").read_bytes()[:4] == b"\x89PNG"
-    assert (out / "study.pdf").read_bytes()[:4] == b"%PDF"
     assert "changes: chi is largest" in output
     assert "kept, span = 2" in output
     assert "letter_chain:chain, order random, one token a call · 10 texts of equal.txt" in output

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import tiny_texts
 import uturn as ut
 from command_line import uturn
+from forging import Trap
 from tiny_language import Table
 from uturn.core.protocols import UTurns
 from uturn.networks.texts.language import class_logits
@@ -234,11 +235,11 @@ def test_the_command_takes_a_classifier_and_files_without_model_type(folder, tmp
     masked, letters = without_line(folder / "bert", tmp_path / "masked"), without_line(folder / "letters", tmp_path / "letters")
     text = ("text", "--model", masked, "--data", folder / "texts.csv", "--layers", letters)
     classes = ("--classifier", letters, "--classifier-tokenizer", folder / "letters")
-    sizes = ("--items", 3, "--levels", "0.5,1.0", "--trajectories", 1, "--clones", 2, "--keep", 0, "--out", tmp_path / "out")
-    refused = uturn(*text, *classes, *sizes)
+    sizes = ("--items", 3, "--levels", "0.5,1.0", "--trajectories", 1, "--clones", 2, "--keep", 0, "--workers", 1)
+    refused = uturn(*text, *classes, *sizes, "--out", tmp_path / "out")
     assert refused.returncode == 2
     assert 'lacks the line "model_type", such as "model_type": "bert"' in refused.stderr
-    done = uturn(*text, *classes, "--model-type", "bert", *sizes)
+    done = uturn(*text, *classes, "--model-type", "bert", *sizes, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     study = xr.open_zarr(tmp_path / "out" / "study.zarr")
     groups = dict(zip(study.variable.values, study.group.values, strict=True))
@@ -282,11 +283,6 @@ def test_mistakes_are_one_line_with_the_way_out(folder, case):
     assert "model = " not in str(error.value)  # that is the option of the masked model
 
 
-class Malicious:
-    def __reduce__(self):
-        return (exec, ("import pathlib; pathlib.Path('it_ran').touch()",))
-
-
 def test_pickled_weights_do_not_run_code(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     place = tiny_texts.write_bert(tmp_path / "model", "ForSequenceClassification")
@@ -294,7 +290,7 @@ def test_pickled_weights_do_not_run_code(folder, tmp_path, monkeypatch):
     (place / "model.safetensors").unlink()
     torch.save(weights, place / "pytorch_model.bin")
     TextModel(str(place), "classifier").load()  # plain tensors are read
-    torch.save({**weights, "extra": Malicious()}, place / "pytorch_model.bin")
+    torch.save({**weights, "extra": Trap("it_ran")}, place / "pytorch_model.bin")
     with pytest.raises(ValueError, match="cannot be read as a classifier model of texts") as error:
         TextModel(str(place), "classifier", device="cpu").load()
     assert "\n" not in str(error.value)

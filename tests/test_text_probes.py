@@ -466,12 +466,3 @@ def test_code_that_comes_with_a_model_does_not_run(tmp_path):
     for probe in (TextLayers(model=str(tmp_path)), TextLikelihood(model=str(tmp_path))):
         with pytest.raises(ValueError, match=r"its own code; trust_remote_code \(--trust-remote-code\) runs this code"):
             probe.text_model.load()
-
-
-def test_a_permutation_of_the_items_permutes_the_readings(folder, drawn):
-    source, after = drawn
-    order = np.array([3, 0, 5, 1, 4, 2])
-    for probe in probes_of(folder):
-        one, other = probe.read(u_turns(source, after), source), probe.read(u_turns(source, after[order], order), source)
-        for name, values in one.items():
-            np.testing.assert_allclose(other[name], values[order], rtol=0, atol=1e-5)

@@ -137,16 +137,12 @@ def test_the_forward_process_is_a_corruption_like_the_others():
     forward = backward.undone(Diffusion(), source)
     originals = next(source.blocks(np.arange(50), 0, 50))
     noisy = forward.observe(originals, 0.6, Streams(0, originals.items, 0.6))
-    abar = float(forward.axes(np.array([0.6]), source)["abar"][0][0])
-    residual = (noisy.values - np.sqrt(abar) * originals.images) / np.sqrt(1 - abar)
-    assert abs(residual.mean()) < 4.5 / np.sqrt(residual.size)
-    assert abs(residual.var() - 1) < 4.5 * np.sqrt(2 / residual.size)
     assert np.array_equal(noisy.labels, originals.labels)
     with pytest.raises(ValueError, match=r"range of images = \[-3.0"):
         forward.corrupt(3 * originals.images, 0.6, ut.random.keys(0, range(50)))
 
 
-# -- clones are draws of the posterior --------------------------------------------------------------------------------
+# -- clones ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_unparsed_node_equals_nothing():

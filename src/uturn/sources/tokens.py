@@ -229,7 +229,8 @@ def _text_files(path: str) -> list[Path]:
 @cached_while_unchanged(files=lambda source, backward: source.files())
 def _read(source: TokenSource, backward: Any) -> _Texts:
     """The texts of a source as ids of the model of a backward."""
-    path, tokenizer, most = f"path = {source.path!r}", source.tokenizer, getattr(source.language(), "most_tokens", None)
+    path, tokenizer, v = f"path = {source.path!r}", source.tokenizer, source.vocab_size
+    most = getattr(source.language(), "most_tokens", None)
     rows: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
     for name, row in _rows(source, path, most):
@@ -239,8 +240,8 @@ def _read(source: TokenSource, backward: Any) -> _Texts:
             continue
         ids = checked_array(where, _encoded(tokenizer, text, where) if isinstance(text, str) else text)
         expect(ids.size, where, text, "at least one token of the model; remove it, or choose another tokenizer")
-        are_ids = ids.ndim == 1 and ids.dtype.kind in "iu" and 0 <= ids.min() <= ids.max() < source.vocab_size
-        expect(are_ids, where, text, f"a text, or ids 0 .. {source.vocab_size - 1}, as the model has")
+        are_ids = ids.ndim == 1 and ids.dtype.kind in "iu" and 0 <= ids.min() <= ids.max() < v
+        expect(are_ids, where, text, f"a text, or ids 0 .. {v - 1}, as the model has")
         if source.length is not None and len(ids) > source.length:
             left_out[name] = f"{len(ids)} tokens, more than length = {source.length}"
             continue

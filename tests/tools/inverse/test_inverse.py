@@ -12,7 +12,6 @@ import numpy as np
 import pandas
 import pytest
 import xarray as xr
-from PIL import Image
 
 import uturn as ut
 from browser import next_frame, violations
@@ -96,17 +95,9 @@ def salted(strength, shape):
 '''
 
 
-def blank(figure, *paths):
-    """In place of a drawn figure, which takes seconds, one pixel; `test_posterior_tests.py` draws."""
-    for path in paths:
-        if path.suffix == ".png":
-            Image.new("RGB", (1, 1)).save(path)
-
-
 @pytest.fixture(autouse=True, scope="module")
-def figures():
+def figures(blank_figures):  # `test_posterior_tests.py` draws
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("uturn.pages.results.save_figure", blank)
         patch.setattr(PosteriorSampler, "model_check", lambda *_: [])  # of the embedded model, a second or more for each run
         yield
 

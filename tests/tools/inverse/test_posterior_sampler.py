@@ -304,11 +304,7 @@ def test_what_a_sampler_gives_is_checked(value, words):
 @pytest.mark.parametrize(
     ("name", "operator", "words"),
     [
-        (
-            "PiGDM",
-            Operator(lambda x: x**2, 0.1, is_linear=False),
-            "sampler = 'deepinv:PiGDM'.*a linear operator for this sampler; take DPS",
-        ),
+        ("PiGDM", Operator(lambda x: x**2, 0.1, is_linear=False), "deepinv:PiGDM'.*a linear operator for this sampler; take DPS"),
         ("DDRM", Operator(lambda x: x.roll(1, 3), 0.1), "expected one with its singular value decomposition"),
         ("DiffPIR", Operator(lambda x: x, PoissonNoise(0.1)), "PoissonNoise.*expected Gaussian noise with sigma > 0"),
         ("ULA", Operator(lambda x: x, 0.0), "expected Gaussian noise with sigma > 0"),
