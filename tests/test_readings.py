@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import runpy
 import shutil
@@ -484,10 +485,11 @@ def test_a_decimal_comma_in_any_row(tmp_path):
     assert run.noise.values.tolist() == [0, 0.75]
     assert run["shift"].values.ravel().tolist() == [4, 1, -0.5, 3]
     assert run.item_name.values.tolist() == ["x,1", "y"]
-    (tmp_path / "c.csv").write_text("noise;item;shift\n0;x;1.234\n0,75;x;-2.500\n")  # thousands with a point
-    with pytest.raises(ValueError, match=r"column shift has '1\.234' beside decimal commas"):
-        read_readings(tmp_path / "c.csv")
-    (tmp_path / "b.csv").write_text("noise;item;shift\n0;x,y;4\n0.75;x,y;0.5\n")
+    for cells, name, found in (("0;x;1.234\n0,75;x;-2.500", "shift", "1.234"), ("0;x;4\n0.75;x;1,234", "noise", "0.75")):
+        (tmp_path / "c.csv").write_text(f"noise;item;shift\n{cells}\n")  # thousands with a point, or with a comma
+        with pytest.raises(ValueError, match=rf"column {name} has '{re.escape(found)}' beside decimal commas"):
+            read_readings(tmp_path / "c.csv")
+    (tmp_path / "b.csv").write_text("noise;item;shift\n0;3,4;4\n0.75;3,4;0.5\n")
     assert read_readings(tmp_path / "b.csv")["shift"].values.ravel().tolist() == [4, 0.5]
 
 
@@ -640,6 +642,9 @@ GOOD = np.random.default_rng(0).random((5, 6))
         ({"a": GOOD}, {"coords": {"item": list("abcaba")}}, "different names in item = 3: expected 6, one for each original"),
         ({"a": xr.DataArray(GOOD, {"noise": NOISE / 2}, ("noise", "item"))}, {}, r"a: noise = \[.*expected \["),
         ({"a": GOOD}, {"changes": {"site": np.zeros((5, 6, 1, 4))}}, "trajectories = 1"),
+        ({"a": np.ma.masked_array(GOOD.astype("M8[s]"))}, {}, "a: dtype = dtype\\('<M8"),
+        ({"a": GOOD}, {"coords": {"item": np.ma.masked_equal(range(6), 3)}}, "coords item = masked_array.*: expected no masked"),
+        ({"a": GOOD}, {"noise": np.ma.masked_array(NOISE, NOISE == NOISE[1])}, "noise = masked_array.*: expected no masked"),
         ({"site": GOOD[:, :5]}, {"changes": {"site": np.zeros((5, 6, 2, 4))}}, "dimension 'item'"),
     ],
 )  # fmt: skip
@@ -658,7 +663,8 @@ def test_mistakes_are_one_line(values, settings, message):
         ),
         (lambda table: pd.concat([table, table.tail(1)]), "row 301 of the table repeats noise = "),
         (lambda table: table.drop(columns="trajectory"), "number several U-turns of an original by a column trajectory"),
-        (lambda table: table.assign(rmsd=["?", *table.rmsd[1:]]), "column rmsd: row 1 has '\\?'; expected numbers"),
+        (lambda table: table.assign(rmsd=["?", *table.rmsd[1:]]), "a.csv: column rmsd: row 1 has '\\?'; expected numbers"),
+        (lambda table: table.assign(rmsd=["1" * 400, *range(1, len(table))]), "a.csv: column rmsd has an integer beyond"),
         (lambda table: pd.concat([table, table.rmsd], axis=1), "the table has the columns noise, item, trajectory, rmsd, rmsd;"),
     ],
 )
