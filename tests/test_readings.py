@@ -695,6 +695,16 @@ def test_tables_that_are_cut_short_or_swallow_rows_are_one_line(tmp_path, change
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["items.csv", "difference.csv"])
+def test_results_replace_no_table_that_is_studied(name, tmp_path):
+    text = long_form({"rmsd": rmsd()}).to_csv(index=False)
+    (tmp_path / name).write_text(text)
+    done = uturn("study", name, "--out", ".", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"out = '.': expected another folder; ['{tmp_path / name}'] would be replaced" in done.stderr
+    assert (tmp_path / name).read_text() == text
+
+
 def test_tables_without_a_last_line_break_and_with_blank_lines_are_whole(tmp_path):
     text = long_form({"rmsd": rmsd()}).to_csv(index=False)
     for k, other in enumerate((text, text.rstrip(), text + "\n  \n", text.replace("\n", "\r\n"), text.replace("\n", "\r"))):
