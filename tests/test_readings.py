@@ -804,5 +804,9 @@ def test_a_table_of_few_u_turns_in_many_places_is_refused_before_memory_is_taken
     """Trajectories that are numbered over all originals."""
     count = np.arange(700)
     table = pd.DataFrame({"noise": count, "item": count, "trajectory": count, "kept": 1.0})
-    with pytest.raises(ValueError, match="places for the 700 rows of the table = '700 noise x 700 item x 700 trajectory'"):
+    words = "places for the {0} rows of the table = '{0} noise x {0} item x {0} trajectory'"
+    some = table[:200].assign(**{f"r{k}": 1.0 for k in range(9)})
+    with pytest.raises(ValueError, match=words.format(200)):
+        ut.readings(some)
+    with pytest.raises(ValueError, match=words.format(700)):
         ut.readings(table)

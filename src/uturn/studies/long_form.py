@@ -20,7 +20,7 @@ from uturn.core.files import check_plain
 AXES = ("noise", "item", "trajectory", "clone")  # of readings, in this order; a further axis is one of levels
 COLUMNS = "columns noise, item, perhaps trajectory and clone, and readings"
 NEAR = 1e-9  # relative difference of two noise levels up to which they are one
-_MOST_PLACES = 2**26  # of U-turns, if few of them have a row; half a gigabyte for each reading
+_MOST_PLACES = 2**26  # of U-turns, for all readings, if few of them have a row; half a gigabyte
 _LONGEST_LINE = 2**20  # characters
 _MOST_COLUMNS = 1000  # of a file; a study of so many readings takes half a minute
 _MOST_CELLS = 2**25  # of a Parquet file, which can promise gigabytes in a few kilobytes
@@ -199,7 +199,7 @@ def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataAr
     )
     shape = tuple(map(len, uniques))
     sizes = " x ".join(f"{size:,} {name}" for name, size in zip(keys, shape, strict=True))
-    is_filled = math.prod(shape) <= max(_MOST_PLACES, 100 * len(table))
+    is_filled = len(names) * math.prod(shape) <= max(_MOST_PLACES, 16 * len(names) * len(table))
     advice = "most items at most noise levels, and trajectories and clones that are numbered from 0 for each of them"
     expect(is_filled, f"places for the {len(table):,} rows of the table", sizes, advice)
     arrays = {}
