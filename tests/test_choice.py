@@ -279,13 +279,14 @@ def test_the_level_on_all_axes():
     coords = {"log_snr": ("noise", [3.0, 1.0, 0.0, -1.0]), "dose": ("noise", [7.0, 8.0, 9.0, 10.0])}
     coords |= {"step": ("noise", [1, 29, 50, 100]), "t_over_T": ("noise", [0.01, 0.29, 0.5, 1.0])}
     coords["timestep"] = ("noise", [10.0, 290.0, 500.0, 999.0])
-    choice = ut.choose(run_of(coords=coords, same=(tosses((100, 100, 50, 50)), SHARE)), "same", keep=0.95)
+    noise = 0.012, 0.288, 0.5, 1.0  # of which 1, 29, 50 and 100 steps are the nearest
+    choice = ut.choose(run_of(noise, coords=coords, same=(tosses((100, 100, 50, 50)), SHARE)), "same", keep=0.95)
     expected = {"noise": 0.29, "dose": 8, "step": 29, "log_snr": 1, "sigma": math.exp(-0.5), "abar": 1 / (1 + math.exp(-1))}
     expected |= {"timestep": 290, "strength": 0.2901, "strength (SD3, FLUX)": 0.29}  # int(100 * 0.29) is 28
     assert choice.at == pytest.approx(expected)
     assert ut.choose(run_of(same=(tosses((50,) * 4), SHARE)), "same", keep=0.95).at == {}
     coords["step"] = ("noise", [0, 0, 0, 0])  # of a damaged store
-    assert "strength" not in ut.choose(run_of(coords=coords, same=(tosses((100,) * 4), SHARE)), "same", keep=0.95).at
+    assert "strength" not in ut.choose(run_of(noise, coords=coords, same=(tosses((100,) * 4), SHARE)), "same", keep=0.95).at
 
 
 # --- the recipes, at a small size ----------------------------------------------------------------------------------------------

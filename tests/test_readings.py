@@ -695,6 +695,13 @@ def test_tables_that_are_cut_short_or_swallow_rows_are_one_line(tmp_path, change
     assert "\n" not in str(caught.value)
 
 
+def test_the_time_of_a_chain_is_not_taken_for_another_noise():
+    """The study of a diffusion model has it in place of the noise."""
+    coords = {"t_over_T": ("noise", NOISE / 2 / NOISE[-1])}
+    with pytest.raises(ValueError, match=r"t_over_T = \[.*: expected the noise \[.* in whole steps, or another name"):
+        ut.study(ut.readings({"a": GOOD}, NOISE, start=0, coords=coords))
+
+
 @pytest.mark.parametrize("name", ["items.csv", "difference.csv"])
 def test_results_replace_no_table_that_is_studied(name, tmp_path):
     text = long_form({"rmsd": rmsd()}).to_csv(index=False)
