@@ -695,6 +695,20 @@ def test_tables_that_are_cut_short_or_swallow_rows_are_one_line(tmp_path, change
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["log_snr", "t_over_T", "step", "timestep"])
+def test_a_label_of_originals_is_no_axis_of_noise(name):
+    run = ut.readings({"a": GOOD[:, :5]}, NOISE, start=0, coords={name: ("item", NOISE)})
+    with pytest.raises(ValueError, match=rf"{name} = \[.*: expected numbers, one for each noise level"):
+        ut.study(run)
+
+
+def test_labels_of_noise_levels_are_no_groups_of_originals():
+    studies = [
+        ut.study(ut.readings({"a": GOOD}, NOISE, start=0, coords={name: ("noise", range(5))})) for name in ("grammar", "x")
+    ]
+    np.testing.assert_array_equal(studies[0].curve, studies[1].curve)
+
+
 def test_the_time_of_a_chain_is_not_taken_for_another_noise():
     """The study of a diffusion model has it in place of the noise."""
     coords = {"t_over_T": ("noise", NOISE / 2 / NOISE[-1])}
