@@ -213,18 +213,18 @@ def test_missing_readings_and_their_items_do_not_count():
 
 
 def test_each_label_needs_its_own_59():
-    label = np.repeat([0, 1, 2, -1], [59, 58, 80, 3])
+    label = np.repeat([0, 1, -2, -1], [59, 58, 80, 3])
     values = np.ones((2, 200, 1))
     values[:, 197:] = 0  # without a label
-    values[1, 117:140] = 0  # of label 2
+    values[1, 117:140] = 0  # of label -2
     run = run_of(NOISE[:2], {"label": ("item", label)}, same=(values, SHARE))
     choice = ut.choose(run, "same", keep=0.95, by="label")
-    assert {label: part.answer for label, part in choice.by.items()} == {0: "chosen", 1: "not decided", 2: "chosen"}
-    assert [choice.by[k].noise for k in (0, 2)] == [0.2, 0.1]
-    assert [int(part.keep.originals[0]) for part in choice.by.values()] == [59, 58, 80]
+    assert {label: part.answer for label, part in choice.by.items()} == {0: "chosen", 1: "not decided", -2: "chosen"}
+    assert [choice.by[k].noise for k in (0, -2)] == [0.2, 0.1]
+    assert [int(part.keep.originals[0]) for part in choice.by.values()] == [80, 59, 58]
     assert "label = 1, 58 originals: same >= 0.95 at noise = 0.1 is not decided: about 1 more original," in repr(choice)
-    alone = ut.choose(run.isel(item=label == 2), "same", keep=0.95)
-    np.testing.assert_equal(alone.keep.bound, choice.by[2].keep.bound)
+    alone = ut.choose(run.isel(item=label == -2), "same", keep=0.95)
+    np.testing.assert_equal(alone.keep.bound, choice.by[-2].keep.bound)
     with pytest.raises(ValueError, match="by = 'lable': expected a coordinate of the items: label"):
         ut.choose(run, "same", keep=0.95, by="lable")
 
@@ -279,13 +279,14 @@ def test_the_level_on_all_axes():
     coords = {"log_snr": ("noise", [3.0, 1.0, 0.0, -1.0]), "dose": ("noise", [7.0, 8.0, 9.0, 10.0])}
     coords |= {"step": ("noise", [1, 29, 50, 100]), "t_over_T": ("noise", [0.01, 0.29, 0.5, 1.0])}
     coords["timestep"] = ("noise", [10.0, 290.0, 500.0, 999.0])
-    choice = ut.choose(run_of(coords=coords, same=(tosses((100, 100, 50, 50)), SHARE)), "same", keep=0.95)
+    noise = 0.012, 0.288, 0.5, 1.0  # of which 1, 29, 50 and 100 steps are the nearest
+    choice = ut.choose(run_of(noise, coords=coords, same=(tosses((100, 100, 50, 50)), SHARE)), "same", keep=0.95)
     expected = {"noise": 0.29, "dose": 8, "step": 29, "log_snr": 1, "sigma": math.exp(-0.5), "abar": 1 / (1 + math.exp(-1))}
     expected |= {"timestep": 290, "strength": 0.2901, "strength (SD3, FLUX)": 0.29}  # int(100 * 0.29) is 28
     assert choice.at == pytest.approx(expected)
     assert ut.choose(run_of(same=(tosses((50,) * 4), SHARE)), "same", keep=0.95).at == {}
     coords["step"] = ("noise", [0, 0, 0, 0])  # of a damaged store
-    assert "strength" not in ut.choose(run_of(coords=coords, same=(tosses((100,) * 4), SHARE)), "same", keep=0.95).at
+    assert "strength" not in ut.choose(run_of(noise, coords=coords, same=(tosses((100,) * 4), SHARE)), "same", keep=0.95).at
 
 
 # --- the recipes, at a small size ----------------------------------------------------------------------------------------------

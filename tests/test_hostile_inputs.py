@@ -678,6 +678,13 @@ def test_levels_of_a_store_are_those_of_its_noise(stored, tmp_path, capsys):
         assert (code, "each noise level once" in line) == (2, True), line
 
 
+@pytest.mark.parametrize("about", [{"_Encoding": "utf-8"}, {"coordinates": "belief"}, {"scale_factor": 2.0}])
+def test_no_attribute_changes_readings(about, stored, tmp_path):
+    store = shutil.copytree(stored, tmp_path / "run")
+    forge(store, lambda root: array(root, "belief")["attributes"].update(about))
+    xr.testing.assert_equal(open_run(store), open_run(stored))
+
+
 def test_texts_that_a_store_names_take_no_time(of_texts, tmp_path, monkeypatch):
     """Regular expressions, texts with holes, of many lines or fewer than items, and networks of more layers than any has."""
 
@@ -750,6 +757,7 @@ def _first_level(root, level):
         (lambda root: root["attributes"].pop("spec"), "it has no 'spec'"),
         (lambda root: root["attributes"].update(spec="{"), "not a readable store"),
         *((lambda root, kind=kind: _relabelled(root, kind), "big: type") for kind in ("fixed_length_utf32", "raw_bytes")),
+        (lambda root: array(root, "belief")["attributes"].update(dtype="bool"), "belief: attribute = 'dtype'"),
         (lambda root: array(root, "belief").update(data_type="complex64", fill_value=[0, 0]), "belief: type = 'complex64'"),
     ],
 )

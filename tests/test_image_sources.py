@@ -265,9 +265,21 @@ def test_sixteen_bit_grey_is_rounded(tmp_path, ending):
     np.testing.assert_array_equal(one_image(tmp_path / f"a.{ending}", channels=1)[..., 0], np.rint(deep / 257))
 
 
+def test_several_images_in_a_file_are_an_error(tmp_path):
+    pages = [Image.fromarray(noise_image(k, 8, 8)) for k in range(2)]
+    for ending in ("tif", "gif", "png", "webp"):
+        pages[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=pages[1:])
+        with pytest.raises(ValueError, match=rf"a\.{ending} cannot be read \(images in the {ending.upper()[:4]}.* = 'several'"):
+            one_image(tmp_path / f"a.{ending}")
+        (tmp_path / f"a.{ending}").unlink()
+
+
 def test_numbers_without_a_known_range_are_an_error(tmp_path):
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(ValueError, match=r"a\.tif cannot be read .*expected one whose range is known"):
+        first_images(folder_source(tmp_path), 1)
+    Image.fromarray(np.full((4, 4), 2**15, np.uint16)).save(tmp_path / "a.tif", tiffinfo={262: 0})  # white is 0
+    with pytest.raises(ValueError, match=r"a\.tif cannot be read \(bits and photometric interpretation = \(\(16,\), 0\)"):
         first_images(folder_source(tmp_path), 1)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import runpy
 import shutil
@@ -484,10 +485,11 @@ def test_a_decimal_comma_in_any_row(tmp_path):
     assert run.noise.values.tolist() == [0, 0.75]
     assert run["shift"].values.ravel().tolist() == [4, 1, -0.5, 3]
     assert run.item_name.values.tolist() == ["x,1", "y"]
-    (tmp_path / "c.csv").write_text("noise;item;shift\n0;x;1.234\n0,75;x;-2.500\n")  # thousands with a point
-    with pytest.raises(ValueError, match=r"column shift has '1\.234' beside decimal commas"):
-        read_readings(tmp_path / "c.csv")
-    (tmp_path / "b.csv").write_text("noise;item;shift\n0;x,y;4\n0.75;x,y;0.5\n")
+    for cells, name, found in (("0;x;1.234\n0,75;x;-2.500", "shift", "1.234"), ("0;x;4\n0.75;x;1,234", "noise", "0.75")):
+        (tmp_path / "c.csv").write_text(f"noise;item;shift\n{cells}\n")  # thousands with a point, or with a comma
+        with pytest.raises(ValueError, match=rf"column {name} has '{re.escape(found)}' beside decimal commas"):
+            read_readings(tmp_path / "c.csv")
+    (tmp_path / "b.csv").write_text("noise;item;shift\n0;3,4;4\n0.75;3,4;0.5\n")
     assert read_readings(tmp_path / "b.csv")["shift"].values.ravel().tolist() == [4, 0.5]
 
 
@@ -631,6 +633,9 @@ GOOD = np.random.default_rng(0).random((5, 6))
         ({"a": GOOD}, {"coords": {"item": list("abcaba")}}, "different names in item = 3: expected 6, one for each original"),
         ({"a": xr.DataArray(GOOD, {"noise": NOISE / 2}, ("noise", "item"))}, {}, r"a: noise = \[.*expected \["),
         ({"a": GOOD}, {"changes": {"site": np.zeros((5, 6, 1, 4))}}, "trajectories = 1"),
+        ({"a": np.ma.masked_array(GOOD.astype("M8[s]"))}, {}, "a: dtype = dtype\\('<M8"),
+        ({"a": GOOD}, {"coords": {"item": np.ma.masked_equal(range(6), 3)}}, "coords item = masked_array.*: expected no masked"),
+        ({"a": GOOD}, {"noise": np.ma.masked_array(NOISE, NOISE == NOISE[1])}, "noise = masked_array.*: expected no masked"),
         ({"site": GOOD[:, :5]}, {"changes": {"site": np.zeros((5, 6, 2, 4))}}, "dimension 'item'"),
     ],
 )  # fmt: skip
@@ -646,7 +651,8 @@ def test_mistakes_are_one_line(values, settings, message):
         (lambda table: table.drop(columns="noise"), "the columns item, trajectory, rmsd; expected columns noise, item"),
         (lambda table: pd.concat([table, table.tail(1)]), "row 301 of the table repeats noise = "),
         (lambda table: table.drop(columns="trajectory"), "number several U-turns of an original by a column trajectory"),
-        (lambda table: table.assign(rmsd=["?", *table.rmsd[1:]]), "column rmsd: row 1 has '\\?'; expected numbers"),
+        (lambda table: table.assign(rmsd=["?", *table.rmsd[1:]]), "a.csv: column rmsd: row 1 has '\\?'; expected numbers"),
+        (lambda table: table.assign(rmsd=["1" * 400, *range(1, len(table))]), "a.csv: column rmsd has an integer beyond"),
         (lambda table: pd.concat([table, table.rmsd], axis=1), "the table has the columns noise, item, trajectory, rmsd, rmsd;"),
     ],
 )
@@ -675,6 +681,37 @@ def test_tables_that_are_cut_short_or_swallow_rows_are_one_line(tmp_path, change
     with pytest.raises(ValueError, match=message) as caught:
         read_readings(tmp_path / "a.csv")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["log_snr", "t_over_T", "step", "timestep"])
+def test_a_label_of_originals_is_no_axis_of_noise(name):
+    run = ut.readings({"a": GOOD[:, :5]}, NOISE, start=0, coords={name: ("item", NOISE)})
+    with pytest.raises(ValueError, match=rf"{name} = \[.*: expected numbers, one for each noise level"):
+        ut.study(run)
+
+
+def test_labels_of_noise_levels_are_no_groups_of_originals():
+    studies = [
+        ut.study(ut.readings({"a": GOOD}, NOISE, start=0, coords={name: ("noise", range(5))})) for name in ("grammar", "x")
+    ]
+    np.testing.assert_array_equal(studies[0].curve, studies[1].curve)
+
+
+def test_the_time_of_a_chain_is_not_taken_for_another_noise():
+    """The study of a diffusion model has it in place of the noise."""
+    coords = {"t_over_T": ("noise", NOISE / 2 / NOISE[-1])}
+    with pytest.raises(ValueError, match=r"t_over_T = \[.*: expected the noise \[.* in whole steps, or another name"):
+        ut.study(ut.readings({"a": GOOD}, NOISE, start=0, coords=coords))
+
+
+@pytest.mark.parametrize("name", ["items.csv", "difference.csv"])
+def test_results_replace_no_table_that_is_studied(name, tmp_path):
+    text = long_form({"rmsd": rmsd()}).to_csv(index=False)
+    (tmp_path / name).write_text(text)
+    done = uturn("study", name, "--out", ".", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"out = '.': expected another folder; ['{tmp_path / name}'] would be replaced" in done.stderr
+    assert (tmp_path / name).read_text() == text
 
 
 def test_tables_without_a_last_line_break_and_with_blank_lines_are_whole(tmp_path):
@@ -776,5 +813,9 @@ def test_a_table_of_few_u_turns_in_many_places_is_refused_before_memory_is_taken
     """Trajectories that are numbered over all originals."""
     count = np.arange(700)
     table = pd.DataFrame({"noise": count, "item": count, "trajectory": count, "kept": 1.0})
-    with pytest.raises(ValueError, match="places for the 700 rows of the table = '700 noise x 700 item x 700 trajectory'"):
+    words = "places for the {0} rows of the table = '{0} noise x {0} item x {0} trajectory'"
+    some = table[:200].assign(**{f"r{k}": 1.0 for k in range(9)})
+    with pytest.raises(ValueError, match=words.format(200)):
+        ut.readings(some)
+    with pytest.raises(ValueError, match=words.format(700)):
         ut.readings(table)

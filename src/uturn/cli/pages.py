@@ -71,6 +71,7 @@ def study(
     uturn study rmsd.csv --noise-unit "added noise (Å)" --start rmsd=0 --out results/rmsd
     ```
     """
+    from uturn.pages.results import RESULTS
     from uturn.store.places import is_url
     from uturn.studies.paired import remarks_of, table_of
     from uturn.studies.tables import for_terminal
@@ -78,6 +79,8 @@ def study(
     where = [place if is_url(place) else os.path.realpath(place) for place in stores]
     twice = [place for k, place in enumerate(where) if place in where[:k]]
     expect(not twice, "stores given twice", twice, "each once")
+    taken = [] if out is None else [os.path.join(os.path.realpath(out), name) for name in RESULTS]
+    expect(not set(taken) & set(where), "out", out, f"another folder; {sorted(set(taken) & set(where))} would be replaced")
     settings = table.settings(stores)
     named = studies.named_runs({place: opened(place, **settings) for place in stores})
     several = len(named) > 1

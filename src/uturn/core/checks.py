@@ -97,6 +97,7 @@ def checked_path(name: str, value: Any) -> str:
 
 def checked_array(name: str, value: Any) -> np.ndarray:
     """`value` as an array of any type, or a ValueError."""
+    expect(not np.ma.is_masked(value), name, value, "no masked values; leave out what is missing")
     try:
         return np.asarray(value)
     except (TypeError, ValueError):  # rows of different lengths
@@ -108,8 +109,8 @@ def checked_numbers(name: str, value: Any) -> np.ndarray:
     numbers = checked_array(name, value)
     expect(numbers.dtype.kind in "biuf", name, value, f"real numbers, got dtype {numbers.dtype}")
     numbers = numbers.astype(float)
-    is_complete = not np.ma.is_masked(value) and (np.abs(numbers) < LARGEST).all()
-    expect(is_complete, name, value, f"numbers below {LARGEST:g}, none masked or NaN; leave out what is missing")
+    is_complete = (np.abs(numbers) < LARGEST).all()
+    expect(is_complete, name, value, f"numbers below {LARGEST:g}, none NaN; leave out what is missing")
     return numbers
 
 

@@ -246,9 +246,9 @@ def checked_changes(changed: Any, has_missing: bool = False) -> tuple[np.ndarray
     fits = values.ndim == 3 + has_noise and values.size and values.dtype.kind in "biuf"
     where, dims_of = f"changed: {values.dtype} of shape", "(items, trajectories, sites), or a DataArray with noise too"
     expect(fits, where, values.shape, f"real numbers {dims_of}")
-    wrong = np.ma.is_masked(changed)
     if values.dtype.kind == "f":
-        wrong |= bool((np.abs(values) >= LARGEST).any() or (np.isnan(values).all() if has_missing else np.isnan(values).any()))
-    expect(not wrong, "changed", changed, f"numbers below {LARGEST:g}, none masked; NaN only for a missing U-turn of an array")
+        is_missing = np.isnan(values)
+        fits = not ((np.abs(values) >= LARGEST).any() or (is_missing.all() if has_missing else is_missing.any()))
+    expect(fits, "changed", changed, f"numbers below {LARGEST:g}; NaN only for a missing U-turn of an array")
     expect(not has_missing or values.shape[-2] > 1, "changed: trajectories", values.shape[-2], "at least 2 of each item")
     return (values, changed.noise.values) if has_noise else (values[None], None)

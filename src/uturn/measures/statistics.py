@@ -298,8 +298,9 @@ def _even_number(sizes: np.ndarray) -> np.ndarray:
 
 def independent_groups(values: xr.DataArray) -> np.ndarray:
     """Index of the independent group of every item, int64 (items,): of its grammar if there are several, else of the item."""
-    if "grammar" in values.coords and len(np.unique(values.coords["grammar"])) > 1:
-        return np.unique(values.coords["grammar"], return_inverse=True)[1]
+    grammar = values.coords.get("grammar")
+    if grammar is not None and grammar.dims == ("item",) and len(np.unique(grammar)) > 1:
+        return np.unique(grammar, return_inverse=True)[1]
     return np.arange(values.sizes["item"])
 
 

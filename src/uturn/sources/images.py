@@ -159,9 +159,9 @@ class ImageFolderSource(ImageSource):
 
     Items are ordered so that the first n are balanced: the first file of every class, the second of every class, and so on, with
     classes and the files of a class sorted by name. Files and folders whose names begin with a dot are ignored. Files beside
-    sub-folders form a further group, which comes first and has label -1. A file that cannot be decoded completely, or that is
-    black because its 16 bits hold values below 256, is an error that names it. Pixels have 8 bits per channel: 16-bit grey is
-    rounded, transparency is blended with white, the EXIF orientation is applied, and colour profiles are ignored.
+    sub-folders form a further group, which comes first and has label -1. A file that cannot be decoded completely, holds several
+    images, or is black because its 16 bits hold values below 256 is an error that names it. Pixels have 8 bits per channel:
+    16-bit grey is rounded, transparency is blended with white, the EXIF orientation is applied, and colour profiles are ignored.
 
     `path`: the folder; links are followed. `channels`: 1 (grey) or 3 (RGB). `size`: resize the short side to `size` (bicubic,
     antialiased; small images are enlarged) and crop the centre to size x size; by default all images must have the same size.
@@ -373,6 +373,8 @@ def pixels_of(path: str, channels: int, size: int | None) -> np.ndarray | str:
         with Image.open(data, formats=FORMATS) as image:
             kind = image.format
             expect(image.width * image.height <= _MOST_PIXELS, "pixels", image.size, f"at most {_MOST_PIXELS} in all")
+            is_one = kind == "MPO" or not getattr(image, "is_animated", False)  # cameras add a small copy to a JPEG
+            expect(is_one, f"images in the {kind}", "several", "one; write each to a file of its own")
             image.load()
             with suppress(Exception):  # broken EXIF data are ignored, since the pixels are complete
                 ImageOps.exif_transpose(image, in_place=True)
@@ -390,9 +392,12 @@ def pixels_of(path: str, channels: int, size: int | None) -> np.ndarray | str:
 
 def _eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
     """The image with 8 bits per channel and without transparency."""
-    from PIL import Image
+    from PIL import Image, TiffImagePlugin
 
     if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow neither scales 12 bits nor turns white to black
+            found = image.tag_v2.get(258), image.tag_v2.get(262)
+            expect(found == ((16,), 1), "bits and photometric interpretation", found, "16 bits and 1, as black is 0")
         values = np.asarray(image)
         most = int(values.max())
         expect(not 0 < most < 256, "largest of 16 bits", most, "more than 255 of 65535; write 8 bits, or values times 257")

@@ -221,6 +221,7 @@ class Store(Blocks):
         for name, about in arrays.items():
             codecs = {codec["name"] for codec in about["codecs"]}
             expect(codecs <= _CODECS, f"{name}: codecs", codecs, "those of a store")
+            expect("dtype" not in about["attributes"], f"{name}: attribute", "dtype", "none, since xarray would follow it")
             kind = about["data_type"]
             types = _TYPES if name in self.labels else {"uint64"} if name == _RECORDS else {"float32"}
             expect((kind["name"] if isinstance(kind, dict) else kind) in types, f"{name}: type", kind, "that of a store")
@@ -462,9 +463,9 @@ class Store(Blocks):
 
         for name in self.labels if look else ():
             self.coordinate(name)
-        with _readable(self.where):  # attributes that would rescale values or convert them to dates are ignored
-            ds = xr.open_zarr(self.files, zarr_format=3, consolidated=True, chunks=None, mask_and_scale=False, decode_times=False)
-            ds = ds.set_coords(set(ds.data_vars).difference(self.variables))  # CF has no names with blanks
+        with _readable(self.where):  # attributes that would change types or values are ignored
+            ds = xr.open_zarr(self.files, zarr_format=3, consolidated=True, chunks=None, decode_cf=False)
+            ds = ds.set_coords(set(ds.data_vars).difference(self.variables))
             ds = ds if self._rows == list(range(len(self.levels))) else ds.isel(noise=self._rows)
             ds.attrs = {name: value for name, value in ds.attrs.items() if name not in (*_OWN, "coordinates")}
         if not look:

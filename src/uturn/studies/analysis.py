@@ -120,12 +120,15 @@ def checked_run(ds: Any) -> xr.Dataset:
     sound = noise.dtype.kind in "biuf" and ((noise >= 0) & ((noise < LARGEST) | np.isinf(noise))).all()
     expect(sound and len(np.unique(noise)) == len(noise), "noise", noise.tolist(), "different levels, 0 or more")
     for name in {"step", "t_over_T", "timestep", "log_snr"} & set(ds.coords):
-        are_numbers = ds[name].dims != ("noise",) or ds[name].dtype.kind in "iuf"
+        dims = ds[name].dims
+        are_numbers = "item" not in dims and (dims != ("noise",) or ds[name].dtype.kind in "iuf")
         expect(are_numbers, name, ds[name].values.tolist(), "numbers, one for each noise level")
-        if name == "t_over_T":  # it takes the place of the noise
+        if name == "t_over_T":  # it takes the place of the noise, of which it is that of the nearest step
             values = ds[name].values
             known = len(np.unique(values)) == len(values) and bool((np.isfinite(values) & (values >= 0)).all())
             expect(known, name, values.tolist(), "different numbers of 0 or more, one for each noise level")
+            is_noise = (np.abs(values - noise) <= 0.51 * np.diff(np.unique([0, *values])).min(initial=np.inf)).all()
+            expect(is_noise, name, values.tolist(), f"the noise {shown(noise.tolist())} in whole steps, or another name")
     run: xr.Dataset = ds
     return run
 

@@ -225,7 +225,7 @@ def _parts(run: xr.Dataset, by: str) -> dict[Any, np.ndarray]:
     of_items = f"a coordinate of the items: {', '.join(names) or 'the run has none'}"
     expect({"item"} <= dims <= {"noise", "item"}, "by", by, of_items)
     values = run[by].isel(noise=0, missing_dims="ignore").values
-    known = values[values >= 0] if values.dtype.kind in "if" else values
+    known = values[(values != -1) & (values == values)] if values.dtype.kind in "if" else values  # no label: -1, NaN
     return {value: np.flatnonzero(values == value) for value in np.unique(known).tolist()}
 
 

@@ -20,13 +20,13 @@ from uturn.core.files import check_plain
 AXES = ("noise", "item", "trajectory", "clone")  # of readings, in this order; a further axis is one of levels
 COLUMNS = "columns noise, item, perhaps trajectory and clone, and readings"
 NEAR = 1e-9  # relative difference of two noise levels up to which they are one
-_MOST_PLACES = 2**26  # of U-turns, if few of them have a row; half a gigabyte for each reading
+_MOST_PLACES = 2**26  # of U-turns, for all readings, if few of them have a row; half a gigabyte
 _LONGEST_LINE = 2**20  # characters
 _MOST_COLUMNS = 1000  # of a file; a study of so many readings takes half a minute
 _MOST_CELLS = 2**25  # of a Parquet file, which can promise gigabytes in a few kilobytes
 _MOST_TEXT = 2**28  # bytes of the texts of a column of a Parquet file
-_DECIMAL_COMMA = re.compile(r"\s*-?\d*,\d+\s*")
-_THOUSANDS = re.compile(r"-?\d{1,3}(\.\d{3})+")
+_COMMA = re.compile(r"\s*-?\d*,\d+\s*")
+_POINT = re.compile(r"[-+]?\d*(\.\d+)+([eE].*)?")
 _CUT = re.compile(r"[-+]?(\d+[.,]|\d*[.,]?\d+[eE][-+]?)")  # no number ends so
 _NUMBER = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")  # 01 is a name
 
@@ -68,20 +68,20 @@ def _read_csv(path: str, labels: Collection[str]) -> pandas.DataFrame:
         raise ValueError("it is empty")
     header = next(filter(str.strip, _lines(path)), "")
     separator = max(",;\t", key=header.count)
-    decimal, warnings = _check_rows(path, separator)
+    of_text = {str(name).lower() for name in (*labels, *AXES[1:])}
+    decimal, warnings = _check_rows(path, separator, of_text)
     form: dict[str, Any] = {"encoding": "utf-8-sig", "sep": separator, "decimal": decimal}
     table = pandas.read_csv(path, **form)
     if not isinstance(table.index, pandas.RangeIndex):  # pandas would take the first cells as names of the rows
         raise ValueError("the rows have more cells than the header")
     # pandas renames columns of one name, and those without any.
     table.columns = [name.strip() for name in next(csv.reader([header], delimiter=separator))]
-    of_text = {str(name).lower() for name in (*labels, *AXES[1:])}
     columns = [k for k, name in enumerate(table.columns) if name.lower() in of_text]
     if decimal == ",":
         for k, name in enumerate(table.columns):
             texts = table.iloc[:, k] if k not in columns and not _is_number(table.iloc[:, k]) else []
-            if wrong := next((cell for cell in texts if isinstance(cell, str) and _THOUSANDS.fullmatch(cell.strip())), None):
-                raise ValueError(f"column {name} has {wrong!r} beside decimal commas; write thousands without points")
+            if wrong := next((cell for cell in texts if isinstance(cell, str) and _POINT.fullmatch(cell.strip())), None):
+                raise ValueError(f"column {name} has {wrong!r} beside decimal commas; write one sign, and none of thousands")
     text = pandas.read_csv(path, **form, usecols=columns, dtype=str, keep_default_na=False)
     for k, (_, cells) in zip(columns, text.items(), strict=True):
         table.isetitem(k, cells.str.strip())
@@ -132,13 +132,13 @@ def _lines(path: str) -> Iterator[str]:
             yield line
 
 
-def _check_rows(path: str, separator: str) -> tuple[str, list[str]]:
-    """The decimal sign of a CSV file, and a warning if it may have been cut short.
+def _check_rows(path: str, separator: str, of_text: Collection[str]) -> tuple[str, list[str]]:
+    """The decimal sign of a CSV file outside the columns `of_text`, and a warning if it may have been cut short.
 
     ValueError for a row that is cut short, which pandas would complete, and for a cell over several lines: a quote without its
     other half makes one cell of all rows up to the next quote.
     """
-    columns, decimal, last, longest = 0, ".", "", 0
+    columns, decimal, last, longest, texts = 0, ".", "", 0, set[int]()
     rows = csv.reader(_lines(path), delimiter=separator)
     for number, cells in enumerate(rows, 1):
         if rows.line_num > number:
@@ -148,12 +148,13 @@ def _check_rows(path: str, separator: str) -> tuple[str, list[str]]:
         if columns:
             longest = max(longest, len(last))
             last = cells[-1].strip()
+        texts = texts if columns else {k for k, name in enumerate(cells) if name.strip().lower() in of_text}
         columns = columns or len(cells)
         if columns > _MOST_COLUMNS:
             raise ValueError(f"the header has {columns:,} cells, more than {_MOST_COLUMNS:,}")
         if len(cells) < columns:
             raise ValueError(f"line {number} has {len(cells)} cells, the header {columns}; is the file cut short?")
-        if separator == ";" and decimal == "." and any(map(_DECIMAL_COMMA.fullmatch, cells)):
+        if separator == ";" and decimal == "." and any(_COMMA.fullmatch(cell) for k, cell in enumerate(cells) if k not in texts):
             decimal = ","
     with open(path, "rb") as end:
         end.seek(-min(1, os.path.getsize(path)), os.SEEK_END)
@@ -198,7 +199,7 @@ def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataAr
     )
     shape = tuple(map(len, uniques))
     sizes = " x ".join(f"{size:,} {name}" for name, size in zip(keys, shape, strict=True))
-    is_filled = math.prod(shape) <= max(_MOST_PLACES, 100 * len(table))
+    is_filled = len(names) * math.prod(shape) <= max(_MOST_PLACES, 16 * len(names) * len(table))
     advice = "most items at most noise levels, and trajectories and clones that are numbered from 0 for each of them"
     expect(is_filled, f"places for the {len(table):,} rows of the table", sizes, advice)
     arrays = {}
@@ -259,7 +260,10 @@ def _numbers(column: Any, name: Any) -> Any:
     """A column as float64, or a ValueError that names its first text."""
     is_real = getattr(column.dtype, "kind", "O") not in "cmM"  # which pandas would make real
     expect(is_real, f"column {name}: type", str(column.dtype), "real numbers")
-    numbers = pandas.to_numeric(column, errors="coerce").astype(float)
+    try:
+        numbers = pandas.to_numeric(column, errors="coerce").astype(float)
+    except OverflowError:
+        raise ValueError(f"column {name} has an integer beyond the largest float") from None
     if (text := numbers.isnull() & column.notnull()).any():
         label = f", or a label of items or noise levels: coords = [{str(name)!r}] (--coordinate {name})" * (name != "noise")
         raise ValueError(f"column {name}: row {_row(text)} has {shown(column[text].iloc[0])}; expected numbers{label}")

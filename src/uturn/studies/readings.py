@@ -179,7 +179,10 @@ def read_readings(
     trajectory and clone, {"noise": "sigma", "item": "molecule"}. Empty cells are missing. `settings`: those of `readings`.
     """
     table = read_long_form(path, coords, columns or {})
-    return readings(table, coords=list(coords), source=str(path), **settings)
+    try:
+        return readings(table, coords=list(coords), source=str(path), **settings)
+    except ValueError as error:  # one of several tables
+        raise ValueError(f"{path}: {one_line(error, 400)}") from None
 
 
 # --- arrays ------------------------------------------------------------------------------------------------------------
@@ -188,7 +191,7 @@ def read_readings(
 def _labelled(name: str, values: Any, dims: Sequence[str] | None) -> xr.DataArray:
     """A reading as float32 DataArray (noise, item[, trajectory[, clone]][, levels]), or a ValueError."""
     if not isinstance(values, xr.DataArray):
-        is_masked = np.ma.isMaskedArray(values)
+        is_masked = np.ma.isMaskedArray(values) and values.dtype.kind in "biuf"
         array = np.ma.filled(values.astype(float), np.nan) if is_masked else checked_array(name, values)
         axes = tuple(dims or (*AXES, "level")[: array.ndim])
         expect(len(axes) == array.ndim, f"{name}: shape", array.shape, "(noise, item[, trajectory[, clone]][, levels])")

@@ -131,6 +131,9 @@ def test_a_given_mask(tmp_path):
     digest = Measurement(operator="inpainting", options=options[0]).fingerprint()
     np.save(tmp_path / "mask.npy", 1 - seen)
     assert Measurement(operator="inpainting", options=options[0]).fingerprint() != digest
+    np.testing.assert_array_equal(
+        measured(FIELD, of_name("inpainting", options=options[0]), 0.2)[1].hidden(0), seen.reshape(-1) == 1
+    )
 
 
 # -- random numbers ---------------------------------------------------------------------------------------------------

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from uturn.core.checks import expect, noted
-from uturn.core.files import read_array
+from uturn.core.files import cached_while_unchanged, read_array
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.protocols import Axes, Corruption, Spec
 from uturn.core.random import Purpose, Streams, keys, streams
@@ -115,8 +114,11 @@ class Measurement(Spec, Corruption):
         """SHA-256 of the mask, if it is a file."""
         if self.operator in NAMED:
             deepinv(f"corruption.operator = {self.operator!r}")  # fails before a store is made
+        return "".join(hashlib.sha256(read_array(mask).tobytes()).hexdigest() for mask in self.files())
+
+    def files(self) -> list[str]:
         mask = self.options.get("mask") if self.operator == "inpainting" else None
-        return hashlib.sha256(read_array(mask).tobytes()).hexdigest() if isinstance(mask, str) else ""
+        return [mask] if isinstance(mask, str) else []
 
     def observe(self, originals: Any, noise: float, streams: Streams) -> Measured:
         data = np.repeat(originals.data, streams.count, axis=0)
@@ -219,7 +221,7 @@ def _bits(H: np.ndarray, C: np.ndarray, sigma: float) -> float:
     return float(0.5 * np.linalg.slogdet(np.eye(len(H)) + H @ C @ H.T / sigma**2)[1] / np.log(2))
 
 
-@lru_cache(maxsize=16)
+@cached_while_unchanged(maxsize=16)
 def _shared(measurement: Measurement, function: Any, noise: float, shape: tuple[int, ...], key: int | None) -> Operator:
     """The operator of a noise level, the same object for all data, so that its exact posterior is computed once."""
     return measurement._made(function, noise, shape, key)
