@@ -80,7 +80,7 @@ MUTATIONS = (
     Mutation(
         "intervals without the level of grammars",
         "uturn.measures.statistics:independent_groups",
-        'if "grammar" in values.coords and',
+        "if grammar is not None and",
         "if False and",
         tests=(("test_mutations::intervals_see_the_grammars", {}),),
     ),
