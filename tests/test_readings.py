@@ -683,6 +683,14 @@ def test_tables_that_are_cut_short_or_swallow_rows_are_one_line(tmp_path, change
     assert "\n" not in str(caught.value)
 
 
+def test_sigma_and_abar_are_axes_where_no_log_snr_says_them():
+    given = {"sigma": ("noise", [1.0, 2.0, 4.0]), "abar": ("noise", [0.9, 0.5, 0.1])}
+    study = ut.study(
+        ut.readings({"kept": [[1.0] * 4, [0.6] * 4, [0.2] * 4]}, [0.1, 0.2, 0.4], coords=given, chance={"kept": 0.0})
+    )
+    np.testing.assert_allclose(study.half_life.sel(reading="kept", axis=["noise", "sigma", "abar"])[:, 0], [0.25, 2.5, 0.4])
+
+
 @pytest.mark.parametrize("name", ["log_snr", "t_over_T", "step", "timestep"])
 def test_a_label_of_originals_is_no_axis_of_noise(name):
     run = ut.readings({"a": GOOD[:, :5]}, NOISE, start=0, coords={name: ("item", NOISE)})

@@ -13,7 +13,7 @@ from uturn.studies.runs import label
 
 _ANGLES = ("abar", "log_snr", "sigma")
 _CLEAN = {"step": 0.0, "effective_epsilon": 0.0}  # values without noise, for stores that lack the attribute `clean`
-_NO_AXES = ("t_over_T", "timestep", *_ANGLES)
+_SAID_BY = {"timestep": "step", **dict.fromkeys(_ANGLES, "log_snr")}  # coordinates that are no axes of their own beside another
 _OF_STUDIES = {  # names in a study that are not axes
     "reading", "share", "axis", "estimate", "series", "changes", "distance", "curve", "place", "half_life", "width",
     "start", "chance", "inversion", "chi", "xi", "peak", "peak_at", "correlation", "gap", "gap_p", "gap_visible",
@@ -43,7 +43,8 @@ class Axes:
         self.angle = None
         # Stores list coordinates in arbitrary order.
         for name, coordinate in sorted(run.coords.items(), key=lambda entry: str(entry[0])):
-            if coordinate.dims != ("noise",) or name == "noise" or name in _NO_AXES or coordinate.dtype.kind not in "fiu":
+            is_said = name in ("noise", "t_over_T") or _SAID_BY.get(str(name)) in run.coords
+            if is_said or coordinate.dims != ("noise",) or coordinate.dtype.kind not in "fiu":
                 continue
             clean = _number_of(coordinate, "clean", _CLEAN.get(str(name), np.nan))
             axis = f"{name}_of_noise" if name in _OF_STUDIES else str(name)
@@ -74,7 +75,7 @@ class Axes:
 
     def convert(self, noise: np.ndarray) -> np.ndarray:
         """Noises (n,) on all axes, (axis, n); NaN stays NaN."""
-        rows = {name: np.interp(noise, self.noise, values) for name, values in self.values.items() if name not in _ANGLES}
+        rows = {name: np.interp(noise, self.noise, values) for name, values in self.values.items()}
         rows["noise"] = noise
         if self.angle is not None:
             rows |= self._of_angle(np.interp(noise, self.noise, self.angle))
