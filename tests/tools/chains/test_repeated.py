@@ -141,6 +141,15 @@ def test_one_leaf_a_u_turn(world):
     assert moved[~alone].mean() > 0.9
     with pytest.raises(ValueError, match="noise = 5"):
         MaskedLeaves().corrupt(leaves, 5, rhm.vocab_size)
+    two = MaskedLeaves().corrupt(leaves, 2, rhm.vocab_size, 5)
+    assert np.allclose(MaskedLeaves().log_observation_factor(two), -np.log(6)), "6 pairs of leaves, equally probable"
+
+
+def test_an_exact_number_of_masked_leaves_without_a_chain():
+    spec = {"corruption": {"type": "masked_leaves", "noise": [1, 2]}, "backward": {"type": "exact"}}
+    run = ut.run(ut.Experiment.from_dict(changed().to_dict() | spec | {"probes": [{"type": "tree_levels"}]}))
+    assert run.effective_epsilon.values.tolist() == [0.25, 0.5]
+    assert (run.unchanged.sel(noise=1, tree_level=0) >= 0.75).all()
 
 
 # --- the same numbers however they are measured ---------------------------------------------------------------------------
@@ -201,9 +210,25 @@ def test_relaxation_is_that_of_an_exponential():
         assert low < value < high < 2 * low
     assert found.remark.sel(reading="at once").item() == "less than 1"
     assert found.remark.sel(reading="never").item().startswith("longer than 32")
-    assert np.isnan(found.time.sel(reading="never")).all()
+    assert found.time.sel(reading=["at once", "never"], estimate="value").isnull().all()
+    assert found.time.sel(reading="at once", estimate="high") == 1
+    assert found.time.sel(reading="never").values[1:].tolist() == [32, np.inf]
     unknown = ut.relaxation(ut.readings({"x": arrays["fast"]}, noise=k, start=1).assign_coords(noise=ds.noise))
     assert "its chance is not known" in unknown.remark.item()
+
+
+def test_relaxation_near_the_ends_of_a_chain_is_bounded_by_what_is_sure():
+    rng, k = np.random.default_rng(0), np.array([1.0, 2, 4])
+    shares = {"about the last": [0.9, 0.8, 0.52], "about the first": [0.48, 0.3, 0.1]}
+    arrays = {name: rng.permuted(np.arange(200) < 200 * np.array(of)[:, None], axis=1) for name, of in shares.items()}
+    ds = ut.readings({name: of.astype(float) for name, of in arrays.items()}, noise=k, start=1, chance=0, unit="U-turns")
+    ds.noise.attrs["long_name"] = "U-turns"
+    found = ut.relaxation(ds)
+    assert found.time.sel(estimate="value").isnull().all()
+    assert found.remark.values[0].startswith("longer than 4, or about as long: not decided")
+    assert found.remark.values[1] == "less than 1, or about as long"
+    assert found.time.values[0, 1] < 4 < found.time.values[0, 2] == np.inf
+    assert found.time.values[1, 1] < 1 < found.time.values[1, 2] < 2
 
 
 @pytest.mark.parametrize(("backward", "keeps"), [({"type": "exact"}, True), ({"type": "denoiser", "order": "confidence"}, False)])
@@ -228,6 +253,11 @@ def nothing():
     from contextlib import nullcontext
 
     return nullcontext()
+
+
+def test_evidence_that_is_no_likelihood_is_named():
+    with pytest.warns(UserWarning, match=r"no likelihood does not draw from the posterior, so the chain does not keep p\(x\)"):
+        ut.run(changed(items=4, corruption={"of": {"type": "epsilon"}}))
 
 
 def test_the_state_of_a_latent_model_is_the_latent(tmp_path):
@@ -327,17 +357,10 @@ def test_runs_that_are_not_finished_are_refused(tmp_path):
 
 
 def relaxed(*times):
-    """Relaxation times (value, low, high), or remarks, of two readings at three noise levels."""
-    rows = np.array([[(np.nan,) * 3 if isinstance(time, str) else time for time in of] for of in times], float)
-    remarks = [[time if isinstance(time, str) else "" for time in of] for of in times]
+    """Relaxation times (value, low, high) of two readings at three noise levels."""
     return xr.Dataset(
-        {"time": (("reading", "u_turn_noise", "estimate"), rows), "remark": (("reading", "u_turn_noise"), remarks)},
-        {
-            "reading": ["leaves", "class"],
-            "u_turn_noise": [0.1, 0.2, 0.3],
-            "estimate": ["value", "low", "high"],
-            "noise": [1.0, 64.0],
-        },
+        {"time": (("reading", "u_turn_noise", "estimate"), np.array(times, float))},
+        {"reading": ["leaves", "class"], "u_turn_noise": [0.1, 0.2, 0.3], "estimate": ["value", "low", "high"]},
     )
 
 
@@ -347,9 +370,11 @@ def test_the_order_inverts_only_where_intervals_are_apart():
     assert (low, high) == (0.1, 0.3)
     assert abs(place - 0.2) < 1e-9
     assert np.isnan(_inversion(relaxed((fast, between, between), (slow, between, between)), "leaves", "class")).all()
-    beyond = _inversion(relaxed((fast, between, "longer than 64"), ("longer than 64", between, fast)), "leaves", "class")
+    longer, about = (np.nan, 64, np.inf), (np.nan, 4, np.inf)
+    beyond = _inversion(relaxed((fast, between, longer), (longer, between, fast)), "leaves", "class")
     assert np.isnan(beyond[0])
     assert beyond[1:].tolist() == [0.1, 0.3]
+    assert np.isnan(_inversion(relaxed((fast, between, about), (longer, between, fast)), "leaves", "class")).all()
 
 
 def test_bundles_of_a_cluster_hold_whole_chains():

@@ -39,7 +39,7 @@ def draw_chains(data: xr.Dataset) -> Any:
         for place, name in enumerate(names):
             times = data.time.sel(reading=name).transpose("u_turn_noise", "estimate").values
             found, x = np.isfinite(times[:, 0]), levels + 0.015 * (place - len(names) / 2) * (np.ptp(levels) or 1)
-            bars(last, x[found], times[found], color=colors[name], marker="o", ms=4, lw=1.5)
+            bars(last, x[found], times[found].clip(max=2.5 * k[-1]), color=colors[name], marker="o", ms=4, lw=1.5)
             words = data.remark.sel(reading=name).values.tolist()
             for start, marker, at in (("less", "v", 0.7 * k[0]), ("longer", "^", 1.4 * k[-1])):
                 beyond = np.array([word.startswith(start) for word in words])

@@ -33,11 +33,12 @@ def relaxation(ds: xr.Dataset) -> xr.Dataset:
     Returns
     -------
     Dataset
-        `time` (reading, estimate): value, low and high end of the 95 % interval over items (grammars, if there are several), on a
-        logarithmic scale; NaN if it is not known. `left` (reading, noise, estimate): y(k), NaN without a known chance. `remark`
-        (reading): "less than 1" if half is lost in the first U-turn; "longer than K" if more is left after all of them, "or about
-        as long" if the interval at K holds 1/2, and "not decided" if the reading falls between K/2 and K, or if its chance is not
-        known. Coordinates (reading): its `variable`, and the `order` of its levels, "" if they have none.
+        `left` (reading, noise, estimate): y(k) with its 95 % interval over items (grammars, if there are several); NaN without a
+        known chance. `time` (reading, estimate): where y and the ends of its interval are 1/2. If y is not, between the first and
+        the last k, the value is NaN and the ends are bounds: at most the last k, and infinite, or at least the first. `remark`
+        (reading): "less than 1" if half is lost in the first U-turn; "longer than K" if more is left after all of them; "or about
+        as long" if the interval of y there holds 1/2; "not decided" if y falls between K/2 and K, or if its chance is not known.
+        Coordinates (reading): its `variable`, and the `order` of its levels, "" if they have none.
 
     Raises
     ------
@@ -66,28 +67,31 @@ def relaxation(ds: xr.Dataset) -> xr.Dataset:
 def _relaxed(run: xr.Dataset, label: str) -> tuple[np.ndarray, np.ndarray, str]:
     """Relaxation time with its interval, what is left after each number of U-turns, and a remark."""
     values, start, chance = reading_of(run, label)
-    k, unknown = run.noise.values, np.full(3, np.nan)
+    k, about = run.noise.values, ", or about as long"
     if not np.isfinite(chance):
-        return unknown, np.full((len(k), 3), np.nan), "not decided, since its chance is not known"
+        return np.full(3, np.nan), np.full((len(k), 3), np.nan), "not decided, since its chance is not known"
     of = replicates((values - chance) / (start - chance))
     left = of.interval(lambda y: y)
-    if (left[:, 0] > 0.5).all():
+    time, low, high = (_halfway(k, y) for y in left.T)
+    remark = ""
+    if time > k[-1]:
+        remark = f"longer than {k[-1]:g}" + (about if low <= k[-1] else "")
         middle = max(0, int(np.searchsorted(k, k[-1] / 2, side="right")) - 1)
-        is_flat = len(k) > 1 and of.interval(lambda y: y[middle] - y[-1])[1] <= 0
-        words = f"longer than {k[-1]:g}" if left[-1, 1] > 0.5 else f"longer than {k[-1]:g}, or about as long"
-        return unknown, left, words + ("" if is_flat else ": not decided, it still falls")
-    if left[0, 0] <= 0.5:
-        return unknown, left, f"less than {k[0]:g}"
-    return np.exp(of.interval(lambda y: np.log(_halfway(k, y)))), left, ""
+        if len(k) == 1 or of.interval(lambda y: y[middle] - y[-1])[1] > 0:
+            remark += ": not decided, it still falls"
+    elif time < k[0]:
+        remark = f"less than {k[0]:g}" + (about if high > k[0] else "")
+    return np.array([np.nan if remark else time, min(low, k[-1]), max(high, k[0])]), left, remark
 
 
 def _halfway(k: np.ndarray, y: np.ndarray) -> float:
-    """First k at which log y, linear between its points and 0 at k = 0, is log 1/2; NaN if it is not reached."""
+    """First k at which log y, linear between its points and 0 at k = 0, is log 1/2; infinite if none is, NaN if y is not known."""
+    if np.isnan(y).any():
+        return np.nan
     k, y = np.concatenate([[0.0], k]), np.concatenate([[1.0], y])
-    below = np.flatnonzero(y <= 0.5)
-    if not len(below) or not below[0]:
-        return float("nan")
-    at = below[0]
+    if (y > 0.5).all():
+        return np.inf
+    at = int(np.argmax(y <= 0.5))
     high, low = np.log(y[at - 1]), np.log(max(y[at], 1e-3))
     return float(k[at - 1] + (high - np.log(0.5)) / (high - low) * (k[at] - k[at - 1]))
 

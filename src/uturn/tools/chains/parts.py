@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_serializer, field_validator
+from scipy.special import comb
 
 from uturn.backward.diffusion import DiffusionModel
 from uturn.core.checks import expect
@@ -17,6 +18,7 @@ from uturn.core.random import NOISE, Streams, streams, uniforms
 from uturn.core.registry import as_part, check_fit, table_of
 from uturn.corruption import COMPACT, Masking
 from uturn.corruption.strings import checked_strings
+from uturn.sources.strings import num_leaves
 from uturn.tools.chains.chain import ChainState, UTurnStep
 from uturn.tools.chains.energies import Energy, energy_of
 from uturn.tools.chains.probe import ChainReadings
@@ -42,6 +44,13 @@ class MaskedLeaves(Masking):
         expect(is_number, "noise", noise, f"a whole number of leaves, at most {leaves.shape[1]}")
         order = uniforms(streams(seed, len(leaves), NOISE), leaves.shape[1]).argsort(axis=1).argsort(axis=1)
         return Noisy(np.where(order < count[:, None], -1, leaves), count / leaves.shape[1], vocab_size)
+
+    def axes(self, noise: np.ndarray, source: Any) -> Axes:
+        """Those of `Masking` at the share of leaves that is masked."""
+        return super().axes(noise / num_leaves(source), source)
+
+    def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
+        return -np.log(comb(noisy.values.shape[1], (noisy.values < 0).sum(axis=1)))
 
 
 COMPACT[MaskedLeaves] = MaskedLeaves.log_evidence
@@ -159,6 +168,7 @@ class RepeatedBackward(Spec, Backward):
     def doubts(self, experiment: Any) -> Sequence[str]:
         found, decoder = [*self.of.doubts(experiment)], getattr(self.of, "decoder", None)
         wrong = "" if decoder is None or decoder.is_exact else f"the decoder ({decoder.description})"
+        wrong = wrong if experiment.parts.corruption.of.is_bayesian else "a backward by evidence that is no likelihood"
         if isinstance(self.of, DiffusionModel):
             wrong = "a sampler that draws no noise" if not self.of.reverse().is_stochastic else wrong
             wrong = "guidance" if self.of.guidance != 1 else wrong

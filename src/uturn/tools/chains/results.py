@@ -113,17 +113,9 @@ def _inversion(data: xr.Dataset, first: str, last: str) -> np.ndarray:
 
     Between these levels the log of the ratio is interpolated linearly; NaN if a time there is not known, or if there are none.
     """
-    sorted_by_noise = data.sortby("u_turn_noise")
-    x, K, start = sorted_by_noise.u_turn_noise.values, data.noise.values[-1], data.noise.values[0]
-
-    def times(name: str) -> np.ndarray:
-        of = sorted_by_noise.sel(reading=name)
-        rows = of.time.transpose("u_turn_noise", "estimate").values
-        beyond = {"longer": (np.nan, K, np.inf), "less": (np.nan, 0, start), "not": (np.nan, 0, np.inf)}
-        words = (remark.replace(",", " ").partition(" ")[0] for remark in of.remark.values.tolist())
-        return np.array([beyond.get(word, row) for word, row in zip(words, rows, strict=True)], float)
-
-    a, b = times(first), times(last)
+    by_noise = data.sortby("u_turn_noise")
+    x = by_noise.u_turn_noise.values
+    a, b = (by_noise.time.sel(reading=name).transpose("u_turn_noise", "estimate").values for name in (first, last))
     sign = np.where(a[:, 1] > b[:, 2], 1, np.where(a[:, 2] < b[:, 1], -1, 0))
     for left, right in pairwise(np.flatnonzero(sign)):
         if sign[left] != sign[right]:
