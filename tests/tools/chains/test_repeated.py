@@ -1,6 +1,7 @@
 """Chains of U-turns: their law by enumeration, the same numbers however they are measured, and the command."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ from uturn.backward.diffusion import DiffusionModel
 from uturn.core.random import Purpose, keys, normals, uniforms
 from uturn.core.u_turns import u_turns
 from uturn.engine.cluster import _Tasks
+from uturn.engine.trial import check
 from uturn.exact.rhm import Draw
-from uturn.tools.chains.energies import Energy
-from uturn.tools.chains.experiments import repeated
+from uturn.tools.chains.energies import energy_of
 from uturn.tools.chains.measures import effective_draws
 from uturn.tools.chains.parts import MaskedLeaves
-from uturn.tools.chains.results import _inversion, measured_of
+from uturn.tools.chains.results import _inversion, measured_of, repeated
 
 SOURCE = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2}
 CHAIN = {
@@ -139,7 +140,7 @@ def test_one_leaf_a_u_turn(world):
     moved = np.any([(state.data != originals.data).any(axis=1) for state in states], axis=0)
     assert not moved[alone].any()
     assert moved[~alone].mean() > 0.9
-    with pytest.raises(ValueError, match="noise = 5"):
+    with pytest.raises(ValueError, match=r"noise = \[5.0, .*at most 4"):
         MaskedLeaves().corrupt(leaves, 5, rhm.vocab_size)
     two = MaskedLeaves().corrupt(leaves, 2, rhm.vocab_size, 5)
     assert np.allclose(MaskedLeaves().log_observation_factor(two), -np.log(6)), "6 pairs of leaves, equally probable"
@@ -284,13 +285,13 @@ def test_chains_of_texts(tmp_path):
     """Overlap of spans with x_0 and with other texts, and the energy of a second model, whose weights are recorded."""
     model, second = tiny_language.write(tmp_path / "bert"), tiny_language.write(tmp_path / "gpt2", kind="gpt2", seed=1)
     (tmp_path / "texts.txt").write_text("\n".join(WORDS) + "\n")
-    energy = Energy(f"text model={second}")
+    energy = f"text model={second}"
     experiment = ut.Experiment.from_dict(
         {
             **{"items": 4, "chunk": 3, "source": {"type": "tokens", "path": str(tmp_path / "texts.txt")}},
             "corruption": CHAIN["corruption"],
             "backward": {"type": "repeated", "noise": 0.4, "of": {"type": "language", "model": str(model)}}
-            | {"energy": energy.text, "beta": 0.5},
+            | {"energy": energy, "beta": 0.5},
             "probes": [{"type": "chain", "has_energy": True}],
         }
     )
@@ -302,8 +303,8 @@ def test_chains_of_texts(tmp_path):
     assert np.allclose(run.independent_overlap.sel(noise=1, span=1), chance)
     assert run.accepted.mean() < 1
     assert (run.overlap.sel(noise=5) <= run.overlap.sel(noise=5, span=1)).all()
-    assert energy.fingerprint() in experiment.models()["backward"]
-    assert {str(path) for path in energy.files()} <= {str(path) for path in experiment.parts.backward.files()}
+    assert energy_of(energy).fingerprint() in experiment.models()["backward"]
+    assert {str(path) for path in energy_of(energy).files()} <= {str(path) for path in experiment.parts.backward.files()}
 
 
 @pytest.mark.parametrize(
@@ -315,13 +316,38 @@ def test_chains_of_texts(tmp_path):
     ],
 )
 def test_energies_by_name(text, data, expected):
-    assert np.array_equal(Energy(text)(np.array(data)), expected)
+    energy = energy_of(text)
+    assert np.array_equal(energy(np.array(data)), expected)
+    assert np.array_equal(pickle.loads(pickle.dumps(energy))(np.array(data)), expected)
 
 
-@pytest.mark.parametrize("text", ["symbol number=a", "symbol number=1 number=2", "symbol 3", "heat", "symbol colour=1"])
-def test_energies_that_are_none(text):
-    with pytest.raises(ValueError, match="energy"):
-        Energy(text)(np.zeros((2, 3), int))
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("symbol number=a", "energy: number = 'a': expected a symbol or token, 0 .. 3"),
+        ("symbol number=4", "energy: number = 4: expected a symbol or token, 0 .. 3"),
+        ("symbol number=1 number=2", "each key once"),
+        ("symbol 3", "KEY=VALUE"),
+        ("symbol colour=1", "unexpected keyword argument 'colour'"),
+        ("mean", "energy = 'mean': expected one of strings"),
+        ("class label=3", "expected one of strings"),
+        ("class", "missing 1 required"),
+        ("heat", "energy = 'heat': expected one of"),
+    ],
+)
+def test_energies_that_are_none(text, words):
+    with pytest.raises(ValueError, match=words):
+        changed(backward={"energy": text})
+
+
+def test_energies_that_are_not_finite_are_refused_with_their_items():
+    rhm = ut.RandomHierarchyModel(vocab_size=4, multiplicity=2, branching=2, depth=2, seed=0)
+    originals = ut.sources.Strings(np.arange(10, 14), rhm, rhm.sample(4, seed=0))
+    parts = originals, ut.Masking(), ut.backward.ExactPosterior(), 0.3
+    with pytest.raises(ValueError, match=r"items where it is not finite = array\(\[11, 13\]\)"):
+        next(ut.chain(*parts, steps=1, energy=lambda data: [0.0, np.nan, 1.0, np.inf]))
+    with pytest.raises(ValueError, match=r"energy: shape = \(\): expected \(4,\)"):
+        next(ut.chain(*parts, steps=1, energy=lambda data: 1.0))
 
 
 def test_the_energy_of_a_class():
@@ -332,7 +358,7 @@ def test_the_energy_of_a_class():
     images = uniforms(keys(0, range(3)), 32 * 32).reshape(3, 1, 32, 32).astype(np.float32)
     with torch.no_grad():
         expected = -load_classifier()(torch.from_numpy(images)).log_softmax(1)[:, 4]
-    assert np.allclose(Energy("class label=4")(images), expected, atol=1e-5)
+    assert np.allclose(energy_of("class label=4")(images), expected, atol=1e-5)
 
 
 def test_with_an_energy_only_the_energy_is_compared():
@@ -406,15 +432,17 @@ def test_effective_draws_of_independent_and_of_frozen_chains():
     ("sections", "words"),
     [
         ({"clones": 2}, "clones = 2"),
-        ({"corruption": {"noise": [0.5]}}, "whole numbers of U-turns"),
+        ({"corruption": {"noise": [1, 2.5, 4]}}, r"noise = \[2.5\]: expected whole numbers of U-turns"),
+        ({"backward": {"noise": True}}, "valid number"),
+        ({"backward": {"noise": 1.5}}, r"backward.noise = 1.5: expected at most 1 \(masked fraction"),
+        ({"corruption": {"of": {"type": "masked_leaves"}}, "backward": {"noise": 0.5}}, "whole numbers of leaves, at most 4"),
         ({"probes": [{"type": "tree_levels"}]}, "no noisy datum"),
         ({"backward": {"of": {"type": "diffusion"}}}, "does not go with"),
-        ({"backward": {"energy": "heat"}}, "energy = 'heat'"),
     ],
 )
 def test_what_no_chain_can_be_is_one_line(sections, words):
     with pytest.raises(ValueError, match=words):
-        ut.run(changed(**sections))
+        [*check(changed(**sections))]
 
 
 def test_numbers_of_u_turns_are_not_searched(tmp_path):
@@ -487,6 +515,7 @@ def test_the_command(tmp_path):
     page = (tmp_path / "out" / "index.html").read_text()
     assert "Chains of U-turns" in page
     assert "Relaxation of each level" in done.stdout
+    assert "left out, since chains have no noisy data: the probes tree_levels" in done.stdout
     again = uturn("chains", "spec.toml", "--noise", "0.2,0.6", "--steps", 6, "--chains", 2, "--out", "out", cwd=tmp_path)
     assert again.returncode == 0
 

@@ -15,25 +15,14 @@ from uturn.core.random import Purpose, Streams, checked_seed, keys, uniforms
 from uturn.core.u_turns import u_turns
 from uturn.tools.chains.latents import in_latents
 
-Energy = Callable[[np.ndarray], Any]
-
 
 @dataclass(frozen=True)
 class ChainState:
-    """The states x_k of some chains after k U-turns.
+    """The states x_k of some chains after `step` = k U-turns.
 
-    Attributes
-    ----------
-    block : block of a source
-        What the next U-turn starts from: the states, or their latents for a latent model.
-    step : int
-        k.
-    accepted : bool array (batch,)
-        Whether the last U-turn was accepted; without an energy all are.
-    energy : float64 array (batch,), or None
-        E(x_k).
-    decode : function
-        From `block` to `originals`.
+    `block`: what the next U-turn starts from, the states, or their latents for a latent model; `decode`: from it to `originals`.
+    `accepted`, bool (batch,): whether the last U-turn was accepted; without an energy all are. `energy`, float64 (batch,): E(x_k)
+    or None.
     """
 
     block: Any
@@ -61,7 +50,7 @@ class UTurnStep:
     corruption: Any
     backward: Any
     noise: float
-    energy: Energy | None = None
+    energy: Callable[[np.ndarray], Any] | None = None
     beta: float = 1.0
 
     @cached_property
@@ -71,7 +60,7 @@ class UTurnStep:
     def first(self, originals: Any) -> ChainState:
         """The state x_0."""
         *_, encode, decode = self._of_states
-        return self._state(encode(originals), 0, np.ones(len(originals.items), bool), decode)
+        return self._with_energy(ChainState(encode(originals), 0, np.ones(len(originals.items), bool), None, decode))
 
     def after(self, states: Sequence[ChainState], streams: Sequence[Streams]) -> list[ChainState]:
         """The states after one more U-turn of each, made together.
@@ -83,14 +72,13 @@ class UTurnStep:
             for state, of in zip(states, streams, strict=True)
         ]
         blocks = ((k, state.block, self.noise, of_step[k]) for k, state in enumerate(states))
-        done: list[Any] = [None] * len(states)
-        for k, turned in u_turns(blocks, *self._of_states[:2]):
-            done[k] = self._accepted(states[k], turned.reconstructions, of_step[k])
-        return done
+        after = dict(u_turns(blocks, *self._of_states[:2]))
+        return [self._accepted(state, after[k].reconstructions, of_step[k]) for k, state in enumerate(states)]
 
     def _accepted(self, state: ChainState, reconstructions: Any, streams: Streams) -> ChainState:
         every = np.ones(len(state.accepted), bool)
-        proposed = self._state(state.block.continued(reconstructions, every), state.step + 1, every, state.decode)
+        block = state.block.continued(reconstructions, every)
+        proposed = self._with_energy(replace(state, block=block, step=state.step + 1, accepted=every))
         if state.energy is None or proposed.energy is None:
             return proposed
         log_u = np.log1p(-uniforms(streams.keys(Purpose.CHAIN), 1)[:, 0])
@@ -98,13 +86,13 @@ class UTurnStep:
         block, energy = state.block.continued(reconstructions, accepted), np.where(accepted, proposed.energy, state.energy)
         return replace(proposed, block=block, accepted=accepted, energy=energy)
 
-    def _state(self, block: Any, step: int, accepted: np.ndarray, decode: Callable[[Any], Any]) -> ChainState:
-        state = ChainState(block, step, accepted, None, decode)
+    def _with_energy(self, state: ChainState) -> ChainState:
         if self.energy is None:
             return state
         energy = np.asarray(self.energy(read_only(state.data)), float)
-        is_known = energy.shape == accepted.shape and np.isfinite(energy).all()
-        expect(is_known, "energy", energy, f"finite numbers, one for each of the {len(accepted)} data")
+        expect(energy.shape == state.accepted.shape, "energy: shape", energy.shape, f"{state.accepted.shape}, one of each datum")
+        bad = state.block.items[~np.isfinite(energy)]
+        expect(not len(bad), "energy: items where it is not finite", bad, "none")
         return replace(state, energy=energy)
 
 
@@ -159,14 +147,16 @@ def chain(
     >>> [round(float((state.data == originals.data).mean()), 2) for state in states][::7]
     [0.91, 0.57]
     """
-    from uturn.tools.chains.energies import energy_of
+    if isinstance(energy, str):
+        from uturn.tools.chains.energies import energy_of
 
+        energy = energy_of(energy)
+    expect(energy is None or callable(energy), "energy", energy, "a function, 'module:function', or a name with options")
     steps = checked_integer("steps", steps, 1)
-    is_beta = isinstance(beta, int | float) and not isinstance(beta, bool) and 0 <= beta < np.inf
-    expect(is_beta, "beta", beta, "a finite number of 0 or more")
+    expect(0 <= beta < np.inf, "beta", beta, "a finite number of 0 or more")
     of_items = streams if isinstance(streams, Streams) else Streams(checked_seed(streams, "streams"), originals.items, noise)
     expect(of_items.count == 1, "streams: trajectories", of_items.trajectories, "one")
-    step = UTurnStep(corruption, backward, noise, energy_of(energy), beta)
+    step = UTurnStep(corruption, backward, noise, energy, beta)
     return _states(step, originals, of_items, steps)
 
 

@@ -9,16 +9,22 @@ import xarray as xr
 
 from uturn.studies import records_of, study
 from uturn.studies.figure import draw_grid
+from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.plotting.style import MUTED, bars, level_colors, style, ticks
+from uturn.tools.chains.measures import known, series_of
 
 _MOST = 6  # curves of a panel
 
 
 def draw_chains(data: xr.Dataset) -> Any:
-    """A panel for each noise level of a U-turn, then relaxation times against the noise; `data` as of `measured_of`."""
+    """A panel for each noise level of a U-turn, then relaxation times against the noise, of at most six levels or readings.
+
+    `data` as of `measured_of`; with an energy, its mean and the accepted share.
+    """
     if "energy" in data:
         return _draw_energy(data)
-    names = _shown(data)
+    names = max(series_of(data).values(), key=len, default=known(data))
+    names = [names[k] for k in evenly_spaced(len(names), _MOST)]
     colors = dict(zip(names, level_colors(len(names)), strict=True))
     levels, k = data.u_turn_noise.values, data.noise.values
     spaced = np.isin(k, np.unique((2 ** np.arange(0, 40, 0.5)).round())) | (k == k[-1])  # evenly on the logarithmic axis
@@ -56,7 +62,6 @@ def draw_chains(data: xr.Dataset) -> Any:
 
 
 def _draw_energy(data: xr.Dataset) -> Any:
-    """The mean energy against the number of U-turns, and the share of accepted ones against the noise."""
     levels, k = data.u_turn_noise.values, data.noise.values
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -77,13 +82,3 @@ def draw_strip(run: xr.Dataset) -> Any:
     whole = study(run).merge(records_of(run), combine_attrs="override").assign_attrs(remark="")
     whole = whole.drop_vars(("remark", "series_remark", "changes_remark"), errors="ignore")  # which are about numbers
     return draw_grid(whole.assign(half_life=whole.half_life * np.nan))
-
-
-def _shown(data: xr.Dataset) -> list[str]:
-    """At most six readings with known chance, evenly spaced: of the variable with most levels in an order, if there is one."""
-    known = data.sel(reading=np.isfinite(data.left).any(("u_turn_noise", "noise", "estimate")))
-    variables = known.variable.values[known.order.values != ""].tolist()
-    most = max(variables, key=variables.count, default=None)
-    names = known.reading.values[known.variable.values == most].tolist() if most else known.reading.values.tolist()
-    picks = np.unique(np.linspace(0, len(names) - 1, min(_MOST, len(names))).round().astype(int))
-    return [names[k] for k in picks]

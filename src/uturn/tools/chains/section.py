@@ -10,7 +10,8 @@ import numpy as np
 from uturn.core.checks import expect
 from uturn.pages.charts import chart
 from uturn.pages.sections import Reader, card, existing, new_section
-from uturn.tools.chains.results import FORMAT, known, table_of, words_of
+from uturn.tools.chains.measures import known
+from uturn.tools.chains.results import FORMAT, table_of, words_of
 
 
 def chains_section(path: Path, read: Reader) -> dict[str, Any]:
@@ -22,25 +23,21 @@ def chains_section(path: Path, read: Reader) -> dict[str, Any]:
     expect(is_small, f"sizes of {path}", dict(data.sizes), "at most 64 noise levels and 512 readings")
     section = new_section("chains", "chains", "chains", "Chains of U-turns")
     section["covers"], section["files"] = "*.zarr", existing(folder, ("relaxation.csv", "relaxation.pdf"))
-    section["words"], section["caption"] = " ".join(words_of(data)), str(data.attrs.get("description", ""))
+    section["words"], section["caption"] = words_of(data), str(data.attrs.get("description", ""))
     section["overview"] = table_of(data)._asdict()
     read.add_picture(section, folder / "relaxation.png", "chains")
-    times = data.time.sel(reading=known(data)).drop_vars(["variable", "order"]).rename(u_turn_noise="noise")
-    times = times.transpose("noise", "reading", "estimate")
-    times.noise.attrs["long_name"] = "noise of a U-turn"
+    of_known = data[["time", "left"]].sel(reading=known(data)).drop_vars(["variable", "order"])
+    times = of_known.time.rename(u_turn_noise="noise").transpose("noise", "reading", "estimate")
     if (np.isfinite(times.sel(estimate="value")).sum("noise") > 1).any():
         section["charts"].append(chart("time", "relaxation time", times, "noise", y="U-turns", joined=True, shown=True))
     doublings = data.noise.values[np.isin(data.noise, 2.0 ** np.arange(40))]  # a logarithmic axis
     if "energy" in data:
         energy = data.energy.transpose("noise", "u_turn_noise", "estimate")
         section["charts"].append(chart("energy", "mean energy", energy, "noise", y="", shown=True))
-    for x in data.u_turn_noise.values if known(data) else ():
-        left = data.left.sel(u_turn_noise=x, reading=known(data), noise=doublings).drop_vars(
-            ["u_turn_noise", "variable", "order"]
-        )
-        left, title = left.transpose("noise", "reading", "estimate"), f"left of the original, noise {x:g}"
-        section["charts"].append(chart(f"left-{x:g}", title, left, "noise", y="", shown=True))
     for x in data.u_turn_noise.values:
+        left = of_known.left.sel(u_turn_noise=x, noise=doublings, drop=True).transpose("noise", "reading", "estimate")
+        if left.size:
+            section["charts"].append(chart(f"left-{x:g}", f"left of the original, noise {x:g}", left, "noise", y="", shown=True))
         read.add_picture(section, folder / f"strip-{x:g}.png", f"chains at noise {x:g}")
     for name, place in zip(data.series.values.tolist(), data.inversion.values, strict=True):
         if np.isfinite(place[0]):
