@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from uturn.backward.queue import Queued
 from uturn.core.checks import checked_integer, expect
 from uturn.core.contracts import read_only
+from uturn.core.protocols import Noisy
 from uturn.core.random import Purpose, Streams, checked_seed, keys, uniforms
 from uturn.core.u_turns import u_turns
-from uturn.tools.chains.latents import in_latents
+from uturn.corruption.diffusion import Diffusion
 
 
 @dataclass(frozen=True)
 class ChainState:
     """The states x_k of some chains after `step` = k U-turns.
 
-    `block`: what the next U-turn starts from, the states, or their latents for a latent model; `decode`: from it to `originals`.
+    `block`: what the next U-turn starts from, the states, or their latents for a latent model; `decode`: from these to images.
     `accepted`, bool (batch,): whether the last U-turn was accepted; without an energy all are. `energy`, float64 (batch,): E(x_k)
     or None.
     """
@@ -29,12 +32,12 @@ class ChainState:
     step: int
     accepted: np.ndarray
     energy: np.ndarray | None
-    decode: Callable[[Any], Any]
+    decode: Callable[[Any], Any] | None
 
     @cached_property
     def originals(self) -> Any:
         """The states, as originals of the source of x_0."""
-        return self.decode(self.block)
+        return self.block if self.decode is None else replace(self.block, images=self.decode(self.block.images))
 
     @property
     def data(self) -> np.ndarray:
@@ -45,7 +48,10 @@ class ChainState:
 
 @dataclass(frozen=True)
 class UTurnStep:
-    """One U-turn of a chain: its parts and noise level, and the Metropolis step with `energy` at inverse temperature `beta`."""
+    """One U-turn of a chain: its parts and noise level, and the Metropolis step with `energy` at inverse temperature `beta`.
+
+    The state of a latent model is the latent, which passes through the autoencoder at the start and for readings alone.
+    """
 
     corruption: Any
     backward: Any
@@ -54,13 +60,20 @@ class UTurnStep:
     beta: float = 1.0
 
     @cached_property
-    def _of_states(self) -> tuple[Any, Any, Any, Any]:
-        return in_latents(self.corruption, self.backward)
+    def _of_states(self) -> tuple[Any, Any]:
+        """Corruption and backward of the blocks of states."""
+        forward = getattr(self.corruption, "forward", self.corruption)
+        if getattr(forward, "codec", None) is None:
+            return self.corruption, self.backward
+        return _NoisyLatents(forward), _DenoisedLatents(self.backward)
 
     def first(self, originals: Any) -> ChainState:
         """The state x_0."""
-        *_, encode, decode = self._of_states
-        return self._with_energy(ChainState(encode(originals), 0, np.ones(len(originals.items), bool), None, decode))
+        block, decode = originals, None
+        if isinstance(self._of_states[1], _DenoisedLatents):
+            forward = getattr(self.corruption, "forward", self.corruption)
+            block, decode = replace(originals, images=forward.clean(originals.images)), self.backward.reverse().decoded
+        return self._with_energy(ChainState(block, 0, np.ones(len(originals.items), bool), None, decode))
 
     def after(self, states: Sequence[ChainState], streams: Sequence[Streams]) -> list[ChainState]:
         """The states after one more U-turn of each, made together.
@@ -72,7 +85,7 @@ class UTurnStep:
             for state, of in zip(states, streams, strict=True)
         ]
         blocks = ((k, state.block, self.noise, of_step[k]) for k, state in enumerate(states))
-        after = dict(u_turns(blocks, *self._of_states[:2]))
+        after = dict(u_turns(blocks, *self._of_states))
         return [self._accepted(state, after[k].reconstructions, of_step[k]) for k, state in enumerate(states)]
 
     def _accepted(self, state: ChainState, reconstructions: Any, streams: Streams) -> ChainState:
@@ -165,3 +178,29 @@ def _states(step: UTurnStep, originals: Any, streams: Streams, steps: int) -> It
     for _ in range(steps):
         (state,) = step.after([state], [streams])
         yield state
+
+
+class _NoisyLatents(Diffusion):
+    """The forward process of a latent model, of latents."""
+
+    def __init__(self, forward: Diffusion) -> None:
+        self.__dict__.update(forward.__dict__ | {"codec": None})
+
+    def corrupt(self, latents: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
+        return Noisy(self.noised(latents, self.step_of(noise), keys), np.full(len(latents), float(noise)))
+
+
+class _DenoisedLatents(Queued):
+    """The backward of a latent model, without its decoder."""
+
+    undoes: ClassVar[tuple[str, ...]] = (Diffusion.process,)
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.reverse = model, copy(model.reverse())
+        self.reverse.codec, self.reverse.clips = None, False
+
+    def works(self, noisy: Any, streams: Streams, clones: int) -> Iterable[Any]:
+        return self.model.works(noisy, streams, clones)
+
+    def queue(self, works: Iterator[Any]) -> Iterator[tuple[Any, np.ndarray]]:
+        return self.reverse.queue(works)
