@@ -18,8 +18,8 @@ from uturn.engine.cluster import _Tasks
 from uturn.engine.trial import check
 from uturn.exact.rhm import Draw
 from uturn.tools.chains.energies import energy_of
+from uturn.tools.chains.exam_runs import every_tree, transition
 from uturn.tools.chains.measures import effective_draws
-from uturn.tools.chains.parts import MaskedLeaves
 from uturn.tools.chains.results import _inversion, measured_of, repeated
 
 SOURCE = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2}
@@ -50,40 +50,11 @@ def whole():
 # --- the law of the chain ------------------------------------------------------------------------------------------------
 
 
-def all_strings(rhm):
-    """All strings of a small grammar, {level: (strings, nodes)}, and their probabilities."""
-    root = np.arange(rhm.vocab_size if rhm.num_classes is None else rhm.num_classes)
-    levels = [root[:, None]]
-    for level in range(rhm.depth, 0, -1):
-        rules, above = np.asarray(rhm.rules[level]), levels[-1]
-        m = rules.shape[1]
-        choices = np.stack(np.meshgrid(*[np.arange(m)] * above.shape[1], indexing="ij"), -1).reshape(-1, above.shape[1])
-        below = rules[above[:, None], choices[None]].reshape(len(above) * len(choices), -1)
-        levels = [np.repeat(nodes, len(choices), axis=0) for nodes in levels] + [below]
-    return dict(enumerate(reversed(levels))), np.full(len(levels[-1]), 1 / len(levels[-1]))
-
-
-def transition(strings, p, share):
-    """Matrix P(x, x') of a U-turn by masking with a probability: sum over masked sets S of P(S) p(x' | x outside of S)."""
-    leaves = strings[0]
-    n, d = leaves.shape
-    total = np.zeros((n, n))
-    for number in range(2**d):
-        masked = np.array([number >> k & 1 for k in range(d)], bool)
-        same = (leaves[:, None, ~masked] == leaves[None, :, ~masked]).all(axis=2) * p[None]
-        total += share ** masked.sum() * (1 - share) ** (d - masked.sum()) * same / same.sum(axis=1, keepdims=True)
-    return total
-
-
 @pytest.fixture(scope="module")
 def world():
     rhm = ut.RandomHierarchyModel(vocab_size=3, multiplicity=2, branching=2, depth=2, seed=3)
-    strings, p = all_strings(rhm)
-    return rhm, strings, p, transition(strings, p, 0.4)
-
-
-def overlap(a, b):
-    return np.array([(a[level] == b[level]).mean() for level in sorted(a)])
+    strings = every_tree(rhm)
+    return rhm, strings, np.full(len(strings[0]), 1 / len(strings[0])), transition(strings[0], 0.4).toarray()
 
 
 def test_overlaps_are_those_of_the_transition_matrix(world):
@@ -128,12 +99,12 @@ def test_an_energy_of_pairs_is_sampled(world, beta):
 def test_one_leaf_a_u_turn(world):
     rhm, strings, *_ = world
     leaves = rhm.sample(500, seed=4).leaves
-    noisy = MaskedLeaves().corrupt(leaves, 1, rhm.vocab_size, 5)
+    noisy = ut.MaskedLeaves().corrupt(leaves, 1, rhm.vocab_size, 5)
     assert ((noisy.values < 0).sum(axis=1) == 1).all()
     counts = (noisy.values < 0).sum(axis=0)
     assert (abs(counts - 125) < 5 * np.sqrt(125 * 0.75)).all(), "each leaf with one probability"
     originals = ut.sources.Strings(np.arange(500), rhm, rhm.sample(500, seed=4))
-    states = list(ut.chain(originals, MaskedLeaves(), ut.backward.ExactPosterior(), 1, steps=30))
+    states = list(ut.chain(originals, ut.MaskedLeaves(), ut.backward.ExactPosterior(), 1, steps=30))
     of = {tuple(row): k for k, row in enumerate(strings[0].tolist())}
     apart = (strings[0][:, None] != strings[0][None]).sum(axis=2)
     alone = np.array([(apart[of[tuple(row)]] == 1).sum() == 0 for row in originals.data.tolist()])
@@ -141,9 +112,9 @@ def test_one_leaf_a_u_turn(world):
     assert not moved[alone].any()
     assert moved[~alone].mean() > 0.9
     with pytest.raises(ValueError, match=r"noise = \[5.0, .*at most 4"):
-        MaskedLeaves().corrupt(leaves, 5, rhm.vocab_size)
-    two = MaskedLeaves().corrupt(leaves, 2, rhm.vocab_size, 5)
-    assert np.allclose(MaskedLeaves().log_observation_factor(two), -np.log(6)), "6 pairs of leaves, equally probable"
+        ut.MaskedLeaves().corrupt(leaves, 5, rhm.vocab_size)
+    two = ut.MaskedLeaves().corrupt(leaves, 2, rhm.vocab_size, 5)
+    assert np.allclose(ut.MaskedLeaves().log_observation_factor(two), -np.log(6)), "6 pairs of leaves, equally probable"
 
 
 def test_an_exact_number_of_masked_leaves_without_a_chain():

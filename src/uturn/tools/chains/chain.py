@@ -126,30 +126,14 @@ def chain(
     with probability min(1, exp(-beta (E(x') - E(x)))), and the chain keeps p(x) exp(-beta E(x)). If the backward does not draw
     from the posterior, the chain keeps another law, and nothing in the chain shows it: test it first (`uturn.calibration`).
 
-    Parameters
-    ----------
-    originals : block of a source
-        As in `uturn.u_turn`. A block of one's own needs the method `continued`.
-    corruption, backward, noise
-        Those of one U-turn, as in `uturn.u_turn`.
-    steps : int
-        Number of U-turns.
-    energy : function or str, optional
-        Of the data of a block (batch, ...), to numbers (batch,); or a name with options (`uturn.tools.chains.energies`).
-    beta : float >= 0
-        Inverse temperature.
-    streams : int, or Streams of one trajectory
-        Seed. The U-turn number k has streams of its own, so that a longer chain begins with the states of a shorter one.
+    `originals`, `corruption`, `backward`, `noise`: those of one U-turn, as in `uturn.u_turn`; a block of one's own needs the
+    method `continued`. `steps`: number of U-turns. `energy`: a function of the data of a block (batch, ...) to finite numbers
+    (batch,), or a name with options (`uturn.tools.chains.energies`); `beta` >= 0: inverse temperature. `streams`: a seed, or
+    `Streams` of one trajectory. The U-turn number k has streams of its own, so that a longer chain begins with the states of a
+    shorter one.
 
-    Yields
-    ------
-    ChainState
-        After 1, 2, .., `steps` U-turns.
-
-    Raises
-    ------
-    ValueError
-        As `uturn.u_turn`; for ungrammatical strings; for an energy that is not finite.
+    Yields a `ChainState` after 1, 2, .., `steps` U-turns. ValueError as in `uturn.u_turn`, for ungrammatical strings, and for an
+    energy that is not finite.
 
     Examples
     --------

@@ -36,7 +36,6 @@ LAWS = {"masking": ("masking", 0.6, "exact"), "Gaussian": ("gaussian", 0.1, "exa
 """Chains that are tested for reversibility: corruption, noise, backward."""
 ENERGIES = {"leaves": (LARGE, "symbol number=0"), "pairs": (SMALL, f"{__name__}:with_pairs")}
 BETAS = (0.5, 1.5)
-_SIZES = ("vocab_size", "multiplicity", "branching", "depth")
 SEED = 1
 ENDS, STEPS = (1, 16), 64  # U-turns of the chains that are tested, and of those with an energy
 NOISE = (0.07, 0.1, 0.13, 0.16, 0.19)
@@ -165,7 +164,7 @@ def against_enumeration(
     `alone`, `moved` (chain): whether U-turns cannot change the original, and whether one has.
     """
     with begun(1):
-        model = RandomHierarchyModel(**dict(zip(_SIZES, grammar, strict=True)), seed=seed)
+        model = RandomHierarchyModel(*grammar, seed=seed)
         originals = Strings(np.arange(chains), model, model.sample(chains, seed))
         parts = build("corruption", {"type": corruption}), build("backward", BACKWARDS[backward])
         first, moved, overlaps = originals.draw.latents, np.zeros(chains, bool), []
@@ -178,9 +177,8 @@ def against_enumeration(
         trees = every_tree(model)
         P = transition(trees[0], noise if corruption == "masking" else None)
         component = connected_components(P, directed=False)[1]
-        v = model.vocab_size ** np.arange(model.num_leaves)
-        order = np.argsort(trees[0] @ v)
-        row = order[np.searchsorted((trees[0] @ v)[order], originals.data @ v)]
+        number = {leaves.tobytes(): k for k, leaves in enumerate(trees[0].astype(np.int64))}
+        row = [number[leaves.tobytes()] for leaves in originals.data]
         names = "tree_level", "moment"
         return xr.Dataset(
             {

@@ -9,7 +9,7 @@ import xarray as xr
 
 from uturn.studies import records_of, study
 from uturn.studies.figure import draw_grid
-from uturn.studies.plotting.curves import evenly_spaced
+from uturn.studies.plotting.curves import draw_curve, evenly_spaced
 from uturn.studies.plotting.style import MUTED, bars, level_colors, style, ticks
 from uturn.tools.chains.measures import known, series_of
 
@@ -33,9 +33,8 @@ def draw_chains(data: xr.Dataset) -> Any:
         figure, panels = plt.subplots(1, len(levels) + 1, figsize=(3.4 * (len(levels) + 1), 3.9), layout="constrained")
         for axes, x in zip(panels, levels, strict=False):
             for name in names:
-                value, low, high = data.left.sel(u_turn_noise=x, reading=name).transpose("estimate", "noise").values
-                axes.plot(k[spaced], value[spaced], color=colors[name], lw=1.8, label=name)
-                axes.fill_between(k[spaced], low[spaced], high[spaced], color=colors[name], alpha=0.12, lw=0)
+                band = data.left.sel(u_turn_noise=x, reading=name).transpose("noise", "estimate").values
+                draw_curve(axes, k[spaced], band[spaced], colors[name], 0.12, lw=1.8, label=name)
             axes.axhline(0.5, color=MUTED, lw=1, ls=":")
             axes.set(xscale="log", xlabel="U-turns $k$", title=f"noise {x:g}", ylim=(-0.1, 1.05))
             ticks(axes, doublings[:: max(1, len(doublings) // 5)])
@@ -66,9 +65,8 @@ def _draw_energy(data: xr.Dataset) -> Any:
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
         for x, color in zip(levels, level_colors(len(levels)), strict=True):
-            value, low, high = data.energy.sel(u_turn_noise=x).transpose("estimate", "noise").values
-            left.plot(k, value, color=color, lw=1.8, label=f"noise {x:g}")
-            left.fill_between(k, low, high, color=color, alpha=0.12, lw=0)
+            band = data.energy.sel(u_turn_noise=x).transpose("noise", "estimate").values
+            draw_curve(left, k, band, color, 0.12, lw=1.8, label=f"noise {x:g}")
         left.set(xscale="log", xlabel="U-turns $k$", ylabel="mean energy")
         ticks(left, k[np.isin(k, 2.0 ** np.arange(40))])
         left.legend()

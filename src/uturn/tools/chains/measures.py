@@ -26,24 +26,15 @@ def relaxation(ds: xr.Dataset) -> xr.Dataset:
     Let y(k) = (c(k) - chance)/(start - chance) with the mean c(k) over items and chains. The relaxation time is the first k with
     y(k) = 1/2. Between measured numbers of U-turns, log y is interpolated linearly, as for an exponential.
 
-    Parameters
-    ----------
-    ds : Dataset of `uturn.run` with the corruption `repeated`
+    `ds`: dataset of `uturn.run` with the corruption `repeated`; ValueError for others. Returns a dataset.
 
-    Returns
-    -------
-    Dataset
-        `left` (reading, noise, estimate): y(k) with its 95 % interval over items (grammars, if there are several); NaN without a
-        known chance. `time` (reading, estimate): where y and the ends of its interval are 1/2. If y is not, between the first and
-        the last k, the value is NaN and the ends are bounds: at most the last k, and infinite, or at least the first. `remark`
-        (reading): "less than 1" if half is lost in the first U-turn; "longer than K" if more is left after all of them; "or about
-        as long" if the interval of y there holds 1/2; "not decided" if y falls between K/2 and K, or if its chance is not known.
-        Coordinates (reading): its `variable`, and the `order` of its levels, "" if they have none.
-
-    Raises
-    ------
-    ValueError
-        If `ds` is no run of chains.
+    - `left` (reading, noise, estimate): y(k) with its 95 % interval over items (grammars, if there are several); NaN without a
+      known chance.
+    - `time` (reading, estimate): where y and the ends of its interval are 1/2. If y is not, between the first and the last k, the
+      value is NaN and the ends are bounds: at most the last k, and infinite, or at least the first.
+    - `remark` (reading): "less than 1" if half is lost in the first U-turn; "longer than K" if more is left after all of them;
+      "or about as long" if the interval of y there holds 1/2; "not decided" if y falls between K/2 and K, or if its chance is not
+      known. Coordinates (reading): its `variable`, and the `order` of its levels, "" if they have none.
     """
     run = checked_chains(ds)
     changing = {name: how for name, how in instructions_of(run).items() if how.role == "reading" and how.start is not None}
@@ -119,23 +110,9 @@ def reversibility(ds: xr.Dataset, *, repeats: int = 9999, seed: int = 0) -> xr.D
     not keep p, such as those of a sampler that does not draw from the posterior, and chains that are not reversible; it does not
     say which. A deterministic flow that keeps p can be reversible, and passes.
 
-    Parameters
-    ----------
-    ds : Dataset of `uturn.run` with the corruption `repeated` and the probe `chain`, without an energy
-        Of several trajectories of an item, the first is tested.
-    repeats : int
-        Number of random swaps; p is at least 1/(repeats + 1).
-    seed : int
-
-    Returns
-    -------
-    Dataset
-        `p`, `p_holm` (noise): p-values, single and adjusted over k by Holm. `z` (noise): the largest |z|.
-
-    Raises
-    ------
-    ValueError
-        If `ds` has no readings of the probe `chain`, or has an energy.
+    `ds`: dataset of `uturn.run` with the corruption `repeated` and the probe `chain`, without an energy (ValueError for others);
+    of several trajectories of an item, the first is tested. `repeats`: number of random swaps; p is at least 1/(repeats + 1).
+    Returns a dataset: `p`, `p_holm` (noise), p-values, single and adjusted over k by Holm; `z` (noise), the largest |z|.
     """
     run = checked_chains(ds)
     repeats = checked_integer("repeats", repeats, 1)
@@ -168,17 +145,8 @@ def to_arviz(ds: xr.Dataset, *, burn_in: int = 0) -> Any:
     """Chains as arviz takes them, for `arviz.ess`, `arviz.rhat`, `arviz.plot_autocorr`; needs the package arviz.
 
     Every trajectory of an item is a chain, and every measured number of U-turns beyond `burn_in` a draw, so all of 1, 2, .., K
-    must be measured. The variables are `energy`, if there is one, and the functions of the probe `chain`, `after`.
-
-    Returns
-    -------
-    arviz.InferenceData
-        With the group `posterior`; a DataTree from arviz 1.0 on.
-
-    Raises
-    ------
-    ValueError
-        If `ds` is no run of chains with all numbers of U-turns and the probe `chain`.
+    must be measured. The variables are `energy`, if there is one, and the functions of the probe `chain`, `after`. Returns an
+    `arviz.InferenceData` with the group `posterior`; a DataTree from arviz 1.0 on. ValueError for other runs.
     """
     arviz = library("arviz", "to_arviz", "chains")
     return (getattr(arviz, "convert_to_datatree", None) or arviz.convert_to_inference_data)(_chains(ds, burn_in))
