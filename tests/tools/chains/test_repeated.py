@@ -19,8 +19,9 @@ from uturn.engine.trial import check
 from uturn.exact.rhm import Draw
 from uturn.tools.chains.energies import energy_of
 from uturn.tools.chains.exam_runs import every_tree, transition
+from uturn.tools.chains.figure import draw_chains
 from uturn.tools.chains.measures import effective_draws
-from uturn.tools.chains.results import _inversion, measured_of, repeated
+from uturn.tools.chains.results import _inversion, base_experiment, measured_of, repeated
 
 SOURCE = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2}
 CHAIN = {
@@ -247,6 +248,14 @@ def test_the_state_of_a_latent_model_is_the_latent(tmp_path):
     assert np.array_equal(second.data, model.reverse().decoded(second.block.images))
     assert second.block.images.shape[1] == 4
     assert model.reverse().codec is not None, "the model of other U-turns keeps its autoencoder"
+
+
+def test_chains_of_images():
+    base = base_experiment(None, "items=3 steps=3 keep=1", None, None)
+    data = measured_of({x: ut.run(repeated(base, x, 2)) for x in (0.4, 0.7)})
+    assert np.isnan(data.per_call).all(), "too few U-turns to count effective draws"
+    assert {"same_class"} < set(data.reading.values)
+    draw_chains(data)
 
 
 WORDS = ["a b c d e f g h", "b a d c f e", "a a b b c c d d", "h g f e"]

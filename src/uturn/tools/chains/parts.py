@@ -189,7 +189,8 @@ class RepeatedBackward(Spec, Backward):
 
     def _groups(self, blocks: Iterable[tuple[Any, Start, Streams]]) -> Iterator[list[tuple[Any, Start, Streams]]]:
         """Blocks whose chains step together: all noise levels of the same items, and several items while batches have room."""
-        wanted = max(_ROWS, 4 * (getattr(self, "batch_size", None) or 0))
+        size = getattr(self, "batch_size", None)
+        wanted = max(_ROWS, 4 * size) if isinstance(size, int) else _ROWS  # it may be "auto"
         some, rows = list[Any](), 0
         for _, group in groupby(blocks, key=lambda block: block[2].items.tobytes()):
             if rows >= wanted:
