@@ -51,7 +51,7 @@ class ClassLoss(Network):
         loaded = load_classifier(self.classifier, self.weights, image_shape=data.shape[1:])
         last = loaded.num_classes - 1
         expect(self.label in range(last + 1), "energy: label", self.label, f"a class of {self.classifier}, 0 .. {last}")
-        images = torch.from_numpy(np.ascontiguousarray(data, np.float32)).to(next(loaded.module.parameters()).device)
+        images = torch.from_numpy(np.array(data, np.float32)).to(next(loaded.module.parameters()).device)
         with torch.inference_mode():
             inputs = images if loaded.preprocess is None else loaded.preprocess(images)
             return -loaded.module(inputs).log_softmax(1)[:, self.label].double().cpu().numpy()
