@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -207,17 +207,17 @@ def _indicators(nodes: np.ndarray) -> np.ndarray:
 
 def overlaps_of(trees: Mapping[int, np.ndarray], P: csr_matrix, read: list[int]) -> np.ndarray:
     """Overlap after k U-turns, (k, tree_level): mean of f P^k f over trees, as P is symmetric, from k / 2 powers."""
-    levels = [_indicators(trees[level]) for level in sorted(trees)]
-    ends = np.cumsum([0, *(of.shape[1] for of in levels)])
-    power, found = np.concatenate(levels, axis=1), {}
-    for k in range(max(read) // 2 + 1):
-        after = P @ power
-        for turns, other in ((2 * k, power), (2 * k + 1, after)):
-            if turns in read:
-                columns = (power * other).mean(axis=0)
-                found[turns] = [columns[a:b].sum() / trees[level].shape[1] for level, (a, b) in enumerate(pairwise(ends))]
-        power = after
-    return np.array([found[k] for k in read])
+    overlaps = []
+    for level in sorted(trees):
+        power, shares = _indicators(trees[level]), dict[int, float]()
+        for k in range(max(read) // 2 + 1):
+            after = P @ power
+            for turns, other in ((2 * k, power), (2 * k + 1, after)):
+                if turns in read:
+                    shares[turns] = (power * other).sum() / trees[level].size
+            power = after
+        overlaps.append([shares[k] for k in read])
+    return np.transpose(overlaps)
 
 
 def limit_of(trees: Mapping[int, np.ndarray], component: np.ndarray) -> np.ndarray:
