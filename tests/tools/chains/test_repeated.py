@@ -148,6 +148,10 @@ def test_a_run_is_the_chain(whole):
 def test_levels_chunks_shards_workers_and_growth_change_no_number(whole, tmp_path):
     same(ut.run(changed(corruption={"noise": [5]})), whole.sel(noise=[5]))
     same(ut.run(changed(chunk=7)), whole)
+    none = ut.run(changed(corruption={"noise": [0, 1]})).sel(noise=0)
+    assert (none.overlap == 1).all()
+    assert (none.before == none.after).all()
+    assert (none.accepted == 0).all(), "of no U-turns"
     ut.run(changed(), tmp_path / "shards", shard=(2, 2))
     same(ut.run(changed(), tmp_path / "shards", shard=(1, 2)).load(), whole)
     same(ut.run(changed(), tmp_path / "workers", workers=2).load(), whole)

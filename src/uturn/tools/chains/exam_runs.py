@@ -155,7 +155,7 @@ def transition(leaves: np.ndarray, share: float | None) -> csr_matrix:
 
 
 def against_enumeration(
-    grammar: tuple[int, ...], corruption: str, noise: float, backward: str, read: list[int], chains: int, seed: int
+    grammar: tuple[int, int, int, int], corruption: str, noise: float, backward: str, read: list[int], chains: int, seed: int
 ) -> xr.Dataset:
     """Chains on a small grammar, and what its transition matrix says.
 

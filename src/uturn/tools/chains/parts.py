@@ -209,7 +209,8 @@ class RepeatedBackward(Spec, Backward):
             for t in of.trajectories:
                 name = of.items.tobytes(), t
                 if name not in chains:
-                    chains[name] = _Chain(step.first(start.originals), Streams(of.seed, of.items, step.noise, range(t, t + 1)))
+                    streams = Streams(of.seed, of.items, step.noise, range(t, t + 1))
+                    chains[name] = _Chain(step.first(start.originals), streams, np.zeros(len(of.items)))
                 chains[name].steps = max(chains[name].steps, start.steps)
             of_block.append([chains[of.items.tobytes(), t] for t in of.trajectories])
         longest = max(chain.steps for chain in chains.values())
@@ -230,12 +231,12 @@ class RepeatedBackward(Spec, Backward):
 
 @dataclass
 class _Chain:
-    """A chain under way: its state, streams and number of U-turns, and how many were `accepted`, (batch,)."""
+    """A chain under way: its state and streams, how many U-turns were `accepted`, (batch,), and how many there will be."""
 
     state: ChainState
     streams: Streams
+    accepted: np.ndarray
     steps: int = 0
-    accepted: Any = 0
 
 
 def _stacked(states: Sequence[Any]) -> Any:
