@@ -259,6 +259,7 @@ def test_chains_of_images():
     base = base_experiment(None, "items=3 steps=3 keep=1", None, None)
     data = measured_of({x: ut.run(repeated(base, x, 2)) for x in (0.4, 0.7)})
     assert np.isnan(data.per_call).all(), "too few U-turns to count effective draws"
+    assert data.series.values.tolist() == ["distance"], "layers, whose order may invert"
     assert {"same_class"} < set(data.reading.values)
     draw_chains(data)
 

@@ -23,7 +23,8 @@ def draw_chains(data: xr.Dataset) -> Any:
     """
     if "energy" in data:
         return _draw_energy(data)
-    names = max(series_of(data).values(), key=len, default=known(data))
+    series = series_of(data).values()
+    names = max(series, key=len, default=[]) + [name for name in known(data) if not any(name in of for of in series)]
     names = [names[k] for k in evenly_spaced(len(names), _MOST)]
     colors = dict(zip(names, level_colors(len(names)), strict=True))
     levels, k = data.u_turn_noise.values, data.noise.values

@@ -37,8 +37,11 @@ def relaxation(ds: xr.Dataset) -> xr.Dataset:
       known. Coordinates (reading): its `variable`, and the `order` of its levels, "" if they have none.
     """
     run = checked_chains(ds)
-    changing = {name: how for name, how in instructions_of(run).items() if how.role == "reading" and how.start is not None}
-    named = [(label, name, how.order or "") for name, how in changing.items() for _, label in levels_in(run, name)]
+    instructions = instructions_of(run)
+    changing = [name for name, how in instructions.items() if how.role == "reading" and how.start is not None]
+    ordered = {how.order for how in instructions.values()}  # dims, also of variables that do not say so, such as distances
+    order = {name: next((str(dim) for dim in run[name].dims if dim in ordered), "") for name in changing}
+    named = [(label, name, order[name]) for name in changing for _, label in levels_in(run, name)]
     expect(named, "ds", [*map(str, run.data_vars)], "a run with readings that have a start, such as those of the probe 'chain'")
     labels, variables, orders = map(list, zip(*named, strict=True))
     times, left, remarks = map(list, zip(*(_relaxed(run, label) for label in labels), strict=True))
