@@ -64,18 +64,13 @@ def repeated(
     steps = checked_integer("steps", steps, 1)
     read = sorted({*range(1, min(steps, _EVERY) + 1), *(2**k for k in range(steps.bit_length())), steps})
     of_energy: dict[str, Any] = {} if energy is None else {"energy": energy, "beta": beta}
-    made = Experiment.from_dict(
-        spec
-        | {"clones": 1, "trajectories": chains or spec["trajectories"]}
-        | {
-            "corruption": {"type": "repeated", "of": corruption, "noise": read},
-            "backward": {"type": "repeated", "of": spec["backward"], "noise": float(noise), **of_energy},
-            "probes": [
-                *(table for table in spec["probes"] if table["type"] not in {*NOISY, "chain"}),
-                {"type": "chain", "has_energy": energy is not None},
-            ],
-        }
-    )
+    probes = [table for table in spec["probes"] if table["type"] not in {*NOISY, "chain"}]
+    parts = {
+        "corruption": {"type": "repeated", "of": corruption, "noise": read},
+        "backward": {"type": "repeated", "of": spec["backward"], "noise": float(noise), **of_energy},
+        "probes": [*probes, {"type": "chain", "has_energy": energy is not None}],
+    }
+    made = Experiment.from_dict(spec | parts | {"clones": 1, "trajectories": chains or spec["trajectories"]})
     has_level = energy is not None or any(of.role == "reading" and of.start is not None for of in made.variables().values())
     expect(has_level, "probes", [table["type"] for table in spec["probes"]], "one whose readings have a start, such as 'scales'")
     return made
