@@ -1,6 +1,8 @@
 """Chains of U-turns: their law by enumeration, the same numbers however they are measured, and the command."""
 
 import json
+import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -14,12 +16,13 @@ from uturn.backward.diffusion import DiffusionModel
 from uturn.core.random import Purpose, keys, normals, uniforms
 from uturn.core.u_turns import u_turns
 from uturn.engine.cluster import _Tasks
+from uturn.engine.trial import check
 from uturn.exact.rhm import Draw
-from uturn.tools.chains.energies import Energy
-from uturn.tools.chains.experiments import repeated
+from uturn.tools.chains.energies import energy_of
+from uturn.tools.chains.exam_runs import every_tree, transition
+from uturn.tools.chains.figure import draw_chains
 from uturn.tools.chains.measures import effective_draws
-from uturn.tools.chains.parts import MaskedLeaves
-from uturn.tools.chains.results import _inversion, measured_of
+from uturn.tools.chains.results import _inversion, base_experiment, measured_of, repeated
 
 SOURCE = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2}
 CHAIN = {
@@ -49,40 +52,11 @@ def whole():
 # --- the law of the chain ------------------------------------------------------------------------------------------------
 
 
-def all_strings(rhm):
-    """All strings of a small grammar, {level: (strings, nodes)}, and their probabilities."""
-    root = np.arange(rhm.vocab_size if rhm.num_classes is None else rhm.num_classes)
-    levels = [root[:, None]]
-    for level in range(rhm.depth, 0, -1):
-        rules, above = np.asarray(rhm.rules[level]), levels[-1]
-        m = rules.shape[1]
-        choices = np.stack(np.meshgrid(*[np.arange(m)] * above.shape[1], indexing="ij"), -1).reshape(-1, above.shape[1])
-        below = rules[above[:, None], choices[None]].reshape(len(above) * len(choices), -1)
-        levels = [np.repeat(nodes, len(choices), axis=0) for nodes in levels] + [below]
-    return dict(enumerate(reversed(levels))), np.full(len(levels[-1]), 1 / len(levels[-1]))
-
-
-def transition(strings, p, share):
-    """Matrix P(x, x') of a U-turn by masking with a probability: sum over masked sets S of P(S) p(x' | x outside of S)."""
-    leaves = strings[0]
-    n, d = leaves.shape
-    total = np.zeros((n, n))
-    for number in range(2**d):
-        masked = np.array([number >> k & 1 for k in range(d)], bool)
-        same = (leaves[:, None, ~masked] == leaves[None, :, ~masked]).all(axis=2) * p[None]
-        total += share ** masked.sum() * (1 - share) ** (d - masked.sum()) * same / same.sum(axis=1, keepdims=True)
-    return total
-
-
 @pytest.fixture(scope="module")
 def world():
     rhm = ut.RandomHierarchyModel(vocab_size=3, multiplicity=2, branching=2, depth=2, seed=3)
-    strings, p = all_strings(rhm)
-    return rhm, strings, p, transition(strings, p, 0.4)
-
-
-def overlap(a, b):
-    return np.array([(a[level] == b[level]).mean() for level in sorted(a)])
+    strings = every_tree(rhm)
+    return rhm, strings, np.full(len(strings[0]), 1 / len(strings[0])), transition(strings[0], 0.4).toarray()
 
 
 def test_overlaps_are_those_of_the_transition_matrix(world):
@@ -127,20 +101,29 @@ def test_an_energy_of_pairs_is_sampled(world, beta):
 def test_one_leaf_a_u_turn(world):
     rhm, strings, *_ = world
     leaves = rhm.sample(500, seed=4).leaves
-    noisy = MaskedLeaves().corrupt(leaves, 1, rhm.vocab_size, 5)
+    noisy = ut.MaskedLeaves().corrupt(leaves, 1, rhm.vocab_size, 5)
     assert ((noisy.values < 0).sum(axis=1) == 1).all()
     counts = (noisy.values < 0).sum(axis=0)
     assert (abs(counts - 125) < 5 * np.sqrt(125 * 0.75)).all(), "each leaf with one probability"
     originals = ut.sources.Strings(np.arange(500), rhm, rhm.sample(500, seed=4))
-    states = list(ut.chain(originals, MaskedLeaves(), ut.backward.ExactPosterior(), 1, steps=30))
+    states = list(ut.chain(originals, ut.MaskedLeaves(), ut.backward.ExactPosterior(), 1, steps=30))
     of = {tuple(row): k for k, row in enumerate(strings[0].tolist())}
     apart = (strings[0][:, None] != strings[0][None]).sum(axis=2)
     alone = np.array([(apart[of[tuple(row)]] == 1).sum() == 0 for row in originals.data.tolist()])
     moved = np.any([(state.data != originals.data).any(axis=1) for state in states], axis=0)
     assert not moved[alone].any()
     assert moved[~alone].mean() > 0.9
-    with pytest.raises(ValueError, match="noise = 5"):
-        MaskedLeaves().corrupt(leaves, 5, rhm.vocab_size)
+    with pytest.raises(ValueError, match=r"noise = \[5.0, .*at most 4"):
+        ut.MaskedLeaves().corrupt(leaves, 5, rhm.vocab_size)
+    two = ut.MaskedLeaves().corrupt(leaves, 2, rhm.vocab_size, 5)
+    assert np.allclose(ut.MaskedLeaves().log_observation_factor(two), -np.log(6)), "6 pairs of leaves, equally probable"
+
+
+def test_an_exact_number_of_masked_leaves_without_a_chain():
+    spec = {"corruption": {"type": "masked_leaves", "noise": [1, 2]}, "backward": {"type": "exact"}}
+    run = ut.run(ut.Experiment.from_dict(changed().to_dict() | spec | {"probes": [{"type": "tree_levels"}]}))
+    assert run.effective_epsilon.values.tolist() == [0.25, 0.5]
+    assert (run.unchanged.sel(noise=1, tree_level=0) >= 0.75).all()
 
 
 # --- the same numbers however they are measured ---------------------------------------------------------------------------
@@ -165,6 +148,10 @@ def test_a_run_is_the_chain(whole):
 def test_levels_chunks_shards_workers_and_growth_change_no_number(whole, tmp_path):
     same(ut.run(changed(corruption={"noise": [5]})), whole.sel(noise=[5]))
     same(ut.run(changed(chunk=7)), whole)
+    none = ut.run(changed(corruption={"noise": [0, 1]})).sel(noise=0)
+    assert (none.overlap == 1).all()
+    assert (none.before == none.after).all()
+    assert (none.accepted == 0).all(), "of no U-turns"
     ut.run(changed(), tmp_path / "shards", shard=(2, 2))
     same(ut.run(changed(), tmp_path / "shards", shard=(1, 2)).load(), whole)
     same(ut.run(changed(), tmp_path / "workers", workers=2).load(), whole)
@@ -201,9 +188,25 @@ def test_relaxation_is_that_of_an_exponential():
         assert low < value < high < 2 * low
     assert found.remark.sel(reading="at once").item() == "less than 1"
     assert found.remark.sel(reading="never").item().startswith("longer than 32")
-    assert np.isnan(found.time.sel(reading="never")).all()
+    assert found.time.sel(reading=["at once", "never"], estimate="value").isnull().all()
+    assert found.time.sel(reading="at once", estimate="high") == 1
+    assert found.time.sel(reading="never").values[1:].tolist() == [32, np.inf]
     unknown = ut.relaxation(ut.readings({"x": arrays["fast"]}, noise=k, start=1).assign_coords(noise=ds.noise))
     assert "its chance is not known" in unknown.remark.item()
+
+
+def test_relaxation_near_the_ends_of_a_chain_is_bounded_by_what_is_sure():
+    rng, k = np.random.default_rng(0), np.array([1.0, 2, 4])
+    shares = {"about the last": [0.9, 0.8, 0.52], "about the first": [0.48, 0.3, 0.1]}
+    arrays = {name: rng.permuted(np.arange(200) < 200 * np.array(of)[:, None], axis=1) for name, of in shares.items()}
+    ds = ut.readings({name: of.astype(float) for name, of in arrays.items()}, noise=k, start=1, chance=0, unit="U-turns")
+    ds.noise.attrs["long_name"] = "U-turns"
+    found = ut.relaxation(ds)
+    assert found.time.sel(estimate="value").isnull().all()
+    assert found.remark.values[0].startswith("longer than 4, or about as long: not decided")
+    assert found.remark.values[1] == "less than 1, or about as long"
+    assert found.time.values[0, 1] < 4 < found.time.values[0, 2] == np.inf
+    assert found.time.values[1, 1] < 1 < found.time.values[1, 2] < 2
 
 
 @pytest.mark.parametrize(("backward", "keeps"), [({"type": "exact"}, True), ({"type": "denoiser", "order": "confidence"}, False)])
@@ -230,6 +233,11 @@ def nothing():
     return nullcontext()
 
 
+def test_evidence_that_is_no_likelihood_is_named():
+    with pytest.warns(UserWarning, match=r"no likelihood does not draw from the posterior, so the chain does not keep p\(x\)"):
+        ut.run(changed(items=4, corruption={"of": {"type": "epsilon"}}))
+
+
 def test_the_state_of_a_latent_model_is_the_latent(tmp_path):
     model = DiffusionModel(model=str(tiny_pipelines.write("sd", tmp_path / "sd")), steps=4, image_size=tiny_pipelines.SIZE)
     images = (0.4 * normals(keys(1, range(2)), 3 * tiny_pipelines.SIZE**2)).reshape(2, 3, *[tiny_pipelines.SIZE] * 2).clip(-1, 1)
@@ -247,6 +255,15 @@ def test_the_state_of_a_latent_model_is_the_latent(tmp_path):
     assert model.reverse().codec is not None, "the model of other U-turns keeps its autoencoder"
 
 
+def test_chains_of_images():
+    base = base_experiment(None, "items=3 steps=3 keep=1", None, None)
+    data = measured_of({x: ut.run(repeated(base, x, 2)) for x in (0.4, 0.7)})
+    assert np.isnan(data.per_call).all(), "too few U-turns to count effective draws"
+    assert data.series.values.tolist() == ["distance"], "layers, whose order may invert"
+    assert {"same_class"} < set(data.reading.values)
+    draw_chains(data)
+
+
 WORDS = ["a b c d e f g h", "b a d c f e", "a a b b c c d d", "h g f e"]
 
 
@@ -254,13 +271,13 @@ def test_chains_of_texts(tmp_path):
     """Overlap of spans with x_0 and with other texts, and the energy of a second model, whose weights are recorded."""
     model, second = tiny_language.write(tmp_path / "bert"), tiny_language.write(tmp_path / "gpt2", kind="gpt2", seed=1)
     (tmp_path / "texts.txt").write_text("\n".join(WORDS) + "\n")
-    energy = Energy(f"text model={second}")
+    energy = f"text model={second}"
     experiment = ut.Experiment.from_dict(
         {
             **{"items": 4, "chunk": 3, "source": {"type": "tokens", "path": str(tmp_path / "texts.txt")}},
             "corruption": CHAIN["corruption"],
             "backward": {"type": "repeated", "noise": 0.4, "of": {"type": "language", "model": str(model)}}
-            | {"energy": energy.text, "beta": 0.5},
+            | {"energy": energy, "beta": 0.5},
             "probes": [{"type": "chain", "has_energy": True}],
         }
     )
@@ -272,8 +289,8 @@ def test_chains_of_texts(tmp_path):
     assert np.allclose(run.independent_overlap.sel(noise=1, span=1), chance)
     assert run.accepted.mean() < 1
     assert (run.overlap.sel(noise=5) <= run.overlap.sel(noise=5, span=1)).all()
-    assert energy.fingerprint() in experiment.models()["backward"]
-    assert {str(path) for path in energy.files()} <= {str(path) for path in experiment.parts.backward.files()}
+    assert energy_of(energy).fingerprint() in experiment.models()["backward"]
+    assert {str(path) for path in energy_of(energy).files()} <= {str(path) for path in experiment.parts.backward.files()}
 
 
 @pytest.mark.parametrize(
@@ -285,13 +302,38 @@ def test_chains_of_texts(tmp_path):
     ],
 )
 def test_energies_by_name(text, data, expected):
-    assert np.array_equal(Energy(text)(np.array(data)), expected)
+    energy = energy_of(text)
+    assert np.array_equal(energy(np.array(data)), expected)
+    assert np.array_equal(pickle.loads(pickle.dumps(energy))(np.array(data)), expected)
 
 
-@pytest.mark.parametrize("text", ["symbol number=a", "symbol number=1 number=2", "symbol 3", "heat", "symbol colour=1"])
-def test_energies_that_are_none(text):
-    with pytest.raises(ValueError, match="energy"):
-        Energy(text)(np.zeros((2, 3), int))
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("symbol number=a", "energy: number = 'a': expected a symbol or token, 0 .. 3"),
+        ("symbol number=4", "energy: number = 4: expected a symbol or token, 0 .. 3"),
+        ("symbol number=1 number=2", "each key once"),
+        ("symbol 3", "KEY=VALUE"),
+        ("symbol colour=1", "unexpected keyword argument 'colour'"),
+        ("mean", "energy = 'mean': expected one of strings"),
+        ("class label=3", "expected one of strings"),
+        ("class", "missing 1 required"),
+        ("heat", "energy = 'heat': expected one of"),
+    ],
+)
+def test_energies_that_are_none(text, words):
+    with pytest.raises(ValueError, match=words):
+        changed(backward={"energy": text})
+
+
+def test_energies_that_are_not_finite_are_refused_with_their_items():
+    rhm = ut.RandomHierarchyModel(vocab_size=4, multiplicity=2, branching=2, depth=2, seed=0)
+    originals = ut.sources.Strings(np.arange(10, 14), rhm, rhm.sample(4, seed=0))
+    parts = originals, ut.Masking(), ut.backward.ExactPosterior(), 0.3
+    with pytest.raises(ValueError, match=r"items where it is not finite = array\(\[11, 13\]\)"):
+        next(ut.chain(*parts, steps=1, energy=lambda data: [0.0, np.nan, 1.0, np.inf]))
+    with pytest.raises(ValueError, match=r"energy: shape = \(\): expected \(4,\)"):
+        next(ut.chain(*parts, steps=1, energy=lambda data: 1.0))
 
 
 def test_the_energy_of_a_class():
@@ -302,7 +344,9 @@ def test_the_energy_of_a_class():
     images = uniforms(keys(0, range(3)), 32 * 32).reshape(3, 1, 32, 32).astype(np.float32)
     with torch.no_grad():
         expected = -load_classifier()(torch.from_numpy(images)).log_softmax(1)[:, 4]
-    assert np.allclose(Energy("class label=4")(images), expected, atol=1e-5)
+    images.flags.writeable = False  # as those of a chain
+    with warnings.catch_warnings(action="error"):
+        assert np.allclose(energy_of("class label=4")(images), expected, atol=1e-5)
 
 
 def test_with_an_energy_only_the_energy_is_compared():
@@ -327,17 +371,10 @@ def test_runs_that_are_not_finished_are_refused(tmp_path):
 
 
 def relaxed(*times):
-    """Relaxation times (value, low, high), or remarks, of two readings at three noise levels."""
-    rows = np.array([[(np.nan,) * 3 if isinstance(time, str) else time for time in of] for of in times], float)
-    remarks = [[time if isinstance(time, str) else "" for time in of] for of in times]
+    """Relaxation times (value, low, high) of two readings at three noise levels."""
     return xr.Dataset(
-        {"time": (("reading", "u_turn_noise", "estimate"), rows), "remark": (("reading", "u_turn_noise"), remarks)},
-        {
-            "reading": ["leaves", "class"],
-            "u_turn_noise": [0.1, 0.2, 0.3],
-            "estimate": ["value", "low", "high"],
-            "noise": [1.0, 64.0],
-        },
+        {"time": (("reading", "u_turn_noise", "estimate"), np.array(times, float))},
+        {"reading": ["leaves", "class"], "u_turn_noise": [0.1, 0.2, 0.3], "estimate": ["value", "low", "high"]},
     )
 
 
@@ -347,9 +384,11 @@ def test_the_order_inverts_only_where_intervals_are_apart():
     assert (low, high) == (0.1, 0.3)
     assert abs(place - 0.2) < 1e-9
     assert np.isnan(_inversion(relaxed((fast, between, between), (slow, between, between)), "leaves", "class")).all()
-    beyond = _inversion(relaxed((fast, between, "longer than 64"), ("longer than 64", between, fast)), "leaves", "class")
+    longer, about = (np.nan, 64, np.inf), (np.nan, 4, np.inf)
+    beyond = _inversion(relaxed((fast, between, longer), (longer, between, fast)), "leaves", "class")
     assert np.isnan(beyond[0])
     assert beyond[1:].tolist() == [0.1, 0.3]
+    assert np.isnan(_inversion(relaxed((fast, between, about), (longer, between, fast)), "leaves", "class")).all()
 
 
 def test_bundles_of_a_cluster_hold_whole_chains():
@@ -381,15 +420,17 @@ def test_effective_draws_of_independent_and_of_frozen_chains():
     ("sections", "words"),
     [
         ({"clones": 2}, "clones = 2"),
-        ({"corruption": {"noise": [0.5]}}, "whole numbers of U-turns"),
+        ({"corruption": {"noise": [1, 2.5, 4]}}, r"noise = \[2.5\]: expected whole numbers of U-turns"),
+        ({"backward": {"noise": True}}, "valid number"),
+        ({"backward": {"noise": 1.5}}, r"backward.noise = 1.5: expected at most 1 \(masked fraction"),
+        ({"corruption": {"of": {"type": "masked_leaves"}}, "backward": {"noise": 0.5}}, "whole numbers of leaves, at most 4"),
         ({"probes": [{"type": "tree_levels"}]}, "no noisy datum"),
         ({"backward": {"of": {"type": "diffusion"}}}, "does not go with"),
-        ({"backward": {"energy": "heat"}}, "energy = 'heat'"),
     ],
 )
 def test_what_no_chain_can_be_is_one_line(sections, words):
     with pytest.raises(ValueError, match=words):
-        ut.run(changed(**sections))
+        [*check(changed(**sections))]
 
 
 def test_numbers_of_u_turns_are_not_searched(tmp_path):
@@ -462,6 +503,7 @@ def test_the_command(tmp_path):
     page = (tmp_path / "out" / "index.html").read_text()
     assert "Chains of U-turns" in page
     assert "Relaxation of each level" in done.stdout
+    assert "left out, since chains have no noisy data: the probes tree_levels" in done.stdout
     again = uturn("chains", "spec.toml", "--noise", "0.2,0.6", "--steps", 6, "--chains", 2, "--out", "out", cwd=tmp_path)
     assert again.returncode == 0
 

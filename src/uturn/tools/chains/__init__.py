@@ -10,9 +10,10 @@ TOOL = Tool(
         "probes": {"chain": f"{_HERE}.probe:ChainReadings"},
     },
     commands=(f"{_HERE}.command",),
-    sections={"relaxation.zarr": f"{_HERE}.section:chains_section"},
+    sections={"relaxation.zarr": f"{_HERE}.results:chains_section"},
     figures={"chains": ToolFigure(f"{_HERE}.exam", seconds=80)},
     names={
+        "MaskedLeaves": f"{_HERE}.parts:MaskedLeaves",
         "chain": f"{_HERE}.chain:chain",
         "relaxation": f"{_HERE}.measures:relaxation",
         "reversibility": f"{_HERE}.measures:reversibility",

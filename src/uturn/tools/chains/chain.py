@@ -2,50 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from uturn.backward.queue import Queued
 from uturn.core.checks import checked_integer, expect
 from uturn.core.contracts import read_only
+from uturn.core.protocols import Noisy
 from uturn.core.random import Purpose, Streams, checked_seed, keys, uniforms
 from uturn.core.u_turns import u_turns
-from uturn.tools.chains.latents import in_latents
-
-Energy = Callable[[np.ndarray], Any]
+from uturn.corruption.diffusion import Diffusion
 
 
 @dataclass(frozen=True)
 class ChainState:
-    """The states x_k of some chains after k U-turns.
+    """The states x_k of some chains after `step` = k U-turns.
 
-    Attributes
-    ----------
-    block : block of a source
-        What the next U-turn starts from: the states, or their latents for a latent model.
-    step : int
-        k.
-    accepted : bool array (batch,)
-        Whether the last U-turn was accepted; without an energy all are.
-    energy : float64 array (batch,), or None
-        E(x_k).
-    decode : function
-        From `block` to `originals`.
+    `block`: what the next U-turn starts from, the states, or their latents for a latent model; `decode`: from these to images.
+    `accepted`, bool (batch,): whether the last U-turn was accepted; without an energy all are. `energy`, float64 (batch,): E(x_k)
+    or None.
     """
 
     block: Any
     step: int
     accepted: np.ndarray
     energy: np.ndarray | None
-    decode: Callable[[Any], Any]
+    decode: Callable[[Any], Any] | None
 
     @cached_property
     def originals(self) -> Any:
         """The states, as originals of the source of x_0."""
-        return self.decode(self.block)
+        return self.block if self.decode is None else replace(self.block, images=self.decode(self.block.images))
 
     @property
     def data(self) -> np.ndarray:
@@ -56,22 +48,32 @@ class ChainState:
 
 @dataclass(frozen=True)
 class UTurnStep:
-    """One U-turn of a chain: its parts and noise level, and the Metropolis step with `energy` at inverse temperature `beta`."""
+    """One U-turn of a chain: its parts and noise level, and the Metropolis step with `energy` at inverse temperature `beta`.
+
+    The state of a latent model is the latent, which passes through the autoencoder at the start and for readings alone.
+    """
 
     corruption: Any
     backward: Any
     noise: float
-    energy: Energy | None = None
+    energy: Callable[[np.ndarray], Any] | None = None
     beta: float = 1.0
 
     @cached_property
-    def _of_states(self) -> tuple[Any, Any, Any, Any]:
-        return in_latents(self.corruption, self.backward)
+    def _of_states(self) -> tuple[Any, Any]:
+        """Corruption and backward of the blocks of states."""
+        forward = getattr(self.corruption, "forward", self.corruption)
+        if getattr(forward, "codec", None) is None:
+            return self.corruption, self.backward
+        return _NoisyLatents(forward), _DenoisedLatents(self.backward)
 
     def first(self, originals: Any) -> ChainState:
         """The state x_0."""
-        *_, encode, decode = self._of_states
-        return self._state(encode(originals), 0, np.ones(len(originals.items), bool), decode)
+        block, decode = originals, None
+        if isinstance(self._of_states[1], _DenoisedLatents):
+            forward = getattr(self.corruption, "forward", self.corruption)
+            block, decode = replace(originals, images=forward.clean(originals.images)), self.backward.reverse().decoded
+        return self._with_energy(ChainState(block, 0, np.ones(len(originals.items), bool), None, decode))
 
     def after(self, states: Sequence[ChainState], streams: Sequence[Streams]) -> list[ChainState]:
         """The states after one more U-turn of each, made together.
@@ -83,14 +85,13 @@ class UTurnStep:
             for state, of in zip(states, streams, strict=True)
         ]
         blocks = ((k, state.block, self.noise, of_step[k]) for k, state in enumerate(states))
-        done: list[Any] = [None] * len(states)
-        for k, turned in u_turns(blocks, *self._of_states[:2]):
-            done[k] = self._accepted(states[k], turned.reconstructions, of_step[k])
-        return done
+        after = dict(u_turns(blocks, *self._of_states))
+        return [self._accepted(state, after[k].reconstructions, of_step[k]) for k, state in enumerate(states)]
 
     def _accepted(self, state: ChainState, reconstructions: Any, streams: Streams) -> ChainState:
         every = np.ones(len(state.accepted), bool)
-        proposed = self._state(state.block.continued(reconstructions, every), state.step + 1, every, state.decode)
+        block = state.block.continued(reconstructions, every)
+        proposed = self._with_energy(replace(state, block=block, step=state.step + 1, accepted=every))
         if state.energy is None or proposed.energy is None:
             return proposed
         log_u = np.log1p(-uniforms(streams.keys(Purpose.CHAIN), 1)[:, 0])
@@ -98,13 +99,13 @@ class UTurnStep:
         block, energy = state.block.continued(reconstructions, accepted), np.where(accepted, proposed.energy, state.energy)
         return replace(proposed, block=block, accepted=accepted, energy=energy)
 
-    def _state(self, block: Any, step: int, accepted: np.ndarray, decode: Callable[[Any], Any]) -> ChainState:
-        state = ChainState(block, step, accepted, None, decode)
+    def _with_energy(self, state: ChainState) -> ChainState:
         if self.energy is None:
             return state
         energy = np.asarray(self.energy(read_only(state.data)), float)
-        is_known = energy.shape == accepted.shape and np.isfinite(energy).all()
-        expect(is_known, "energy", energy, f"finite numbers, one for each of the {len(accepted)} data")
+        expect(energy.shape == state.accepted.shape, "energy: shape", energy.shape, f"{state.accepted.shape}, one of each datum")
+        bad = state.block.items[~np.isfinite(energy)]
+        expect(not len(bad), "energy: items where it is not finite", bad, "none")
         return replace(state, energy=energy)
 
 
@@ -125,30 +126,14 @@ def chain(
     with probability min(1, exp(-beta (E(x') - E(x)))), and the chain keeps p(x) exp(-beta E(x)). If the backward does not draw
     from the posterior, the chain keeps another law, and nothing in the chain shows it: test it first (`uturn.calibration`).
 
-    Parameters
-    ----------
-    originals : block of a source
-        As in `uturn.u_turn`. A block of one's own needs the method `continued`.
-    corruption, backward, noise
-        Those of one U-turn, as in `uturn.u_turn`.
-    steps : int
-        Number of U-turns.
-    energy : function or str, optional
-        Of the data of a block (batch, ...), to numbers (batch,); or a name with options (`uturn.tools.chains.energies`).
-    beta : float >= 0
-        Inverse temperature.
-    streams : int, or Streams of one trajectory
-        Seed. The U-turn number k has streams of its own, so that a longer chain begins with the states of a shorter one.
+    `originals`, `corruption`, `backward`, `noise`: those of one U-turn, as in `uturn.u_turn`; a block of one's own needs the
+    method `continued`. `steps`: number of U-turns. `energy`: a function of the data of a block (batch, ...) to finite numbers
+    (batch,), or a name with options (`uturn.tools.chains.energies`); `beta` >= 0: inverse temperature. `streams`: a seed, or
+    `Streams` of one trajectory. The U-turn number k has streams of its own, so that a longer chain begins with the states of a
+    shorter one.
 
-    Yields
-    ------
-    ChainState
-        After 1, 2, .., `steps` U-turns.
-
-    Raises
-    ------
-    ValueError
-        As `uturn.u_turn`; for ungrammatical strings; for an energy that is not finite.
+    Yields a `ChainState` after 1, 2, .., `steps` U-turns. ValueError as in `uturn.u_turn`, for ungrammatical strings, and for an
+    energy that is not finite.
 
     Examples
     --------
@@ -159,14 +144,16 @@ def chain(
     >>> [round(float((state.data == originals.data).mean()), 2) for state in states][::7]
     [0.91, 0.57]
     """
-    from uturn.tools.chains.energies import energy_of
+    if isinstance(energy, str):
+        from uturn.tools.chains.energies import energy_of
 
+        energy = energy_of(energy)
+    expect(energy is None or callable(energy), "energy", energy, "a function, 'module:function', or a name with options")
     steps = checked_integer("steps", steps, 1)
-    is_beta = isinstance(beta, int | float) and not isinstance(beta, bool) and 0 <= beta < np.inf
-    expect(is_beta, "beta", beta, "a finite number of 0 or more")
+    expect(0 <= beta < np.inf, "beta", beta, "a finite number of 0 or more")
     of_items = streams if isinstance(streams, Streams) else Streams(checked_seed(streams, "streams"), originals.items, noise)
     expect(of_items.count == 1, "streams: trajectories", of_items.trajectories, "one")
-    step = UTurnStep(corruption, backward, noise, energy_of(energy), beta)
+    step = UTurnStep(corruption, backward, noise, energy, beta)
     return _states(step, originals, of_items, steps)
 
 
@@ -175,3 +162,29 @@ def _states(step: UTurnStep, originals: Any, streams: Streams, steps: int) -> It
     for _ in range(steps):
         (state,) = step.after([state], [streams])
         yield state
+
+
+class _NoisyLatents(Diffusion):
+    """The forward process of a latent model, of latents."""
+
+    def __init__(self, forward: Diffusion) -> None:
+        self.__dict__.update(forward.__dict__ | {"codec": None})
+
+    def corrupt(self, latents: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
+        return Noisy(self.noised(latents, self.step_of(noise), keys), np.full(len(latents), float(noise)))
+
+
+class _DenoisedLatents(Queued):
+    """The backward of a latent model, without its decoder."""
+
+    undoes: ClassVar[tuple[str, ...]] = (Diffusion.process,)
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.reverse = model, copy(model.reverse())
+        self.reverse.codec, self.reverse.clips = None, False
+
+    def works(self, noisy: Any, streams: Streams, clones: int) -> Iterable[Any]:
+        return self.model.works(noisy, streams, clones)
+
+    def queue(self, works: Iterator[Any]) -> Iterator[tuple[Any, np.ndarray]]:
+        return self.reverse.queue(works)

@@ -9,6 +9,7 @@ import typer
 
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import Out, Running, option
+from uturn.cli.printing import console
 from uturn.cli.running import check_out, end, originals_in, runs_into
 
 CHAINS, DATA = "Chains", "Images and texts"  # panels of the help
@@ -58,8 +59,7 @@ def chains(
     from uturn.presets.options import noise_levels, parsed_levels
     from uturn.store.outputs import output_folder
     from uturn.studies.tables import for_terminal
-    from uturn.tools.chains.experiments import repeated
-    from uturn.tools.chains.results import RESULTS, base_experiment, table_of, write_chains
+    from uturn.tools.chains.results import NOISY, RESULTS, base_experiment, repeated, table_of, write_chains
 
     check_out(out)
     base = base_experiment(spec, images, text, originals_in(out))
@@ -67,6 +67,8 @@ def chains(
     listed = noise_levels(levels) if isinstance(levels, int) else levels
     experiments = {f"noise-{x:g}.zarr": repeated(base, x, steps, energy=energy, beta=beta, chains=number) for x in listed}
     expect(len(experiments) == len(listed), "noise", noise, "levels that differ in their first six digits")
+    if left_out := sorted({table["type"] for table in base.to_dict()["probes"]} & NOISY):
+        console().print(f"left out, since chains have no noisy data: the probes {', '.join(left_out)}")
     datasets = runs_into(out, experiments, running)
     if datasets is None:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,6 @@ LAWS = {"masking": ("masking", 0.6, "exact"), "Gaussian": ("gaussian", 0.1, "exa
 """Chains that are tested for reversibility: corruption, noise, backward."""
 ENERGIES = {"leaves": (LARGE, "symbol number=0"), "pairs": (SMALL, f"{__name__}:with_pairs")}
 BETAS = (0.5, 1.5)
-_SIZES = ("vocab_size", "multiplicity", "branching", "depth")
 SEED = 1
 ENDS, STEPS = (1, 16), 64  # U-turns of the chains that are tested, and of those with an energy
 NOISE = (0.07, 0.1, 0.13, 0.16, 0.19)
@@ -156,7 +155,7 @@ def transition(leaves: np.ndarray, share: float | None) -> csr_matrix:
 
 
 def against_enumeration(
-    grammar: tuple[int, ...], corruption: str, noise: float, backward: str, read: list[int], chains: int, seed: int
+    grammar: tuple[int, int, int, int], corruption: str, noise: float, backward: str, read: list[int], chains: int, seed: int
 ) -> xr.Dataset:
     """Chains on a small grammar, and what its transition matrix says.
 
@@ -165,7 +164,7 @@ def against_enumeration(
     `alone`, `moved` (chain): whether U-turns cannot change the original, and whether one has.
     """
     with begun(1):
-        model = RandomHierarchyModel(**dict(zip(_SIZES, grammar, strict=True)), seed=seed)
+        model = RandomHierarchyModel(*grammar, seed=seed)
         originals = Strings(np.arange(chains), model, model.sample(chains, seed))
         parts = build("corruption", {"type": corruption}), build("backward", BACKWARDS[backward])
         first, moved, overlaps = originals.draw.latents, np.zeros(chains, bool), []
@@ -178,9 +177,8 @@ def against_enumeration(
         trees = every_tree(model)
         P = transition(trees[0], noise if corruption == "masking" else None)
         component = connected_components(P, directed=False)[1]
-        v = model.vocab_size ** np.arange(model.num_leaves)
-        order = np.argsort(trees[0] @ v)
-        row = order[np.searchsorted((trees[0] @ v)[order], originals.data @ v)]
+        number = {leaves.tobytes(): k for k, leaves in enumerate(trees[0].astype(np.int64))}
+        row = [number[leaves.tobytes()] for leaves in originals.data]
         names = "tree_level", "moment"
         return xr.Dataset(
             {
@@ -209,17 +207,17 @@ def _indicators(nodes: np.ndarray) -> np.ndarray:
 
 def overlaps_of(trees: Mapping[int, np.ndarray], P: csr_matrix, read: list[int]) -> np.ndarray:
     """Overlap after k U-turns, (k, tree_level): mean of f P^k f over trees, as P is symmetric, from k / 2 powers."""
-    levels = [_indicators(trees[level]) for level in sorted(trees)]
-    ends = np.cumsum([0, *(of.shape[1] for of in levels)])
-    power, found = np.concatenate(levels, axis=1), {}
-    for k in range(max(read) // 2 + 1):
-        after = P @ power
-        for turns, other in ((2 * k, power), (2 * k + 1, after)):
-            if turns in read:
-                columns = (power * other).mean(axis=0)
-                found[turns] = [columns[a:b].sum() / trees[level].shape[1] for level, (a, b) in enumerate(pairwise(ends))]
-        power = after
-    return np.array([found[k] for k in read])
+    overlaps = []
+    for level in sorted(trees):
+        power, shares = _indicators(trees[level]), dict[int, float]()
+        for k in range(max(read) // 2 + 1):
+            after = P @ power
+            for turns, other in ((2 * k, power), (2 * k + 1, after)):
+                if turns in read:
+                    shares[turns] = (power * other).sum() / trees[level].size
+            power = after
+        overlaps.append([shares[k] for k in read])
+    return np.transpose(overlaps)
 
 
 def limit_of(trees: Mapping[int, np.ndarray], component: np.ndarray) -> np.ndarray:

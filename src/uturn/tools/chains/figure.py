@@ -9,16 +9,23 @@ import xarray as xr
 
 from uturn.studies import records_of, study
 from uturn.studies.figure import draw_grid
+from uturn.studies.plotting.curves import draw_curve, evenly_spaced
 from uturn.studies.plotting.style import MUTED, bars, level_colors, style, ticks
+from uturn.tools.chains.measures import known, series_of
 
 _MOST = 6  # curves of a panel
 
 
 def draw_chains(data: xr.Dataset) -> Any:
-    """A panel for each noise level of a U-turn, then relaxation times against the noise; `data` as of `measured_of`."""
+    """A panel for each noise level of a U-turn, then relaxation times against the noise, of at most six levels or readings.
+
+    `data` as of `measured_of`; with an energy, its mean and the accepted share.
+    """
     if "energy" in data:
         return _draw_energy(data)
-    names = _shown(data)
+    series = series_of(data).values()
+    names = max(series, key=len, default=[]) + [name for name in known(data) if not any(name in of for of in series)]
+    names = [names[k] for k in evenly_spaced(len(names), _MOST)]
     colors = dict(zip(names, level_colors(len(names)), strict=True))
     levels, k = data.u_turn_noise.values, data.noise.values
     spaced = np.isin(k, np.unique((2 ** np.arange(0, 40, 0.5)).round())) | (k == k[-1])  # evenly on the logarithmic axis
@@ -27,9 +34,8 @@ def draw_chains(data: xr.Dataset) -> Any:
         figure, panels = plt.subplots(1, len(levels) + 1, figsize=(3.4 * (len(levels) + 1), 3.9), layout="constrained")
         for axes, x in zip(panels, levels, strict=False):
             for name in names:
-                value, low, high = data.left.sel(u_turn_noise=x, reading=name).transpose("estimate", "noise").values
-                axes.plot(k[spaced], value[spaced], color=colors[name], lw=1.8, label=name)
-                axes.fill_between(k[spaced], low[spaced], high[spaced], color=colors[name], alpha=0.12, lw=0)
+                band = data.left.sel(u_turn_noise=x, reading=name).transpose("noise", "estimate").values
+                draw_curve(axes, k[spaced], band[spaced], colors[name], 0.12, lw=1.8, label=name)
             axes.axhline(0.5, color=MUTED, lw=1, ls=":")
             axes.set(xscale="log", xlabel="U-turns $k$", title=f"noise {x:g}", ylim=(-0.1, 1.05))
             ticks(axes, doublings[:: max(1, len(doublings) // 5)])
@@ -39,7 +45,7 @@ def draw_chains(data: xr.Dataset) -> Any:
         for place, name in enumerate(names):
             times = data.time.sel(reading=name).transpose("u_turn_noise", "estimate").values
             found, x = np.isfinite(times[:, 0]), levels + 0.015 * (place - len(names) / 2) * (np.ptp(levels) or 1)
-            bars(last, x[found], times[found], color=colors[name], marker="o", ms=4, lw=1.5)
+            bars(last, x[found], times[found].clip(max=2.5 * k[-1]), color=colors[name], marker="o", ms=4, lw=1.5)
             words = data.remark.sel(reading=name).values.tolist()
             for start, marker, at in (("less", "v", 0.7 * k[0]), ("longer", "^", 1.4 * k[-1])):
                 beyond = np.array([word.startswith(start) for word in words])
@@ -56,14 +62,12 @@ def draw_chains(data: xr.Dataset) -> Any:
 
 
 def _draw_energy(data: xr.Dataset) -> Any:
-    """The mean energy against the number of U-turns, and the share of accepted ones against the noise."""
     levels, k = data.u_turn_noise.values, data.noise.values
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
         for x, color in zip(levels, level_colors(len(levels)), strict=True):
-            value, low, high = data.energy.sel(u_turn_noise=x).transpose("estimate", "noise").values
-            left.plot(k, value, color=color, lw=1.8, label=f"noise {x:g}")
-            left.fill_between(k, low, high, color=color, alpha=0.12, lw=0)
+            band = data.energy.sel(u_turn_noise=x).transpose("noise", "estimate").values
+            draw_curve(left, k, band, color, 0.12, lw=1.8, label=f"noise {x:g}")
         left.set(xscale="log", xlabel="U-turns $k$", ylabel="mean energy")
         ticks(left, k[np.isin(k, 2.0 ** np.arange(40))])
         left.legend()
@@ -77,13 +81,3 @@ def draw_strip(run: xr.Dataset) -> Any:
     whole = study(run).merge(records_of(run), combine_attrs="override").assign_attrs(remark="")
     whole = whole.drop_vars(("remark", "series_remark", "changes_remark"), errors="ignore")  # which are about numbers
     return draw_grid(whole.assign(half_life=whole.half_life * np.nan))
-
-
-def _shown(data: xr.Dataset) -> list[str]:
-    """At most six readings with known chance, evenly spaced: of the variable with most levels in an order, if there is one."""
-    known = data.sel(reading=np.isfinite(data.left).any(("u_turn_noise", "noise", "estimate")))
-    variables = known.variable.values[known.order.values != ""].tolist()
-    most = max(variables, key=variables.count, default=None)
-    names = known.reading.values[known.variable.values == most].tolist() if most else known.reading.values.tolist()
-    picks = np.unique(np.linspace(0, len(names) - 1, min(_MOST, len(names))).round().astype(int))
-    return [names[k] for k in picks]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from functools import partial
+from itertools import groupby
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_serializer, field_validator
+from pydantic import BeforeValidator, Field, PlainSerializer
+from scipy.special import comb
 
 from uturn.backward.diffusion import DiffusionModel
 from uturn.core.checks import expect
@@ -17,8 +20,8 @@ from uturn.core.random import NOISE, Streams, streams, uniforms
 from uturn.core.registry import as_part, check_fit, table_of
 from uturn.corruption import COMPACT, Masking
 from uturn.corruption.strings import checked_strings
+from uturn.sources.strings import num_leaves
 from uturn.tools.chains.chain import ChainState, UTurnStep
-from uturn.tools.chains.energies import Energy, energy_of
 from uturn.tools.chains.probe import ChainReadings
 
 _ROWS = 1024  # chains that step together, at least: several batches of a network
@@ -38,13 +41,26 @@ class MaskedLeaves(Masking):
     def corrupt(self, leaves: Any, noise: Any, vocab_size: int, seed: Any = 0) -> Noisy:
         """Mask `noise` leaves of each string (batch, num_leaves)."""
         leaves, count = checked_strings(leaves, noise, vocab_size, np.inf)
-        is_number = (count == np.rint(count)).all() and (count <= leaves.shape[1]).all()
-        expect(is_number, "noise", noise, f"a whole number of leaves, at most {leaves.shape[1]}")
+        _check_whole(count, "leaves", leaves.shape[1])
         order = uniforms(streams(seed, len(leaves), NOISE), leaves.shape[1]).argsort(axis=1).argsort(axis=1)
         return Noisy(np.where(order < count[:, None], -1, leaves), count / leaves.shape[1], vocab_size)
 
+    def axes(self, noise: np.ndarray, source: Any) -> Axes:
+        """Those of `Masking` at the share of leaves that is masked."""
+        _check_whole(noise, "leaves", num_leaves(source))
+        return super().axes(noise / num_leaves(source), source)
+
+    def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
+        return -np.log(comb(noisy.values.shape[1], (noisy.values < 0).sum(axis=1)))
+
 
 COMPACT[MaskedLeaves] = MaskedLeaves.log_evidence
+
+
+def _check_whole(noise: np.ndarray, what: str, most: float) -> None:
+    """ValueError unless noise levels are whole numbers up to `most`."""
+    bad = noise[(noise != np.rint(noise)) | (noise > most)]
+    expect(not len(bad), "noise", bad.tolist(), f"whole numbers of {what}, at most {most:g}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,16 +85,7 @@ class Repeated(Spec, Corruption):
     unit: ClassVar[str] = "U-turns"
     max_noise: ClassVar[float] = 2.0**40
     type: Literal["repeated"] = "repeated"
-    of: Any
-
-    @field_validator("of")
-    @classmethod
-    def _part(cls, given: Any) -> Any:
-        return as_part("corruption", given)
-
-    @field_serializer("of")
-    def _table(self, of: Any) -> dict[str, Any]:
-        return table_of(of)
+    of: Annotated[Any, BeforeValidator(partial(as_part, "corruption")), PlainSerializer(table_of)]
 
     def reads(self) -> Sequence[Any]:
         return [self.of]
@@ -87,10 +94,10 @@ class Repeated(Spec, Corruption):
         raise ValueError("a chain of U-turns has no noisy datum")
 
     def observe(self, originals: Any, noise: float, streams: Streams) -> Start:
-        expect(noise == int(noise), "noise", noise, "whole numbers of U-turns")
         return Start(originals, int(noise), self.of)
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
+        _check_whole(noise, "U-turns", self.max_noise)
         return {}
 
 
@@ -107,21 +114,10 @@ class RepeatedBackward(Spec, Backward):
     blocks_ahead: ClassVar[int | None] = None
     adds_trajectories: ClassVar[bool] = True
     type: Literal["repeated"] = "repeated"
-    of: Any
-    noise: float = Field(ge=0, allow_inf_nan=False)
+    of: Annotated[Any, BeforeValidator(partial(as_part, "backward")), PlainSerializer(table_of)]
+    noise: float = Field(ge=0, allow_inf_nan=False, strict=True)
     energy: str | None = None
-    beta: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-
-    @field_validator("of")
-    @classmethod
-    def _part(cls, given: Any) -> Any:
-        of = as_part("backward", given)
-        expect(not of.has_gaps, "of", of, "a backward that makes U-turns; those of another program cannot be repeated")
-        return of
-
-    @field_serializer("of")
-    def _table(self, of: Any) -> dict[str, Any]:
-        return table_of(of)
+    beta: float = Field(default=1.0, ge=0, allow_inf_nan=False, strict=True)
 
     @property
     def shares_batches(self) -> bool:  # type: ignore[override]
@@ -139,12 +135,24 @@ class RepeatedBackward(Spec, Backward):
         return getattr(self.of, name)
 
     def reads(self) -> Sequence[Any]:
-        return [self.of, *([] if self.energy is None else [Energy(self.energy)])]
+        return [self.of, *([] if self.energy is None else [self._energy()])]
+
+    def _energy(self, source: Any = None) -> Any:
+        if self.energy is None:
+            return None
+        from uturn.tools.chains.energies import energy_of  # only where needed, since it imports torch
+
+        return energy_of(self.energy, source)
 
     def undone(self, corruption: Any, source: Any) -> Any:
         """The start of chains whose U-turns have the corruption that `of` completes."""
+        expect(not self.of.has_gaps, "of", self.of, "a backward that makes U-turns; those of another program cannot be repeated")
         check_fit({"source": source, "corruption": corruption.of, "backward": self.of}, 1)
-        return Repeated.model_construct(of=self.of.undone(corruption.of, source))
+        of = self.of.undone(corruption.of, source)
+        expect(self.noise <= of.max_noise, "backward.noise", self.noise, f"at most {of.max_noise:g} ({of.unit})")
+        of.axes(np.array([self.noise]), source)  # which checks numbers of leaves
+        self._energy(source)
+        return Repeated.model_construct(of=of)
 
     def describe(self) -> str:
         return f"chains of U-turns at noise {self.noise:g}: {self.of.describe()}".removesuffix(": ")
@@ -157,20 +165,24 @@ class RepeatedBackward(Spec, Backward):
         return self.of.missing(experiment)
 
     def doubts(self, experiment: Any) -> Sequence[str]:
-        found, decoder = [*self.of.doubts(experiment)], getattr(self.of, "decoder", None)
-        wrong = "" if decoder is None or decoder.is_exact else f"the decoder ({decoder.description})"
+        self.missing(experiment)  # whose errors `uturn check` would not see
+        wrong, decoder = list[str](), getattr(self.of, "decoder", None)
+        if not experiment.parts.corruption.of.is_bayesian:
+            wrong.append("evidence that is no likelihood")
+        if decoder is not None and not decoder.is_exact:
+            wrong.append(f"the decoder ({decoder.description})")
         if isinstance(self.of, DiffusionModel):
-            wrong = "a sampler that draws no noise" if not self.of.reverse().is_stochastic else wrong
-            wrong = "guidance" if self.of.guidance != 1 else wrong
-        target = "p(x) exp(-beta E(x))" if self.energy else "p(x)"
-        return [*found, f"{wrong} does not draw from the posterior, so the chain does not keep {target}"] if wrong else found
+            wrong += ["a sampler that draws no noise"] if not self.of.reverse().is_stochastic else []
+            wrong += ["guidance"] if self.of.guidance != 1 else []
+        law = "p(x) exp(-beta E(x))" if self.energy else "p(x)"
+        found = (f"{one} does not draw from the posterior, so the chain does not keep {law}" for one in wrong)
+        return [*self.of.doubts(experiment), *found]
 
     def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> Any:
         ((_, made),) = self.reconstruct_stream([(None, noisy, streams)], clones)
         return made
 
     def reconstruct_stream(self, blocks: Iterable[tuple[Any, Start, Streams]], clones: int = 1) -> Iterator[tuple[Any, Any]]:
-        expect(clones == 1, "clones", clones, "1: further chains from an original are trajectories")
         for some in self._groups(blocks):
             with portion(sum(len(of.items) * of.count for _, _, of in some)):
                 yield from self._together(some)
@@ -178,60 +190,57 @@ class RepeatedBackward(Spec, Backward):
     def _groups(self, blocks: Iterable[tuple[Any, Start, Streams]]) -> Iterator[list[tuple[Any, Start, Streams]]]:
         """Blocks whose chains step together: all noise levels of the same items, and several items while batches have room."""
         size = getattr(self, "batch_size", None)
-        wanted = max(_ROWS, 4 * size) if isinstance(size, int) else _ROWS
-        some, rows, last = list[Any](), 0, b""
-        for block in blocks:
-            items = block[2].items.tobytes()
-            if items != last:
-                if rows >= wanted:
-                    yield some
-                    some, rows = [], 0
-                rows += len(block[2].items) * block[2].count
-                last = items
-            some.append(block)
-        if some:
-            yield some
+        wanted = max(_ROWS, 4 * size) if isinstance(size, int) else _ROWS  # it may be "auto"
+        some, rows = list[Any](), 0
+        for _, group in groupby(blocks, key=lambda block: block[2].items.tobytes()):
+            if rows >= wanted:
+                yield some
+                some, rows = [], 0
+            some += group
+            rows += len(some[-1][2].items) * some[-1][2].count
+        yield some
 
     def _together(self, blocks: Sequence[tuple[Any, Start, Streams]]) -> Iterator[tuple[Any, Any]]:
         """Step the chains of some blocks, and give each block its reconstructions when its chains are that long."""
-        step = UTurnStep(blocks[0][1].corruption, self.of, self.noise, energy_of(self.energy), self.beta)
-        states, seeds, ends = dict[Any, ChainState](), dict[Any, Streams](), dict[Any, int]()
-        accepted = dict[Any, np.ndarray]()
-        of_block = list[list[Any]]()  # names of the chains of each block, one for each trajectory
+        step = UTurnStep(blocks[0][1].corruption, self.of, self.noise, self._energy(), self.beta)
+        chains = dict[Any, _Chain]()  # by items and trajectory
+        of_block = list[list[_Chain]]()
         for _, start, of in blocks:
-            names = [(of.items.tobytes(), t) for t in of.trajectories]
-            for name, t in zip(names, of.trajectories, strict=True):
-                if name not in states:
-                    states[name] = step.first(start.originals)
-                    seeds[name] = Streams(of.seed, of.items, step.noise, range(t, t + 1))
-                    accepted[name] = np.zeros(len(of.items))
-                ends[name] = max(ends.get(name, 0), start.steps)
-            of_block.append(names)
-        longest = max(ends.values())
+            for t in of.trajectories:
+                name = of.items.tobytes(), t
+                if name not in chains:
+                    streams = Streams(of.seed, of.items, step.noise, range(t, t + 1))
+                    chains[name] = _Chain(step.first(start.originals), streams, np.zeros(len(of.items)))
+                chains[name].steps = max(chains[name].steps, start.steps)
+            of_block.append([chains[of.items.tobytes(), t] for t in of.trajectories])
+        longest = max(chain.steps for chain in chains.values())
         for k in range(longest + 1):
-            if k:
-                names = [name for name, end in ends.items() if end >= k]
-                with part(1 / (longest - k + 1)), units(sum(len(states[name].accepted) for name in names)):
-                    after = step.after([states[name] for name in names], [seeds[name] for name in names])
-                for name, state in zip(names, after, strict=True):
-                    states[name] = state
-                    accepted[name] = accepted[name] + state.accepted
-            for (key, start, _), names in zip(blocks, of_block, strict=True):
+            moving = [chain for chain in chains.values() if chain.steps >= k > 0]
+            if moving:
+                with part(1 / (longest - k + 1)), units(sum(len(chain.state.accepted) for chain in moving)):
+                    after = step.after([chain.state for chain in moving], [chain.streams for chain in moving])
+                for chain, state in zip(moving, after, strict=True):
+                    chain.state, chain.accepted = state, chain.accepted + state.accepted
+            for (key, start, _), some in zip(blocks, of_block, strict=True):
                 if start.steps == k:
-                    of_chains = [states[name] for name in names]
-                    start.found["accepted"] = np.stack([accepted[name] for name in names], 1) / max(k, 1)
+                    start.found["accepted"] = np.stack([chain.accepted for chain in some], 1) / max(k, 1)
                     if self.energy is not None:
-                        start.found["energy"] = np.stack([np.asarray(state.energy) for state in of_chains], 1)
-                    yield key, _stacked([_made(state.originals) for state in of_chains])
+                        start.found["energy"] = np.stack([np.asarray(chain.state.energy) for chain in some], 1)
+                    yield key, _stacked([chain.state.originals for chain in some])
 
 
-def _made(originals: Any) -> Any:
-    """A block in the form of reconstructions, without the axis of draws."""
-    return originals.draw.latents if hasattr(originals, "draw") else originals.data
+@dataclass
+class _Chain:
+    """A chain under way: its state and streams, how many U-turns were `accepted`, (batch,), and how many there will be."""
+
+    state: ChainState
+    streams: Streams
+    accepted: np.ndarray
+    steps: int = 0
 
 
-def _stacked(draws: Sequence[Any]) -> Any:
-    """Reconstructions (items, draws, ...) of single draws (items, ...)."""
-    if isinstance(draws[0], Mapping):
-        return {level: np.stack([of[level] for of in draws], axis=1) for level in draws[0]}
-    return np.stack(draws, axis=1)
+def _stacked(states: Sequence[Any]) -> Any:
+    """Blocks of originals in the form of reconstructions, (items, draws, ...) or {tree_level: (items, draws, nodes)}."""
+    if not hasattr(states[0], "draw"):
+        return np.stack([of.data for of in states], axis=1)
+    return {level: np.stack([of.draw.latents[level] for of in states], axis=1) for level in states[0].draw.latents}

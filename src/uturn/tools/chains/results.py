@@ -1,52 +1,79 @@
-"""The results of `uturn chains`: curves and relaxation times at each noise level, and where their order inverts."""
+"""The experiments and results of `uturn chains`: relaxation times at each noise level, and where their order inverts."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from uturn.backward.diffusion import DiffusionModel
-from uturn.core.checks import expect
+from uturn.core.checks import checked_integer, expect
 from uturn.core.experiment import Experiment
 from uturn.core.files import named_errors, whole_file
 from uturn.core.registry import as_part
 from uturn.measures.calibration import holm
-from uturn.measures.statistics import crossing, replicates, with_interval
+from uturn.measures.statistics import Estimate, crossing, replicates, with_interval
+from uturn.pages.charts import chart
 from uturn.pages.results import write_figures
+from uturn.pages.sections import Reader, card, existing, new_section
 from uturn.store.outputs import OutputFolder, write_dataset
 from uturn.studies.tables import TextTable, csv_of
 from uturn.tools.chains.figure import draw_chains, draw_strip
-from uturn.tools.chains.measures import effective_draws, relaxation, reversibility
+from uturn.tools.chains.measures import effective_draws, known, relaxation, reversibility, series_of
 
 RESULTS = ("relaxation.zarr", "relaxation.csv", "relaxation.png")
 FORMAT = "uturn.chains"
+NOISY = {"tree_levels", "tree_nodes", "messages", "posterior", "tokens", "order_consistency", "order_likelihood"}
+"""Probes that read the noisy datum, which chains have none of."""
+_EVERY = 64  # chains are read after each of so many U-turns
 
 
 def base_experiment(spec: Path | None, images: str | None, text: str | None, originals: str | None) -> Experiment:
     """The experiment of U-turns that is repeated: that of a file, of images, or of texts."""
-    from uturn.engine.sweep import parsed_value
+    from uturn.presets.images import ImageOptions
+    from uturn.presets.texts import TextOptions
+    from uturn.tools.chains.energies import options_in
 
-    given = {name: value for name, value in (("spec", spec), ("images", images), ("text", text)) if value is not None}
-    expect(len(given) <= 1, "SPEC, images, text", [*given], "one of them")
+    given = [name for name, value in (("SPEC", spec), ("images", images), ("text", text)) if value is not None]
+    expect(len(given) <= 1, "SPEC, images, text", given, "one of them")
     if spec is not None:
         return Experiment.from_file(spec)
-    pairs = [pair.partition("=") for pair in (images or text or "").split()]
-    expect(all(key and value for key, _, value in pairs), "options", images or text, "KEY=VALUE, separated by blanks")
-    options = {key: parsed_value(value) for key, _, value in pairs}
     if text is not None:
-        from uturn.presets.texts import TextOptions
+        return TextOptions.from_dict({"keep": 0, "items": 30, **options_in("text", text)}).experiment()
+    few = {"items": 16, "steps": 25, "keep": 6, "levels": 1}
+    return ImageOptions.from_dict({**few, **options_in("images", images or "")}).experiment(originals)
 
-        return TextOptions.from_dict({"keep": 0, "items": 30, **options}).experiment()
-    from uturn.presets.images import ImageOptions
 
-    return ImageOptions.from_dict({"items": 16, "steps": 25, "keep": 6, "levels": 1, **options}).experiment(originals)
+def repeated(
+    base: Experiment, noise: float, steps: int, *, energy: str | None = None, beta: float = 1.0, chains: int | None = None
+) -> Experiment:
+    """The experiment whose U-turns at one noise level are repeated `steps` times; `chains`: of each original.
+
+    Chains are read after each of the first 64 U-turns, then after powers of two, and the last. Probes in `NOISY` are left out.
+    """
+    spec = base.to_dict()
+    corruption = {key: value for key, value in spec["corruption"].items() if key != "noise"}
+    again = spec["backward"]["type"]
+    expect(again not in ("recorded", "repeated"), "backward", again, "one that makes single U-turns")
+    steps = checked_integer("steps", steps, 1)
+    read = sorted({*range(1, min(steps, _EVERY) + 1), *(2**k for k in range(steps.bit_length())), steps})
+    of_energy: dict[str, Any] = {} if energy is None else {"energy": energy, "beta": beta}
+    probes = [table for table in spec["probes"] if table["type"] not in {*NOISY, "chain"}]
+    parts = {
+        "corruption": {"type": "repeated", "of": corruption, "noise": read},
+        "backward": {"type": "repeated", "of": spec["backward"], "noise": float(noise), **of_energy},
+        "probes": [*probes, {"type": "chain", "has_energy": energy is not None}],
+    }
+    made = Experiment.from_dict(spec | parts | {"clones": 1, "trajectories": chains or spec["trajectories"]})
+    has_level = energy is not None or any(of.role == "reading" and of.start is not None for of in made.variables().values())
+    expect(has_level, "probes", [table["type"] for table in spec["probes"]], "one whose readings have a start, such as 'scales'")
+    return made
 
 
 def measured_of(runs: Mapping[float, xr.Dataset]) -> xr.Dataset:
@@ -55,10 +82,9 @@ def measured_of(runs: Mapping[float, xr.Dataset]) -> xr.Dataset:
     `time` (u_turn_noise, reading, estimate), `left` (u_turn_noise, reading, noise, estimate), the noise being the number of
     U-turns, and `remark` (u_turn_noise, reading): `relaxation`. `inversion` (series, estimate): the noise of a U-turn at which
     the first and the last level of a variable have one relaxation time, and the measured levels around it, at which they clearly
-    differ. By u_turn_noise:
-    `accepted`, share of U-turns; `draws`, effective draws per U-turn, `per_call`, per call of the network, and `rhat`;
-    without an energy `p`, adjusted over noise levels by Holm, and `z` of `reversibility` at the largest number of U-turns; with
-    one `energy` (u_turn_noise, noise, estimate), its mean.
+    differ. By u_turn_noise: `accepted`, share of U-turns; `draws`, effective draws per U-turn, `per_call`, per call of the
+    network, and `rhat`; without an energy `p`, adjusted over noise levels by Holm, and `z` of `reversibility` at the largest
+    number of U-turns; with one `energy` (u_turn_noise, noise, estimate), its mean.
     """
     parts = list[xr.Dataset]()
     for run in runs.values():
@@ -71,14 +97,14 @@ def measured_of(runs: Mapping[float, xr.Dataset]) -> xr.Dataset:
             swaps = reversibility(run.isel(noise=[-1]))
             parts.append(part.assign(p=float(swaps.p[-1]), z=float(swaps.z[-1])))
     data = xr.concat(parts, "u_turn_noise").assign_coords(u_turn_noise=list(runs))
-    series = _series(data)
+    series = series_of(data)
     places = [_inversion(data, names[0], names[-1]) for names in series.values()]
-    data["inversion"] = ("series", "estimate"), np.array(places).reshape(-1, 3)
-    data.noise.attrs["long_name"] = "U-turns"
-    data.u_turn_noise.attrs["long_name"] = "noise of a U-turn"
-    description = str(next(iter(runs.values())).attrs.get("description", "")).partition(": ")[2]
+    data["inversion"] = ("series", "estimate"), np.reshape(places, (-1, 3))
     if "p" in data:
         data["p"] = "u_turn_noise", holm(data.p.values)
+    data.noise.attrs["long_name"] = "U-turns"
+    data.u_turn_noise.attrs["long_name"] = "noise of a U-turn"
+    description = str(run.attrs.get("description", "")).partition(": ")[2]
     about = {"format": FORMAT, "version": 1, "description": description, "originals": run.sizes["item"]}
     return data.assign_coords(series=list(series)).assign_attrs(about)
 
@@ -86,26 +112,11 @@ def measured_of(runs: Mapping[float, xr.Dataset]) -> xr.Dataset:
 def calls_of(run: xr.Dataset) -> float:
     """Calls of the network in a U-turn of one datum by a diffusion model; 1 for exact posteriors; else NaN."""
     of = json.loads(run.attrs["spec"])["backward"]
-    backward, noise = as_part("backward", of["of"]), of["noise"]
+    backward = as_part("backward", of["of"])
     if isinstance(backward, DiffusionModel):
         forward = backward.reverse().forward
-        return float(len(forward.placed(forward.step_of(noise))[1]))
-    return 1.0 if of["of"]["type"] == "exact" else float("nan")
-
-
-def known(data: xr.Dataset) -> list[str]:
-    """The readings whose chance is known."""
-    return data.reading.values[np.isfinite(data.left).any(("u_turn_noise", "noise", "estimate")).values].tolist()
-
-
-def _series(data: xr.Dataset) -> dict[str, list[str]]:
-    """The readings, with known chance, of each variable that has levels in an order: {variable: readings}."""
-    found = defaultdict[str, list[str]](list)
-    of_known = data.sel(reading=known(data))
-    for name, variable, order in zip(*(of_known[of].values.tolist() for of in ("reading", "variable", "order")), strict=True):
-        if order:
-            found[variable].append(name)
-    return {variable: names for variable, names in found.items() if len(names) > 1}
+        return float(len(forward.placed(forward.step_of(of["noise"]))[1]))
+    return 1.0 if of["of"]["type"] == "exact" else np.nan
 
 
 def _inversion(data: xr.Dataset, first: str, last: str) -> np.ndarray:
@@ -113,17 +124,9 @@ def _inversion(data: xr.Dataset, first: str, last: str) -> np.ndarray:
 
     Between these levels the log of the ratio is interpolated linearly; NaN if a time there is not known, or if there are none.
     """
-    sorted_by_noise = data.sortby("u_turn_noise")
-    x, K, start = sorted_by_noise.u_turn_noise.values, data.noise.values[-1], data.noise.values[0]
-
-    def times(name: str) -> np.ndarray:
-        of = sorted_by_noise.sel(reading=name)
-        rows = of.time.transpose("u_turn_noise", "estimate").values
-        beyond = {"longer": (np.nan, K, np.inf), "less": (np.nan, 0, start), "not": (np.nan, 0, np.inf)}
-        words = (remark.replace(",", " ").partition(" ")[0] for remark in of.remark.values.tolist())
-        return np.array([beyond.get(word, row) for word, row in zip(words, rows, strict=True)], float)
-
-    a, b = times(first), times(last)
+    by_noise = data.sortby("u_turn_noise")
+    x = by_noise.u_turn_noise.values
+    a, b = (by_noise.time.sel(reading=name).transpose("u_turn_noise", "estimate").values for name in (first, last))
     sign = np.where(a[:, 1] > b[:, 2], 1, np.where(a[:, 2] < b[:, 1], -1, 0))
     for left, right in pairwise(np.flatnonzero(sign)):
         if sign[left] != sign[right]:
@@ -139,13 +142,13 @@ def table_of(data: xr.Dataset) -> TextTable:
     rows = []
     for name in known(data):
         of = data.sel(reading=name)
-        remarks, times = of.remark.values.tolist(), of.time.transpose("u_turn_noise", "estimate").values
-        rows.append((name, *(remark or with_interval(time) for remark, time in zip(remarks, times, strict=True))))
-    words = {"accepted": "accepted share", "draws": "effective draws per U-turn", "per_call": "per call of the network"}
-    words |= {"rhat": "largest R̂ (above 1.05: too short)"}
+        cells = zip(of.remark.values.tolist(), of.time.transpose("u_turn_noise", "estimate").values, strict=True)
+        rows.append((name, *(remark or f"{Estimate(*time):.3g}" for remark, time in cells)))
     if "energy" in data:
         ends = data.energy.isel(noise=-1).transpose("u_turn_noise", "estimate").values
         rows.append((f"mean energy after {data.noise.values[-1]:g}", *map(with_interval, ends)))
+    words = {"accepted": "accepted share", "draws": "effective draws per U-turn", "per_call": "per call of the network"}
+    words |= {"rhat": "largest R̂ (above 1.05: too short)"}
     rows += [(label, *(f"{x:.3g}" for x in data[name].values)) for name, label in words.items() if np.isfinite(data[name]).any()]
     return TextTable("Relaxation of each level", heads, rows)
 
@@ -167,18 +170,51 @@ def write_chains(runs: Mapping[float, xr.Dataset], folder: OutputFolder) -> xr.D
     return data
 
 
-def words_of(data: xr.Dataset) -> list[str]:
-    """What the chains show, as sentences."""
+def words_of(data: xr.Dataset) -> str:
+    """What the chains show, in sentences."""
     sentences = []
     for name, (place, low, high) in zip(data.series.values.tolist(), data.inversion.values, strict=True):
         if np.isfinite(low):
             near = f", at about {place:.3g}" if np.isfinite(place) else ""
             levels = f"between noise {low:.3g} and {high:.3g}{near}"
             sentences.append(f"The order of the first and the last level of {name} inverts {levels}.")
-    if "p" not in data:
-        return [*sentences, "With an energy the originals have another law than the chain: reversibility is not tested."]
-    worst = int(np.argmin(data.p.values))
-    p, x = float(data.p.values[worst]), float(data.u_turn_noise.values[worst])
-    seen = f"The chain does not keep the law of the originals, or is not reversible: p = {p:.2g} at noise {x:g}."
-    none = f"No deviation from the law of the originals and from reversibility is seen among {data.attrs['originals']} originals"
-    return [*sentences, seen if p <= 0.001 else f"{none} (smallest p = {p:.2g})."]
+    if "p" in data:
+        p, x = min(zip(data.p.values.tolist(), data.u_turn_noise.values.tolist(), strict=True))
+        seen = "The chain does not keep the law of the originals, or is not reversible"
+        none = f"No deviation from their law and from reversibility is seen in chains of {data.attrs['originals']} originals"
+        sentences.append(f"{seen if p <= 0.001 else none}: p = {p:.2g} at noise {x:g}.")
+    else:
+        sentences.append("With an energy the originals have another law than the chain: reversibility is not tested.")
+    return " ".join(sentences)
+
+
+def chains_section(path: Path, read: Reader) -> dict[str, Any]:
+    """The section of the file `relaxation.zarr` of `uturn chains`."""
+    data, folder = read.dataset(path), path.parent
+    form, names = (data.attrs.get("format"), data.attrs.get("version")), data.reading.values.tolist()
+    expect(form == (FORMAT, 1), f"format of {path}", form, f"{FORMAT}, version 1")
+    is_small = data.sizes["u_turn_noise"] <= 64 and len(names) <= 512 and max(map(len, names), default=0) <= 200
+    expect(is_small, f"sizes of {path}", dict(data.sizes), "at most 64 noise levels and 512 readings")
+    section = new_section("chains", "chains", "chains", "Chains of U-turns")
+    section["covers"], section["files"] = "*.zarr", existing(folder, ("relaxation.csv", "relaxation.pdf"))
+    section["words"], section["caption"] = words_of(data), str(data.attrs.get("description", ""))
+    section["overview"] = table_of(data)._asdict()
+    read.add_picture(section, folder / "relaxation.png", "chains")
+    of_known = data[["time", "left"]].sel(reading=known(data)).drop_vars(["variable", "order"])
+    times = of_known.time.rename(u_turn_noise="noise").transpose("noise", "reading", "estimate")
+    if (np.isfinite(times.sel(estimate="value")).sum("noise") > 1).any():
+        section["charts"].append(chart("time", "relaxation time", times, "noise", y="U-turns", joined=True, shown=True))
+    doublings = data.noise.values[np.isin(data.noise, 2.0 ** np.arange(40))]  # a logarithmic axis
+    if "energy" in data:
+        energy = data.energy.transpose("noise", "u_turn_noise", "estimate")
+        section["charts"].append(chart("energy", "mean energy", energy, "noise", y="", shown=True))
+    for x in data.u_turn_noise.values:
+        left = of_known.left.sel(u_turn_noise=x, noise=doublings, drop=True).transpose("noise", "reading", "estimate")
+        if left.size:
+            section["charts"].append(chart(f"left-{x:g}", f"left of the original, noise {x:g}", left, "noise", y="", shown=True))
+        read.add_picture(section, folder / f"strip-{x:g}.png", f"chains at noise {x:g}")
+    for name, place in zip(data.series.values.tolist(), data.inversion.values, strict=True):
+        if np.isfinite(place[0]):
+            claim = "First and last level have one relaxation time at this noise; the range is between measured levels."
+            section["headlines"].append(card(f"order of {name} inverts", "noise of a U-turn", place, claim, is_range=True))
+    return section
