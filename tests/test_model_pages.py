@@ -1,12 +1,12 @@
-"""First examples of the pages on models, noise and U-turns made elsewhere run as written."""
+"""First examples of the pages on noise and U-turns made elsewhere, and the short probe of own parts, run as written."""
 
 import re
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+import uturn as ut
 from command_line import uturn
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -14,16 +14,6 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-
-
-def test_a_model_is_read_in_python():
-    """The first block of Python: U-turns of half of the chain change the images, and stay images."""
-    names = {}
-    exec(compile(blocks("models.md", "python")[0], "models.md", "exec"), names)
-    images, rebuilt = names["images"], names["rebuilt"]
-    assert rebuilt.shape == images.shape
-    assert 0.05 < np.abs(rebuilt - images).mean() < 0.5
-    assert np.abs(rebuilt).max() <= 1
 
 
 def test_the_levels_of_the_embedded_model():
@@ -44,3 +34,18 @@ def test_a_table_made_elsewhere(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "1 original of rmsd.csv" in done.stdout
     assert (tmp_path / "results/rmsd/numbers.csv").exists()
+
+
+def test_a_short_probe_of_images(tmp_path, monkeypatch):
+    (tmp_path / "brightness.py").write_text(blocks("own-parts.md", "python")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = {
+        "items": 4,
+        "source": {"type": "fashion_mnist"},
+        "corruption": {"type": "diffusion", "noise": [0.0, 0.8]},
+        "backward": {"type": "diffusion", "steps": 5},
+        "probes": [{"type": "brightness:Brightness"}],
+    }
+    change = ut.run(ut.Experiment.from_dict(spec)).grey_change
+    assert (change[0] == 0).all()
+    assert (change[1] > 0).all()
