@@ -827,3 +827,10 @@ def test_a_table_of_few_u_turns_in_many_places_is_refused_before_memory_is_taken
         ut.readings(some)
     with pytest.raises(ValueError, match=words.format(700)):
         ut.readings(table)
+
+
+def test_levels_in_a_small_unit_are_not_noise_0():
+    noise, kept = np.array([1.0, 2, 4, 8]), np.array([[1.0] * 20, [1] * 15 + [0] * 5, [1] * 8 + [0] * 12, [0] * 20])
+    of, of_small = (ut.study(ut.readings({"kept": kept}, noise * unit, start=1, chance=0)) for unit in (1, 1e-10))
+    assert np.allclose(of_small.half_life * 1e10, of.half_life, equal_nan=True)
+    assert np.allclose(of_small.curve, of.curve)
