@@ -19,7 +19,7 @@ _OF_STUDIES = {  # names in a study that are not axes
     "start", "chance", "inversion", "chi", "xi", "peak", "peak_at", "correlation", "gap", "gap_p", "gap_visible",
     "gap_level", "variable", "level", "probe", "model", "group", "family", "unit", "words", "order", "remark", "first",
     "last", "series_remark", "changes_remark", "unit_of_distance", "n_eff", "of_peak", "peak_cross_fitted", "plateau",
-    "largest", "originals", "theory", "chi_theory", "line",
+    "largest", "originals", "theory", "chi_theory", "line", "value", "low", "high", "gap_low", "gap_high",
 }  # fmt: skip
 
 
@@ -35,7 +35,7 @@ class Axes:
 
     def __init__(self, run: xr.Dataset) -> None:
         measured = run.noise.values.astype(float)
-        added = 0 if np.isclose(measured[0], 0) else 1
+        added = 0 if measured[0] == 0 else 1  # not `isclose`: 1e-9 m is a level
         self.noise = np.r_[np.zeros(added), measured]
         self.most = _number_of(run.noise, "max", 1.0 if measured[-1] <= 1 else np.inf)
         self.values = {"noise": self.noise}
@@ -108,6 +108,17 @@ def is_geometric(levels: Any) -> bool:
         return False
     steps, ratios = np.diff(levels), np.diff(np.log(levels))
     return bool(ratios.max() / ratios.min() < steps.max() / steps.min())
+
+
+def texts_of(levels: Any, form: str) -> list[str]:
+    """Noise levels as texts, in full if two different ones were alike in this format.
+
+    >>> texts_of([0.5, 1e-5], ".4f"), texts_of([2e-5, 1e-5], ".4f")
+    (['0.5000', '0.0000'], ['2e-05', '1e-05'])
+    """
+    levels = [float(level) for level in levels]
+    texts = [format(level, form) for level in levels]
+    return texts if len(set(texts)) == len(set(levels)) else list(map(repr, levels))
 
 
 def axis_words(data: xr.Dataset) -> str:

@@ -23,7 +23,7 @@ from uturn.tools.inverse.figure import NAMES, draw_posterior_tests
 from uturn.tools.inverse.options import Run
 from uturn.tools.inverse.posteriors import KINDS, by_level, plain_name, posterior_tests, rows_of, title_of, untested
 from uturn.tools.inverse.sampler import PosteriorSampler
-from uturn.tools.inverse.section import ERRORS, FORMAT, error_name
+from uturn.tools.inverse.section import ERRORS, FORMAT, error_names
 
 RESULTS = ("inverse.json", "inverse.csv", ERRORS, "samplers.zarr")
 _MOST_BYTES, _MOST_LEVELS = 2**27, 10  # memory of the pictures of a page, and levels with pictures
@@ -78,9 +78,9 @@ def write_inverse(
     with whole_file(folder.path / "inverse.csv") as file:
         file.write(csv_of(frame).encode())
     drawn = {
-        error_name(run.store, float(noise)): partial(draw_posterior_tests, tests[run.name], k)
+        name: partial(draw_posterior_tests, tests[run.name], k)
         for run in runs
-        for k, noise in enumerate(tests[run.name].noise.values)
+        for k, name in enumerate(error_names(run.store, tests[run.name].noise.values))
     }
     with whole_folder(folder.path / ERRORS) as errors:
         write_figures(errors, drawn)
