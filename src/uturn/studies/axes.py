@@ -126,12 +126,27 @@ def axis_words(data: xr.Dataset) -> str:
     return label(data.noise.attrs.get("long_name", "noise"))
 
 
+def check_unit(name: str, unit: str, first: str) -> None:
+    """ValueError for a reading of another unit than in the first run; "" is an unknown one."""
+    known = not unit or not first or unit == first
+    expect(known, f"unit of {name}", unit, f"{first!r}, as in the first run; convert one of them")
+
+
 def common_axis(studies: Sequence[xr.Dataset]) -> str:
-    """`noise` if all studies have the same unit of noise, otherwise a shared axis; ValueError if there is none."""
-    units = list(dict.fromkeys(map(axis_words, studies)))
-    if len(units) == 1:
+    """`noise` if all studies have the same unit of noise, otherwise a shared axis; ValueError if there is none.
+
+    ValueError also for readings and distances of one name in several units, whose curves would stand in one chart.
+    """
+    for dim, key in (("reading", "unit"), ("changes", "unit_of_distance")):
+        units: dict[str, str] = {}
+        for study in (study for study in studies if key in study.coords):
+            for name, unit in zip(study[dim].values.tolist(), study[key].values.tolist(), strict=True):
+                check_unit(name, unit, units.setdefault(name, "") or unit)
+                units[name] = units[name] or unit
+    words = list(dict.fromkeys(map(axis_words, studies)))
+    if len(words) == 1:
         return "noise"
     shared = [str(axis) for axis in studies[0].axis.values[1:] if all(axis in study.axis.values for study in studies)]
-    expect(shared, "noise of the runs", units, "an axis in common; draw them one by one")
+    expect(shared, "noise of the runs", words, "an axis in common; draw them one by one")
     # An axis that has a value without noise is preferred.
     return min(shared, key=lambda axis: sum(np.isnan(study[axis].values[0]) for study in studies))
