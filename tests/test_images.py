@@ -387,6 +387,15 @@ def test_results_are_replaced_or_left_alone(results, tmp_path):
         write_study(run, tmp_path / "file")
 
 
+@pytest.mark.usefixtures("unsaved_figures")
+def test_pictures_of_near_levels_have_files_of_their_own(results, tmp_path):
+    run = xr.open_zarr(results[0] / "run.zarr").load().drop_vars("t_over_T")
+    write_study(run, tmp_path / "far", save_images=True)
+    near = run.assign_coords(noise=("noise", np.arange(run.sizes["noise"]) * 1e-6, run.noise.attrs))
+    write_study(near, tmp_path / "near", save_images=True)
+    assert len(list((tmp_path / "near" / PICTURES).iterdir())) == len(list((tmp_path / "far" / PICTURES).iterdir()))
+
+
 SMALL_CLASSIFIER = """
 import torch
 from torch import nn

@@ -827,3 +827,27 @@ def test_a_table_of_few_u_turns_in_many_places_is_refused_before_memory_is_taken
         ut.readings(some)
     with pytest.raises(ValueError, match=words.format(700)):
         ut.readings(table)
+
+
+def test_levels_in_a_small_unit_are_not_noise_0():
+    noise, kept = np.array([1.0, 2, 4, 8]), np.array([[1.0] * 20, [1] * 15 + [0] * 5, [1] * 8 + [0] * 12, [0] * 20])
+    of, of_small = (ut.study(ut.readings({"kept": kept}, noise * unit, start=1, chance=0)) for unit in (1, 1e-10))
+    assert np.allclose(of_small.half_life * 1e10, of.half_life, equal_nan=True)
+    assert np.allclose(of_small.curve, of.curve)
+
+
+def test_levels_alike_to_six_digits_have_columns_of_their_own(tmp_path):
+    noise = np.array([20000.51, 20000.52, 20001])
+    write_study(ut.readings({"d": np.arange(12.0).reshape(3, 4) ** 2}, noise), tmp_path)
+    of_items = pd.read_csv(tmp_path / "items.csv")
+    assert of_items[[f"d at {level}" for level in noise]].to_numpy().tolist() == (np.arange(12).reshape(3, 4) ** 2).T.tolist()
+
+
+def test_labels_with_names_of_columns_replace_none(tmp_path):
+    coords = {"item": [*"abcd"], "name": ("item", [*"wxyz"]), "d at 1": ("item", [5] * 4), "value": ("noise", [7, 8, 9])}
+    write_study(ut.readings({"d": np.arange(12).reshape(3, 4) ** 2}, [1.0, 2, 4], coords=coords), tmp_path)
+    of_items, curves = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("items", "curves"))
+    assert of_items[["name", "name_of_item"]].agg("".join).tolist() == ["abcd", "wxyz"]
+    assert of_items[["d at 1", "d at 1_of_item"]].to_numpy().tolist() == [[0, 5], [1, 5], [4, 5], [9, 5]]
+    assert curves["value_of_noise"].tolist()[1:] == [7, 8, 9]
+    assert curves["value"].tolist()[1:] == [3.5, 31.5, 91.5]

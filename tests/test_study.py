@@ -577,6 +577,18 @@ def test_runs_with_different_units_share_an_axis():
     np.testing.assert_array_equal(figure.axes[0].lines[0].get_xdata(), [0, 1, 3, 4, 7, 10])
 
 
+def test_readings_in_several_units_share_no_chart():
+    of_units = {unit: ut.readings({"rmsd": NOISE[:, None] * [1, 2, 3]}, NOISE, start=0, units=unit) for unit in ("nm", "Å", "")}
+    studies = {unit: ut.study(run) for unit, run in of_units.items()}
+    message = "unit of rmsd = 'Å': expected 'nm', as in the first run"
+    with pytest.raises(ValueError, match=message):
+        difference({unit: of_units[unit] for unit in ("nm", "Å")})
+    for names in (("nm", "Å"), ("", "nm", "Å")):
+        with pytest.raises(ValueError, match=message):
+            draw_studies({unit: studies[unit] for unit in names})
+    assert common_axis([studies["nm"], studies[""]]) == "noise"  # an unknown unit
+
+
 # --- folders of results ------------------------------------------------------------------------------------------------------
 
 

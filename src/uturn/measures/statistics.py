@@ -354,7 +354,7 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> xr.DataArray:
     if "noise" in values.coords:
         missing = np.isnan(readings)
         equal = np.where(missing, np.inf, readings).min(over) == np.where(missing, -np.inf, readings).max(over)
-        untouched = np.isclose(values.noise.values, 0).reshape(-1, *[1] * (p.ndim - 1))
+        untouched = (values.noise.values == 0).reshape(-1, *[1] * (p.ndim - 1))
         estimates = np.where(((untouched | (~tosses & (n > 1))) & equal)[..., None], p[..., None], estimates)
     return _labelled(estimates, values)
 

@@ -24,7 +24,7 @@ from uturn.pages.studies import LOCATED, located_place
 from uturn.store.outputs import OutputFolder, output_folder, write_dataset
 from uturn.store.places import ROOT, failures_named, files_at, read
 from uturn.studies import paired, records_of, study, tidy, with_theory
-from uturn.studies.axes import common_axis
+from uturn.studies.axes import common_axis, texts_of
 from uturn.studies.figure import draw_grid, draw_studies, draw_study
 from uturn.studies.plotting.style import save_figure, style
 from uturn.studies.records import HALF_LIFE, MOST_ITEMS, items_of
@@ -200,8 +200,8 @@ def _save_images(run: xr.Dataset, folder: Path) -> None:
 
     for item, image in enumerate(originals(run, np.arange(count))[0]):
         save(f"item{item:0{width}d}-original.png", image)
-    for level, noise in enumerate(run.noise.values):
+    for level, noise in enumerate(texts_of(run.noise.values, ".4f")):
         images = run.image.isel(noise=level, item=slice(count)).values
         for item, trajectory, *clone in np.ndindex(images.shape[:-3]):
             draw = f"trajectory{trajectory}" + "".join(f"-clone{k}" for k in clone)
-            save(f"item{item:0{width}d}-noise{noise:.4f}-{draw}.png", images[(item, trajectory, *clone)])
+            save(f"item{item:0{width}d}-noise{noise}-{draw}.png", images[(item, trajectory, *clone)])

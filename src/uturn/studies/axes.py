@@ -19,7 +19,7 @@ _OF_STUDIES = {  # names in a study that are not axes
     "start", "chance", "inversion", "chi", "xi", "peak", "peak_at", "correlation", "gap", "gap_p", "gap_visible",
     "gap_level", "variable", "level", "probe", "model", "group", "family", "unit", "words", "order", "remark", "first",
     "last", "series_remark", "changes_remark", "unit_of_distance", "n_eff", "of_peak", "peak_cross_fitted", "plateau",
-    "largest", "originals", "theory", "chi_theory", "line",
+    "largest", "originals", "theory", "chi_theory", "line", "value", "low", "high", "gap_low", "gap_high",
 }  # fmt: skip
 
 
@@ -35,7 +35,7 @@ class Axes:
 
     def __init__(self, run: xr.Dataset) -> None:
         measured = run.noise.values.astype(float)
-        added = 0 if np.isclose(measured[0], 0) else 1
+        added = 0 if measured[0] == 0 else 1  # not `isclose`: 1e-9 m is a level
         self.noise = np.r_[np.zeros(added), measured]
         self.most = _number_of(run.noise, "max", 1.0 if measured[-1] <= 1 else np.inf)
         self.values = {"noise": self.noise}
@@ -110,17 +110,43 @@ def is_geometric(levels: Any) -> bool:
     return bool(ratios.max() / ratios.min() < steps.max() / steps.min())
 
 
+def texts_of(levels: Any, form: str) -> list[str]:
+    """Noise levels as texts, in full if two different ones were alike in this format.
+
+    >>> texts_of([0.5, 1e-5], ".4f"), texts_of([2e-5, 1e-5], ".4f")
+    (['0.5000', '0.0000'], ['2e-05', '1e-05'])
+    """
+    levels = [float(level) for level in levels]
+    texts = [format(level, form) for level in levels]
+    return texts if len(set(texts)) == len(set(levels)) else list(map(repr, levels))
+
+
 def axis_words(data: xr.Dataset) -> str:
     """The long name of the noise axis of a run or a study."""
     return label(data.noise.attrs.get("long_name", "noise"))
 
 
+def check_unit(name: str, unit: str, first: str) -> None:
+    """ValueError for a reading of another unit than in the first run; "" is an unknown one."""
+    known = not unit or not first or unit == first
+    expect(known, f"unit of {name}", unit, f"{first!r}, as in the first run; convert one of them")
+
+
 def common_axis(studies: Sequence[xr.Dataset]) -> str:
-    """`noise` if all studies have the same unit of noise, otherwise a shared axis; ValueError if there is none."""
-    units = list(dict.fromkeys(map(axis_words, studies)))
-    if len(units) == 1:
+    """`noise` if all studies have the same unit of noise, otherwise a shared axis; ValueError if there is none.
+
+    ValueError also for readings and distances of one name in several units, whose curves would stand in one chart.
+    """
+    for dim, key in (("reading", "unit"), ("changes", "unit_of_distance")):
+        units: dict[str, str] = {}
+        for study in (study for study in studies if key in study.coords):
+            for name, unit in zip(study[dim].values.tolist(), study[key].values.tolist(), strict=True):
+                check_unit(name, unit, units.setdefault(name, "") or unit)
+                units[name] = units[name] or unit
+    words = list(dict.fromkeys(map(axis_words, studies)))
+    if len(words) == 1:
         return "noise"
     shared = [str(axis) for axis in studies[0].axis.values[1:] if all(axis in study.axis.values for study in studies)]
-    expect(shared, "noise of the runs", units, "an axis in common; draw them one by one")
+    expect(shared, "noise of the runs", words, "an axis in common; draw them one by one")
     # An axis that has a value without noise is preferred.
     return min(shared, key=lambda axis: sum(np.isnan(study[axis].values[0]) for study in studies))

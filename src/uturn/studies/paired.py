@@ -13,7 +13,7 @@ import xarray as xr
 from uturn.core.checks import expect
 from uturn.measures.statistics import ESTIMATE, WITHIN, levels_around, with_interval
 from uturn.studies.analysis import Level, by_noise, finished_run, levels_of, reaching
-from uturn.studies.axes import Axes, axis_words
+from uturn.studies.axes import Axes, axis_words, check_unit
 from uturn.studies.charts import Chart, lines_of
 from uturn.studies.figure import drawn
 from uturn.studies.plotting.curves import evenly_spaced
@@ -99,6 +99,7 @@ def _paired(*runs: xr.Dataset) -> list[xr.Dataset]:
 
 def _difference(levels: list[Level], both: tuple[Axes, Axes], names: list[str]) -> dict[str, Any]:
     """The numbers of one reading; `levels`: it in the first and the second run, `names`: common axes."""
+    check_unit(levels[0].texts["reading"], *(level.texts["unit"] for level in levels[::-1]))
     parts = [level.replicates for level in levels]
     of = parts[0]._replace(
         mean=np.stack([part.mean for part in parts], -1), deviations=np.stack([part.deviations for part in parts], -1)

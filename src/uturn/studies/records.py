@@ -19,6 +19,7 @@ from uturn.core.registry import build
 from uturn.measures.statistics import WITHIN, crossing
 from uturn.studies import runs
 from uturn.studies.analysis import by_noise, levels_in
+from uturn.studies.axes import texts_of
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
 
@@ -42,9 +43,6 @@ def items_of(run: xr.Dataset, study: xr.Dataset) -> pandas.DataFrame:
     """
     run, headline = by_noise(run), headline_of(study)
     columns = {"item": run.item.values, "name": runs.item_names(run, np.arange(run.sizes["item"]), runs.class_names_of(run))}
-    others = {
-        str(name): of.values for name, of in run.coords.items() if of.dims == ("item",) and name not in ("item", *runs.NAMES)
-    }
     table: dict[str, np.ndarray] = {}
     first = study.variable.values[study.reading.values == (headline and headline.reading)].tolist()
     for name in dict.fromkeys([*first, *study.variable.values.tolist()]):
@@ -54,7 +52,10 @@ def items_of(run: xr.Dataset, study: xr.Dataset) -> pandas.DataFrame:
             curves = means.isel(where).transpose("noise", "item").values
             if headline is not None and headline.reading == label:
                 columns[f"{HALF_LIFE}{label}"] = _half_lives(curves, study.sel(reading=label))
-            table |= {f"{label} at {noise:.6g}": row for noise, row in zip(run.noise.values, curves, strict=True)}
+            table |= {f"{label} at {noise}": row for noise, row in zip(texts_of(run.noise.values, ".6g"), curves, strict=True)}
+    named = {str(name): of.values for name, of in run.coords.items() if of.dims == ("item",)}
+    others = {key: values for key, values in named.items() if key not in ("item", *runs.NAMES)}
+    others = {f"{key}_of_item" if key in columns | table else key: values for key, values in others.items()}
     return pandas.DataFrame(columns | others | table)
 
 
@@ -111,7 +112,7 @@ def _pictures(run: xr.Dataset) -> xr.Dataset:
 
 def _noisy_levels(run: xr.Dataset) -> np.ndarray:
     """Indices of the levels shown, evenly spaced among the levels above noise 0."""
-    noisy = np.flatnonzero(~np.isclose(run.noise.values, 0))
+    noisy = np.flatnonzero(run.noise.values)
     return noisy[evenly_spaced(len(noisy), _MOST_LEVELS)] if len(noisy) else noisy
 
 

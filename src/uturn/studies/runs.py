@@ -164,7 +164,7 @@ def item_names(run: xr.Dataset | xr.DataArray, items: np.ndarray, class_names: M
 
 def originals(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Originals of the stored images of a run, and their names; NaN if the source is missing or has changed."""
-    identity = np.flatnonzero(np.isclose(run.noise.values, 0))
+    identity = np.flatnonzero(run.noise.values == 0)
     # Other programs may change an image at noise 0, as an autoencoder does.
     if len(identity) and stored_spec(run)["backward"].get("type") != "recorded":
         images = run.image.isel(noise=identity[0], trajectory=0, clone=0, item=items, missing_dims="ignore").values

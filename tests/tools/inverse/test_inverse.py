@@ -247,6 +247,15 @@ def test_mistakes_are_one_line_and_measure_nothing(own, options, message):
     assert not list((own / "out").glob("*.zarr"))
 
 
+def test_files_of_others_among_the_pictures_are_kept(own):
+    (own / "out" / "errors").mkdir(parents=True)
+    (own / "out" / "errors" / "mine.txt").write_text("mine")
+    done = uturn("inverse", "--out", "out", "--sampler", "own:prior", *SMALL, cwd=own)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "files in out/errors = ['mine.txt']: expected only pictures written there" in done.stderr
+    assert (own / "out" / "errors" / "mine.txt").read_text() == "mine"
+
+
 def test_noise_of_unknown_law_is_tested_without_its_likelihood(own):
     samplers = ("--sampler", "own:prior")
     done = uturn("inverse", "--operator", "own:salted", "--levels", 0.3, "--out", "out", *samplers, *SMALL, "--items", 6, cwd=own)

@@ -40,9 +40,10 @@ def inverse(out: Out, *, chosen: InverseOptions, running: Running) -> None:
     from uturn.pages.results import write_study
     from uturn.store.outputs import output_folder
     from uturn.studies.tables import TextTable, for_terminal
-    from uturn.tools.inverse.results import RESULTS, calls_of, write_inverse
+    from uturn.tools.inverse.results import RESULTS, calls_of, check_folder, write_inverse
 
     check_out(out)
+    check_folder(out)
     runs = chosen.runs(originals_in(out))
     calls = calls_of(runs)
     datasets = runs_into(out, {run.store: run.experiment for run in runs}, running)

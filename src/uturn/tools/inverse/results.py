@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,10 +11,11 @@ import numpy as np
 import pandas
 import xarray as xr
 
+from uturn.core.checks import expect
 from uturn.core.files import named_errors, whole_file, whole_folder, write_json
 from uturn.measures.statistics import with_interval
 from uturn.pages.results import write_figures
-from uturn.store.outputs import OutputFolder, write_dataset
+from uturn.store.outputs import OutputFolder, output_folder, write_dataset
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.runs import NAMES as NAMES_OF_ITEMS
@@ -23,10 +25,18 @@ from uturn.tools.inverse.figure import NAMES, draw_posterior_tests
 from uturn.tools.inverse.options import Run
 from uturn.tools.inverse.posteriors import KINDS, by_level, plain_name, posterior_tests, rows_of, title_of, untested
 from uturn.tools.inverse.sampler import PosteriorSampler
-from uturn.tools.inverse.section import ERRORS, FORMAT, error_name
+from uturn.tools.inverse.section import ERRORS, FORMAT, error_names
 
 RESULTS = ("inverse.json", "inverse.csv", ERRORS, "samplers.zarr")
 _MOST_BYTES, _MOST_LEVELS = 2**27, 10  # memory of the pictures of a page, and levels with pictures
+
+
+def check_folder(out: str) -> None:
+    """ValueError before a run if a folder or URL holds files of others where pictures are written, which replace them."""
+    with output_folder("out", out) as folder:
+        names = [] if (folder.path / ERRORS).is_symlink() else folder.names(ERRORS)  # a link is replaced, and not its target
+        foreign = [name for name in names if not re.fullmatch(r"\..*|.+-[\d.e+-]+\.(png|pdf)", name)]
+        expect(not foreign, f"files in {folder.place(ERRORS)}", foreign, "only pictures written there; choose another folder")
 
 
 def calls_of(runs: Sequence[Run]) -> dict[str, int]:
@@ -78,9 +88,9 @@ def write_inverse(
     with whole_file(folder.path / "inverse.csv") as file:
         file.write(csv_of(frame).encode())
     drawn = {
-        error_name(run.store, float(noise)): partial(draw_posterior_tests, tests[run.name], k)
+        name: partial(draw_posterior_tests, tests[run.name], k)
         for run in runs
-        for k, noise in enumerate(tests[run.name].noise.values)
+        for k, name in enumerate(error_names(run.store, tests[run.name].noise.values))
     }
     with whole_folder(folder.path / ERRORS) as errors:
         write_figures(errors, drawn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from uturn.core.files import check_plain
 from uturn.pages.charts import numbers
 from uturn.pages.pictures import WIDTH, as_url, check_count, preview, side_of, with_gaps
 from uturn.pages.sections import Reader, card, checked_table, new_section
-from uturn.studies.axes import is_geometric
+from uturn.studies.axes import is_geometric, texts_of
 from uturn.tools.inverse.posteriors import KINDS, NONE_SEEN
 
 FORMAT = "uturn.inverse"
@@ -54,9 +55,9 @@ def _verdict(run: dict[str, Any]) -> dict[str, Any]:
     return card(run["name"], f"the tests judge the {run['judges']}", str(run["kinds"]), claim)
 
 
-def error_name(store: str, strength: float) -> str:
-    """Name of the picture of the error of a sampler at a strength, without suffix, from the name of its store."""
-    return f"{store.removesuffix('.zarr')}-{strength:g}"
+def error_names(store: str, strengths: Sequence[float]) -> list[str]:
+    """Names of the pictures of the errors of a sampler at its strengths, without suffix, from the name of its store."""
+    return [f"{store.removesuffix('.zarr')}-{strength}" for strength in texts_of(strengths, "g")]
 
 
 def _errors(runs: list[dict[str, Any]], folder: Path, words: str) -> dict[str, Any]:
@@ -65,8 +66,9 @@ def _errors(runs: list[dict[str, Any]], folder: Path, words: str) -> dict[str, A
     rows, previews = [], dict[Path, Any]()
     for run in runs:
         levels = []
-        for at in run["tests"]:
-            path = folder / f"{error_name(run['store'], at['strength'])}.png"
+        names = error_names(run["store"], [at["strength"] for at in run["tests"]])
+        for at, name in zip(run["tests"], names, strict=True):
+            path = folder / f"{name}.png"
             expect(path.parent == folder, "store", run["store"], "the name of a store")  # of a stranger, who may name any picture
             picture = previews[path] = previews.get(path) or preview(path, "", width)
             levels.append(picture | {"words": f"{run['name']} at {words} {at['strength']:g}: {at['kind']}"})
