@@ -113,6 +113,15 @@ def test_start_and_chance(rules, start, chance):
     assert ("where chance is not known, the value at noise 1" in "".join(remarks(found))) == (chance is None)
 
 
+@pytest.mark.parametrize("labels", [["a", "b", ""], [0, 1, -1], [0.5, 1.5, np.nan]])
+def test_originals_without_a_label_agree_with_none(labels):
+    run = ut.readings({"same": falling()}, NOISE, start=1, chance="same:label", coords={"label": ("item", labels * 4)})
+    assert float(ut.study(run).chance[0]) == 0.5
+    assert list(ut.choose(run, "same", keep=0.5, by="label").by) == labels[:2]
+    alone = run.assign_coords(label=("item", labels[2:] * 12))
+    assert "where chance is not known" in "".join(remarks(ut.study(alone)))
+
+
 def test_start_and_chance_differ_by_level():
     values = np.stack([falling(0.1), falling(0.4, seed=1)], -1)
     variable = Variable((*DIMS, "layer"), "kept", start="top", chance="floor")

@@ -30,7 +30,7 @@ from uturn.measures.statistics import (
 from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of, why_no_changes
 from uturn.studies.curves import band, curve, place, shares
-from uturn.studies.runs import describe, instructions_of, missing_tasks, named_in
+from uturn.studies.runs import describe, have_labels, instructions_of, missing_tasks, named_in
 from uturn.studies.tables import TEXTS, Study
 
 CENTRES = "mean", "median"
@@ -370,7 +370,7 @@ def _reference(run: xr.Dataset, name: str, rule: Any) -> xr.DataArray | None:
 
 
 def _same(run: xr.Dataset, name: str, other: str | None = None) -> float:
-    """Probability that two originals agree in a coordinate; for "same:a=b", share of the labelled originals with a equal to b."""
+    """Probability that two labelled originals agree in a coordinate; for "same:a=b", share of those with a equal to b."""
     if name not in run or (other is not None and other not in run):
         return float("nan")
     named = [run[key].isel(noise=0).values if "noise" in run[key].dims else run[key].values for key in (name, other or name)]
@@ -379,8 +379,8 @@ def _same(run: xr.Dataset, name: str, other: str | None = None) -> float:
             raise ValueError(f"same:{name}={other}: expected two arrays of numbers with one shape")
         labelled = named[1] >= 0
         return float((named[0] == named[1])[labelled].mean()) if labelled.any() else float("nan")
-    counts = np.unique(named[0], return_counts=True)[1]
-    return float(np.sum((counts / counts.sum()) ** 2))
+    counts = np.unique(named[0][have_labels(named[0])], return_counts=True)[1]
+    return float(np.sum((counts / counts.sum()) ** 2)) if len(counts) else float("nan")
 
 
 def _curves(

@@ -18,7 +18,7 @@ from uturn.measures.strengths import strength_of
 from uturn.studies.analysis import Level, bounds_of, by_noise, finished_run, levels_of, named_reading
 from uturn.studies.axes import Axes
 from uturn.studies.curves import place
-from uturn.studies.runs import is_kept_if_large, named_in
+from uturn.studies.runs import have_labels, is_kept_if_large, named_in
 
 CHOSEN, ESTIMATED, NONE, OPEN = "chosen", "estimated", "no such level", "not decided"
 """The answers of `choose`."""
@@ -138,7 +138,7 @@ def choose(
     or not. `lose`, {reading: goal}: a reading that has to be lost, tested from large noise downwards. The noise chosen is then
     the upper end of the window between both; each end has the confidence stated, so both together at least 1 - 2 (1 -
     confidence). `by`: a coordinate of the items, such as "label": a choice for each of its values, each with the confidence
-    stated. Items without a label (-1) are left out. `confidence`: above .5.
+    stated. Items without a label (-1, NaN, an empty text) are left out. `confidence`: above .5.
 
     Examples
     --------
@@ -225,8 +225,7 @@ def _parts(run: xr.Dataset, by: str) -> dict[Any, np.ndarray]:
     of_items = f"a coordinate of the items: {', '.join(names) or 'the run has none'}"
     expect({"item"} <= dims <= {"noise", "item"}, "by", by, of_items)
     values = run[by].isel(noise=0, missing_dims="ignore").values
-    known = values[(values != -1) & (values == values)] if values.dtype.kind in "if" else values  # no label: -1, NaN
-    return {value: np.flatnonzero(values == value) for value in np.unique(known).tolist()}
+    return {value: np.flatnonzero(values == value) for value in np.unique(values[have_labels(values)]).tolist()}
 
 
 # --- tests -------------------------------------------------------------------------------------------------------------

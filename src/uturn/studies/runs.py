@@ -61,6 +61,11 @@ def named_in(*rules: Any) -> list[str]:
     return [name for rule in rules if isinstance(rule, str) for name in rule.removeprefix("same:").split("=", 1)]
 
 
+def have_labels(values: np.ndarray) -> np.ndarray:
+    """Which originals have a label: not -1, NaN or an empty text."""
+    return values != "" if values.dtype.kind in "UTO" else (values != -1) & (values == values)
+
+
 def is_kept_if_large(name: str) -> bool:
     """Whether the name of a reading says that large values are those without changes."""
     return any(word in name.lower() for word in ("kept", "same", "accuracy", "unchanged"))
