@@ -390,6 +390,7 @@ def test_posteriors_without_a_formula_are_refused(own, operator, options, messag
     ("table", "level", "message"),
     [
         ({"operator": "boxes"}, 1.2, r"noise = 1.2: expected a level in \[0, 1.0\]"),
+        ({"operator": "denoising"}, 1e-8, r"sigma = 1e-08: expected 0, or at least .*, as A\(x\) is rounded"),
         ({"operator": "downsampling"}, 3.0, "factor = 3.*: expected an integer that divides the size 8 x 8"),
     ],
 )

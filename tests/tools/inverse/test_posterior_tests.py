@@ -202,6 +202,12 @@ def test_clones_that_are_deaf_are_said_to_be_so_many_noises_away(times):
     assert words in title_of(tests.isel(noise=0))
 
 
+def test_originals_of_one_likelihood_name_a_kind():
+    of_clones = -np.random.default_rng(0).random((1, 40, 1, 4))
+    run = ut.readings({"log_likelihood": of_clones, "original_log_likelihood": np.ones((1, 40, 1))}, [0.5])
+    assert ut.posterior_tests(run).kind.item() == "deaf to the data"
+
+
 def test_tarp_needs_references_that_depend_on_the_measurement(u_turn):
     """The prior is seen by the rank of the distance to a reference of y, not by that to an independent one."""
     turned, _ = u_turn

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_ROUNDED = 4  # spacings of A(x) in float32 that the noise has to have, so that rounding adds a hundredth to its variance
+
+
 @dataclass(frozen=True)
 class GaussianNoise:
     """y = A(x) + sigma n, n standard normal."""
@@ -127,6 +130,9 @@ class Operator:
         if self.measured is not None:
             fits = self.measured.shape == clean.shape[1:]
             expect(fits, "shape of measured", self.measured.shape, f"{clean.shape[1:]}, as of y")
+        if isinstance(self.noise, GaussianNoise) and self.noise.is_known:
+            least = _ROUNDED * float(np.spacing(np.abs(clean).max(initial=0)))  # else rounding tells originals from draws
+            expect(self.noise.sigma >= least, "sigma", self.noise.sigma, f"0, or at least {least:.2g}, as A(x) is rounded")
         key = np.zeros(1, np.uint64)
         is_same = _is_close(self.measure(data[0], key), again.measure(data[0], key))
         expected = "random numbers from the given `generator` alone, a parameter of the function and of the noise"

@@ -194,8 +194,9 @@ def _kind(tests: xr.Dataset, level: float) -> str:
     clear = {name: effects[name] for name, p in zip(readings, tests.p.values, strict=True) if p <= _CLEAR}
     # A log-density that is lower by its variance among originals, about half the number of values that count, has a relative
     # size of 1; clones whose errors have c^2 times the right variance have about c^2 - 1.
-    variances = dict(zip(readings, tests.variance.values.tolist(), strict=True))
-    relative = {name: clear[name] / variances[name] for name in ("log_prior", "log_likelihood") if name in clear}
+    variances = dict(zip(readings, tests.variance.values, strict=True))
+    with np.errstate(divide="ignore"):  # all originals may have one log-density
+        relative = {name: clear[name] / variances[name] for name in ("log_prior", "log_likelihood") if name in clear}
     # Above 0: clones closer to each other than to the original; less probable than it; fitting y less than it.
     closer, improbable, misfit = effects.get("distance", 0.0), relative.get("log_prior", 0.0), relative.get("log_likelihood", 0.0)
     modes, spread = abs(clear.get("same_component", 0.0)), clear.get("distance", 0.0)
