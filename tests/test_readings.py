@@ -851,3 +851,10 @@ def test_labels_with_names_of_columns_replace_none(tmp_path):
     assert of_items[["d at 1", "d at 1_of_item"]].to_numpy().tolist() == [[0, 5], [1, 5], [4, 5], [9, 5]]
     assert curves["value_of_noise"].tolist()[1:] == [7, 8, 9]
     assert curves["value"].tolist()[1:] == [3.5, 31.5, 91.5]
+
+
+def test_readings_that_single_precision_rounds_are_said_to_be():
+    noise, of = [1.0, 2.0, 4.0], np.arange(12.0).reshape(3, 4)
+    coarse, fine, equal = (ut.readings({"energy": 1e8 + scale * of}, noise) for scale in (1, 1e6, 1e-7))
+    said = "energy varies by few of the steps of single precision, in which readings are stored: subtract an offset"
+    assert [said in warnings_of(run.attrs) for run in (coarse, fine, equal)] == [True, False, False]

@@ -25,6 +25,8 @@ from uturn.studies.runs import is_kept_if_large, named_in
 _CHUNK = 1024  # items of a chunk of a store
 _LONGEST = 200  # bytes of a name; file systems take 255, with what zarr adds while it writes
 _LARGEST = float(np.finfo(np.float32).max)
+_STEPS = 2**7  # of single precision over which readings have to vary, or else it is said that they are rounded
+_CONSTANT = 1e-12  # relative variation up to which readings count as equal
 _OF_VARIABLES = ("start", "chance", "bounds", "units", "group", "order", "family", "long_name")
 
 
@@ -125,6 +127,11 @@ def readings(
     coords, changes, dims = dict(coords or {}), dict(changes or {}), dict(dims or {})
     _check_names([*AXES, "tasks", *values])
     arrays = {name: _labelled(name, of, dims.get(name)) for name, of in values.items()}
+    hints += [
+        f"{name} varies by few of the steps of single precision, in which readings are stored: subtract an offset"
+        for name, of in arrays.items()
+        if of.attrs.pop("is_coarse", False)
+    ]
     arrays = {name: _of_originals(name, array, arrays) for name, array in arrays.items()}
     sites = {name: _labelled(name, of, (*AXES[:3], f"{name}_site")) for name, of in changes.items()}
     own = dict.fromkeys(str(dim) for array in arrays.values() for dim in array.dims if dim not in AXES)
@@ -206,7 +213,11 @@ def _labelled(name: str, values: Any, dims: Sequence[str] | None) -> xr.DataArra
         what = too_large if beyond.any() else "no reading: all are NaN"
         raise ValueError(f"{name} has {what}; expected numbers, with NaN where one is missing")
     values = values.drop_vars([key for key, of in values.coords.items() if of.ndim != 1])
-    return values.transpose(*AXES, ..., missing_dims="ignore").astype(np.float32)
+    low, high = float(values.min()), float(values.max())
+    largest = max(abs(low), abs(high))
+    is_coarse = _CONSTANT * largest < high - low < _STEPS * np.spacing(np.float32(largest))
+    stored = values.transpose(*AXES, ..., missing_dims="ignore").astype(np.float32)
+    return stored.assign_attrs(is_coarse=is_coarse)
 
 
 def _joined(arrays: Mapping[str, xr.DataArray], noise: Any, coords: Mapping[str, Any]) -> xr.Dataset:
