@@ -55,7 +55,7 @@ REFERENCE = "Names of `import uturn as ut`, with types in their signatures. For 
 OF_TOOLS = {
     "atlas": ("rows",),
     "audit": ("options", "orders"),
-    "chains": ("chain", "energies", "measures"),
+    "chains": ("chain", "energies", "measures", "parts"),
     "check_sampler": ("two_samplers",),
     "inverse": ("deepinv_samplers", "linear", "measurement", "operators", "options", "posteriors", "sampler"),
 }
