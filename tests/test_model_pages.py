@@ -1,7 +1,8 @@
-"""First examples of the pages on noise and U-turns made elsewhere, and the short probe of own parts, run as written."""
+"""Examples of the pages on noise, U-turns made elsewhere, own parts and samplers run as written, and what the pages say holds."""
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,37 @@ def test_a_short_probe_of_images(tmp_path, monkeypatch):
     change = ut.run(ut.Experiment.from_dict(spec)).grey_change
     assert (change[0] == 0).all()
     assert (change[1] > 0).all()
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory):
+    """The names that the blocks of the section on calibration define; a block that begins with `# NAME.py` is a file."""
+    page = (DOCS / "sampler.md").read_text()
+    section = re.search(r"^## Calibration.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)[0]
+    names, folder = {"__name__": "sampler"}, tmp_path_factory.mktemp("sampler")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        for found in re.finditer(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL):
+            file = re.match(r"# (\w+\.py)\n", found[1])
+            if file:
+                (folder / file[1]).write_text(found[1])
+            else:
+                exec(compile(found[1], "sampler.md", "exec"), names)
+        yield names
+        sys.modules.pop("blind", None)
+
+
+def test_exact_draws_pass(calibration):
+    assert calibration["exact"].attrs["passed"]
+    assert (calibration["exact"].visible > 0).all()
+
+
+def test_a_sampler_of_marginals_is_seen_by_joint_readings_alone(calibration):
+    found = calibration["marginals"]
+    assert (found.p_holm.sel(tree_level=0) > 1e-3).all()
+    assert (found.p_holm.sel(tree_level=[1, 2, 3]).min("tree_level") <= 1e-3).all()
+
+
+def test_a_sampler_that_ignores_the_noisy_datum_passes(calibration):
+    assert calibration["blind"].attrs["passed"]
