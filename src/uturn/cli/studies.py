@@ -31,8 +31,8 @@ def images(
     reconstructions that keep the predicted class, and the cosine similarity of reconstruction and original in each layer of the
     classifier.
 
-    The study gives, with 95 % intervals: t\\*, where half of the class is lost; the width of this transition; the half-life of
-    each layer; and the t/T at which the logits fall below the first layer. With --clones 2 or more, it tests whether
+    The study gives, with 95 % intervals: t\\*, where the class is half-way to chance; the width of this transition; the half-life
+    of each layer; and the t/T at which the logits fall below the first layer. With --clones 2 or more, it tests whether
     reconstructions are draws from the posterior. --recorded studies images that another program has noised and denoised.
 
     Writes the page `index.html`, `study.png`, `grid.png`, `curves.csv`, `numbers.csv`, `items.csv` (a row for each
