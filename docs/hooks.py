@@ -103,7 +103,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
-    """Links to files outside docs/ lead to their pages, what is typed for help to the pages of it; claims are those of here."""
+    """Files and what is typed for help are linked to their pages; the laboratory has the whole width; claims are of here."""
     if page.file.src_uri == "laboratory.md":
         page.meta["hide"] = ["navigation", "toc"]
     if page.file.src_uri == claims.PAGE.name:

@@ -171,9 +171,13 @@ def check_folder(out: OutputFolder, save_images: bool = False, kept: int = 0) ->
         expect(_is_study(out, name), f"{name!r} in out", out.where, "another folder; it is none of the studies written there")
     if save_images:
         expect(kept, "kept images", kept, "at least one for save_images; set keep to 1 or more")
-        foreign = [name for name in out.names(PICTURES) if not re.fullmatch(r"item\d+-.*\.png", name)]
-        written = "only pictures that were written there; choose another folder"
-        expect(not foreign, f"files in {out.place(PICTURES)}", foreign, written)
+        check_pictures(out, PICTURES, r"item\d+-.*\.png")
+
+
+def check_pictures(out: OutputFolder, name: str, written: str) -> None:
+    """ValueError if a subfolder, which new pictures replace, holds files of others: none that the pattern `written` fits."""
+    foreign = [file for file in out.names(name) if not re.fullmatch(written, file)]
+    expect(not foreign, f"files in {out.place(name)}", foreign, "only pictures that were written there; choose another folder")
 
 
 def _is_study(out: OutputFolder, name: str) -> bool:

@@ -126,14 +126,12 @@ def readings(
         expect(isinstance(table or {}, Mapping), key, table, "a dict by name")
     coords, changes, dims = dict(coords or {}), dict(changes or {}), dict(dims or {})
     _check_names([*AXES, "tasks", *values])
-    arrays = {name: _labelled(name, of, dims.get(name)) for name, of in values.items()}
-    hints += [
-        f"{name} varies by few of the steps of single precision, in which readings are stored: subtract an offset"
-        for name, of in arrays.items()
-        if of.attrs.pop("is_coarse", False)
-    ]
+    given = {name: _labelled(name, of, dims.get(name)) for name, of in values.items()}
+    few_steps = "varies by few of the steps of single precision, in which readings are stored: subtract an offset"
+    hints += [f"{name} {few_steps}" for name, of in given.items() if _is_rounded(of)]
+    arrays = {name: of.astype(np.float32) for name, of in given.items()}
     arrays = {name: _of_originals(name, array, arrays) for name, array in arrays.items()}
-    sites = {name: _labelled(name, of, (*AXES[:3], f"{name}_site")) for name, of in changes.items()}
+    sites = {name: _labelled(name, of, (*AXES[:3], f"{name}_site")).astype(np.float32) for name, of in changes.items()}
     own = dict.fromkeys(str(dim) for array in arrays.values() for dim in array.dims if dim not in AXES)
     of_u_turns = {f"changes of {name}": of[..., 0].drop_vars(set(of.coords).difference(AXES)) for name, of in sites.items()}
     joined = _joined(arrays | of_u_turns, noise, coords)
@@ -196,7 +194,7 @@ def read_readings(
 
 
 def _labelled(name: str, values: Any, dims: Sequence[str] | None) -> xr.DataArray:
-    """A reading as float32 DataArray (noise, item[, trajectory[, clone]][, levels]), or a ValueError."""
+    """A reading as DataArray (noise, item[, trajectory[, clone]][, levels]), in its own precision, or a ValueError."""
     if not isinstance(values, xr.DataArray):
         is_masked = np.ma.isMaskedArray(values) and values.dtype.kind in "biuf"
         array = np.ma.filled(values.astype(float), np.nan) if is_masked else checked_array(name, values)
@@ -213,11 +211,14 @@ def _labelled(name: str, values: Any, dims: Sequence[str] | None) -> xr.DataArra
         what = too_large if beyond.any() else "no reading: all are NaN"
         raise ValueError(f"{name} has {what}; expected numbers, with NaN where one is missing")
     values = values.drop_vars([key for key, of in values.coords.items() if of.ndim != 1])
+    return values.transpose(*AXES, ..., missing_dims="ignore")
+
+
+def _is_rounded(values: xr.DataArray) -> bool:
+    """Whether a reading varies, but over so few steps of single precision that rounding changes its curve."""
     low, high = float(values.min()), float(values.max())
     largest = max(abs(low), abs(high))
-    is_coarse = _CONSTANT * largest < high - low < _STEPS * np.spacing(np.float32(largest))
-    stored = values.transpose(*AXES, ..., missing_dims="ignore").astype(np.float32)
-    return stored.assign_attrs(is_coarse=is_coarse)
+    return bool(_CONSTANT * largest < high - low < _STEPS * np.spacing(np.float32(largest)))
 
 
 def _joined(arrays: Mapping[str, xr.DataArray], noise: Any, coords: Mapping[str, Any]) -> xr.Dataset:

@@ -252,7 +252,7 @@ def test_files_of_others_among_the_pictures_are_kept(own):
     (own / "out" / "errors" / "mine.txt").write_text("mine")
     done = uturn("inverse", "--out", "out", "--sampler", "own:prior", *SMALL, cwd=own)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "files in out/errors = ['mine.txt']: expected only pictures written there" in done.stderr
+    assert "files in out/errors = ['mine.txt']: expected only pictures that were written there" in done.stderr
     assert (own / "out" / "errors" / "mine.txt").read_text() == "mine"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,10 +10,9 @@ import numpy as np
 import pandas
 import xarray as xr
 
-from uturn.core.checks import expect
 from uturn.core.files import named_errors, whole_file, whole_folder, write_json
 from uturn.measures.statistics import with_interval
-from uturn.pages.results import write_figures
+from uturn.pages.results import check_pictures, write_figures
 from uturn.store.outputs import OutputFolder, output_folder, write_dataset
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
@@ -34,9 +32,8 @@ _MOST_BYTES, _MOST_LEVELS = 2**27, 10  # memory of the pictures of a page, and l
 def check_folder(out: str) -> None:
     """ValueError before a run if a folder or URL holds files of others where pictures are written, which replace them."""
     with output_folder("out", out) as folder:
-        names = [] if (folder.path / ERRORS).is_symlink() else folder.names(ERRORS)  # a link is replaced, and not its target
-        foreign = [name for name in names if not re.fullmatch(r"\..*|.+-[\d.e+-]+\.(png|pdf)", name)]
-        expect(not foreign, f"files in {folder.place(ERRORS)}", foreign, "only pictures written there; choose another folder")
+        if not (folder.path / ERRORS).is_symlink():  # a link is replaced, and not its target
+            check_pictures(folder, ERRORS, r"\..*|.+-[\d.e+-]+\.(png|pdf)")
 
 
 def calls_of(runs: Sequence[Run]) -> dict[str, int]:
