@@ -21,17 +21,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before anything that reads them is im
 
 
 LONGEST = (
-    *("cluster", "locate", "inverse", "audit", "mutations", "text_to_image", "cluster_addresses", "model_check", "notebooks"),
-    *("tutorial", "inverse_figure", "plan", "changes_figures", "store", "images", "in_time", "recorded", "object_storage"),
+    *("cluster", "mutations", "tools", "inverse", "locate", "model_check", "notebooks", "inverse_figure", "chains_figure"),
+    *("experiment_pages", "object_storage", "cluster_addresses", "report_page", "hostile_inputs", "masked_transformer", "images"),
 )
 """Files of tests that take longest, which are begun first, so that all processes end at about the same time."""
 
 
 def pytest_xdist_auto_num_workers():
-    """One process more than there are cores: tests of clusters, browsers and stopped runs wait more than they compute."""
+    """Two processes more than there are cores: tests of clusters, browsers and stopped runs wait more than they compute."""
     from uturn.core.processes import cores
 
-    return cores() + 1
+    return cores() + 2
 
 
 def pytest_collection_modifyitems(items):

@@ -317,24 +317,14 @@ MUTATIONS = (
         "uturn.measures.peaks:_not_below",
         "np.minimum(number, number[k])",
         "number[k] + 0 * number",
-        tests=(
-            (
-                "test_changes::test_levels_of_the_peak_are_those_of_one_sided_tests_with_the_smaller_number",
-                {"few": 6, "is_level": True},
-            ),
-        ),
+        tests=(("test_changes::test_levels_of_the_peak_pass_one_sided_tests", {"few": 6, "is_level": True}),),
     ),
     Mutation(
         "the tests of the levels of the peak are two-sided",
         "uturn.measures.peaks:_not_below",
         "one_sided = 2 * _CONFIDENCE - 1",
         "one_sided = _CONFIDENCE",
-        tests=(
-            (
-                "test_changes::test_levels_of_the_peak_are_those_of_one_sided_tests_with_the_smaller_number",
-                {"few": 0, "is_level": False},
-            ),
-        ),
+        tests=(("test_changes::test_levels_of_the_peak_pass_one_sided_tests", {"few": 0, "is_level": False}),),
     ),
     Mutation(
         "effective number of a share with z/t counted once",
@@ -606,12 +596,7 @@ MUTATIONS = (
         "uturn.networks.images.levels:Levels.at",
         "ratio = torch.lerp(self.ratios[low], self.ratios[high], time - low)",
         "ratio = self.ratios[low]",
-        tests=(
-            (
-                "test_own_denoisers::test_the_optimal_network_of_every_type_gives_the_same_reconstructions",
-                {"schedule": edm_schedule, "sampler": "heun"},
-            ),
-        ),
+        tests=(("test_own_denoisers::test_optimal_networks_of_all_types_agree", {"schedule": edm_schedule, "sampler": "heun"}),),
     ),
     Mutation(
         "timesteps of two calls a step are cut as those of one",

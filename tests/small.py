@@ -1,7 +1,10 @@
-"""Small experiments with strings of a grammar, as tables; defaults of parts."""
+"""Small experiments with strings of a grammar, as tables; images in memory; files of weights; defaults of parts."""
 
 import json
 
+import numpy as np
+
+from uturn.core.protocols import Source
 from uturn.core.registry import filled
 
 
@@ -14,6 +17,49 @@ def strings(channel, noise, probes=("tree_levels",), *, source=None, backward="e
         "backward": {"type": backward},
         "probes": [{"type": probe} for probe in probes],
     }
+
+
+class StoredImages(Source):
+    """Images in memory, with the methods of an image source; it counts the images that are `asked` for."""
+
+    kind = "images"
+
+    def __init__(self, images, labels=None, num_labels=None, names=None):
+        self.images, self.labels, self.labelled, self.names, self.asked = images, labels, num_labels, names, []
+
+    def blocks(self, items, seed, num_items):
+        yield from ()
+
+    def count(self):
+        return len(self.images)
+
+    def image_shape(self):
+        return tuple(self.images.shape[1:])
+
+    def images_at(self, indices):
+        self.asked.append(len(indices))
+        return self.images[indices], None if self.labels is None else self.labels[indices]
+
+    def num_labels(self):
+        return self.labelled
+
+    def class_names(self):
+        return self.names
+
+
+def images_of_noise(count, *shape, seed=0):
+    """Float32 (count, channels, height, width), uniform in [-1, 1]."""
+    return np.random.default_rng(seed).uniform(-1, 1, (count, *shape)).astype(np.float32)
+
+
+def with_file(model, folder):
+    """A network with random weights from the seed 0, made by `model()`, and the name of the file of its weights."""
+    import torch
+
+    torch.manual_seed(0)
+    made, path = model().eval(), str(folder / "weights.pth")
+    torch.save(made.state_dict(), path)
+    return made, path
 
 
 def defaults_of(parts):

@@ -283,7 +283,7 @@ def test_the_interval_of_the_peak_is_half_a_step_wider_than_its_levels():
 
 
 @pytest.mark.parametrize(("few", "is_level"), [(0, False), (6, True)])
-def test_levels_of_the_peak_are_those_of_one_sided_tests_with_the_smaller_number(few, is_level):
+def test_levels_of_the_peak_pass_one_sided_tests(few, is_level):
     """log chi of the second level lies 1.83 standard errors (jackknife) below the largest.
 
     One-sided 95 % quantiles of Student's t: 1.68 with 39 degrees of freedom, 1.95 with 5.7; two-sided 2.02 with 39.

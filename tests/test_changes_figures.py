@@ -116,12 +116,6 @@ def failed(module, runs):
     return [verdict.quantity for verdict in verdicts if verdict.passed is False], data
 
 
-def test_chi_passes_on_what_theory_expects(chi_runs):
-    quantities, data = failed(chi, chi_runs)
-    assert quantities == []
-    assert chi.draw(data).axes
-
-
 @pytest.mark.parametrize(
     ("label", "change", "quantity"),
     [
@@ -152,10 +146,11 @@ def correlations_runs():
     return {**trees, "exact-epsilon": exact, correlations.GAUSSIAN: gaussian, **shared_runs()}
 
 
-def test_correlations_pass_on_what_theory_expects(correlations_runs):
-    quantities, data = failed(correlations, correlations_runs)
+@pytest.mark.parametrize("module", [chi, correlations])
+def test_figures_pass_on_what_theory_expects(module, chi_runs, correlations_runs):
+    quantities, data = failed(module, chi_runs if module is chi else correlations_runs)
     assert quantities == []
-    assert correlations.draw(data).axes
+    assert module.draw(data).axes
 
 
 @pytest.mark.parametrize(

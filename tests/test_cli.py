@@ -93,8 +93,15 @@ def test_a_failed_verdict_is_a_failed_command(tmp_path, monkeypatch):
         assert CliRunner().invoke(app, ["reproduce", "fig7", "--out", str(tmp_path)]).exit_code == code
 
 
-def test_import_is_light():
-    code = "import sys, uturn; print([m for m in ('torch', 'numba', 'diffusers', 'xarray', 'matplotlib') if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("uturn", ("torch", "numba", "diffusers", "xarray", "matplotlib")),
+        ("uturn.networks.texts.language_files", ("diffusers", "transformers")),
+    ],
+)
+def test_import_is_light(module, heavy):
+    code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
 

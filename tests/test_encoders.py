@@ -13,6 +13,7 @@ from torch import nn
 
 import tiny_clip
 import uturn as ut
+from small import StoredImages, images_of_noise, with_file
 from uturn.backward import UTurns
 from uturn.networks.images.clip import ClipTexts, class_texts
 from uturn.networks.layers import every_block
@@ -29,37 +30,14 @@ HERE = Path(__file__).stem
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class Source(ut.protocols.Source):
+class Source(StoredImages):
     """Random images in memory."""
 
-    kind = "images"
-
     def __init__(self, shape=(3, 32, 32), count=12, labels=None, names=None):
-        self.images = np.random.default_rng(0).uniform(-1, 1, (count, *shape)).astype(np.float32)
-        self.labels, self.names = labels, names
-
-    def blocks(self, items, seed, num_items):
-        yield from ()
-
-    def count(self):
-        return len(self.images)
-
-    def image_shape(self):
-        return self.images.shape[1:]
-
-    def images_at(self, indices):
-        return self.images[indices], None
-
-    def num_labels(self):
-        return None if self.labels is None else int(self.labels.max()) + 1
-
-    def class_names(self):
-        return self.names
+        super().__init__(images_of_noise(count, *shape), labels, None if labels is None else int(labels.max()) + 1, names)
 
     def u_turns(self, items=5, draws=4, clones=1):
-        random = np.random.default_rng(1)
-        first = self.images[:items]
-        other = random.uniform(-1, 1, (items, draws, *self.image_shape())).astype(np.float32)
+        first, other = self.images[:items], images_of_noise(items, draws, *self.image_shape(), seed=1)
         labels = np.full(items, -1) if self.labels is None else self.labels[:items]
         return UTurns(Images(np.arange(items), first, labels), None, 0.6 * first[:, None] + 0.4 * other, clones)
 
@@ -95,11 +73,7 @@ def test_which_models_of_timm_have_classes():
 @pytest.fixture(scope="module")
 def dinov2(tmp_path_factory):
     """DINOv2 with registers, random weights, and their file."""
-    torch.manual_seed(0)
-    model = timm.create_model("vit_small_patch14_reg4_dinov2").eval()
-    path = tmp_path_factory.mktemp("weights") / "dinov2.pth"
-    torch.save(model.state_dict(), path)
-    return model, str(path)
+    return with_file(lambda: timm.create_model("vit_small_patch14_reg4_dinov2"), tmp_path_factory.mktemp("weights"))
 
 
 def test_dinov2_at_another_size(dinov2):

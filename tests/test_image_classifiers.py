@@ -13,6 +13,7 @@ from torch import nn
 
 import uturn as ut
 from forging import Trap
+from small import StoredImages, with_file
 from uturn.backward import UTurns
 from uturn.core.checks import described
 from uturn.networks.layers import every_block
@@ -29,11 +30,7 @@ HERE = Path(__file__).stem
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory):
     """A ResNet-18 with random weights, and their file."""
-    torch.manual_seed(0)
-    model = torchvision.models.resnet18().eval()
-    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
-    torch.save(model.state_dict(), path)
-    return model, str(path)
+    return with_file(torchvision.models.resnet18, tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
@@ -49,31 +46,6 @@ def pictures():
 def in_range(pictures):
     """As the sources of this package give them: [-1, 1]."""
     return pictures.float() / 127.5 - 1
-
-
-class Source(ut.protocols.Source):
-    """Images in memory, with the methods of an image source."""
-
-    kind = "images"
-
-    def __init__(self, images, labels=None, num_labels=None):
-        self.images, self.labels, self.labelled, self.asked = images, labels, num_labels, []
-
-    def blocks(self, items, seed, num_items):
-        yield from ()
-
-    def count(self):
-        return len(self.images)
-
-    def image_shape(self):
-        return tuple(self.images.shape[1:])
-
-    def images_at(self, indices):
-        self.asked.append(len(indices))
-        return self.images[indices], None if self.labels is None else self.labels[indices]
-
-    def num_labels(self):
-        return self.labelled
 
 
 # -- preprocessing ----------------------------------------------------------------------------------------------------
@@ -96,11 +68,10 @@ def test_preprocessing_of_torchvision(resnet, pictures):
 
 @pytest.mark.parametrize("name", ["test_vit", "vit_xsmall_patch16_clip_224"])
 def test_preprocessing_of_timm(name, pictures, tmp_path):
-    model = timm.create_model(name)
-    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    model, path = with_file(lambda: timm.create_model(name), tmp_path)
     config = timm.data.resolve_model_data_config(model)
     transforms = timm.data.create_transform(**config)
-    prepared = load_classifier(f"timm:{name}", str(tmp_path / "weights.pth")).preprocess(in_range(pictures))
+    prepared = load_classifier(f"timm:{name}", path).preprocess(in_range(pictures))
     assert prepared.shape[1:] == config["input_size"]
     for image, picture in zip(prepared, pictures, strict=True):
         expected = transforms(Image.fromarray(picture.permute(1, 2, 0).numpy()))
@@ -168,7 +139,7 @@ def hooked(model, layers, inputs):
 
 def test_readings_are_those_of_plain_hooks(resnet, pictures):
     model, path = resnet
-    source = Source(in_range(pictures).numpy())
+    source = StoredImages(in_range(pictures).numpy())
     probe = hidden_layers_of(NetworkLayers(classifier="torchvision:resnet18", weights=path), source)
     assert probe.layers == ("maxpool", *(f"layer{k}.{j}" for k in (1, 2, 3, 4) for j in (0, 1)), "fc")
     inputs = torchvision.models.ResNet18_Weights.DEFAULT.transforms()(pictures.float() / 255)
@@ -209,7 +180,7 @@ def test_the_axis_of_the_channels(function, axes):
     images = np.random.default_rng(0).uniform(-1, 1, (5, 3, 32, 32)).astype(np.float32)
     found = load_classifier(f"{HERE}:{function}", image_shape=(3, 32, 32))
     assert [found.channel_axes[layer] for layer in found.layers] == axes
-    probe = hidden_layers_of(NetworkLayers(classifier=f"{HERE}:{function}"), Source(images))
+    probe = hidden_layers_of(NetworkLayers(classifier=f"{HERE}:{function}"), StoredImages(images))
     widths = {"small_swin": [8, 8, 8, 16, 16, 16, 6], "small_vit": [12] * 4 + [6], "small_convnext": [8, 8, 8, 12, 12, 12, 6]}
     assert [len(probe.mean[layer]) for layer in probe.layers] == widths[function]
 
@@ -257,7 +228,7 @@ def test_a_function_that_makes_a_network():
     found = load_classifier(f"{HERE}:three_classes", image_shape=(1, 28, 28))
     assert found.layers == ("blocks.0", "blocks.1", "head")
     assert (found.num_classes, found.class_names) == (3, None)
-    probe = hidden_layers_of(NetworkLayers(classifier=f"{HERE}:three_classes"), Source(images))
+    probe = hidden_layers_of(NetworkLayers(classifier=f"{HERE}:three_classes"), StoredImages(images))
     with torch.no_grad():
         expected = Small(3)(torch.from_numpy(images) / 2).softmax(1)
     np.testing.assert_allclose(probe.predict(images).probabilities, expected, atol=1e-5)
@@ -297,7 +268,7 @@ def logistic_regression():
 def test_a_classifier_without_blocks_gives_its_classes_and_a_remark(function, remark):
     images = np.random.default_rng(0).uniform(-1, 1, (4, 1, 28, 28)).astype(np.float32)
     draws = np.random.default_rng(1).uniform(-1, 1, (4, 6, 1, 28, 28)).astype(np.float32)
-    probe, source = NetworkLayers(classifier=f"{HERE}:{function}"), Source(images)
+    probe, source = NetworkLayers(classifier=f"{HERE}:{function}"), StoredImages(images)
     originals = Images(np.arange(4), images, np.full(4, -1))
     readings = probe.read(UTurns(originals, None, draws, 3), source)
     with torch.no_grad():
@@ -418,7 +389,7 @@ def u_turns(count=7, trajectories=3, num_labels=10, first=0):
 def test_verdicts():
     """Against a network that is run by hand, class by class."""
     turns = u_turns()
-    source = Source(turns.originals.images, turns.originals.labels, 10)
+    source = StoredImages(turns.originals.images, turns.originals.labels, 10)
     spec = NetworkLayers(classifier=f"{HERE}:ten_classes", batch_size=5)
     readings = spec.read(turns, source)
     assert list(readings) == list(spec.variables(source))
@@ -462,7 +433,7 @@ def test_in_top_counts_equal_values_once():
 )
 def test_variables(function, num_labels, options, expected):
     turns = u_turns(num_labels=3)
-    source = Source(turns.originals.images, turns.originals.labels, num_labels)
+    source = StoredImages(turns.originals.images, turns.originals.labels, num_labels)
     spec = NetworkLayers(classifier=f"{HERE}:{function}", name="small", **options)
     every = ["similarity", "distance", "same_class", "predicted_class", *expected]
     variables, readings = spec.variables(source), spec.read(turns, source)
@@ -478,7 +449,7 @@ def test_labels_that_do_not_match():
     with pytest.raises(
         ValueError, match=r"of the images = 10: expected 3, as .*three_classes' knows; .*`classes`.*labels = false"
     ):
-        spec.variables(Source(turns.originals.images, turns.originals.labels, 10))
+        spec.variables(StoredImages(turns.originals.images, turns.originals.labels, 10))
 
 
 def test_fingerprints_know_weights_and_preprocessing(resnet, tmp_path):
@@ -495,7 +466,7 @@ def test_fingerprints_know_weights_and_preprocessing(resnet, tmp_path):
 
 
 def test_images_of_the_first_items_only():
-    source, turns = Source(u_turns().originals.images), u_turns(first=4)
+    source, turns = StoredImages(u_turns().originals.images), u_turns(first=4)
     np.testing.assert_array_equal(KeepImages().read(turns, source)["image"], turns.reconstructions)
     kept = KeepImages(first=6).read(turns, source)["image"]
     np.testing.assert_array_equal(kept[:2], turns.reconstructions[:2])

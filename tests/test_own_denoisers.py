@@ -125,7 +125,7 @@ def chains(schedule, deviation, sampler):
         (edm_schedule, "ancestral"),
     ],
 )
-def test_the_optimal_network_of_every_type_gives_the_same_reconstructions(schedule, sampler):
+def test_optimal_networks_of_all_types_agree(schedule, sampler):
     originals, streams = images(), keys(2, range(3))
     for deviation in (0.0, 0.4):
         known: dict[int, np.ndarray] = {}

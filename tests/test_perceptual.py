@@ -11,6 +11,7 @@ from torch import nn
 
 import uturn as ut
 from forging import instructed
+from small import StoredImages, images_of_noise, with_file
 from uturn.backward import UTurns
 from uturn.networks.modules import load_classifier
 from uturn.probes import Perceptual
@@ -24,22 +25,14 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.2
 STAGES = (1, 4, 7, 9, 10, 11, 12)  # of SqueezeNet
 
 
-class Source(ut.protocols.Source):
+class Source(StoredImages):
     """Random images in memory."""
 
-    kind = "images"
-
     def __init__(self, shape=(3, 40, 36), count=6):
-        self.images = np.random.default_rng(0).uniform(-1, 1, (count, *shape)).astype(np.float32)
-
-    def blocks(self, items, seed, num_items):
-        yield from ()
-
-    def image_shape(self):
-        return self.images.shape[1:]
+        super().__init__(images_of_noise(count, *shape))
 
     def u_turns(self, draws=4, clones=1, mix=0.5):
-        other = np.random.default_rng(1).uniform(-1, 1, (len(self.images), draws, *self.image_shape())).astype(np.float32)
+        other = images_of_noise(len(self.images), draws, *self.image_shape(), seed=1)
         rebuilt = (1 - mix) * self.images[:, None] + mix * other
         return UTurns(Images(np.arange(len(self.images)), self.images, np.full(len(self.images), -1)), None, rebuilt, clones)
 
@@ -47,11 +40,7 @@ class Source(ut.protocols.Source):
 @pytest.fixture(scope="module")
 def squeezenet(tmp_path_factory):
     """SqueezeNet with random weights, and their file."""
-    torch.manual_seed(0)
-    model = torchvision.models.squeezenet1_1().eval()
-    path = tmp_path_factory.mktemp("weights") / "squeezenet.pth"
-    torch.save(model.state_dict(), path)
-    return model, str(path)
+    return with_file(torchvision.models.squeezenet1_1, tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

@@ -228,8 +228,9 @@ def test_missing_files_are_missing_readings(small, copied):
 
 def test_further_files_extend_a_run(small, copied, monkeypatch):
     """Only what has come or changed is measured; the readings are those of a new run."""
-    lost, elsewhere = copied / "strength_0.5" / "c_1_0.png", copied / "kept.png"
-    lost.rename(elsewhere)
+    lost = {copied / "strength_0.5" / f"{name}_1_0.png": copied / f"kept_{name}.png" for name in "bc"}
+    for place, elsewhere in lost.items():
+        place.rename(elsewhere)
     asked, images = [], Recordings.images
     monkeypatch.setattr(Recordings, "images", lambda self, s, c: asked.append((s.noise, [*s.trajectories])) or images(self, s, c))
     for check_of in ("swapped", "copies"):
@@ -247,16 +248,15 @@ def test_further_files_extend_a_run(small, copied, monkeypatch):
         return done, json.loads(ds.attrs.get("missing_data", "{}")), json.loads(ds.attrs.get("warnings", "[]"))
 
     levels, missing, said = measured()
-    assert (levels, len(missing), len(said)) == ([(0.1, [0, 1]), (0.5, [0, 1]), (0.9, [0, 1])], 1, 1)
+    assert (levels, len(missing), len(said)) == ([(0.1, [0, 1]), (0.5, [0, 1]), (0.9, [0, 1])], 2, 1)
     assert measured() == ([], missing, said)
-    # A missing file comes.
-    elsewhere.rename(lost)
-    assert measured() == ([(0.5, [0, 1])], {}, [])
-    # A file changes.
-    shutil.copy(small / "strength_0.9" / "a_0_0.png", copied / "strength_0.9" / "b_0_0.png")
+    for left, (place, elsewhere) in zip((1, 0), lost.items(), strict=True):  # the missing files come
+        elsewhere.rename(place)
+        levels, missing, said = measured()
+        assert (levels, len(missing), len(said)) == ([(0.5, [0, 1])], left, left)
+    shutil.copy(small / "strength_0.9" / "a_0_0.png", copied / "strength_0.9" / "b_0_0.png")  # a file changes
     assert measured()[0] == [(0.9, [0, 1])]
-    # Further levels and trajectories.
-    shutil.copytree(small / "strength_0.5", copied / "strength_0.7")
+    shutil.copytree(small / "strength_0.5", copied / "strength_0.7")  # further levels and trajectories
     assert measured()[0] == [(0.7, [0, 1])]
     for levels, expected in (((0.1, 0.5, 0.7), [(level, [2]) for level in (0.1, 0.5, 0.7, 0.9)]), ((0.9,), [(0.9, [0, 1, 2])])):
         for level, name, clone in itertools.product(levels, NAMES, range(2)):

@@ -60,8 +60,7 @@ def threshold_runs(scale=None, shift=0.0, fresh_shift=0.0, exact=1.0, shallow=No
 def test_thresholds_pass_on_theory():
     data, verdicts = thresholds.analyse(threshold_runs())
     assert all(outcomes(verdicts)), verdicts
-    assert len(verdicts) == 8
-    assert data.belief.dims == ("channel", "depth", "grammar", "point")
+    assert (len(verdicts), data.belief.dims) == (8, ("channel", "depth", "grammar", "point"))
     figure = thresholds.draw(data)
     assert len(figure.axes) >= 7
 

@@ -15,20 +15,13 @@ from uturn.corruption.gaussian import _gaussian_leaf
 from uturn.engine import measuring
 from uturn.exact.inference.engine import sample_numba
 
-CHANNELS = [
-    (ut.Gaussian(), 0.07),
-    (ut.Gaussian(), 0.0),
-    (ut.Gaussian(), np.inf),
-    (ut.Gaussian(), 1e-9),
-    (ut.Masking(), 0.3),
-    (ut.Masking(), 0.0),
-    (ut.Masking(), 1.0),
-    (ut.UniformReplacement(), 0.2),
-    (ut.UniformReplacement(), 0.0),
-    (ut.UniformReplacement(), 1.0),
-    (ut.EpsilonBelief(), 0.5),
-    (ut.EpsilonBelief(), 0.0),
-]
+LEVELS = {
+    ut.Gaussian: (0.07, 0.0, np.inf, 1e-9),
+    ut.Masking: (0.3, 0.0, 1.0),
+    ut.UniformReplacement: (0.2, 0.0, 1.0),
+    ut.EpsilonBelief: (0.5, 0.0),
+}
+CHANNELS = [(channel(), noise) for channel, levels in LEVELS.items() for noise in levels]
 
 
 def noisy_strings(rhm, corruption, noise, items=5, trajectories=3):

@@ -1,16 +1,19 @@
-"""Other libraries: errors while reading with them, and their progress bars, which would interfere with a run's."""
+"""Other libraries: errors while reading with them, models on their hub, their progress bars, and the devices of torch."""
 
 from __future__ import annotations
 
 import importlib
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uturn.core.checks import expect, one_line
 from uturn.core.files import read_table
+
+if TYPE_CHECKING:
+    import torch
 
 _LARGEST_TEXT = 2**28  # bytes of a vocabulary or a tokenizer
 _MOST_LAYERS, _MOST_CLASSES = 2**10, 2**20
@@ -87,3 +90,39 @@ def without_lists(logging: Any) -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
+
+
+def check_hub(name: str, file: str = "model_index.json") -> None:
+    """ValueError if there is no such model in the cache or on the hub. The hub is asked once; libraries would retry for 25 s."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    with fetching(name):
+        try:
+            if not isinstance(try_to_load_from_cache(name, file), str):
+                get_hf_file_metadata(hf_hub_url(name, file))  # times out after 10 s, or HF_HUB_ETAG_TIMEOUT
+        except Exception as error:
+            status = getattr(getattr(error, "response", None), "status_code", 0)
+            if status not in (408, 429) and status < 500:  # a busy hub may answer a retry
+                raise
+
+
+def fetching(name: str) -> AbstractContextManager[None]:
+    """Context for fetching a model from a hub: any error becomes a ValueError of one line with advice."""
+    advice = f"log in if it has a licence; `hf download {name} --local-dir FOLDER` fetches it where there is a network"
+    return reading(f"{name}: no such folder, and on the hub it", advice)
+
+
+def checked_device(device: str | None) -> torch.device:
+    """The device with this name, by default "cuda" if available, otherwise "cpu"; ValueError if it cannot be used."""
+    import torch
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        checked = torch.device(device)
+        torch.ones(1, device=checked).cpu()  # fails for devices without values ("meta")
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ValueError(
+            f"device = {device!r} cannot be used here ({one_line(error)}); expected cpu, cuda, mps or None"
+        ) from error
+    return checked

@@ -32,17 +32,18 @@ def open_store(experiment: Any, place: str | None, resume: bool, accept_changes:
     ValueError if the existing store holds another experiment, or if code or fingerprints changed without `accept_changes`.
     """
     models = experiment.models()
-    layout = layout_of(experiment, models)
     if place is None:
-        return MemoryStore(*layout)
+        return MemoryStore(*layout_of(experiment, models))
     if is_empty(place):
-        if (made := Store.create(place, *layout)) is not None:
+        if (made := Store.create(place, *layout_of(experiment, models))) is not None:
             return made
     elif not resume:
         raise ValueError(f"{place} exists already; choose another folder, or resume it (resume=True)")
     with nullcontext() if is_url(place) else locked_folder(Path(place).resolve().parent):  # one process at a time extends it
         opened = Store.open(place)
         new, changes, stale = _compared(experiment, opened, models, accept_changes)
+        is_same = not new and opened.models == models
+        layout = layout_of(experiment, models, {} if is_same else None)
         _check_contents(layout[1], opened)
         if stale:
             levels = ", ".join(f"{level:g}" for level in sorted(stale))
@@ -73,11 +74,19 @@ def trajectories_done(experiment: Any, place: str | None) -> dict[Task, int]:
     return {task: 0 if blocks.noise[task.noise_index] in stale else done.get(blocks.place(task), 0) for task in blocks.tasks()}
 
 
-def layout_of(experiment: Any, models: dict[str, str]) -> tuple[Any, Any, int, dict[str, Any]]:
-    """Variables, coordinates, chunk and attributes of the store of an experiment."""
+def layout_of(
+    experiment: Any, models: dict[str, str], missing: dict[str, str] | None = None
+) -> tuple[Any, Any, int, dict[str, Any]]:
+    """Variables, coordinates, chunk and attributes of the store of an experiment.
+
+    `missing`: what the backward cannot give, if it is known; a backward may draw to find it.
+    """
     source, _, backward, _ = experiment.parts
     coordinates = experiment.coordinates()  # first, since its error is the clearest
-    about = {"skipped": source.skipped(experiment.items), "missing_data": backward.missing(experiment)}
+    about = {
+        "skipped": source.skipped(experiment.items),
+        "missing_data": backward.missing(experiment) if missing is None else missing,
+    }
     attributes = {
         "spec": json.dumps(experiment.to_dict()),
         "identity": json.dumps(experiment.identity()),

@@ -8,7 +8,6 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from torch import nn
 
 from uturn.core.checks import expect, noted
@@ -53,6 +52,8 @@ class DenoiserModel:
 
 def edm_schedule(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, levels: int = 1000) -> Any:
     """The noise levels of arXiv:2206.00364, Eq. 5, as a DDPMScheduler that does not clip: abar = 1 / (1 + sigma^2)."""
+    from diffusers import DDPMScheduler
+
     ramp = torch.linspace(0, 1, levels, dtype=torch.float64)
     sigma = (sigma_min ** (1 / rho) + ramp * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho))) ** rho
     abar = 1 / (1 + sigma**2)

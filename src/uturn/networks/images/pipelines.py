@@ -12,7 +12,6 @@ import importlib
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from uturn.core.checks import expect
 from uturn.core.pieces import half_precision_words
 from uturn.networks.files import check_finite, fingerprint
 from uturn.networks.images.own_denoisers import is_scheduler
-from uturn.networks.libraries import check_folder, library, reading, without_bars
+from uturn.networks.libraries import check_folder, check_hub, fetching, library, reading, without_bars
 
 TEXT_DENOISERS = {
     "StableDiffusionPipeline": "UNet2DConditionModel",
@@ -110,26 +109,6 @@ def read_folder(path: Path) -> Folder:
 def is_hub_name(name: str) -> bool:
     """Whether a text can be the name of a model on a hub, "owner/name"."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
-
-
-def check_hub(name: str, file: str = "model_index.json") -> None:
-    """ValueError if there is no such model in the cache or on the hub. The hub is asked once; libraries would retry for 25 s."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-
-    with fetching(name):
-        try:
-            if not isinstance(try_to_load_from_cache(name, file), str):
-                get_hf_file_metadata(hf_hub_url(name, file))  # times out after 10 s, or HF_HUB_ETAG_TIMEOUT
-        except Exception as error:
-            status = getattr(getattr(error, "response", None), "status_code", 0)
-            if status not in (408, 429) and status < 500:  # a busy hub may answer a retry
-                raise
-
-
-def fetching(name: str) -> AbstractContextManager[None]:
-    """Context for fetching a model from a hub: any error becomes a ValueError of one line with advice."""
-    advice = f"log in if it has a licence; `hf download {name} --local-dir FOLDER` fetches it where there is a network"
-    return reading(f"{name}: no such folder, and on the hub it", advice)
 
 
 def _pipeline_folder(path: Path, load_index: Callable[[str], Any]) -> Folder:

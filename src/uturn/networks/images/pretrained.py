@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from uturn.core.checks import checked_path, expect, one_line
+from uturn.core.checks import checked_path, expect
 from uturn.core.imports import is_import_path
 from uturn.corruption.schedulers import PipelineTimesteps, is_flow_match
 from uturn.networks.images import pipelines
@@ -29,6 +29,7 @@ from uturn.networks.images.options import (
     read_prompts,
 )
 from uturn.networks.images.own_denoisers import ADVICE, OwnNetwork, Prediction, denoiser_from_function
+from uturn.networks.libraries import checked_device
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
 """Endings of single files that `uturn.networks.images.guided_diffusion` reads."""
@@ -276,17 +277,3 @@ def shape_of(config: Any) -> tuple[int, int, int] | None:
         return None
     height, width = (size, size) if isinstance(size, int) else size
     return int(channels), int(height), int(width)
-
-
-def checked_device(device: str | None) -> torch.device:
-    """The device with this name, by default "cuda" if available, otherwise "cpu"; ValueError if it cannot be used."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        checked = torch.device(device)
-        torch.ones(1, device=checked).cpu()  # fails for devices without values ("meta")
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        raise ValueError(
-            f"device = {device!r} cannot be used here ({one_line(error)}); expected cpu, cuda, mps or None"
-        ) from error
-    return checked

@@ -17,9 +17,7 @@ from uturn.core.files import cached_while_unchanged, digest_of_file, read_table
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.inputs import Input
 from uturn.networks.files import fingerprint, load_network
-from uturn.networks.images.pipelines import check_hub
-from uturn.networks.images.pretrained import checked_device
-from uturn.networks.libraries import check_folder, library, reading, without_bars, without_lists
+from uturn.networks.libraries import check_folder, check_hub, checked_device, library, reading, without_bars, without_lists
 from uturn.networks.texts.language import CHANNELS, PLAIN, LanguageModel, model_type
 from uturn.networks.texts.tokenizers import Tokenizer, Vocabulary, load_tokenizer
 from uturn.sources.embedded_text import model_file

@@ -203,7 +203,9 @@ def chains_section(path: Path, read: Reader) -> dict[str, Any]:
     of_known = data[["time", "left"]].sel(reading=known(data)).drop_vars(["variable", "order"])
     times = of_known.time.rename(u_turn_noise="noise").transpose("noise", "reading", "estimate")
     if (np.isfinite(times.sel(estimate="value")).sum("noise") > 1).any():
-        section["charts"].append(chart("time", "relaxation time", times, "noise", y="U-turns", joined=True, shown=True))
+        section["charts"].append(
+            chart("time", "relaxation time", times, "noise", y="U-turns", joined=True, shown=True, slides=False)
+        )
     doublings = data.noise.values[np.isin(data.noise, 2.0 ** np.arange(40))]  # a logarithmic axis
     if "energy" in data:
         energy = data.energy.transpose("noise", "u_turn_noise", "estimate")
