@@ -14,7 +14,7 @@ from forging import array, forge
 from test_store import experiment, finished, same_run  # noqa: F401
 from uturn.store import places
 from uturn.store.record import Store
-from uturn.store.resume import layout_of
+from uturn.store.resume import attributes_of, layout_of
 
 LARGER = experiment(items=20, grammars=4, noise=[0.0, 0.2, 0.4, 1.0], trajectories=3)
 
@@ -66,7 +66,7 @@ def test_killed_at_any_write_of_a_growth(copied, finished, fresh, monkeypatch, a
         with monkeypatch.context() as patch:
             patch.setattr(storage, "set", counted)
             try:
-                opened.grow(*layout_of(LARGER, LARGER.models()))
+                opened.grow(*layout_of(LARGER), attributes_of(LARGER, LARGER.models()))
                 break
             except Killed:
                 died += 1
@@ -101,7 +101,7 @@ def growth_is_announced_last():
 
         patch.setattr(LocalStore, "set", killed)
         with pytest.raises(Killed):
-            opened.grow(*layout_of(LARGER, LARGER.models()))
+            opened.grow(*layout_of(LARGER), attributes_of(LARGER, LARGER.models()))
         assert Store.open(opened.where).num_items == 10
 
 
@@ -109,7 +109,7 @@ def blocks_that_were_cut_short_are_missing():
     with tempfile.TemporaryDirectory() as name:
         ut.run(experiment(), Path(name, "run"))
         larger = experiment(items=20, grammars=4)
-        grown = Store.open(Path(name, "run")).grow(*layout_of(larger, larger.models()))
+        grown = Store.open(Path(name, "run")).grow(*layout_of(larger), attributes_of(larger, larger.models()))
         assert [state for state, _ in grown.states().values()].count("done") == 6
         assert [state for state, _ in grown.states().values()].count("damaged") == 0
 

@@ -22,7 +22,7 @@ from uturn.core import random
 from uturn.core.registry import filled
 from uturn.engine import measuring
 from uturn.store.record import VERSION, Store, Variable, _digest_of_labels, open_run
-from uturn.store.resume import layout_of
+from uturn.store.resume import attributes_of, layout_of
 
 SPEC = strings("masking", [0.0, 0.4, 1.0], source={"grammars": 2}, seed=3, items=10, trajectories=2, chunk=4)
 
@@ -200,7 +200,7 @@ def test_datasets_know_whether_they_are_complete(store, tmp_path):
 def test_chunks_of_any_nan_are_done(tmp_path):
     """zarr stores no chunk of nothing but NaN, whose bits may differ."""
     small = experiment(items=4, grammars=1, noise=[0.4])
-    opened = Store.create(tmp_path / "run", *layout_of(small, small.models()))
+    opened = Store.create(tmp_path / "run", *layout_of(small), attributes_of(small, small.models()))
     (task,) = opened.tasks()
     opened.write(task, {name: np.full_like(values, -np.float32(np.nan)) for name, values in opened.read(task, 2).items()})
     assert not (tmp_path / "run" / "belief" / "c").exists()
@@ -220,6 +220,15 @@ def test_status(store):
 
 
 # -- larger runs ------------------------------------------------------------------------------------------------------
+
+
+def test_a_backward_is_asked_for_missing_data_only_when_they_are_written(tmp_path, monkeypatch):
+    """A sampler of inverse problems draws for the answer."""
+    asked = []
+    monkeypatch.setattr("uturn.backward.denoiser.ExactPosterior.missing", lambda _, asking: asked.append(len(asking.noise)) or {})
+    for noise, expected in (([0.1], [1]), ([0.1], [1]), ([0.1, 0.2], [1, 2]), ([0.1, 0.2], [1, 2])):
+        ut.run(experiment(noise), tmp_path / "run", workers=1)
+        assert asked == expected
 
 
 @pytest.mark.parametrize(
@@ -325,7 +334,8 @@ def test_a_process_of_the_smaller_run_does_not_undo_a_growth(store, tmp_path):
     ut.run(larger, store)
     for task, values in readings.items():
         old.write(task, values)
-    for change in (lambda: old.update(complete=True), lambda: old.grow(*layout_of(experiment(items=40, grammars=8), {}))):
+    other = experiment(items=40, grammars=8)
+    for change in (lambda: old.update(complete=True), lambda: old.grow(*layout_of(other), attributes_of(other, {}))):
         with pytest.raises(ValueError, match="another process has extended the store"):
             change()
     ut.run(larger, store)

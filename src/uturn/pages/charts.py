@@ -72,8 +72,9 @@ def chart(
 
     `values` (x, ..), with the dim `estimate` if there are intervals; `x`: dim of the axis; `marks`: places on it, made by `mark`;
     `theory` (x, ..): curves of the mean field. `look`: `y`, the unit of the vertical axis; `joined`, whether lines skip levels
-    without a value; `shown`; `group`, which distinguishes charts with one title. In lines, `on` is the number of earlier lines
-    that coincide with a line, and `of` the line to which one of the theory belongs; `slides` says whether the axis is noise.
+    without a value; `shown`; `group`, which distinguishes charts with one title; `slides`, whether the chart follows the slider,
+    by default if its axis is noise. In lines, `on` is the number of earlier lines that coincide with a line, and `of` the line to
+    which one of the theory belongs.
     """
     some = values.isel({x: evenly_spaced(values.sizes[x], _MOST_POINTS)})
     lines = list(_lines(some, x))

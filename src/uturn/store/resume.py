@@ -31,19 +31,19 @@ def open_store(experiment: Any, place: str | None, resume: bool, accept_changes:
 
     ValueError if the existing store holds another experiment, or if code or fingerprints changed without `accept_changes`.
     """
-    models = experiment.models()
+    models, layout = experiment.models(), layout_of(experiment)
     if place is None:
-        return MemoryStore(*layout_of(experiment, models))
+        return MemoryStore(*layout, attributes_of(experiment, models))
     if is_empty(place):
-        if (made := Store.create(place, *layout_of(experiment, models))) is not None:
+        if (made := Store.create(place, *layout, attributes_of(experiment, models))) is not None:
             return made
     elif not resume:
         raise ValueError(f"{place} exists already; choose another folder, or resume it (resume=True)")
     with nullcontext() if is_url(place) else locked_folder(Path(place).resolve().parent):  # one process at a time extends it
         opened = Store.open(place)
         new, changes, stale = _compared(experiment, opened, models, accept_changes)
-        is_same = not new and opened.models == models
-        layout = layout_of(experiment, models, {} if is_same else None)
+        # They are collected only to be written, since a backward may draw for them.
+        attributes = attributes_of(experiment, models) if new or opened.models != models else {}
         _check_contents(layout[1], opened)
         if stale:
             levels = ", ".join(f"{level:g}" for level in sorted(stale))
@@ -52,11 +52,11 @@ def open_store(experiment: Any, place: str | None, resume: bool, accept_changes:
         if new:
             _check_originals(experiment, opened)
             accepted = {name: opened.attributes[name] for name in ("accepted_changes",) if name in opened.attributes}
-            opened = opened.grow(*layout[:3], layout[3] | accepted)
+            opened = opened.grow(*layout, attributes | accepted)
             _log.info(f"{place} is extended by {', '.join(new)}")
         opened.mend(*layout[:2])
         if opened.models != models:
-            opened.update(models=json.dumps(models), missing_data=layout[3].get("missing_data", "{}"))
+            opened.update(models=json.dumps(models), missing_data=attributes.get("missing_data", "{}"))
         if changes:
             before = json.loads(opened.attributes.get("accepted_changes", "[]"))
             opened.update(accepted_changes=json.dumps([*before, changes]))
@@ -74,20 +74,17 @@ def trajectories_done(experiment: Any, place: str | None) -> dict[Task, int]:
     return {task: 0 if blocks.noise[task.noise_index] in stale else done.get(blocks.place(task), 0) for task in blocks.tasks()}
 
 
-def layout_of(
-    experiment: Any, models: dict[str, str], missing: dict[str, str] | None = None
-) -> tuple[Any, Any, int, dict[str, Any]]:
-    """Variables, coordinates, chunk and attributes of the store of an experiment.
-
-    `missing`: what the backward cannot give, if it is known; a backward may draw to find it.
-    """
-    source, _, backward, _ = experiment.parts
+def layout_of(experiment: Any) -> tuple[dict[str, Any], Coordinates, int]:
+    """Variables, coordinates and chunk of the store of an experiment."""
     coordinates = experiment.coordinates()  # first, since its error is the clearest
-    about = {
-        "skipped": source.skipped(experiment.items),
-        "missing_data": backward.missing(experiment) if missing is None else missing,
-    }
-    attributes = {
+    return experiment.variables(), coordinates, experiment.chunk
+
+
+def attributes_of(experiment: Any, models: dict[str, str]) -> dict[str, Any]:
+    """Attributes of the store of an experiment, among them what its backward cannot give; some draw to find it."""
+    source, _, backward, _ = experiment.parts
+    about = {"skipped": source.skipped(experiment.items), "missing_data": backward.missing(experiment)}
+    return {
         "spec": json.dumps(experiment.to_dict()),
         "identity": json.dumps(experiment.identity()),
         "spec_hash": experiment.hash,
@@ -98,7 +95,6 @@ def layout_of(
         **({"description": text} if (text := backward.describe()) else {}),
         **{name: json.dumps(dict(values)) for name, values in about.items() if values},
     }
-    return experiment.variables(), coordinates, experiment.chunk, attributes
 
 
 def _compared(

@@ -29,7 +29,7 @@ from uturn.engine.run import run
 from uturn.measures.statistics import WITHIN, Estimate, checked_share, independent_groups
 from uturn.store.places import is_empty, is_store, place_of
 from uturn.store.record import MemoryStore, Store
-from uturn.store.resume import layout_of
+from uturn.store.resume import attributes_of, layout_of
 from uturn.studies.analysis import by_noise, named_reading, reading_of
 from uturn.studies.axes import Axes, axis_words
 
@@ -183,7 +183,7 @@ def _checked(experiment: Experiment, reading: str, width: float) -> list[float]:
     if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < math.inf:
         raise ValueError(f"width = {shown(width)}: expected the full width of the interval, a number above 0")
     first = sized(experiment, experiment.noise, 1)
-    how = named_reading(MemoryStore(*layout_of(first, {})).dataset(), reading)[-1]
+    how = named_reading(MemoryStore(*layout_of(first), attributes_of(first, {})).dataset(), reading)[-1]
     if how.start is None:
         raise ValueError(f"reading = {reading!r}: it has no start from which it changes; choose another reading")
     grid = sorted(level for level in experiment.noise if 0 < level < math.inf)

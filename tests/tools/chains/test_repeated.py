@@ -18,6 +18,8 @@ from uturn.core.u_turns import u_turns
 from uturn.engine.cluster import _Tasks
 from uturn.engine.trial import check
 from uturn.exact.rhm import Draw
+from uturn.pages.page import collect
+from uturn.store.outputs import write_dataset
 from uturn.tools.chains.energies import energy_of
 from uturn.tools.chains.exam_runs import every_tree, transition
 from uturn.tools.chains.figure import draw_chains
@@ -506,6 +508,10 @@ def test_the_command(tmp_path):
     assert "left out, since chains have no noisy data: the probes tree_levels" in done.stdout
     again = uturn("chains", "spec.toml", "--noise", "0.2,0.6", "--steps", 6, "--chains", 2, "--out", "out", cwd=tmp_path)
     assert again.returncode == 0
+    write_dataset(data.assign(time=xr.full_like(data.time, 2.0)), tmp_path / "out" / "relaxation.zarr")
+    charts = next(of["charts"] for of in collect([tmp_path / "out"]).sections if of["kind"] == "chains")
+    slides = {chart["name"]: chart["slides"] for chart in charts}
+    assert slides == {"time": False, "left-0.2": True, "left-0.6": True}, "the slider moves the number of U-turns alone"
 
 
 def test_the_experiments_of_the_command():
