@@ -2,20 +2,19 @@
 
     python benchmarks/hierarchy.py [--part PART ...] [--draws 20] [--picture FILE.png]
 
-`design` are the parameters on which the index was chosen, `held-out` those written down before it was computed on them
-(here and in `uturn.paper.nesting`). Each draw has 100 originals with 8 trajectories at 23 noise levels. A set takes one
-to two minutes on one core.
+`design` are the parameters on which the index was chosen. `held-out` are those written down before it was computed on them. Each
+draw has 100 originals with 8 trajectories at 23 noise levels. A set takes one to two minutes on one core. `inversion` shows data
+whose order of levels inverts, with and without a hierarchy, beside their nesting index.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -24,23 +23,25 @@ from rich.table import Table
 
 from uturn.core.experiment import Experiment
 from uturn.engine.run import run
-from uturn.measures.hierarchy import nesting_index
-from uturn.paper import Workshop, nesting
-from uturn.paper.nesting import (
-    CONTROLS,
-    HELD_OUT,
-    ITEMS,
-    NOISE,
-    TRAJECTORIES,
-    auc,
-    changes,
-    grammar_changes,
-    grammar_experiment,
-)
-from uturn.studies.plotting.style import style
+from uturn.measures.hierarchy import nested_correlations, nesting_index
+from uturn.measures.statistics import Estimate, hierarchy_index, nonincreasing, rescaled
+from uturn.paper.specs import experiment_of
+from uturn.studies.plotting.curves import draw_curve
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, bars, level_colors, name_rows, style
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from flat_data import (
+    ITEMS,
+    NOISE,
+    TRAJECTORIES,
+    changes,
+    grammar_changes,
+    grammar_experiment,
+    two_scales,
+    two_scales_law,
+    vector_changes,
+)
 from test_nesting_index import nested_bursts, noise_of
 
 DESIGN: dict[str, list[Any]] = {  # the parameters on which the index was chosen
@@ -75,6 +76,34 @@ DESIGN: dict[str, list[Any]] = {  # the parameters on which the index was chosen
     "fields": [(8, 1.0), (16, 2.0), (16, 3.0), (8, 2.0), (16, 0.5)],
 }
 
+HELD_OUT: dict[str, list[Any]] = {
+    "grammars": [
+        *((24, 6, 2, 3), (24, 9, 2, 4), (12, 3, 2, 5), (12, 2, 2, 3), (20, 5, 2, 6)),
+        *((20, 3, 2, 4), (48, 18, 2, 3), (6, 4, 3, 3), (5, 6, 3, 4), (4, 8, 4, 3)),
+    ],
+    "one-level grammars": [
+        *(((3, 300, 9), 1), ((6, 200, 8), 1), ((5, 1000, 8), 1), ((16, 64, 4), 1), ((2, 8, 8), 1)),
+        *(((4, 512, 8), 2), ((10, 30, 8), 2), ((3, 40, 8), 4), ((24, 4, 4), 4), ((12, 5, 2), 16)),
+    ],
+    "unrelated features": [
+        [("grammar", 5, 100, 8), ("grammar", 3, 20, 8)],
+        [("grammar", 12, 20, 4), ("grammar", 6, 3, 4)],
+        [("mixture", 10, 12.0, 32), ("mixture", 3, 8.0, 32)],
+        [("mixture", 100, 14.0, 32), ("grammar", 5, 20, 8), ("grammar", 3, 10, 8), ("mixture", 6, 10.0, 16)],
+        [("grammar", 6, 200, 8), ("grammar", 10, 5, 4), ("grammar", 5, 3, 4)],
+        [("grammar", 3, 8, 8), ("mixture", 20, 20.0, 8)],
+        [("mixture", 3, 28.0, 64), ("mixture", 50, 12.0, 64)],
+        [("grammar", 10, 30, 8), ("grammar", 3, 9, 8), ("grammar", 5, 400, 8), ("mixture", 5, 9.0, 8)],
+        [("mixture", 300, 9.0, 64), ("mixture", 6, 5.0, 64)],
+        [("mixture", 12, 20.0, 32), ("mixture", 12, 7.0, 16), ("mixture", 12, 3.0, 16)],
+    ],
+    "random codes": [(300, 8.5, 128), (800, 9.5, 64), (700, 10.5, 256), (400, 9.0, 64), (200, 8.0, 64)],
+    "flat mixtures": [(3, 20.0, 128), (6, 28.0, 64), (12, 14.0, 64), (20, 40.0, 128), (48, 18.0, 256)],
+    "unequal mixtures": [(4, 20.0, 128, 1.2), (10, 14.0, 64, 0.8), (6, 28.0, 64, 2.5), (24, 16.0, 128, 1.0), (12, 10.0, 32, 0.6)],
+    "fields": [(8, 0.8), (16, 1.5), (8, 3.5), (16, 2.5), (16, 1.2)],
+}
+CONTROLS = tuple(kind for kind in HELD_OUT if kind != "grammars")
+
 
 def indices(
     chosen: dict[str, list[Any]],
@@ -86,10 +115,18 @@ def indices(
     """Nesting index of `draws` draws of the data of every kind; draw k has parameters k modulo their number, and seed k."""
     index: dict[str, list[float]] = {}
     for kind, parameters in chosen.items():
-        index[kind] = nesting.indices(kind, parameters, draws, items=items, channel=channel).nesting_index.values.tolist()
+        cases = [parameters[k % len(parameters)] for k in range(draws)]
+        drawn = [changes(kind, case, seed, items, channel) for seed, case in enumerate(cases)]
+        index[kind] = [nesting_index(changed, branching).value for changed, branching in drawn]
         for k, value in enumerate(index[kind] if report else ()):
             report(f"{kind}, {parameters[k % len(parameters)]}, seed {k}: {value:.3f}")
     return index
+
+
+def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
+    """Probability that a positive number is larger than a negative one; ties count one half."""
+    pairs = np.subtract.outer(np.asarray(positive, float), np.asarray(negative, float))
+    return float((pairs > 0).mean() + (pairs == 0).mean() / 2)
 
 
 def separation(name: str, chosen: dict[str, list[Any]], draws: int, verbose: bool) -> Table:
@@ -242,14 +279,117 @@ def levels() -> Table:
     return table
 
 
+FILTERED = {"vocab_size": 24, "multiplicity": 6, "branching": 2, "depth": 4, "grammars": 10}
+"""The grammars of the picture; as many draws of other data have parameters of `HELD_OUT`."""
+
+
+def inversion(items: int = 600) -> Table:
+    """Hierarchy index, against the low level by itself and as it was reconstructed, and nesting index of the same data."""
+    table = Table("data", "isolated", "reconstructed", "nesting index", title="order of the levels, and nesting")
+    for case in inverted(items):
+        isolated, reconstructed = (str(index) for index in case.hierarchy)
+        table.add_row(case.words, isolated, reconstructed, str(case.nesting))
+    return table
+
+
+class Inverted(NamedTuple):
+    """Curves of a high and a low level, (noise, item), and what the two indices say of them."""
+
+    words: str
+    high: xr.DataArray
+    isolated: xr.DataArray
+    hierarchy: tuple[Estimate, Estimate]
+    nesting: Estimate
+
+
+def inverted(items: int) -> list[Inverted]:
+    """A sparse grammar, the same process where the class is lost before the leaves, and flat data with details of two scales."""
+    noise = np.r_[np.geomspace(0.015, 0.4, 25), 0.6, 0.9, 1.5, 4, np.inf].round(4)
+    cases = []
+    for words, (v, m) in (("grammar (32, 4, 2), s f = 1/4, L = 7", (32, 4)), ("grammar (32, 20, 2), s f = 5/4, L = 7", (32, 20))):
+        source = {"type": "rhm", "vocab_size": v, "multiplicity": m, "branching": 2, "depth": 7}
+        read = run(experiment_of({**source, "grammars": 6}, "gaussian", noise, "tree_levels", items=120, chunk=120))
+        high, low = (read.belief.isel(tree_level=level, drop=True) for level in (-1, 0))
+        isolated = (1 - read.effective_epsilon).reset_coords(drop=True)
+        found = hierarchy_index(high, isolated), hierarchy_index(high, low)
+        cases.append(Inverted(words, high, isolated, found, nesting_index(grammar_changes(source, 0), 2)))
+    flat = two_scales(items)
+    floors = 0.5, 0.0
+    found = hierarchy_index(flat.high, flat.isolated, floors), hierarchy_index(flat.high, flat.low, floors)
+    words = "flat: 2 modes beside details of 2 scales"
+    cases.append(Inverted(words, flat.high, flat.isolated, found, nesting_index(vector_changes(two_scales_law(), 0), 2)))
+    return cases
+
+
 def picture(path: Path) -> None:
-    """The panels of figure `controls` with the nesting index, at smoke scale."""
-    with tempfile.TemporaryDirectory() as folder:
-        data = nesting.measured(Workshop("smoke", Path(folder)))
+    """The picture of docs/structure.md: order of the levels, nested correlations, the index of every draw, the dial."""
     with style() as plt:
-        figure = plt.figure(figsize=(13.5, 3.6), layout="constrained")
-        nesting.draw(figure, data)
+        figure, (plane, levels, draws, dial) = plt.subplots(
+            1, 4, figsize=(16.5, 3.7), width_ratios=[1, 1, 1.2, 1], layout="constrained"
+        )
+        _draw_planes(plane)
+        filtered = {
+            k: grammar_changes({"type": "filtered_rhm", **FILTERED, "filtered_above": k}, 0, 200)
+            for k in range(FILTERED["depth"] + 1)
+        }
+        _draw_levels(levels, filtered)
+        _draw_draws(draws)
+        _draw_dial(dial, filtered)
         figure.savefig(path, dpi=100)
+
+
+def _draw_planes(axes: Any) -> None:
+    """The class against the isolated low level: above the diagonal the class is the better preserved."""
+    for case, color in zip(inverted(600), (CLASS, MUTED, "#7b3294"), strict=True):
+        high = nonincreasing(rescaled(case.high.mean("item").values))
+        low = rescaled(case.isolated.values)
+        label = f"{case.words.removesuffix(', L = 7')}: {case.nesting.value:.2f}"
+        axes.plot(np.r_[1, low], np.r_[1, high], color=color, lw=2, label=label.replace("grammar ", ""))
+    axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--")
+    axes.set(xlabel="low level by itself: $r_L$", ylabel="class: $r_H$", title="order of the levels")
+    axes.set(ylim=(-0.05, 1.5), yticks=[0, 0.5, 1])
+    axes.legend(title="data: nesting index", fontsize=8, title_fontsize=8.5, loc="upper left")
+
+
+def _draw_levels(axes: Any, filtered: dict[int, xr.DataArray]) -> None:
+    """Nested correlations with 95 % intervals."""
+    shown = {
+        "grammar (24, 6, 2), L = 4": (filtered[FILTERED["depth"]], 2),
+        "the same, above k = 2 removed": (filtered[2], 2),
+        "one-level grammar, s = 8": changes("one-level grammars", ((5, 1000, 8), 1), 0),
+        "mixture, 6 modes": changes("flat mixtures", (6, 28.0, 64), 0),
+        "field": changes("fields", (8, 0.8), 0),
+    }
+    colors = (CLASS, "#e69f00", ACCENT, "#56b4e9", "#009e73")
+    for (label, (changed, branching)), color, marker in zip(shown.items(), colors, "osDv^", strict=True):
+        nested = nested_correlations(changed, branching).nested.values
+        draw_curve(axes, np.arange(1, len(nested) + 1), nested, color, 0.2, marker=marker, ms=5, label=label)
+    axes.axhline(0, color=MUTED, lw=0.8)
+    axes.set(xlabel="level $k$ of the block", ylabel="nested correlation $D_k$", title="nested correlations")
+    axes.legend(fontsize=8.5)
+
+
+def _draw_draws(axes: Any, draws: int = 10) -> None:
+    """The nesting index of every draw, with held-out parameters."""
+    for row, values in enumerate(indices(HELD_OUT, draws).values()):
+        color = ACCENT if row else CLASS
+        spread = np.linspace(-0.25, 0.25, draws)
+        axes.plot(values, row + spread, "o", ms=4.5, color=color, mfc="white" if row else color, clip_on=False)
+    name_rows(axes, ["grammars,\n$L \\geq 3$, $sf \\leq 3/4$", *CONTROLS], fontsize=9.5)
+    axes.axvline(0, color=MUTED, lw=0.8)
+    axes.set(xlabel="nesting index", title="every draw of all data", xlim=(-0.01, None))
+
+
+def _draw_dial(axes: Any, filtered: dict[int, xr.DataArray]) -> None:
+    """The nesting index of a grammar whose tree above level k is replaced by independent draws."""
+    index = np.array([nesting_index(changed, FILTERED["branching"]) for changed in filtered.values()])
+    k = np.array(list(filtered))
+    for step, color in enumerate(level_colors(len(k))):
+        bars(axes, k[[step]], index[[step]], fmt="o", color=color, capsize=3)
+    axes.plot(k, index[:, 0], color=MUTED, lw=1, zorder=0)
+    axes.set_xticks(k)
+    axes.axhline(0, color=MUTED, lw=0.8)
+    axes.set(xlabel="tree above level $k$ replaced", ylabel="nesting index", title="hierarchical filtering, (24, 6, 2)")
 
 
 def markov_changes(stay: float, symbols: int = 8, sites: int = 32, items: int = 100) -> xr.DataArray:
@@ -292,6 +432,7 @@ def main() -> None:
         "size": size,
         "intervals": intervals,
         "levels": levels,
+        "inversion": inversion,
     }
     parts = ["design", "held-out", *tables]
     parser.add_argument("--part", nargs="+", choices=parts, default=parts)

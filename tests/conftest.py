@@ -2,9 +2,12 @@
 
 import gc
 import os
+import sys
 
 import pytest
 from PIL import Image
+
+from strict_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 
 # Ray would ask for a token, which it makes in the home folder; tests/test_cluster_addresses.py has one of its own.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -21,20 +24,54 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before anything that reads them is im
 
 
 LONGEST = (
-    *("cluster", "mutations", "tools", "inverse", "locate", "model_check", "notebooks", "inverse_figure", "chains_figure"),
-    *("experiment_pages", "object_storage", "cluster_addresses", "report_page", "hostile_inputs", "masked_transformer", "images"),
+    *("cluster", "tools", "inverse", "locate", "model_check", "inverse_figure", "chains_figure", "mutations", "notebooks"),
+    *("experiment_pages", "object_storage", "report_page", "hostile_inputs", "masked_transformer", "images"),
 )
 """Files of tests that take longest, which are begun first, so that all processes end at about the same time."""
+TOGETHER = {
+    "Ray": ("cluster", "cluster_addresses"),
+    "Chromium": ("report_page", "lab_page"),
+    "inverse": ("inverse", "inverse_figure"),
+}
+"""Files of tests that share something expensive of a session, which therefore belong into one process."""
+_SHARED = {f"test_{name}.py": together for together, names in TOGETHER.items() for name in names}
 
 
 def pytest_xdist_auto_num_workers():
-    """Two processes more than there are cores: tests of clusters, browsers and stopped runs wait more than they compute."""
+    """One process a core: each of them imports all libraries, which takes seconds."""
     from uturn.core.processes import cores
 
-    return cores() + 2
+    return cores()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """As `--dist loadfile`, one file to one process, and the files of a line of `TOGETHER` to the same one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return _SHARED.get(file.rpartition("/")[2], file)
+
+    return Together(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+class _WithExamples:
+    """Modules of the package without a doctest need not be imported to look for one."""
+
+    @staticmethod
+    def pytest_ignore_collect(collection_path, config):
+        is_module = collection_path.suffix == ".py" and collection_path.is_relative_to(config.rootpath / "src")
+        return True if is_module and ">>> " not in collection_path.read_text(encoding="utf-8") else None
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(_WithExamples())  # hooks of this file alone see the tests beside it, and not src
 
 
 def pytest_collection_modifyitems(items):
+    """The longest files first, each file's tests in their order."""
     places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
@@ -42,6 +79,14 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     """Garbage collection need not walk the modules, which stay until the end."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def figures_are_closed():
+    """A figure that a test has drawn is closed behind it, since matplotlib warns of more than 20 open ones."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture
@@ -57,6 +102,7 @@ def blank_figures():
     """The same for all tests of a module, with pictures of one pixel."""
 
     def blank(figure, *paths):
+        sys.modules["matplotlib.pyplot"].close(figure)
         for path in paths:
             Image.new("RGB", (1, 1)).save(path) if path.suffix == ".png" else path.touch()
 
@@ -71,9 +117,9 @@ def unchecked_models(monkeypatch):
     monkeypatch.setattr("uturn.core.experiment.Experiment.model_check", lambda self: [])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser():
-    """One headless Chromium for the tests of a module, which are skipped without it."""
+    """One headless Chromium for the tests of a process, which are skipped without it."""
     from javascript import CHROMIUM
 
     playwright = pytest.importorskip("playwright.sync_api", reason="drives Chromium: playwright is not installed")

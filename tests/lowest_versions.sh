@@ -12,4 +12,4 @@ uv venv --quiet --python "${PYTHON:-3.11}" "$place/venv"
 uv pip install --quiet --python "$place/venv/bin/python" --resolution lowest-direct --only-binary :all: --no-binary uturn \
   -e '.[cluster,dev,images,text,text-to-image,training]'
 uv pip list --quiet --python "$place/venv/bin/python"
-"$place/venv/bin/python" -m pytest "$@"
+"$place/venv/bin/python" -m pytest -m "slow or not slow" "$@"

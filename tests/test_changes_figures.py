@@ -158,8 +158,6 @@ def test_figures_pass_on_what_theory_expects(module, chi_runs, correlations_runs
     [
         ("depth8", lambda run: of_theory((32, 8, 2), 8, run.noise.values, shift=0.004), "C(r)/C(0) against the exact"),
         ("depth8", lambda run: longer(run, np.full(17, 0.06)), "ξ against"),
-        ("depth8", lambda run: longer(run, 0.25 * np.log(np.abs(0.731 - run.noise.values) / 0.05)), "slope of log ξ"),
-        ("depth8", lambda run: decaying(run.noise, np.full(17, 0.6), 20.0, Tree(256, 2)), "exponent a"),
         ("mixture", lambda run: decaying(TIMES, np.full(11, 0.5), 20.0, Grid((128,))), "C(r) at large over small"),
         (correlations.GAUSSIAN, lambda run: with_chi(run.noise, bump(run.noise, 0.7, 50), Tree(512, 2)), "C(r) at large over"),
         ("field", lambda run: decaying(TIMES, np.full(11, 0.5), 30.0, Grid((16, 16), True)), "C(r) at 4 to 7 sites"),

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import typer
@@ -91,6 +92,48 @@ def test_a_failed_verdict_is_a_failed_command(tmp_path, monkeypatch):
     for passed, code in ((True, 0), (False, 1)):
         monkeypatch.setattr(paper, "reproduce", lambda *args, passed=passed, **kwargs: [result("fig7", passed)])
         assert CliRunner().invoke(app, ["reproduce", "fig7", "--out", str(tmp_path)]).exit_code == code
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The names of figures that `uturn reproduce` makes."""
+    names = []
+    monkeypatch.setattr(paper, "reproduce", lambda figures, *_, **__: names.extend(figures) or [])
+    return names
+
+
+def test_reproduce_makes_the_figures_of_the_paper(asked, tmp_path):
+    done = CliRunner().invoke(app, ["reproduce", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert asked == list(paper.PAPER_FIGURES)
+
+
+def test_reproduce_makes_all_figures_that_can_be_made(asked, tmp_path, monkeypatch):
+    monkeypatch.setitem(paper.FIGURES, "chi", replace(paper.FIGURES["chi"], needs=("no_such_library", "extra")))
+    done = CliRunner().invoke(app, ["reproduce", "--all", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert {*asked, "chi"} >= {name for name, entry in paper.FIGURES.items() if not entry.needs}
+    assert "chi" not in asked
+    assert "left out: figure 'chi' needs the library no_such_library; pip install 'uturn[extra]'" in done.output
+
+
+def test_reproduce_takes_names_or_all(asked):
+    refused = CliRunner().invoke(app, ["reproduce", "fig7", "--all"])
+    assert isinstance(refused.exception, ValueError)
+    assert not asked
+
+
+def test_the_list_of_figures_has_their_times_and_claims(asked):
+    listed = CliRunner().invoke(app, ["reproduce", "--list"], env={"COLUMNS": "400"}).output.splitlines()
+    rows = {line.split()[0]: line for line in listed if line.split()}
+    assert set(paper.FIGURES) <= set(rows)
+    fig7 = paper.load_figure("fig7")
+    assert fig7.TITLE in rows["fig7"]
+    assert fig7.CLAIM in rows["fig7"]
+    assert re.search(rf" paper +{max(paper.FIGURES['fig7'].seconds, 1):.0f} ", rows["fig7"])
+    assert " beyond " in rows["chi"]
+    assert " deepinv " in rows["inverse"]
+    assert not asked
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The drawn figures 3, 4 and 9 to 14: their verdicts hold, fail when the picture is forged, and the pictures can be drawn."""
+"""The drawn figures 3, 4 and 9 to 14: the verdicts hold and fail on forged data, and the pictures can be drawn."""
 
 import importlib
 
@@ -8,15 +8,15 @@ import pytest
 
 from forging import outcomes
 from uturn.engine.run import run
-from uturn.paper import Workshop, fig3, fig4, fig7, fig9, fig10, fig11, fig12, fig13, fig14
+from uturn.paper import Workshop, fig7, fig10, fig11, fig12, fig13, fig14, pictures
 from uturn.paper.verdicts import mean_estimate
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """{module name: runs} of the figures that are drawn from an instance."""
-    work = Workshop("smoke", tmp_path_factory.mktemp("pictures"))
-    return {module.__name__.rpartition(".")[2]: module.measure(work) for module in (fig3, fig4, fig9, fig10, fig11)}
+def kept(tmp_path_factory):
+    """{module name: runs} of the figures that need no run."""
+    work = Workshop("smoke", tmp_path_factory.mktemp("kept"))
+    return {module.__name__.rpartition(".")[2]: module.measure(work) for module in (fig10, fig11)}
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,10 @@ def replaced(values, where, value):
     return values
 
 
-@pytest.mark.parametrize("name", ["fig3", "fig4", "fig9", "fig10", "fig11"])
-def test_verdicts_hold_and_pictures_are_drawn(pictures, name, tmp_path):
+@pytest.mark.parametrize("name", ["fig10", "fig11"])
+def test_verdicts_hold_and_pictures_are_drawn(kept, name, tmp_path):
     module = importlib.import_module(f"uturn.paper.{name}")
-    data, verdicts = module.analyse(pictures[name])
+    data, verdicts = module.analyse(kept[name])
     assert all(outcomes(verdicts)), verdicts
     figure = module.draw(data)
     for ending in ("png", "pdf"):
@@ -59,35 +59,44 @@ def test_verdicts_hold_and_pictures_are_drawn(pictures, name, tmp_path):
     plt.close(figure)
 
 
-def test_fig3_fails_on_a_reconstruction_that_forgets_what_was_seen(pictures):
-    other = fig3.nodes(fig3.small_string()[0].sample(2, seed=3)[1:].latents)
-    assert outcomes(fig3.analyse(forged(pictures["fig3"], reconstruction=lambda x: other))[1]) == [False]
+@pytest.mark.parametrize("picture", [pictures.FIG3, pictures.FIG4, pictures.FIG9], ids=lambda picture: picture.TITLE)
+def test_pictures_of_one_string_are_drawn(picture, tmp_path):
+    data, verdicts = picture.analyse(picture.measure(Workshop("smoke", tmp_path)))
+    assert verdicts == []
+    figure = picture.draw(data)
+    figure.savefig(tmp_path / "picture.png", dpi=40)
+    plt.close(figure)
 
 
-def test_fig4_fails_on_forged_messages(pictures):
-    for name in fig4.OUTPUTS:
-        assert outcomes(fig4.analyse(forged(pictures["fig4"], **{name: lambda x: swapped(x, 8, 9)}))[1]) == [False]
+def test_contributions_of_rules_make_the_messages_of_a_factor():
+    """Eqs. 7 and 8: the bars of fig. 9 add up to the messages that belief propagation sends."""
+    data = pictures.factor()
+    upward = data.contribution_up.sum("rule").values
+    np.testing.assert_allclose(upward / upward.sum(), data.upward_parent.values, rtol=1e-12, atol=1e-15)
+    to_left = np.zeros(data.sizes["symbol"])
+    np.add.at(to_left, data.rules.values[..., 0].ravel(), data.contribution_left.values.ravel())
+    np.testing.assert_allclose(to_left / to_left.sum(), data.downward_children.values[0], rtol=1e-12, atol=1e-15)
 
 
-def test_fig9_fails_on_forged_messages_or_rules(pictures):
-    runs, fig = pictures["fig9"], fig9.analyse
-    assert outcomes(fig(forged(runs, upward_parent=lambda x: swapped(x, 0, 1)))[1]) == [False, True, True, True]
-    assert outcomes(fig(forged(runs, downward_children=lambda x: swapped(x, 0, 1)))[1]) == [True, False, False, True]
-    twice = outcomes(fig(forged(runs, rules=lambda x: replaced(x, (0, 0), x[1, 0])))[1])
-    assert not twice[0]
-    assert not twice[3]
+def test_the_u_turn_of_the_picture_keeps_what_is_observed():
+    data = pictures.tree_and_rules()
+    leaves = data.isel(node=data.tree_level == 0)
+    observed = data.observed.values >= 0
+    assert 0 < observed.sum() < len(observed)
+    for name in ("original", "reconstruction"):
+        np.testing.assert_array_equal(leaves[name].values[observed], data.observed.values[observed])
 
 
-def test_fig10_fails_on_forged_rules_counts_and_beliefs(pictures):
-    runs, fig = pictures["fig10"], fig10.analyse
+def test_fig10_fails_on_forged_rules_counts_and_beliefs(kept):
+    runs, fig = kept["fig10"], fig10.analyse
     assert outcomes(fig(forged(runs, upward=lambda x: x[::-1]))[1]) == [False, True, True]
     # With replacement the mean number of competing rules would be 256 * 62 / 1024.
     assert outcomes(fig(forged(runs, rules_at_distance=lambda x: x + 0.1))[1]) == [True, False, True]
     assert outcomes(fig(forged(runs, mean_belief=lambda x: x + 0.01))[1]) == [True, True, False]
 
 
-def test_fig11_fails_on_forged_messages(pictures):
-    runs, fig = pictures["fig11"], fig11.analyse
+def test_fig11_fails_on_forged_messages(kept):
+    runs, fig = kept["fig11"], fig11.analyse
     data = runs["messages"]
     flat = forged(runs, upward=lambda x: np.where((data.tree_level.values == 0)[:, None], x[:, ::-1], x))
     assert outcomes(fig(flat)[1]) == [False, True, True]
@@ -150,10 +159,9 @@ def test_fig14_verdicts_hold_and_can_fail(epsilon_run):
     data, verdicts = fig14.analyse({"epsilon": epsilon_run})
     assert all(outcomes(verdicts)), verdicts
     plt.close(fig14.draw(data))
-    assert outcomes(fig14.analyse(moved(epsilon_run, "belief", 0.02))[1]) == [False, True, False]
     wrong = epsilon_run.copy(deep=True)
     wrong["belief"] = epsilon_run.belief * 0.999
-    assert outcomes(fig14.analyse({"epsilon": wrong})[1]) == [True, False, False]
+    assert outcomes(fig14.analyse({"epsilon": wrong})[1]) == [False, False]
 
 
 def test_drawn_paths_follow_the_exact_law_below_the_root():

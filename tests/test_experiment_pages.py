@@ -131,6 +131,7 @@ def stores(here):
     return here
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unsaved_figures")
 def test_experiments(stores):
     """Every command of the page, and then its code; sweeps are made of fewer originals, in this process."""

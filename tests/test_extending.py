@@ -24,7 +24,7 @@ from uturn.core.registry import PARTS
 from uturn.corruption.denoising import checked_posterior
 from uturn.corruption.strings import checked_strings, draw_symbols
 from uturn.measures.clones import between_clones
-from uturn.paper.registry import FIGURES
+from uturn.paper.registry import FIGURES, Entry
 from uturn.paper.verdicts import verdict, within
 
 # -- one of each, for a new kind of data --------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def figure():
 
 def test_a_new_figure(registered, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "uturn.paper.coins", figure())
-    monkeypatch.setitem(FIGURES, "coins", 1)
+    monkeypatch.setitem(FIGURES, "coins", Entry("coins", "uturn.paper.coins", False))
     done = CliRunner().invoke(app, ["reproduce", "coins", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert "1 of 1 verdicts passed" in done.output

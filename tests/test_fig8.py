@@ -9,7 +9,7 @@ from uturn.engine.run import run
 from uturn.networks.files import load_network
 from uturn.paper import Workshop, fig8
 
-ACCURACY, VERDICT_SWAP, SWAP, ORDER, GRAMMARS, HALF, WIDTH = range(7)
+CLASS_SWAP, SWAP, HALF, WIDTH = range(4)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def moved(variable, shift):
 def test_a_good_network_passes(runs):
     assert failed(runs) == set()
     data, verdicts = fig8.analyse(runs)
-    assert len(verdicts) == 7
+    assert len(verdicts) == 4
     assert 0.8 < data.inversion[1] < data.inversion[0] < data.inversion[2] < 0.9
     figure = fig8.draw(data)
     assert len(figure.axes) == 3
@@ -67,41 +67,29 @@ def forge(runs, label, **variables):
 
 def test_verdicts_can_fail(runs):
     layers = runs["layers"]
-    assert failed(forge(runs, "network", accuracy=0.985)) == {ACCURACY}
     # The layers in the wrong order: the first block sees the class.
     upside_down = (layers.similarity.dims, layers.similarity.values[..., ::-1])
-    assert {VERDICT_SWAP, SWAP, ORDER, WIDTH} <= failed(forge(runs, "layers", similarity=upside_down))
+    assert {CLASS_SWAP, SWAP, WIDTH} <= failed(forge(runs, "layers", similarity=upside_down))
     # Logits with no more information than the predicted class: the same swap.
     similarity = layers.similarity.copy(deep=True)
     similarity[..., -1] = (layers.same_class - 1 / 16) / (1 - 1 / 16)
     assert failed(forge(runs, "layers", similarity=similarity)) == {SWAP}
     # Logits that lose the class too early, or keep it too long.
-    for shift, expected in [(-0.1, {SWAP, HALF}), (0.1, {SWAP, ORDER, HALF})]:
+    for shift, expected in [(-0.1, {SWAP, HALF}), (0.1, {SWAP, HALF})]:
         similarity = layers.similarity.copy(deep=True)
         similarity[..., -1] = moved(layers.similarity[..., -1], shift)[1]
         assert expected <= failed(forge(runs, "layers", similarity=similarity))
     # All layers the same: no inversion, none is smoother than another.
     alike = layers.similarity.isel(network_layer=[-1] * layers.sizes["network_layer"]).values
-    assert {SWAP, ORDER, WIDTH} <= failed(forge(runs, "layers", similarity=(layers.similarity.dims, alike)))
+    assert {SWAP, WIDTH} <= failed(forge(runs, "layers", similarity=(layers.similarity.dims, alike)))
     # A network that does not depend on the strings.
-    assert VERDICT_SWAP in failed(forge(runs, "layers", same_class=moved(layers.same_class, 0.05)))
-    # Grammars whose classes and leaves swap elsewhere.
-    belief = runs["grammars"].belief
-    for shift in (-0.1, -0.02):
-        assert GRAMMARS in failed(forge(runs, "grammars", belief=moved(belief, shift)))
-    # So different from each other that their mean says nothing.
-    early, late = (moved(belief, shift)[1] for shift in (-0.05, 0.05))
-    order = [belief.dims.index(dim) for dim in ("noise", "item", "tree_level")]
-    odd = (runs["grammars"].grammar.values % 2 == 1)[None, :, None].transpose(np.argsort(order))
-    mixed = (belief.dims, np.where(odd, early, late))
-    assert failed(forge(runs, "grammars", belief=mixed)) >= {GRAMMARS}
-    # The grammar of the network is not like the others.
-    assert GRAMMARS in failed(forge(runs, "layers", belief=moved(layers.belief, -0.05)))
+    assert CLASS_SWAP in failed(forge(runs, "layers", same_class=moved(layers.same_class, 0.05)))
 
 
 SMALL = fig8.Setup(6, 3, 2, 3, 24, 3000, 1200, 12, (0.0, 0.5, 1.0))  # stops after more than one checkpoint
 
 
+@pytest.mark.slow
 def test_the_network_is_trained_once_and_resumed(tmp_path, monkeypatch):
     from uturn.networks import files, training
 

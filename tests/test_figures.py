@@ -19,7 +19,7 @@ def test_specs_are_valid(name, scale):
     assert module.CAPTION
     assert re.fullmatch(r"[A-Z].{20,}[.]", module.CLAIM)  # a sentence
     if not hasattr(module, "experiments"):
-        pytest.skip("measures in its own way: see its own tests")
+        return  # it measures in its own way, which its own tests show
     experiments = module.experiments(scale)
     assert experiments
     for experiment in experiments.values():

@@ -47,6 +47,7 @@ def copied(request, finished, tmp_path, monkeypatch):  # noqa: F811
     return copy, ObjectStore if obstore else LocalStore
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("copied", "after"), [("folder", False), ("objects", True)], indirect=["copied"])
 def test_killed_at_any_write_of_a_growth(copied, finished, fresh, monkeypatch, after):  # noqa: F811
     copy, storage = copied

@@ -450,6 +450,7 @@ def peak(tmp_path, depth: int, count: int, action: str, batch_size: int = 40) ->
     return int(np.cumsum([size for _, size in sorted(changes, key=lambda change: change[0])]).max())
 
 
+@pytest.mark.slow
 def test_memory_bound(tmp_path):
     """Two float64 copies of one layer and batch besides the forward pass, for every depth and number of samples."""
     size = 40 * 50 * 4  # of the activations of one layer and batch, in bytes

@@ -1,6 +1,5 @@
 """The hierarchy index: known values, what it must not depend on, curves without an inversion, coverage; forged figures."""
 
-import json
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -9,17 +8,16 @@ import pytest
 import torch
 import xarray as xr
 
+from flat_data import two_scales, two_scales_curves, two_scales_law, vector_changes
+from small import strings
 from uturn.core.experiment import Experiment
 from uturn.core.random import keys, uniforms
 from uturn.corruption import Gaussian
-from uturn.exact.laws import power_law
+from uturn.engine.run import run
 from uturn.exact.theory import MeanField
 from uturn.measures.hierarchy import nesting_index
 from uturn.measures.statistics import hierarchy_index, nonincreasing, rescaled
-from uturn.paper import controls, nesting, s9
-from uturn.paper.control_cases import two_scales, two_scales_curves, two_scales_law, two_scales_noise
-from uturn.paper.nesting import CONTROLS, vector_changes
-from uturn.sources import GaussianFieldSource
+from uturn.paper import s9
 
 FINE = np.linspace(0, 1, 401)  # low level, from 0 to 1 of its way down
 
@@ -201,169 +199,6 @@ def test_nonincreasing_is_the_closest_such_curve():
 # -- the figures judge what they are given ------------------------------------------------------------------------------------
 
 
-def string_run(high, low, isolated) -> xr.Dataset:
-    belief = np.repeat(np.stack([low, high], axis=-1)[:, None], 8, axis=1)
-    return xr.Dataset(
-        {"belief": (("noise", "item", "tree_level"), belief)},
-        coords={
-            "noise": np.arange(len(low)),
-            "tree_level": [0, 7],
-            "grammar": ("item", [0] * 4 + [1] * 4),
-            "effective_epsilon": ("noise", 1 - np.asarray(isolated)),
-        },
-    )
-
-
-def vector_run(high, low, source) -> xr.Dataset:
-    spec = Experiment.from_dict(
-        {
-            "items": 8,
-            "source": source,
-            "corruption": {"type": "gaussian", "noise": [0.1]},
-            "backward": {"type": "exact"},
-            "probes": [{"type": "scales"}],
-        }
-    ).to_dict()
-    time = np.r_[np.linspace(0.05, 4, len(low) - 1), np.inf]
-    return xr.Dataset(
-        {
-            "same_label": (("noise", "item", "trajectory"), np.repeat(np.asarray(high)[:, None, None], 8, axis=1)),
-            "scale_similarity": (("noise", "item", "trajectory", "scale"), np.repeat(low[:, None, None, None], 8, axis=1)),
-        },
-        coords={"noise": time, "log_snr": ("noise", Gaussian().log_snr(time)), "label": ("item", [0, 1] * 4)},
-        attrs={"spec": json.dumps(spec)},
-    )
-
-
-def mean_field_run(source) -> xr.Dataset:
-    noise = np.linspace(0, 1, 61)[1:]
-    curves = MeanField(*(source[key] for key in ("vocab_size", "multiplicity", "branching"))).curves(noise, source["depth"])
-    return string_run(curves.marginals[:, -1], curves.marginals[:, 0], 1 - noise).assign_coords(noise=noise)
-
-
-def forged_controls() -> dict[str, xr.Dataset]:
-    low = np.linspace(1, 0, 42)[1:]
-    epsilon = {case.label: case.source for case in [*controls.cases("smoke"), *controls.OTHERS] if case.channel == "epsilon"}
-    runs = {
-        **{label: string_run(logistic(low), low, low) for label in ("sparse", "sparse-masking", "paper")},
-        **{label: mean_field_run(source) for label, source in epsilon.items()},
-        "sparse-depth3": string_run(low, low, low),
-        "sparse-depth5": string_run(logistic(low, width=0.2), low, low),
-        "beyond": string_run(low**8, low, low),
-        "full": string_run(low**20, low, low),
-    }
-    for label, chance, source in [
-        ("two-modes", 1 / 2, {"type": "gaussian_mixture"}),
-        ("many-modes", 1 / 64, {"type": "gaussian_mixture", "num_modes": 64}),
-        ("field", 1 / 2, {"type": "gaussian_field"}),
-    ]:
-        runs[label] = vector_run(chance + (1 - chance) * low**0.1, low, source)
-    return {**runs, "two-scales": two_scales_run(), "nesting": forged_nesting()}
-
-
-def two_scales_run(high=None) -> xr.Dataset:
-    """The exact curves, or another class."""
-    noise = two_scales_noise()
-    kept, low = two_scales_curves(noise)
-    curves = {"high": (1 + (kept if high is None else high(kept))) / 2, "low": low}
-    spread = {name: (("noise", "item"), np.repeat(curve[:, None], 8, axis=1)) for name, curve in curves.items()}
-    return xr.Dataset({**spread, "isolated": ("noise", low)}, {"noise": noise})
-
-
-def forged_nesting() -> xr.Dataset:
-    """The part with the nesting index, as theory expects it."""
-    index = np.zeros((1 + len(CONTROLS), 4))
-    index[0] = [0.1, 0.2, 0.3, 0.4]
-    dial = np.array([0, 0, 0.2, 0.3, 0.35])[:, None] + [0, -0.01, 0.01]
-    return xr.Dataset(
-        {
-            "nesting_index": (("data_kind", "draw"), index),
-            "nesting_dial": (("filtered_above", "estimate"), dial),
-            "nested": (("data", "tree_level", "estimate"), np.zeros((5, 6, 3))),
-            "nesting_epsilon": ("estimate", nesting.mean_field_index() + np.array([0, -0.01, 0.01])),
-        },
-        coords={
-            "data_kind": ["grammars", *CONTROLS],
-            "filtered_above": range(5),
-            "estimate": ["value", "low", "high"],
-            "data": list(nesting.SHOWN),
-            "tree_level": range(1, 7),
-        },
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "where", "value", "failing"),
-    [
-        ("nesting_index", {"data_kind": "fields", "draw": 1}, 0.25, {0}),
-        ("nesting_dial", {"filtered_above": 3}, 0.36, {1}),
-        ("nesting_dial", {"filtered_above": 1}, 0.1, {2}),
-        ("nesting_epsilon", {}, 0.3, {3}),
-    ],
-)
-def test_verdicts_of_the_nesting_index_can_fail(name, where, value, failing):
-    data = forged_nesting()
-    assert all(verdict.passed for verdict in nesting.verdicts(data))
-    data[name].loc[where] = value
-    assert {k for k, one in enumerate(nesting.verdicts(data)) if not one.passed} == failing
-
-
-def test_controls_pass_on_what_theory_expects():
-    data, verdicts = controls.analyse(forged_controls())
-    assert [verdict.passed for verdict in verdicts] == [True] * 8 + [None] + [True] * 4
-    assert "nested" in data
-    assert "(32, 12, 2), L = 7, ε-process: 0.5" in verdicts[0].measured  # grammars are named
-    assert "not covered, because no theory here says what to expect: (32, 12, 2), L = 7, ε-process: 0" in verdicts[2].expected
-    assert "(32, 8, 2), L = 10: 0." in verdicts[2].expected  # the paper's grammar
-
-
-def test_a_control_without_an_index_does_not_pass():
-    low = np.linspace(1, 0, 42)[1:]
-    never_lost = vector_run(0.5 + 0.5 * low**0.1, low, {"type": "gaussian_mixture", "num_modes": 64})
-    _, verdicts = controls.analyse({**forged_controls(), "many-modes": never_lost})
-    assert "mixture, 64 modes: nan" in verdicts[1].measured
-    assert not verdicts[1].passed
-
-
-@pytest.mark.parametrize("label", ["dense-epsilon", "nesting"])
-def test_no_judged_run_may_be_left_out(label):
-    runs = forged_controls()
-    del runs[label]
-    with pytest.raises(KeyError, match=label):
-        controls.analyse(runs)
-
-
-def test_the_low_level_of_a_field_is_its_finest_octave():
-    source = GaussianFieldSource()
-    low = np.linspace(1, 0, 42)[1:]
-    run = vector_run(0.5 + 0.5 * low**0.1, low, {"type": "gaussian_field"})
-    finest = source.scales()[16.0]
-    power = power_law((32, 32), 2.0)[finest]
-    snr = np.exp(run.log_snr.values)[:, None]
-    kept = (power**2 * snr / (power * snr + 1)).sum(1) / power.sum()
-    np.testing.assert_allclose(controls.levels(run).isolated, kept, rtol=1e-9)
-    assert kept[0] < 0.7 * (snr / (1 + snr))[0, 0]  # its components are small: lost before the mean one
-
-
-@pytest.mark.parametrize(
-    ("label", "failing"), [("dense-epsilon", {4}), ("beyond", {0, 1, 2, 3}), ("sparse-depth3", {5, 6}), ("two-scales", {7})]
-)
-def test_controls_fail_on_the_contrary(label, failing):
-    runs = forged_controls()
-    low = np.linspace(1, 0, 42)[1:]
-    if label == "dense-epsilon":
-        # Positive, but not as the mean field has it.
-        runs[label] = string_run(logistic(low), low, low).assign_coords(noise=1 - low)
-    elif label == "beyond":
-        runs[label] = string_run(logistic(low, 0.5, 0.01), low, low)  # controls that look like a hierarchy
-    elif label == "two-scales":
-        runs[label] = two_scales_run(np.sqrt)  # a class that is lost later
-    else:
-        runs[label] = string_run(logistic(low, 0.5, 0.01), low, low)  # a shallow tree
-    _, verdicts = controls.analyse(runs)
-    assert {k for k, verdict in enumerate(verdicts) if verdict.passed is False} == failing
-
-
 def test_flat_data_with_two_scales_of_detail_have_a_large_hierarchy_index_and_no_nesting():
     """The curves of U-turns are the exact ones: Bonferroni over 2 x 61 levels at 1e-3, t on 599 degrees of freedom."""
     run = two_scales(600)
@@ -373,6 +208,25 @@ def test_flat_data_with_two_scales_of_detail_have_a_large_hierarchy_index_and_no
         z = np.abs(values.mean("item") - exact)[1:].values / np.maximum(error[1:].values, 1e-3)
         assert z.max() < 4.5
     assert nesting_index(vector_changes(two_scales_law(), seed=0), 2).high < 0.01
+    # The order of the levels inverts as in no grammar, against the details by themselves and against the reconstructed ones.
+    expected = index(kept, low).value
+    assert expected > 0.8
+    for details in (run.isolated, run.low):
+        found = hierarchy_index(run.high, details, (0.5, 0.0))
+        assert found.low <= expected <= found.high
+        assert found.high - found.low < 0.15
+
+
+def test_sparse_grammars_invert_as_the_mean_field_says():
+    noise = np.linspace(0, 1, 61)[1:]
+    source = {"vocab_size": 32, "multiplicity": 4, "branching": 2, "depth": 7}
+    kept = MeanField(32, 4, 2).curves(noise, 7).marginals[:, -1]
+    expected = hierarchy_index(readings(kept), readings(1 - noise)).value
+    spec = strings("epsilon", noise.round(4).tolist(), source={**source, "grammars": 6}, items=120)
+    read = run(Experiment.from_dict(spec))
+    found = hierarchy_index(read.belief.isel(tree_level=-1, drop=True), 1 - read.effective_epsilon)
+    assert 0.2 < expected < 0.25
+    assert abs(found.value - expected) < 0.02
 
 
 def forged_s9(shift=1.0, first_layer=None, accuracy=1.0, items=300) -> dict[str, xr.Dataset]:

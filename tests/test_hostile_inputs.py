@@ -588,13 +588,12 @@ def test_a_link_in_a_folder_of_results_is_replaced_and_not_its_target(name, tmp_
 
 
 def test_a_report_of_small_files_ends_soon(tmp_path):
-    """Files with holes, and arrays and pictures of few bytes that promise gigabytes."""
+    """Files with holes, and arrays of few bytes that promise gigabytes."""
     begin = time.process_time()
     holes = figure(tmp_path / "holes", "fig7")
     os.truncate(holes / "fig7.json", 2**40)
     assert "bytes = 1099511627776: expected" in str(collect([holes]).problems)
-    Image.new("1", (12_000, 12_000)).save(holes / "fig6.png")
-    figure(holes, files={"png": "fig6.png", "data": "fig6.zarr"})
+    figure(holes, files={"data": "fig6.zarr"})
     write_dataset(xr.Dataset({"y": ("noise", np.zeros(3))}), holes / "fig6.zarr")
 
     def promise(metadata):
@@ -605,7 +604,6 @@ def test_a_report_of_small_files_ends_soon(tmp_path):
         promise(array(root, "y") if "consolidated_metadata" in root else root)
         path.write_text(json.dumps(root))
     problems = str(collect([holes]).problems)
-    assert "pixels = (12000, 12000): expected" in problems
     assert "bytes = 68719476736: expected" in problems
     with pytest.raises(ValueError, match="images = 400200: expected"):
         grid(np.arange(2000), [""] * 200, np.zeros((200, 1, 1, 1)), np.zeros((2000, 200, 1, 1, 1)), None)
@@ -686,7 +684,7 @@ def test_no_attribute_changes_readings(about, stored, tmp_path):
 
 
 def test_texts_that_a_store_names_take_no_time(of_texts, tmp_path, monkeypatch):
-    """Regular expressions, texts with holes, of many lines or fewer than items, and networks of more layers than any has."""
+    """Regular expressions, and texts with holes, of many lines or fewer than items."""
 
     def named(**parts):
         """The records of a store that names other inputs, with the fingerprints that they have."""
@@ -698,12 +696,8 @@ def test_texts_that_a_store_names_take_no_time(of_texts, tmp_path, monkeypatch):
     assert "original_piece" in named()
     for name, text in (("many", "the cat\n" * 2**17), ("returns", "the cat\r" * 2**17), ("few", "the cat\n"), ("holes", "")):
         (tmp_path / f"{name}.txt").write_text(text, newline="")
-    large = shutil.copytree(tmp_path / "bert", tmp_path / "large")
-    config = json.loads((large / "config.json").read_text())
-    (large / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**6}))
     begin = time.process_time()
     assert not named(source={"path": str(tmp_path / "few.txt")})
-    assert not named(backward={"model": str(large)})
     monkeypatch.setattr("uturn.sources.tokens._read", lambda *_: pytest.fail("read"))
     assert not named(backward={"split": "(a|aa)+b"})
     for name in ("many", "returns", "holes"):
@@ -797,25 +791,15 @@ def test_links_in_a_circle_are_replaced_or_named(tmp_path, capsys):
 INDEX = "model.safetensors.index.json"
 
 
-def test_links_and_folders_of_images_are_bounded(tmp_path):
-    """A link to a folder that holds the folder is left out; 20 folders have 2**20 names, and a folder no end."""
-    names = [f"{k}/{end}" for k in range(20) for end in "ab"]
-    for k in range(21):
-        (tmp_path / "fan" / f"{k}").mkdir(parents=True)
-    for name in names:
-        (tmp_path / "fan" / name).symlink_to(tmp_path / "fan" / str(int(name.split("/")[0]) + 1))
-    (tmp_path / "deep" / "/".join(["x"] * 70)).mkdir(parents=True)
-    for name, message in (("fan", "fan: links = 'more'"), ("deep", "folders in each other")):
-        begin = time.process_time()
-        with pytest.raises(ValueError, match=message):
-            list(listed(str(tmp_path / name)))
-        assert time.process_time() - begin < 10
+def test_links_to_folders_above_are_left_out(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
     images = tmp_path / "images"
     images.mkdir()
     (images / "a.png").write_bytes(b"a")
-    for name, to in (("up", ".."), ("root", "/"), ("itself", "."), ("one", tmp_path / "fan" / "20")):
+    for name, to in (("up", ".."), ("root", "/"), ("itself", "."), ("one", other)):
         (images / name).symlink_to(to)
-    (tmp_path / "fan" / "20" / "b.png").write_bytes(b"bc")
+    (other / "b.png").write_bytes(b"bc")
     assert sorted(listed(str(images))) == [("a.png", 1), ("one/b.png", 2)]
 
 
@@ -830,19 +814,8 @@ def changed_config(**changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: os.mkfifo(folder / "more.bin"), r"more\.bin cannot be read \(its kind = 'a pipe"),
-        (
-            lambda folder: os.truncate(folder / "tokenizer.json", 2**40),
-            r"tokenizer\.json cannot be read \(its bytes = 1099511627776",
-        ),
-        (changed_config(num_hidden_layers=10**6), "num_hidden_layers = '1000000': expected at most 1024"),
-        (changed_config(num_labels=10**8), "num_labels = '100000000': expected at most"),
         (changed_config(architectures=5), "architectures = 5: expected a list"),
         (changed_config(auto_map="x"), "auto_map = 'x': expected a dict"),
-        *(
-            (lambda folder, to=to: (folder / INDEX).write_text(json.dumps({"weight_map": {"w": to}})), f"file of w = '{to}'")
-            for to in ("../other/model.safetensors", "/dev/zero")
-        ),
     ],
 )
 def test_the_folder_of_a_model_is_looked_at_before_it_is_read(change, message, tmp_path, monkeypatch):

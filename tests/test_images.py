@@ -190,6 +190,7 @@ def test_figures_are_drawn_without_missing_numbers(run, tmp_path):
 # --- intervals -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth():
     design, runs = SIMULATED["IMAGES"]["40 originals, 4 U-turns, items differ"], 60
     found = [SIMULATED["image_run"](design, 5000 + seed) for seed in range(runs)]

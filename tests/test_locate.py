@@ -45,6 +45,7 @@ def numbers(location):
 # --- the command ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unsaved_figures")
 def test_strings_are_located_planned_and_studied(folder):
     wanted = ("--until", 0.1, "--reading", ROOT)

@@ -126,14 +126,10 @@ def test_sigma_in_the_place_of_its_logarithm_or_of_another_unit_is_named(embedde
     assert "does not fit what is declared" in line
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist-flow", "fashion-classes"])
-def test_no_change_fits_a_right_network_better(name):
-    data = np.load(ATLAS / ("digits.npy" if name == "digits" else "mnist.npy"))[:10]
+def test_no_change_fits_a_right_network_better():
+    data = np.load(ATLAS / "mnist.npy")[:10]
     images = data.reshape(10, 1, *data.shape[1:3]).astype(np.float32) / 127.5 - 1
-    if name.startswith("fashion"):
-        images = ut.fashion_mnist.load_test_set()[0][:10]
-    options = {"null_class": 10} if name == "fashion-classes" else {}
-    chain = ReverseDiffusion.from_pretrained(ATLAS / name, "ddpm", 4, device="cpu", **options)
+    chain = ReverseDiffusion.from_pretrained(ATLAS / "mnist", "ddpm", 4, device="cpu")
     with torch.inference_mode():
         clean = torch.from_numpy(chain.forward.clean(images))
         errors = Probed(chain.model, chain.forward.scheduler, clean, None, Pieces(chain.device, 64)).errors()

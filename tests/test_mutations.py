@@ -1,13 +1,16 @@
 """Every error of `mutations.py` makes the verdict or test named there fail, which passes without the error.
 
+Errors in files that differ from the last commit are tried by default, all others with `-m slow`.
+
 Verdicts are taken from the figure's own functions on a part of its smoke-scale measurement: `benchmarks/mutations.py` runs the
 whole figures.
 """
 
 import importlib
 import inspect
+import subprocess
 import tempfile
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +26,35 @@ from uturn.measures.changes import chi_of, chi_parts
 from uturn.measures.statistics import estimate
 from uturn.paper import chi, fig6, sampler_laws, schedulers
 from uturn.paper.correlated_runs import STEEP, exact_covariances
+
+ROOT = Path(__file__).parents[1]
+
+
+def changed_files():
+    """Names of the files of the package that differ from the last commit; none where there is no git."""
+    commands = (["git", "diff", "--name-only", "HEAD", "--", "src"], ["git", "ls-files", "-o", "--exclude-standard", "--", "src"])
+    names = set()
+    for command in commands:
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return set()
+        names.update(done.stdout.splitlines())
+    return names
+
+
+CHANGED = changed_files()
+
+
+def tried(mutations):
+    """Parameters of a test: errors in unchanged files are slow."""
+    cases = []
+    for mutation in mutations:
+        module = mutation.target.partition(":")[0].replace(".", "/")
+        is_changed = f"src/{module}.py" in CHANGED or f"src/{module}/__init__.py" in CHANGED
+        cases.append(pytest.param(mutation, id=mutation.name, marks=() if is_changed else pytest.mark.slow))
+    return cases
+
 
 NAMES = [mutation.name for mutation in MUTATIONS]
 PASSED: set[str] = set()
@@ -59,10 +91,10 @@ def of_chi():
 QUICK = {"chi": of_chi, "fig6": of_fig6, "schedulers": of_schedulers}
 
 
-@pytest.fixture(scope="module")
-def unharmed():
-    """Verdicts of the right package, {figure: verdicts}."""
-    return {figure: verdicts() for figure, verdicts in QUICK.items()}
+@cache
+def unharmed(figure):
+    """The verdicts of a figure with the right package."""
+    return QUICK[figure]()
 
 
 def intervals_see_the_grammars():
@@ -98,20 +130,20 @@ def named_test(name, arguments):
     return call
 
 
-@pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.figures], ids=lambda m: m.name)
-def test_the_figure_fails(mutation, unharmed):
+@pytest.mark.parametrize("mutation", tried(m for m in MUTATIONS if m.figures))
+def test_the_figure_fails(mutation):
     figure, words = next(iter(mutation.figures.items()))  # the cheapest comes first
 
     def passed(verdicts):
         (found,) = [verdict.passed for verdict in verdicts if verdict.quantity.startswith(words)]
         return found
 
-    assert passed(unharmed[figure])
+    assert passed(unharmed(figure))
     with mutation.applied():
         assert not passed(QUICK[figure]())
 
 
-@pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.tests], ids=lambda m: m.name)
+@pytest.mark.parametrize("mutation", tried(m for m in MUTATIONS if m.tests))
 def test_the_test_fails(mutation):
     for test in mutation.tests:
         if repr(test) not in PASSED:  # several errors can have one test
@@ -119,6 +151,14 @@ def test_the_test_fails(mutation):
             PASSED.add(repr(test))
         with mutation.applied(), pytest.raises(AssertionError):
             named_test(*test)()
+
+
+def test_errors_in_changed_files_are_tried_by_default(monkeypatch):
+    """And those in other files are slow."""
+    module = MUTATIONS[0].target.partition(":")[0]
+    monkeypatch.setitem(globals(), "CHANGED", {f"src/{module.replace('.', '/')}.py"})
+    marked = {case.id for case in tried(MUTATIONS) if case.marks}
+    assert marked == {mutation.name for mutation in MUTATIONS if not mutation.target.startswith(f"{module}:")}
 
 
 def test_everything_is_caught_and_nothing_is_left_behind():

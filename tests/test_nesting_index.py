@@ -7,12 +7,12 @@ import pytest
 import xarray as xr
 
 import uturn as ut
+from flat_data import SHARES, changes, grammar_changes, grammar_experiment, nested_order
 from small import strings
 from uturn.core.random import Purpose, Streams, keys, uniforms
 from uturn.exact.theory import MeanField
 from uturn.measures import hierarchy
 from uturn.measures.hierarchy import nested_correlations, nesting, nesting_index, site_changes
-from uturn.paper.nesting import HELD_OUT, SHARES, auc, changes, grammar_changes, grammar_experiment, nested_order
 
 
 def labelled(x, noise=None) -> xr.DataArray:
@@ -197,10 +197,6 @@ def test_grammars_and_controls():
     assert nesting_index(*changes("grammars", (16, 16, 2, 4), 0)).high < 0.02
 
 
-def test_area_under_the_curve():
-    assert (auc([2, 3], [0, 1]), auc([0, 0], [0, 0]), auc([1, 3], [2, 2])) == (1, 0.5, 0.5)
-
-
 def test_blocks_of_a_grid_are_neighbours():
     order = nested_order(8)
     assert sorted(order) == list(range(64))
@@ -232,7 +228,8 @@ def test_of_stored_covariances():
     whole, pooled = nesting_index(changed, 3), nesting_index(stored(changed, 3))
     assert pooled.value == pytest.approx(whole.value, abs=0.005)  # all sites are alike, and each of them has its noise
     assert pooled == nesting_index(stored(changed, 3, "leaf_"), name="leaf")
-    side_by_side, _ = changes("unrelated features", HELD_OUT["unrelated features"][3], 3)
+    features = [("mixture", 100, 14.0, 32), ("grammar", 5, 20, 8), ("grammar", 3, 10, 8), ("mixture", 6, 10.0, 16)]
+    side_by_side, _ = changes("unrelated features", features, 3)
     assert nesting_index(side_by_side, 2).high < nesting_index(stored(side_by_side, 2)).low
 
 

@@ -84,6 +84,7 @@ def test_the_cells_are_those_of_the_script(name):
     assert not {"error", "stderr"} & set(dict(shown(stored)))
 
 
+@pytest.mark.slow
 def test_notebooks_run():
     for name, notebook in executed(*NAMES).items():
         stored = nbformat.read(EXAMPLES / f"{name}.ipynb", 4)

@@ -197,20 +197,20 @@ def test_figures_at_a_url_are_those_of_a_folder_and_are_continued(proxy, tmp_pat
     from uturn.paper import reproduce
 
     url = f"{proxy.bucket}/results"
-    local = reproduce(["fig9"], tmp_path / "local", workers=1)
+    local = reproduce(["fig10"], tmp_path / "local", workers=1)
     proxy.rate = 0.1
-    assert reproduce(["fig9"], url, workers=1)[0].verdicts == local[0].verdicts
+    assert reproduce(["fig10"], url, workers=1)[0].verdicts == local[0].verdicts
     proxy.rate = 0.0
     found, expected = objects_at(url), files_of(tmp_path / "local")
     assert found.keys() == expected.keys()
-    dated = (".pdf", "fig9.json", ".html")  # or with the seconds that a figure took
+    dated = (".pdf", "fig10.json", ".html")  # or with the seconds that a figure took
     assert [key for key in expected if not key.endswith(dated) and found[key] != expected[key]] == []
     shutil.rmtree(cache)  # another machine, which measures nothing again
     monkeypatch.setattr("uturn.engine.tasks.measurements", None)
-    assert reproduce(["fig9"], url, workers=1)[0].verdicts == local[0].verdicts
+    assert reproduce(["fig10"], url, workers=1)[0].verdicts == local[0].verdicts
     sync(files_at(url).delete("index.html"))
     assert report([url]) == (f"{url}/index.html", [])
-    assert b'id="fig9"' in objects_at(url)["index.html"]
+    assert b'id="fig10"' in objects_at(url)["index.html"]
 
 
 def test_folders_are_pushed_and_fetched(proxy, tmp_path):

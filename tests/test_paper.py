@@ -10,7 +10,8 @@ from small import strings
 from uturn.core.experiment import Experiment
 from uturn.measures.statistics import Estimate
 from uturn.pages.figures import tally
-from uturn.paper import FIGURES, ORDER, Result, Workshop
+from uturn.paper import FIGURES, ORDER, PAPER_FIGURES, Result, Workshop
+from uturn.paper.registry import _measured_seconds
 from uturn.paper.verdicts import (
     above,
     apart,
@@ -35,49 +36,57 @@ def workshop(tmp_path):
     return Workshop("smoke", tmp_path)
 
 
-def counted(values):
-    def compute():
-        compute.calls += 1
-        return xr.Dataset({"x": ("name", np.array(values))}, coords={"name": [f"n{i}" for i in range(len(values))]})
-
-    compute.calls = 0
-    return compute
+def numbered(values):
+    return xr.Dataset({"x": ("name", np.array(values))}, coords={"name": [f"n{i}" for i in range(len(values))]})
 
 
-def test_kept_once_for_its_settings(workshop):
-    compute = counted([1.0, 2.0])
-    first = workshop.keep("a", {"n": 2}, compute)
-    again = workshop.keep("a", {"n": 2}, compute)
-    assert compute.calls == 1
-    xr.testing.assert_identical(first.x, again.x.astype(float))
+@pytest.fixture
+def calls(monkeypatch):
+    """Labels of the datasets that are computed."""
+    labels = []
+    compute = Workshop._compute
+
+    def recorded(self, label, *arguments):
+        labels.append(label)
+        compute(self, label, *arguments)
+
+    monkeypatch.setattr(Workshop, "_compute", recorded)
+    return labels
+
+
+def test_kept_once_for_its_arguments(workshop, calls):
+    first = workshop.keep("a", numbered, values=[1.0, 2.0])
+    again = workshop.keep("a", numbered, values=[1.0, 2.0])
+    assert len(calls) == 1
+    xr.testing.assert_identical(first.x, again.x)
     assert [str(name) for name in again.name.values] == ["n0", "n1"]
-    assert workshop.keep("a", {"n": 3}, counted([5.0])).x.values.tolist() == [5.0]
-    assert workshop.keep("a", {"n": 3}, compute).x.values.tolist() == [5.0]
+    assert workshop.keep("a", numbered, values=[5.0]).x.values.tolist() == [5.0]
+    assert workshop.keep("a", numbered, values=[5.0]).x.values.tolist() == [5.0]
+    assert len(calls) == 2
 
 
-def test_kept_data_survive_a_killed_write(workshop, monkeypatch):
-    compute = counted([1.0])
+def test_kept_data_survive_a_killed_write(workshop, monkeypatch, calls):
     real = xr.Dataset.to_zarr
 
     def killed(self, path, **options):
         real(self.drop_vars("x"), path, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(xr.Dataset, "to_zarr", killed)
-    with pytest.raises(KeyboardInterrupt):
-        workshop.keep("a", {}, compute)
-    monkeypatch.undo()
-    assert workshop.keep("a", {}, compute).x.values.tolist() == [1.0]
-    assert compute.calls == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(xr.Dataset, "to_zarr", killed)
+        with pytest.raises(KeyboardInterrupt):
+            workshop.keep("a", numbered, values=[1.0])
+    assert workshop.keep("a", numbered, values=[1.0]).x.values.tolist() == [1.0]
+    assert len(calls) == 2
     shutil.rmtree(workshop.folder / "a.zarr" / "x")
     (workshop.folder / "a.zarr" / "zarr.json").write_text("{")
-    assert workshop.keep("a", {}, compute).x.values.tolist() == [1.0]
-    assert compute.calls == 3
+    assert workshop.keep("a", numbered, values=[1.0]).x.values.tolist() == [1.0]
+    assert len(calls) == 3
     for chunk in (workshop.folder / "a.zarr" / "x" / "c").rglob("*"):
         if chunk.is_file():
             chunk.unlink()  # zarr fills in NaN
-    assert workshop.keep("a", {}, compute).x.values.tolist() == [1.0]
-    assert compute.calls == 4
+    assert workshop.keep("a", numbered, values=[1.0]).x.values.tolist() == [1.0]
+    assert len(calls) == 4
 
 
 def test_writing_replaces(tmp_path):
@@ -108,10 +117,29 @@ def test_runs_apart_are_made_side_by_side_unless_there_is_a_cluster(tmp_path, mo
     assert alone == ["one-run"]
 
 
+def test_a_run_of_another_experiment_is_replaced(workshop):
+    """The constants of a figure have changed: neither an error, nor further noise levels beside those of before."""
+    workshop.run("run", Experiment.from_dict(SPEC))
+    changed = strings("epsilon", [0.25], source={"vocab_size": 4, "depth": 2}, items=2)
+    assert workshop.run("run", Experiment.from_dict(changed)).noise.values.tolist() == [0.25]
+
+
 def test_all_figures_are_made_once():
     assert sorted(ORDER) == sorted(FIGURES)
-    assert ORDER[0] == "fig7"  # its runs are those of three others
+    for entry in FIGURES.values():
+        if entry.uses:
+            assert ORDER.index(entry.uses) < ORDER.index(entry.name)
     assert ORDER.index("fig2") > ORDER.index("fig6")
+
+
+def test_by_default_the_figures_of_the_paper_are_made():
+    numbered = {f"fig{number}" for number in range(2, 16)}
+    assert set(PAPER_FIGURES) == {*numbered, "s9"}
+
+
+def test_every_figure_has_a_measured_time():
+    own = [name for name, entry in FIGURES.items() if entry.path.startswith("uturn.")]
+    assert set(own) <= set(_measured_seconds())
 
 
 def interval(value, half):

@@ -122,8 +122,6 @@ def test_parquet_is_read_as_csv_is(tmp_path):
         (lambda table: table, None),
         (lambda table: {**table, "rmsd": [[x] for x in table["rmsd"]]}, "column rmsd has the type 'list<.*; expected numbers"),
         (lambda table: {**table, "item": [None, *table["item"][1:]]}, "column item: row 1 = '': expected a value"),
-        (lambda table: table | {f"r{k}": table["rmsd"] for k in range(2000)}, "it has 2,003 columns, more than 1,000"),
-        (lambda table: {name: np.zeros(50_000_000, np.int8) for name in table}, "it has 50,000,000 rows of 3 columns, more than"),
     ],
 )
 def test_a_strangers_parquet_is_right_or_one_line(change, message, tmp_path):
@@ -672,8 +670,6 @@ def test_mistakes_in_tables_are_one_line(tmp_path, change, message):
         (lambda text: text.replace("0.5,3,", '0.5,"3,').replace("0.5,4,", '0.5,4",', 1), "a quote in line .* opens a cell that"),
         (lambda text: text.replace("0.5,3,", '0.5,"3,', 1), "a quote in line .* opens a cell that ends in line 301"),
         (lambda text: text[: text.rindex(",") + 1] + "-0.", "the last line ends in '-0.' without a line break"),
-        (lambda text: text + "1" * 2**21, "a line has more than 1,048,576 characters"),
-        (lambda text: ",".join(map(str, range(100_000))) + "\n" + text, "the header has 100,000 cells, more than 1,000"),
     ],
 )
 def test_tables_that_are_cut_short_or_swallow_rows_are_one_line(tmp_path, change, message):

@@ -68,6 +68,25 @@ def test_curves_of_a_figure_are_its_numbers(tmp_path):
     assert chart["marks"][0]["at"]["noise"] == [0.57, 0.53, 0.61]
 
 
+def test_figures_of_the_paper_come_first_below_a_heading(tmp_path):
+    for name, is_of_paper in (("chi", False), ("s9", True), ("fig7", True), ("fig10", True)):
+        figure(tmp_path, name, is_of_paper=is_of_paper)
+    ut.readings({"same": np.ones((3, 4))}, [0.1, 0.5, 0.9], store=tmp_path / "run.zarr")
+    page = write_page(tmp_path).read_text()
+    headings = re.findall(r"<h2[^>]*>(The paper|Beyond the paper|Other results|.*?A title|run)", page)
+    sections = [section["short"] for section in data_of(page)["sections"]]
+    assert sections == ["fig7", "fig10", "s9", "chi", "run.zarr"]
+    assert [name for name in headings if "title" not in name] == ["The paper", "Beyond the paper", "Other results"]
+    assert headings.index("Beyond the paper") == 4
+
+
+def test_a_figure_without_verdicts_is_shown(tmp_path):
+    figure(tmp_path, verdicts=[])
+    page = write_page(tmp_path).read_text()
+    assert "No verdicts; scale smoke" in page
+    assert "verdicts-title" not in page
+
+
 def test_words_of_results_are_escaped(tmp_path):
     verdict = {"quantity": HOSTILE, "measured": HOSTILE, "expected": HOSTILE, "passed": True, "rule": HOSTILE}
     figure(tmp_path, title=HOSTILE, caption=HOSTILE, verdicts=[verdict])

@@ -229,6 +229,7 @@ def test_generated_originals_have_the_prompts_of_their_items(folders, prompts):
 # --- whole runs ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd", "flux"])
 @pytest.mark.usefixtures("unsaved_figures")
 def test_from_the_command_line(folders, data, tmp_path, kind):

@@ -16,6 +16,8 @@ import pytest
 from command_line import uturn
 
 PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
+pytestmark = pytest.mark.slow
+
 FIGURES = ("trees", "levels", "hidden-bits")
 
 

@@ -38,7 +38,6 @@ from uturn.sources.images import (
 _FIELDS = {"noise": r"(?:\d*\.)?\d+(?:[eE][-+]?\d+)?", "item": r".+", "trajectory": r"\d+", "clone": r"\d+"}
 _WORDS = _FIELDS | {"trajectory": "[^/]+?", "clone": "[^/]+?"}
 _ANY = _WORDS | {"noise": "[^/]+?"}
-_MOST_WAYS = 2**12  # in which fields of any text may match a name; names with more are left out, since that could take for ever
 _PLACE = ["noise", "original", "trajectory", "clone"]
 _MOST_SPARSE = 2**17  # U-turns of which nearly all are missing: n files may name n**2
 _DIGITS = 9  # of a noise level; 0.1, .10 and 1e-1 are one level
@@ -198,12 +197,7 @@ class _Files:
             expression += re.escape(literal) + group
             seen |= {field} if field else set()
         flags = re.DOTALL | (re.IGNORECASE if forms is _ANY else re.NOFLAG)
-        names = self._names if forms is _FIELDS else self._names[self._names.map(self._ways).between(1, _MOST_WAYS)]
-        return names.str.extract(rf"\A{expression}\Z", flags).set_axis(names).dropna()
-
-    def _ways(self, name: str) -> int:
-        """In how many ways the literals of the pattern can be chosen in a name."""
-        return math.prod(name.lower().count(literal.lower()) for literal, _ in self._parts[1:] if literal)
+        return self._names.str.extract(rf"\A{expression}\Z", flags).set_axis(self._names).dropna()
 
     def left_out(self) -> list[str]:
         """A sentence on the files that match the pattern except for a field or the case of letters, with a number as level."""

@@ -16,7 +16,8 @@ from uturn.cli.app import command
 from uturn.cli.options import Machines, Out
 from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.running import resumable
-from uturn.paper.registry import FIGURES, ORDER, lacking
+from uturn.core.checks import expect
+from uturn.paper.registry import FIGURES, ORDER, PAPER_FIGURES, load_figure
 
 
 class Scale(StrEnum):
@@ -29,9 +30,11 @@ def reproduce(
     figures: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="FIGURE", help=f"{', '.join(FIGURES)} or all (default).", autocompletion=lambda: [*FIGURES, "all"]
+            metavar="FIGURE", help="Figures to make, by default those of the paper.", autocompletion=lambda: [*FIGURES]
         ),
     ] = None,
+    make_all: Annotated[bool, typer.Option("--all", help="Make the figures of the paper and all others.")] = False,
+    list_only: Annotated[bool, typer.Option("--list", help="List all figures with times and claims; make none.")] = False,
     *,
     scale: Annotated[
         Scale, typer.Option(help="smoke: small sizes, minutes on two cores; paper: the sizes of the paper.")
@@ -39,26 +42,36 @@ def reproduce(
     out: Out = "results",
     machines: Machines,
 ) -> None:
-    """Reproduce the figures of arXiv:2402.16991 and further figures, with a verdict for each claim.
+    """Reproduce the figures of arXiv:2402.16991, with a verdict for each claim; others by name or with --all.
 
     Measures the noise at which the class of a datum is lost when diffusion is reversed: in the exactly solvable hierarchical
-    model, in images (fig2), in networks trained on the model (fig8, learning), and in data without a hierarchy (s9, controls).
-    Writes each figure as PNG, PDF and data (zarr), and the page `index.html`. The exit code is 1 if a verdict fails. The command
-    can be stopped at any time; running it again resumes.
+    model, in images (fig2), in a network trained on the model (fig8), and in data without a hierarchy (s9). Writes each figure as
+    PNG, PDF and data (zarr), and the page `index.html`. The exit code is 1 if a verdict fails. The command can be stopped at any
+    time; running it again resumes.
 
     Example:
 
     ```
+    uturn reproduce --out results
     uturn reproduce fig6 fig7 --out results
+    uturn reproduce --list
     ```
     """
     from uturn.pages.figures import tally
 
-    names = []
-    for name in figures or ["all"]:
-        names += [name] if name != "all" else [figure for figure in ORDER if not lacking(figure)]
-    for reason in filter(None, map(lacking, ORDER if "all" in (figures or ["all"]) else ())):
-        console().print(f"left out: {reason}")
+    if list_only:
+        show(_figure_table())
+        return
+    expect(not (figures and make_all), "figures", figures, "names of figures, or --all")
+    names = list(figures or PAPER_FIGURES)
+    if make_all:
+        names = [name for name in ORDER if not FIGURES[name].lacks]
+        for name in ORDER:
+            if reason := FIGURES[name].lacks:
+                console().print(f"left out: {reason}")
+    if scale is Scale.smoke:
+        seconds = sum(FIGURES[name].seconds for name in names if name in FIGURES)
+        console().print(f"{len(names)} figures, about {seconds:.0f} s on two quiet cores after the first compilation")
     with resumable(inside(out, scale.value)):
         results = paper.reproduce(
             names,
@@ -74,6 +87,18 @@ def reproduce(
     say_next(open=inside(out, "index.html"))
     if not all(result.passed for result in results):
         raise typer.Exit(1)
+
+
+def _figure_table() -> Table:
+    """All figures in the order of the page."""
+    columns = ("figure", "title", "group", "seconds", "needs", "claim")
+    table = Table(*columns, title="Figures: seconds on two quiet cores, and the library that a figure needs")
+    for entry in FIGURES.values():
+        figure = load_figure(entry.name)
+        group = "paper" if entry.is_of_paper else "beyond"
+        needs = entry.needs[0] if entry.needs else ""
+        table.add_row(entry.name, figure.TITLE, group, f"{max(entry.seconds, 1):.0f}", needs, figure.CLAIM)
+    return table
 
 
 def _verdict_table(results: list[Any], scale: str) -> Table:

@@ -254,11 +254,12 @@ def replicates(values: xr.DataArray, centre: str = "mean") -> Replicates:
     sums, counts = _sums(readings, group, over)
     G, sizes = len(sums), counts.reshape(len(counts), -1).sum(axis=1)
     freedom = max(float(_even_number(sizes)) - 1, 1.0)
-    with np.errstate(invalid="ignore"):  # 0/0 where no readings are left
+    with np.errstate(invalid="ignore"):  # NaN where no readings are left (0/0), and where a reading is infinite (inf - inf)
         mean = sums.sum(axis=0) / counts.sum(axis=0)
         if G == 1:
             return Replicates(mean, np.empty((0, *mean.shape)), 1, freedom)
         without = (sums.sum(axis=0) - sums) / (counts.sum(axis=0) - counts)
+        spread = np.sqrt((G - 1) / G) * (without - mean)
     signs = hadamard(1 << (G - 1).bit_length())[:, :G]
     if centre == "median":
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of levels without readings
@@ -266,7 +267,7 @@ def replicates(values: xr.DataArray, centre: str = "mean") -> Replicates:
             mean = np.nanmedian(of_items, axis=0)
             halves = [np.nanmedian(of_items[half[group] > 0], axis=0) for half in signs[1:]]  # the first are all groups
         return Replicates(mean, np.stack(halves) - mean, G, freedom)
-    return Replicates(mean, np.tensordot(signs, np.sqrt((G - 1) / G) * (without - mean), 1), G, freedom)
+    return Replicates(mean, np.tensordot(signs, spread, 1), G, freedom)
 
 
 def _readings(values: Any) -> tuple[np.ndarray, tuple[int, ...]]:

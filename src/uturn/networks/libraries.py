@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uturn.core.checks import expect, one_line
-from uturn.core.files import read_table
+from uturn.core.checks import one_line
 
 if TYPE_CHECKING:
     import torch
-
-_LARGEST_TEXT = 2**28  # bytes of a vocabulary or a tokenizer
-_MOST_LAYERS, _MOST_CLASSES = 2**10, 2**20
 
 
 @contextmanager
@@ -32,34 +26,6 @@ def reading(what: str, instead: str, extra: str = "text-to-image") -> Iterator[N
     except Exception as error:  # for damaged files, libraries raise many undocumented kinds of exceptions
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(f"{what} cannot be read ({kind}{one_line(error)}); {instead}") from error
-
-
-def check_folder(path: str | Path) -> None:
-    """ValueError for what a folder of a model, if it is one, could make a library wait for, build for hours, or read elsewhere.
-
-    Links are followed, as those of a cache.
-    """
-    for file in (*Path(path).glob("*"), *Path(path).glob("*/*")):
-        with reading(str(file), "fetch or write the folder again"):
-            expect(file.is_file() or file.is_dir(), "its kind", "a pipe, a device or a broken link", "a file or folder")
-            size = file.stat().st_size
-            fits = size <= _LARGEST_TEXT or not file.name.startswith(("tokenizer", "vocab", "merges"))
-            expect(fits, "its bytes", size, f"at most {_LARGEST_TEXT}")
-            for key, text in _leaves(read_table(file) if file.name.endswith(("config.json", ".index.json")) else ()):
-                most = _MOST_LAYERS if "layer" in key else _MOST_CLASSES if key == "num_labels" else math.inf
-                expect(not text.isdecimal() or int(text) <= most, key, text, f"at most {most}")
-                is_inside = ".index." not in file.name or not {"/", ".."} & {*Path(text).parts}
-                expect(is_inside, f"file of {key}", text, "one in the folder")
-
-
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """The leaves of tables and lists, as texts, by their keys."""
-    if isinstance(value, dict | list):
-        inner = value.items() if isinstance(value, dict) else ((key, one) for one in value)
-        for name, one in inner:
-            yield from _leaves(one, str(name))
-    else:
-        yield key, str(value)
 
 
 def library(name: str, what: str, extra: str = "text-to-image") -> Any:

@@ -19,6 +19,10 @@ from uturn.pages.pictures import images_of_figure
 from uturn.pages.sections import Reader, card, new_section
 from uturn.pages.trees import tree_of_figure, tree_of_store
 
+OF_PAPER = "The paper"
+BEYOND = "Beyond the paper"
+"""Groups of figures on a page, in this order."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -50,6 +54,8 @@ class Result:
     files: dict[str, str]
     seconds: float = 0.0
     claim: str = ""
+    is_of_paper: bool = False
+    """Whether it is a figure of arXiv:2402.16991."""
 
     @property
     def passed(self) -> bool:
@@ -90,6 +96,26 @@ def order(path: Path) -> tuple[bool, int, str]:
     return (number is None, int(number[1]) if number else 0, path.stem)
 
 
+def _outcome(count: Tally) -> str:
+    """The counts of the verdicts of a figure in words."""
+    if count.judged == 0:
+        words = "No verdicts"
+    elif count.failed:
+        words = f"{count.judged} verdicts, {count.failed} failed"
+    elif count.judged == 1:
+        words = "1 verdict, passed"
+    else:
+        words = f"{count.judged} verdicts, all passed"
+    if count.shown:
+        words += f"; {count.shown} more shown"
+    return words
+
+
+def is_beyond(section: Mapping[str, Any]) -> bool:
+    """Whether the section of a figure is shown below those of the paper."""
+    return section["group"] != OF_PAPER
+
+
 def figure_section(path: Path, read: Reader) -> dict[str, Any]:
     """The section of a figure; ValueError if its JSON file is damaged."""
     result = TypeAdapter(Result).validate_json(read.content(path), strict=True)  # entries of another version are left out
@@ -101,12 +127,11 @@ def figure_section(path: Path, read: Reader) -> dict[str, Any]:
     number = re.fullmatch(r"(?:fig)?(S?\d+)", result.figure, re.IGNORECASE)
     title = f"Figure {number[1].upper()}. {result.title}" if number else result.title
     section = new_section("figure", result.figure, "figures", title)
+    section["group"] = OF_PAPER if result.is_of_paper else BEYOND
     section |= {"words": result.claim, "caption": result.caption, "pictures_first": True}
     section["verdicts"] = [asdict(verdict) for verdict in result.verdicts]
     count = tally(section["verdicts"])
-    judged = f"{count.judged} verdicts, " + (f"{count.failed} failed" if count.failed else "all passed")
-    judged += f"; {count.shown} more shown" if count.shown else ""
-    section["facts"] = f"{judged}; scale {result.scale}, {result.seconds:.0f} s."
+    section["facts"] = f"{_outcome(count)}; scale {result.scale}, {result.seconds:.0f} s."
     section["files"] = [files[kind] for kind in ("pdf", "data") if kind in files and files[kind].exists()]
     if "png" in files:
         read.add_picture(section, files["png"], "figure")

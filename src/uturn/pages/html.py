@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from itertools import groupby
@@ -68,7 +68,7 @@ def results_page(collected: Collected, folder: Path) -> str:
         section["links"] = [{"name": path.name, "href": _link(path, folder)} for path in files]
     judged = [section for section in sections if section["verdicts"]]
     verdicts = [(verdict, section) for section in judged for verdict in section["verdicts"]]
-    shown = ("id", "title", "short", "word", "charts", "grid", "slides", "gallery", "tree", "tokens", "rows", "headlines")
+    shown = ("id", "title", "short", "word", "charts", "grid", "slides", "gallery", "tree", "tokens", "headlines")
     data = json.dumps(
         {"sections": [{key: _visible(section[key]) for key in shown} for section in sections]},
         ensure_ascii=False,
@@ -82,6 +82,7 @@ def results_page(collected: Collected, folder: Path) -> str:
         hashes=" ".join(f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'" for text in (script, plotly)),
         version=uturn.__version__,
         sections=sections,
+        groups=_groups(sections),
         problems=collected.problems,
         judged=judged,
         verdicts=sorted(verdicts, key=lambda pair: _OUTCOMES.index(pair[0]["passed"])),
@@ -90,6 +91,17 @@ def results_page(collected: Collected, folder: Path) -> str:
         plotly=packed,
         script=script,
     )
+
+
+def _groups(sections: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The headings of groups, by the id of the first section of each. Results that are no figures follow those that are."""
+    headings = {}
+    group = ""
+    for section in sections:
+        if section["group"] != group:
+            group = section["group"]
+            headings[section["id"]] = group or "Other results"
+    return headings
 
 
 def _visible(data: Any) -> Any:

@@ -118,8 +118,10 @@ def _collect(folder: Path, read: Reader) -> None:
     of_files: dict[str, _Section] = {studies.LOCATED: studies.located_section, **of_tools, "study.zarr": studies.study_section}
     others = {*of_files, "difference.json"}
     of_figures = [path for path in folder.glob("*.json") if path.name not in others and figures.is_figure(path, read)]
+    begin = len(read.collected.sections)
     for path in sorted(of_figures, key=figures.order):
         add(path, figures.figure_section)
+    read.collected.sections[begin:] = sorted(read.collected.sections[begin:], key=figures.is_beyond)
     several = studies.numbered(folder)
     shown = {path.with_suffix(".zarr") for path in of_figures} | {folder / "study.zarr", *several}
     for name, make in of_files.items():

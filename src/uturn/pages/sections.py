@@ -40,14 +40,12 @@ def new_section(kind: str, name: str, docs: str, title: str) -> dict[str, Any]:
     """A section without content; `docs`: the page of the documentation that describes it.
 
     `covers`: a pattern of the stores beside the file that the section shows, which have no sections of their own. `pictures` come
-    behind the views, or before them (`pictures_first`). `word`: what the slider sets, "noise" by default.
+    behind the views, or before them (`pictures_first`). `word`: what the slider sets, "noise" by default. `group`: the heading
+    above consecutive sections of one group, of which a page of several groups has one each.
 
     Views, in the order of the page; `noise`, `log` and `words` of one are its levels, whether they are geometric, and their axis:
 
     - `overview`: a `TextTable` as a table.
-    - `rows`: places on one axis. `title`, `label` (for screen readers), `axis` {"name", "short", "unit", "words", "reversed"},
-      the `bar` and the `points` in words, `rows` {"name", "bar": [2 numbers], "points": [value, low, high] each}, `words` behind
-      "N of M" rows whose first point the slider has passed, and a `table` {"heads", "labels", "rows"}.
     - `grid`: images of originals and reconstructions (`uturn.pages.pictures.grid`).
     - `slides`: pictures that follow the slider. `title`, `rows` {"name", "levels": previews with "words"}.
     - `gallery`: images that follow the slider, in tables. `title`, `label`, `heads`, `key` (texts and {"swatch": CSS class}),
@@ -58,9 +56,9 @@ def new_section(kind: str, name: str, docs: str, title: str) -> dict[str, Any]:
     lists = ("headlines", "tables", "verdicts", "charts", "files", "pictures", "details", "notes", "warnings", "remarks")
     return {
         **{"id": "".join(c if c.isalnum() else "-" for c in name), "kind": kind, "short": name, "docs": docs, "title": title},
-        **dict.fromkeys(("words", "facts", "caption", "covers", "word"), ""),
+        **dict.fromkeys(("words", "facts", "caption", "covers", "word", "group"), ""),
         **{key: [] for key in lists},
-        **dict.fromkeys(("overview", "rows", "grid", "slides", "gallery", "tree", "tokens")),
+        **dict.fromkeys(("overview", "grid", "slides", "gallery", "tree", "tokens")),
         "pictures_first": False,
     }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from uturn.core.lazy import lazy
 from uturn.paper.registry import FIGURES as FIGURES
 from uturn.paper.registry import ORDER as ORDER
+from uturn.paper.registry import PAPER_FIGURES as PAPER_FIGURES
 from uturn.paper.registry import load_figure as load_figure
 
 if TYPE_CHECKING:

@@ -1,34 +1,26 @@
-"""The runs of the figure `calibration`: exact and wrong samplers of strings, a model of images, clones of Gaussian data."""
+"""The runs of the figure `calibration`: exact and wrong samplers of strings and of a Gaussian mixture."""
 
 from __future__ import annotations
 
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import xarray as xr
 
 from uturn.core.experiment import Experiment
-from uturn.core.random import Purpose, keys, normals
 from uturn.corruption import Gaussian, Noisy
-from uturn.measures.cloning import collapse_time, recall_probability
 from uturn.paper.specs import Part, experiment_of, rhm
 from uturn.paper.workshop import Scale, Workshop
 from uturn.sources import RHMSource
 
 CLONES, ITEMS = 8, 200
 TREE, SMALL, LEARNED = rhm(32, 8, 2, 7), rhm(4, 2, 2, 2), rhm(8, 2, 2, 3)
-MIXTURE: dict[str, Any] = {"type": "gaussian_mixture", "dimension": 256, "num_modes": 2}
-SEPARATIONS = (0.5, 1.0, 2.0)  # of the means of mixtures, over sqrt(dimension)
-CODES = ((16, 16), (32, 256), (48, 4096))  # dimension and number of Gaussian training data, with equal log(n)/d
+MIXTURE: dict[str, Any] = {"type": "gaussian_mixture", "dimension": 256, "num_modes": 2, "separation": 0.5}
 NOISE = {"gaussian": (0.07, 0.15, 0.3), "masking": (0.1, 0.2, 0.3), "uniform": (0.05, 0.15, 0.3)}
 WORDS = {"gaussian": "Gaussian", "masking": "masking", "uniform": "replacement"}
 STRINGS = 64  # of the training set of the denoiser
 STEPS = {"smoke": 250, "paper": 500}  # of reverse diffusion
 TRAINING: dict[str, Any] = {"width": 32, "steps": 250, "batch_size": 64, "learning_rate": 2.5e-3, "every": 50, "held_out": 512}
-IMAGE_STEPS: dict[Scale, tuple[int, ...]] = {"smoke": (5, 25), "paper": (10, 25, 100)}
-SCHEDULERS = ("ddpm", "ddim")
 
 
 Kind = Literal["exact", "wrong", "blind", "sites"]
@@ -61,9 +53,9 @@ def string_experiment(source: dict[str, Any], corruption: Part, noise: Any, back
 
 def samplers(scale: Scale, denoiser: Path) -> dict[str, tuple[Experiment, Kind]]:
     """Samplers on trial by label, with their kinds; `denoiser`: file of a denoiser trained on a few strings."""
-    tree, mixture = {**TREE, "grammars": 8}, {**MIXTURE, "separation": 0.5}
+    tree = {**TREE, "grammars": 8}
     exact = {f"belief propagation, {WORDS[kind]}": string_experiment(tree, kind, noise) for kind, noise in NOISE.items()}
-    exact["exact posterior of a mixture"] = string_experiment(mixture, "gaussian", (0.5, 1.5, 2.5))
+    exact["exact posterior of a mixture"] = string_experiment(MIXTURE, "gaussian", (0.5, 1.5, 2.5))
 
     def scored(scheduler: str, eta: float | None = None, kind: Kind = "wrong") -> tuple[Experiment, Kind]:
         backward = {"type": "score", "scheduler": scheduler, "steps": STEPS[scale]}
@@ -106,36 +98,3 @@ def trained_denoiser(workshop: Workshop) -> Path:
     recipe = {"grammar": LEARNED, "strings": STRINGS, "training": TRAINING}
     workshop.denoisers(names, recipe, grammar, "gaussian", lambda: grammar.sample(STRINGS, seed=1).leaves, **TRAINING)
     return workshop.files(names)[0]
-
-
-def mixture_experiment(separation: float, scale: Scale) -> Experiment:
-    """A mixture of two Gaussians with two clones, around its speciation time."""
-    m = separation * np.sqrt(MIXTURE["dimension"]) / 2
-    middle = 0.5 * np.log(1 + m**2)
-    noise = (middle + np.arange(-1.25, 1.76, 0.25)).round(6)
-    items = 1500 if scale == "smoke" else 6000
-    return string_experiment({**MIXTURE, "separation": separation}, "gaussian", noise, items=items, clones=2, chunk=500)
-
-
-def recall(scale: Scale) -> xr.Dataset:
-    """Probability that the exact posterior of n Gaussian training data recalls one of them, against t / t_C."""
-    relative = np.linspace(0.4, 2, 17)
-    observations = 1000 if scale == "smoke" else 4000
-    rows, times = [], [collapse_time(np.ones(dimension), count) for dimension, count in CODES]
-    for k, (dimension, count) in enumerate(CODES):
-        data = normals(keys(0, Purpose.CALIBRATION, 1, k, np.arange(count)), dimension, np.float64)
-        rows.append(recall_probability(data, relative * times[k], observations=observations))
-    return xr.Dataset(
-        {"recalled": (("code", "noise", "item"), np.array(rows)), "collapse_time": ("code", times)},
-        {"noise": relative, "dimension": ("code", [d for d, _ in CODES]), "count": ("code", [n for _, n in CODES])},
-    )
-
-
-def image_experiments(scale: Scale) -> dict[str, Experiment]:
-    """The embedded model of Fashion-MNIST with two clones, with and without noise in its reverse steps."""
-    items, noise = (40, [0.2, 0.6]) if scale == "smoke" else (200, [0.2, 0.4, 0.6, 0.8])
-    made, common = {}, ("fashion_mnist", "diffusion", noise, "network_layers")
-    for scheduler, steps in product(SCHEDULERS, IMAGE_STEPS[scale]):
-        backward = {"type": "diffusion", "scheduler": scheduler, "steps": steps, "timestep_spacing": "trailing"}
-        made[f"{scheduler}-{steps}"] = experiment_of(*common, backward=backward, items=items, clones=2, chunk=40)
-    return made

@@ -52,8 +52,7 @@ SITES = {"field": Grid((FIELD["size"],) * 2, periodic=True), "mixture": Grid((MI
 
 def exact_of(workshop: Workshop, figure: str, label: str, experiment: Experiment, draws: int = 1) -> xr.Dataset:
     """The exact covariances of the strings of an experiment, computed once."""
-    settings = {"experiment": experiment.identity(), "draws": draws, "version": 1}
-    return workshop.keep(f"{figure}-exact-{label}", settings, lambda: exact_covariances(experiment, draws))
+    return workshop.keep(f"{figure}-exact-{label}", exact_covariances, experiment=experiment, draws=draws)
 
 
 def independent_changes(label: str, experiment: Experiment) -> xr.Dataset:

@@ -13,7 +13,7 @@ from uturn.measures.scaling import correlation_length
 from uturn.measures.statistics import ESTIMATE, Estimate, estimate, with_ends
 from uturn.paper import chi, collapse
 from uturn.paper.correlated_runs import PAPER, PATCHES, SITES, beside_exact, controls, exact_of, images, independent_changes
-from uturn.paper.verdicts import Verdict, above, apart, below, estimates, holds, listed, shows, verdict
+from uturn.paper.verdicts import Verdict, above, apart, estimates, holds, listed, shows, verdict
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.curves import draw_curve
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, bars, level_colors, style, ticks
@@ -42,7 +42,7 @@ PIXELS = {"": 4, "feature": 2}
 """Pixels between neighbouring sites of images."""
 ALARM = 1e-3  # false-alarm rate of a verdict
 WIDTH, FAR_WIDTH = 0.03, 0.05  # largest widths of intervals: of C(r)/C(0), and of far over near
-EXPONENT_WIDTH, LENGTH_WIDTH, SLOPE_WIDTH = 0.1, 0.08, 0.25  # of the exponent at ε*, of log ξ, and of its slope
+LENGTH_WIDTH = 0.08  # of the interval of log ξ
 GAUSSIAN = "gaussian-depth9"
 
 
@@ -93,8 +93,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             f"{float(off.mean()):+.4f}; {float(np.abs(off).max()):.4f}; {', '.join(f'{x:.2f}' for x in ratio)}",
             "0; 0; 1 for the annealed average",
         ),
-        _power_law(both, run, theory, exact),
-        *_lengths(data, both),
+        _lengths(data, both),
         *_controls(runs),
         *(_images(runs["images"], name) for name in PATCHES),
         *of_trees,
@@ -133,73 +132,36 @@ def _against_exact(data: xr.Dataset, both: xr.DataArray) -> Verdict:
     )
 
 
-def _power_law(both: xr.DataArray, run: xr.Dataset, theory: MeanField, exact: np.ndarray) -> Verdict:
-    at = int(np.argmin(np.abs(run.noise.values - (theory.critical_noise or np.nan))))
-    chosen = slice(2, run.sizes["distance"] - 2)  # the ends of the tree are not in the power law
-    r = np.log(run.distance.values[chosen])
-
-    def slope(means: np.ndarray) -> float:
-        y = means[chosen]
-        return -float(np.polyfit(r, np.log(y), 1)[0]) if (y > 0).all() else np.nan
-
-    curves = both.isel(noise=[at])
-    measured = estimate(curves, lambda c: slope(c[0, 0]))
-    gap = estimate(curves, lambda c: slope(c[0, 0]) - slope(c[0, 1]), 1 - ALARM)
-    return verdict(
-        f"exponent a of C(r) ~ r^-a at ε = {run.noise.values[at]:g}, r = {np.exp(r[0]):.0f} .. {np.exp(r[-1]):.0f}",
-        f"{measured}; minus that of the exact covariances: {gap} (99.9 % interval)",
-        f"difference 0; {slope(exact[at]):.3f} in mean field, same fit; 2 - 2/ν = {theory.decay_exponent:.3f} in deep trees",
-        holds(gap, 0.0, EXPONENT_WIDTH, f"the interval of the difference holds 0 and is narrower than {EXPONENT_WIDTH}"),
-    )
-
-
 def _judged(data: xr.Dataset) -> np.ndarray:
     """Noise levels at which ξ of the mean field is below a quarter of the tree."""
     return (data.length_theory < data.distance[-1] / 4).values
 
 
-def _lengths(data: xr.Dataset, both: xr.DataArray) -> list[Verdict]:
-    judged, distance = _judged(data), data.distance.values
+def _lengths(data: xr.Dataset, both: xr.DataArray) -> Verdict:
+    judged = _judged(data)
+    distance = data.distance.values
     noise = data.noise.values[judged]
-    away = np.log(np.abs(noise - data.attrs["critical_noise"]))
 
     def logarithm(c: np.ndarray) -> np.ndarray:
         means = xr.DataArray(c[:, None], dims=("noise", "item", "distance"), coords={"distance": distance})
         lengths = correlation_length(means, data.attrs["exponent"]).length
         return np.log(lengths.where(np.isfinite(lengths)).values)
 
-    def slope(lengths: np.ndarray) -> float:
-        """Slope of log ξ in log |ε - ε*|, with an amplitude of its own on each side."""
-        below_it = noise < data.attrs["critical_noise"]
-        design = np.stack([below_it, ~below_it, away], axis=1).astype(float)
-        return float(np.linalg.lstsq(design, lengths, rcond=None)[0][-1])
-
-    def statistics(c: np.ndarray) -> np.ndarray:
-        measured, known = logarithm(c[:, 0]), logarithm(c[:, 1])
-        return np.r_[measured - known, (measured - known).mean(), slope(measured), slope(measured) - slope(known)]
+    def ratios(c: np.ndarray) -> np.ndarray:
+        """Logarithms of measured over exact lengths at every noise level, and their mean."""
+        each = logarithm(c[:, 0]) - logarithm(c[:, 1])
+        return np.r_[each, each.mean()]
 
     judged_both = both.isel(noise=np.flatnonzero(judged))
-    (*_, own, _), (*_, mean, _, gap), (*each, _, _, _) = (
-        estimates(judged_both, statistics, level) for level in (0.95, 1 - ALARM, 1 - ALARM / len(noise))
+    *_, mean = estimates(judged_both, ratios, 1 - ALARM)
+    *each, _ = estimates(judged_both, ratios, 1 - ALARM / len(noise))
+    return verdict(
+        f"ξ against that of the exact covariances, ε from {noise[0]:g} to {noise[-1]:g} where it is below N/4",
+        f"{', '.join(f'{x:.1f}' for x in data.length.values[judged, 0])}; mean logarithm of the ratio {mean} (99.9 % interval)",
+        ", ".join(f"{float(x):.1f}" for x in data.length_exact.values[judged]),
+        holds(mean, 0.0, LENGTH_WIDTH, f"the interval of the mean holds 0 and is narrower than {LENGTH_WIDTH}"),
+        holds(each, 0.0, np.inf, f"so do those of every ε (false alarms {ALARM:g})"),
     )
-    theory = slope(np.log(data.length_theory.values[judged]))
-    return [
-        verdict(
-            f"ξ against that of the exact covariances, ε from {noise[0]:g} to {noise[-1]:g} where it is below N/4",
-            f"{', '.join(f'{x:.1f}' for x in data.length.values[judged, 0])}; mean logarithm of the ratio {mean} "
-            "(99.9 % interval)",
-            ", ".join(f"{float(x):.1f}" for x in data.length_exact.values[judged]),
-            holds(mean, 0.0, LENGTH_WIDTH, f"the interval of the mean holds 0 and is narrower than {LENGTH_WIDTH}"),
-            holds(each, 0.0, np.inf, f"so do those of every ε (false alarms {ALARM:g})"),
-        ),
-        verdict(
-            "slope of log ξ in log |ε - ε*| there, one amplitude on each side of ε*",
-            f"{own}; minus that of the exact covariances: {gap} (99.9 % interval)",
-            f"difference 0; {theory:.2f} in mean field at the same ε, and -ν = {-data.attrs['nu']:.2f} near ε* in deep trees",
-            holds(gap, 0.0, SLOPE_WIDTH, f"the interval of the difference holds 0 and is narrower than {SLOPE_WIDTH}"),
-            below(own.high, 0.0, "ξ grows towards ε*"),
-        ),
-    ]
 
 
 def _controls(runs: dict[str, xr.Dataset]) -> list[Verdict]:

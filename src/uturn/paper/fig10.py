@@ -34,33 +34,36 @@ PARENT, RULE = 0, 0  # the true ones
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     grammars = 200 if workshop.scale == "smoke" else 2000
-    v, m = PAPER["vocab_size"], PAPER["multiplicity"]
+    return {"factor": workshop.keep("fig10-factor", factor, grammars=grammars)}
 
-    def compute() -> xr.Dataset:
-        tables, messages, counts = [], [], []
-        # The message of a factor depends on one level of rules only: trees of depth 1 are enough.
-        for seed in keys(0, Purpose.PICTURE, np.arange(grammars)).tolist():
-            rhm = RandomHierarchyModel(**PAPER, depth=1, seed=seed)
-            pairs = rhm.rules[1].reshape(-1, 2)
-            evidence = EpsilonBelief().log_evidence(EpsilonBelief().corrupt(pairs, NOISE, v), np.float64)
-            up = infer(rhm, evidence, outputs=("upward",)).upward[1][:, 0]
-            wrong = (pairs[:, None] != pairs[None]).sum(axis=2)
-            tables.append(rhm.rules[1])
-            messages.append(up)
-            counts.append([(wrong == k).sum(axis=1).mean() for k in range(3)])
-        right = [up[np.arange(len(up)), np.repeat(np.arange(v), m)].mean() for up in messages]
-        return xr.Dataset(
-            {
-                "rules": (("parent", "rule", "child"), tables[0]),
-                "upward": ("parent", messages[0][m * PARENT + RULE]),
-                "rules_at_distance": (("grammar", "distance"), np.array(counts)),
-                "mean_belief": ("grammar", np.array(right)),
-            },
-            coords={"distance": [0, 1, 2]},
-            attrs={"noise": NOISE, "true_parent": PARENT, "true_rule": RULE, **PAPER},
-        )
 
-    return {"factor": workshop.keep("fig10-factor", {"grammars": grammars, "noise": NOISE, **PAPER}, compute)}
+def factor(grammars: int) -> xr.Dataset:
+    """The rules and the message of one factor, and means over its true pairs for each of several grammars."""
+    v = PAPER["vocab_size"]
+    m = PAPER["multiplicity"]
+    tables = []
+    messages = []
+    counts = []
+    # The message of a factor depends on one level of rules only: trees of depth 1 are enough.
+    for seed in keys(0, Purpose.PICTURE, np.arange(grammars)).tolist():
+        rhm = RandomHierarchyModel(**PAPER, depth=1, seed=seed)
+        pairs = rhm.rules[1].reshape(-1, 2)
+        evidence = EpsilonBelief().log_evidence(EpsilonBelief().corrupt(pairs, NOISE, v), np.float64)
+        wrong = (pairs[:, None] != pairs[None]).sum(axis=2)
+        tables.append(rhm.rules[1])
+        messages.append(infer(rhm, evidence, outputs=("upward",)).upward[1][:, 0])
+        counts.append([(wrong == k).sum(axis=1).mean() for k in range(3)])
+    right = [up[np.arange(len(up)), np.repeat(np.arange(v), m)].mean() for up in messages]
+    return xr.Dataset(
+        {
+            "rules": (("parent", "rule", "child"), tables[0]),
+            "upward": ("parent", messages[0][m * PARENT + RULE]),
+            "rules_at_distance": (("grammar", "distance"), np.array(counts)),
+            "mean_belief": ("grammar", np.array(right)),
+        },
+        coords={"distance": [0, 1, 2]},
+        attrs={"noise": NOISE, "true_parent": PARENT, "true_rule": RULE, **PAPER},
+    )
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:

@@ -11,8 +11,8 @@ from uturn.core.random import Purpose, keys
 from uturn.corruption import EpsilonBelief
 from uturn.exact.inference import infer
 from uturn.exact.rhm import RandomHierarchyModel
-from uturn.paper.fig3 import by_level, node_coordinates, nodes
 from uturn.paper.fig7 import TOLERANCE
+from uturn.paper.pictures import by_level, node_coordinates, nodes
 from uturn.paper.specs import PAPER, mean_field
 from uturn.paper.verdicts import Verdict, equal, mean_estimate, vanishes, verdict, within
 from uturn.paper.workshop import Workshop
@@ -30,29 +30,32 @@ DEPTH, LEVELS, NOISE = 10, 5, 0.4
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     grammars, strings = (24, 4) if workshop.scale == "smoke" else (96, 16)
+    return {"messages": workshop.keep("fig11-messages", upward_messages, grammars=grammars, strings=strings)}
 
-    def compute() -> xr.Dataset:
-        means, first = [], dict[str, np.ndarray]()
-        for seed in keys(0, Purpose.PICTURE, np.arange(grammars)).tolist():
-            rhm = RandomHierarchyModel(**PAPER, depth=DEPTH, seed=seed)
-            draw = rhm.sample(strings, keys(seed, Purpose.PICTURE, np.arange(strings)))
-            noisy = EpsilonBelief().corrupt(draw.leaves, NOISE, rhm.vocab_size)
-            up = infer(rhm, EpsilonBelief().log_evidence(noisy, np.float64), outputs=("upward",)).upward
-            right = (np.take_along_axis(up[k], draw.latents[k][..., None], 2).mean(axis=(1, 2)) for k in range(LEVELS))
-            means.append(np.stack(list(right), axis=-1))
-            first = first or {name: nodes({k: of[k] for k in range(LEVELS)}) for name, of in (("up", up), ("true", draw.latents))}
-        return xr.Dataset(
-            {
-                "upward": (("node", "symbol"), first["up"]),
-                "true_symbol": ("node", first["true"]),
-                "mean_belief": (("grammar", "string", "level"), np.array(means)),
-            },
-            coords={**node_coordinates(rhm, LEVELS), "level": np.arange(LEVELS)},
-            attrs={"noise": NOISE, "depth": DEPTH, **PAPER},
-        )
 
-    settings = {"grammars": grammars, "strings": strings, "noise": NOISE, "depth": DEPTH, "levels": LEVELS, **PAPER}
-    return {"messages": workshop.keep("fig11-messages", settings, compute)}
+def upward_messages(grammars: int, strings: int) -> xr.Dataset:
+    """The messages of all nodes for the first string of the first grammar, and means over nodes for every string."""
+    means = []
+    first: dict[str, np.ndarray] = {}
+    for seed in keys(0, Purpose.PICTURE, np.arange(grammars)).tolist():
+        rhm = RandomHierarchyModel(**PAPER, depth=DEPTH, seed=seed)
+        draw = rhm.sample(strings, keys(seed, Purpose.PICTURE, np.arange(strings)))
+        noisy = EpsilonBelief().corrupt(draw.leaves, NOISE, rhm.vocab_size)
+        up = infer(rhm, EpsilonBelief().log_evidence(noisy, np.float64), outputs=("upward",)).upward
+        right = [np.take_along_axis(up[k], draw.latents[k][..., None], 2).mean(axis=(1, 2)) for k in range(LEVELS)]
+        means.append(np.stack(right, axis=-1))
+        if not first:
+            first["upward"] = nodes({k: up[k] for k in range(LEVELS)})
+            first["true_symbol"] = nodes({k: draw.latents[k] for k in range(LEVELS)})
+    return xr.Dataset(
+        {
+            "upward": (("node", "symbol"), first["upward"]),
+            "true_symbol": ("node", first["true_symbol"]),
+            "mean_belief": (("grammar", "string", "level"), np.array(means)),
+        },
+        coords={**node_coordinates(rhm, LEVELS), "level": np.arange(LEVELS)},
+        attrs={"noise": NOISE, "depth": DEPTH, **PAPER},
+    )
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:

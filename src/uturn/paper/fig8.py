@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +12,9 @@ import xarray as xr
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.measures.statistics import estimate, grammar_means, inversion, mean_curves, transition
 from uturn.networks.classifiers import TreeClassifier
-from uturn.networks.files import fingerprint, load_network
-from uturn.paper.fig7 import TOLERANCE
+from uturn.networks.files import load_network
 from uturn.paper.specs import experiment_of, mean_field
-from uturn.paper.verdicts import Verdict, above, at_least, below, estimates, mean_estimate, verdict, within
+from uturn.paper.verdicts import Verdict, above, below, estimates, verdict, within
 from uturn.paper.workshop import Scale, Workshop, accuracy
 from uturn.probes.hidden_layers import HiddenLayers
 from uturn.sources import RHMSource
@@ -95,30 +93,25 @@ def trained_classifier(workshop: Workshop) -> Path:
     return workshop.classifier("fig8-classifier", recipe, prepared, weight_decay=recipe["weight_decay"], decay=False, every=200)
 
 
-def examined(workshop: Workshop, classifier: Path, statistics: Path) -> xr.Dataset:
+def examined(classifier: Path, statistics: Path, source: RHMSource) -> xr.Dataset:
     """Test accuracy of the network, and random pairs of strings, per layer: mean similarity of pairs of one class and of
     independent pairs."""
     network: Any = load_network(classifier)
-    chosen = setup(workshop.scale)
-
-    def compute() -> xr.Dataset:
-        leaves, classes = strings(chosen.source, _TEST, 10_000)
-        probe = HiddenLayers(network, "every block").load_statistics(statistics)
-        order = np.argsort(classes, kind="stable")
-        order = order[: len(order) // 2 * 2].reshape(-1, 2)
-        order = order[classes[order[:, 0]] == classes[order[:, 1]]]
-        pairs = {"same class": order, "independent": np.arange(len(leaves)).reshape(-1, 2)}
-        compared = [probe.compare(leaves[pair[:, 0]], leaves[pair[:, 1]]) for pair in pairs.values()]
-        return xr.Dataset(
-            {
-                "accuracy": accuracy(network, leaves.astype(np.int64), classes),
-                "random_pairs": (("pair", "network_layer"), np.stack([c.similarity.mean(axis=0) for c in compared])),
-            },
-            coords={"pair": list(pairs), "network_layer": list(probe.layers)},
-            attrs={"test_strings": len(leaves), "training_steps": network.facts["steps"]},
-        )
-
-    return workshop.keep("fig8-network", {"network": fingerprint(network), **chosen._asdict()}, compute)
+    leaves, classes = strings(source, _TEST, 10_000)
+    probe = HiddenLayers(network, "every block").load_statistics(statistics)
+    order = np.argsort(classes, kind="stable")
+    order = order[: len(order) // 2 * 2].reshape(-1, 2)
+    order = order[classes[order[:, 0]] == classes[order[:, 1]]]
+    pairs = {"same class": order, "independent": np.arange(len(leaves)).reshape(-1, 2)}
+    compared = [probe.compare(leaves[pair[:, 0]], leaves[pair[:, 1]]) for pair in pairs.values()]
+    return xr.Dataset(
+        {
+            "accuracy": accuracy(network, leaves.astype(np.int64), classes),
+            "random_pairs": (("pair", "network_layer"), np.stack([c.similarity.mean(axis=0) for c in compared])),
+        },
+        coords={"pair": list(pairs), "network_layer": list(probe.layers)},
+        attrs={"test_strings": len(leaves), "training_steps": network.facts["steps"]},
+    )
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -132,7 +125,9 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
         "layers": experiment_of(source, *common, layers, items=chosen.items, trajectories=2, chunk=50, seed=SEED),
         "grammars": experiment_of(many, *common, items=64 * grammars, chunk=64 * 24, seed=SEED),
     }
-    return {**workshop.runs("fig8", experiments), "network": examined(workshop, classifier, statistics)}
+    files = {"classifier": classifier, "statistics": statistics}
+    network = workshop.keep("fig8-network", examined, **files, source=chosen.source)
+    return {**workshop.runs("fig8", experiments), "network": network}
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
@@ -182,14 +177,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     )
     at = {"noise": int(np.argmin(np.abs(noise - of_layers.value)))}
     lost = float(logits.isel(at).where(run.same_class.isel(at) == 0).mean())
-    right, count = float(network.accuracy), network.attrs["test_strings"]
     return data, [
-        verdict(
-            f"accuracy of the network on {count} new strings",
-            f"{right:.4f} ± {1.96 * np.sqrt(right * (1 - right) / count):.4f} after {network.attrs['training_steps']} steps",
-            "at least 0.99",
-            at_least(right, 0.99),
-        ),
         verdict(
             "ε at which the predicted class and the first block swap order",
             f"{of_class}; class and leaves of the same U-turns: {exact}",
@@ -204,39 +192,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             above(later.low, 0, "interval of the difference above 0, interval of the swap below ε*"),
             below(of_layers.high, star, ""),
         ),
-        _order(run.similarity, crossing, star),
-        _grammars(each_grammar, exact.value, crossing),
         *_falls(run, floors, 1 / v),
     ]
-
-
-def _order(similarity: xr.DataArray, crossing: float, star: float) -> Verdict:
-    noise = similarity.noise.values
-
-    def mean_gap(c: np.ndarray, low: float, high: float) -> float:
-        inside = (noise >= low) & (noise <= high)
-        return float(np.trapezoid((c[:, -1] - c[:, 0])[inside], noise[inside]) / np.ptp(noise[inside]))
-
-    before, after = (estimate(similarity, partial(mean_gap, low=a, high=b)) for a, b in ((0, crossing), (star, 1)))
-    return verdict(
-        f"logits - first block, mean over ε < {crossing:.3f} and over ε > ε* = {star:.3f}",
-        f"{before}; {after}",
-        "positive, then negative: the order of the layers inverts",
-        above([before.low, -after.high], 0, "intervals exclude 0"),
-    )
-
-
-def _grammars(swaps: np.ndarray, exact: float, crossing: float) -> Verdict:
-    mean, deviation = mean_estimate(swaps), float(swaps.std(ddof=1))
-    half, interval = mean.high - mean.value, f"within {TOLERANCE} of the t interval, which is no wider than ±{TOLERANCE}"
-    return verdict(
-        f"ε at which class and leaves swap order, {len(swaps)} grammars",
-        f"{mean}, standard deviation {deviation:.4f}; the grammar of the network: {exact:.4f}",
-        f"{crossing:.4f} (mean field), up to its bias; a typical grammar",
-        within(mean.value - crossing, half + TOLERANCE, f"mean field {interval}"),
-        below(half, TOLERANCE, ""),
-        within(exact - mean.value, 2 * deviation, "the network's grammar within 2 standard deviations of the mean"),
-    )
 
 
 def _falls(run: xr.Dataset, floor: np.ndarray, chance: float) -> list[Verdict]:

@@ -12,7 +12,7 @@ from typing import Any
 from uturn.core.files import write_json
 from uturn.pages import fetch, write_page
 from uturn.pages.figures import Result
-from uturn.paper.registry import FIGURES, lacking, load_figure
+from uturn.paper.registry import FIGURES, load_figure
 from uturn.paper.workshop import Scale, Workshop
 from uturn.store.outputs import output_folder, write_dataset
 from uturn.studies.plotting.style import save_figure
@@ -38,8 +38,9 @@ def reproduce(
         raise ValueError(f"unknown figure {unknown[0]!r}; expected some of {', '.join(FIGURES)}")
     if scale not in ("smoke", "paper"):
         raise ValueError(f"scale = {scale!r}: expected 'smoke' or 'paper'")
-    for reason in filter(None, map(lacking, figures)):
-        raise ValueError(reason)
+    for name in figures:
+        if reason := FIGURES[name].lacks:
+            raise ValueError(reason)
     cluster = cluster or {}
     connection: AbstractContextManager[Any] = nullcontext()  # the runs of all figures use one connection
     if cluster.get("cluster") is not None:
@@ -63,8 +64,11 @@ def reproduce(
             write_dataset(data, paths["data"])
             save_figure(figure.draw(data), paths["png"], paths["pdf"])
             seconds = time.monotonic() - start
-            results.append(Result(name, figure.TITLE, figure.CAPTION, scale, verdicts, files, seconds, figure.CLAIM))
-            write_json(folder.path / f"{name}.json", asdict(results[-1]))
+            texts = {"title": figure.TITLE, "caption": figure.CAPTION, "claim": figure.CLAIM}
+            is_of_paper = FIGURES[name].is_of_paper
+            result = Result(name, **texts, scale=scale, verdicts=verdicts, files=files, seconds=seconds, is_of_paper=is_of_paper)
+            results.append(result)
+            write_json(folder.path / f"{name}.json", asdict(result))
             write_page(folder.path)
             folder.push(*files.values(), f"{name}.json", "index.html")
     return results

@@ -1,11 +1,17 @@
-"""The figures of this folder, one line each here and one module each, and those that tools bring."""
+"""The figures of `uturn reproduce`: those of arXiv:2402.16991, those beyond it, and those that tools bring."""
 
 from __future__ import annotations
 
 import importlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from uturn.core.imports import import_object
 from uturn.core.tools import ToolFigure, named
 
 if TYPE_CHECKING:
@@ -14,59 +20,94 @@ if TYPE_CHECKING:
     from uturn.paper.verdicts import Verdict
     from uturn.paper.workshop import Workshop
 
-# Order of the page; numbers: approximate seconds at smoke scale on two cores.
-FIGURES = {
-    "fig2": 60,
-    "fig3": 6,
-    "fig4": 3,
-    "fig5": 6,
-    "fig6": 5,
-    "fig7": 0,  # first, because figs. 12 to 14 use its runs
-    "fig8": 16,
-    "fig9": 1,
-    "fig10": 2,
-    "fig11": 3,
-    "fig12": 3,
-    "fig13": 4,
-    "fig14": 4,
-    "fig15": 4,
-    "s9": 5,
-    "controls": 30,  # shares the images of fig. 2
-    "learning": 115,
-    "schedulers": 18,
-    "thresholds": 20,
-    "chi": 17,
-    "correlations": 15,  # shares runs of chi
-    "calibration": 25,
-    "text": 28,
-}
-_OF_TOOLS = {
-    name: figure if isinstance(figure, ToolFigure) else ToolFigure(figure)
-    for name, figure in named("figures").items()
-    if name not in FIGURES  # none replaces one of these
-}
-for _name, _figure in _OF_TOOLS.items():
-    _names = [*FIGURES]
-    _place = _names.index(_figure.after) + 1 if _figure.after in _names else len(_names)
-    _names.insert(_place, _name)
-    FIGURES = {name: FIGURES.get(name, _figure.seconds) for name in _names}
-ORDER = tuple(sorted(FIGURES, key=FIGURES.__getitem__))
-"""The order in which all figures are made: the fastest first, those that train or denoise images last."""
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a figure before its module is imported."""
+
+    name: str
+    path: str
+    """Import path of a module, or "module:name" of an object, with the members of `Figure`."""
+    is_of_paper: bool
+    needs: tuple[str, str] | None = None
+    """A library, and the extra of this package that installs it."""
+    uses: str = ""
+    """The figure whose runs this one uses too. That figure is made before it, and its time includes these runs."""
+    expected_seconds: float = 120.0
+    """Used where no time was measured, as for figures of installed packages."""
+
+    @property
+    def seconds(self) -> float:
+        """Time on two quiet cores at scale smoke, as measured (`docs/claims.py`)."""
+        return _measured_seconds().get(self.name, self.expected_seconds)
+
+    @property
+    def lacks(self) -> str:
+        """What the figure needs and is not installed, with the way to install it, in one line. Empty if nothing is missing."""
+        if self.needs is None or find_spec(self.needs[0]):
+            return ""
+        library, extra = self.needs
+        return f"figure {self.name!r} needs the library {library}; pip install 'uturn[{extra}]'"
 
 
-def lacking(name: str) -> str:
-    """What a figure needs and is not installed, with the way to install it, in one line; empty if nothing is missing."""
-    needs = _OF_TOOLS[name].needs if name in _OF_TOOLS else None
-    if needs is None or find_spec(needs[0]):
-        return ""
-    return f"figure {name!r} needs the library {needs[0]}; pip install 'uturn[{needs[1]}]'"
+_OF_PAPER = {f"fig{number}": f"uturn.paper.fig{number}" for number in range(2, 16)}
+_OF_PAPER |= {f"fig{number}": f"uturn.paper.pictures:FIG{number}" for number in (3, 4, 9)}
+_OF_PAPER |= {"s9": "uturn.paper.s9"}
+_BEYOND = ("schedulers", "thresholds", "chi", "correlations", "calibration", "clones")
+_USES = {"fig12": "fig7", "fig13": "fig7", "fig14": "fig7", "correlations": "chi"}
+
+
+def _entries() -> Iterator[Entry]:
+    """All figures in the order of the page."""
+    for name, path in _OF_PAPER.items():
+        yield Entry(name, path, True, uses=_USES.get(name, ""))
+    of_tools = {
+        name: figure if isinstance(figure, ToolFigure) else ToolFigure(figure) for name, figure in named("figures").items()
+    }
+    of_tools = {name: figure for name, figure in of_tools.items() if name not in (*_OF_PAPER, *_BEYOND)}  # none is replaced
+
+    def of_tool(name: str) -> Entry:
+        figure = of_tools.pop(name)
+        return Entry(name, figure.module, False, figure.needs, expected_seconds=figure.seconds)
+
+    for name in _BEYOND:
+        yield Entry(name, f"uturn.paper.{name}", False, uses=_USES.get(name, ""))
+        for other in [other for other, figure in of_tools.items() if figure.after == name]:
+            yield of_tool(other)
+    for name in list(of_tools):
+        yield of_tool(name)
+
+
+@cache
+def _measured_seconds() -> dict[str, float]:
+    seconds: dict[str, float] = json.loads((Path(__file__).parent / "seconds.json").read_text(encoding="utf-8"))
+    return seconds
+
+
+FIGURES = {entry.name: entry for entry in _entries()}
+"""All figures by name, in the order of the page."""
+
+
+def _place(entry: Entry) -> tuple[float, bool]:
+    """Short figures come first, and a figure comes after the one whose runs it uses."""
+    maker = FIGURES.get(entry.uses)
+    if maker is None:
+        return entry.seconds, False
+    return max(entry.seconds, maker.seconds), True
+
+
+ORDER = tuple(entry.name for entry in sorted(FIGURES.values(), key=_place))
+"""The order in which figures are made."""
+PAPER_FIGURES = tuple(name for name in ORDER if FIGURES[name].is_of_paper)
+"""The figures of arXiv:2402.16991, in the order in which they are made: what `uturn reproduce` makes by default."""
 
 
 class Figure(Protocol):
     """What the module of a figure defines."""
 
     TITLE: str
-    CLAIM: str  # what the figure shows, one sentence in plain words
+    CLAIM: str
+    """What the figure shows, in one sentence in plain words."""
     CAPTION: str
 
     def measure(self, workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -80,5 +121,6 @@ class Figure(Protocol):
 
 
 def load_figure(name: str) -> Figure:
-    module: Any = importlib.import_module(_OF_TOOLS[name].module if name in _OF_TOOLS else f"uturn.paper.{name}")
-    return module
+    path = FIGURES[name].path
+    figure: Any = import_object(path, f"figure {name!r}", "'module:name'") if ":" in path else importlib.import_module(path)
+    return figure

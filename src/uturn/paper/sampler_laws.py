@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,15 +12,17 @@ from scipy.stats import gamma, norm
 
 from uturn.backward.score_model import ScoreModel, noisy_images_of, strings_of
 from uturn.core.random import Purpose, keys
-from uturn.corruption import Gaussian, Masking, Noisy, UniformReplacement
-from uturn.corruption.denoising import ExactDenoiser, denoise
+from uturn.corruption import Gaussian, Noisy
+from uturn.corruption.denoising import ExactDenoiser
 from uturn.exact.inference import sample_posterior
 from uturn.exact.rhm import RandomHierarchyModel
 from uturn.measures.calibration import Calibration, calibrate, paired
 
 PARAMETERS = {"vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2}
-NOISE = {"gaussian": 0.35, "masking": 0.75, "uniform": 0.6}
-SAMPLERS: dict[str, tuple[str, dict[str, Any], float | None, str]] = {  # label: (class of diffusers, its options, eta, kind)
+NOISE = 0.35  # Gaussian diffusion time of the observations
+Scheduler = tuple[str, dict[str, Any], float | None, str]
+"""Class of diffusers, its options, eta, and the kind: how much of the noise of the reverse process it adds."""
+SAMPLERS: dict[str, Scheduler] = {
     "DDPM": ("DDPMScheduler", {}, None, "full"),
     "DDIM, η = 1": ("DDIMScheduler", {}, 1.0, "full"),
     "Euler ancestral": ("EulerAncestralDiscreteScheduler", {}, None, "full"),
@@ -34,7 +36,6 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any], float | None, str]] = {  # label:
     "UniPC": ("UniPCMultistepScheduler", {}, None, "none"),
     "flow matching, Euler": ("FlowMatchEulerDiscreteScheduler", {}, None, "none"),
 }
-CHANNELS: dict[str, Any] = {"masking": Masking(), "uniform": UniformReplacement()}
 REFERENCE = "exact posterior draws"
 _SAMPLING = (Purpose.DENOISING, 0)  # of the keys of random streams
 TIMESTEPS = 4096  # of the training schedule
@@ -59,7 +60,7 @@ class Size(NamedTuple):
     strings: int
 
 
-def scheduler_sampler(sampler: tuple[str, dict[str, Any], float | None, str], size: Size) -> Sampler:
+def scheduler_sampler(sampler: Scheduler, size: Size) -> Sampler:
     """A scheduler of diffusers with the exact score; the strings of a sheet share a stream of random numbers."""
     name, options, eta, _ = sampler
     gaussian, strings = Gaussian(), size.strings
@@ -85,26 +86,17 @@ def scheduler_sampler(sampler: tuple[str, dict[str, Any], float | None, str], si
     return Sampler(observe, rebuild, gaussian, chain(2)[0].is_stochastic, lambda steps: chain(steps)[0].model)
 
 
-def channel_sampler(channel: str, size: Size) -> Sampler:
-    """A discrete channel with exact leaf marginals."""
-    denoiser = ExactDenoiser(_grammar(), CHANNELS[channel])
-    return _at_one_level(channel, denoiser.corruption, partial(denoise, denoiser))
-
-
 def exact_sampler(size: Size) -> Sampler:
     """Exact posterior draws in the Gaussian process."""
+    gaussian = Gaussian()
 
-    def draws(observation: Noisy, steps: int, streams: np.ndarray) -> np.ndarray:
-        return sample_posterior(_grammar(), Gaussian().log_evidence(observation), streams)[0]
-
-    return _at_one_level("gaussian", Gaussian(), draws)
-
-
-def _at_one_level(channel: str, corruption: Any, rebuild: Callable[[Noisy, int, np.ndarray], np.ndarray]) -> Sampler:
     def observe(leaves: np.ndarray, streams: np.ndarray, steps: int) -> Noisy:
-        return corruption.corrupt(leaves, NOISE[channel], PARAMETERS["vocab_size"], streams)
+        return gaussian.corrupt(leaves, NOISE, PARAMETERS["vocab_size"], streams)
 
-    return Sampler(observe, lambda observation, streams, steps: rebuild(observation, steps, streams), corruption)
+    def rebuild(observation: Noisy, streams: np.ndarray, steps: int) -> np.ndarray:
+        return sample_posterior(_grammar(), gaussian.log_evidence(observation), streams)[0]
+
+    return Sampler(observe, rebuild, gaussian)
 
 
 def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, steps: int, rows: int) -> Any:
@@ -127,7 +119,7 @@ def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, st
     if name.startswith("FlowMatch"):
         scheduler = made(num_train_timesteps=TIMESTEPS)
     else:  # a schedule that ends at the observation: its last timestep has the level NOISE, its first is almost clean
-        r = 1 / np.expm1(2 * NOISE["gaussian"]) - 6 * np.log1p(-np.arange(TIMESTEPS)[::-1] / TIMESTEPS)
+        r = 1 / np.expm1(2 * NOISE) - 6 * np.log1p(-np.arange(TIMESTEPS)[::-1] / TIMESTEPS)
         abar = r / (1 + r)
         betas = 1 - abar / np.r_[1.0, abar[:-1]]
         scheduler = made(num_train_timesteps=TIMESTEPS, trained_betas=betas.tolist(), **options)
@@ -174,23 +166,21 @@ def _posteriors(corruption: Any, observation: Noisy) -> np.ndarray:
 def measured(size: Size, sampler: Callable[[Size], Sampler]) -> xr.Dataset:
     """Counts of reconstructed strings on every sheet: a few observations reconstructed many times, and many observations once.
 
-    One more sheet of observations is reconstructed twice and read as in `uturn.measures.calibration`. Where a scheduler drives a
-    model, the first input of the model is compared with the law of the channel at the noise that the scheduler names.
+    Where a scheduler drives a model, the model reconstructs one more sheet of strings. Its first input is compared with the law
+    of the channel at the noise that the scheduler names.
     """
     rhm, d, (steps, few, sheets, strings) = _grammar(), num_leaves(), size
     observe, rebuild, corruption, is_stochastic, model = sampler(size)
     many = sheets * strings
     seen = rhm.sample(few + many, keys(0, *_SAMPLING, 0, np.arange(few + many))).leaves
     noises = keys(0, *_SAMPLING, 1, np.arange(few + many))
-    posterior_counts, law, laws, pairs, first = [], [], [], [], []
+    posterior_counts, law, laws, first = [], [], [], []
     fresh = rhm.sample(strings, keys(0, *_SAMPLING, 3, np.arange(strings))).leaves
     for number in steps:
-        observed = observe(fresh, keys(0, *_SAMPLING, 4, number, np.arange(strings)), number)
         if model is not None:
+            observed = observe(fresh, keys(0, *_SAMPLING, 4, number, np.arange(strings)), number)
             model(number).asked = None
-        clones = [rebuild(observed, keys(0, *_SAMPLING, 5, number, k, np.arange(strings)), number) for k in range(2)]
-        pairs.append(parsed_agreement(rhm, np.stack([fresh, *clones], axis=1)))
-        if model is not None:
+            rebuild(observed, keys(0, *_SAMPLING, 5, number, 0, np.arange(strings)), number)
             first.append(_asked_first(model(number), fresh))
         observation = observe(seen, noises, number)
 
@@ -205,16 +195,12 @@ def measured(size: Size, sampler: Callable[[Size], Sampler]) -> xr.Dataset:
         counts = _counts(rebuilt.reshape(-1, strings, d))
         posterior_counts.append(np.broadcast_to(counts[: few * drawn].reshape(few, drawn, -1), (few, sheets, counts.shape[-1])))
         law.append(counts[few * drawn :])
-    with_original, with_clones = map(np.array, zip(*pairs, strict=True))
-    read = ("steps", "item", "clone", "tree_level")
     return xr.Dataset(
         {
             "given_counts": (("steps", "observation", "sheet", "string"), np.array(posterior_counts, np.uint16)),
             "posterior": (("steps", "observation", "string"), np.array(laws)),
             "law_counts": (("steps", "sheet", "string"), np.array(law, np.uint16)),
             "data_law": ("string", np.append(np.exp(_all_strings()[1]), 0.0)),
-            "with_original": (read, with_original),
-            "with_clones": (read, with_clones),
             **(_laws_of_first_inputs(first) if first else {}),
         },
         coords={"steps": list(steps)},

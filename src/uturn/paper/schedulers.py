@@ -13,11 +13,11 @@ from uturn.core.random import Purpose, keys, uniforms
 from uturn.measures.calibration import holm
 from uturn.measures.statistics import Estimate
 from uturn.paper import sampler_laws as laws
-from uturn.paper.sampler_laws import CHANNELS, PARAMETERS, REFERENCE, SAMPLERS
+from uturn.paper.sampler_laws import PARAMETERS, REFERENCE, SAMPLERS
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, verdict
 from uturn.paper.workshop import Workshop, file_name
 from uturn.studies.plotting.curves import draw_gap
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style, ticks
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style, ticks
 
 TITLE = "Reverse diffusion with the exact score: posterior or data law only"
 CLAIM = "Schedulers that add their full noise draw from the posterior; the others only preserve the law of the data."
@@ -25,9 +25,8 @@ CAPTION = (
     "Distance between the law q of reconstructed strings and the exact law p, (sum over strings of (q - p)^2)^(1/2), unbiased, "
     "against the number of reverse steps. Left: given a noisy observation (mean over observations), for schedulers of diffusers "
     "driven by the exact score. Those with the full noise of the reverse process converge to the posterior; those with none, or "
-    "half of it, do not, for any number of steps. Middle: the law of U-turned strings, which all schedulers preserve. Right: "
-    "discrete channels with exact leaf marginals. Bars: 95 % intervals; hollow: not significantly different from 0 (p > 0.01); "
-    "grey: 99 % of the distances between equal laws."
+    "half of it, do not, for any number of steps. Right: the law of U-turned strings, which all schedulers preserve. Bars: 95 % "
+    "intervals; hollow: not significantly different from 0 (p > 0.01); grey: 99 % of the distances between equal laws."
 )
 _SIZES = {"smoke": laws.Size((2, 4, 8, 16, 32, 64), 4, 16, 512), "paper": laws.Size((2, 4, 8, 16, 32, 64, 128, 256), 8, 64, 1024)}
 LEAST_ORDER = 0.5  # strong order of Euler's method; the law converges with order 1
@@ -38,19 +37,20 @@ _FLIPS = 2000  # of signs, for p-values
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     size = _SIZES[workshop.scale]
-    drawn = {"parameters": PARAMETERS, "noise": laws.NOISE, **size._asdict(), "clones": 2}
-
-    def job(sampler: Any, own: dict[str, Any], sizes: laws.Size = size) -> tuple[dict[str, Any], Any]:
-        return {**drawn, **own}, partial(laws.measured, sizes, sampler)
-
-    jobs: dict[str, Any] = {REFERENCE: job(laws.exact_sampler, {"steps": (0,)}, size._replace(steps=(0,)))}
-    for label, spec in SAMPLERS.items():
-        jobs[label] = job(partial(laws.scheduler_sampler, spec), {"sampler": spec, "timesteps": laws.TIMESTEPS})
-    for channel in CHANNELS:
-        jobs[channel] = job(partial(laws.channel_sampler, channel), {"channel": channel})
-    names = {label: f"schedulers-{file_name(label)}" for label in jobs}
-    runs = workshop.keep_all("samplers", {names[label]: job for label, job in jobs.items()})
+    names = {label: f"schedulers-{file_name(label)}" for label in (REFERENCE, *SAMPLERS)}
+    calls: dict[str, dict[str, Any]] = {
+        names[label]: {"size": size, "scheduler": scheduler} for label, scheduler in SAMPLERS.items()
+    }
+    calls[names[REFERENCE]] = {"size": size._replace(steps=(0,)), "scheduler": None}
+    runs = workshop.keep_all("samplers", measured_law, calls)
     return {label: runs[name] for label, name in names.items()}
+
+
+def measured_law(size: laws.Size, scheduler: laws.Scheduler | None) -> xr.Dataset:
+    """The law of a scheduler of `SAMPLERS`; None: of exact posterior draws."""
+    if scheduler is None:
+        return laws.measured(size, laws.exact_sampler)
+    return laws.measured(size, partial(laws.scheduler_sampler, scheduler))
 
 
 # -- distances between laws, from counts on independent sheets of strings -------------------------------------------------------
@@ -146,7 +146,8 @@ Deviations = dict[str, np.ndarray]
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    labels, steps = [*SAMPLERS, *CHANNELS], runs[next(iter(SAMPLERS))].steps.values
+    labels = list(SAMPLERS)
+    steps = runs[labels[0]].steps.values
     both = {label: deviations(runs[label]) for label in [*labels, REFERENCE]}
     posterior, law = ({label: pair[k] for label, pair in both.items()} for k in (0, 1))
     data = xr.Dataset(
@@ -155,14 +156,13 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             **PARAMETERS,
             "posterior_resolution": resolution(posterior[REFERENCE][0]),
             "law_resolution": resolution(law[REFERENCE][0]),
-            "discrete_resolution": max(resolution(posterior[label][-1]) for label in CHANNELS),
         },
     )
     for name, values in (("posterior", posterior), ("law", law)):
         data[f"{name}_distance"] = ("sampler", "steps", "estimate"), [distance(values[label]) for label in labels]
         data[f"{name}_p"] = (("sampler", "steps"), np.array([[p_value(d) for d in values[label]] for label in labels]))
     # P-values of the distances to the posterior, extrapolated to infinitely many steps.
-    limits, last = {label: p_value(extrapolated(posterior[label])) for label in labels}, int(steps[-1])
+    limits = {label: p_value(extrapolated(posterior[label])) for label in labels}
     kept = [p_value(extrapolated(law[label])) for label in SAMPLERS]
     first = [distance(law[label][0])[0] for label in SAMPLERS]
     return data, [
@@ -173,9 +173,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "0: all keep the data law",
             above(kept, RARE, f"not significantly different from 0 (p > {RARE:g} each)"),
         ),
-        *_discrete(posterior, limits, steps),
         _start(runs),
-        _clones(runs, last),
     ]
 
 
@@ -212,27 +210,6 @@ def _of_schedulers(posterior: Deviations, limits: dict[str, float], steps: np.nd
     ]
 
 
-def _discrete(posterior: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
-    two, one_by_one = (posterior["masking"][k] for k in (0, np.flatnonzero(steps >= laws.num_leaves())[0]))
-    slope, p = order(posterior["uniform"], steps), limits["uniform"]
-    return [
-        verdict(
-            "masking: distance to the posterior in 2 steps, and with one leaf at a time",
-            f"{distance_text(two)}; {distance_text(one_by_one)}, p = {p_value(one_by_one):.2g}",
-            "not 0; 0: exact without a limit",
-            below(p_value(two), RARE, f"p below and above {RARE:g}"),
-            above(p_value(one_by_one), RARE, ""),
-        ),
-        verdict(
-            "uniform replacement: order of convergence; distance extrapolated to infinitely many steps",
-            f"uniform {slope:.2f}; {distance_text(extrapolated(posterior['uniform']))}, p = {p:.2g}",
-            "1; 0",
-            above(slope.low, LEAST_ORDER, f"interval above {LEAST_ORDER}"),
-            above(p, RARE, f"p > {RARE:g}"),
-        ),
-    ]
-
-
 def _start(runs: dict[str, xr.Dataset]) -> Verdict:
     """A chain starts from the noise of its first timestep."""
     p = np.stack([laws.law_p_values(runs[label].rename(steps="noise")).ravel() for label in SAMPLERS])
@@ -249,41 +226,18 @@ def _start(runs: dict[str, xr.Dataset]) -> Verdict:
     )
 
 
-def _clones(runs: dict[str, xr.Dataset], last: int) -> Verdict:
-    """Two draws from one observation: calibration, in which schedulers without noise are the negative controls."""
-    fixed = _of_kind("half", "none")
-    drawn = [label for label in [REFERENCE, *CHANNELS, *SAMPLERS] if label not in fixed]
-    tests = {label: laws.calibrated(runs[label].isel(steps=-1), 0.01, 40_000) for label in [*drawn, *fixed]}
-    p = {label: float(test.adjusted.min()) for label, test in tests.items()}
-
-    def worst_gap(label: str) -> str:
-        test, k = tests[label], int(tests[label].p_value.argmin())
-        return f"{label} {Estimate(test.gap[k], test.low[k], test.high[k]):+.3f}"
-
-    least = min(p[label] for label in drawn)
-    return verdict(
-        f"calibration, E f(x0, x̂) - E f(x̂, x̂'), two draws of one observation in {last} steps; f: share of equal parsed nodes",
-        "; ".join(map(worst_gap, drawn)) + f": smallest p = {least:.2g}. Less noise: " + "; ".join(map(worst_gap, fixed)),
-        "0 with the full noise; below 0 without it, where the draws resemble each other too much",
-        above(least * len(drawn), 0.01, "exact randomisation test: no p by Holm <= 0.01"),
-        below([p[label] for label in fixed], RARE, f"p < {RARE:g} each"),
-        below([tests[label].gap.min() for label in fixed], 0, ""),
-    )
-
-
 def draw(data: xr.Dataset) -> Any:
     attrs, steps = data.attrs, data.steps.values
     bottom = 0.5 * min(attrs["posterior_resolution"], attrs["law_resolution"])
     shown = (
-        ("posterior", list(SAMPLERS), "given an observation: the posterior", "posterior_resolution"),
-        ("law", list(SAMPLERS), "over all observations: the data law", "law_resolution"),
-        ("posterior", list(CHANNELS), "discrete channels: the posterior", "discrete_resolution"),
+        ("posterior", "given an observation: the posterior"),
+        ("law", "over all observations: the data law"),
     )
     with style() as plt:
-        figure, panels = plt.subplots(1, 3, figsize=(13.5, 5.6), width_ratios=[1.15, 1.15, 1], sharey=True, layout="constrained")
-        for axes, (name, labels, title, resolution) in zip(panels, shown, strict=True):
-            axes.axhspan(bottom / 2, attrs[resolution], color="#e4e4e4", lw=0, zorder=0)
-            for label in labels:
+        figure, panels = plt.subplots(1, 2, figsize=(11.5, 5.6), sharey=True, layout="constrained")
+        for axes, (name, title) in zip(panels, shown, strict=True):
+            axes.axhspan(bottom / 2, attrs[f"{name}_resolution"], color="#e4e4e4", lw=0, zorder=0)
+            for label in SAMPLERS:
                 curve, p = data[f"{name}_distance"].sel(sampler=label), data[f"{name}_p"].sel(sampler=label)
                 color, mark, line = _LOOKS[label]
                 draw_gap(axes, steps, np.maximum(curve, bottom), p < 0.01, color, label, mark, line)
@@ -297,14 +251,12 @@ def draw(data: xr.Dataset) -> Any:
         for color, text, at in _KINDS.values():
             left.text(steps[-1], at, text, color=color, fontsize=10.5, ha="right", va="bottom", weight="bold")
         handles, names = left.get_legend_handles_labels()
-        names += ["masking: random order", "uniform replacement"]
-        place = {"loc": "outside lower center", "ncols": 5, "columnspacing": 1.6}
-        figure.legend(handles + panels[2].get_legend_handles_labels()[0], names, **place)
+        figure.legend(handles, names, loc="outside lower center", ncols=4, columnspacing=1.6)
     return figure
 
 
 _KINDS = {"full": (ACCENT, "full noise", 0.055), "half": ("#e69f00", "half of it", 0.52), "none": (CLASS, "no noise", 0.9)}
-_LOOKS = {"masking": (THEORY, "o", "-"), "uniform": ("#009e73", "s", "-")} | {
+_LOOKS = {
     label: (color, mark, "-" if kind == "full" else "--")
     for kind, (color, *_) in _KINDS.items()
     for label, mark in zip(_of_kind(kind), "os^DvPX", strict=False)

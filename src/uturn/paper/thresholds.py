@@ -81,18 +81,17 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     size = SIZES[workshop.scale]
-    settings = {**PAPER, **size._asdict(), "tolerance": TOLERANCE}
-    jobs = {
-        f"thresholds-{name}": ({**settings, "reach": channel.reach}, partial(population, name, size))
-        for name, channel in CHANNELS.items()
-    }
-    of_channels = workshop.keep_all("population dynamics", jobs).values()
+    calls = {f"thresholds-{name}": {"name": name, "size": size} for name in CHANNELS}
+    of_channels = workshop.keep_all("population dynamics", population, calls).values()
     populations = xr.concat(of_channels, xr.Variable("channel", list(CHANNELS)), combine_attrs="drop")
     return {**workshop.runs("thresholds", experiments(workshop.scale)), "population": populations}
 
 
 def population(name: str, size: Size) -> xr.Dataset:
-    """Thresholds of a channel in both ensembles; belief in the class at every depth for the grammars and noise of the runs."""
+    """Thresholds of the channel `name` in both ensembles, and the belief in the class at every depth.
+
+    Beliefs are those of the grammars and noise levels of the runs.
+    """
     v, m, s = PAPER.values()
     # The grammars of the experiments: rules depend on seed and tree level, not on the depth of the tree.
     grammars = [int(keys(0, Purpose.GRAMMAR, number)) for number in range(size.grammars)]

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
-from uturn.core import random
 from uturn.core.experiment import Experiment
 from uturn.core.processes import cores, in_processes
 from uturn.core.progress import progress_bar
 from uturn.engine.run import run
+from uturn.paper.identity import identity_of
 from uturn.store.outputs import OutputFolder, digest_of_dataset, write_dataset
+from uturn.store.places import is_empty
+from uturn.store.record import Store
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from uturn.networks.training import History
 
     Train = Callable[[Path], tuple[Sequence[torch.nn.Module], History]]
-    Kept = tuple[Mapping[str, Any], Callable[[], xr.Dataset]]
-    """Settings of a computation, and the function."""
 
 Scale = Literal["smoke", "paper"]
 
@@ -43,9 +43,22 @@ class Workshop:
     cluster: Mapping[str, Any] = field(default_factory=dict)  # further arguments of `uturn.run`
 
     def run(self, label: str, experiment: Experiment) -> xr.Dataset:
-        """The results of an experiment; items that are missing in `folder/label.zarr` are computed."""
-        path = self._kept.place(f"{label}.zarr")
-        return run(experiment, path, workers=self.workers, progress=self.progress, **self.cluster)
+        """The results of an experiment; items that are missing in `folder/label.zarr` are computed.
+
+        A run of another experiment, or with other models, is replaced: the constants of a figure have changed.
+        """
+        place = self._kept.place(f"{label}.zarr")
+        if not self._is_run_of(experiment, place):
+            self._kept.remove(f"{label}.zarr")
+        return run(experiment, place, workers=self.workers, progress=self.progress, **self.cluster)
+
+    def _is_run_of(self, experiment: Experiment, place: str) -> bool:
+        """Whether a place is empty, or holds a run of this experiment."""
+        if is_empty(place):
+            return True
+        attributes = Store.open(place).attributes
+        same_spec = attributes.get("spec_hash") == experiment.hash
+        return same_spec and json.loads(attributes.get("models", "{}")) == experiment.models()
 
     def runs(self, figure: str, experiments: Mapping[str, Experiment], apart: bool = False) -> dict[str, xr.Dataset]:
         """The results of the experiments of a figure; figures that share runs name the same figure.
@@ -59,32 +72,51 @@ class Workshop:
             self.each(figure, Workshop.run, new)
         return {label: self.run(name, named[name]) for label, name in zip(experiments, named, strict=True)}
 
-    def keep(self, label: str, settings: Mapping[str, Any], compute: Callable[[], xr.Dataset]) -> xr.Dataset:
-        """The dataset `compute()`, stored in `folder/label.zarr` and computed again only if its settings (plain data) change."""
-        data = self._stored(label, settings)
-        if data is None:
-            data = compute()
-            data = data.assign_attrs(settings=_identity(settings))
-            write_dataset(data, self._kept.path / f"{label}.zarr")
-            self._kept.push(f"{label}.zarr")
-        return data
+    def keep(self, label: str, function: Callable[..., xr.Dataset], /, **arguments: Any) -> xr.Dataset:
+        """The dataset `function(**arguments)`, stored in `folder/label.zarr`.
 
-    def keep_all(self, what: str, jobs: Mapping[str, Kept]) -> dict[str, xr.Dataset]:
-        """`keep` for independent computations by label; missing ones run in several processes."""
-        stored = {label: self._stored(label, settings) for label, (settings, _) in jobs.items()}
-        self.each(what, Workshop.keep, [(label, *jobs[label]) for label, data in stored.items() if data is None], threads=0)
-        return {label: self.keep(label, *jobs[label]) if data is None else data for label, data in stored.items()}
+        It is computed again if the arguments, the code and constants that the function uses, or the version of the package have
+        changed (`uturn.paper.identity`). The function is one of a module, so that other processes find it.
+        """
+        return self.keep_all(label, function, {label: arguments})[label]
 
-    def _stored(self, label: str, settings: Mapping[str, Any]) -> xr.Dataset | None:
-        """The stored dataset of a label, if it is complete and has these settings."""
+    def keep_all(
+        self, what: str, function: Callable[..., xr.Dataset], calls: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, xr.Dataset]:
+        """The datasets `function(**arguments)` of several calls {label: arguments}, each stored as by `keep`.
+
+        Missing ones are computed side by side in several processes; `what` names them in the progress bar.
+        """
+        identities = {label: identity_of(function, arguments) for label, arguments in calls.items()}
+        stored = {label: self._stored(label, identity) for label, identity in identities.items()}
+        missing = [label for label, data in stored.items() if data is None]
+        tasks = [(label, identities[label], function, calls[label]) for label in missing]
+        if len(missing) == 1:
+            self._compute(*tasks[0])
+        else:
+            self.each(what, Workshop._compute, tasks, threads=0)
+        for label in missing:
+            stored[label] = self._stored(label, identities[label])
+        return {label: data for label, data in stored.items() if data is not None}
+
+    def _compute(self, label: str, identity: str, function: Callable[..., xr.Dataset], arguments: Mapping[str, Any]) -> None:
+        """Compute a dataset and store it."""
+        data = function(**arguments).assign_attrs(identity=identity)
+        write_dataset(data, self._kept.path / f"{label}.zarr")
+        self._kept.push(f"{label}.zarr")
+
+    def _stored(self, label: str, identity: str) -> xr.Dataset | None:
+        """The stored dataset of a label, if it is complete and that of this computation."""
         path = self._kept.fetch(f"{label}.zarr")
-        if path.exists():
-            try:
-                data = xr.open_zarr(path, zarr_format=3).load()
-                if data.attrs.get("settings") == _identity(settings) and data.attrs.pop("digest", "") == digest_of_dataset(path):
-                    return data
-            except (OSError, ValueError, KeyError, RuntimeError):
-                pass  # damaged: it is computed again
+        if not path.exists():
+            return None
+        try:
+            data = xr.open_zarr(path, zarr_format=3).load()
+            is_whole = data.attrs.pop("digest", "") == digest_of_dataset(path)
+        except (OSError, ValueError, KeyError, RuntimeError):
+            return None  # damaged
+        if is_whole and data.attrs.get("identity") == identity:
+            return data
         return None
 
     def trained(self, names: Sequence[str], recipe: Mapping[str, Any]) -> list[Any]:
@@ -137,6 +169,8 @@ class Workshop:
 
         from uturn.networks.training import train
 
+        recipe = {**recipe, "identity": identity_of(prepare, {"recipe": recipe, "training": training})}
+
         def trained(checkpoint: Path) -> tuple[list[Any], History]:
             network, batch, held_out = prepare()
 
@@ -156,6 +190,8 @@ class Workshop:
     ) -> list[Any]:
         """Denoisers trained once on strings of the grammar `rhm`: the best state, and for a second name the last one."""
         from uturn.networks.strings import denoisers
+
+        recipe = {**recipe, "identity": identity_of(strings, {"recipe": recipe, "training": training})}
 
         def trained(checkpoint: Path) -> tuple[list[Any], History]:
             options = {**training, "checkpoint": checkpoint, "progress": self.progress}
@@ -182,7 +218,8 @@ class Workshop:
         from uturn.networks.files import load_network
         from uturn.probes.hidden_layers import HiddenLayers
 
-        path = self._kept.fetch(f"{name}.safetensors").resolve()
+        identity = identity_of(reference, {})
+        path = self._kept.fetch(f"{name}-{identity[:8]}.safetensors").resolve()
         probe = HiddenLayers(load_network(classifier), "every block")
         if path.exists():
             try:
@@ -193,6 +230,10 @@ class Workshop:
         probe.fit(reference()).save_statistics(path)
         self._kept.push(path.name)
         return path
+
+    def identity(self) -> str:
+        """What a computation depends on that gets this workshop: its scale."""
+        return self.scale
 
     def files(self, names: Sequence[str]) -> list[Path]:
         return [self._kept.path.resolve() / f"{name}.safetensors" for name in names]
@@ -219,7 +260,3 @@ def file_name(label: str) -> str:
 def _alone(work: Callable[..., Any], *arguments: Any) -> None:
     """Call a function whose results are read from the store, not sent between processes."""
     work(*arguments)
-
-
-def _identity(settings: Mapping[str, Any]) -> str:
-    return json.dumps({**settings, "random_version": random.VERSION}, sort_keys=True)

@@ -77,6 +77,13 @@ class OutputFolder:
             if not path.is_file():
                 replace(self.place(name), path)
 
+    def remove(self, name: str) -> None:
+        """Remove a file or folder, here and at the URL."""
+        path = self.path / name
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+        self.push(name)
+
     def names(self, name: str) -> list[str]:
         """Names of the files and folders in a subfolder ("" is the folder itself)."""
         if not self.is_remote:

@@ -20,11 +20,8 @@ from uturn.core.files import check_plain
 AXES = ("noise", "item", "trajectory", "clone")  # of readings, in this order; a further axis is one of levels
 COLUMNS = "columns noise, item, perhaps trajectory and clone, and readings"
 NEAR = 1e-9  # relative difference of two noise levels up to which they are one
+_BEGINNING = 2**20  # bytes of a file that are looked at first
 _MOST_PLACES = 2**26  # of U-turns, for all readings, if few of them have a row; half a gigabyte
-_LONGEST_LINE = 2**20  # characters
-_MOST_COLUMNS = 1000  # of a file; a study of so many readings takes half a minute
-_MOST_CELLS = 2**25  # of a Parquet file, which can promise gigabytes in a few kilobytes
-_MOST_TEXT = 2**28  # bytes of the texts of a column of a Parquet file
 _COMMA = re.compile(r"\s*-?\d*,\d+\s*")
 _POINT = re.compile(r"[-+]?\d*(\.\d+)+([eE].*)?")
 _CUT = re.compile(r"[-+]?(\d+[.,]|\d*[.,]?\d+[eE][-+]?)")  # no number ends so
@@ -92,7 +89,6 @@ def _read_csv(path: str, labels: Collection[str]) -> pandas.DataFrame:
 def _read_parquet(path: str) -> pandas.DataFrame:
     """The columns of a Parquet file; what pandas has written about them is not followed, since it may be of another table."""
     import pyarrow
-    from pyarrow import compute
     from pyarrow.parquet import ParquetFile
 
     try:
@@ -104,17 +100,7 @@ def _read_parquet(path: str) -> pandas.DataFrame:
         kinds = "is_string", "is_large_string", "is_binary", "is_large_binary"
         texts = [field.name for field in schema if any(getattr(pyarrow.types, kind)(field.type) for kind in kinds)]
         with ParquetFile(path, read_dictionary=texts) as file:  # a text that is repeated is read once
-            rows, columns = file.metadata.num_rows, file.metadata.num_columns
-            if columns > _MOST_COLUMNS:
-                raise ValueError(f"it has {columns:,} columns, more than {_MOST_COLUMNS:,}")
-            if rows * columns > _MOST_CELLS:
-                raise ValueError(f"it has {rows:,} rows of {columns:,} columns, more than {_MOST_CELLS:,} cells")
             read = file.read()
-            for name, column in zip(read.column_names, read.columns, strict=True):
-                if pyarrow.types.is_dictionary(column.type) and not pyarrow.types.is_primitive(column.type.value_type):
-                    lengths = [compute.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks]
-                    if (size := sum(compute.sum(of).as_py() or 0 for of in lengths)) > _MOST_TEXT:
-                        raise ValueError(f"column {name} has {size:,} bytes of text, more than {_MOST_TEXT:,}")
             table = read.to_pandas(ignore_metadata=True)
             return table.loc[:, ~table.columns.str.startswith("__index_level_")]  # row numbers that pandas writes
     except pyarrow.ArrowException as error:  # some kinds are neither ValueError nor OSError
@@ -122,14 +108,12 @@ def _read_parquet(path: str) -> pandas.DataFrame:
 
 
 def _lines(path: str) -> Iterator[str]:
-    """The lines of a text file; ValueError for a long one and for NUL characters: a file with holes may promise terabytes."""
+    """The lines of a text file; ValueError if it begins with NUL characters, as a file does that was never written."""
+    with open(path, "rb") as file:
+        if b"\0" in file.read(_BEGINNING):
+            raise ValueError("it is no text in UTF-8: it holds NUL characters")
     with open(path, encoding="utf-8-sig", newline="") as file:
-        for line in iter(lambda: file.readline(_LONGEST_LINE), ""):
-            if "\0" in line:
-                raise ValueError("it is no text in UTF-8: it holds NUL characters")
-            if len(line) == _LONGEST_LINE:
-                raise ValueError(f"a line has more than {_LONGEST_LINE:,} characters")
-            yield line
+        yield from file
 
 
 def _check_rows(path: str, separator: str, of_text: Collection[str]) -> tuple[str, list[str]]:
@@ -150,8 +134,6 @@ def _check_rows(path: str, separator: str, of_text: Collection[str]) -> tuple[st
             last = cells[-1].strip()
         texts = texts if columns else {k for k, name in enumerate(cells) if name.strip().lower() in of_text}
         columns = columns or len(cells)
-        if columns > _MOST_COLUMNS:
-            raise ValueError(f"the header has {columns:,} cells, more than {_MOST_COLUMNS:,}")
         if len(cells) < columns:
             raise ValueError(f"line {number} has {len(cells)} cells, the header {columns}; is the file cut short?")
         if separator == ";" and decimal == "." and any(_COMMA.fullmatch(cell) for k, cell in enumerate(cells) if k not in texts):

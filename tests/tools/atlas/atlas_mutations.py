@@ -4,10 +4,10 @@ from mutation import Mutation
 
 MUTATIONS = (
     Mutation(
-        "calibration of a row where the gap is largest, not its p-value smallest",
-        "uturn.tools.atlas.numbers:_of_clones",
-        "np.lexsort((-np.abs(of_class.gap.values[:, 0]), of_class.gap_p.values))",
-        "np.lexsort((of_class.gap_p.values, -np.abs(of_class.gap.values[:, 0])))",
-        tests=(("test_atlas::test_the_gap_is_that_of_the_smallest_p_value", {}),),
+        "half-life of the second layer in place of the last one",
+        "uturn.tools.atlas.numbers:entries_of",
+        "layers.half_life[-1]",
+        "layers.half_life[0]",
+        tests=(("test_atlas::test_the_last_layer_is_the_last", {}),),
     ),
 )  # fmt: skip

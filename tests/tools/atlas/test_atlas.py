@@ -7,23 +7,21 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
-import torch
 import xarray as xr
 from typer.testing import CliRunner
 
 import uturn as ut
-from forging import instructed
 from uturn.cli import app
 from uturn.measures.cloning import covariance_eigenvalues, largest_eigenvalue
-from uturn.networks import load_network
-from uturn.networks.images.pretrained import load_pretrained
+from uturn.measures.statistics import with_interval
+from uturn.pages.sections import Collected, Reader
 from uturn.presets import ImageOptions
 from uturn.studies.plotting.style import style
 from uturn.tools.atlas.figure import draw_atlas
-from uturn.tools.atlas.numbers import _of_changes, _of_clones, to_csv
-from uturn.tools.atlas.rows import RESULTS, measure_atlas, read_atlas
+from uturn.tools.atlas.numbers import atlas_section, entries_of, frame_of
+from uturn.tools.atlas.rows import RESULTS, AtlasRow, measure_atlas, read_atlas
 
-EXAMPLES = Path(__file__).parents[3] / "examples" / "atlas"
+ROOT = Path(__file__).parents[3]
 HEIGHT = 0.3  # images are +- HEIGHT times the pattern
 MODULE = '''
 import torch
@@ -69,15 +67,11 @@ steps = 20
 levels = 10
 items = 32
 trajectories = 2
-clones = 2
 keep = 0
-patch = 2
-facts = { data = "two images", licence = "none" }
 
 [[models]]
 name = "two"
 title = "two images"
-facts = { kind = "exact" }
 
 [[models]]
 name = "absent"
@@ -85,9 +79,7 @@ model = "/no/such/folder"
 
 [[models]]
 name = "plain"
-like = "two"
 trajectories = 1
-clones = 1
 """
 
 
@@ -101,11 +93,12 @@ def finished(tmp_path_factory):
     sign = np.where(np.arange(40) % 2, 1, -1)
     np.save(folder / "images.npy", (HEIGHT * sign[:, None, None, None] * pattern).astype(np.float32))
     np.save(folder / "labels.npy", np.arange(40) % 2)
-    sys.path.insert(0, str(folder))
     told = []
-    rows = read_atlas(folder / "atlas.toml")
-    yield folder, rows, told, measure_atlas(rows, folder / "out", announce=told.append)
-    sys.path.remove(str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        rows = read_atlas(folder / "atlas.toml")
+        yield folder, rows, told, measure_atlas(rows, folder / "out", announce=told.append)
 
 
 def of(found, name):
@@ -116,16 +109,12 @@ def of(found, name):
 # --- the file --------------------------------------------------------------------------------------------------------
 
 
-def test_defaults_likeness_and_paths(finished):
-    folder, rows, _, _ = finished
+def test_defaults_hold_for_all_rows_and_rows_override_them(finished):
+    _, rows, _, _ = finished
     assert [row.name for row in rows] == ["two", "absent", "plain"]
-    two, absent, plain = rows
-    assert two.data == str(folder / "images.npy")
-    assert two.model == "two_images:denoiser"  # nothing of this name is in the folder
-    assert (plain.steps, plain.trajectories, plain.patch) == (20, 1, 2)
-    assert plain.facts == {"data": "two images", "licence": "none", "kind": "exact"}
-    assert absent.facts == {"data": "two images", "licence": "none"}
-    assert (two.title, plain.title) == ("two images", "")  # a title is not taken from another row
+    assert [row.model for row in rows] == ["two_images:denoiser", "/no/such/folder", "two_images:denoiser"]
+    assert [(row.steps, row.trajectories) for row in rows] == [(20, 2), (20, 2), (20, 1)]
+    assert [row.title for row in rows] == ["two images", "", ""]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +123,7 @@ def test_defaults_likeness_and_paths(finished):
         ("[[models]]\nname = 'a'\nstepz = 3", r"row 1 \(name = 'a'\).*stepz"),
         ("[[models]]\nname = 'a'\n[[models]]\nname = 'A'", r"name = 'A': expected another name; NAME.zarr is taken"),
         ("[[models]]\nname = '../a'", r"name = '\.\./a'"),
-        ("[[models]]\nname = 'a'\nlike = 'b'", "like = 'b': expected the name of a row before it: none"),
+        ("[[models]]\nname = 'a'\nlike = 'b'", r"row 1 \(name = 'a'\).*like"),
     ],
 )
 def test_mistakes_in_the_file_are_named(tmp_path, text, message):
@@ -145,97 +134,52 @@ def test_mistakes_in_the_file_are_named(tmp_path, text, message):
     assert "atlas.toml" in str(caught.value)
 
 
-def test_paths_are_those_beside_the_file(tmp_path):
-    (tmp_path / "net").mkdir()
-    (tmp_path / "prompts.txt").write_text("one\ntwo\n")
-    (tmp_path / "atlas.toml").write_text(
-        "[[models]]\nname = 'a'\nmodel = 'net'\nprompt = 'prompts.txt'\nclassifiers = ['clip:net', 'timm:net', 'elsewhere']\n"
-        "[[models]]\nname = 'b'\nlike = 'a'\nprompt = 'net'"
-    )
-    first, second = read_atlas(tmp_path / "atlas.toml")
-    assert (first.model, first.prompt) == (str(tmp_path / "net"), str(tmp_path / "prompts.txt"))
-    assert first.classifiers == [f"clip:{tmp_path / 'net'}", "timm:net", "elsewhere"]
-    assert second.prompt == "net"  # a prompt, although there is such a folder
-
-
 # --- the runs --------------------------------------------------------------------------------------------------------
 
 
 def test_a_row_has_the_numbers_of_uturn_images(finished):
     _, rows, _, found = finished
     study = ut.study(ut.run(ImageOptions.experiment(rows[0]))).sel(axis="log_snr")
-    two, of_class, layers = of(found, "two"), study.sel(reading="same_class"), study.variable.values == "similarity"
+    two, of_class = of(found, "two"), study.sel(reading="same_class")
+    layers = study.half_life[study.variable == "similarity"]
     assert np.isfinite(two.transition).all()
-    for name, numbers in (("transition", of_class.half_life), ("width", of_class.width), ("inversion", study.inversion[0])):
+    for name, numbers in (
+        ("transition", of_class.half_life),
+        ("width", of_class.width),
+        ("quarter", of_class.place.sel(share=0.25)),
+        ("three_quarters", of_class.place.sel(share=0.75)),
+        ("first_layer", layers[0]),
+        ("last_layer", layers[-1]),
+        ("inversion", study.inversion[0]),
+    ):
         np.testing.assert_array_equal(two[name], numbers)
-    np.testing.assert_array_equal(two.half_life, study.half_life[layers])
-    assert list(two.layer.values) == list(study.level.values[layers])
-    assert float(two.gap_p) == float(of_class.gap_p.min())
-    smallest = of_class.gap[np.flatnonzero(of_class.gap_p == of_class.gap_p.min())]
-    np.testing.assert_array_equal(two.gap, smallest[np.abs(smallest.values[:, 0]).argmax()])
 
 
-def test_the_numbers_of_two_images(finished):
-    """All patches change together; the covariance has one eigenvalue; the exact denoiser is calibrated."""
+def test_the_last_layer_is_the_last():
+    row = AtlasRow(name="fashion", steps=5, levels=[0.2, 0.4, 0.6, 0.8, 1.0], items=8, keep=0)
+    run = ut.run(ImageOptions.experiment(row))
+    (entry,) = entries_of(row, run)
+    study = ut.study(run).sel(axis="log_snr")
+    half_lives = study.half_life[study.variable == "similarity"].values
+    assert half_lives[0, 0] != half_lives[-1, 0]
+    np.testing.assert_array_equal(entry.places["first_layer"], half_lives[0])
+    np.testing.assert_array_equal(entry.places["last_layer"], half_lives[-1])
+
+
+def test_the_place_of_two_images(finished):
+    """Two points at distance 2d, d^2 = 64 HEIGHT^2, are half lost where they overlap: d^2 SNR is about 1."""
     _, _, _, found = finished
-    two = of(found, "two")
-    assert two.chi.values[0] == pytest.approx(16, abs=1e-3)  # 4 x 4 patches
-    assert two.xi.values[0] == np.inf
-    eigenvalue = 64 * HEIGHT**2 * 40 / 39
-    assert float(two.eigenvalue) == pytest.approx(eigenvalue, rel=1e-5)
-    assert float(two.speciation) == pytest.approx(-np.log(eigenvalue - 1), rel=1e-4)
-    assert float(two.gap_p) > 0.001
-    assert float(two.chance) == pytest.approx(0.5)
-    # Two points at distance 2d, d^2 = 64 HEIGHT^2, are half lost where they overlap: d^2 SNR is about 1.
-    assert abs(float(two.transition[0]) + np.log(64 * HEIGHT**2)) < 1.5
-
-
-def test_chi_is_taken_at_its_peak_and_xi_in_pixels(finished):
-    """A run whose changes decay as exp(-r/L), L = 1, 3, 2 patches of 2 pixels at three noise levels."""
-    _, rows, _, _ = finished
-    r, lengths = np.arange(8.0), np.array([1.0, 3.0, 2.0])
-    decay = np.exp(-r / lengths[:, None])
-    size = np.random.default_rng(0).uniform(0.5, 1.5, 20)  # of the changes of the originals
-    forged = xr.Dataset(
-        {
-            "patches_change_covariance": (("noise", "item", "patches_distance"), decay[:, None] * size[:, None]),
-            "patches_change_covariance_sum": (("noise", "item"), decay.sum(axis=1)[:, None] * size),
-        },
-        coords={"noise": [0.2, 0.5, 0.8], "log_snr": ("noise", [2.0, 0.5, -3.0]), "patches_distance": r},
-        attrs={"spec": '{"probes": [{"type": "changes", "name": "patches"}]}'},
-    )
-    forged = instructed(forged)
-    values, remark = _of_changes(rows[0], ut.study(forged.isel(noise=[2, 0, 1])))
-    # The interval of the peak reaches half a step beyond its level, on the axis arctan(sigma).
-    sigma = np.tan([np.arctan(np.exp([-1, -0.25])).mean(), np.arctan(np.exp([-0.25, 1.5])).mean()])
-    assert values["chi_at"][1:] == pytest.approx((-2 * np.log(sigma))[::-1])
-    assert values["chi_at"][1] < values["chi_at"][0] < values["chi_at"][2]
-    assert values["chi"] == pytest.approx([decay[1].sum()] * 3)
-    assert values["chi_cross_fitted"] == pytest.approx(decay[1].sum())
-    assert values["chi_n_eff"] == pytest.approx(size.sum() ** 2 / (size**2).sum())
-    assert values["xi"][0] == pytest.approx(2 * 3.0, rel=0.02)
-    assert remark == ""
-    assert "no peak" in _of_changes(rows[0], ut.study(forged.isel(noise=[0, 1])))[1]
-
-
-def test_the_gap_is_that_of_the_smallest_p_value():
-    """Of equal p-values, that of the largest gap, whatever its sign; levels that were not measured are NaN."""
-    gaps = np.array([[0.9, 0.8, 1.0], [0.1, 0.0, 0.2], [-0.3, -0.4, -0.2], [np.nan] * 3])
-    judged = xr.Dataset(
-        {"gap": (("noise", "estimate"), gaps), "gap_p": ("noise", [0.5, 0.01, 0.01, np.nan])},
-        coords={"noise": [0.1, 0.2, 0.3, 0.4], "log_snr": ("noise", [3.0, 2.0, 1.0, 0.0])},
-    )
-    values, remark = _of_clones(judged)
-    assert (list(values["gap"]), values["gap_at"], values["gap_p"], remark) == ([-0.3, -0.4, -0.2], 1.0, 0.01, "")
+    assert abs(float(of(found, "two").transition[0]) + np.log(64 * HEIGHT**2)) < 1.5
 
 
 def test_a_row_that_fails_does_not_stop_the_others(finished):
     _, _, told, found = finished
-    assert [name for name, words in zip(found.name.values, found.failure.values, strict=True) if words] == ["absent"]
+    assert found.name.values[found.is_failed.values].tolist() == ["absent"]
+    assert of(found, "absent").remark.item().startswith("failed: ")
     failures = [line for line in told if line.startswith("absent: failed: ")]
     assert len(failures) == 1
     assert "\n" not in failures[0]
-    assert told[-1].startswith("plain: done")
+    assert told[-1] == "plain (3 of 3)"
 
 
 def test_files(finished):
@@ -247,11 +191,21 @@ def test_files(finished):
     xr.testing.assert_identical(xr.open_zarr(out / "atlas.zarr").load().drop_attrs(), found.drop_attrs())
     lines = pandas.read_csv(out / "atlas.csv", keep_default_na=True).set_index("name")
     assert lines.transition_low["two"] == pytest.approx(float(of(found, "two").transition[1]))
-    apart = to_csv(found.assign(half_life=found.half_life + np.arange(2)[:, None]))  # the two layers have equal half-lives
-    half_lives = pandas.read_csv(io.StringIO(apart)).set_index("name")[["half_life_first", "half_life_last"]].loc["two"]
-    assert half_lives.tolist() == pytest.approx([float(of(found, "two").half_life[k, 0]) + k for k in (0, 1)])
-    assert lines.fact_licence["plain"] == "none"
     assert np.isnan(lines.transition["absent"])
+    assert lines.remark["absent"].startswith("failed: ")
+    assert list(frame_of(found).name) == ["two", "absent", "plain"]
+
+
+def test_the_section_of_the_page_has_a_row_for_each_model(finished):
+    folder, _, _, found = finished
+    section = atlas_section(folder / "out" / "atlas.zarr", Reader(Collected()))
+    rows = {row[0]: row[1:] for row in section["overview"]["rows"]}
+    assert list(rows) == ["two images", "absent", "plain"]
+    assert rows["absent"] == ("",) * 5
+    assert rows["plain"][0] == with_interval(of(found, "plain").transition.values)
+    assert any(line.startswith("absent: failed: ") for line in section["remarks"])
+    (headline,) = section["headlines"]
+    assert headline["place"][0] == pytest.approx(float(found.transition.sel(estimate="value").median()))
 
 
 def test_finished_rows_are_not_computed_again(finished, monkeypatch):
@@ -286,11 +240,12 @@ def test_figure(finished):
     title[-1] = r"price $\foo$"  # a dollar begins no formula
     figure = draw_atlas(found.assign_coords(title=("entry", title)))
     figure.savefig(io.BytesIO())
-    _, axes = figure.axes  # the first one holds the legends
+    (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["two images", "absent", r"price \$\foo\$"]
     left, right = axes.get_xlim()
     assert left > right  # more noise to the right
-    places = {float(line.get_xdata()[0]) for line in axes.lines if line.get_markersize() == 10 and len(line.get_xdata()) == 1}
+    drawn = [float(line.get_xdata()[0]) for line in axes.lines if line.get_markersize() == 10 and len(line.get_xdata()) == 1]
+    places = {place for place in drawn if np.isfinite(place)}
     assert places == {float(of(found, name).transition[0]) for name in ("two", "plain")}
     assert [text.get_text() for text in axes.texts].count("failed") == 1
     with style() as plt:
@@ -307,37 +262,11 @@ def test_the_largest_eigenvalue_is_the_first_of_all(shape):
     assert largest_eigenvalue(np.ones((3, 4))) == 0
 
 
-# --- the files in examples/atlas -------------------------------------------------------------------------------------
+# --- the file in examples/atlas --------------------------------------------------------------------------------------
 
 
-def test_example_files_are_valid():
-    here, public = (read_atlas(EXAMPLES / f"{name}.toml") for name in ("here", "public"))
-    assert {row.facts["data"] for row in here} == {"digits", "MNIST", "Fashion-MNIST"}
-    assert len({row.model for row in here}) == 6
-    for row in public:
-        assert {"data", "kind", "licence", "parameters", "download", "gpu_hours"} <= row.facts.keys()
-        assert isinstance(row, ImageOptions)
-    assert len(public) >= 13
-
-
-def test_networks_of_the_examples_are_small_and_load():
-    sizes = {}
-    for row in read_atlas(EXAMPLES / "here.toml"):
-        folder = Path(row.model)
-        if folder.is_dir() and folder.name not in sizes:
-            sizes[folder.name] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            found = load_pretrained(folder, null_class=row.null_class)
-            assert (found.codec is not None) == (folder.name == "fashion-latent")
-            assert type(found.scheduler).__name__.startswith("FlowMatch") == (folder.name == "mnist-flow")
-    assert len(sizes) == 5
-    assert max(sizes.values()) < 3e6
-
-
-@pytest.mark.parametrize(("name", "least"), [("digits", 0.95), ("mnist", 0.95)])
-def test_classifiers_of_the_examples_recognise_their_images(name, least):
-    images = np.load(EXAMPLES / f"{name}.npy").transpose(0, 3, 1, 2) / np.float32(127.5) - 1
-    labels = np.load(EXAMPLES / f"{name}-labels.npy")
-    assert np.array_equal(labels, np.arange(300) % 10)
-    with torch.inference_mode():
-        found = load_network(EXAMPLES / f"{name}-classifier.safetensors")(torch.from_numpy(images))
-    assert (found.argmax(1).numpy() == labels).mean() >= least
+def test_the_example_names_models_that_are_here():
+    rows = read_atlas(ROOT / "examples" / "atlas" / "here.toml")
+    assert {row.model for row in rows} == {"examples/atlas/mnist", "fashion_mnist"}
+    for row in rows:
+        assert row.model == "fashion_mnist" or all((ROOT / path).exists() for path in (row.model, row.data, *row.classifiers))

@@ -14,10 +14,9 @@ from uturn.corruption.denoising import ExactDenoiser
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.exact.rhm import zipf
 from uturn.paper import Workshop
-from uturn.tools.audit import exam, exam_runs, exam_samplers, exam_verdicts
+from uturn.tools.audit import exam, exam_runs, exam_verdicts
 from uturn.tools.audit.decoder_laws import _confident, divergence, log_ratios
-from uturn.tools.audit.exam_runs import DENOISERS, EXACT, OTHERS, decoders
-from uturn.tools.audit.exam_samplers import AllPossible, in_steps
+from uturn.tools.audit.exam_runs import DENOISERS, EXACT, OTHERS, AllPossible, decoders, in_steps
 
 V, D = 3, 4
 DENSE = ut.RandomHierarchyModel(vocab_size=V, multiplicity=V, branching=2, depth=2, seed=0, rule_probabilities=zipf(V, 1.0))
@@ -152,29 +151,19 @@ def tiny(monkeypatch):
     monkeypatch.setitem(exam_runs.SETTINGS, "smoke", {"enumerated": enumerated, "drawn": drawn})
     small = {**exam_runs.GRAMMARS["enumerated"], "depth": 2}
     monkeypatch.setitem(exam_runs.GRAMMARS, "enumerated", small)
-    worlds = {"length": 4, "masked": [2, 2], "steps": [2], "items": 6, "long_steps": [2], "depth": 2}
-    monkeypatch.setitem(exam_samplers.SETTINGS, "smoke", worlds)
 
 
 def test_what_is_measured_is_kept(tiny, tmp_path, monkeypatch):
     workshop = Workshop("smoke", tmp_path, workers=1)
     runs = exam.measure(workshop)
-    grammars = {f"{grammar}-{kind}" for grammar in exam_runs.GRAMMARS for kind in DENOISERS}
-    assert set(runs) == grammars | {"samplers-short", "samplers-long"}
-    short, long = runs["samplers-short"], runs["samplers-long"]
-    assert short.divergence.sel(sampler=list(exam_samplers.EXACT)).max() < 1e-8 < short.divergence.max()
-    assert (short.calls.sel(sampler="random order") == 2).all()
-    assert long.with_original.shape == (2, long.sizes["sampler"], 6, 2, 3)
-    gaps = exam._world_gaps(long)
-    assert gaps["world_gap"].dims == ("world", "sampler", "reading", "estimate")
+    assert set(runs) == {f"{grammar}-{kind}" for grammar in exam_runs.GRAMMARS for kind in DENOISERS}
     exact = runs["enumerated-exact"]
     assert exact.divergence.sel(decoder=list(EXACT)).max() < 1e-8
     assert (exact.calls.sel(decoder="random order").values == [2, 4]).all()
     assert (exact.calls.sel(decoder=in_steps("random order", 1)) == 1).all()
     assert runs["dense-trained"].sizes["item"] == 4
     assert np.isfinite(runs["dense-exact"].log_ratio).all()
-    for module, name in ((exam_runs, "enumerated"), (exam_runs, "drawn"), (exam_samplers, "short"), (exam_samplers, "long")):
-        monkeypatch.setattr(module, name, lambda *args, **options: pytest.fail("computed again"))
+    monkeypatch.setattr(Workshop, "_compute", lambda *args: pytest.fail("computed again"))
     again = exam.measure(workshop)
     assert all(again[name].identical(run) for name, run in runs.items())
 
@@ -189,7 +178,6 @@ NAMES = (
     *BY_ENUMERATION,
     *("exact drawn", "others drawn", "steps drawn", "exact calibrated", "others calibrated"),
     *("impossible", "network", "errors", "sharpened"),
-    *("world exact", "chain", "grammar", "remasking", "causal", "world calibrated", "world detected"),
 )
 
 
@@ -210,43 +198,11 @@ def forged_small(change=None, estimate=1.0, error=0.01):
         values = {"divergence": kl, "estimate": estimate * kl, "error": error * kl, "calls": np.ones(kl.shape)}
         settings = {"steps": SMALL_STEPS, "grammar": {**exam_runs.GRAMMARS["enumerated"]}}
         data = {name: (dims, array) for name, array in values.items()}
-        runs[kind] = xr.Dataset(data, {"decoder": SMALL}, {"settings": json.dumps(settings)})
+        runs[kind] = xr.Dataset(data, {"decoder": SMALL}, {"plan": json.dumps(settings)})
     return runs
 
 
-FAMILY_KL = dict(zip(exam_samplers.FAMILIES, (0.1, 0.2, 0.3, 0.25, 0.25, 0.5, 1.0), strict=True))
-TRIED, WORLDS = exam_samplers.samplers([2, 4, 8]), ("chain", "grammar")
-
-
-def forged_worlds(kl=None, p=None):
-    """Samplers in two worlds; `kl`, `p`: {(world, sampler): value}."""
-
-    def error(label, scale):
-        family, _, steps = label.rpartition(", ")
-        return 1e-15 if label in exam_samplers.EXACT else scale * FAMILY_KL[family] / int(steps.split()[0]) ** 2
-
-    short = [label for label in TRIED if not exam_samplers.is_of(label, exam_samplers.NOT_ENUMERATED)]
-    values = np.empty((2, len(short), 3))
-    for w, world in enumerate(WORLDS):
-        for k, label in enumerate(short):
-            row = [0.1, 0.2, 1e-15] if label.startswith("causal") else error(label, (1, 4)[w])
-            values[w, k] = (kl or {}).get((world, label), row)
-    usual = {label: 0.3 if label in exam_samplers.EXACT else 1e-5 for label in TRIED}
-    found = [[(p or {}).get((world, label), usual[label]) for label in TRIED] for world in WORLDS]
-    gap = np.broadcast_to([0.1, 0.0, 0.2], (2, len(TRIED), 3, 3))
-    coords = {"world": list(WORLDS), "short_sampler": short, "sampler": list(TRIED), "reading": list(exam_samplers.READINGS)}
-    return xr.Dataset(
-        {
-            "short_kl": (("world", "short_sampler", "observation"), values),
-            "short_calls": (("world", "short_sampler"), np.full((2, len(short)), 4.0)),
-            "world_gap": (("world", "sampler", "reading", "estimate"), gap),
-            "world_p": (("world", "sampler", "reading"), np.repeat(np.array(found)[..., None], 3, axis=-1)),
-        },
-        coords,
-    )
-
-
-def forged(kl=None, small=None, p=None, broken=None, sharper=-0.2, worlds=None):
+def forged(kl=None, small=None, p=None, broken=None, sharper=-0.2):
     """The data of the figure as theory has it; `kl`, `p`, `broken`: {(denoiser, decoder): value}, `sharper`: `more_broken`."""
 
     def table(value, changes, half):
@@ -277,7 +233,6 @@ def forged(kl=None, small=None, p=None, broken=None, sharper=-0.2, worlds=None):
     runs = small or forged_small()
     data["small_kl"] = ("denoiser", "small_decoder"), np.stack([runs[kind].divergence.mean("observation") for kind in DENOISERS])
     data["small_calls"] = "small_decoder", [float(label.split()[-2]) if "step" in label else 6.0 for label in SMALL]
-    data = data.merge(forged_worlds(**(worlds or {})))
     data.attrs.update(small_leaves=8, large_leaves=64, small_rounding=2e-8, large_rounding=3e-4)
     return data, runs
 
@@ -295,10 +250,9 @@ def small_with(label, value, kind="exact"):
 def test_theory_passes_and_is_drawn():
     assert failed() == set()
     figure = exam.draw(forged()[0])
-    assert len(figure.axes) == 9
+    assert len(figure.axes) == 6
 
 
-ANALYTIC = "analytic (MDLM, SEDD)"
 MOST_ENTROPY = in_steps("lowest entropy", 32)
 
 
@@ -318,13 +272,6 @@ MOST_ENTROPY = in_steps("lowest entropy", 32)
         ({"kl": {("trained", "random in blocks of 4"): 0.0}}, {"network"}),
         ({"kl": {("trained", "random order"): 0.5}}, {"errors"}),
         ({"sharper": 0.0}, {"sharpened"}),
-        ({"worlds": {"kl": {("grammar", "remasked singly"): 1e-6}}}, {"world exact"}),
-        ({"worlds": {"kl": {("chain", f"{ANALYTIC}, 8 steps"): 1e-10}}}, {"chain"}),
-        ({"worlds": {"kl": {("grammar", "uniform, Euler, 8 steps"): 5.0}}}, {"grammar"}),
-        ({"worlds": {"kl": {("grammar", "ReMDM cap, 4 steps"): 0.01}}}, {"grammar", "remasking"}),
-        ({"worlds": {"kl": {("chain", "causal blocks of 4"): [1e-15, 0.1, 1e-15]}}}, {"causal"}),
-        ({"worlds": {"p": {("grammar", "random order"): 1e-6}}}, {"world calibrated"}),
-        ({"worlds": {"p": {("grammar", "given tokens too"): 0.1}}}, {"world detected"}),
     ],
 )
 def test_verdicts_can_fail(changes, failing):

@@ -143,6 +143,7 @@ def test_exact_draws_have_no_energy_distance_and_others_have_one():
 # -- the measurement ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_analysed_and_kept(tmp_path, monkeypatch):
     few = {"pairs": [("mixture", "inpainting")], "items": 3, "score_steps": 20, "chain_steps": 5}
     monkeypatch.setitem(exam_runs.SETTINGS, "smoke", few)
@@ -156,7 +157,7 @@ def test_what_is_measured_is_analysed_and_kept(tmp_path, monkeypatch):
     assert dict(data.sizes) == {"sampler": 12, "cell": 2, "test": 6, "reading": 4, "estimate": 3}
     assert all(np.isfinite(data[name]).all() for name in ("p", "energy", "effect"))
     assert len(verdicts) == len(NAMES) + 3
-    monkeypatch.setattr(exam_runs, "_calls", lambda *args: pytest.fail("computed again"))
+    monkeypatch.setattr(Workshop, "_compute", lambda *args: pytest.fail("computed again"))
     again = exam.measure(workshop)
     assert all(again[name].identical(run) for name, run in runs.items())
 
@@ -262,7 +263,7 @@ def test_without_deepinv_the_figure_is_an_error_and_all_figures_leave_it_out(tmp
     ended = uturn("reproduce", "inverse", "--out", tmp_path)
     assert (ended.returncode, len(ended.stderr.strip().splitlines())) == (2, 1)
     monkeypatch.setattr("uturn.cli.figures.ORDER", ("inverse", "fig3"))
-    ended = uturn("reproduce", "--out", tmp_path)
+    ended = uturn("reproduce", "--all", "--out", tmp_path)
     assert ended.returncode == 0
     assert "left out: figure 'inverse' needs the library deepinv; pip install 'uturn[inverse]'" in ended.stdout
     assert [path.name for path in tmp_path.glob("*.json")] == ["fig3.json"]

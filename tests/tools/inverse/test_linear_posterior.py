@@ -122,7 +122,7 @@ def test_a_source_of_ones_own_mixture(tmp_path, in_files):
         "items": 200,
         "clones": 3,
         "source": {"type": "gaussian_mixture", "scale": 2.0, **table},
-        "corruption": {"type": "operator", "operator": "inpainting", "sigma": 0.5, "drawn": "once", "noise": [0.4]},
+        "corruption": {"type": "operator", "operator": "boxes", "sigma": 0.5, "noise": [0.4]},
         "backward": {"type": "exact"},
         "probes": [{"type": "posterior"}],
     }

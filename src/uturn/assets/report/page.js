@@ -231,43 +231,6 @@ function download(name, text, type) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-// --- places: rows of points on one axis ------------------------------------------------------------------------------------
-const symbols = [{ size: 10 }, { size: 9, symbol: "circle-open" }, { size: 10, symbol: "star" }];
-function rowsView({ title, label, axis, words, bar, points, rows }) {
-  const plot = make("div", { className: "plot" }), at = make("p", { className: "at", role: "note" });
-  const marks = rows.flatMap((row) => [...row.bar, ...row.points.flat()]).filter((x) => x !== null);
-  const ends = [Math.min(...marks) - 0.6, Math.max(...marks) + 0.6], [left, right] = axis.reversed ? ends.reverse() : ends, now = () => left + state.noise * (right - left);
-  const y = rows.map((_, k) => rows.length - k);
-  plot.setAttribute("style", `height:${Math.max(16, 2.2 * rows.length + 6)}rem`);
-  plot.setAttribute("role", "img");
-  plot.setAttribute("aria-label", label);
-  const chart = { name: axis.name, title, slides: false, marks: [], lines: [], axes: [{ name: axis.name, words: axis.words, values: [] }] };
-  const named = (text) => ({ hovertemplate: `%{x:.3g}<extra>${plain(text)}</extra>`, showlegend: false });
-  const view = { plot, chart };
-  const accent = () => getComputedStyle(document.body).getPropertyValue("--accent").trim();
-  const line = () => [{ type: "line", xref: "x", yref: "paper", x0: now(), x1: now(), y0: 0, y1: 1, line: { color: accent(), width: 2.5 } }];
-  view.draw = () => {
-    const bars = rows.map((row, k) => ({ x: row.bar, y: [y[k], y[k]], mode: "lines", line: { width: 10, color: faded(color(0, 4)) }, ...named(bar) }));
-    const dots = points.map((text, k) => {
-      const of = rows.map((row) => row.points[k]), x = of.map(([value]) => value), interval = of.some(([, low]) => low !== null) && state.intervals === "1";
-      const error = interval ? { error_x: { type: "data", symmetric: false, array: of.map(([value, , high]) => (high ?? value) - value), arrayminus: of.map(([value, low]) => value - (low ?? value)) } } : {};
-      return { x, y, mode: "markers", marker: { ...symbols[k % symbols.length], color: color(k % 4, 4) }, ...error, ...named(text) };
-    });
-    const base = layout(chart), narrow = plot.clientWidth < 560;
-    Plotly.react(plot, [...bars, ...dots], { ...base, shapes: line(), xaxis: { ...base.xaxis, range: [left, right], autorange: false },
-      yaxis: { ...base.yaxis, tickvals: y, ticktext: rows.map((row) => { const name = plain(row.name); return narrow && name.length > 16 ? `${name.slice(0, 15)}…` : name; }), range: [0.3, rows.length + 0.7] } }, settings);
-    view.ready = true;
-  };
-  sliding.push(() => {
-    const passed = rows.filter(({ points: [[value]] }) => (axis.reversed ? value > now() : value < now())).length;
-    at.textContent = `At ${axis.short} ${short(now())} ${axis.unit} ${passed} of ${rows.length} ${words}`;
-    if (view.ready) Plotly.relayout(plot, { shapes: line() });
-  });
-  rowsViews.push(view);
-  return make("article", { className: "chart whole" }, make("h3", {}, chart.title), plot, at);
-}
-const rowsViews = [];
-
 const counted = (shown, all, things) => (shown < all ? `${shown} of ${all} ${things} are shown.` : `All ${all} ${things} are shown.`);
 
 // --- images and texts ------------------------------------------------------------------------------------------------------
@@ -490,7 +453,6 @@ function start() {
   for (const section of sections) for (const chart of section.charts || []) for (const line of chart.lines) line.hidden = false;
   for (const section of sections) {
     const [views, folded] = ["shown", "folded"].map((part) => document.querySelector(`.views[data-section="${CSS.escape(section.id)}"][data-part=${part}]`));
-    if (section.rows?.rows.length) views.append(rowsView(section.rows));
     if (section.grid) views.append(gridView(section.grid));
     if (section.slides) views.append(slidesView(section.slides));
     if (section.gallery) views.append(galleryView(section.gallery));
@@ -508,7 +470,7 @@ function start() {
   byId("bar").hidden = !sliding.length;
   bind("noise", "input", slide);
   bind("axis", "change", redrawAll);
-  bind("intervals", "change", () => { redrawAll(); rowsViews.forEach((view) => view.ready && view.draw()); });
+  bind("intervals", "change", redrawAll);
   if (byId("filter")) {
     byId("filter").onsubmit = (event) => event.preventDefault();
     for (const [name, event] of [["show", "change"], ["figure", "change"], ["search", "input"]]) bind(name, event, filter);
@@ -519,7 +481,7 @@ function start() {
     const link = event.target.closest && event.target.closest('a[href^="#"]');
     if (link) { event.preventDefault(); goTo(decodeURIComponent(link.hash.slice(1))); writeAddress(); }
   });
-  dark.addEventListener("change", () => { slide(); redrawAll(); rowsViews.forEach((view) => view.ready && view.draw()); });
+  dark.addEventListener("change", () => { slide(); redrawAll(); });
   const all = (now) => { printing = now; for (const view of drawn.values()) if (!view.plot.closest("details:not([open])")) { view.seen = true; redraw(view); } };
   addEventListener("beforeprint", () => all(true));
   addEventListener("afterprint", () => all(false));
@@ -527,13 +489,12 @@ function start() {
 }
 async function load() {
   const packed = byId("plotly").textContent;
-  if (!charts.length && !rowsViews.length) { document.documentElement.dataset.ready = "no curves"; return; }
+  if (!charts.length) { document.documentElement.dataset.ready = "no curves"; return; }
   const bytes = Uint8Array.from(atob(packed), (one) => one.charCodeAt(0));
   const text = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
   document.head.append(make("script", { textContent: text }));
   Plotly = window.Plotly;
   for (const view of drawn.values()) redraw(view);
-  rowsViews.forEach((view) => view.draw());
   if (state.at && scrollY) goTo(state.at);
   document.documentElement.dataset.ready = "yes";
 }

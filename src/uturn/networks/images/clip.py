@@ -12,7 +12,7 @@ from torch import nn
 
 from uturn.core.checks import expect
 from uturn.core.files import read_text
-from uturn.networks.libraries import check_folder, library, reading
+from uturn.networks.libraries import library, reading
 
 _TEXTS_AT_ONCE = 64
 
@@ -74,7 +74,6 @@ def load_clip(name: str) -> tuple[ClipImages, ClipTexts, Callable[[torch.Tensor]
     known = "a folder of transformers.CLIPModel, or its name on a hub, OWNER/NAME; no such folder"
     expect(is_name, "classifier", f"clip:{name}", known)
     with reading(where, "expected a folder that CLIPModel and its tokenizer were saved to, or the name of such a model on a hub"):
-        check_folder(name)
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         expect(config.model_type == "clip", "model_type", config.model_type, "'clip'")
         model, loading = transformers.CLIPModel.from_pretrained(name, output_loading_info=True)

@@ -25,7 +25,7 @@ from uturn.core.checks import expect
 from uturn.core.pieces import half_precision_words
 from uturn.networks.files import check_finite, fingerprint
 from uturn.networks.images.own_denoisers import is_scheduler
-from uturn.networks.libraries import check_folder, check_hub, fetching, library, reading, without_bars
+from uturn.networks.libraries import check_hub, fetching, library, reading, without_bars
 
 TEXT_DENOISERS = {
     "StableDiffusionPipeline": "UNet2DConditionModel",
@@ -94,7 +94,6 @@ def read_folder(path: Path) -> Folder:
     name = path.as_posix()
     if path.is_dir():
         folder = _pipeline_folder(path, diffusers.DiffusionPipeline.load_config)
-        check_folder(path)
         return folder
     if path.parent.is_dir() or not is_hub_name(name):
         raise ValueError(f"{name}: no such folder or file; expected a pipeline's folder, a checkpoint, or module:function")

@@ -1,4 +1,4 @@
-"""Denoisers of strings learned from examples, and their distance from the exact denoiser."""
+"""Denoisers of strings learned from examples."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from uturn.core.checks import checked_integer, checked_noise, expect
+from uturn.core.checks import checked_integer, expect
 from uturn.core.protocols import Channel, Noisy
-from uturn.core.random import Purpose, keys, streams, uniforms
+from uturn.core.random import Purpose, keys, uniforms
 from uturn.corruption import Gaussian, Masking, UniformReplacement
-from uturn.corruption.denoising import Denoiser, check_channel, checked_observation, checked_posterior
-from uturn.exact.inference import infer
+from uturn.corruption.denoising import checked_observation
 from uturn.exact.rhm import RandomHierarchyModel
 from uturn.networks.training import History, train
 
@@ -213,101 +211,3 @@ def _tensors(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     evidence = corruption.log_evidence(corruption.corrupt(leaves, noise, v, seed), np.float32)
     return torch.from_numpy(evidence), torch.from_numpy(np.ascontiguousarray(leaves).reshape(-1))
-
-
-def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: Any, seed: int | np.ndarray = 0) -> xr.Dataset:
-    """Distances of a denoiser from the exact one on noisy versions of given strings, at given noise levels (levels,).
-
-    `leaves`, integers (items, num_leaves): strings of the grammar that were not in the training set. `seed`, an integer or uint64
-    (items,): that of the noise on each string, which is independent between levels. The Dataset (noise, item) has means over the
-    leaves of a string: `excess`, `log p_exact(x_0^i) - log p_net(x_0^i)` at the true symbols, nats, whose expectation is never
-    negative; `divergence`, `sum_a p_exact(a) log(p_exact(a) / p_net(a))`, the expectation of `excess` given the observation;
-    `local`, `log p_exact(x_0^i) - log p_local(x_0^i)`, p_local the posterior given the observation of leaf i alone;
-    `squared_error`, `exact_squared_error`, `|onehot(x_0^i) - p(.)|^2` of the denoiser and of the exact posterior mean;
-    `mean_error`, `|p_net - p_exact|^2`, the expectation of their difference; and for the Gaussian process `score_error`,
-    `score_square`, `|s_net - s_exact|^2` and `|s_exact|^2`, with the score `s = (sqrt(abar) E[x_0 | x_t] - x_t) / (1 - abar)`.
-    """
-    check_channel(getattr(exact, "corruption", None))
-    mine, its = ((model.corruption, model.num_leaves, model.vocab_size) for model in (denoiser, exact))
-    expect(mine == its, "channel, leaves and symbols of the denoiser", mine, f"those of the exact one, {its}")
-    corruption, d, v = its
-    leaves, levels = np.asarray(leaves), _checked_levels(corruption, noise)
-    expect(leaves.shape[1:] == (d,) and leaves.size, "leaves: shape", leaves.shape, f"(items, {d}), not empty")
-    readings: dict[str, list[np.ndarray]] = {}
-    for k, level in enumerate(levels):
-        noisy = corruption.corrupt(leaves, level, v, streams(streams(seed, len(leaves)), len(leaves), k))
-        p, q = (checked_posterior(model, noisy).astype(float) for model in (exact, denoiser))
-        local = torch.from_numpy(corruption.log_evidence(noisy, np.float64)).softmax(-1).numpy()
-        log_p, log_q, log_own = (np.log(np.maximum(x, 1e-30)) for x in (p, q, local))
-        true = np.eye(v)[leaves]
-        # Symbols below the floor in both contribute nothing; the divergence is a sum over the support of p.
-        distances = {
-            "excess": (true * (log_p - log_q)).sum(-1),
-            "divergence": (p * (log_p - log_q)).sum(-1),
-            "local": (true * (log_p - log_own)).sum(-1),
-            "squared_error": ((true - q) ** 2).sum(-1),
-            "exact_squared_error": ((true - p) ** 2).sum(-1),
-            "mean_error": ((p - q) ** 2).sum(-1),
-        }
-        if isinstance(corruption, Gaussian):
-            abar = float(corruption.abar(level))
-            distances["score_error"] = distances["mean_error"] * abar / (1 - abar) ** 2
-            distances["score_square"] = (((np.sqrt(abar) * p - noisy.values) / (1 - abar)) ** 2).sum(-1)
-        for name, values in distances.items():
-            readings.setdefault(name, []).append(values.mean(-1))
-    return xr.Dataset({name: (("noise", "item"), np.array(rows)) for name, rows in readings.items()}, {"noise": levels})
-
-
-def _checked_levels(corruption: Channel, noise: Any) -> np.ndarray:
-    levels = np.atleast_1d(checked_noise(noise, corruption.max_noise))
-    fits = levels.ndim == 1 and levels.size and (not isinstance(corruption, Gaussian) or levels.all())
-    expect(fits, "noise", levels.tolist(), "levels (levels,), not empty, above 0 for the Gaussian process")
-    return levels
-
-
-def full_noise(corruption: Channel, count: int, num_leaves: int, vocab_size: int, seed: int | np.ndarray = 0) -> Noisy:
-    """Observations at full noise, without information: the start of the generation of new strings."""
-    return corruption.corrupt(np.zeros((count, num_leaves), np.int64), corruption.max_noise, vocab_size, seed)
-
-
-def level_weights(
-    denoiser: Denoiser, rhm: RandomHierarchyModel, leaves: Any, noise: Any, seed: int | np.ndarray = 0
-) -> np.ndarray:
-    """Weight, in a denoiser's posterior of a leaf, of the evidence from the rules of each tree level: float (depth,).
-
-    Let p_l be the posterior of a leaf computed with the rules of tree levels 1 .. l alone, hence from the leaves below the same
-    node of level l: p_0 is computed from the leaf alone, and p_L is the exact posterior. `D_l = log p_l - log p_{l-1}` is the
-    evidence of level l. Least squares determine the weights w, and then the scale, in
-
-        log p_net - log p_0 = sum_l w_l D_l + rest,    scale * (log p_net - log p_0) = sum_l D_l + rest,    scale >= 0
-
-    over symbols, leaves, strings and noise levels. Symbols are weighted by p_L and centred: half the square of a difference in
-    this metric is the Kullback-Leibler divergence. The result is `scale * w`: 1 for exact inference, 0 for levels whose rules the
-    network does not know. Without the scale, an overconfident network would appear to know the rules. Errors unrelated to the
-    levels lower all weights by the same factor.
-    """
-    s, L, v, corruption = rhm.branching, rhm.depth, rhm.vocab_size, denoiser.corruption
-    leaves, levels = rhm.checked_leaves(leaves), _checked_levels(corruption, noise)
-    expect(len(leaves), "leaves: shape", leaves.shape, "one string or more")
-    rules, chances = rhm.rules, rhm.rule_probabilities
-    readers = [
-        RandomHierarchyModel.from_rules(
-            {k: rules[k] for k in range(1, top + 1)}, v, rule_probabilities={k: chances[k] for k in range(1, top + 1)}
-        )
-        for top in range(1, L)
-    ]
-    moments = np.zeros((L + 1, L + 1))  # second moments of D_1 .. D_L and of the network's evidence
-    for k, level in enumerate(levels):
-        noisy = corruption.corrupt(leaves, level, v, streams(streams(seed, len(leaves)), len(leaves), k))
-        evidence = corruption.log_evidence(noisy, np.float64)
-        posteriors = [np.exp(evidence - np.logaddexp.reduce(evidence, -1, keepdims=True))]
-        for reader in [*readers, rhm]:
-            blocks = evidence.reshape(-1, s**reader.depth, v)
-            posteriors.append(infer(reader, blocks).marginals[0].reshape(evidence.shape))
-        logs = np.log(np.maximum(np.array([*posteriors, checked_posterior(denoiser, noisy)]), 1e-30))
-        terms = np.concatenate([np.diff(logs[: L + 1], axis=0), (logs[-1] - logs[0])[None]])
-        terms -= (posteriors[L] * terms).sum(-1, keepdims=True)
-        moments += np.einsum("nia,jnia,knia->jk", posteriors[L], terms, terms, optimize=True)
-    gram, projection, power = moments[:L, :L], moments[:L, L], moments[L, L]
-    scale = max(projection.sum(), 0) / power if power > 0 else 0.0
-    return scale * np.linalg.lstsq(gram, projection, rcond=None)[0]

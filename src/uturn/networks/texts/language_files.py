@@ -17,7 +17,7 @@ from uturn.core.files import cached_while_unchanged, digest_of_file, read_table
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.inputs import Input
 from uturn.networks.files import fingerprint, load_network
-from uturn.networks.libraries import check_folder, check_hub, checked_device, library, reading, without_bars, without_lists
+from uturn.networks.libraries import check_hub, checked_device, library, reading, without_bars, without_lists
 from uturn.networks.texts.language import CHANNELS, PLAIN, LanguageModel, model_type
 from uturn.networks.texts.tokenizers import Tokenizer, Vocabulary, load_tokenizer
 from uturn.sources.embedded_text import model_file
@@ -206,7 +206,6 @@ def check_name(model: str, where: str) -> None:
         is_name, known = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model), "the name of a model on a hub"
         expect(is_name, where, "no such folder", f"a folder that transformers reads, {known}, or {FORMS}")
         check_hub(model, "config.json")
-    check_folder(model)
 
 
 def kind_of(model: str, where: str, trusted: bool, kind: str | None = None) -> Literal["causal", "masked"]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from uturn.core.checks import expect, shown
 from uturn.core.files import read_text
-from uturn.networks.libraries import check_folder, reading
+from uturn.networks.libraries import reading
 
 SPLITS = {
     # Atoms in brackets, atoms of two letters, the arrow, ring closures of two digits, and single characters.
@@ -163,5 +163,4 @@ def load_tokenizer(name: str, split: str | None = None, trust_remote_code: bool 
     with reading(f"tokenizer = {name!r}", _OTHERS, "text"):
         from transformers import AutoTokenizer
 
-        check_folder(name)
         return PretrainedTokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code))

@@ -11,6 +11,6 @@ TOOL = Tool(
     },
     commands=("uturn.tools.audit.command",),
     sections={"audit.json": "uturn.tools.audit.section:audit_section"},
-    figures={"exam": ToolFigure("uturn.tools.audit.exam", after="schedulers", seconds=60)},
+    figures={"exam": ToolFigure("uturn.tools.audit.exam", after="schedulers")},
     names={"order_discrepancy": "uturn.tools.audit.orders:order_discrepancy"},
 )

@@ -9,47 +9,34 @@ import numpy as np
 from uturn.corruption import Masking, Noisy
 from uturn.corruption.denoising import Denoiser
 from uturn.corruption.unmasking import Decoder, unmask
-from uturn.exact.hmm import HiddenMarkovModel
 from uturn.exact.inference import infer
 from uturn.exact.rhm import RandomHierarchyModel
 
 _AT_ONCE = 512  # strings whose beliefs are in memory together
 
 
-def divergence(
-    rhm: RandomHierarchyModel | HiddenMarkovModel,
-    values: np.ndarray,
-    law: Mapping[tuple[int, ...], float],
-    log_evidence: np.ndarray | None = None,
-) -> float:
-    """KL(law ‖ posterior) in nats: sum over strings of q (log q - log p); infinite if q > 0 where p = 0.
-
-    The posterior is that given masked `values`, or given the log-evidence (tokens, v) of noisy ones.
-    """
-    masked = np.flatnonzero(values < 0) if log_evidence is None else np.arange(len(values))
+def divergence(rhm: RandomHierarchyModel, values: np.ndarray, law: Mapping[tuple[int, ...], float]) -> float:
+    """KL(law ‖ posterior given masked values) in nats: sum over strings of q (log q - log p); infinite if q > 0 where p = 0."""
+    masked = np.flatnonzero(values < 0)
     strings = np.tile(values, (rhm.vocab_size ** len(masked), 1))
     strings[:, masked] = np.indices((rhm.vocab_size,) * len(masked)).reshape(len(masked), -1).T
     log_p = rhm.log_likelihood(strings)
-    if log_evidence is not None:
-        log_p += log_evidence[masked, strings].sum(axis=1)
     log_p -= np.logaddexp.reduce(log_p)
     q = np.array([law.get(tuple(string), 0.0) for string in strings.tolist()])
     return float((q[q > 0] * (np.log(q[q > 0]) - log_p[q > 0])).sum())
 
 
 class Recorder:
-    """A denoiser that counts the strings on which it is evaluated, and may keep its inputs and outputs."""
+    """A denoiser that keeps its inputs and outputs."""
 
-    def __init__(self, denoiser: Denoiser, keep: bool = True) -> None:
-        self.denoiser, self.keep, self.evaluations = denoiser, keep, 0
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
         self.vocab_size, self.num_leaves, self.corruption = denoiser.vocab_size, denoiser.num_leaves, denoiser.corruption
         self.calls: list[tuple[np.ndarray, np.ndarray]] = []
 
     def posterior(self, noisy: Noisy) -> np.ndarray:
         belief = self.denoiser.posterior(noisy)
-        self.evaluations += len(noisy.values)
-        if self.keep:
-            self.calls.append((noisy.values.copy(), belief))
+        self.calls.append((noisy.values.copy(), belief))
         return belief
 
 

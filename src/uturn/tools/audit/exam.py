@@ -14,10 +14,8 @@ from uturn.measures.statistics import mean_interval
 from uturn.paper.sampler_laws import calibrated
 from uturn.paper.verdicts import ESTIMATE, Verdict
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, name_rows, row_interval, style, ticks
-from uturn.tools.audit import exam_samplers
-from uturn.tools.audit.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS
+from uturn.tools.audit.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, in_steps
 from uturn.tools.audit.exam_runs import measure as measure  # of the figure
-from uturn.tools.audit.exam_samplers import in_steps
 from uturn.tools.audit.exam_verdicts import LEVEL, PLAIN, curve, detected, verdicts
 
 TITLE = "Which decoders of masked strings draw from the posterior?"
@@ -31,11 +29,7 @@ CAPTION = (
     "(c) Share of strings that a sparse grammar cannot produce, whose divergence is then infinite. (d, e, f) Decoder by decoder: "
     "the divergence of (b), in which the exact denoiser shows the error of the decoder, and the network that of both; the gap E "
     "f(x0, x̂) - E f(x̂, x̂') of parsed tree levels of both grammars where its p-value is smallest (square: p by Holm <= .001, "
-    "circle: not detected); the share of (c). (g, h) Samplers of discrete diffusion with exact conditionals in two worlds: "
-    "divergence from the posterior by enumeration, mean over observations, against calls. Stars: one token a call, 0 up to "
-    "rounding. (i) The same samplers on long strings: mean log-likelihood of originals minus that of draws, with 95 % "
-    "intervals; squares: detected in one of three readings, p by Holm <= .001. Masking given tokens again changes what is kept, "
-    "not the likelihood."
+    "circle: not detected); the share of (c)."
 )
 RELABELLINGS = 100_000
 _OTHER = "#8a4fb0"
@@ -50,7 +44,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     more = {kind: shares - shares.sel(decoder=PLAIN, drop=True) for kind, shares in impossible.items()}
     gaps = [_gaps(dense[kind], sparse[kind]) for kind in DENOISERS]
     ratios = {kind: dense[kind].log_ratio for kind in DENOISERS}
-    short, clones, dims = runs["samplers-short"], runs["samplers-long"], ("denoiser", "decoder")
+    dims = ("denoiser", "decoder")
     data = xr.Dataset(
         {
             **{
@@ -67,13 +61,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = data.assign(
         small_kl=xr.concat([of.divergence for of in means], data.denoiser),
         small_calls=means[0].calls,
-        short_kl=short.divergence.rename(sampler="short_sampler"),
-        short_calls=short.calls.rename(sampler="short_sampler"),
-        long_calls=clones.calls,
-        **_world_gaps(clones),
     )
     for name, run in (("small", small["exact"]), ("large", dense["exact"])):
-        grammar = json.loads(run.attrs["settings"])["grammar"]
+        grammar = json.loads(run.attrs["plan"])["grammar"]
         data.attrs[f"{name}_leaves"] = num_leaves = grammar["branching"] ** grammar["depth"]
         data.attrs[f"{name}_rounding"] = rounding_divergence(grammar, num_leaves)
     return data, verdicts(data, small)
@@ -110,25 +100,14 @@ def _gaps(*grammars: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([np.take_along_axis(values, worst, axis=1) for values in gap], axis=1), p
 
 
-def _world_gaps(clones: xr.Dataset) -> dict[str, Any]:
-    """Gaps (world, sampler, reading, estimate) and their p-values (world, sampler, reading), from clones in the two worlds."""
-    tests = [calibrated(clones.sel(world=world), LEVEL, RELABELLINGS) for world in clones.world.values]
-    coords = {name: clones[name].values for name in ("world", "sampler", "reading")}
-    gaps = np.array([np.stack([test.gap, test.low, test.high], axis=-1) for test in tests])
-    return {
-        "world_gap": xr.DataArray(gaps, coords | {"estimate": ESTIMATE}, (*coords, "estimate")),
-        "world_p": xr.DataArray(np.array([test.p_value for test in tests]), coords, tuple(coords)),
-    }
-
-
 # -- drawing --------------------------------------------------------------------------------------------------------------------
 
 
 def draw(data: xr.Dataset) -> Any:
     """The figure: curves against calls of the network above, decoder by decoder below."""
     with style() as plt:
-        figure = plt.figure(figsize=(14.5, 18.5), layout="constrained")
-        top, bottom, worlds = figure.subfigures(3, 1, height_ratios=[1, 1.12, 1.12])
+        figure = plt.figure(figsize=(14.5, 12.2), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.12])
         small, large, broken = top.subplots(1, 3)
         _draw_divergence(small, data.small_kl, data.small_calls, "small_decoder", data.attrs["small_rounding"])
         _draw_divergence(large, data.kl, data.calls, "decoder", data.attrs["large_rounding"])
@@ -141,7 +120,6 @@ def draw(data: xr.Dataset) -> Any:
         _legend(top)
         panels = bottom.subplots(1, 3, sharey=True, width_ratios=[1.15, 1, 0.8])
         _draw_table(panels, data)
-        _draw_worlds(worlds, data)
     return figure
 
 
@@ -223,58 +201,3 @@ def _draw_table(panels: Any, data: xr.Dataset) -> None:
     broken.set(xlabel="share of strings", xlim=(-0.02, 1.02))
     broken.set_title("(f) impossible strings")
     name_rows(kl, *zip(*rows, strict=True))
-
-
-_FAMILY_COLORS = dict(
-    zip(exam_samplers.FAMILIES, (ACCENT, CLASS, "#009e73", "#56b4e9", "#999999", "#8a4fb0", "#e69f00"), strict=True)
-)
-
-
-def _draw_worlds(figure: Any, data: xr.Dataset) -> None:
-    """(g, h, i) Samplers with exact conditionals in two worlds: divergence against calls, and the gap between clones."""
-    *panels, gap = figure.subplots(1, 3, width_ratios=[1, 1, 1.1])
-    kl, rounding = data.short_kl.mean("observation"), data.attrs["small_rounding"]
-    floor = _floor(kl, rounding)
-    for axes, letter, world in zip(panels, "gh", kl.world.values, strict=True):
-        axes.axhspan(floor / 2, floor * 1.5, color="#eeeeee", lw=0, zorder=0)
-        for label, color in _FAMILY_COLORS.items():
-            at = {"world": world, "short_sampler": curve(kl, label, "short_sampler")[:-1]}
-            axes.plot(data.short_calls.sel(at), np.maximum(kl.sel(at), floor), "o-", color=color, lw=1.5, ms=6)
-        for label, mark, color in _single_marks():
-            if label in kl.short_sampler:
-                at = {"world": world, "short_sampler": label}
-                point = float(data.short_calls.sel(at)), max(float(kl.sel(at)), floor)
-                axes.plot(*point, mark, ms=15 if mark == "*" else 9, color=color, zorder=4, clip_on=False)
-        axes.text(1.9, floor, "0", va="center", fontsize=10)
-        axes.set(xscale="log", yscale="log", ylim=(floor / 2, 2 * float(kl.max())), xlabel="calls of the exact denoiser")
-        axes.set_title(f"({letter}) {world}, {data.attrs['small_leaves']} tokens, enumerated")
-        ticks(axes, np.array([2, 4, 8]))
-    panels[0].set_ylabel("KL(sampler ‖ posterior), nats")
-    rows = [str(name) for name in data.sampler.values]
-    for row, label in enumerate(rows):
-        colors = [c for name, c in _FAMILY_COLORS.items() if label.startswith(f"{name}, ")]
-        (color,) = colors or [c for name, _, c in _single_marks() if name == label]
-        for world, aside in zip(data.world.values, (-0.17, 0.17), strict=True):
-            readings = data.sel(sampler=label, world=world)
-            mark = "s" if detected(readings.world_p) <= LEVEL else "o"
-            values = readings.world_gap.sel(reading="log-likelihood").values
-            face = color if world == exam_samplers.CHAIN else "white"
-            row_interval(gap, row + aside, tuple(values), color, mark, 1.6, mfc=face, ms=6, clip_on=False)
-    gap.axvline(0, color=THEORY, lw=1, zorder=1)
-    gap.set_xscale("symlog", linthresh=0.02)
-    gap.set(xlabel=r"$\log p$ of originals minus draws, nats a token")
-    gap.set_title(f"(i) clones, {data.attrs['large_leaves']} tokens")
-    gap.set_xticks([-0.1, 0, 0.1, 1], ["-.1", "0", ".1", "1"])
-    name_rows(gap, rows, fontsize=9)
-    lines = [Line2D([], [], color=color, marker="o", lw=1.5, label=label) for label, color in _FAMILY_COLORS.items()]
-    lines += [Line2D([], [], ls="", marker="*", color=THEORY, ms=12, label="one token a call, exact")]
-    lines += [Line2D([], [], ls="", marker=mark, color=c, ms=9, label=label) for label, mark, c in _single_marks() if mark == "P"]
-    for world, face in (("(i) chain", MUTED), ("(i) grammar", "white")):
-        lines.append(Line2D([], [], ls="", marker="o", color=MUTED, mfc=face, label=world))
-    figure.legend(handles=lines, loc="outside lower center", ncols=7, columnspacing=1.3, handletextpad=0.4)
-
-
-def _single_marks() -> list[tuple[str, str, str]]:
-    """Label, mark and colour of the samplers that take one token a call."""
-    exact = [(label, "*", THEORY) for label in exam_samplers.EXACT]
-    return [*exact, ("causal blocks of 4", "P", "#d55e00"), ("given tokens too", "o", "#d55e00")]

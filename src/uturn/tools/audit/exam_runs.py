@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -19,9 +19,7 @@ from uturn.exact.rhm import RandomHierarchyModel, zipf
 from uturn.networks.strings.denoisers import LearnedDenoiser
 from uturn.paper.sampler_laws import parsed_agreement
 from uturn.paper.workshop import Scale, Workshop
-from uturn.tools.audit import exam_samplers
 from uturn.tools.audit.decoder_laws import divergence, log_ratios
-from uturn.tools.audit.exam_samplers import AllPossible, in_steps
 
 EXACT = {
     "random order": Decoder(),
@@ -71,6 +69,17 @@ _STREAMS = (Purpose.DENOISING, 1)
 _STRINGS, _NOISE, _DRAWS, _TRAINING_SET = range(4)
 
 
+class AllPossible(Masking):
+    """Masking of strings that all have a probability above 0: an exact denoiser needs no misread leaves."""
+
+    misread: ClassVar[float] = -np.inf
+
+
+def in_steps(label: str, number: int) -> str:
+    """Label of a decoder with a number of steps."""
+    return f"{label}, {number} step{'s' if number > 1 else ''}"
+
+
 def decoders(steps: list[int]) -> dict[str, Decoder]:
     """All decoders on trial by label; `steps`: numbers of steps of those that reveal several tokens a step."""
     several = {in_steps(label, number): Decoder(order, number) for label, order in ORDERS.items() for number in steps}
@@ -78,11 +87,14 @@ def decoders(steps: list[int]) -> dict[str, Decoder]:
 
 
 def settings(scale: Scale, grammar: str, denoiser: str) -> dict[str, Any]:
+    """The plan of `SETTINGS` for a grammar and a denoiser."""
     table = dict(SETTINGS[scale]["enumerated" if grammar == "enumerated" else "drawn"])
-    depth = {"depth": table.pop("depth")} if "depth" in table else {}
-    items = {"items": table["items"][denoiser]} if "items" in table else {}
-    tried = {label: repr(decoder) for label, decoder in decoders(table["steps"]).items()}
-    return {**table, **items, "grammar": {**GRAMMARS[grammar], **depth}, "denoiser": denoiser, "decoders": tried}
+    sizes = dict(GRAMMARS[grammar])
+    if "depth" in table:
+        sizes["depth"] = table.pop("depth")
+    if "items" in table:
+        table["items"] = table["items"][denoiser]
+    return {**table, "grammar": sizes, "denoiser": denoiser}
 
 
 def grammar_of(table: Mapping[str, Any]) -> RandomHierarchyModel:
@@ -93,31 +105,43 @@ def grammar_of(table: Mapping[str, Any]) -> RandomHierarchyModel:
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    """One dataset for each grammar and denoiser, "grammar-denoiser", and those of `exam_samplers`; networks are trained."""
-    jobs = {f"exam-{label}": job for label, job in exam_samplers.jobs(workshop.scale).items()}
+    """One dataset for each grammar and denoiser, "grammar-denoiser"; the networks are trained."""
+    alone = replace(workshop, progress=False)
+    calls = {}
     for denoiser in reversed(DENOISERS):
         for grammar in GRAMMARS:
             plan = settings(workshop.scale, grammar, denoiser)
-            jobs[f"exam-{grammar}-{denoiser}"] = plan, partial(_examined, grammar, plan, replace(workshop, progress=False))
-    return {label.removeprefix("exam-"): run for label, run in workshop.keep_all("decoders", jobs).items()}
+            calls[f"exam-{grammar}-{denoiser}"] = {"grammar": grammar, "plan": plan, "workshop": alone}
+    kept = workshop.keep_all("decoders", examined, calls)
+    return {label.removeprefix("exam-"): run for label, run in kept.items()}
 
 
-def _examined(grammar: str, plan: Mapping[str, Any], workshop: Workshop) -> xr.Dataset:
+def examined(grammar: str, plan: Mapping[str, Any], workshop: Workshop) -> xr.Dataset:
     """All decoders with the exact denoiser of a grammar, or with one that is trained on strings of it."""
-    rhm, judge = grammar_of(plan["grammar"]), enumerated if grammar == "enumerated" else drawn
+    rhm = grammar_of(plan["grammar"])
     with begun(1):
-        if plan["denoiser"] == "exact":
-            return judge(rhm, ExactDenoiser(rhm, Masking() if grammar == "sparse" else AllPossible()), plan)
-        training = dict(plan["training"])
-        count = training.pop("strings")
-        recipe = {"grammar": plan["grammar"], "training": plan["training"]}
+        denoiser = _denoiser(grammar, rhm, plan, workshop)
+        if grammar == "enumerated":
+            readings = enumerated(rhm, denoiser, plan)
+        else:
+            readings = drawn(rhm, denoiser, plan)
+    return readings.assign_attrs(plan=json.dumps(plan))
 
-        def strings() -> np.ndarray:
-            return rhm.sample(count, seed=_keys(_TRAINING_SET, range(count))).leaves
 
-        with part(0.3):
-            (network,) = workshop.denoisers([f"exam-{grammar}"], recipe, rhm, "masking", strings, **training)
-        return judge(rhm, LearnedDenoiser(network), plan)
+def _denoiser(grammar: str, rhm: RandomHierarchyModel, plan: Mapping[str, Any], workshop: Workshop) -> Denoiser:
+    """The exact denoiser of a grammar, or one that is trained on strings of it."""
+    if plan["denoiser"] == "exact":
+        return ExactDenoiser(rhm, Masking() if grammar == "sparse" else AllPossible())
+    training = dict(plan["training"])
+    count = training.pop("strings")
+    recipe = {"grammar": plan["grammar"], "training": plan["training"]}
+
+    def strings() -> np.ndarray:
+        return rhm.sample(count, seed=_keys(_TRAINING_SET, range(count))).leaves
+
+    with part(0.3):
+        (network,) = workshop.denoisers([f"exam-{grammar}"], recipe, rhm, "masking", strings, **training)
+    return LearnedDenoiser(network)
 
 
 def _keys(use: int, *coordinates: Any) -> np.ndarray:

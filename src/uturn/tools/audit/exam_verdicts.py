@@ -8,28 +8,24 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy.stats import norm, spearmanr
+from scipy.stats import norm
 
 from uturn.corruption.unmasking import Decoder
 from uturn.measures.calibration import holm
 from uturn.measures.statistics import Estimate
-from uturn.paper.verdicts import Rule, Verdict, above, below, decreasing, equal, listed, verdict, within
-from uturn.tools.audit import exam_samplers
-from uturn.tools.audit.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, decoders
-from uturn.tools.audit.exam_samplers import CHAIN, GRAMMAR, in_steps
+from uturn.paper.verdicts import Verdict, above, below, decreasing, equal, listed, verdict, within
+from uturn.tools.audit.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, decoders, in_steps
 
 LEVEL = 1e-3
 FEW, SOME = 2, 16  # steps: the error of the decoder exceeds that of the network; clones detect the decoder
 PLAIN, _SHARPENED = "left to right", ["temperature 0.7", "top-p 0.9"]
-RANKS = 0.9  # smallest rank correlation of the divergences in two worlds
-_PLAIN, _REMASKED = "analytic (MDLM, SEDD)", ("ReMDM cap", "ReMDM rescale")
 PRECISION = 0.1  # largest standard error of a divergence from draws, relative to it, in the comparison with enumeration
 
 
 def verdicts(data: xr.Dataset, small: Mapping[str, xr.Dataset]) -> list[Verdict]:
     """All verdicts on the data of the figure; `small`: the measurements by enumeration."""
     of_decoders = [*_by_enumeration(data), _draws_against_enumeration(small), *_by_draws(data), *_clones(data)]
-    return [*of_decoders, _impossible(data), *_network(data), *_worlds(data)]
+    return [*of_decoders, _impossible(data), *_network(data)]
 
 
 def is_bound(decoder: Decoder) -> bool:
@@ -83,7 +79,7 @@ def _list(values: xr.DataArray) -> str:
 
 def _draws_against_enumeration(small: Mapping[str, xr.Dataset]) -> Verdict:
     """The estimator for long strings, applied to short ones whose laws are known."""
-    tried = decoders(json.loads(small["exact"].attrs["settings"])["steps"])
+    tried = decoders(json.loads(small["exact"].attrs["plan"])["steps"])
     p, z, precision, slack = [], [], [], []
     for kind in DENOISERS:
         for label, decoder in tried.items():
@@ -219,74 +215,5 @@ def _network(data: xr.Dataset) -> list[Verdict]:
             _intervals(less, _SHARPENED),
             "below 0: draws from a sharpened law, which is not the posterior, have fewer mistakes",
             below(less.sel(decoder=_SHARPENED, estimate="high"), 0, "intervals below 0"),
-        ),
-    ]
-
-
-def _worlds(data: xr.Dataset) -> list[Verdict]:
-    """Samplers with exact conditionals on a chain and on a grammar."""
-    kl, rounding, p, exact = data.short_kl.mean("observation"), data.small_rounding, data.world_p, [*exam_samplers.EXACT]
-    steps = {label: curve(kl, label, "short_sampler")[:-1] for label in exam_samplers.FAMILIES}
-    several = [name for names in steps.values() for name in names if not (kl.sel(short_sampler=name) < rounding).all()]
-    in_time = [names for label, names in steps.items() if names and label != "random order"]
-    on_chain, on_grammar = (kl.sel(world=world, short_sampler=several) for world in (CHAIN, GRAMMAR))
-    ranks = float(spearmanr(on_chain, on_grammar).statistic)
-    causal = data.short_kl.sel(short_sampler="causal blocks of 4")
-    more = {label: kl.sel(short_sampler=names[1:]).values for label, names in steps.items()}
-    times = {label: more[label] / more[_PLAIN] for label in _REMASKED}
-    right, none = causal[:, :-1], causal[:, -1]
-    where = "KL(sampler ‖ posterior) by enumeration, exact conditionals, 8 tokens, nats"
-    few = [*(f"{label}, {FEW} steps" for label in exam_samplers.FAMILIES), "given tokens too"]
-    found = detected(p.sel(sampler=few).transpose("sampler", "world", "reading"))
-    adjusted = holm(p.sel(sampler=exact).values.reshape(-1))
-
-    def errors(of_world: xr.DataArray) -> list[Rule]:
-        falls = [np.diff(kl.sel(world=of_world.world, short_sampler=names)) for names in in_time]
-        return [above(of_world, rounding, f"above {rounding:.1g}"), below(falls, 0, "decreasing")]
-
-    return [
-        verdict(
-            f"{where}: one token a call on chain and grammar",
-            "; ".join(f"{name} {kl.sel(short_sampler=name).max():.2g}" for name in exact),
-            "0: random order, first hitting, and remasking of drawn tokens one by one draw from the posterior",
-            below(kl.sel(short_sampler=exact), rounding, f"below {rounding:.1g}, what rounding can explain"),
-        ),
-        verdict(
-            f"{where}: few steps on the chain, the finding of arXiv:2602.19619",
-            _list(on_chain),
-            "not 0 even with exact conditionals; falls with the number of steps",
-            *errors(on_chain),
-        ),
-        verdict(
-            f"{where}: few steps on the grammar, and whether the ranking of the chain holds",
-            f"{_list(on_grammar)}; rank correlation of {len(several)} samplers {ranks:.2f}",
-            "not 0, falls; the same ranking with long range",
-            *errors(on_grammar),
-            above(ranks, RANKS),
-        ),
-        verdict(
-            f"{where}: ReMDM against the same steps without remasking, chain and grammar",
-            "; ".join(f"{label} {ratio.min():.2f} to {ratio.max():.2f} times" for label, ratio in times.items()),
-            "above 1: with exact conditionals, masking again adds draws that are made independently",
-            above(list(times.values()), 1, "above 1 each"),
-        ),
-        verdict(
-            f"{where}: causal blocks, one token a call",
-            f"kept tokens right of masked ones: {right.min():.3f} to {right.max():.3f}; none: {none.max():.2g}",
-            "0 only where all masked tokens lie right of the kept ones",
-            above(right, rounding, f"above {rounding:.1g}"),
-            below(none, rounding, f"below {rounding:.1g}"),
-        ),
-        verdict(
-            "clones in both worlds, 64 tokens, three readings: one token a call",
-            f"{adjusted.size} tests, smallest p by Holm {adjusted.min():.2g}",
-            "0",
-            above(adjusted, LEVEL, f"exact randomisation test: no p by Holm <= {LEVEL:g}"),
-        ),
-        verdict(
-            f"clones in both worlds: {FEW} steps, and given tokens masked again; p by Holm on chain and grammar",
-            "; ".join(f"{name} {first:.2g}, {second:.2g}" for name, (first, second) in zip(few, found, strict=True)),
-            "not 0",
-            below(found, LEVEL, f"p by Holm < {LEVEL:g} each"),
         ),
     ]

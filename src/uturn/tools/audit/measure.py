@@ -34,7 +34,6 @@ _KEPT = "kept, span = 1"  # the reading by which decoders are compared
 def audit_into(out: str, chosen: AuditOptions, running: Running) -> None:
     """Measure and write an audit: the study of OUT/run.zarr, the runs OUT/audit/NAME.zarr of decoders, and `audit.json`."""
     expect(running.shard == "1/1", "shard", running.shard, "1/1, since an audit compares finished runs; leave out --shard")
-    expect(chosen.repetition, "repetition", chosen.repetition, "true, since an audit compares it; leave out --no-repetition")
     experiment, decoders = chosen.experiment(), chosen.audited()
     datasets = runs_into(out, {"run.zarr": experiment}, running)
     assert datasets is not None  # no other shares

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, SkipValidation
 
@@ -12,12 +13,18 @@ if TYPE_CHECKING:
     from uturn.corruption.unmasking import Decoder
 
 COMPARED = (0.5, 1.0)  # noise levels at which decoders are compared
+_LEFT_OUT = {"Measures", "Decoding"}  # panels of `TextOptions`
 
 
 class AuditOptions(TextOptions):
-    """The audit of a masked model: the options of `uturn text`, with the probes of an audit and smaller sizes."""
+    """The audit of a masked model: options of `uturn text`, with the probes of an audit and smaller sizes."""
 
-    repetition: bool = Field(True, description=TextOptions.model_fields["repetition"].description)
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **{panel: names for panel, names in TextOptions.panels.items() if panel not in _LEFT_OUT},
+        "Decoder of your own": ("order", "steps", "block", "temperature", "top_k", "top_p"),
+    }
+
+    repetition: bool = True
     levels: SkipValidation[int | list[float]] = Field(4, description=TextOptions.model_fields["levels"].description)
     trajectories: int = Field(2, ge=1, description=TextOptions.model_fields["trajectories"].description)
 
@@ -30,10 +37,9 @@ class AuditOptions(TextOptions):
 
         own = self.model_dump(exclude_unset=True)
         sizes = {"levels": list(COMPARED), "trajectories": 1, "clones": max(2, self.clones), "keep": 2**20}
-        probes: dict[str, Any] = {"layers": [], "repetition": True, **dict.fromkeys(("encoder", "likelihood", "classifier"))}
         runs: dict[str, TextOptions] = {}
         for decoder, options in self._decoders():
-            runs.setdefault(decoder.description, TextOptions(**{**own, **PLAIN, **options, **sizes, **probes}))
+            runs.setdefault(decoder.description, TextOptions(**{**own, **PLAIN, **options, **sizes, "repetition": True}))
         return runs
 
     def _decoders(self) -> list[tuple[Decoder, dict[str, Any]]]:

@@ -11,7 +11,7 @@ TOOL = Tool(
     },
     commands=(f"{_HERE}.command",),
     sections={"relaxation.zarr": f"{_HERE}.results:chains_section"},
-    figures={"chains": ToolFigure(f"{_HERE}.exam", seconds=80)},
+    figures={"chains": ToolFigure(f"{_HERE}.exam")},
     names={
         "MaskedLeaves": f"{_HERE}.parts:MaskedLeaves",
         "chain": f"{_HERE}.chain:chain",

@@ -27,9 +27,9 @@ def chains(
     ] = None,
     energy: Annotated[
         str | None,
-        option(CHAINS, "Accept U-turns with this energy: module:function, 'symbol number=3', mean, 'class label=3'."),
+        option(CHAINS, "Accept U-turns with this energy: module:function, 'symbol number=3', 'class label=3'."),
     ] = None,
-    beta: Annotated[float, option(CHAINS, "Inverse temperature of the energy.", min=0.0)] = 1.0,
+    beta: Annotated[float | None, option(CHAINS, "Inverse temperature of the energy, by default 1.", min=0.0)] = None,
     images: Annotated[str | None, option(DATA, "Options of uturn images in place of SPEC: 'model=DIR data=DIR size=32'.")] = None,
     text: Annotated[str | None, option(DATA, "Options of uturn text in place of SPEC: 'model=DIR data=FILE'.")] = None,
     running: Running,
@@ -62,10 +62,14 @@ def chains(
     from uturn.tools.chains.results import NOISY, RESULTS, base_experiment, repeated, table_of, write_chains
 
     check_out(out)
+    expect(beta is None or energy is not None, "beta", beta, "an energy with it")
     base = base_experiment(spec, images, text, originals_in(out))
     levels = parsed_levels(noise)
     listed = noise_levels(levels) if isinstance(levels, int) else levels
-    experiments = {f"noise-{x:g}.zarr": repeated(base, x, steps, energy=energy, beta=beta, chains=number) for x in listed}
+    experiments = {
+        f"noise-{x:g}.zarr": repeated(base, x, steps, energy=energy, beta=1.0 if beta is None else beta, chains=number)
+        for x in listed
+    }
     expect(len(experiments) == len(listed), "noise", noise, "levels that differ in their first six digits")
     if left_out := sorted({table["type"] for table in base.to_dict()["probes"]} & NOISY):
         console().print(f"left out, since chains have no noisy data: the probes {', '.join(left_out)}")

@@ -13,8 +13,6 @@ from uturn.core.imports import is_import_path
 from uturn.core.inputs import Input
 from uturn.engine.sweep import parsed_value
 from uturn.networks.modules import Network, load_classifier
-from uturn.networks.texts.language import causal_log_likelihoods, pseudo_log_likelihoods
-from uturn.networks.texts.language_files import TextModel
 from uturn.tools.chains.probe import OwnFunction
 
 
@@ -27,16 +25,6 @@ class SymbolNumber(Input):
 
     def __call__(self, data: np.ndarray) -> np.ndarray:
         return (data == self.number).sum(axis=1)
-
-
-@dataclass(frozen=True)
-class Mean(Input):
-    """The mean of an image or a vector."""
-
-    kinds: ClassVar[tuple[str, ...]] = ("images", "vectors")
-
-    def __call__(self, data: np.ndarray) -> np.ndarray:
-        return data.reshape(len(data), -1).mean(axis=1, dtype=float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,21 +45,7 @@ class ClassLoss(Network):
             return -loaded.module(inputs).log_softmax(1)[:, self.label].double().cpu().numpy()
 
 
-@dataclass(frozen=True)
-class TextLoss(TextModel):
-    """Minus the log-likelihood (nats) of a text by a model of the same tokens; for `head` "masked", a pseudo-likelihood."""
-
-    head: Any = "causal"
-    batch_size: int = 64
-    kinds: ClassVar[tuple[str, ...]] = ("tokens",)
-
-    def __call__(self, data: np.ndarray) -> np.ndarray:
-        laws = {"causal": causal_log_likelihoods, "masked": pseudo_log_likelihoods}
-        expect(self.head in laws, "energy: head", self.head, f"one of {[*laws]}")
-        return -laws[self.head](self.load(), data, self.batch_size)
-
-
-NAMED: dict[str, Any] = {"symbol": SymbolNumber, "mean": Mean, "class": ClassLoss, "text": TextLoss}
+NAMED: dict[str, Any] = {"symbol": SymbolNumber, "class": ClassLoss}
 """Energies by name."""
 
 

@@ -9,13 +9,12 @@ import xarray as xr
 
 from uturn.core.registry import build
 from uturn.exact.inference import infer
-from uturn.measures.statistics import mean_curves, replicates
 from uturn.paper.verdicts import ESTIMATE, Verdict
-from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, bars, level_colors, name_rows, style, ticks
-from uturn.tools.chains.exam_runs import BETAS, ENDS, ENERGIES, LAWS, MULTIPLICITIES, NOISE, SEED, every_tree, with_pairs
+from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, level_colors, name_rows, style, ticks
+from uturn.tools.chains.exam_runs import BETAS, ENDS, ENERGIES, LAWS, SEED, every_tree, with_pairs
 from uturn.tools.chains.exam_runs import measure as measure  # of the figure
-from uturn.tools.chains.exam_verdicts import INVERTS, LEVEL, verdicts
-from uturn.tools.chains.measures import relaxation, reversibility
+from uturn.tools.chains.exam_verdicts import LEVEL, verdicts
+from uturn.tools.chains.measures import reversibility
 
 TITLE = "What a chain of U-turns keeps, samples and never leaves"
 CLAIM = "Repeated U-turns sample the data if each draws from the posterior; in a sparse grammar, small ones stay in a part of it."
@@ -26,13 +25,10 @@ CAPTION = (
     "two clones of one noisy datum, which share C(1). (c) Mean energy after 64 U-turns by masking .4, against its exact value "
     "(bars): by belief propagation for a sum over leaves, by enumeration with pairs. (d) U-turns that mask one leaf, v = 6, L "
     "= 3: overlap of the class in six grammars of m = 2 and its limit (dotted), from the components of the graph of strings "
-    "that differ in one leaf; m = 3; lines: transition matrix. (e) U-turns after which half of the overlap is lost, v = 16, L "
-    "= 5, masking, with 95 % intervals over grammars; grey: where the order of leaves and class inverts. (f) U-turns that mask "
-    "one leaf, v = 8, L = 5 and 7 (dotted)."
+    "that differ in one leaf; m = 3; lines: transition matrix."
 )
 SAMPLERS = ["exact", "free", "confidence"]
 """Chains with an energy: of posterior draws, without the Metropolis step, and of drawn confidence."""
-_CUT = 32  # U-turns after which the leaves of long chains still fall
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
@@ -44,8 +40,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         argmax[["argmax_overlap", "argmax_clones"]],
         _energies(runs),
         *(_minimal(runs, name) for name in ("m2", "m3")),
-        _order(runs),
-        _one_leaf(runs),
     ]
     data = xr.merge(parts).assign_coords(chain=list(LAWS), turns=list(ENDS), estimate=ESTIMATE)
     return data, verdicts(data)
@@ -86,44 +80,6 @@ def _minimal(runs: dict[str, xr.Dataset], name: str) -> xr.Dataset:
     return joined.rename({of: f"{name}_{of}" for of in ("k", "grammar", *map(str, joined.data_vars))})
 
 
-def _order(runs: dict[str, xr.Dataset]) -> xr.Dataset:
-    """Relaxation times (m, noise, level, estimate), and the log of the ratio of leaves to class by grammar (m, noise, item)."""
-    times, ratios = [], []
-    for run in (runs[f"order-{m}-{noise}"] for m in MULTIPLICITIES for noise in NOISE):
-        ends, grammars = run.isel(tree_level=[0, -1]), run.grammar.values
-        each = [relaxation(ends.isel(item=grammars == grammar)).time.values[:, 0] for grammar in np.unique(grammars)]
-        times.append(relaxation(run).time.values)
-        ratios.append(-np.diff(np.log(each))[:, 0])
-    shape = len(MULTIPLICITIES), len(NOISE), -1
-    return xr.Dataset(
-        {
-            "time": (("m", "noise", "level", "estimate"), np.reshape(times, (*shape, 3))),
-            "log_ratio": (("m", "noise", "item"), np.reshape(ratios, shape)),
-        },
-        {"m": list(MULTIPLICITIES), "noise": list(NOISE)},
-    )
-
-
-def _one_leaf(runs: dict[str, xr.Dataset]) -> xr.Dataset:
-    """Long chains of minimal U-turns, (case, turn, leaves or class, estimate), and what is said of them, whole and cut."""
-    cases = {label[9:]: run.isel(tree_level=[0, -1]) for label, run in runs.items() if label.startswith("one-leaf-")}
-    curves = [mean_curves(run.overlap).drop_vars(["tree_level", "estimate"]).rename(noise="turn") for run in cases.values()]
-    whole, cut = ([relaxation(run.sel(noise=slice(most))) for run in cases.values()] for most in (None, _CUT))
-    falls = [replicates(run.overlap).interval(lambda curve: curve[-3] - curve[-1]) for run in cases.values()]
-    return xr.Dataset(
-        {
-            "one_leaf": xr.concat(curves, "case", join="outer")
-            .rename(tree_level="end")
-            .transpose("case", "turn", "end", "estimate"),
-            "falls": (("case", "end", "estimate"), falls),
-            "relaxed": (("case", "end", "estimate"), [of.time.values for of in whole]),
-            "told": (("case", "end"), [of.remark.values for of in whole]),
-            "told_of_cut": (("case", "end"), [of.remark.values for of in cut]),
-        },
-        {"case": list(cases), "end": ["leaves", "class"]},
-    )
-
-
 # -- drawing ------------------------------------------------------------------------------------------------------------------
 
 _GREEN = DISTINCT[2]
@@ -138,8 +94,8 @@ _SAMPLERS = {
 
 def draw(data: xr.Dataset) -> Any:
     with style() as plt:
-        figure, panels = plt.subplots(2, 3, figsize=(15, 9), layout="constrained")
-        parts = (_draw_laws, _draw_matrix, _draw_energies, _draw_minimal, _draw_order, _draw_one_leaf)
+        figure, panels = plt.subplots(2, 2, figsize=(11, 9), layout="constrained")
+        parts = (_draw_laws, _draw_matrix, _draw_energies, _draw_minimal)
         for axes, part in zip(panels.flat, parts, strict=True):
             part(axes, data)
     return figure
@@ -216,34 +172,3 @@ def _draw_minimal(axes: Any, data: xr.Dataset) -> None:
     axes.set_title("(d) parts that are never left")
     axes.text(5000, 0.93, "$m=2$, six grammars", color=ACCENT, ha="right")
     axes.text(5000, 0.24, "$m=3$", color=_GREEN, ha="right")
-
-
-def _draw_order(axes: Any, data: xr.Dataset) -> None:
-    """(e) Relaxation times of leaves, class, and a level between them."""
-    colors, top = level_colors(data.sizes["level"]), data.sizes["level"] - 1
-    for m, level, word in ((4, 0, "leaves"), (4, 3, "level 3"), (4, top, "class"), (6, 0, "leaves"), (6, top, "class")):
-        times = data.time.sel(m=m).isel(level=level).dropna("noise")
-        look = {"color": colors[level], "mfc": colors[level] if m == 4 else "white", "ls": "-" if m == 4 else "--"}
-        bars(axes, times.noise, times.values, marker="o", ms=5, lw=1.5, **look)
-        end = times.isel(noise=-1)
-        axes.annotate(
-            f"{word}, $m={m}$", (end.noise, end[0]), (8, 0), textcoords="offset points", color=colors[level], va="center"
-        )
-    axes.axvspan(*INVERTS, color="#eeeeee", lw=0, zorder=0)
-    axes.set(yscale="log", xlim=(0.03, 0.285), xlabel="masked share of a U-turn", ylabel="relaxation time (U-turns)")
-    axes.set_title("(e) which level relaxes first?")
-
-
-def _draw_one_leaf(axes: Any, data: xr.Dataset) -> None:
-    """(f) Long chains of U-turns of one leaf."""
-    for case in data.case.values:
-        depth, m = map(int, case.split("-"))
-        color, curve = {2: ACCENT, 3: DISTINCT[1], 4: _GREEN}[m], data.one_leaf.sel(case=case, estimate="value").dropna("turn")
-        for end, width in (("leaves", 1.2), ("class", 2.8)):
-            axes.plot(curve.turn, curve.sel(end=end), color=color, lw=width, ls="-" if depth == 5 else ":")
-        end = curve.isel(turn=-1).mean("end")
-        axes.annotate(f"$m={m}$" * (depth == 5), (end.turn, end), (8, 0), textcoords="offset points", color=color, va="center")
-    axes.set(xscale="log", xlim=(0.8, 3.5 * float(data.turn.max())), ylim=(0, 1.03), xlabel="U-turns of one leaf")
-    axes.set_ylabel("overlap with $x_0$")
-    axes.set_title("(f) how long is the memory?")
-    axes.text(1, 0.05, "thin: leaves, thick: class; dotted: $L=7$", color=MUTED, fontsize=9.5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -38,28 +37,17 @@ ENERGIES = {"leaves": (LARGE, "symbol number=0"), "pairs": (SMALL, f"{__name__}:
 BETAS = (0.5, 1.5)
 SEED = 1
 ENDS, STEPS = (1, 16), 64  # U-turns of the chains that are tested, and of those with an energy
-NOISE = (0.07, 0.1, 0.13, 0.16, 0.19)
-MULTIPLICITIES = (4, 6)
 SETTINGS: dict[Scale, dict[str, Any]] = {
     "smoke": {
         "chains": 3000,
         "minimal": {"m2": (2, 6, 512, 500), "m3": (3, 1, 1024, 1000)},
-        "order": ((384, 384, 160, 90, 64), (90, 45, 32, 22, 16)),
-        "order grammars": (8, 400),
-        "one leaf": {(5, 2): 1024, (5, 3): 1024, (5, 4): 1024, (7, 2): 256, (7, 4): 256},
-        "one leaf grammars": (6, 64),
     },
     "paper": {
         "chains": 20000,
         "minimal": {"m2": (2, 6, 512, 4000), "m3": (3, 6, 1024, 4000)},
-        "order": ((1024,) * 5, (256,) * 5),
-        "order grammars": (16, 1000),
-        "one leaf": dict.fromkeys(((5, 2), (5, 3), (5, 4), (7, 2), (7, 4)), 16384),
-        "one leaf grammars": (6, 400),
     },
 }
-"""`minimal`: multiplicity, grammars, U-turns, chains of each. `order`: U-turns for each of `MULTIPLICITIES` and `NOISE`;
-`one leaf`: {(depth, multiplicity): U-turns}; and the number of grammars of each, with that of the chains of a grammar."""
+"""`minimal`: multiplicity, grammars, U-turns, chains of each."""
 
 
 def with_pairs(leaves: np.ndarray) -> np.ndarray:
@@ -77,16 +65,8 @@ def chains_of(source: Any, corruption: str, noise: float, read: Any, items: int,
 
 def specs(scale: Scale) -> dict[str, Any]:
     """The specs of the runs by label, the longest first."""
-    plan, made = SETTINGS[scale], {}
-    grammars, each = plan["one leaf grammars"]
-    for (depth, m), turns in plan["one leaf"].items():
-        source = rhm(8, m, 2, depth, grammars=grammars)
-        made[f"one-leaf-{depth}-{m}"] = chains_of(source, "masked_leaves", 1, _powers(turns), grammars * each)
-    grammars, each = plan["order grammars"]
-    for m, longest in zip(MULTIPLICITIES, plan["order"], strict=True):
-        for noise, turns in zip(NOISE, longest, strict=True):
-            read = np.unique(np.rint([*2 ** np.arange(0, np.log2(turns), 0.5), turns]))
-            made[f"order-{m}-{noise}"] = chains_of(rhm(16, m, 2, 5, grammars=grammars), "masking", noise, read, grammars * each)
+    plan = SETTINGS[scale]
+    made = {}
     for name, (source, energy) in ENERGIES.items():
         for backward, beta in (("exact", 0.0), *product(("exact", "confidence"), BETAS)):
             step = {"energy": energy, "beta": beta}
@@ -105,10 +85,11 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     for name, (m, grammars, turns, chains) in plan["minimal"].items():
         leaf = {"grammar": (6, m, 2, 3), "corruption": "masked_leaves", "noise": 1.0, "backward": "exact"}
         small |= {f"{name}-{g}": {**leaf, "chains": chains, "read": _powers(turns), "seed": g} for g in range(grammars)}
-    jobs: dict[str, Any] = {label: (job, partial(against_enumeration, **job)) for label, job in reversed(small.items())}
-    jobs |= {label: (spec, partial(run_of, spec)) for label, spec in specs(workshop.scale).items()}
-    kept = workshop.keep_all("chains", {f"chains-{label}": job for label, job in jobs.items()})
-    return {label: kept[f"chains-{label}"] for label in jobs}
+    enumerated = {f"chains-{label}": job for label, job in reversed(small.items())}
+    runs = {f"chains-{label}": {"spec": spec} for label, spec in specs(workshop.scale).items()}
+    kept = workshop.keep_all("enumerated chains", against_enumeration, enumerated)
+    kept |= workshop.keep_all("chains", run_of, runs)
+    return {label.removeprefix("chains-"): data for label, data in kept.items()}
 
 
 def run_of(spec: Any) -> xr.Dataset:

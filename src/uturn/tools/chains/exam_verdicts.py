@@ -9,21 +9,17 @@ import xarray as xr
 from scipy.stats import norm
 
 from uturn.measures.calibration import holm
-from uturn.measures.statistics import crossing, estimate
-from uturn.paper.verdicts import Rule, Verdict, above, below, equal, estimates, increasing, listed, meets, verdict
+from uturn.paper.verdicts import Rule, Verdict, above, below, equal, verdict
 
 LEVEL = 1e-3
 """False-alarm rate of the tests of a verdict together."""
 REJECTED, OFF = 20, 5
 """|z| of a rejected chain, and of a wrong mean."""
-INVERTS = (0.1, 0.17)
-"""Where the mean order inverts: at .137 in sixteen other grammars, whose standard deviation is .032."""
 
 
 def verdicts(data: xr.Dataset) -> list[Verdict]:
     """All verdicts on the data of the figure."""
-    of_laws = [*_laws(data), *_matrix(data), *_tilted(data)]
-    return [*of_laws, *_minimal(data), *_order(data), *_one_leaf(data)]
+    return [*_laws(data), *_matrix(data), *_tilted(data), *_minimal(data)]
 
 
 def _laws(data: xr.Dataset) -> list[Verdict]:
@@ -96,55 +92,6 @@ def _minimal(data: xr.Dataset) -> list[Verdict]:
             "those that start without a neighbour",
             equal(mistaken, 0, "exactly those"),
             above([alone, chains - alone], 0, ""),
-        ),
-    ]
-
-
-def _order(data: xr.Dataset) -> list[Verdict]:
-    x, sparse, dense = data.noise.values, data.log_ratio.sel(m=4), data.log_ratio.sel(m=6)
-    place = estimate(sparse, lambda curve: crossing(x, -curve, 0.0, first=True))
-    each = [crossing(x, -curve, 0.0, first=True) for curve in sparse.transpose("item", "noise").values]
-    first, *_, last = estimates(sparse, lambda curve: curve)
-    return [
-        verdict(
-            "v = 16, L = 5, m = 4: masked share at which leaves and class relax in one time; log of their ratio",
-            f"{place:.3f}, each grammar {_list(each)}; {first:.2f} at {x[0]:g}, {last:.2f} at {x[-1]:g}",
-            f"{INVERTS[0]:g} to {INVERTS[1]:g}, as in sixteen other grammars; leaves first below, class first above",
-            meets(place, *INVERTS, "95 % interval over grammars meets the range and is narrower"),
-            below(first.high, 0, "ratio below 1 at the lowest share"),
-            above(last.low, 0, "above 1 at the highest"),
-        ),
-        verdict(
-            "v = 16, L = 5, m = 6: log of the ratio of the relaxation times of leaves and class, each grammar and masked share",
-            f"{float(dense.min()):.2f} to {float(dense.max()):.2f}",
-            "class first everywhere",
-            above(dense, 0),
-        ),
-    ]
-
-
-def _one_leaf(data: xr.Dataset) -> list[Verdict]:
-    last = {m: data.sel(case=f"5-{m}").one_leaf.dropna("turn").isel(turn=-1) for m in (4, 3, 2)}
-    leaves, label = ([listed(of.sel(end=end))[0] for of in last.values()] for end in ("leaves", "class"))
-    sparse, dense = data.sel(case="5-2"), data.sel(case="5-4", end="leaves")
-    told = [str(of) for of in sparse.told.values]
-    return [
-        verdict(
-            f"v = 8, L = 5, overlap of leaves / class after {int(last[2].turn):,} U-turns of one leaf, m = 2, 3, 4",
-            "; ".join(f"{a.value:.2f} / {b.value:.2f}" for a, b in zip(leaves[::-1], label[::-1], strict=True))
-            + f"; the last two doublings of m = 2 lose {_list(sparse.falls.sel(estimate='value'))}",
-            "m = 2 is not ergodic",
-            *(increasing(of, "m = 4 below 3 below 2, first and last apart") for of in (leaves, label)),
-            below(sparse.falls.sel(estimate="high"), 0.05, "m = 2 falls no more (below .05)"),
-            above([leaves[-1].low, label[-1].low], 0.7, "above .7"),
-        ),
-        verdict(
-            "relaxation time of leaves, m = 4, from the first 32 U-turns and from all; of leaves and class, m = 2",
-            f"{dense.told_of_cut.item()}; {listed(dense.relaxed)[0]:.0f}; {', '.join(told)}",
-            "not decided while it falls; a number; longer than the chain",
-            equal(str(dense.told_of_cut.item()).endswith("not decided, it still falls"), True, "not decided"),
-            above(dense.relaxed, 32, "above 32"),
-            equal([of.startswith("longer than") and "decided" not in of for of in told], True, "longer, and not undecided"),
         ),
     ]
 

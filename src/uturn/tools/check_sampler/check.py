@@ -32,7 +32,7 @@ _SAMPLER = "'module:function', a function (images, noise, seed) -> reconstructio
 _STEP = "'module:function', a function (noisy, noise, seed) -> noisy images one step closer to the clean end"
 _NO_STEP = "give one step of the sampler: --step module:function"
 _JUDGED, _REPEATS = 4, 32  # noisy originals from which a step is repeated, and how often
-_MOST_STEPS, _CALIBRATED = 1000, 0.01  # of the search for the number of steps, and the level of its tests
+_CALIBRATED = 0.01  # level of the test of calibration
 _TESTS = {  # what each test sees, and what not
     "size of the change": (
         "noise that is left or missing: t + 1 for t, a forgotten begin index, noise ignored, replaced or partial",
@@ -136,7 +136,7 @@ def check_sampler(options: SamplerOptions, progress: bool = False) -> Report:
         other = options.model_copy(update={"scheduler": options.sampler}).experiment()
         steps, forward = other.parts.backward, other.parts.corruption
     checked = _Checked(options, own, originals, steps, forward)
-    with progress_bar(progress, "check", 5 if options.find_steps else 4, 0) as advance:
+    with progress_bar(progress, "check", 4, 0) as advance:
         if options.recorded is not None:
             theirs = checked.recorded_u_turns(options.recorded)
         else:
@@ -148,9 +148,6 @@ def check_sampler(options: SamplerOptions, progress: bool = False) -> Report:
         advance()
         rows.append(checked.calibration_row())
         advance()
-        if options.find_steps:
-            rows.append(_steps_row(options))
-            advance()
         rows = compared(originals.data, theirs, ours, options.noise(), share) + rows
     name = options.recorded or (options.sampler if is_function or options.step is None else options.step)
     return Report(f"{name} against {own.parts.backward.describe()}", rows)
@@ -258,23 +255,3 @@ def _model_row(own: Experiment) -> Row:
     findings = own.model_check()
     verdict = _PASSES if not findings else _UNTESTED if all(finding.is_unclear for finding in findings) else _FAILS
     return Row("denoiser", verdict, "; ".join(finding.words for finding in findings) or "fits what is declared")
-
-
-def _steps_row(options: SamplerOptions) -> Row:
-    """The number of steps from which on uturn's own sampler passes the calibration, tried in powers of two."""
-    tried: dict[int, float] = {}
-    test, most = "steps for calibration", _MOST_STEPS
-    while True:
-        own = options.experiment()
-        _, corruption, backward, _ = own.parts
-        if not backward.reverse().is_stochastic:
-            return Row(test, _REPORTED, "none: a deterministic sampler draws from no posterior")
-        most = min(most, backward.reverse().forward.scheduler.config.num_train_timesteps)
-        (originals,) = own.parts.source.blocks(np.arange(options.items), options.seed, options.items)
-        tests = _Checked(options, own, originals, backward, corruption).calibrated(corruption, backward, 0)
-        tried[options.steps] = float(tests.adjusted.min())
-        if tests.passed or options.steps >= most:
-            break
-        options = options.model_copy(update={"steps": min(2 * options.steps, most)})
-    words = f"> {_CALIBRATED} from {options.steps} steps on" if tests.passed else f"<= {_CALIBRATED} up to {options.steps} steps"
-    return Row(test, _REPORTED, f"p {words}", {"steps": list(tried), "p_holm": list(tried.values())})

@@ -23,9 +23,9 @@ class SamplerOptions(ImageOptions):
     """The check of a sampler of images against uturn's own sampler with the same model, steps and noise."""
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Sampler": ("sampler", "recorded", "step", "false_alarm_rate", "find_steps"),
+        "Sampler": ("sampler", "recorded", "step", "false_alarm_rate"),
         "Model": ("model", "preset", "condition", "guidance", "null_class", "prompt", "image_size"),
-        "uturn's own sampler": ("scheduler", "steps", "eta", "timestep_spacing", "pure_noise"),
+        "uturn's own sampler": ("scheduler", "steps", "eta", "timestep_spacing"),
         "Data": ("data", "size", "channels", "classes", "labels"),
         "Size and seed": ("levels", "items", "clones", "seed"),
         "Speed and memory": ("dtype", "device", "batch_size", "compile", "offload"),
@@ -48,9 +48,6 @@ class SamplerOptions(ImageOptions):
     )
     false_alarm_rate: float = Field(
         0.001, gt=0, lt=1, description="Probability that a right sampler fails, for the three tests of random numbers together."
-    )
-    find_steps: bool = Field(
-        False, description="Also find from how many steps on uturn's own sampler passes the calibration; this takes long."
     )
     steps: int = Field(40, ge=1, description="Number of reverse steps of the whole chain, the same as in the sampler.")
     levels: SkipValidation[int | list[float]] = Field(

@@ -11,7 +11,7 @@ TOOL = Tool(
     commands=("uturn.tools.inverse.command",),
     sections={"samplers.zarr": "uturn.tools.inverse.section:samplers_section"},
     folders=("errors",),
-    figures={"inverse": ToolFigure("uturn.tools.inverse.exam", after="text", seconds=60, needs=("deepinv", "inverse"))},
+    figures={"inverse": ToolFigure("uturn.tools.inverse.exam", after="clones", needs=("deepinv", "inverse"))},
     names={
         "posterior_tests": "uturn.tools.inverse.posteriors:posterior_tests",
         "backward.PosteriorSampler": "uturn.tools.inverse.sampler:PosteriorSampler",

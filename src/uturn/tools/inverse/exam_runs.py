@@ -85,11 +85,10 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     made, first = experiments(workshop.scale), "-".join(SETTINGS[workshop.scale]["pairs"][0])
     runs = workshop.runs("inverse", made, apart=True)
     named = {name: made[f"{first}-{name}"] for name in LABELS}
-    settings = {name: experiment.to_dict()["backward"] for name, experiment in named.items()}
-    return {**runs, "calls": workshop.keep("inverse-calls", settings, lambda: _calls(named))}
+    return {**runs, "calls": workshop.keep("inverse-calls", calls_of, named=named)}
 
 
-def _calls(named: Mapping[str, Experiment]) -> xr.Dataset:
+def calls_of(named: Mapping[str, Experiment]) -> xr.Dataset:
     """Calls of the denoiser, counted; of a sampler that knows the score, its steps."""
     calls = []
     for experiment in named.values():

@@ -14,13 +14,12 @@ from uturn.core.checks import expect, noted
 from uturn.core.files import cached_while_unchanged, read_array
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.protocols import Axes, Corruption, Spec
-from uturn.core.random import Purpose, Streams, keys, streams
+from uturn.core.random import Purpose, Streams, streams
 from uturn.tools.inverse.deepinv_physics import deepinv, of_physics, with_noise
 from uturn.tools.inverse.measured import Measured
 from uturn.tools.inverse.named_operators import NAMED
-from uturn.tools.inverse.operators import GaussianNoise, Operator, PoissonNoise, generator_of
+from uturn.tools.inverse.operators import GaussianNoise, Operator, generator_of
 
-_OF_NOISE = {"sigma": "sigma of the measurement", "gain": "gain of the Poisson noise"}
 _OPERATOR = 2**63 + 20  # sub-stream of a measurement from which its operator is drawn
 _SIGMA = 0.05  # standard deviation of the noise of operators by name, in their units
 _LARGEST = 4096  # dimension of a field up to which the information is computed
@@ -34,12 +33,11 @@ class Measurement(Spec, Corruption):
     `operator`: a name ("boxes", "inpainting", "blur", "downsampling", "fourier", "denoising", see `named_operators`), or a
     function of one's own ("module:function"), called as `function(strength, shape, **options)` with `shape` = (channels, height,
     width), which returns an `Operator` or a physics of deepinv. If it has a parameter `generator`, a `numpy.random.Generator`,
-    the operator is drawn. `options`: those of the operator. `swept`: the option that the noise level sets, or "sigma" or "gain"
-    for the strength of the noise; by default the share `hidden` ("boxes", "inpainting", "fourier"), `width`, `factor`, "sigma"
-    ("denoising", and "inpainting" with a mask), `strength` (functions). `drawn`: whether a random operator is drawn for "each"
-    trajectory of each item (default), or "once" a noise level. `sigma`, `gain`: Gaussian noise, or Poisson noise as
-    `PoissonNoise`; by default sigma = .05 for operators by name; functions bring a noise of their own, which these replace. If
-    its law is neither Gaussian nor Poisson, calibration works, and what needs a likelihood is refused.
+    the operator is drawn, for each trajectory of each item. `options`: those of the operator. The noise level sets the share
+    `hidden` ("boxes", "inpainting", "fourier"), `width` ("blur"), `factor` ("downsampling"), `sigma` ("denoising", and
+    "inpainting" with a mask) or `strength` (functions). `swept` = "sigma": it sets sigma for any operator. `sigma`: standard
+    deviation of Gaussian noise, by default .05 for operators by name; functions bring a noise of their own, which it replaces. If
+    the law of the noise is neither Gaussian nor Poisson, calibration works, and what needs a likelihood is refused.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images", "vectors")
@@ -48,10 +46,8 @@ class Measurement(Spec, Corruption):
     type: Literal["operator"] = "operator"
     operator: str
     options: dict[str, Any] = Field(default={})
-    swept: str | None = None
-    drawn: Literal["each", "once"] | None = None
+    swept: Literal["sigma"] | None = None
     sigma: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    gain: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
@@ -61,14 +57,13 @@ class Measurement(Spec, Corruption):
         named = NAMED.get(self.operator)
         is_known = named is not None or is_import_path(self.operator)
         expect(is_known, "operator", self.operator, f"one of {[*NAMED]}, or 'module:function'")
-        noises = [name for name in _OF_NOISE if getattr(self, name) is not None or self._swept == name]
-        expect(len(noises) < 2, "noises", noises, "one of them")
-        given = self.options | {name: value for name in _OF_NOISE if (value := getattr(self, name)) is not None}
+        given = self.options | ({} if self.sigma is None else {"sigma": self.sigma})
         expect(self._swept not in given, self._swept, given.get(self._swept), "none, as the noise level sets it")
         if named is not None:
             taken = [name for name in inspect.signature(named.make).parameters if name not in ("shape", "generator")]
-            names = [*self.options, *([] if self._swept in _OF_NOISE else [self._swept])]
-            expect(set(names) <= set(taken), f"options of the operator {self.operator!r}", names, f"some of {taken}")
+            expect(
+                set(self.options) <= set(taken), f"options of the operator {self.operator!r}", [*self.options], f"some of {taken}"
+            )
         return self
 
     @property
@@ -81,11 +76,9 @@ class Measurement(Spec, Corruption):
 
     @property
     def unit(self) -> str:  # type: ignore[override]
-        if self._swept in _OF_NOISE:
-            return _OF_NOISE[self._swept]
-        if self.operator in NAMED and self._swept == NAMED[self.operator].swept:
-            return NAMED[self.operator].unit
-        return "strength of the operator" if self._swept == "strength" else f"{self._swept} of {self.operator}"
+        if self._swept == "sigma":
+            return "sigma of the measurement"
+        return NAMED[self.operator].unit if self.operator in NAMED else "strength of the operator"
 
     @property
     def max_noise(self) -> float:  # type: ignore[override]
@@ -95,10 +88,6 @@ class Measurement(Spec, Corruption):
     @property
     def is_drawn(self) -> bool:
         """Whether each trajectory of each item has an operator of its own."""
-        return self.drawn != "once" and self._is_random
-
-    @property
-    def _is_random(self) -> bool:
         if self.operator in NAMED:
             return NAMED[self.operator].is_random(self.options)
         return "generator" in inspect.signature(self._function).parameters
@@ -132,18 +121,16 @@ class Measurement(Spec, Corruption):
             labels=None if labels is None else np.repeat(labels, streams.count),
         )
         read = unmeasured.read_by_operator(data)
-        values, operators = self._measured(read, noise, streams.seed, streams.keys(self.purpose))
+        values, operators = self._measured(read, noise, streams.keys(self.purpose))
         return replace(unmeasured, values=values, operators=operators)
 
     def corrupt(self, data: np.ndarray, noise: float, keys: np.ndarray) -> np.ndarray:
         """Measurements float32 (batch, ...) of data (batch, channels, height, width), with an operator drawn for each."""
-        return self._measured(data, noise, 0, keys)[0]
+        return self._measured(data, noise, keys)[0]
 
-    def _measured(
-        self, data: np.ndarray, noise: float, seed: int, row_keys: np.ndarray
-    ) -> tuple[np.ndarray, tuple[Operator, ...]]:
+    def _measured(self, data: np.ndarray, noise: float, row_keys: np.ndarray) -> tuple[np.ndarray, tuple[Operator, ...]]:
         with noted(f"corruption.operator = {self.operator!r}"):
-            operators = self._operators(noise, data.shape[1:], seed, row_keys)
+            operators = self._operators(noise, data.shape[1:], row_keys)
             values = [operator.measure(datum, key[None]) for operator, datum, key in zip(operators, data, row_keys, strict=True)]
             shapes = sorted({value.shape for value in values})
             expect(len(shapes) == 1, "shapes of measurements", shapes, "the same for all data")
@@ -159,7 +146,7 @@ class Measurement(Spec, Corruption):
         if shape is None:
             return {}
         with noted(f"corruption.operator = {self.operator!r}"):
-            key = self._key_of_level(0, 0.0)
+            key = 0 if self.is_drawn else None
             operators = [_shared(self, self.own_code(), float(level), shape, key) for level in noise]
             draws = np.random.default_rng(0).random((2, *shape)) if law is None else law.sample(2).values
             data = draws.reshape(2, *shape).astype(np.float32)
@@ -171,23 +158,17 @@ class Measurement(Spec, Corruption):
             bits = [_bits(operator.matrix(shape, data), law.covariance, operator.noise.sigma) for operator in operators]
         return {"bits": (np.array(bits), {"long_name": "information about the original", "units": "bits"})}
 
-    def _key_of_level(self, seed: int, noise: float) -> int | None:
-        """The key of an operator that is drawn once a noise level; None for one that draws nothing."""
-        if not self._is_random:
-            return None
-        return int(streams(keys(seed, self.purpose, np.float64(noise).view(np.uint64)).reshape(1), 1, _OPERATOR)[0])
-
-    def _operators(self, noise: float, shape: tuple[int, ...], seed: int, row_keys: np.ndarray) -> tuple[Operator, ...]:
+    def _operators(self, noise: float, shape: tuple[int, ...], row_keys: np.ndarray) -> tuple[Operator, ...]:
         function = self.own_code()
         if self.is_drawn:
             drawn = streams(row_keys, len(row_keys), _OPERATOR)
             return tuple(self._made(function, noise, shape, int(key)) for key in drawn)
-        return (_shared(self, function, noise, shape, self._key_of_level(seed, noise)),) * len(row_keys)
+        return (_shared(self, function, noise, shape, None),) * len(row_keys)
 
     def _made(self, function: Any, noise: float, shape: tuple[int, ...], key: int | None) -> Operator:
         """The operator at a noise level for data of a shape, with its noise."""
         options = dict(self.options)
-        if self._swept not in _OF_NOISE:
+        if self._swept != "sigma":
             options[self._swept] = noise
         generator = None if key is None else generator_of(np.array([key], np.uint64))
         if self.operator in NAMED:
@@ -204,9 +185,7 @@ class Measurement(Spec, Corruption):
 
     def _noise(self, noise: float) -> Any:
         """The law of the noise at a noise level; None for that of the operator."""
-        sigma, gain = (noise if self._swept == name else getattr(self, name) for name in ("sigma", "gain"))
-        if gain is not None:
-            return PoissonNoise(gain)
+        sigma = noise if self._swept == "sigma" else self.sigma
         if sigma is None and self.own_code() is None:
             sigma = _SIGMA
         return None if sigma is None else GaussianNoise(sigma)

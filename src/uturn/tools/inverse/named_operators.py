@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_CENTRAL = 0.08  # share of the Fourier coefficients, the lowest, that are hidden last
+
+
 def boxes(shape: Shape, generator: np.random.Generator, hidden: float, place: str = "centre") -> Operator:
     """Hides a box, of the proportions of the image, that covers a share `hidden` of it, rounded to whole pixels."""
     _, height, width = shape
@@ -84,18 +87,15 @@ def downsampling(shape: Shape, generator: Any, factor: float) -> Operator:
     return _spectral(values, to_blocks, from_blocks, U=lambda z: z[:, :, 0], U_adjoint=extended, img_size=shape)
 
 
-def fourier(
-    shape: Shape, generator: np.random.Generator, hidden: float, pattern: str = "lines", centre: float = 0.08
-) -> Operator:
-    """Hides a share of the Fourier coefficients of a real image: lines of k-space, or points, drawn at random.
+def fourier(shape: Shape, generator: np.random.Generator, hidden: float) -> Operator:
+    """Hides a share of the Fourier coefficients of a real image: lines of k-space, drawn at random; of vectors, points.
 
-    The share `centre` of the lowest frequencies is hidden last. k and -k are hidden together, since they are complex conjugates.
+    The 8 % of the lowest frequencies are hidden last. k and -k are hidden together, since they are complex conjugates.
     y holds (Re F - Im F) / sqrt(pixels) at every k that is not hidden. It is real and determines F there, since k comes with -k.
     """
-    expect(pattern in ("lines", "points"), "pattern", pattern, "'lines' or 'points'")
     _, height, width = shape
     rows, columns = np.indices((height, width))
-    if pattern == "lines" and height > 1:
+    if height > 1:
         columns *= 0
     pairs = np.minimum(rows * width + columns, -rows % height * width + -columns % width)
     radius = np.hypot(np.fft.fftfreq(height)[rows], np.fft.fftfreq(width)[columns])
@@ -103,7 +103,7 @@ def fourier(
     radii = radius.reshape(-1)[first]
     by_radius = np.argsort(radii, kind="stable")
     is_central = np.zeros(len(counts), bool)
-    is_central[by_radius] = np.cumsum(counts[by_radius]) <= centre * height * width
+    is_central[by_radius] = np.cumsum(counts[by_radius]) <= _CENTRAL * height * width
     order = np.lexsort((np.where(is_central, -radii, generator.random(len(counts))), is_central))
     is_hidden = np.zeros(len(counts), bool)
     is_hidden[order] = np.cumsum(counts[order]) - counts[order] / 2 < hidden * height * width

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
 
 
+GENERATED_STEPS = 250
+"""Steps of the chain that draws generated originals. A coarse chain has another law than its model."""
+
+
 class Run(NamedTuple):
     """One sampler on one kind of originals: its name in tables, the name of its store, and its experiment."""
 
@@ -48,10 +52,10 @@ class InverseOptions(ImageOptions):
     """
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Inverse problem": ("operator", "swept", "levels", "sigma", "gain"),
+        "Inverse problem": ("operator", "levels", "sigma"),
         "Samplers": ("samplers", "batch"),
         "Model": ImageOptions.panels["Model"],
-        "Data": ("data", "generated_steps", "size", "channels", "classes", "labels"),
+        "Data": ("data", "size", "channels", "classes", "labels"),
         "Measures": ImageOptions.panels["Measures"],
         "Size and seed": tuple(name for name in SIZES if name not in ("levels", "trajectories")),
         "Speed and memory": tuple(
@@ -67,9 +71,6 @@ class InverseOptions(ImageOptions):
         "module:function, with its options behind it: 'inpainting mask=mask.npy'.",
         examples=["boxes", "inpainting", "blur", "downsampling", "fourier", "denoising"],
     )
-    swept: str | None = Field(
-        None, description="Option of the operator, or sigma or gain, that the levels set, in place of the operator's own choice."
-    )
     levels: SkipValidation[int | list[float]] = Field(
         [0.2, 0.4, 0.6],
         description="Strengths of the operator, such as the share of hidden pixels or the width of a blur in pixels: 0.5,1,2.",
@@ -80,9 +81,6 @@ class InverseOptions(ImageOptions):
         allow_inf_nan=False,
         description="Standard deviation of the Gaussian noise of y; images are in [0, 1]. By default 0.05, or the noise that "
         "module:function gives.",
-    )
-    gain: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Poisson noise in place of Gaussian noise: y = gain Poisson(A(x) / gain)."
     )
     samplers: list[str] = Field(
         ["deepinv:DDRM steps=50", "deepinv:DiffPIR steps=50"],
@@ -100,9 +98,6 @@ class InverseOptions(ImageOptions):
         "model), which judges the sampler alone; or a law of vectors with its options, 'gaussian_mixture means=means.npy "
         "covariances=covariances.npy weights=[0.3,0.7]', which needs no model.",
         examples=["fashion_mnist", "generated"],
-    )
-    generated_steps: int = Field(
-        250, ge=1, description="Steps of the chain that draws generated originals; a coarse chain has another law than its model."
     )
     items: int = Field(40, ge=2, description="Number of originals.")
     clones: int = Field(4, ge=2, description="Reconstructions of each measurement, which the tests compare with its original.")
@@ -146,7 +141,7 @@ class InverseOptions(ImageOptions):
             backward = {"type": "sampler", "sampler": name, **given(options), **of_model}
         of_images = [] if law else [{**_ADDED.get(probe["type"], {}), **probe} for probe in self._probes()]
         if table["type"] == "generated":
-            table["steps"] = self.generated_steps
+            table["steps"] = GENERATED_STEPS
         return self._experiment(
             10 if self.items <= 200 else 50,
             source=table,
@@ -161,7 +156,7 @@ class InverseOptions(ImageOptions):
             "type": "operator",
             "operator": operator,
             **given({"options": options}),
-            **self._set("swept", "sigma", "gain"),
+            **self._set("sigma"),
             "noise": [self.levels] if isinstance(self.levels, int) else self.levels,  # 2 is a strength, not a number of them
         }
 

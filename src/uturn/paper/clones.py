@@ -1,4 +1,4 @@
-"""When a reverse process decides: panels (d) and (e) of the figure `calibration`, and their verdicts."""
+"""When a reverse process decides on a class, and on a training datum (arXiv:2402.18491): two clones show both times."""
 
 from __future__ import annotations
 
@@ -9,17 +9,82 @@ import numpy as np
 import xarray as xr
 from scipy.stats import binom
 
+from uturn.core.experiment import Experiment
+from uturn.core.random import Purpose, keys, normals
+from uturn.engine.run import run
 from uturn.measures import cloning
 from uturn.measures.calibration import holm
 from uturn.measures.statistics import crossing, estimate, transition
-from uturn.paper.calibration_runs import CODES, MIXTURE, SEPARATIONS, mixture_experiment
+from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, listed, verdict, within
+from uturn.paper.workshop import Scale, Workshop
 from uturn.sources import FashionMNISTSource
 from uturn.sources.fashion_mnist import load_scheduler
-from uturn.studies.plotting.style import MUTED, bars, level_colors, mark_noise
+from uturn.studies.plotting.style import MUTED, bars, level_colors, mark_noise, style
 
+TITLE = "When a reverse process decides, shown by two clones"
+CLAIM = (
+    "Two reconstructions of one noisy datum agree on the class up to one time, and on the training datum up to an earlier one, "
+    "as theory predicts for Gaussian data."
+)
+CAPTION = (
+    "(a) Probability that two clones have the same class, for mixtures of two Gaussians (points; lines: formula) and for the "
+    "embedded model of Fashion-MNIST, against the distance from the speciation time t_S = log(Lambda)/2, with Lambda the largest "
+    "eigenvalue of the covariance; bars: 95 % intervals. (b) Probability that two clones are the same training datum, for the "
+    "exact posterior of n Gaussian data in d dimensions, against the collapse time t_C."
+)
 LEVEL = 1e-3  # false-alarm rate of a verdict
 TRAINING_IMAGES = 60_000  # of the embedded model
+MIXTURE: dict[str, Any] = {"type": "gaussian_mixture", "dimension": 256, "num_modes": 2}
+SEPARATIONS = (0.5, 1.0, 2.0)  # of the means of mixtures, over sqrt(dimension)
+CODES = ((16, 16), (32, 256), (48, 4096))  # dimension and number of Gaussian training data, with equal log(n)/d
+
+
+def mixture_experiment(separation: float, scale: Scale) -> Experiment:
+    """A mixture of two Gaussians with two clones, around its speciation time."""
+    m = separation * np.sqrt(MIXTURE["dimension"]) / 2
+    middle = 0.5 * np.log(1 + m**2)
+    noise = (middle + np.arange(-1.25, 1.76, 0.25)).round(6)
+    items = 1500 if scale == "smoke" else 6000
+    source = {**MIXTURE, "separation": separation}
+    return experiment_of(source, "gaussian", noise, "scales", items=items, clones=2, chunk=500)
+
+
+def image_experiment(scale: Scale) -> Experiment:
+    """The embedded model of Fashion-MNIST with two clones, which differ by the noise of DDPM."""
+    items, steps, noise = (40, 25, [0.2, 0.6]) if scale == "smoke" else (200, 100, [0.2, 0.4, 0.6, 0.8])
+    backward = {"type": "diffusion", "scheduler": "ddpm", "steps": steps, "timestep_spacing": "trailing"}
+    common = ("fashion_mnist", "diffusion", noise, "network_layers")
+    return experiment_of(*common, backward=backward, items=items, clones=2, chunk=40)
+
+
+def recall(scale: Scale) -> xr.Dataset:
+    """Probability that the exact posterior of n Gaussian training data recalls one of them, against t / t_C."""
+    relative = np.linspace(0.4, 2, 17)
+    observations = 1000 if scale == "smoke" else 4000
+    rows, times = [], [cloning.collapse_time(np.ones(dimension), count) for dimension, count in CODES]
+    for k, (dimension, count) in enumerate(CODES):
+        data = normals(keys(0, Purpose.CALIBRATION, 1, k, np.arange(count)), dimension, np.float64)
+        rows.append(cloning.recall_probability(data, relative * times[k], observations=observations))
+    return xr.Dataset(
+        {"recalled": (("code", "noise", "item"), np.array(rows)), "collapse_time": ("code", times)},
+        {"noise": relative, "dimension": ("code", [d for d, _ in CODES]), "count": ("code", [n for _, n in CODES])},
+    )
+
+
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
+    scale, runs = workshop.scale, {}
+    for separation in SEPARATIONS:
+        label = f"mixture-{separation:g}"
+        runs[label] = workshop.keep(f"clones-{label}", run, experiment=mixture_experiment(separation, scale))
+    runs["recall"] = workshop.keep("clones-recall", recall, scale=scale)
+    return {**runs, **workshop.runs("clones", {"images": image_experiment(scale)})}
+
+
+def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+    data = xr.merge([speciation(runs), fashion(runs["images"])], combine_attrs="no_conflicts")
+    data["recalled"] = runs["recall"].recalled.mean("item").rename(noise="recall_noise")
+    return data, [phi_verdict(runs), speciation_verdict(data), collapse_verdict(runs["recall"]), fashion_verdict(data)]
 
 
 def speciation(runs: dict[str, xr.Dataset]) -> xr.Dataset:
@@ -95,10 +160,8 @@ def collapse_verdict(ds: xr.Dataset) -> Verdict:
     )
 
 
-def fashion(runs: dict[str, xr.Dataset]) -> xr.Dataset:
-    """Cloning of Fashion-MNIST: phi of DDPM with most steps, times of speciation and collapse, all on the axis t/T too."""
-    label = max((name for name in runs if name.startswith("images-ddpm")), key=lambda name: int(name.rpartition("-")[2]))
-    ds = runs[label]
+def fashion(ds: xr.Dataset) -> xr.Dataset:
+    """Cloning of Fashion-MNIST: phi, and the times of speciation and collapse, all on the axis t/T too."""
     eigenvalues = cloning.covariance_eigenvalues(FashionMNISTSource().all_images()[0])
     speciated, collapsed = cloning.speciation_time(eigenvalues[0]), cloning.collapse_time(eigenvalues, TRAINING_IMAGES)
     abar = load_scheduler().alphas_cumprod.numpy().astype(float)
@@ -138,7 +201,15 @@ def fashion_verdict(data: xr.Dataset) -> Verdict:
     )
 
 
-def draw_speciation(axes: Any, data: xr.Dataset) -> None:
+def draw(data: xr.Dataset) -> Any:
+    with style() as plt:
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.3), layout="constrained")
+        _draw_speciation(left, data)
+        _draw_collapse(right, data)
+    return figure
+
+
+def _draw_speciation(axes: Any, data: xr.Dataset) -> None:
     for k, color in enumerate(level_colors(data.sizes["distance"])):
         axes.plot(data.since_speciation[k], data.phi_formula[k], color=color, lw=1.4)
         bars(axes, data.since_speciation[k], data.phi[k], fmt="o", ms=4, lw=1, color=color)
@@ -146,14 +217,14 @@ def draw_speciation(axes: Any, data: xr.Dataset) -> None:
     look = {"fmt": "s--", "ms": 5, "lw": 1, "color": MUTED, "label": "Fashion-MNIST, DDPM"}
     bars(axes, data.fashion_since_speciation, data.fashion_phi, **look)
     mark_noise(axes, 0, "$t_S$", aside=0.05)
-    axes.set(xlabel="$t-t_S$", ylabel=r"same class of two clones, $\varphi$", ylim=(0, 1.04), title="(d) speciation")
+    axes.set(xlabel="$t-t_S$", ylabel=r"same class of two clones, $\varphi$", ylim=(0, 1.04), title="(a) speciation")
     axes.legend(loc="lower left", fontsize=8.5)
 
 
-def draw_collapse(axes: Any, data: xr.Dataset) -> None:
+def _draw_collapse(axes: Any, data: xr.Dataset) -> None:
     for (d, n), curve, color in zip(CODES, data.recalled.values, level_colors(len(CODES)), strict=True):
         axes.plot(data.recall_noise, curve, "o-", ms=4, lw=1.4, color=color, label=f"$d={d}$, $n={n}$")
     mark_noise(axes, 1, "$t_C$", aside=0.02)
     axes.set(xlabel="$t/t_C$", ylabel="same training datum of two clones", ylim=(0, 1.04))
-    axes.set_title("(e) collapse onto training data")
+    axes.set_title("(b) collapse onto training data")
     axes.legend(loc="lower left", fontsize=8.5)

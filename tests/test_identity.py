@@ -1,0 +1,128 @@
+"""The identity of a kept computation changes with all that its result depends on, and with nothing else."""
+
+import subprocess
+import sys
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import uturn
+from small import strings
+from uturn.core.experiment import Experiment
+from uturn.paper import fig10, identity, thresholds
+from uturn.paper.identity import identity_of
+from uturn.sources import RHMSource
+
+FACTOR = 2.0
+TABLE = {"low": (1, [2.0, 3.0])}
+
+
+def doubled(value):
+    """A documented function."""
+    return FACTOR * value
+
+
+@lru_cache
+def from_table(value):
+    return TABLE["low"], value
+
+
+class Scaled:
+    FACTOR = 3
+
+    def __call__(self, value):
+        return self.FACTOR * doubled(value)
+
+
+def computed(value):
+    def inner():
+        return from_table(value), Scaled()(value)
+
+    return inner()
+
+
+def test_arguments_are_told_apart():
+    values = [1, 1.0, "1", True, None, [1], (1,), {"a": 1}, np.ones(1), np.ones(1, int), np.ones((1, 1)), Path("/1"), range(1)]
+    assert len({identity_of(computed, {"value": value}) for value in values}) == len(values)
+    assert identity_of(computed, {"value": {"a": np.ones(2)}}) == identity_of(computed, {"value": {"a": np.ones(2)}})
+
+
+def test_experiments_are_told_apart():
+    first, second = (Experiment.from_dict(strings("epsilon", [noise], items=2)) for noise in (0.1, 0.2))
+    assert identity_of(computed, {"value": first}) != identity_of(computed, {"value": second})
+
+
+def test_what_an_object_remembers_does_not_count():
+    source = RHMSource(vocab_size=4, multiplicity=2, branching=2, depth=2)
+    before = identity_of(computed, {"value": source})
+    source.grammar(0, 0)
+    assert identity_of(computed, {"value": source}) == before
+    assert identity_of(computed, {"value": RHMSource(vocab_size=4, multiplicity=2, branching=2, depth=3)}) != before
+
+
+def test_files_are_identified_by_their_content(tmp_path):
+    file = tmp_path / "a"
+    file.write_text("1")
+    before = identity_of(computed, {"value": file})
+    file.write_text("22")
+    assert identity_of(computed, {"value": file}) != before
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value"),
+    [
+        (sys.modules[__name__], "FACTOR", 2.5),
+        (sys.modules[__name__], "TABLE", {"low": (1, [2.0, 4.0])}),
+        (sys.modules[__name__], "doubled", lambda value: FACTOR * value + 1),
+        (Scaled, "FACTOR", 4),
+        (Scaled, "__call__", lambda self, value: 0),
+        (uturn, "__version__", "9.9"),
+        (identity.random, "VERSION", -1),
+    ],
+)
+def test_constants_and_code_that_are_reached_count(monkeypatch, where, name, value):
+    """Through a nested function, a cached function, a class and its method."""
+    before = identity_of(computed, {"value": 1})
+    monkeypatch.setattr(where, name, value)
+    assert identity_of(computed, {"value": 1}) != before
+
+
+def test_what_is_bound_counts():
+    assert identity_of(partial(computed, 1), {}) != identity_of(partial(computed, 2), {})
+    closures = [lambda value=value: value for value in (1, 2)]
+    assert identity_of(closures[0], {}) != identity_of(closures[1], {})
+
+
+def test_documentation_does_not_count(monkeypatch):
+    before = identity_of(doubled, {"value": 1})
+    source = "def doubled(value):\n    '''Other words.'''\n\n    return FACTOR * value\n"
+    namespace = {**globals()}
+    exec(source, namespace)
+    other = namespace["doubled"]
+    other.__module__ = __name__
+    assert identity_of(other, {"value": 1}) == before
+
+
+def test_it_is_the_same_in_every_process():
+    code = (
+        "from uturn.paper import thresholds\nfrom uturn.paper.identity import identity_of\n"
+        "print(identity_of(thresholds.population, {'name': 'masking', 'size': thresholds.SIZES['smoke']}))"
+    )
+    printed = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    here = identity_of(thresholds.population, {"name": "masking", "size": thresholds.SIZES["smoke"]})
+    assert printed == [f"{here}\n"] * 2
+
+
+def test_a_changed_constant_gives_fresh_numbers(monkeypatch, tmp_path):
+    """A whole figure, measured twice into one folder."""
+    from uturn.paper import Workshop
+
+    monkeypatch.setattr(fig10, "PAPER", {"vocab_size": 4, "multiplicity": 2, "branching": 2})
+    workshop = Workshop("smoke", tmp_path)
+    before = fig10.measure(workshop)["factor"]
+    monkeypatch.setattr(fig10, "NOISE", 0.3)
+    after = fig10.measure(workshop)["factor"]
+    assert after.attrs["noise"] == 0.3
+    assert not np.allclose(before.mean_belief, after.mean_belief)
