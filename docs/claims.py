@@ -2,6 +2,9 @@
 
 `python docs/claims.py RESULTS` writes it into the page, from the verdicts in a folder of results; a site that is built beside a
 folder `results` shows those. Claims are in words here; all numbers are those of the verdicts.
+
+The same command writes the time that each figure took into `src/uturn/paper/seconds.json`, by which `uturn reproduce` orders the
+figures. The folder has to be a new one, made by one call of `uturn reproduce --all`: a figure that finds its runs takes no time.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PAGE = Path(__file__).parent / "figures.md"
+SECONDS = Path(__file__).parents[1] / "src" / "uturn" / "paper" / "seconds.json"
 MARKS = re.compile(r"(?<=<!-- claims: begin -->\n).*?(?=<!-- claims: end -->)", re.DOTALL)
 HEAD = "| claim | figure | value in the paper, or by its theory | measured | verdict |\n|---|---|---|---|---|\n"
 
@@ -106,23 +110,17 @@ CLAIMS = {
             r".*?(?=; curves|$)",
         ),
         Claim("The peak grows with depth (Gaussian noise). L = 5, 9", "chi", "peak of chi, Gaussian (32, 8, 2)", r"height.*"),
-        Claim(
-            "Correlations fall as a power at ε\\*. Exponent",
-            "correlations",
-            "exponent a of C(r) ~ r^-a at ε = ",
-            r".*?(?=; minus|$)",
-        ),
         Claim("Trees of all sizes follow one curve: its ν", "correlations", "ν by collapse of C(N)/C(0), ε-process"),
     ),
     "arXiv:2402.18491": (
         Claim(
             "Two clones share a class with probability φ(t). Points off the formula",
-            "calibration",
+            "clones",
             "probability that two clones have the same class",
         ),
         Claim(
             "φ falls half-way at a fixed distance from t_S. Its half-life, three mixtures",
-            "calibration",
+            "clones",
             "time at which phi has fallen halfway",
         ),
     ),
@@ -164,6 +162,19 @@ def updated(page: str, results: Path) -> str:
     return MARKS.sub(lambda _: whole, page)
 
 
+def measured_seconds(results: Path) -> dict[str, float]:
+    """The seconds that each figure in a folder of results took; ValueError if one was not made at scale smoke."""
+    seconds = {}
+    for path in sorted(results.glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "verdicts" not in content:
+            continue
+        if content["scale"] != "smoke":
+            raise ValueError(f"{path}: made at scale {content['scale']}, not at scale smoke")
+        seconds[content["figure"]] = round(content["seconds"], 1)
+    return seconds
+
+
 if __name__ == "__main__":
     before = PAGE.read_text(encoding="utf-8")
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "results")
@@ -171,3 +182,6 @@ if __name__ == "__main__":
     if missing:
         sys.exit(f"{folder}: no verdicts of {', '.join(missing)}; run `uturn reproduce {' '.join(missing)} --out {folder}`")
     PAGE.write_text(updated(before, folder), encoding="utf-8")
+    known = json.loads(SECONDS.read_text(encoding="utf-8"))
+    known.update(measured_seconds(folder))
+    SECONDS.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
