@@ -1,5 +1,6 @@
 """The identity of a kept computation changes with all that its result depends on, and with nothing else."""
 
+import re
 import subprocess
 import sys
 from functools import lru_cache, partial
@@ -11,8 +12,9 @@ import pytest
 import uturn
 from small import strings
 from uturn.core.experiment import Experiment
-from uturn.paper import fig10, identity, thresholds
+from uturn.paper import clones, correlated_runs, fig2, fig8, fig10, fig11, identity, sampler_laws, schedulers, thresholds
 from uturn.paper.identity import identity_of
+from uturn.probes import NetworkLayers
 from uturn.sources import RHMSource
 
 FACTOR = 2.0
@@ -126,3 +128,31 @@ def test_a_changed_constant_gives_fresh_numbers(monkeypatch, tmp_path):
     after = fig10.measure(workshop)["factor"]
     assert after.attrs["noise"] == 0.3
     assert not np.allclose(before.mean_belief, after.mean_belief)
+
+
+KEPT = [  # a function of a figure, arguments, and a constant that it uses: module, name, another value
+    (fig2.classification, {"models": {}, "count": 3}, fig2, "LAYERS", NetworkLayers(classifier="fashion_mnist", reference=9)),
+    (fig8.examined, {"classifier": Path("a"), "statistics": Path("b"), "source": None}, fig8, "_TEST", 99),
+    (fig10.factor, {"grammars": 2}, fig10, "NOISE", 0.1),
+    (fig11.upward_messages, {"grammars": 2, "strings": 1}, fig11, "DEPTH", 6),
+    (thresholds.population, {"name": "masking", "size": None}, thresholds, "TOLERANCE", 0.1),
+    (correlated_runs.exact_covariances, {"experiment": None, "draws": 1}, correlated_runs, "_FIRST", 7),
+    (clones.recall, {"scale": "smoke"}, clones, "CODES", ((2, 2),)),
+    (schedulers.measured_law, {"size": None, "scheduler": None}, sampler_laws, "NOISE", 0.1),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "module", "name", "value"), KEPT, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_constants_of_figures_count(monkeypatch, function, arguments, module, name, value):
+    before = identity_of(function, arguments)
+    monkeypatch.setattr(module, name, value)
+    assert identity_of(function, arguments) != before
+
+
+def test_every_kept_function_of_the_figures_is_listed():
+    """`run` measures an experiment, which is its argument."""
+    text = "".join(path.read_text() for path in Path(identity.__file__).parent.glob("*.py"))
+    named = re.findall(r"workshop\.keep(?:_all)?\(\s*f?\"[^\"]*\",\s*(\w+)", text)
+    assert {*named} == {function.__name__ for function, *_ in KEPT} | {"run"}

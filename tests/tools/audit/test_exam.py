@@ -14,6 +14,7 @@ from uturn.corruption.denoising import ExactDenoiser
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.exact.rhm import zipf
 from uturn.paper import Workshop
+from uturn.paper.identity import identity_of
 from uturn.tools.audit import exam, exam_runs, exam_verdicts
 from uturn.tools.audit.decoder_laws import _confident, divergence, log_ratios
 from uturn.tools.audit.exam_runs import DENOISERS, EXACT, OTHERS, AllPossible, decoders, in_steps
@@ -301,3 +302,10 @@ def test_intervals_over_items_count_infinite_ratios():
     found = exam._over_items(ratios)
     np.testing.assert_allclose(found[0], [2.5, 2.5 - 12.7062 * 0.5, 2.5 + 12.7062 * 0.5], rtol=1e-4)
     assert found[1, 0] == np.inf
+
+
+def test_what_is_kept_depends_on_the_constants_of_the_exam(monkeypatch):
+    arguments = {"grammar": "sparse", "plan": {}, "workshop": Workshop("smoke", "out")}
+    before = identity_of(exam_runs.examined, arguments)
+    monkeypatch.setattr(exam_runs, "CLONES", 3)
+    assert identity_of(exam_runs.examined, arguments) != before

@@ -7,6 +7,7 @@ import xarray as xr
 import uturn as ut
 from enumeration import all_trees
 from uturn.paper import Workshop
+from uturn.paper.identity import identity_of
 from uturn.tools.chains import exam, exam_runs, exam_verdicts
 from uturn.tools.chains.exam_runs import BETAS, ENERGIES, LAWS, against_enumeration, specs
 
@@ -217,3 +218,9 @@ def test_what_is_expected_passes_and_is_drawn():
 )
 def test_verdicts_can_fail(changes, failing):
     assert failed(**changes) == failing
+
+
+def test_what_is_kept_depends_on_the_constants_of_the_exam(monkeypatch):
+    before = identity_of(exam_runs.against_enumeration, {})
+    monkeypatch.setitem(exam_runs.BACKWARDS, "argmax", {"type": "exact"})
+    assert identity_of(exam_runs.against_enumeration, {}) != before

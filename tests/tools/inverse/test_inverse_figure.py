@@ -12,6 +12,7 @@ from command_line import uturn
 from uturn.core.registry import build
 from uturn.core.u_turns import u_turn
 from uturn.paper import Workshop, reproduce
+from uturn.paper.identity import identity_of
 from uturn.tools.inverse import exam, exam_parts, exam_runs
 from uturn.tools.inverse.exam import BESIDE, MEANS
 from uturn.tools.inverse.exam_parts import WORLDS, TrueDistance, conditional_score, energy, law_of, posterior_mean
@@ -267,3 +268,9 @@ def test_without_deepinv_the_figure_is_an_error_and_all_figures_leave_it_out(tmp
     assert ended.returncode == 0
     assert "left out: figure 'inverse' needs the library deepinv; pip install 'uturn[inverse]'" in ended.stdout
     assert [path.name for path in tmp_path.glob("*.json")] == ["fig3.json"]
+
+
+def test_what_is_kept_depends_on_the_constants_of_the_exam(monkeypatch):
+    before = identity_of(exam_runs.calls_of, {"named": {}})
+    monkeypatch.setattr(exam_runs, "NOISE", [0.1])
+    assert identity_of(exam_runs.calls_of, {"named": {}}) != before
