@@ -205,6 +205,7 @@ def test_verdicts_are_counted():
     assert counted == (3, 1, 1)
     assert counted.words == "2 of 3 verdicts passed; shown and not judged: 1"
     assert tally([{"passed": True}]).words == "1 of 1 verdicts passed"
+    assert tally([]).words == "no verdicts"
 
 
 def test_verdicts_say_their_rules():

@@ -69,9 +69,8 @@ def reproduce(
         for name in ORDER:
             if reason := FIGURES[name].lacks:
                 console().print(f"left out: {reason}")
-    if scale is Scale.smoke:
-        seconds = sum(FIGURES[name].seconds for name in names if name in FIGURES)
-        console().print(f"{len(names)} figures, about {seconds:.0f} s on two quiet cores after the first compilation")
+    if scale is Scale.smoke and set(names) <= set(FIGURES):
+        console().print(_expected_time(names))
     with resumable(inside(out, scale.value)):
         results = paper.reproduce(
             names,
@@ -82,11 +81,18 @@ def reproduce(
             announce=lambda text: console().print(text, style="bold"),
             cluster=machines.on_cluster(),
         )
-    show(_verdict_table(results, scale.value), widest=160)  # verdicts are sentences: also a file has rows that can be read
+    if any(result.verdicts for result in results):
+        show(_verdict_table(results, scale.value), widest=160)  # verdicts are sentences: also a file has rows that can be read
     console().print(tally([asdict(verdict) for result in results for verdict in result.verdicts]).words)
     say_next(open=inside(out, "index.html"))
     if not all(result.passed for result in results):
         raise typer.Exit(1)
+
+
+def _expected_time(names: list[str]) -> str:
+    seconds = max(1, round(sum(FIGURES[name].seconds for name in names)))
+    figures = "1 figure" if len(names) == 1 else f"{len(names)} figures"
+    return f"{figures}, about {seconds} s on two quiet cores after the first compilation"
 
 
 def _figure_table() -> Table:

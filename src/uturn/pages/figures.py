@@ -71,6 +71,8 @@ class Tally(NamedTuple):
 
     @property
     def words(self) -> str:
+        if not self.judged and not self.shown:
+            return "no verdicts"
         text = f"{self.judged - self.failed} of {self.judged} verdicts passed"
         return text + (f"; shown and not judged: {self.shown}" if self.shown else "")
 
