@@ -165,6 +165,7 @@ def parent_of(pid):
     return int(state_of(pid, 1) or 0)
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_its_worker_is_named_and_the_others_are_done(cluster, tmp_path, caplog):
     """A worker that dies once costs only its bundle."""
     with pytest.raises(TasksFailed, match=r"7 failed \(the worker died"):
@@ -173,6 +174,7 @@ def test_a_task_that_kills_its_worker_is_named_and_the_others_are_done(cluster, 
     assert any(line.startswith("7, try 3 of 3: the worker died") for line in caplog.messages)
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_counts_as_dead(cluster, tmp_path):
     """Its tasks take many times the median of the others."""
     begun = in_background(tmp_path, lambda pid: os.kill(pid, signal.SIGSTOP))
@@ -184,6 +186,7 @@ def test_a_stopped_worker_counts_as_dead(cluster, tmp_path):
     assert state_of(begun()) != "T", "it does not keep its resources"
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_and_one_that_joins(cluster, tmp_path):
     extra = cluster.add_node(num_cpus=1, object_store_memory=2**27)
     command, env = [sys.executable, "-c", DRIVER, cluster.address, str(tmp_path)], {**ENV, "COUNT": "200"}
@@ -206,6 +209,7 @@ def test_a_node_that_dies_and_one_that_joins(cluster, tmp_path):
     assert sum(tries(tmp_path).values()) < 240
 
 
+@pytest.mark.slow
 def test_a_driver_that_dies_frees_the_cluster_and_another_resumes(cluster, tmp_path):
     first = subprocess.Popen([sys.executable, "-c", DRIVER, cluster.address, str(tmp_path)], env=ENV, stdout=subprocess.DEVNULL)
     in_background(tmp_path, lambda _: first.kill(), after=10)()
@@ -217,6 +221,7 @@ def test_a_driver_that_dies_frees_the_cluster_and_another_resumes(cluster, tmp_p
     assert sum(tries(tmp_path).values()) < 100  # what was in work is lost, not more
 
 
+@pytest.mark.slow
 def test_two_drivers_share_a_store(cluster, tmp_path):
     """The second one finds no room before the first has ended."""
     command = [sys.executable, "-c", DRIVER, cluster.address, str(tmp_path)]
@@ -228,6 +233,7 @@ def test_two_drivers_share_a_store(cluster, tmp_path):
     assert sum(tries(tmp_path).values()) < 120, "each looks at the store before it measures"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_models")
 def test_images_equal_the_local_run(cluster, tmp_path):
     experiment = ut.Experiment.from_dict(IMAGES)

@@ -64,6 +64,7 @@ def begun(folder, store, cluster, env):
     return subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_commands_join_it(started, tmp_path):
     """By `auto` and by its client server, at the same time; tests/test_cluster.py gives addresses."""
     port, client, env = started

@@ -192,6 +192,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
+@pytest.mark.slow
 def test_figures_at_a_url_are_those_of_a_folder_and_are_continued(proxy, tmp_path, cache, monkeypatch):
     from uturn.pages import report
     from uturn.paper import reproduce
@@ -267,6 +268,7 @@ def test_storage_that_does_not_answer_is_no_damage(proxy, local, monkeypatch):
     assert objects_at(url) == local[0]
 
 
+@pytest.mark.slow
 def test_an_outage_ends_a_run_and_what_was_written_is_kept(proxy, local, monkeypatch):
     """Writes wait in threads; the first one that gives up ends the run, and nothing more is asked of the storage."""
     url, measurements, done = f"{proxy.bucket}/x", measuring.measurements, []

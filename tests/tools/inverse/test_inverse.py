@@ -122,6 +122,7 @@ def commands():
     return [shlex.split(line)[1:] for line in lines if line.startswith("uturn") and "--model" not in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in commands() if "own:" in str(c)], ids=lambda c: " ".join(c[1:-2]))
 def test_stories_of_the_docs(own, command):
     """Every command of the docs runs, with fewer originals, strengths, samplers and steps, on a model that takes no time."""
@@ -297,6 +298,7 @@ def test_images_of_ones_own_need_no_model_and_no_classifier(own):
     assert float(run.mean_value.mean()) == pytest.approx(0.6 * 0.7, abs=0.05)  # in [0, 1], after clipping
 
 
+@pytest.mark.slow
 def test_a_law_of_ones_own_judges_right_and_wrong_samplers(own):
     """Vectors in any range: the exact posterior and a right sampler pass, a narrow one does not; each has its card."""
     np.save(own / "covariances.npy", importlib.import_module("own").COVARIANCES)
