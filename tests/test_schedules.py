@@ -41,7 +41,7 @@ def source_of(module):
     package = Path(importlib.util.find_spec("diffusers").submodule_search_locations[0])
     path = package / "pipelines" / module / f"pipeline_{module}_img2img.py"
     if not path.is_file():
-        pytest.skip(f"this version of diffusers has no image-to-image pipeline {module}")
+        pytest.skip(f"upstream: this version of diffusers has no image-to-image pipeline {module}")
     return path
 
 
