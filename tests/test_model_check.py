@@ -109,6 +109,33 @@ def scaled(network, scheduler):
     return called
 
 
+def flowing(network, scheduler):
+    """The same network as one of flow matching, which is told (1 - s) x_0 + s n at the timestep 1000 s and gives n - x_0."""
+    abar = scheduler.alphas_cumprod.double()
+    table = ((1 - abar) / abar).sqrt()
+
+    def called(x, timestep):
+        s = (timestep / 1000).clamp(max=0.999)
+        t = (table - (s / (1 - s)).double()[:, None]).abs().argmin(1)
+        s = s.view(-1, 1, 1, 1)
+        size = ((1 - s) ** 2 + s**2).sqrt()
+        scaled = x / size
+        v = network(scaled, t).sample
+        clean = ((1 - s) * scaled - s * v) / size
+        noise = (s * scaled + (1 - s) * v) / size
+        return noise - clean
+
+    return called
+
+
+def test_networks_of_flow_matching_are_judged(embedded):
+    schedule = diffusers.FlowMatchEulerDiscreteScheduler()
+    called = flowing(*embedded)
+    assert said_of(called, schedule, predicts="flow") == []
+    (line,) = said_of(lambda x, t: called(x, 1000 - t), schedule, predicts="flow")
+    assert "if time runs backwards" in line
+
+
 def test_right_networks_are_not_named(embedded):
     network, scheduler = embedded
     assert said_of(Wrapped(network), scheduler) == []

@@ -21,7 +21,8 @@ def draw_atlas(table: xr.Dataset) -> Any:
     titles = [title.replace("$", r"\$") for title in table.title.values.tolist()]  # a "$" of the user's file begins no formula
     names = dict.fromkeys(table.data.values.tolist())
     colors = {name: DISTINCT[k % len(DISTINCT)] for k, name in enumerate(names)}
-    places = np.concatenate([table[name].sel(estimate="value").values for name in table.data_vars if name != "width"])
+    marks = [table[name].sel(estimate="value").values for name in table.data_vars if name != "width"]
+    places = np.concatenate([*marks, table.transition.values.ravel()])
     places = places[np.isfinite(places)].clip(-15, 15)
     low = places.min(initial=-1.0) - _MARGIN
     high = places.max(initial=1.0) + _MARGIN
@@ -35,7 +36,7 @@ def draw_atlas(table: xr.Dataset) -> Any:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.axvline(0, color=MUTED, lw=1, ls=":", zorder=0)
-        axes.text(0, len(titles) - 0.3, "as much noise as image", color=MUTED, fontsize=9, ha="center", va="center")
+        axes.text(0.03, len(titles) - 0.3, "as much noise as image", color=MUTED, fontsize=9, ha="right", va="center")
         axes.set(xlim=(high, low), ylim=(len(titles), -0.6), xlabel="log-SNR (nats), more noise to the right")
         figure.legend(handles=_marks(plt), loc="outside upper center", ncols=3)
     return figure
