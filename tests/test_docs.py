@@ -22,6 +22,20 @@ OF_EXAMPLES = {"changed-runs"}  # tests/test_tools.py installs examples/tool and
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+TEXTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "examples").glob("*/README.md"))]
+PLACEHOLDER = re.compile(r"@[A-Z]{3,}\b|^[A-Z]{4,}$|\b(?:TODO|FIXME|TBD)\b", re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_has_a_placeholder(page):
+    """A word in capitals that was to be replaced by a number, a table or a picture."""
+    assert not PLACEHOLDER.findall(page.read_text(encoding="utf-8"))
+
+
+def test_placeholders_are_seen():
+    assert PLACEHOLDER.findall("60 originals. @TIME*\n\nINVERSION\n") == ["@TIME", "INVERSION"]
+
+
 def script(name):
     """A module of docs/, which is no package."""
     spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
