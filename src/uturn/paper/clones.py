@@ -24,8 +24,8 @@ from uturn.studies.plotting.style import MUTED, bars, level_colors, mark_noise, 
 
 TITLE = "When a reverse process decides, shown by two clones"
 CLAIM = (
-    "Two reconstructions of one noisy datum agree on the class up to one time, and on the training datum up to an earlier one, "
-    "as theory predicts for Gaussian data."
+    "Two reconstructions of one noisy datum have the same class below one noise level, and are the same training datum below a "
+    "smaller one, both where theory predicts it."
 )
 CAPTION = (
     "(a) Probability that two clones have the same class, for mixtures of two Gaussians (points; lines: formula) and for the "

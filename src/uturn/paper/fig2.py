@@ -55,7 +55,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 
 def classified(workshop: Workshop) -> xr.Dataset:
-    """The classifier on all images, which the figure `controls` uses too."""
+    """The classifier on all images, stored once."""
     return workshop.keep("fig2-classifier", classification, models=experiments("smoke")["stochastic"].models(), count=500)
 
 
