@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import erf
 
 import uturn
 from small import strings
 from uturn.core.experiment import Experiment
+from uturn.exact.rhm import RandomHierarchyModel
 from uturn.paper import clones, correlated_runs, fig2, fig8, fig10, fig11, identity, sampler_laws, schedulers, thresholds
 from uturn.paper.identity import identity_of
 from uturn.probes import NetworkLayers
@@ -61,6 +63,13 @@ def test_what_an_object_remembers_does_not_count():
     before = identity_of(computed, {"value": source})
     source.grammar(0, 0)
     assert identity_of(computed, {"value": source}) == before
+    grammar = RandomHierarchyModel(4, 2, 2, 2, seed=0)
+    unused = identity_of(computed, {"value": grammar})
+    grammar.parse(grammar.sample(3, seed=1).leaves)
+    grammar.log_likelihood(grammar.sample(3, seed=1).leaves)
+    assert vars(grammar).keys() - vars(RandomHierarchyModel(4, 2, 2, 2, seed=0)).keys(), "it has cached something"
+    assert identity_of(computed, {"value": grammar}) == unused
+    assert identity_of(computed, {"value": RandomHierarchyModel(4, 2, 2, 2, seed=1)}) != unused
     assert identity_of(computed, {"value": RHMSource(vocab_size=4, multiplicity=2, branching=2, depth=3)}) != before
 
 
@@ -95,6 +104,14 @@ def test_what_is_bound_counts():
     assert identity_of(partial(computed, 1), {}) != identity_of(partial(computed, 2), {})
     closures = [lambda value=value: value for value in (1, 2)]
     assert identity_of(closures[0], {}) != identity_of(closures[1], {})
+
+
+def rounded(value):
+    return erf(np.sqrt(value))
+
+
+def test_compiled_functions_of_libraries_are_named():
+    assert identity_of(rounded, {"value": 1.0}) != identity_of(rounded, {"value": 2.0})
 
 
 def test_documentation_does_not_count(monkeypatch):

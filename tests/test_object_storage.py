@@ -16,6 +16,7 @@ from faulty_proxy import KINDS, FaultyProxy
 from small import strings
 from uturn.engine import measuring
 from uturn.store import places
+from uturn.store.outputs import OutputFolder
 from uturn.store.places import files_at, listed, read, write
 from uturn.store.record import Store
 
@@ -192,6 +193,16 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
+def test_a_run_of_a_figure_at_a_url_is_replaced_if_its_constants_have_changed(proxy, tmp_path):
+    from uturn.paper import Workshop
+
+    workshop = Workshop("smoke", OutputFolder(f"{proxy.bucket}/results/smoke", tmp_path / "copy"))
+    workshop.run("run", experiment())
+    changed = experiment({**SPEC, "corruption": {"type": "masking", "noise": [0.7]}})
+    assert workshop.run("run", changed).noise.values.tolist() == [0.7]
+    assert workshop.run("run", changed).noise.values.tolist() == [0.7]
+
+
 @pytest.mark.slow
 def test_figures_at_a_url_are_those_of_a_folder_and_are_continued(proxy, tmp_path, cache, monkeypatch):
     from uturn.pages import report
@@ -207,7 +218,7 @@ def test_figures_at_a_url_are_those_of_a_folder_and_are_continued(proxy, tmp_pat
     dated = (".pdf", "fig10.json", ".html")  # or with the seconds that a figure took
     assert [key for key in expected if not key.endswith(dated) and found[key] != expected[key]] == []
     shutil.rmtree(cache)  # another machine, which measures nothing again
-    monkeypatch.setattr("uturn.engine.tasks.measurements", None)
+    monkeypatch.setattr("uturn.paper.workshop.Workshop._compute", lambda *_: pytest.fail("computed again"))
     assert reproduce(["fig10"], url, workers=1)[0].verdicts == local[0].verdicts
     sync(files_at(url).delete("index.html"))
     assert report([url]) == (f"{url}/index.html", [])

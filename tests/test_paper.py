@@ -11,7 +11,7 @@ from uturn.core.experiment import Experiment
 from uturn.measures.statistics import Estimate
 from uturn.pages.figures import tally
 from uturn.paper import FIGURES, ORDER, PAPER_FIGURES, Result, Workshop
-from uturn.paper.registry import _measured_seconds
+from uturn.paper.registry import measured_seconds
 from uturn.paper.verdicts import (
     above,
     apart,
@@ -139,7 +139,7 @@ def test_by_default_the_figures_of_the_paper_are_made():
 
 def test_every_figure_has_a_measured_time():
     own = [name for name, entry in FIGURES.items() if entry.path.startswith("uturn.")]
-    assert set(own) <= set(_measured_seconds())
+    assert set(own) <= set(measured_seconds())
 
 
 def interval(value, half):

@@ -20,9 +20,9 @@ GROUP = "uturn.tools"
 class ToolFigure:
     """A figure of `uturn reproduce`: its module, with the members of `uturn.paper.registry.Figure`, and its place.
 
-    `after`: the figure behind which it is listed, by default the last. `seconds`: approximately, at smoke scale on two cores,
-    where `uturn/paper/seconds.json` has no entry; short figures are made first. `needs`: a library, and the extra of this package
-    that installs it.
+    `after`: the figure beyond the paper behind which it is listed, by default the last. `seconds`: approximately, at smoke scale
+    on two cores, where `uturn/paper/seconds.json` has no entry; short figures are made first. `needs`: a library, and the extra
+    of this package that installs it.
     """
 
     module: str

@@ -100,14 +100,13 @@ def order(path: Path) -> tuple[bool, int, str]:
 
 def _outcome(count: Tally) -> str:
     """The counts of the verdicts of a figure in words."""
+    verdicts = "1 verdict" if count.judged == 1 else f"{count.judged} verdicts"
     if count.judged == 0:
         words = "No verdicts"
     elif count.failed:
-        words = f"{count.judged} verdicts, {count.failed} failed"
-    elif count.judged == 1:
-        words = "1 verdict, passed"
+        words = f"{verdicts}, {count.failed} failed"
     else:
-        words = f"{count.judged} verdicts, all passed"
+        words = f"{verdicts}, all passed"
     if count.shown:
         words += f"; {count.shown} more shown"
     return words

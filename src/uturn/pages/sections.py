@@ -41,7 +41,7 @@ def new_section(kind: str, name: str, docs: str, title: str) -> dict[str, Any]:
 
     `covers`: a pattern of the stores beside the file that the section shows, which have no sections of their own. `pictures` come
     behind the views, or before them (`pictures_first`). `word`: what the slider sets, "noise" by default. `group`: the heading
-    above consecutive sections of one group, of which a page of several groups has one each.
+    that the page shows above the first of consecutive sections with this group.
 
     Views, in the order of the page; `noise`, `log` and `words` of one are its levels, whether they are geometric, and their axis:
 

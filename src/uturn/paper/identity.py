@@ -1,4 +1,4 @@
-"""The identity of a computation: what its result depends on, as text. A kept result is used again only if this text is the same.
+"""The identity of a computation: a text that changes with all that its result depends on, for results that are kept.
 
 It holds the arguments of the function, the code of the function and of all that it reaches in the same part of the package
 (functions, classes, values of constants), and the versions of the package and of its random numbers.
@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -82,14 +82,14 @@ class _Description:
         if id(value) in self._met:
             return name
         self._met[id(value)] = value
-        if hasattr(value, "identity"):
+        if callable(getattr(value, "identity", None)):
             content = value.identity()
         elif isinstance(value, pydantic.BaseModel):
             content = value.model_dump()
         elif is_dataclass(value):
             content = {field.name: getattr(value, field.name) for field in fields(value)}
         else:
-            content = getattr(value, "__dict__", {})
+            content = _attributes(value)
         return [name, self.of(content)]
 
     def _of_function(self, function: FunctionType) -> Any:
@@ -123,6 +123,12 @@ class _Description:
 
     def _is_followed(self, module: str) -> bool:
         return any(module == package or module.startswith(f"{package}.") for package in self._followed)
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """The attributes of an object, without what its cached properties remember."""
+    attributes = getattr(value, "__dict__", {})
+    return {name: one for name, one in attributes.items() if not isinstance(getattr(type(value), name, None), cached_property)}
 
 
 def _unwrapped(value: Any) -> Any:

@@ -39,7 +39,7 @@ class Entry:
     @property
     def seconds(self) -> float:
         """Time on two quiet cores at scale smoke, as measured (`docs/claims.py`)."""
-        return _measured_seconds().get(self.name, self.expected_seconds)
+        return measured_seconds().get(self.name, self.expected_seconds)
 
     @property
     def lacks(self) -> str:
@@ -61,10 +61,10 @@ def _entries() -> Iterator[Entry]:
     """All figures in the order of the page."""
     for name, path in _OF_PAPER.items():
         yield Entry(name, path, True, uses=_USES.get(name, ""))
-    of_tools = {
-        name: figure if isinstance(figure, ToolFigure) else ToolFigure(figure) for name, figure in named("figures").items()
-    }
-    of_tools = {name: figure for name, figure in of_tools.items() if name not in (*_OF_PAPER, *_BEYOND)}  # none is replaced
+    of_tools = {}
+    for name, figure in named("figures").items():
+        if name not in (*_OF_PAPER, *_BEYOND):  # tools add figures, and replace none
+            of_tools[name] = figure if isinstance(figure, ToolFigure) else ToolFigure(figure)
 
     def of_tool(name: str) -> Entry:
         figure = of_tools.pop(name)
@@ -79,7 +79,7 @@ def _entries() -> Iterator[Entry]:
 
 
 @cache
-def _measured_seconds() -> dict[str, float]:
+def measured_seconds() -> dict[str, float]:
     seconds: dict[str, float] = json.loads((Path(__file__).parent / "seconds.json").read_text(encoding="utf-8"))
     return seconds
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
+from uturn.core.checks import expect
 from uturn.core.experiment import Experiment
 from uturn.core.processes import cores, in_processes
 from uturn.core.progress import progress_bar
@@ -95,9 +96,7 @@ class Workshop:
             self._compute(*tasks[0])
         else:
             self.each(what, Workshop._compute, tasks, threads=0)
-        for label in missing:
-            stored[label] = self._stored(label, identities[label])
-        return {label: data for label, data in stored.items() if data is not None}
+        return {label: self._read(label) if data is None else data for label, data in stored.items()}
 
     def _compute(self, label: str, identity: str, function: Callable[..., xr.Dataset], arguments: Mapping[str, Any]) -> None:
         """Compute a dataset and store it."""
@@ -111,13 +110,19 @@ class Workshop:
         if not path.exists():
             return None
         try:
-            data = xr.open_zarr(path, zarr_format=3).load()
-            is_whole = data.attrs.pop("digest", "") == digest_of_dataset(path)
+            data = self._read(label)
         except (OSError, ValueError, KeyError, RuntimeError):
             return None  # damaged
-        if is_whole and data.attrs.get("identity") == identity:
-            return data
-        return None
+        return data if data.attrs.get("identity") == identity else None
+
+    def _read(self, label: str) -> xr.Dataset:
+        """The dataset in `folder/label.zarr`; ValueError if files of it are missing or damaged."""
+        path = self._kept.path / f"{label}.zarr"
+        data = xr.open_zarr(path, zarr_format=3).load()
+        expect(
+            data.attrs.pop("digest", "") == digest_of_dataset(path), f"{path}: files", "damaged ones", "those that were written"
+        )
+        return data
 
     def trained(self, names: Sequence[str], recipe: Mapping[str, Any]) -> list[Any]:
         """The networks in `folder/name.safetensors`; an empty list if one is missing, damaged, or has another recipe."""

@@ -108,12 +108,18 @@ def _read_parquet(path: str) -> pandas.DataFrame:
 
 
 def _lines(path: str) -> Iterator[str]:
-    """The lines of a text file; ValueError if it begins with NUL characters, as a file does that was never written."""
+    """The lines of a text file; ValueError for NUL characters.
+
+    The beginning is looked at first: a file that was never written has NUL characters from there on, and no end of a line.
+    """
     with open(path, "rb") as file:
         if b"\0" in file.read(_BEGINNING):
             raise ValueError("it is no text in UTF-8: it holds NUL characters")
     with open(path, encoding="utf-8-sig", newline="") as file:
-        yield from file
+        for line in file:
+            if "\0" in line:
+                raise ValueError("it is no text in UTF-8: it holds NUL characters")
+            yield line
 
 
 def _check_rows(path: str, separator: str, of_text: Collection[str]) -> tuple[str, list[str]]:
