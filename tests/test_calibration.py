@@ -99,6 +99,7 @@ def test_no_gap_is_visible_where_no_p_value_is_small_enough():
     assert np.isinf(calibrate(*padded).visible)
 
 
+@pytest.mark.slow
 def test_most_relabellings_are_spared_without_a_change_of_the_result():
     """Of 60 tests with p from 1e-6 to 1, all relabellings are counted in a plain loop; 1.2 million, drawn otherwise. Estimates of
     one p differ by less than 5 standard errors of the one with fewer hits, at least 100 (false alarm 4e-5)."""

@@ -291,6 +291,7 @@ def test_ray_is_not_installed(tmp_path, monkeypatch):
         ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "x", cluster="local")
 
 
+@pytest.mark.slow
 def test_local_listens_to_this_machine_alone():
     """No other host can reach the processes of --cluster local."""
     found = subprocess.run([sys.executable, "-c", LISTENING], env=ENV, capture_output=True, text=True, timeout=120)

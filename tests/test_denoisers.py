@@ -106,6 +106,7 @@ def t_statistic(values):
     return values.mean() / (values.std(ddof=1) / np.sqrt(len(values)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channel", CHANNELS)
 def test_learns_and_does_not_beat_bayes(rhm, trained, channel):
     exact = ExactDenoiser(rhm, CHANNELS[channel]())

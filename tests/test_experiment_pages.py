@@ -42,6 +42,7 @@ def short(value, digits):
     return f"{value:.{digits}f}".lstrip("0")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unsaved_figures")
 def test_structure(here, capsys):
     """The command, then the blocks of code up to the collapse that need nothing of the user; every number that they print."""

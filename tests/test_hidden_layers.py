@@ -261,6 +261,7 @@ def test_what_does_not_belong_together_is_refused(network, images):
         without_head.read(images, np.repeat(images[:, None], 3, axis=1))
 
 
+@pytest.mark.slow
 def test_clones_are_compared_with_the_others_of_their_trajectory(network, images):
     clones, pairs = 3, ((0, 1), (0, 2), (1, 2))
     rebuilt = np.stack([np.roll(images, k, axis=0) for k in (0, 1, 5, 2, 2, 7)], axis=1)  # two trajectories of three clones

@@ -447,6 +447,7 @@ def test_an_attribute_that_is_no_number_is_named(coordinate, key, value, stored)
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.slow
 def test_a_shape_that_promises_more_than_the_store_holds(stored, tmp_path, capsys):
     """Its chunks are not looked for one by one, which would take minutes."""
     store, items = shutil.copytree(stored, tmp_path / "run"), 300_000
@@ -881,6 +882,7 @@ def test_texts_that_are_none_are_named(name, content, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_text_of_a_page_is_bounded(tmp_path):
     """A text of millions of tokens, in a folder of some kilobytes, costs its own view and not the study."""
     ut.pages.write_study(ut.readings({"kept": [[1.0, 1, 0]] * 3}, [0.2, 0.5, 0.8]), tmp_path / "out")

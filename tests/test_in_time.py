@@ -421,6 +421,7 @@ def gap(corruption="masking", noise=0.8, **backward):
     return ut.calibration(ut.run(ut.Experiment.from_dict(spec)), "unchanged")
 
 
+@pytest.mark.slow
 def test_chains_are_denoised_and_remasking_singly_is_calibrated():
     assert gap(order="random", steps=8, remask="cap", eta=0.3).attrs["passed"]
     assert gap("uniform", order="analytic", steps=64).attrs["passed"]

@@ -128,6 +128,7 @@ def flowing(network, scheduler):
     return called
 
 
+@pytest.mark.slow
 def test_networks_of_flow_matching_are_judged(embedded):
     schedule = diffusers.FlowMatchEulerDiscreteScheduler()
     called = flowing(*embedded)
@@ -144,6 +145,7 @@ def test_right_networks_are_not_named(embedded):
     assert experiment("fashion_mnist", dtype="bfloat16", items=1).model_check() == []
 
 
+@pytest.mark.slow
 def test_sigma_in_the_place_of_its_logarithm_or_of_another_unit_is_named(embedded):
     network, scheduler = embedded
     called = scaled(network, scheduler)
@@ -214,6 +216,7 @@ def test_how_a_denoiser_computes_is_tried(name, embedded):
     assert line.startswith(f"model check: the model '{__name__}:function' {words}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "scheduler"), [("right", "ancestral"), ("noise", "stored")])
 def test_how_a_network_of_edm_computes_is_tried(name, scheduler, embedded):
     changes, words = CALLS.get(name, ({}, None))

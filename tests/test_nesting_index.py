@@ -181,6 +181,7 @@ def test_the_index_falls_along_the_dial():
     assert all(a.high < b.low for a, b in pairwise(found[1:]))
 
 
+@pytest.mark.slow
 def test_grammars_and_controls():
     grammar = min(nesting_index(*changes("grammars", one, 0)).low for one in ((32, 8, 2, 3), (32, 8, 2, 5), (32, 12, 2, 3)))
     features = [("mixture", 16, 16.0, 16), ("mixture", 4, 10.0, 8), ("mixture", 8, 6.0, 8)]

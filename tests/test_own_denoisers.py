@@ -343,6 +343,7 @@ def test_the_documents_quote_the_example():
     assert quoted[0].split("```")[0] in code
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unsaved_figures")
 @pytest.mark.parametrize("data", ["stripes.npy", "generated"])
 def test_the_example_trains_and_runs(example, data):

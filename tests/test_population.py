@@ -96,6 +96,7 @@ def test_fresh_rules_by_enumeration():
     assert abs(found.beliefs[1] - exact) < 5 * found.standard_error[1]
 
 
+@pytest.mark.slow
 def test_fresh_rules_are_close_to_the_annealed_threshold():
     found = threshold(16, 4, 2, ut.EpsilonBelief(), pool=1024, ensemble="fresh rules", replicates=2)
     critical = MeanField(16, 4, 2).critical_noise

@@ -307,6 +307,7 @@ def test_weights_that_multiply_timesteps_are_not_rounded(tmp_path):
     assert (found - exact).std() / exact.std() < 0.03
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_compilation_changes_neither_results_nor_names(tmp_path):
     network = unet(1, block_out_channels=(4,), mid_block_type=None, **PLAIN)

@@ -62,6 +62,9 @@ def test_streams_check_shape():
 
 
 # -- the message about compilation ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
 def test_compiling_is_announced_once_and_at_a_terminal_only(tmp_path):
     command = [sys.executable, "-c", "import uturn as ut; ut.random.keys(0, range(3))"]
 

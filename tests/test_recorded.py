@@ -226,6 +226,7 @@ def test_missing_files_are_missing_readings(small, copied):
     np.testing.assert_allclose(study.chi, ut.study(others).chi)
 
 
+@pytest.mark.slow
 def test_further_files_extend_a_run(small, copied, monkeypatch):
     """Only what has come or changed is measured; the readings are those of a new run."""
     lost = {copied / "strength_0.5" / f"{name}_1_0.png": copied / f"kept_{name}.png" for name in "bc"}

@@ -274,6 +274,7 @@ def test_a_page_of_a_study_shows_every_reading(tmp_path, blank_figures):
     assert places == sorted(places)
 
 
+@pytest.mark.slow
 def test_several_runs_are_one_chart_for_each_reading(tmp_path, monkeypatch):
     """Three runs of a sweep, one with other noise levels: a line for each, in the page and in the figure, chi included."""
     runs = {}

@@ -229,6 +229,7 @@ def grammar():
     return ut.run(ut.Experiment.from_dict(GRAMMAR))
 
 
+@pytest.mark.slow
 def test_the_mean_field_lies_over_a_run_of_a_grammar(grammar, tmp_path):
     study = with_theory(ut.study(grammar), grammar)
     mean_field = ut.theory.MeanField(vocab_size=9, multiplicity=3, branching=2)

@@ -140,6 +140,7 @@ def test_ray_that_does_not_start_ends_the_job(tmp_path):
         assert job.calls("uturn") == []
 
 
+@pytest.mark.slow
 def test_second_sigterm_is_ignored(tmp_path):
     (tmp_path / "spec.toml").write_text(SPEC.replace("items = 24", "items = 8000"))
     command = [sys.executable, "-m", "uturn.cli", "run", "spec.toml", "--store", "store"]

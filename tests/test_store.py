@@ -343,6 +343,7 @@ def test_a_process_of_the_smaller_run_does_not_undo_a_growth(store, tmp_path):
     assert same_run(store, tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_two_processes_extend_one_store(store, tmp_path):
     larger = experiment(items=40, grammars=8, noise=[0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     (tmp_path / "spec.json").write_text(json.dumps(larger.to_dict()))

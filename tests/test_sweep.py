@@ -45,6 +45,7 @@ def test_a_grid_is_run_studied_and_enlarged(folder):
     assert (folder / "results" / "index.html").exists()
 
 
+@pytest.mark.slow
 def test_pairs_in_several_processes_give_the_numbers_of_one(folder):
     pairs = ("--set", "items=4,9", "--set", "seed=1,3", "--zip")
     done = uturn("run", "spec.toml", *pairs, "--store", "runs", "--workers", 2, cwd=folder)

@@ -75,6 +75,7 @@ def run(code, *arguments, path):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
 
+@pytest.mark.slow
 def test_each_module_can_be_imported_first():
     done = run(ANEW, *MODULES, path=ROOT.parent)
     assert done.returncode == 0, done.stderr
@@ -175,6 +176,7 @@ def without_folder(place, name):
     return place
 
 
+@pytest.mark.slow
 def test_the_package_works_without_the_folder_of_a_tool(tmp_path):
     folders = [without_folder(tmp_path / name, name) for name in own_tools()]
     done = run(FORKS, LOOK, *folders, path="")

@@ -236,6 +236,7 @@ def test_tails_of_normals():
         assert low <= side.sum() <= high
 
 
+@pytest.mark.slow
 def test_effective_epsilon_against_plain_integration():
     """Eq. 63 by a Monte Carlo average of the posterior over 400,000 leaves; five standard errors."""
     for t, v in ((0.05, 8), (0.02, 32), (0.4, 8)):

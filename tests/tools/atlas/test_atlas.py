@@ -155,6 +155,7 @@ def test_a_row_has_the_numbers_of_uturn_images(finished):
         np.testing.assert_array_equal(two[name], numbers)
 
 
+@pytest.mark.slow
 def test_the_last_layer_is_the_last():
     row = AtlasRow(name="fashion", steps=5, levels=[0.2, 0.4, 0.6, 0.8, 1.0], items=8, keep=0)
     run = ut.run(ImageOptions.experiment(row))

@@ -257,6 +257,7 @@ def test_the_state_of_a_latent_model_is_the_latent(tmp_path):
     assert model.reverse().codec is not None, "the model of other U-turns keeps its autoencoder"
 
 
+@pytest.mark.slow
 def test_chains_of_images():
     base = base_experiment(None, "items=3 steps=3 keep=1", None, None)
     data = measured_of({x: ut.run(repeated(base, x, 2)) for x in (0.4, 0.7)})

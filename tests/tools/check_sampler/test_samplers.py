@@ -221,6 +221,7 @@ def test_variance_of_a_step_is_its_formula(originals, model, options):
 # -- the command --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_on_the_embedded_model(tmp_path):
     done = uturn("check-sampler", "--items", 9, "--steps", 4, "--levels", 0.5, "--json", "check.json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
