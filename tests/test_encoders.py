@@ -45,6 +45,7 @@ class Source(StoredImages):
 # -- models of timm ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.upstream("timm", "1.0.31")
 def test_which_models_of_timm_have_classes():
     """All of the published ones. Embeddings have these dimensions, and label sets other sizes."""
     dimensions, labels = {384, 512, 640, 768, 1024, 1152, 1280}, {10, 45, 1000, 11221, 11821, 19168, 21841, 21842, 21843, 115217}

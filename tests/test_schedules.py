@@ -129,6 +129,7 @@ def rules_of_diffusers():
     return found
 
 
+@pytest.mark.upstream("diffusers", "0.42")
 def test_the_rule_of_every_image_to_image_pipeline(tmp_path):
     """The rule is chosen by the name of the pipeline: that of diffusers, and that of its text-to-image pipeline."""
     rules = rules_of_diffusers()
