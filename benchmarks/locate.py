@@ -1,7 +1,8 @@
 """The price of a place: calls and coverage of `ut.locate` against ten even levels.
 
-    python benchmarks/locate.py [--repeats 400] [--first-seed 0] [--any-shape | --plot FILE]
-    python benchmarks/locate.py --part shoulders [--repeats 400] [--first-seed 0] [--any-shape]
+    python benchmarks/locate.py [--repeats 400] [--first-seed 0] [--plot FILE]
+    python benchmarks/locate.py --part shoulders [--repeats 400] [--first-seed 0]
+    python benchmarks/locate.py --part readings [--repeats 400] [--first-seed 0]
     python benchmarks/locate.py --part images --store FOLDER [--repeats 400] [--first-seed 0]
 
 Part curves: simulated originals, each with a threshold m of its own; a reading keeps its class with the probability
@@ -11,31 +12,31 @@ Part shoulders: the same with thresholds of two or three kinds, so that the curv
 logistic describes it, and a fit finds a place where the curve is flat. "reached" is the share of runs that reach the width with
 at most 6,000 originals; "wrong" is the share of all runs that reach it with an interval that misses the place.
 
+Part readings: smooth curves, and curves that fall slowly to just below half of the way or to just above it, at the width .1, for
+six kinds of readings: 0 or 1, the mean of 16 sites, beliefs, distances with a spread of their own, 0 or 1 in groups of five equal
+originals, and 0 or 1 whose chance is unknown and measured at the largest noise. "no place" is the share of runs with this answer.
+
 Part images: the embedded Fashion-MNIST model. All its 1,000 originals make one U-turn of 20 steps at each of the 20 levels, into
 a store that is resumed (16 minutes on two cores); then each search draws its originals from these with replacement. The true
 place is therefore known: where the curve of all 1,000 is halfway from 1 to its chance, by a logistic between the two neighbouring
-levels. Pairs of levels that are known beforehand, with a pilot of 16 originals, show what a search could save at most with two
 levels.
 
 Calls are the sum of the noise of all U-turns, since a U-turn of a diffusion model from noise x takes x times its steps. Ten even
 levels need n originals until the interval of the interpolated crossing (jackknife) has the width; n is found from runs of 200
 originals. The interval that `uturn study` reports for them is wider: it contains both neighbouring levels.
-
-With --any-shape the comparison is a grid whose spacing is the width, at which the same originals are measured. They must suffice
-to tell, in .8 of all runs, that the two levels around the place, half a width from it, are above and below the height, each with
-the false-alarm rate .05.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 from scipy.special import expit, logit
 
-from uturn.studies.locate import Data, Location, _fitted, search
+from uturn.studies.search import Found, Readings, Search
 
 CHANCE, WIDTHS, LEVELS = 0.1, (0.2, 0.1, 0.05, 0.03), np.linspace(0.1, 1, 10)
 CURVES: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float]] = {
@@ -72,37 +73,63 @@ SHOULDERS: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], flo
 }
 
 
-Measured = Callable[[Sequence[float], int], Data]  # readings of the first originals of a sample at some levels
+SLOW: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float]] = {
+    "to .36": (lambda random, n: random.uniform(-0.02, 1.56, n), 0.005),
+    "to .47": (lambda random, n: random.uniform(-0.02, 1.89, n), 0.005),
+    "to .53": (lambda random, n: random.uniform(-0.02, 2.12, n), 0.005),
+    "to .6": (lambda random, n: random.uniform(-0.02, 2.5, n), 0.005),
+}
+"""Curves that fall along a line until the share of the way in their names is left at the largest noise."""
+
+ALL = {**CURVES, **SHOULDERS, **SLOW}
+
+KINDS: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] = {
+    "0/1": lambda random, p: (random.random(len(p)) < p).astype(float),
+    "16 sites": lambda random, p: random.binomial(16, p) / 16,
+    "belief": lambda random, p: p,
+    "distance": lambda random, p: p + 0.6 * random.standard_normal(len(p)),
+    "groups of 5": lambda random, p: np.repeat((random.random(len(p)) < p)[::5], 5)[: len(p)].astype(float),
+    "unknown chance": lambda random, p: (random.random(len(p)) < p).astype(float),
+}
+"""Readings of originals that have these means."""
+
+Measured = Callable[[float, int], Readings]  # readings of the first originals of a sample at a level
 Sample = Callable[[np.random.Generator, int], Measured]  # draws so many originals
 Row = tuple[
     str, float, float, float, float, float
 ]  # curve, width, originals of ten even levels, originals, ratio of calls, coverage
 
 
-def truth(name: str) -> float:
-    """The noise at which the mean of all originals is halfway between 1 and chance."""
-    draw, width = {**CURVES, **SHOULDERS}[name]
-    thresholds, low, high = draw(np.random.default_rng(99), 200_000), 0.02, 1.3
+def truth(name: str, kind: str = "0/1") -> float:
+    """The noise at which the mean of all originals is halfway between 1 and chance; NaN if there is none up to 1."""
+    draw, width = ALL[name]
+    thresholds = draw(np.random.default_rng(99), 200_000)
+
+    def left(noise: float) -> float:
+        return float(expit((thresholds - noise) / width).mean())
+
+    height = (1 + left(1.0)) / 2 if kind == "unknown chance" else 0.5
+    low, high = 0.02, 1.3
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if expit((thresholds - middle) / width).mean() > 0.5 else (low, middle)
-    return low
+        low, high = (middle, high) if left(middle) > height else (low, middle)
+    return low if low <= 1 else np.nan
 
 
-def simulated(name: str) -> Sample:
-    """Originals with thresholds of their own."""
-    draw, width = {**CURVES, **SHOULDERS}[name]
+def simulated(name: str, kind: str = "0/1") -> Sample:
+    """Originals with thresholds of their own; those of a group have one."""
+    draw, width = ALL[name]
+    chance = np.nan if kind == "unknown chance" else CHANCE
+    size = 5 if kind == "groups of 5" else 1
 
     def sample(random: np.random.Generator, n: int) -> Measured:
-        thresholds, kept = draw(random, n), {}
+        thresholds, kept = np.repeat(draw(random, n)[::size], size)[:n], {}
 
-        def measured(levels: Sequence[float], items: int) -> Data:
-            for level in levels:
-                if level not in kept:
-                    probability = CHANCE + (1 - CHANCE) * expit((thresholds - level) / width)
-                    kept[level] = (random.random(n) < probability).astype(float)
-            values = np.stack([kept[level][:items] for level in levels], axis=1)
-            return Data(np.array(levels), values, np.arange(items), 1.0, CHANCE)
+        def measured(level: float, items: int) -> Readings:
+            if level not in kept:
+                probability = CHANCE + (1 - CHANCE) * expit((thresholds - level) / width)
+                kept[level] = KINDS[kind](random, probability)
+            return Readings(kept[level][:items], np.arange(items) // size, 1.0, chance)
 
         return measured
 
@@ -119,31 +146,22 @@ def embedded(store: str) -> tuple[Sample, float]:
     stored = ut.run(experiment, store, workers=None, progress=True)
     run = by_noise(stored[["same_class", "original_class"]].load())
 
-    def measured(rows: np.ndarray, levels: Sequence[float]) -> Data:
-        some = run.isel(item=rows, noise=np.rint(np.multiply(levels, 20)).astype(int) - 1)
+    def measured(rows: np.ndarray, level: float) -> Readings:
+        some = run.isel(item=rows, noise=[round(20 * level) - 1])
         values, start, chance = reading_of(some, "same_class")
-        return Data(
-            some.noise.values, values.mean("trajectory").transpose("item", "noise").values, np.arange(len(rows)), start, chance
-        )
+        return Readings(values.mean("trajectory").isel(noise=0).values.astype(float), np.arange(len(rows)), start, chance)
 
     def sample(random: np.random.Generator, n: int) -> Measured:
         rows = random.integers(run.sizes["item"], size=n)
-        return lambda levels, items: measured(rows[:items], levels)
+        return lambda level, items: measured(rows[:items], level)
 
-    whole = measured(np.arange(run.sizes["item"]), run.noise.values)
-    left = (whole.values.mean(axis=0) - whole.chance) / (1 - whole.chance)
+    whole = [measured(np.arange(run.sizes["item"]), level) for level in run.noise.values.tolist()]
+    left = np.array([(of.values.mean() - of.chance) / (1 - of.chance) for of in whole])
     k = int(np.flatnonzero(left < 0.5)[0])
-    heights = logit(left[k - 1 : k + 1])
-    place = whole.noise[k - 1] + heights[0] / (heights[0] - heights[1]) * (whole.noise[k] - whole.noise[k - 1])
-    print(f"{len(whole.values)} originals: chance {whole.chance:.4f}, place {place:.4f}, share of the way that is left")
-    print(", ".join(f"{noise:g}: {share:.3f}" for noise, share in zip(whole.noise, left, strict=True)))
-    one = (width_of_one(sample) / 0.05) ** 2
-    for pair in ([0.35, 0.55], [0.4, 0.6], [0.45, 0.6], [0.5, 0.6]):
-        fit = _fitted(whole, 0.5, pair)
-        half = 1.96 * fit.error * np.sqrt(len(whole.values))
-        originals = (2 * half / 0.05) ** 2
-        ratio = (originals * sum(pair) + 16 * 2.0) / (one * LEVELS.sum())
-        print(f"levels {pair}: place {fit.place:.4f}; {originals:.0f} originals for the width 0.05, {ratio:.2f} of the calls")
+    heights, noise = logit(left[k - 1 : k + 1]), run.noise.values
+    place = noise[k - 1] + heights[0] / (heights[0] - heights[1]) * (noise[k] - noise[k - 1])
+    print(f"{run.sizes['item']} originals: chance {whole[0].chance:.4f}, place {place:.4f}, share of the way that is left")
+    print(", ".join(f"{level:g}: {share:.3f}" for level, share in zip(noise, left, strict=True)))
     return sample, float(place)
 
 
@@ -161,40 +179,24 @@ def width_of_one(sample: Sample, repeats: int = 200, n: int = 200) -> float:
     """Width of the interval of ten even levels, times the root of the number of originals."""
     widths = []
     for seed in range(repeats):
-        data = sample(np.random.default_rng(5000 + seed), n)(LEVELS.round(10).tolist(), n)
-        kept, chance = data.values, data.chance
+        measured = sample(np.random.default_rng(5000 + seed), n)
+        readings = [measured(level, n) for level in LEVELS.round(10).tolist()]
+        kept, chance = np.stack([of.values for of in readings], axis=1), readings[0].chance
         whole, sums = crossing(kept.mean(axis=0), chance), kept.sum(axis=0)
         parts = np.array([crossing((sums - one) / (n - 1), chance) for one in kept])
         widths.append(2 * 1.96 * np.sqrt((n - 1) / n * np.sum((parts - whole) ** 2)) * np.sqrt(n))
     return float(np.nanmean(widths))
 
 
-def grid_of_the_width(name: str, place: float, width: float) -> float:
-    """Calls of a grid whose spacing is the width, until the two levels around the place are seen to be above and below."""
-    from scipy.special import ndtri
-
-    draw, scale = {**CURVES, **SHOULDERS}[name]
-    thresholds = draw(np.random.default_rng(98), 100_000)
-    ends = (CHANCE + (1 - CHANCE) * expit((thresholds - (place + side * width / 2)) / scale).mean() for side in (-1, 1))
-    distances = [(abs(end - (1 + CHANCE) / 2), end * (1 - end)) for end in ends]
-    originals = max((ndtri(0.95) + ndtri(0.9)) ** 2 * variance / distance**2 for distance, variance in distances)
-    return float(max(originals, 24.0) * np.arange(width, 1 + width / 2, width).sum())
-
-
-def searched(sample: Sample, width: float, seeds: range, step: float, any_shape: bool = False) -> list[Location]:
+def searched(sample: Sample, width: float, seeds: range, step: float) -> list[Found]:
     """A search for each seed, with at most 6,000 originals."""
-    locations = []
-    for seed in seeds:
-        measured = sample(np.random.default_rng(seed), 6000)
-        measure = lambda stage, levels, items, measured=measured: measured(levels, items)  # noqa: E731
-        grid = LEVELS.round(10).tolist()
-        locations.append(search(measure, grid, width, most=6000, any_shape=any_shape, unit=lambda: step))
-    return locations
+    samples = [sample(np.random.default_rng(seed), 6000) for seed in seeds]
+    return [Search(measured, width, step, 1.0, most=6000).run([0.2, 0.4, 0.6, 0.8]) for measured in samples]
 
 
-def covers(location: Location, place: float) -> bool:
+def covers(found: Found, place: float) -> bool:
     """Whether an interval holds the place."""
-    return location.place.low <= place <= location.place.high
+    return found.place.low <= place <= found.place.high
 
 
 def compared(name: str, sample: Sample, place: float, seeds: range, step: float) -> list[Row]:
@@ -207,27 +209,28 @@ def compared(name: str, sample: Sample, place: float, seeds: range, step: float)
         locations = searched(sample, width, seeds, step)
         ratio = float(np.mean([location.calls for location in locations])) / (even * LEVELS.sum())
         coverage = float(np.mean([covers(location, place) for location in locations]))
-        rows.append((name, width, even, float(np.mean([location.items for location in locations])), ratio, coverage))
+        rows.append((name, width, even, float(np.mean([location.originals for location in locations])), ratio, coverage))
         print(f"{name:8s} {width:5g} {even:18.0f} {rows[-1][3]:17.0f} {ratio:18.2f} {coverage:23.3f}", flush=True)
     return rows
 
 
-def judged(names: Sequence[str], seeds: range, any_shape: bool) -> None:
-    """The table of part shoulders, and of all curves with --any-shape."""
-    print(f"curve           width  place  reached  wrong  calls, mean  median{'  / grid of the width' if any_shape else ''}")
-    worst = 0.0
-    for name in names:
-        place, sample = truth(name), simulated(name)
-        for width in (0.2, 0.1, 0.05):
-            locations = searched(sample, width, seeds, 1e-3, any_shape)
-            reached = np.array([location.reached for location in locations])
-            wrong = float(np.mean(reached & [not covers(location, place) for location in locations]))
-            calls, worst = [location.calls for location in locations], max(worst, wrong)
-            row = f"{name:15s} {width:5g}  {place:.3f}  {reached.mean():7.3f}  {wrong:.3f}  {np.mean(calls):11.0f}"
-            row += f"  {np.median(calls):6.0f}"
-            row += f"  {np.mean(calls) / grid_of_the_width(name, place, width):.2f}" if any_shape else ""
-            print(row, flush=True)
-    print(f"reached and wrong: {worst:.3f} at most")
+def judged(cells: Iterable[tuple[str, str, float]], seeds: range) -> None:
+    """The table of the parts shoulders and readings."""
+    print("curve         readings       width  place  reached  no place  wrong  of reached  calls, mean  median")
+    worst, total = 0.0, []
+    for name, kind, width in cells:
+        place = truth(name, kind)
+        found = searched(simulated(name, kind), width, seeds, 1e-3)
+        reached = np.array([one.reached for one in found])
+        missed = reached & [not covers(one, place) for one in found]
+        nowhere = np.mean([np.isnan(one.place.value) for one in found])
+        calls = [one.calls for one in found]
+        worst = max(worst, missed.mean())
+        total.append(missed.mean())
+        of_reached = missed.sum() / max(reached.sum(), 1)
+        row = f"{name:13s} {kind:14s} {width:5g}  {place:.3f}  {reached.mean():7.3f}  {nowhere:8.3f}  {missed.mean():.3f}"
+        print(f"{row}  {of_reached:10.3f}  {np.mean(calls):11.0f}  {np.median(calls):6.0f}", flush=True)
+    print(f"reached and wrong: {np.mean(total):.3f} on the mean of the rows, {worst:.3f} at most")
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -260,17 +263,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=400)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--part", choices=("curves", "shoulders", "images"), default="curves")
-    parser.add_argument("--any-shape", action="store_true")
+    parser.add_argument("--part", choices=("curves", "shoulders", "readings", "images"), default="curves")
     parser.add_argument("--store", help="store of the run of part images")
     chosen = parser.parse_args()
-    if chosen.part == "images" and (chosen.store is None or chosen.any_shape):
-        parser.error("part images: expected --store, without --any-shape")
-    if chosen.plot is not None and (chosen.part != "curves" or chosen.any_shape):
-        parser.error("--plot: expected part curves, without --any-shape")
+    if chosen.part == "images" and chosen.store is None:
+        parser.error("part images: expected --store")
+    if chosen.plot is not None and chosen.part != "curves":
+        parser.error("--plot: expected part curves")
     seeds = range(chosen.first_seed, chosen.first_seed + chosen.repeats)
-    if chosen.any_shape or chosen.part == "shoulders":
-        return judged(tuple(CURVES if chosen.part == "curves" else SHOULDERS), seeds, chosen.any_shape)
+    if chosen.part == "shoulders":
+        return judged(itertools.product(SHOULDERS, ("0/1",), (0.2, 0.1, 0.05)), seeds)
+    if chosen.part == "readings":
+        return judged(itertools.product((*CURVES, *SLOW), KINDS, (0.1,)), seeds)
     curves = {"images": (*embedded(chosen.store), 0.05)} if chosen.part == "images" else {}
     curves = curves or {name: (simulated(name), truth(name), 1e-3) for name in CURVES}
     print("curve    width  originals of ten levels  originals  calls / calls of ten levels  coverage")

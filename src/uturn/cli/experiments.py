@@ -152,7 +152,7 @@ def plan(
     Counts tasks and U-turns exactly, and times a few U-turns on this machine for some seconds. Loading models, compilation and
     the check of networks before a run are not included. Times for more processes than this machine has cores assume a cluster
     of such machines. With --until, it estimates the cost of a run that ends when the half-life of --reading is known to this
-    width: from the pilot in --store if there is one, otherwise from an assumed curve.
+    width: from the first levels in --store if they are there, otherwise from an assumed curve.
 
     Example:
 
@@ -167,13 +167,12 @@ def plan(
         return say_next(run=("run", str(spec), "--store", store or "STORE"))
     from uturn.studies.locate import forecast
 
-    words, parts = forecast(experiment, store=store, **place.sought())
-    console().print(words)
-    for name, part in zip(("pilot", "around the place", "at the place", "at both ends"), parts, strict=True):
+    expected = forecast(experiment, store=store, **place.sought())
+    console().print(expected.assumptions)
+    for name, part in expected.parts.items():
         levels = ", ".join(f"{level:.3g}" for level in part.noise)
         console().print(f"{name}: about {part.items} originals at noise {levels}", style="bold")
-        known = inside(store, "pilot.zarr") if store is not None and name == "pilot" else None
-        _print_plan(part, known, workers, "  ")
+        _print_plan(part, None, workers, "  ")
     chosen = typed(**asdict(place) | {"share": None if place.share == 0.5 else place.share})
     say_next(run=("run", str(spec), *chosen, "--store", store or "STORE"))
 

@@ -93,8 +93,8 @@ class Place:
     until: float | None = _field(
         None,
         UNTIL,
-        "Measure until the interval of the half-life of --reading is narrower than this: a pilot on few levels, "
-        "then originals around it and at both ends of the interval. The command chooses the numbers of items and levels.",
+        "Measure until the interval of the half-life of --reading is narrower than this: a few originals on "
+        "four levels, then originals at both ends of the interval. The command chooses the numbers of items and levels.",
         metavar="WIDTH",
     )
     reading: str | None = _field(
@@ -104,18 +104,11 @@ class Place:
         metavar="NAME",
     )
     share: float = _field(0.5, UNTIL, "Locate where this share of the way from start to chance is gone.", metavar="SHARE")
-    any_shape: bool = _field(
-        False,
-        UNTIL,
-        "Believe no fit: both ends of the interval are tested, so that it holds for every monotone curve, for one to "
-        "three times the calls.",
-        "--any-shape",
-    )
 
     def __post_init__(self) -> None:
-        searched = self.reading, self.share, self.any_shape
-        is_whole = self.until is not None or searched == (None, 0.5, False)
-        expect(is_whole, "reading, share, any_shape", searched, "--until WIDTH beside them")
+        searched = self.reading, self.share
+        is_whole = self.until is not None or searched == (None, 0.5)
+        expect(is_whole, "reading, share", searched, "--until WIDTH beside them")
 
     def sought(self) -> dict[str, Any]:
         if self.reading is None:
@@ -123,7 +116,7 @@ class Place:
                 "reading: missing; --until goes with a reading that falls from a start to chance: give --reading NAME, such as "
                 "'unchanged, tree_level = 3' or 'kept, span = 1' (the peak of chi is not located in this way)"
             )
-        return {"reading": self.reading, "width": self.until, "share": self.share, "any_shape": self.any_shape}
+        return {"reading": self.reading, "width": self.until, "share": self.share}
 
 
 @dataclass(frozen=True)
