@@ -100,9 +100,9 @@ def test_precision_asks_for_places_that_exist(here, monkeypatch):
 
 def test_precision_quotes_the_plan():
     page = PAGES["precision"]
-    words, stages = forecast(ut.Experiment.from_file(ROOT / "examples" / "images.toml"), "same_class", 0.05)
-    assert words in page
-    for name, stage in stages.items():
+    expected = forecast(ut.Experiment.from_file(ROOT / "examples" / "images.toml"), "same_class", 0.05)
+    assert expected.assumptions in page
+    for name, stage in expected.parts.items():
         levels = ", ".join(f"{level:.3g}" for level in stage.noise)
         assert f"{name}: about {stage.items} originals at noise {levels}" in page
 
