@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mutation import Mutation
+from mutation import Assigned, Mutation, Replaced
 from uturn.corruption.unmasking import Decoder
 from uturn.networks import edm_schedule
 
@@ -712,6 +712,25 @@ MUTATIONS = (
         "if passed:",
         "if ends:",
         tests=(("test_locate::test_curves_with_a_shoulder_are_seldom_reached_and_wrong", {"curve": "above the height"}),),
+    ),
+    # --- studies ---
+    Mutation(
+        "of two open goals the one that needs fewer originals counts",
+        "uturn.studies.choice:_choice",
+        edit=Replaced("np.max", "np.min"),
+        tests=(("test_choice::test_of_two_open_goals_the_one_that_needs_more_originals_counts", {}),),
+    ),
+    Mutation(
+        "of two open goals the one that needs fewer originals is named",
+        "uturn.studies.choice:_answer",
+        edit=Replaced("max(tests, key=lambda test: test.more)", "min(tests, key=lambda test: test.more)"),
+        tests=(("test_choice::test_of_two_open_goals_the_one_that_needs_more_originals_counts", {}),),
+    ),
+    Mutation(
+        "the difference of two shares is not paired",
+        "uturn.studies.paired:_of_shares",
+        edit=Assigned("correlation", "0.0"),
+        tests=(("test_study::test_differences_of_shares_are_paired", {}),),
     ),
     # --- pages ---
     Mutation(
