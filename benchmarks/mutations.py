@@ -119,7 +119,7 @@ def main() -> int:
             wrong += passed
             rows.append((name, "MISSED" if passed else "fails"))
         for k, row in enumerate(rows):
-            table.add_row(*((m.name, f"{m.old}\n-> {m.new}") if k == 0 else ("", "")), *row)
+            table.add_row(*((m.name, m.change) if k == 0 else ("", "")), *row)
     Console(width=190, markup=False).print(table)
     return int(wrong > 0)
 

@@ -1,6 +1,7 @@
-"""Deliberate errors of one line in the package, and the verdict of a figure or the test that must fail for each of them.
+"""Deliberate errors in the package, and the verdict of a figure or the test that must fail for each of them.
 
-`Mutation.applied()` compiles the changed function and puts it in the place of the right one, wherever that is imported.
+An error is a text replaced in a function, an edit of its syntax tree (`Assigned`, `Replaced`), or an object that takes the place
+of a named one. `Mutation.applied()` puts what is wrong in the place of what is right, wherever that is imported.
 `tests/test_mutations.py` shows quickly that what is named fails; `benchmarks/mutations.py` runs the whole figures with the
 mutations.
 """
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mutation import Mutation
+from mutation import Assigned, Mutation, Replaced
 from uturn.corruption.unmasking import Decoder
 from uturn.networks import edm_schedule
 
@@ -712,6 +713,75 @@ MUTATIONS = (
         "if not failing:",
         "if low:",
         tests=(("test_locate::test_curves_with_a_shoulder_are_seldom_reached_and_wrong", {"curve": "above the height"}),),
+    ),
+    # --- studies ---
+    Mutation(
+        "of two open goals the one that needs fewer originals counts",
+        "uturn.studies.choice:_choice",
+        edit=Replaced("np.max", "np.min"),
+        tests=(("test_choice::test_of_two_open_goals_the_one_that_needs_more_originals_counts", {}),),
+    ),
+    Mutation(
+        "of two open goals the one that needs fewer originals is named",
+        "uturn.studies.choice:_answer",
+        edit=Replaced("max(tests, key=lambda test: test.more)", "min(tests, key=lambda test: test.more)"),
+        tests=(("test_choice::test_of_two_open_goals_the_one_that_needs_more_originals_counts", {}),),
+    ),
+    Mutation(
+        "the difference of two shares is not paired",
+        "uturn.studies.paired:_of_shares",
+        edit=Assigned("correlation", "0.0"),
+        tests=(("test_study::test_differences_of_shares_are_paired", {}),),
+    ),
+    Mutation(
+        "an inversion is sure where the means have swapped order",
+        "uturn.studies.analysis:_inversions",
+        edit=Assigned("sure", "difference(of.mean) < 0"),
+        tests=(("test_study::test_an_inversion_is_sure_where_an_interval_lies_below_0", {}),),
+    ),
+    Mutation(
+        "gaps that are equal in all originals have an interval of width 0",
+        "uturn.measures.calibration:calibration",
+        edit=Replaced("np.where(ends[1] - ends[0] > 1e-9 * size, ends, np.nan)", "ends"),
+        tests=(("test_calibration::test_gaps_that_are_equal_in_all_originals_have_no_interval", {}),),
+    ),
+    # --- recorded files, plans ---
+    Mutation(
+        "files are named as swapped at half the ratio",
+        "uturn.backward.recorded:_SWAPPED",
+        wrong=lambda right: right / 2,
+        tests=(("test_recorded::test_pairs_are_named_below_the_ratio_that_is_said", {"share": 0.36, "is_named": True}),),
+    ),
+    Mutation(
+        "a plan counts levels whose files have changed as done",
+        "uturn.store.resume:trajectories_done",
+        edit=Replaced("blocks.noise[task.noise_index] in stale", "False"),
+        tests=(("test_recorded::test_a_plan_holds_the_levels_whose_files_have_changed", {}),),
+    ),
+    # --- exact inference, decoders, clones ---
+    Mutation(
+        "draws in logarithms without the class prior",
+        "uturn.exact.inference.torch_backend:_Tree.draw",
+        edit=Assigned("root", "self.up[rhm.depth][:, 0].numpy()"),
+        tests=(("test_own_grammars::test_draws_in_logarithms_are_those_of_products", {}),),
+    ),
+    Mutation(
+        "the denoiser is told the share of masked tokens, not the noise of the data",
+        "uturn.corruption.unmasking:Decoder.told",
+        edit=Replaced("np.where(step == 0, noise, share)", "share"),
+        tests=(("test_unmasking::test_the_denoiser_is_told_the_noise_of_the_data_first", {"causal": False, "first": 0.9}),),
+    ),
+    Mutation(
+        "expected evaluations do not count the tokens that return",
+        "uturn.corruption.in_time:evaluations",
+        edit=Assigned("returning", "0"),
+        tests=(("test_in_time::test_planned_evaluations_count_the_tokens_that_return", {}),),
+    ),
+    Mutation(
+        "clones that are both ungrammatical are equal",
+        "uturn.probes.tree:_share_of_equal_nodes",
+        edit=Replaced("(a == b) & (a >= 0)", "a == b"),
+        tests=(("test_u_turn::test_an_unparsed_node_equals_nothing", {}),),
     ),
     # --- pages ---
     Mutation(

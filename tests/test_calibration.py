@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import xarray as xr
 from scipy import stats
 
 import uturn as ut
@@ -173,6 +174,18 @@ def test_a_run_is_read_as_it_is_defined():
     fewer = ut.calibration(ds.isel(trajectory=[0]), "parsed", level=0.05, seed=3)
     assert np.array_equal(fewer.p, found.p)
     assert not np.allclose(fewer.gap, found.gap)
+
+
+def test_gaps_that_are_equal_in_all_originals_have_no_interval():
+    """They say nothing about their spread: an interval of width 0 would be wrong."""
+    likeness = np.ones((1, 6, 1, 3, 2))
+    likeness[..., 1] += 0.1 * np.arange(6)[:, None, None]
+    dims = ("noise", "item", "trajectory", "clone", "part")
+    data = {"like": xr.DataArray(likeness, dims=dims), "clone_like": xr.DataArray(0 * likeness + 0.7, dims=dims)}
+    found = ut.calibration(ut.readings(data, [0.5]), "like").isel(noise=0)
+    assert np.allclose(found.gap, [0.3, 0.55])
+    assert np.isnan(found.low).values.tolist() == np.isnan(found.high).values.tolist() == [True, False]
+    assert found.low[1] < found.gap[1] < found.high[1]
 
 
 def test_several_variables_are_one_family():

@@ -155,6 +155,18 @@ def test_a_window_and_none():
     assert (perhaps.answer, perhaps.lose.ended, perhaps.lose.missed) == ("not decided", 0.3, False)
 
 
+def test_of_two_open_goals_the_one_that_needs_more_originals_counts():
+    """Whichever of the two it is: with fewer, one of them would still be open."""
+    for kept, first, words in ((0.94, 0.05, "same >= 0.94"), (0.9, 0.03, "first <= 0.03")):
+        run = run_of((0.1,), same=(tosses(97), SHARE), first=(tosses(2), SHARE))
+        choice = ut.choose(run, "same", keep=kept, lose={"first": first})
+        assert choice.answer == "not decided"
+        needed = originals_needed(0.97, kept) - 100, originals_needed(0.02, first) - 100
+        assert choice.more == max(needed)
+        assert abs(needed[0] - needed[1]) > 50
+        assert f"{words} at noise = 0.1 is not decided: about" in repr(choice).splitlines()[-2]
+
+
 # --- directions that are not declared -----------------------------------------------------------------------------------
 
 

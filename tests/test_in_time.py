@@ -411,6 +411,20 @@ def test_planned_evaluations_are_those_that_are_made():
         assert in_time.evaluations(decoder, 0.7, 4) - 1 - 0.3 < heard[0] / count < in_time.evaluations(decoder, 0.7, 4) + 0.3
 
 
+def test_planned_evaluations_count_the_tokens_that_return():
+    """With "conf", a step masks up to one revealed token again, which another evaluation reveals: an upper bound."""
+    decoder, count, made = Decoder("random", 8, remask="conf", eta=1.0), 400, []
+
+    class Counting(TableDenoiser):
+        def posterior(self, noisy):
+            made.append(len(noisy.values))
+            return super().posterior(noisy)
+
+    noisy = Noisy(np.full((count, Table.D), -1), np.ones(count), Table.V)
+    unmask(Counting(), noisy, keys(0, range(count)), decoder)
+    assert Table.D + 1 < sum(made) / count < in_time.evaluations(decoder, 1.0, Table.D) <= Table.D + 8
+
+
 CHAIN = {"type": "hmm", "states": 2, "symbols": 3, "length": 10, "persistence": 0.9}
 
 

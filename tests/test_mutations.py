@@ -6,6 +6,7 @@ Verdicts are taken from the figure's own functions on a part of its smoke-scale 
 whole figures.
 """
 
+import ast
 import importlib
 import inspect
 import subprocess
@@ -19,6 +20,10 @@ import pytest
 import xarray as xr
 
 import uturn as ut
+import uturn.core.random
+import uturn.measures.calibration
+import uturn.measures.ranks
+from mutation import Assigned, Mutation, Replaced
 from mutations import MUTATIONS
 from uturn.engine.run import run
 from uturn.exact.theory import MeanField
@@ -159,6 +164,23 @@ def test_errors_in_changed_files_are_tried_by_default(monkeypatch):
     monkeypatch.setitem(globals(), "CHANGED", {f"src/{module.replace('.', '/')}.py"})
     marked = {case.id for case in tried(MUTATIONS) if case.marks}
     assert marked == {mutation.name for mutation in MUTATIONS if not mutation.target.startswith(f"{module}:")}
+
+
+def test_edits_of_a_syntax_tree_do_not_depend_on_the_layout():
+    tree = ast.parse("def f(x):\n    y = (x  # a word\n         + 1)\n    return y * (x + 1)")
+    assert ast.unparse(Assigned("y", "0").edited(tree)) == "def f(x):\n    y = 0\n    return y * (x + 1)"
+    assert ast.unparse(Replaced("x+1", "x").edited(tree)) == "def f(x):\n    y = 0\n    return y * x"
+    for edit in (Replaced("x + 1", "x"), Assigned("z", "0")):
+        with pytest.raises(AssertionError, match="expected"):  # what is not there
+            edit.edited(tree)
+
+
+def test_a_name_that_a_module_imports_is_wrong_there_alone():
+    right = ut.random.keys
+    with Mutation("no streams", "uturn.measures.ranks:keys", wrong=lambda keys: None).applied():
+        assert uturn.measures.ranks.keys is None
+        assert uturn.core.random.keys is uturn.measures.calibration.keys is right
+    assert uturn.measures.ranks.keys is right
 
 
 def test_everything_is_caught_and_nothing_is_left_behind():

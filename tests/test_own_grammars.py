@@ -9,6 +9,7 @@ import enumeration
 import uturn as ut
 from uturn.engine.run import run_tasks
 from uturn.exact.inference import prior_entropy
+from uturn.exact.inference.torch_backend import sample_torch
 from uturn.exact.rhm import cumulative_sums
 from uturn.store.record import Store
 
@@ -80,6 +81,18 @@ def test_sampler_parser_and_likelihood_equal_enumeration(rhm):
     assert p_value(draw.leaves, p) > 1e-4
     assert p_value(posterior, p) > 1e-4
     assert p_value(draw.leaves, np.sqrt(p) / np.sqrt(p).sum()) < 1e-4
+
+
+def test_draws_in_logarithms_are_those_of_products():
+    """For evidence that products of messages can hold. Without evidence the classes have their prior."""
+    rhm = ut.RandomHierarchyModel.from_rules(RULES, rule_probabilities=LAWS, class_probabilities=PRIOR)
+    log_evidence = np.concatenate([np.zeros((300, 8, 3)), 2 * np.random.default_rng(0).normal(size=(100, 8, 3))])
+    streams = ut.random.keys(3, range(400))
+    expected = ut.sample_posterior(rhm, log_evidence, seed=streams)
+    found = sample_torch(rhm, log_evidence, streams, np.zeros(1, np.uint64), None)
+    for level, nodes in expected.items():
+        np.testing.assert_array_equal(found[level][0], nodes)
+    assert abs(expected[3][:300].mean() - PRIOR[1]) < 4 * np.sqrt(PRIOR[0] * PRIOR[1] / 300)
 
 
 def test_rounding_draws_no_rule_of_probability_0():

@@ -21,6 +21,7 @@ from uturn.backward.recorded import RecordedImages, Recordings, pairing
 from uturn.core.checks import CHECKS
 from uturn.core.registry import build
 from uturn.engine.measuring import measure
+from uturn.engine.plan import plan
 from uturn.measures.statistics import proportion
 from uturn.networks.images.schedules import schedule
 from uturn.presets import image_experiment
@@ -444,6 +445,29 @@ def test_files_swapped_at_a_larger_noise_are_named(tmp_path):
     (words,) = [words for words in json.loads(ds.attrs["warnings"]) if "swapped" in words]
     assert "at 0.2, reconstructions lie closer to another original" in words
     assert "swapped: c.png and h.png?" in words
+
+
+@pytest.mark.parametrize(("share", "is_named"), [(0.36, True), (0.5, False)])
+def test_pairs_are_named_below_the_ratio_that_is_said(share, is_named, tmp_path):
+    """Files of c and h hold a share of their original and the rest of the other: at the ratio share / (1 - share), here .56."""
+    folder = make(tmp_path, list("abcdefghij"), [0.1])
+    c, h = (np.asarray(Image.open(folder / "originals" / f"{name}.png"), float) / 127.5 - 1 for name in "ch")
+    for name, own, other in (("c", c, h), ("h", h, c)):
+        save(folder / "strength_0.1" / f"{name}_0_0.png", share * own + (1 - share) * other)
+    recordings = image_experiment(**options(folder)).parts.corruption.recordings
+    sentences = recordings.swapped(image_experiment(**options(folder)))
+    assert [("c.png and h.png" in words, "their own: 0.56;" in words) for words in sentences] == [(True, True)] * is_named
+
+
+def test_a_plan_holds_the_levels_whose_files_have_changed(tmp_path):
+    folder = make(tmp_path, "abcd", [0.2, 0.5])
+    store = folder / "run.zarr"
+    run(folder, store=store)
+    done = plan(image_experiment(**options(folder)), store, workers=1, budget=0.1)
+    assert (done.tasks, done.done) == (2, 2)
+    save(folder / "strength_0.5" / "b_0_0.png", np.zeros((28, 28)))
+    changed = plan(image_experiment(**options(folder)), store, workers=1, budget=0.1)
+    assert (changed.done, changed.u_turns) == (1, 4)
 
 
 # --- what is found, and what is not ------------------------------------------------------------------------------------------

@@ -352,6 +352,18 @@ def test_inversion_of_ordered_series():
     assert found.series_remark.values.tolist() == ["", "the levels do not swap order"]
 
 
+def test_an_inversion_is_sure_where_an_interval_lies_below_0():
+    """Means of last minus first level: above 0, then .01 below it, with a spread of the originals that is large or small."""
+    below = np.array([0.2, 0.2, 0.1, -0.01, -0.01])[:, None] + np.linspace(-1, 1, 21) * [[[1.0]], [[0.01]]]
+    unsure = "not sure: at no noise does the interval of last minus first level lie below 0"
+    for last, remark in zip(0.5 + below, (unsure, ""), strict=True):
+        values = np.stack([np.full_like(last, 0.5), last], -1)[:, :, None]
+        reading = Variable((*DIMS, "layer"), "kept", start=1, order="layer")
+        found = ut.study(dataset({"kept": (values, reading)}, layer=["x", "y"]))
+        assert 0.4 < found.inversion.sel(axis="noise", estimate="value").item() < 0.7
+        assert found.series_remark.item() == remark
+
+
 @pytest.mark.parametrize(
     ("dims", "values", "why"),
     [
@@ -828,6 +840,26 @@ def test_differences_of_shares_where_all_originals_agree_have_a_width():
     np.testing.assert_allclose(curve[0], [0, -lost_of_25, lost_of_25])
     low, high = beta.ppf(0.025, 20, 6), beta.ppf(0.975, 21, 5)  # no correlation with a constant
     np.testing.assert_allclose(curve[2], [-0.2, -0.2 - (0.8 - low), -0.2 + np.hypot(high - 0.8, lost_of_25)], rtol=0.03)
+
+
+def test_differences_of_shares_are_paired():
+    """Newcombe's interval of 20 and 21 kept of 40: narrow if 20 are kept in both, wider than without pairing if only 1 is."""
+    item = np.arange(40)
+    widths = []
+    for second, both in ((item < 21, 20), (item >= 19, 1)):
+        kept = {"a": item < 20, "b": second}
+        runs = {name: ut.readings({"kept": of[None] * 1.0}, [0.5], start=1) for name, of in kept.items()}
+        (p, low_p, high_p), (q, low_q, high_q) = (ut.study(run).curve.sel(noise=0.5).values[0] for run in runs.values())
+        correlation = (both / 40 - p * q) / np.sqrt(p * (1 - p) * q * (1 - q))
+
+        def end(of_second, of_first, correlation=correlation):
+            return np.sqrt(of_second**2 - 2 * correlation * of_second * of_first + of_first**2)
+
+        expected = [q - p, q - p - end(q - low_q, high_p - p), q - p + end(high_q - q, p - low_p)]
+        found = difference(runs).curve.sel(noise=0.5).values[0]
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+        widths.append(found[2] - found[1])
+    assert widths[0] < 0.3 * widths[1]
 
 
 def test_differences_of_other_originals_are_refused():

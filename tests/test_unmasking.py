@@ -122,6 +122,21 @@ def test_the_denoiser_is_told_the_share_of_masked_tokens():
         np.testing.assert_allclose(noisy.noise, (noisy.values < 0).mean(axis=1))
 
 
+@pytest.mark.parametrize(("causal", "first"), [(False, 0.9), (True, 0.5)])
+def test_the_denoiser_is_told_the_noise_of_the_data_first(causal, first):
+    """It has its tokens from the channel at noise .9, though only half are masked; a part of a text has no noise of its own."""
+    told = []
+
+    class Listening(TableDenoiser):
+        def posterior(self, noisy):
+            told.extend(noisy.noise.tolist())
+            return super().posterior(noisy)
+
+    decoder = Decoder("blocks", block=D, causal=causal)
+    unmask(Listening(), Noisy(np.array([[1, -1, 0, -1]]), np.array([0.9]), V), keys(0, [0]), decoder)
+    assert told == [first, 0.25]
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_top_p_keeps_the_fewest_symbols_that_reach_p(p):
     """Against all sets of symbols: of those whose probabilities reach p the smallest, and of these the most probable."""

@@ -24,7 +24,7 @@ from uturn.tools.chains.energies import energy_of
 from uturn.tools.chains.exam_runs import every_tree, transition
 from uturn.tools.chains.figure import draw_chains
 from uturn.tools.chains.measures import effective_draws
-from uturn.tools.chains.results import _inversion, base_experiment, measured_of, repeated
+from uturn.tools.chains.results import _inversion, base_experiment, calls_of, measured_of, repeated
 
 SOURCE = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2}
 CHAIN = {
@@ -229,6 +229,34 @@ def test_reversibility_tells_a_posterior_from_a_decoder(backward, keeps):
     assert (found.p_holm > 0.001).all() if keeps else found.p_holm[-1] <= 0.001
 
 
+def chains_by_hand(after, before=None, energy=None):
+    """A run of chains: `after` (k, items, functions) of x_1, x_2, .., `before` (items, functions) of x_0, `energy` (k, items)."""
+    data = {"after": (("noise", "item", "trajectory", "observable"), after[:, :, None])}
+    if before is not None:
+        data["before"] = ("noise", "item", "observable"), np.tile(before, (len(after), 1, 1))
+    if energy is not None:
+        data["energy"] = ("noise", "item", "trajectory"), energy[..., None]
+    return xr.Dataset(data, {"noise": ("noise", np.arange(1.0, len(after) + 1), {"long_name": "U-turns"})})
+
+
+def test_a_chain_that_keeps_the_law_and_runs_in_one_direction_is_not_reversible():
+    """x_1 = x_0 + 1 modulo 3 keeps the uniform law; a step up or down, by a toss, is reversible too."""
+    x = np.arange(600) % 3
+    tosses = np.arange(600) // 3 % 2
+    for steps, is_reversible in ((1, False), (1 + tosses, True)):
+        first, last = (np.eye(3)[of % 3] for of in (x, x + steps))
+        found = ut.reversibility(chains_by_hand(last[None], first), repeats=999)
+        assert (found.p.item() > 0.1) == is_reversible
+    assert found.z.item() < 1e-9, "each pair of symbols is met as often in both directions"
+
+
+def test_the_seed_of_the_swaps_counts():
+    before, after = normals(keys(0, range(40)), 2, np.float64), normals(keys(1, range(40)), 2, np.float64)
+    run = chains_by_hand(after[None], before)
+    first, again, other = (ut.reversibility(run, repeats=999, seed=seed).p.item() for seed in (0, 0, 1))
+    assert first == again != other
+
+
 def nothing():
     from contextlib import nullcontext
 
@@ -410,6 +438,33 @@ def test_effective_draws_of_independent_and_of_frozen_chains():
     assert slow < 0.1 < 1.05 < stuck
     short, _ = effective_draws(ut.run(changed(**spec | {"corruption": {"noise": [1, 2, 4, 8]}})))
     assert np.isnan(short)
+
+
+def test_chains_with_an_energy_are_counted_without_their_first_half():
+    """They start from another law; without an energy all U-turns count."""
+    values = normals(keys(0, range(30)), 64, np.float64).T
+    values[:32] += 9  # far from the law that they reach
+    with_energy = effective_draws(chains_by_hand(values[..., None], energy=values))
+    assert with_energy[0] > 0.8
+    assert with_energy[1] < 1.05
+    draws, rhat = effective_draws(chains_by_hand(values[..., None]))
+    assert draws < 0.1
+    assert rhat > 2
+
+
+def test_calls_of_the_network_are_counted(tmp_path):
+    """Heun's sampler calls it twice in each step but the last."""
+    size, folder = tiny_pipelines.SIZE, tiny_pipelines.write("sd", tmp_path / "sd")
+    options = {"model": str(folder), "scheduler": "HeunDiscreteScheduler", "steps": 8, "image_size": size}
+    model, made = DiffusionModel(**options), []
+    originals = ut.sources.Images(np.arange(1), np.zeros((1, 3, size, size), np.float32), np.full(1, -1))
+    hook = model.reverse().model.register_forward_pre_hook(lambda *_: made.append(1))
+    ut.u_turn(originals, model.reverse().forward, model, 0.5)
+    hook.remove()
+    for of, calls in (({"type": "diffusion"} | options, len(made)), ({"type": "exact"}, 1)):
+        spec = json.dumps({"backward": {"of": of, "noise": 0.5}})
+        assert calls_of(xr.Dataset(attrs={"spec": spec})) == calls
+    assert len(made) == 7
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------------

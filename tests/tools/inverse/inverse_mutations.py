@@ -1,6 +1,6 @@
 """Errors put into measurements, their posteriors and the exam of samplers (`tests/mutations.py`)."""
 
-from mutation import Mutation
+from mutation import Assigned, Mutation
 
 MUTATIONS = (
     Mutation(
@@ -54,5 +54,11 @@ MUTATIONS = (
                 {"changes": {"p": {"ΠGDM": 3e-3}}, "failing": {"far"}},
             ),
         ),
+    ),
+    Mutation(
+        "the level of the relabellings is not shared with the tests of ranks",
+        "uturn.tools.inverse.posteriors:posterior_tests",
+        edit=Assigned("share", "1.0"),
+        tests=(("test_posterior_tests::test_what_is_visible_is_what_the_strictest_of_means_and_ranks_sees", {}),),
     ),
 )  # fmt: skip

@@ -191,6 +191,18 @@ def test_the_family_holds_means_and_ranks():
         np.testing.assert_allclose(adjusted, expected)
 
 
+def test_what_is_visible_is_what_the_strictest_of_means_and_ranks_sees():
+    """The family of one ranked reading has two tests, with another reading of two data three."""
+    rng = np.random.default_rng(6)
+    ranked = of_densities("log_prior", rng.standard_normal(80), rng.standard_normal((80, CLONES)))
+    alone = ut.posterior_tests(ranked, LEVEL).visible.values.ravel()
+    np.testing.assert_allclose(alone, ut.calibration(ranked, "log_prior", level=LEVEL / 2).visible)
+    likeness = rng.standard_normal((2, 1, 80, 1, CLONES)) + 3
+    both = ranked.merge(ut.readings({"distance": likeness[0], "clone_distance": likeness[1]}, [1.0]))
+    tests = ut.posterior_tests(both, LEVEL).visible.sel(reading="log_prior")
+    np.testing.assert_allclose(tests, ut.calibration(ranked, "log_prior", level=LEVEL / 3).visible)
+
+
 @pytest.mark.parametrize("times", [1.7, 5.0])
 def test_clones_that_are_deaf_are_said_to_be_so_many_noises_away(times):
     """Ten measured values with Gaussian noise; residuals of the clones are `times` as large as those of the original."""
