@@ -84,6 +84,7 @@ def test_strings_are_located_planned_and_studied(folder):
     assert len(damaged.sections) == 1 + len(stages)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_models")
 def test_levels_of_images_are_whole_steps():
     spec = {
@@ -147,7 +148,7 @@ def test_mistakes_are_one_line(arguments, message, folder):
 @pytest.fixture(scope="module")
 def alone():
     """What one search without a store finds, {width: numbers}."""
-    return {width: numbers(locate(experiment(), ROOT, width)) for width in (0.25, 0.12)}
+    return {width: numbers(locate(experiment(), ROOT, width)) for width in (0.4, 0.22)}
 
 
 def test_an_interrupted_search_gives_the_numbers_of_an_uninterrupted_one(alone, tmp_path, monkeypatch):
@@ -162,8 +163,8 @@ def test_an_interrupted_search_gives_the_numbers_of_an_uninterrupted_one(alone, 
     with monkeypatch.context() as patch:
         patch.setattr(search_runs, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            locate(experiment(), ROOT, 0.12, tmp_path)
-    assert numbers(locate(experiment(), ROOT, 0.12, tmp_path)) == alone[0.12]
+            locate(experiment(), ROOT, 0.22, tmp_path)
+    assert numbers(locate(experiment(), ROOT, 0.22, tmp_path)) == alone[0.22]
 
 
 @pytest.mark.parametrize("at", ["the first level", "an end"])
@@ -175,19 +176,19 @@ def test_two_processes_share_a_folder(at, alone, tmp_path, monkeypatch):
         calls.append(arguments)
         if len(calls) == (1 if at == "the first level" else 5):
             monkeypatch.setattr(search_runs, "run", run)
-            others.append(numbers(locate(experiment(), ROOT, 0.12, tmp_path)))
+            others.append(numbers(locate(experiment(), ROOT, 0.22, tmp_path)))
         return run(*arguments, **options)
 
     monkeypatch.setattr(search_runs, "run", overtaken)
-    assert [numbers(locate(experiment(), ROOT, 0.25, tmp_path)), *others] == [alone[0.25], alone[0.12]]
+    assert [numbers(locate(experiment(), ROOT, 0.4, tmp_path)), *others] == [alone[0.4], alone[0.22]]
 
 
 def test_another_width_measures_no_old_level_again(alone, tmp_path):
     """Each level has a store of its own."""
-    locate(experiment(), ROOT, 0.25, tmp_path)
-    found = locate(experiment(), ROOT, 0.12, tmp_path)
+    locate(experiment(), ROOT, 0.4, tmp_path)
+    found = locate(experiment(), ROOT, 0.22, tmp_path)
     assert {f"noise-{level:.6g}" for level in found.levels} <= set(found.runs)
-    assert numbers(found) == alone[0.12]
+    assert numbers(found) == alone[0.22]
 
 
 def test_several_grammars_are_the_independent_groups(tmp_path):
