@@ -24,6 +24,7 @@ from uturn.studies import difference, named_runs, study_of, tidy
 from uturn.studies.analysis import _check_originals
 from uturn.studies.axes import _OF_STUDIES, Axes, common_axis
 from uturn.studies.figure import draw_studies, draw_study
+from uturn.studies.moves import Moves
 from uturn.studies.readings import read_readings
 from uturn.studies.tables import remarks
 
@@ -756,6 +757,47 @@ def test_originals_that_are_alike_are_none_that_are_repeated():
     rng = np.random.default_rng(2)
     for _ in range(400):
         _check_originals(dataset({"kept": ((rng.random((5, 200)) < NOISE[::-1, None] ** 2).astype(float), kept)}))
+
+
+# --- inversions and turns -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("errors", "is_sure"), [(2.2, False), (3.5, True)])
+def test_an_inversion_is_sure_in_one_test_of_all_levels(errors, is_sure):
+    """The last level lies above the first at nine noises, and at the tenth some standard errors below."""
+    spread = student.ppf((np.arange(60) + 0.5) / 60, 50)
+    spread *= np.sqrt(60) / spread.std(ddof=1)  # the mean has the standard error 1
+    first, last = np.zeros((10, 60)), np.tile(spread + 1, (10, 1))
+    last[9] -= 1 + errors
+    values = xr.DataArray(np.stack([first, last], -1), dims=("noise", "item", "layer"))
+    run = ut.readings({"s": values}, np.linspace(0.1, 1, 10), start=9, chance=-9, bounds=(None, None), order={"s": "layer"})
+    remark = ut.study(run).series_remark.item()
+    assert remark == (
+        "" if is_sure else "not sure: at no noise is the last level below the first, in one test of all noise levels"
+    )
+
+
+def _moves(curve, seed, originals=40):
+    tosses = np.random.default_rng(seed).random((len(curve), originals)) < np.array(curve)[:, None]
+    values = xr.DataArray(tosses.astype(float), dims=("noise", "item"))
+    return Moves.of(replicates(values), np.linspace(0, 0.9, len(curve)), 0)
+
+
+def test_a_curve_that_turns_has_a_remark_that_says_where():
+    values = np.array([0.3, 0.31, 0.45, 0.6, 0.45, 0.32, 0.3])[:, None] * np.random.default_rng(0).lognormal(0, 0.2, (7, 40))
+    remark = ut.study(ut.readings({"r": values}, np.linspace(0, 0.9, 7))).remark.values[0]
+    assert re.search(r"the curve rises from 0\.3\d* at noise 0 to 0\.59\d* at noise 0\.45 and falls again to 0\.3\d* at", remark)
+    assert "the last level does not differ from the first, though others do: no half-life" in remark
+    assert "no change" not in remark
+    assert re.fullmatch(r"the curve falls from .* and rises again to .*", _moves([0.99, 0.6, 0.1, 0.1, 0.6, 0.9], 1).turn)
+
+
+def test_curves_that_only_fall_or_are_flat_do_not_turn():
+    """.01 of curves turn at most: 8 or more of 300 with probability .01. Of flat ones, .05 change: 12 or more of 100, .004."""
+    curves = [0.3] * 10, np.linspace(0.9, 0.2, 10), [0.9, 0.6, *[0.4] * 8]
+    moves = [[_moves(curve, seed) for seed in range(100)] for curve in curves]
+    assert sum(bool(of.turn) for some in moves for of in some) < 8
+    assert sum(of.changes for of in moves[0]) < 12
 
 
 # --- the difference of two runs ---------------------------------------------------------------------------------------------

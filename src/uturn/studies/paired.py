@@ -36,8 +36,8 @@ def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Datas
 
     The Dataset has `curve` (reading, noise, estimate) and `half_life` (reading, axis, estimate), second minus first, with 95 %
     intervals over originals, or grammars if there are several. What is common to both runs does not widen them; if a curve falls
-    within one step of noise, the interval of the half-life holds the levels around. `half_lives` (reading, run, axis, estimate) of
-    both runs; `originals`, `remark` (reading). NaN if a number does not exist.
+    within one step of noise, the interval of the half-life holds the levels around. `half_lives` (reading, run, axis,
+    estimate) of both runs; `originals`, `remark` (reading). NaN if a number does not exist.
 
     Examples
     --------
