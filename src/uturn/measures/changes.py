@@ -294,8 +294,8 @@ def number_in_spread(parts: xr.DataArray) -> np.ndarray:
         deviation = total - total.sum("item") / variance.sum("item") * variance
     if "grammar" in parts.coords and len(np.unique(parts.grammar)) > 1:
         deviation = deviation.groupby("grammar").sum("item").rename(grammar="item")
-    rounding = (_ROUNDING * np.abs(total).sum("item")) ** 2
-    squares = np.square(deviation)
+    rounding = (_ROUNDING * abs(total).sum("item")) ** 2
+    squares = deviation**2
     return effective_number(squares.where(squares > rounding, 0).reset_coords(drop=True))
 
 
