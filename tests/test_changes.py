@@ -165,11 +165,43 @@ def test_where_one_original_decides_there_is_no_interval():
     x = np.zeros((24, 6, 8), bool)
     x[5] = draws(1, 6, 8)[0] < 0.5
     alone, both = changes.Covariances(Grid((8,))).add(x), np.stack([x, draws(24, 6, 8, seed=1) < 0.5])
-    found = [ut.susceptibility(x), *zip(*correlations_at(alone), strict=True), length_of(alone)]
+    found = [ut.susceptibility(x), *zip(*correlations_at(alone), strict=True)]
+    assert np.isnan(length_of(alone)).all()  # nothing shows that its sites are correlated in others, too
     assert all(np.isfinite(value) and np.isnan(low) and np.isnan(high) for value, low, high in found)
     assert float(ut.correlations(x).n_eff) == 1
     rest = ut.susceptibility(both[1])
     assert rest.low < rest.value < rest.high
+
+
+def test_where_one_event_an_original_gives_one_ratio_there_is_no_interval():
+    """Each U-turn changes at most one half of 20 sites: with one event of 3 U-turns an original has the ratio 10 exactly."""
+    events = np.zeros((40, 3), bool)
+    events[:30, 0] = True
+    half = np.arange(40)[:, None] % 2 == np.arange(20) // 10
+    x = events[..., None] & half[:, None]
+    assert ut.susceptibility(x).value == pytest.approx(10)
+    assert np.isnan(ut.susceptibility(x).low)
+    x[39, :2] = half[39], ~half[39]  # a single original with another ratio
+    assert np.isnan(ut.susceptibility(x).low)
+    x[30:39, 0] = half[30:39]
+    x[30:39, 1] = ~half[30:39]
+    value, low, high = ut.susceptibility(x)
+    assert low < value < high  # ten originals make the spread
+
+
+def test_independent_sites_have_no_correlation_length():
+    """At most .05 of runs name a length at any of 4 noise levels: 4 or more of 12 with probability .002; once nearly all."""
+    named = 0
+    for seed in range(12):
+        coins = np.random.default_rng(seed).random((4, 40, 4, 12)) < 0.3
+        changed = xr.DataArray(coins, dims=("noise", "item", "trajectory", "site"), coords={"noise": [0.2, 0.4, 0.6, 0.8]})
+        found = correlation_length(changed.astype(float))
+        named += bool(np.isfinite(found.low).any())
+    assert named < 4
+    run = ut.readings({"d": coins.mean(-1)}, [0.2, 0.4, 0.6, 0.8], start=0, changes={"site": coins.astype(float)})
+    found = ut.study(run)
+    assert np.isnan(found.xi).all()
+    assert "no distance are changes of two sites seen to be correlated at 4 levels" in found.changes_remark.item()
 
 
 def test_the_effective_number_is_that_of_equal_originals():
@@ -209,7 +241,7 @@ def test_intervals_contain_the_truth_where_rare_originals_decide():
     found = np.array([ut.susceptibility(rare_originals(seed)) for seed in range(200)])
     given = np.isfinite(found[:, 1])
     held = (found[:, 1] <= truth) & (truth <= found[:, 2])
-    assert given.sum() > 150  # with fewer than five deciding originals there is no interval
+    assert given.sum() > 120  # with fewer than five deciding originals there is no interval
     assert held[given].sum() >= 0.835 * given.sum()
 
 
@@ -272,11 +304,13 @@ def test_the_interval_of_the_peak_is_half_a_step_wider_than_its_levels():
     assert sharp.levels.tolist() == [False, False, True, False, False]
     np.testing.assert_allclose(sharp.place[1:], (0.25, 0.35))
     assert (sharp.inside, sharp.plateau, sharp.reaches) == (True, False, (False, False))
-    flat = peak_of(parts_of([1, 4, 4, 4, 1], scatter=0))
+    parts = parts_of([1, 4, 4, 4, 1], scatter=0)
+    parts[0] *= 1 + 0.1 * np.resize([-1, 1], 40)  # the same at all levels
+    flat = peak_of(parts)
     assert flat.levels.tolist() == [False, True, True, True, False]
     np.testing.assert_allclose(flat.place[1:], (0.15, 0.45))
     assert flat.plateau
-    assert flat.height.value == pytest.approx(4) == flat.cross_fitted
+    assert flat.height.value == pytest.approx(4, rel=0.01) == flat.cross_fitted
     end = peak_of(parts_of([3.99, 1, 4, 1, 1], seed=1))
     assert end.reaches == (True, False)
     assert end.place.low == 0.1

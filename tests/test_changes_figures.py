@@ -92,7 +92,7 @@ def shared_runs():
     return {
         **controls,
         **{f"exact-{label}": run.isel(noise=[-1]) for label, run in controls.items()},
-        "one-level": with_chi(one_level, [1.0, 2.1, 2.6, 2.0, 1.5, 1.3, 1.1, 1.0], Tree(8, 8)),
+        "one-level": with_chi(one_level, [1.02, 2.1, 2.6, 2.0, 1.5, 1.3, 1.1, 1.02], Tree(8, 8)),
         "images": xr.merge([pixels, features]),
     }
 

@@ -24,6 +24,7 @@ from uturn.studies import difference, named_runs, study_of, tidy
 from uturn.studies.analysis import _check_originals
 from uturn.studies.axes import _OF_STUDIES, Axes, common_axis
 from uturn.studies.figure import draw_studies, draw_study
+from uturn.studies.moves import Moves
 from uturn.studies.readings import read_readings
 from uturn.studies.tables import remarks
 
@@ -770,6 +771,47 @@ def test_originals_that_are_alike_are_none_that_are_repeated():
         _check_originals(dataset({"kept": ((rng.random((5, 200)) < NOISE[::-1, None] ** 2).astype(float), kept)}))
 
 
+# --- inversions and turns -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("errors", "is_sure"), [(2.2, False), (3.5, True)])
+def test_an_inversion_is_sure_in_one_test_of_all_levels(errors, is_sure):
+    """The last level lies above the first at nine noises, and at the tenth some standard errors below."""
+    spread = student.ppf((np.arange(60) + 0.5) / 60, 50)
+    spread *= np.sqrt(60) / spread.std(ddof=1)  # the mean has the standard error 1
+    first, last = np.zeros((10, 60)), np.tile(spread + 1, (10, 1))
+    last[9] -= 1 + errors
+    values = xr.DataArray(np.stack([first, last], -1), dims=("noise", "item", "layer"))
+    run = ut.readings({"s": values}, np.linspace(0.1, 1, 10), start=9, chance=-9, bounds=(None, None), order={"s": "layer"})
+    remark = ut.study(run).series_remark.item()
+    assert remark == (
+        "" if is_sure else "not sure: at no noise is the last level below the first, in one test of all noise levels"
+    )
+
+
+def _moves(curve, seed, originals=40):
+    tosses = np.random.default_rng(seed).random((len(curve), originals)) < np.array(curve)[:, None]
+    values = xr.DataArray(tosses.astype(float), dims=("noise", "item"))
+    return Moves.of(replicates(values), np.linspace(0, 0.9, len(curve)), 0)
+
+
+def test_a_curve_that_turns_has_a_remark_that_says_where():
+    values = np.array([0.3, 0.31, 0.45, 0.6, 0.45, 0.32, 0.3])[:, None] * np.random.default_rng(0).lognormal(0, 0.2, (7, 40))
+    remark = ut.study(ut.readings({"r": values}, np.linspace(0, 0.9, 7))).remark.values[0]
+    assert re.search(r"the curve rises from 0\.3\d* at noise 0 to 0\.59\d* at noise 0\.45 and falls again to 0\.3\d* at", remark)
+    assert "the last level does not differ from the first, though others do: no half-life" in remark
+    assert "no change" not in remark
+    assert re.fullmatch(r"the curve falls from .* and rises again to .*", _moves([0.99, 0.6, 0.1, 0.1, 0.6, 0.9], 1).turn)
+
+
+def test_curves_that_only_fall_or_are_flat_do_not_turn():
+    """.01 of curves turn at most: 8 or more of 300 with probability .01. Of flat ones, .05 change: 12 or more of 100, .004."""
+    curves = [0.3] * 10, np.linspace(0.9, 0.2, 10), [0.9, 0.6, *[0.4] * 8]
+    moves = [[_moves(curve, seed) for seed in range(100)] for curve in curves]
+    assert sum(bool(of.turn) for some in moves for of in some) < 8
+    assert sum(of.changes for of in moves[0]) < 12
+
+
 # --- the difference of two runs ---------------------------------------------------------------------------------------------
 
 
@@ -824,11 +866,34 @@ def test_the_difference_of_half_lives():
     np.testing.assert_allclose(found.half_life[0, :, 0], (places[1] - places[0])[:, 0])
     value, low, high = found.half_life.sel(axis="noise").values[0]
     assert value == pytest.approx(0.05, abs=0.005)
-    assert low >= 0.05 - 0.041  # the two levels around each place, and no more
-    assert high <= 0.05 + 0.041
+    assert 0.045 < low < high < 0.055  # what both curves have in common cancels
     assert float(found.half_life.sel(axis="log_snr", estimate="value")[0]) < 0
     back = difference({"late": runs["late"], "early": runs["early"]})
     np.testing.assert_allclose(back.half_life.values[0, 0], -found.half_life.values[0, 0][[0, 2, 1]], atol=1e-12)
+
+
+def _lost(spread, shift, seed, originals=60):
+    """Readings 0 and 1 of two runs at levels .1 apart: noises at which originals are lost have correlation .9 and a shift."""
+    rng = np.random.default_rng(seed)
+    x, centre, (own, other) = np.linspace(0.1, 1, 10), 0.4 + 0.1 * rng.random(), rng.standard_normal((2, originals))
+    lost_at = centre + spread * own, centre + shift + spread * (0.9 * own + np.sqrt(0.19) * other)
+    kept = [np.where(x[:, None] < noise, 1.0, 0.0) for noise in lost_at]
+    return {name: ut.readings({"kept": of}, x, start=1, chance=0) for name, of in zip("ab", kept, strict=True)}
+
+
+def test_a_shift_of_half_lives_that_is_smaller_than_a_step_is_seen():
+    """95 % intervals of 40 runs: five misses or more with probability .05, and 32 seen or more (`coverage_of_studies.py`)."""
+    ends = [difference(_lost(0.05, 0.07, seed)).half_life.sel(axis="noise").values[0] for seed in range(40)]
+    assert sum(low <= 0.07 <= high for _, low, high in ends) >= 36
+    assert sum(low > 0 for _, low, _ in ends) >= 32
+    run = _lost(0.05, 0, 0)["a"]
+    assert difference({"a": run, "again": run}).half_life.values.tolist() == [[[0, 0, 0]]]
+
+
+def test_half_lives_of_falls_within_a_step_differ_by_less_than_two_steps():
+    """All originals are lost between two levels: the readings do not say where, in either run."""
+    value, low, high = difference(_lost(0, 0, 0)).half_life.sel(axis="noise").values[0]
+    assert (value, low, high) == pytest.approx((0, -0.1, 0.1))
 
 
 def test_differences_of_shares_where_all_originals_agree_have_a_width():

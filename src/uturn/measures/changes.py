@@ -8,14 +8,17 @@ functions read that.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.special import stdtr
 
 from uturn.core.checks import expect, shown
+from uturn.measures.calibration import holm
 from uturn.measures.covariances import Covariances, Distance, Grid, Matrix, Tree, checked_changes
-from uturn.measures.statistics import Estimate, check_dims, replicates
+from uturn.measures.statistics import FEW, Estimate, Replicates, check_dims, replicates
 
 __all__ = ["Covariances", "Grid", "Matrix", "Tree", "correlations", "covariances_of", "effective_number", "susceptibility"]
 
@@ -36,7 +39,8 @@ def susceptibility(changed: Any, confidence: float = 0.95, name: str = "") -> Es
 
     The interval (Student's t, n_eff - 1 degrees of freedom, symmetric in log chi) is over items, or over grammars if there are
     several; with noise, a Dataset has `chi`, `low`, `high`, `n_eff`. NaN if no change varies between trajectories; the ends are
-    NaN if n_eff < 5.
+    NaN if n_eff < 5, or if a single original makes the spread (`number_in_spread`). Where few originals make the spread, three
+    times their number gives the degrees of freedom.
 
     Examples
     --------
@@ -82,27 +86,64 @@ def correlations(
     """
     readings = covariances_of(changed, distance, branching=branching, shape=shape, name=name)
     covariance = readings["change_covariance"]
-    of, of_present = replicated(covariance, presence(readings, present))
-
-    def normalised(mean: np.ndarray) -> np.ndarray:
-        c = of_present(mean)
-        return c / c[..., :1]
-
-    variance = covariance.isel(distance=0, drop=True)
-    number, sure = effective_number(variance), np.abs(covariance) > _ROUNDING * variance
-    joint = covariance.where(sure, 0)
-    with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
-        below = normalised(of.mean) < -_FAR_BELOW * of.error(normalised)
-        contributing = np.where(below, effective_number(-joint), 2 * effective_number(joint))
-        contributing = np.minimum(contributing, number[:, None])
-        bounds = of.interval(normalised, confidence, contributing)
+    curve = _Curve.of(covariance, presence(readings, present))
+    bounds = curve.replicates.interval(curve.normalised, confidence, curve.contributing)
     dims = ("noise", "distance")
     axes = {key: coordinate for key, coordinate in covariance.coords.items() if set(coordinate.dims) <= set(dims)}
     curves = dict(zip(("correlation", "low", "high"), np.moveaxis(bounds, -1, 0), strict=True))
-    curves |= {"covariance": of_present(of.mean), "n_contributing": contributing}
-    found = xr.Dataset({**{key: (dims, values) for key, values in curves.items()}, "n_eff": ("noise", number)}, coords=axes)
+    curves |= {"covariance": curve.of_present(curve.replicates.mean), "n_contributing": curve.contributing}
+    found = xr.Dataset({**{key: (dims, values) for key, values in curves.items()}, "n_eff": ("noise", curve.number)}, coords=axes)
     found = found.assign({"pairs": readings.pairs} if "pairs" in readings else {})
     return found.isel(noise=0, drop=True) if _has_no_noise(readings) else found
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """C(r)/C(0) at all noise levels as a function of mean readings, with their replicates."""
+
+    replicates: Replicates
+    of_present: Callable[[np.ndarray], np.ndarray]
+    number: np.ndarray
+    """Number of originals that decide C(0), n_eff (noise,)."""
+    contributing: np.ndarray
+    """Number of originals that decide C(r), n_eff(r) (noise, distance)."""
+
+    def normalised(self, mean: np.ndarray) -> np.ndarray:
+        c = self.of_present(mean)
+        with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
+            return c / c[..., :1]
+
+    @classmethod
+    def of(cls, covariance: xr.DataArray, present: xr.DataArray | None) -> _Curve:
+        variance = covariance.isel(distance=0, drop=True)
+        number = effective_number(variance)
+        joint = covariance.where(np.abs(covariance) > _ROUNDING * variance, 0)
+        curve = cls(*replicated(covariance, present), number, 2 * effective_number(joint))
+        with np.errstate(invalid="ignore"):  # NaN where nothing changed
+            error = curve.replicates.error(curve.normalised)
+            below = curve.normalised(curve.replicates.mean) < -_FAR_BELOW * error
+        contributing = np.where(below, effective_number(-joint), curve.contributing)
+        return replace(curve, contributing=np.minimum(contributing, number[:, None]))
+
+
+def correlated(covariance: xr.DataArray, present: xr.DataArray | None = None, false_alarms: float = 0.05) -> np.ndarray:
+    """Whether the changes of sites at some distance are correlated, bool (noise,); True where this cannot be tested.
+
+    C(r) > 0 is tested at each noise and each r > 0, one-sided by Student's t with n_eff(r) - 1 degrees of freedom, as far as
+    n_eff(r) is 5 or more. A noise has the smallest p-value of its distances, times their number, and the noise levels are tested
+    by the method of Holm (1979): with probability 1 - `false_alarms` or more, none is named at which all sites change
+    independently. A single original (or grammar) cannot be tested. `covariance`, `present`: as in `correlation_length`.
+    """
+    curve = _Curve.of(covariance, present)
+    if curve.replicates.groups == 1:
+        return np.ones(covariance.sizes["noise"], bool)
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed, or nothing varies
+        t = (curve.normalised(curve.replicates.mean) / curve.replicates.error(curve.normalised))[:, 1:]
+    decide = np.minimum(curve.contributing, curve.replicates.groups)[:, 1:]
+    tested = np.isfinite(t) & (decide >= FEW)
+    p = np.where(tested, stdtr(np.maximum(decide - 1, 1), -np.where(tested, t, 0)), 1.0)
+    smallest = np.minimum(p.min(axis=1, initial=1) * np.maximum(tested.sum(axis=1), 1), 1)
+    return holm(smallest) <= false_alarms
 
 
 def covariances_of(
@@ -241,6 +282,23 @@ def effective_number(variance: xr.DataArray) -> np.ndarray:
     return np.divide(values.sum(axis=1) ** 2, squares, out=np.zeros(squares.shape), where=squares > 0)
 
 
+def number_in_spread(parts: xr.DataArray) -> np.ndarray:
+    """Number of originals (or grammars) that make the spread of chi, 0 if there is none: array (noise,); `parts`: `chi_parts`.
+
+    With the sums T and V of an original, of covariances and of variances, and its deviation e = T - chi V, it is
+    `(sum e^2)^2 / sum e^4`. Where sites change rarely, nearly all originals have one event and the same ratio T / V; the error of
+    chi rests on the few others, although many originals have a variance.
+    """
+    total, variance = parts.isel(part=0, drop=True), parts.isel(part=1, drop=True)
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
+        deviation = total - total.sum("item") / variance.sum("item") * variance
+    if "grammar" in parts.coords and len(np.unique(parts.grammar)) > 1:
+        deviation = deviation.groupby("grammar").sum("item").rename(grammar="item")
+    rounding = (_ROUNDING * abs(total).sum("item")) ** 2
+    squares = deviation**2
+    return effective_number(squares.where(squares > rounding, 0).reset_coords(drop=True))
+
+
 def chi_parts(ds: xr.Dataset, name: str = "") -> xr.DataArray:
     """Two readings (dim `part`) whose means over items have the ratio chi: sum of covariances per site, and mean variance."""
     return _parts(_of_run(ds, name))
@@ -255,7 +313,7 @@ def chi_of(parts: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
     of = replicates(parts)
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
         chi = of.mean[:, 0] / of.mean[:, 1]
-    half = of.half_width(log_chi, confidence, effective_number(parts.isel(part=1)))
+    half = of.half_width(log_chi, confidence, effective_number(parts.isel(part=1)), number_in_spread(parts))
     return np.stack([chi, chi * np.exp(-half), chi * np.exp(half)], axis=-1)
 
 

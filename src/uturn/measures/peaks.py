@@ -94,16 +94,30 @@ def about_peak(peak: Peak, noise: np.ndarray, most: float = 1.0) -> Iterator[str
         )
 
 
-def about_few(number: np.ndarray, contributing: np.ndarray, noise: np.ndarray) -> Iterator[str]:
-    """Remarks on noise levels and distances at which fewer than five originals decide chi (n_eff) and C(r) (n_eff(r))."""
+def about_few(number: np.ndarray, chi: np.ndarray, contributing: np.ndarray, noise: np.ndarray) -> Iterator[str]:
+    """Remarks on noise levels and distances at which fewer than five originals decide chi (n_eff) and C(r) (n_eff(r)).
+
+    `chi` (noise, 3), with its interval, which does not exist either where a single original makes the spread.
+    """
     few = (number > 0) & (number < FEW)
     if few.any():
         rare = "rare ones that change much may be missing, so that it has no interval there"
         yield f"fewer than {FEW} originals decide the susceptibility at {among(noise[few])} (n_eff): {rare}"
+    one = (number >= FEW) & np.isfinite(chi[:, 0]) & np.isnan(chi[:, 1])
+    if one.any():
+        alike = "the others have one ratio of covariances to variances, so that it has no interval there"
+        yield f"at most one original makes the spread of the susceptibility at {among(noise[one])}: {alike}"
     far = contributing[number >= FEW, 1:] < FEW
     if far.any():
         where = f"at {far.sum()} of {far.size} pairs of noise and distance: C(r)/C(0) has no interval there"
         yield f"in fewer than {FEW} originals sites change together {where}"
+
+
+def about_independent(independent: np.ndarray, noise: np.ndarray) -> Iterator[str]:
+    """A remark on noise levels at which no correlation of two sites is seen, bool (noise,)."""
+    if independent.any():
+        where = among(noise[independent])
+        yield f"at no distance are changes of two sites seen to be correlated at {where}: no correlation length"
 
 
 def among(levels: np.ndarray) -> str:

@@ -10,7 +10,7 @@ import xarray as xr
 from scipy.optimize import minimize
 
 from uturn.core.checks import checked_numbers, expect
-from uturn.measures.changes import covariances_of, effective_number, presence, replicated
+from uturn.measures.changes import correlated, covariances_of, effective_number, presence, replicated
 from uturn.measures.statistics import Estimate, check_dims, replicates
 
 
@@ -26,7 +26,8 @@ def correlation_length(
     (noise, item, distance) of covariances. `exponent`: a >= 0 of the power law at the transition, such as
     `MeanField.decay_exponent`; by default it is fitted (0 .. 4) at each noise level, which makes ξ less certain. Returns a
     Dataset (noise): `length`, `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0. Degrees of freedom:
-    n_eff - 1; the ends are NaN if n_eff < 5.
+    n_eff - 1; the ends are NaN if n_eff < 5. All are NaN at a noise where no C(r) with r > 0 is above 0
+    (`uturn.measures.changes.correlated`): independent sites have no correlation length.
     """
     if isinstance(changed, xr.DataArray) and "trajectory" not in changed.dims:
         changed = changed.to_dataset(name="change_covariance")
@@ -42,6 +43,7 @@ def correlation_length(
     shapes /= np.linalg.norm(shapes, axis=-1, keepdims=True)
 
     of, of_present = replicated(covariance, presence(readings, present))
+    has_length = correlated(covariance, presence(readings, present))
 
     def rate(mean: np.ndarray) -> np.ndarray:
         """1/ξ of every noise level: the amplitude is linear, so the best shape has the largest projection."""
@@ -55,7 +57,8 @@ def correlation_length(
     value, low, high = of.interval(rate, confidence, effective_number(covariance.isel(distance=0))).T
     with np.errstate(divide="ignore"):
         lengths = {"length": 1 / value, "low": 1 / high, "high": 1 / np.where(np.isnan(low), np.nan, np.maximum(low, 0))}
-    return xr.Dataset({name: ("noise", values) for name, values in lengths.items()}, coords={"noise": covariance.noise})
+    data = {name: ("noise", np.where(has_length, values, np.nan)) for name, values in lengths.items()}
+    return xr.Dataset(data, coords={"noise": covariance.noise})
 
 
 def _peak(x: np.ndarray, y: np.ndarray, k: int) -> float:

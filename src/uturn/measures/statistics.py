@@ -26,6 +26,7 @@ _SMALLEST_STEP = 2.0**-10
 _TIE = 1e-12  # areas are sums of some hundred products of numbers in [0, 1]
 _ROUNDING = 1e-12  # of means of numbers in [0, 1]
 _MOST_TRIALS = 1e9  # the interval of half of so many tosses is .5 ± .00003
+_ONE = 1.5  # effective number of groups up to which one of them makes a spread
 _FLOAT32 = 1e-6  # rounding of readings in single precision
 
 
@@ -189,17 +190,26 @@ class Replicates(NamedTuple):
                 step /= 2
         return np.sqrt(_mean_where_finite(squares))
 
-    def half_width(self, statistic: Callable[[np.ndarray], Any], confidence: float = 0.95, number: Any = None) -> np.ndarray:
+    def half_width(
+        self, statistic: Callable[[np.ndarray], Any], confidence: float = 0.95, number: Any = None, in_spread: Any = None
+    ) -> np.ndarray:
         """Half the width of the confidence interval of a statistic: its standard error times the quantile of Student's t.
 
         `number`: how many groups decide the statistic (`uturn.measures.changes.effective_number`), an array that broadcasts with
-        it; at most `groups` count. Where fewer than `FEW` decide, the width is NaN.
+        it; at most `groups` count. Where fewer than `FEW` decide, the width is NaN. `in_spread`: how many groups make the
+        standard error (`uturn.measures.changes.number_in_spread`), a third of all groups if their deviations are normal. Where
+        three times this number is smaller than `number`, it gives the degrees of freedom, and where a single group makes the
+        error, the width is NaN.
         """
         upper = 0.5 + checked_share("confidence", confidence) / 2
         if number is None:
             return stdtrit(self.freedom, upper) * self.error(statistic)
         decide = np.minimum(number, self.groups)
-        return np.where(decide >= FEW, stdtrit(np.maximum(decide - 1, 1), upper), np.nan) * self.error(statistic)
+        freedom, exists = np.maximum(decide - 1, 1), decide >= FEW
+        if in_spread is not None:
+            freedom = np.minimum(freedom, np.maximum(3 * np.asarray(in_spread) - 1, 1))
+            exists = exists & (np.asarray(in_spread) > _ONE)
+        return np.where(exists, stdtrit(freedom, upper), np.nan) * self.error(statistic)
 
     def interval(self, statistic: Callable[[np.ndarray], Any], confidence: float = 0.95, number: Any = None) -> np.ndarray:
         """A statistic of the mean curve and the ends of its confidence interval: array (.., 3); `number` as in `half_width`."""

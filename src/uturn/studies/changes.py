@@ -6,8 +6,8 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.protocols import Variable
-from uturn.measures.changes import chi_of, chi_parts, correlations, effective_number, present_pairs
-from uturn.measures.peaks import about_few, about_peak, peak_of
+from uturn.measures.changes import chi_of, chi_parts, correlated, correlations, effective_number, present_pairs
+from uturn.measures.peaks import about_few, about_independent, about_peak, peak_of
 from uturn.measures.scaling import correlation_length
 from uturn.measures.statistics import complete_items, with_ends
 from uturn.studies.axes import Axes
@@ -73,11 +73,12 @@ def _of_probe(run: xr.Dataset, axes: Axes, left: int) -> xr.Dataset:
         near = np.flatnonzero((pairs.distance == 0) | (mean >= mean[1:2].max() / 2)) if mean.size > 1 else [0]
         covariance, present = covariance.isel(distance=near), pairs.isel(distance=near)
     curves = correlations(covariance.to_dataset(name="change_covariance"), present=present)
-    remarks += about_few(number, curves.n_contributing.values, run.noise.values)
+    remarks += about_few(number, chi_of(parts), curves.n_contributing.values, run.noise.values)
     lengths = np.full((run.sizes["noise"], 3), np.nan)
     if covariance.sizes["distance"] > 3:
         with np.errstate(invalid="ignore"):
             lengths = with_ends(correlation_length(covariance, present=present), "length")
+        remarks += about_independent(~correlated(covariance, present) & (number > 0), run.noise.values)
     else:
         remarks.append("too few distances for a correlation length")
     place, height = (located.place, located.height) if located.inside else np.full((2, 3), np.nan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas
 import xarray as xr
 
 from uturn.core.checks import expect
-from uturn.measures.statistics import ESTIMATE, WITHIN, levels_around, with_interval
+from uturn.measures.statistics import ESTIMATE, WITHIN, Replicates, crossing, levels_around, with_interval
 from uturn.studies.analysis import Level, by_noise, finished_run, levels_of, reaching
 from uturn.studies.axes import Axes, axis_words, check_unit
 from uturn.studies.charts import Chart, lines_of
@@ -22,6 +23,7 @@ from uturn.studies.tables import TextTable, evenly_chosen, names_in_panel, rows_
 
 _WITHIN = WITHIN[1:]
 _TEXTS = ("reading", "variable", "level", "words", "unit")  # coordinates of readings
+_ABRUPT = 0.8  # share of the way to independent data between two neighbouring levels
 _MOST_LEVELS, _MOST_NOISES = 8, 4  # levels of a variable in the table and in a panel; noise levels in the table
 
 
@@ -33,8 +35,9 @@ def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Datas
     "median" the difference of two medians, not the median of differences.
 
     The Dataset has `curve` (reading, noise, estimate) and `half_life` (reading, axis, estimate), second minus first, with 95 %
-    intervals over originals, or grammars if there are several; `half_lives` (reading, run, axis, estimate) of both runs;
-    `originals`, `remark` (reading). NaN if a number does not exist.
+    intervals over originals, or grammars if there are several. What is common to both runs does not widen them; if a curve falls
+    within one step of noise, the interval of the half-life holds the levels around. `half_lives` (reading, run, axis,
+    estimate) of both runs; `originals`, `remark` (reading). NaN if a number does not exist.
 
     Examples
     --------
@@ -105,27 +108,10 @@ def _difference(levels: list[Level], both: tuple[Axes, Axes], names: list[str]) 
         mean=np.stack([part.mean for part in parts], -1), deviations=np.stack([part.deviations for part in parts], -1)
     )
     index = [[axes.names.index(name) for name in names] for axes in both]
-    reached = [reaching(part.mean, level.chance, axes, 0.5) for part, level, axes in zip(parts, levels, both, strict=True)]
-
-    def on_axes(*places: Any) -> list[np.ndarray]:
-        return [axes.convert(np.ravel(place))[k] for axes, place, k in zip(both, places, index, strict=True)]
-
-    def lag(c: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore"):  # log-SNR is infinite without noise
-            first, second = on_axes(*(place(c[..., k]) for k, place in enumerate(reached)))
-            return (second - first)[:, 0]
-
     half_lives = np.stack([level.place[1, k] for level, k in zip(levels, index, strict=True)])
     half_life = np.full((len(names), 3), np.nan)
     if np.isfinite(half_lives[:, 0, 0]).all():
-        # Each half-life can lie anywhere between its two noise levels.
-        x = [axes.noise[np.isfinite(axes.noise)] for axes in both]
-        around = [levels_around(x[k], float(half_lives[k, 0, 0])) for k in (0, 1)]
-        first, second = (np.sort(ends, axis=1) for ends in on_axes(*around))
-        value, low, high = of.interval(lag).T
-        with np.errstate(invalid="ignore"):
-            low, high = np.minimum(low, second[:, 0] - first[:, 1]), np.maximum(high, second[:, 1] - first[:, 0])
-        half_life = np.stack([value, low, high], -1)
+        half_life = _of_half_lives(of, [_Fall.of(level, axes) for level, axes in zip(levels, both, strict=True)], index)
     is_share = all(level.instructions.is_share for level in levels)
     remarks = [(name, level.texts["remark"]) for name, level in zip(("first", "second"), levels, strict=True)]
     return {
@@ -136,6 +122,93 @@ def _difference(levels: list[Level], both: tuple[Axes, Axes], names: list[str]) 
         "remark": "; ".join(f"{name}: {remark}" for name, remark in remarks if remark),
         **{key: levels[0].texts[key] for key in _TEXTS},
     }
+
+
+@dataclass(frozen=True)
+class _Fall:
+    """How a reading of one run goes from its start to independent data; all functions are of curves (noise,) on `axes`."""
+
+    axes: Axes
+    mean: np.ndarray
+    chance: float
+    originals: int
+
+    @classmethod
+    def of(cls, level: Level, axes: Axes) -> _Fall:
+        return cls(axes, level.replicates.mean, level.chance, level.originals)
+
+    @property
+    def x(self) -> np.ndarray:
+        """The finite noise levels."""
+        return self.axes.noise[np.isfinite(self.axes.noise)]
+
+    def straight(self, curve: np.ndarray) -> float:
+        """The half-life of a curve that is straight between the levels."""
+        return reaching(self.mean, self.chance, self.axes, 0.5)(curve)
+
+    def curved(self, curve: np.ndarray) -> float:
+        """The half-life of a curve that falls like a logistic one: the log-odds of what is left are straight between levels."""
+        left = self.left(curve)
+        return crossing(self.x, np.log(left / (1 - left)), 0.0, first=True)
+
+    def left(self, curve: np.ndarray) -> np.ndarray:
+        """The share of the way to independent data that is left at each level, at least half an original away from 0 and 1."""
+        end = curve[-1] if np.isnan(self.chance) else self.chance
+        with np.errstate(invalid="ignore", divide="ignore"):  # NaN if nothing changes
+            left = (curve[: len(self.x)] - end) / (curve[0] - end)
+        least = 0.5 / self.originals
+        return np.clip(left, least, 1 - least)
+
+    def bracket(self) -> tuple[float, float]:
+        """The two levels around the half-life."""
+        return levels_around(self.x, self.straight(self.mean))
+
+    @property
+    def is_abrupt(self) -> bool:
+        """Whether nearly the whole way is gone between two levels, so that the readings say no more than these."""
+        above, below = np.interp(self.bracket(), self.x, self.mean[: len(self.x)])
+        way = self.mean[0] - (self.mean[-1] if np.isnan(self.chance) else self.chance)
+        return bool((above - below) / way > _ABRUPT)
+
+
+def _of_half_lives(of: Replicates, falls: list[_Fall], index: list[list[int]]) -> np.ndarray:
+    """The half-life of the second run minus that of the first, with its interval (axis, estimate).
+
+    Both curves are replicated together, so what they have in common cancels. Between the levels the curves are not known: the
+    interval holds those for straight and for logistic falls. If a fall takes place between two neighbouring levels, the readings
+    do not tell where, and the interval holds all differences of places between the levels around them.
+
+    `of`: both curves (noise, run). `index`: of the axes in common among those of each run.
+    """
+
+    def apart(first: Any, second: Any) -> np.ndarray:
+        """Second minus first of noises (n,) on the axes in common, (axis, n)."""
+        places = [fall.axes.convert(np.ravel(noise))[k] for fall, noise, k in zip(falls, (first, second), index, strict=True)]
+        with np.errstate(invalid="ignore"):  # log-SNR is infinite without noise
+            return places[1] - places[0]
+
+    def straight(curves: np.ndarray) -> np.ndarray:
+        return apart(falls[0].straight(curves[:, 0]), falls[1].straight(curves[:, 1]))[:, 0]
+
+    def curved(curves: np.ndarray) -> np.ndarray:
+        return apart(falls[0].curved(curves[:, 0]), falls[1].curved(curves[:, 1]))[:, 0]
+
+    value, low, high = of.interval(straight).T
+    _, low_if_curved, high_if_curved = of.interval(curved).T
+    low, high = np.fmin(low, low_if_curved), np.fmax(high, high_if_curved)
+    if any(fall.is_abrupt for fall in falls) and not _are_equal(of, falls[0]):
+        (first_low, first_high), (second_low, second_high) = (fall.bracket() for fall in falls)
+        farthest = np.sort(apart([first_high, first_low], [second_low, second_high]), axis=1)
+        low, high = np.fmin(low, farthest[:, 0]), np.fmax(high, farthest[:, 1])
+    return np.stack([value, low, high], -1)
+
+
+def _are_equal(of: Replicates, fall: _Fall) -> bool:
+    """Whether both runs have the same readings, which differ between originals at both levels around the half-life."""
+    around = np.isin(fall.x, fall.bracket())
+    spread = np.abs(of.deviations[:, : len(fall.x), 0]).max(axis=0, initial=0)[around]
+    same = np.array_equal(of.mean[:, 0], of.mean[:, 1]) and np.array_equal(of.deviations[..., 0], of.deviations[..., 1])
+    return same and bool((spread > 0).all())
 
 
 def _of_shares(levels: list[Level]) -> np.ndarray:
