@@ -9,13 +9,18 @@ import itertools
 import json
 import re
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import uturn as ut
 from command_line import uturn
-from uturn.paper.registry import load_figure
+from uturn import paper
+from uturn.paper import fig7
+from uturn.paper.registry import FIGURES, PAPER_FIGURES, load_figure
+from uturn.store.record import VERSION
 
 ROOT = Path(__file__).parents[1]
 OF_EXAMPLES = {"changed-runs"}  # tests/test_tools.py installs examples/tool and runs it
@@ -205,6 +210,75 @@ def test_the_page_has_a_row_for_every_claim(claims):
     rows = claims.MARKS.search(claims.PAGE.read_text())[0].splitlines()
     for claim in itertools.chain(*claims.CLAIMS.values()):
         assert sum(row.startswith(f"| {claim.words} | {claim.figure} |") for row in rows) == 1, claim
+
+
+CHEAP = ("fig6", "fig7", "fig10", "fig12", "fig13", "fig5")  # a second each, after their kernels are compiled
+
+
+@pytest.mark.parametrize("figure", [pytest.param(name, marks=() if name == "fig7" else pytest.mark.slow) for name in CHEAP])
+def test_rows_of_the_page_are_the_verdicts_of_today(claims, figure, tmp_path):
+    (result,) = paper.reproduce([figure], tmp_path, "smoke")
+    verdicts = [asdict(verdict) for verdict in result.verdicts]
+    page = claims.PAGE.read_text(encoding="utf-8")
+    rows = [claims.row(claim, verdicts) for claim in itertools.chain(*claims.CLAIMS.values()) if claim.figure == figure]
+    assert rows
+    for row in rows:
+        assert row in page, row
+
+
+def prose(page):
+    """The text of a page without its code, its links and the numbers of papers."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`]*`|\]\([^)]*\)|arXiv:[\d.]+", "", text)
+
+
+SHIFT = "Theory gives the curve of every level. Shift in ε, BP against mean field"
+DECIMALS = {".0014", "3.11", "0.6"}  # on the first pages: the verdict on `SHIFT`, the version of Python, and an example
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/index.md"])
+def test_decimal_numbers_of_the_first_pages_are_known(name):
+    """A number that is measured needs a verdict, and a test that compares both."""
+    numbers = set(re.findall(r"(?<![\w.])\d*\.\d+", prose(ROOT / name)))
+    assert ".0014" in numbers
+    assert numbers <= DECIMALS
+    assert 'requires-python = ">=3.11"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_the_shift_on_the_pages_is_that_of_its_verdict(claims):
+    """The verdict is in the table of the page of figures, whose rows are compared with `uturn reproduce`."""
+    (row,) = [line for line in claims.PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {SHIFT} |")]
+    (measured,) = re.findall(r"largest (0\.\d+)", row)
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    shifts = re.findall(r"place the loss of every level within (\.\d+)", "".join(texts))
+    assert len(shifts) == 3
+    assert {f"0{shift}" for shift in shifts} == {measured}
+    depths = re.findall(r"depth (\d+), exact\s+inference and\s+theory place the loss", "".join(texts))
+    assert {int(depth) for depth in depths} == {fig7.PARAMETERS["depth"]}
+
+
+def test_times_of_the_first_pages_are_those_of_the_figures():
+    """The figures of the paper take two to three minutes with the compilation of their kernels, fig7 a minute."""
+    seconds = sum(FIGURES[name].seconds for name in PAPER_FIGURES)
+    assert "This takes two to three minutes on two cores" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert 60 < seconds < 180
+    assert re.search(r"uturn reproduce fig7 .*: a minute$", (ROOT / "docs/index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert FIGURES["fig7"].seconds < 60
+
+
+def test_the_version_is_the_same_everywhere():
+    """Of the package, of its citation, of the last entry in the change log, and of stores there."""
+    assert re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == ut.__version__
+    _, latest, *earlier = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert latest.split()[0] == ut.__version__
+    assert sorted((entry.split()[0] for entry in (latest, *earlier)), key=version_numbers, reverse=True) == [
+        entry.split()[0] for entry in (latest, *earlier)
+    ]
+    assert re.findall(r"[Ss]tores have (?:format )?version (\d+)", latest) == [str(VERSION)]
+
+
+def version_numbers(text):
+    return tuple(int(number) for number in text.split("."))
 
 
 def run_python(page, change=lambda code: code):
