@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 import uturn as ut
-from command_line import uturn
+from command_line import SPEC, uturn
 from uturn import paper
+from uturn.cli.running import Terminated, exit_code
+from uturn.core.registry import PARTS
 from uturn.paper import fig7
 from uturn.paper.registry import FIGURES, PAPER_FIGURES, load_figure
 from uturn.store.record import VERSION
@@ -279,6 +281,38 @@ def test_the_version_is_the_same_everywhere():
 
 def version_numbers(text):
     return tuple(int(number) for number in text.split("."))
+
+
+@pytest.mark.parametrize("idea", ["source", "corruption", "backward", "probes"])
+def test_help_of_a_package_of_parts_lists_them(idea):
+    """`help(ut.sources)` and its like have a line for each type of a spec, with the class that is documented."""
+    package = getattr(ut, "sources" if idea == "source" else idea)
+    listed = dict(re.findall(r"^    (\w+) +(\w+) +\S", inspect.getdoc(package), re.MULTILINE))
+    homes = {name: path.partition(":") for name, path in PARTS[idea].items()}
+    assert listed == {name: kind for name, (module, _, kind) in homes.items() if not module.startswith("uturn.tools.")}
+    for kind in listed.values():
+        assert inspect.isclass(getattr(package, kind))
+    ((example, kind),) = re.findall(r"`help\(ut\.(\w+)\.(\w+)\)`", inspect.getdoc(package))
+    assert getattr(getattr(ut, example), kind).__doc__
+
+
+def test_a_finished_run_is_not_given_clones(tmp_path):
+    """As the page of samplers says."""
+    assert "A run without clones cannot be given them" in (ROOT / "docs/sampler.md").read_text(encoding="utf-8")
+    (tmp_path / "spec.toml").write_text(SPEC)
+    assert uturn("run", "spec.toml", "--store", "run", cwd=tmp_path).returncode == 0
+    (tmp_path / "spec.toml").write_text(f"clones = 2\n{SPEC}")
+    refused = uturn("run", "spec.toml", "--store", "run", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "choose another folder" in refused.stderr
+    assert uturn("run", "spec.toml", "--store", "other", cwd=tmp_path).returncode == 0
+
+
+def test_exit_codes_on_the_page_of_clusters():
+    page = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
+    table = page.split("| exit code of `uturn` |")[1].split("\n\n")[0]
+    codes = [int(code) for row in table.splitlines()[2:] for code in re.findall(r"\d+", row.split("|")[1])]
+    assert codes == [0, 1, 2, exit_code(KeyboardInterrupt()), exit_code(Terminated())]
 
 
 def run_python(page, change=lambda code: code):
