@@ -106,7 +106,7 @@ def test_every_command_and_option_is_on_the_page_of_options(generated):
             option for parameter in command.params for option in parameter.opts if option.startswith("-")
         }
     images = page.split("{ #uturn-images }")[1].split("\n## ")[0]
-    assert re.search(r"^\| `--out FOLDER` \| required \| Folder of", images, re.MULTILINE)
+    assert re.search(r"^\| `--out FOLDER` \| `results/images` \| Folder of", images, re.MULTILINE)
     assert re.search(r"^\| `--steps \w+` \| `100` \| Number of reverse steps", images, re.MULTILINE)
 
 

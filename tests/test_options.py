@@ -450,6 +450,20 @@ def test_a_text_has_no_derived_value():
     assert [derived(int, None), derived(float, 0.5), derived(typing.Literal["a", "b"], "a")] == [16, 0.25, "b"]
 
 
+@pytest.mark.parametrize("name", ["images", "text", "audit", "chains", "inverse", "atlas"])
+def test_without_options_a_command_names_the_folder_of_its_results(folder, name):
+    """In the first line that it prints; the runs are in this folder."""
+    arguments = ["atlas.toml"] if name == "atlas" else []
+    with recording() as calls:
+        done = CliRunner().invoke(app, [name, *arguments])
+    assert isinstance(done.exception, None | Ended), done.output
+    assert done.output.splitlines()[0] == f"results: results/{name}"
+    assert f"results/{name}" in json.dumps(calls)
+    given = CliRunner().invoke(app, [name, *arguments, "--out", "spec.toml"])  # a file
+    assert isinstance(given.exception, ValueError)
+    assert "results/" not in given.output
+
+
 def test_the_test_sees_an_option_that_is_dropped(folder, monkeypatch):
     whole = computed.__wrapped__("images", ("--out", "out", "--perceptual", "timm:one"))
     build = PresetOptions.from_dict.__func__
