@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PAGE = Path(__file__).parent / "figures.md"
 SECONDS = Path(__file__).parents[1] / "src" / "uturn" / "paper" / "seconds.json"
@@ -138,15 +138,19 @@ def table(results: Path) -> str:
     lines = [HEAD]
     for paper, claims in CLAIMS.items():
         lines.append(f"| **[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv:')})** | | | | |\n")
-        for claim in claims:
-            found = [verdict for verdict in verdicts[claim.figure] if verdict["quantity"].startswith(claim.quantity)]
-            if not found:
-                raise KeyError(f"{claim.figure}: no verdict on {claim.quantity!r}")
-            measured = re.search(claim.part, found[0]["measured"])
-            outcome = {True: "pass", False: "**FAIL**", None: "shown"}[found[0]["passed"]]
-            cells = [text(found[0]["expected"]), text(measured[0] if measured else found[0]["measured"])]
-            lines.append(f"| {claim.words} | {claim.figure} | {cells[0]} | {cells[1]} | {outcome} |\n")
+        lines += [row(claim, verdicts[claim.figure]) for claim in claims]
     return "".join(lines)
+
+
+def row(claim: Claim, verdicts: list[dict[str, Any]]) -> str:
+    """The row of a claim, from the verdicts of its figure; KeyError if none of them measures it."""
+    found = [verdict for verdict in verdicts if verdict["quantity"].startswith(claim.quantity)]
+    if not found:
+        raise KeyError(f"{claim.figure}: no verdict on {claim.quantity!r}")
+    measured = re.search(claim.part, found[0]["measured"])
+    outcome = {True: "pass", False: "**FAIL**", None: "shown"}[found[0]["passed"]]
+    cells = [text(found[0]["expected"]), text(measured[0] if measured else found[0]["measured"])]
+    return f"| {claim.words} | {claim.figure} | {cells[0]} | {cells[1]} | {outcome} |\n"
 
 
 def text(words: str) -> str:

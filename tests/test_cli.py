@@ -16,6 +16,7 @@ from command_line import SPEC, process, uturn
 from uturn import paper
 from uturn.cli import app
 from uturn.cli.printing import show
+from uturn.pages.laboratory import laboratory
 from uturn.paper import Result, Verdict
 
 PRESETS = ("images", "text")
@@ -36,6 +37,24 @@ def test_theory_prints_and_plots(tmp_path):
         assert number in done.stdout
     assert (tmp_path / "map.png").read_bytes()[:4] == b"\x89PNG"
     assert "always lost" in uturn("theory", "-v", 32, "-m", 20).stdout
+
+
+def test_explore_writes_the_laboratory_and_opens_it(tmp_path, monkeypatch):
+    visited = []
+    monkeypatch.setattr("webbrowser.open", lambda address: visited.append(address) or len(visited) < 2)
+    done = uturn("explore", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "next: open uturn-laboratory.html\n", "")
+    page = tmp_path / "uturn-laboratory.html"
+    assert page.read_text(encoding="utf-8") == laboratory()
+    assert not visited
+    assert uturn("explore", "--open", cwd=tmp_path).stderr == ""
+    assert visited == [page.as_uri()]
+    done = uturn("explore", "--open", "--out", "own page.html", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "uturn: no browser was found\n")
+    assert visited[1] == (tmp_path / "own page.html").as_uri()
+    done = uturn("explore", "--out", "page.txt", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "expected a file that ends in .html" in done.stderr
 
 
 def test_output_that_cannot_hold_a_character():

@@ -9,13 +9,20 @@ import itertools
 import json
 import re
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from command_line import uturn
-from uturn.paper.registry import load_figure
+import uturn as ut
+from command_line import SPEC, uturn
+from uturn import paper
+from uturn.cli.running import Terminated, exit_code
+from uturn.core.registry import PARTS
+from uturn.paper import fig7
+from uturn.paper.registry import FIGURES, PAPER_FIGURES, load_figure
+from uturn.store.record import VERSION
 
 ROOT = Path(__file__).parents[1]
 OF_EXAMPLES = {"changed-runs"}  # tests/test_tools.py installs examples/tool and runs it
@@ -99,7 +106,7 @@ def test_every_command_and_option_is_on_the_page_of_options(generated):
             option for parameter in command.params for option in parameter.opts if option.startswith("-")
         }
     images = page.split("{ #uturn-images }")[1].split("\n## ")[0]
-    assert re.search(r"^\| `--out FOLDER` \| required \| Folder of", images, re.MULTILINE)
+    assert re.search(r"^\| `--out FOLDER` \| `results/images` \| Folder of", images, re.MULTILINE)
     assert re.search(r"^\| `--steps \w+` \| `100` \| Number of reverse steps", images, re.MULTILINE)
 
 
@@ -205,6 +212,107 @@ def test_the_page_has_a_row_for_every_claim(claims):
     rows = claims.MARKS.search(claims.PAGE.read_text())[0].splitlines()
     for claim in itertools.chain(*claims.CLAIMS.values()):
         assert sum(row.startswith(f"| {claim.words} | {claim.figure} |") for row in rows) == 1, claim
+
+
+CHEAP = ("fig6", "fig7", "fig10", "fig12", "fig13", "fig5")  # a second each, after their kernels are compiled
+
+
+@pytest.mark.parametrize("figure", [pytest.param(name, marks=() if name == "fig7" else pytest.mark.slow) for name in CHEAP])
+def test_rows_of_the_page_are_the_verdicts_of_today(claims, figure, tmp_path):
+    (result,) = paper.reproduce([figure], tmp_path, "smoke")
+    verdicts = [asdict(verdict) for verdict in result.verdicts]
+    page = claims.PAGE.read_text(encoding="utf-8")
+    rows = [claims.row(claim, verdicts) for claim in itertools.chain(*claims.CLAIMS.values()) if claim.figure == figure]
+    assert rows
+    for row in rows:
+        assert row in page, row
+
+
+def prose(page):
+    """The text of a page without its code, its links and the numbers of papers."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`]*`|\]\([^)]*\)|arXiv:[\d.]+", "", text)
+
+
+SHIFT = "Theory gives the curve of every level. Shift in ε, BP against mean field"
+DECIMALS = {".0014", "3.11", "0.6"}  # on the first pages: the verdict on `SHIFT`, the version of Python, and an example
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/index.md"])
+def test_decimal_numbers_of_the_first_pages_are_known(name):
+    """A number that is measured needs a verdict, and a test that compares both."""
+    numbers = set(re.findall(r"(?<![\w.])\d*\.\d+", prose(ROOT / name)))
+    assert ".0014" in numbers
+    assert numbers <= DECIMALS
+    assert 'requires-python = ">=3.11"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_the_shift_on_the_pages_is_that_of_its_verdict(claims):
+    """The verdict is in the table of the page of figures, whose rows are compared with `uturn reproduce`."""
+    (row,) = [line for line in claims.PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {SHIFT} |")]
+    (measured,) = re.findall(r"largest (0\.\d+)", row)
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    shifts = re.findall(r"place the loss of every level within (\.\d+)", "".join(texts))
+    assert len(shifts) == 3
+    assert {f"0{shift}" for shift in shifts} == {measured}
+    depths = re.findall(r"depth (\d+), exact\s+inference and\s+theory place the loss", "".join(texts))
+    assert {int(depth) for depth in depths} == {fig7.PARAMETERS["depth"]}
+
+
+def test_times_of_the_first_pages_are_those_of_the_figures():
+    """The figures of the paper take two to three minutes with the compilation of their kernels, fig7 a minute."""
+    seconds = sum(FIGURES[name].seconds for name in PAPER_FIGURES)
+    assert "This takes two to three minutes on two cores" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert 60 < seconds < 180
+    assert re.search(r"uturn reproduce fig7 .*: a minute$", (ROOT / "docs/index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert FIGURES["fig7"].seconds < 60
+
+
+def test_the_version_is_the_same_everywhere():
+    """Of the package, of its citation, of the last entry in the change log, and of stores there."""
+    assert re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == ut.__version__
+    _, latest, *earlier = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert latest.split()[0] == ut.__version__
+    assert sorted((entry.split()[0] for entry in (latest, *earlier)), key=version_numbers, reverse=True) == [
+        entry.split()[0] for entry in (latest, *earlier)
+    ]
+    assert re.findall(r"[Ss]tores have (?:format )?version (\d+)", latest) == [str(VERSION)]
+
+
+def version_numbers(text):
+    return tuple(int(number) for number in text.split("."))
+
+
+@pytest.mark.parametrize("idea", ["source", "corruption", "backward", "probes"])
+def test_help_of_a_package_of_parts_lists_them(idea):
+    """`help(ut.sources)` and its like have a line for each type of a spec, with the class that is documented."""
+    package = getattr(ut, "sources" if idea == "source" else idea)
+    listed = dict(re.findall(r"^    (\w+) +(\w+) +\S", inspect.getdoc(package), re.MULTILINE))
+    homes = {name: path.partition(":") for name, path in PARTS[idea].items()}
+    assert listed == {name: kind for name, (module, _, kind) in homes.items() if not module.startswith("uturn.tools.")}
+    for kind in listed.values():
+        assert inspect.isclass(getattr(package, kind))
+    ((example, kind),) = re.findall(r"`help\(ut\.(\w+)\.(\w+)\)`", inspect.getdoc(package))
+    assert getattr(getattr(ut, example), kind).__doc__
+
+
+def test_a_finished_run_is_not_given_clones(tmp_path):
+    """As the page of samplers says."""
+    assert "A run without clones cannot be given them" in (ROOT / "docs/sampler.md").read_text(encoding="utf-8")
+    (tmp_path / "spec.toml").write_text(SPEC)
+    assert uturn("run", "spec.toml", "--store", "run", cwd=tmp_path).returncode == 0
+    (tmp_path / "spec.toml").write_text(f"clones = 2\n{SPEC}")
+    refused = uturn("run", "spec.toml", "--store", "run", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "choose another folder" in refused.stderr
+    assert uturn("run", "spec.toml", "--store", "other", cwd=tmp_path).returncode == 0
+
+
+def test_exit_codes_on_the_page_of_clusters():
+    page = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
+    table = page.split("| exit code of `uturn` |")[1].split("\n\n")[0]
+    codes = [int(code) for row in table.splitlines()[2:] for code in re.findall(r"\d+", row.split("|")[1])]
+    assert codes == [0, 1, 2, exit_code(KeyboardInterrupt()), exit_code(Terminated())]
 
 
 def run_python(page, change=lambda code: code):

@@ -1,6 +1,9 @@
 """Language models as backwards: one form for all kinds, exact draws with exact conditionals, batches that change nothing."""
 
+import re
+import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +14,10 @@ import uturn as ut
 from tiny_language import Table, TableDenoiser
 from uturn.backward.language import LanguageDenoiser, TokenWork, run_token_queue
 from uturn.core.files import clear_caches
-from uturn.core.protocols import Noisy
-from uturn.core.random import Streams, keys
+from uturn.core.protocols import Corruption, Noisy
+from uturn.core.random import Streams, keys, uniforms
 from uturn.corruption.unmasking import Decoder, unmask
+from uturn.engine.trial import check
 from uturn.networks import load_language_model
 from uturn.networks.texts.language import LanguageModel
 from uturn.networks.texts.tokenizers import Vocabulary, load_tokenizer
@@ -321,6 +325,79 @@ def test_models_that_do_not_fit(bert, texts, tmp_path):
     tiny_language.vocabulary(no_mask, [word.replace("[MASK]", "k") for word in tiny_language.WORDS])
     refused("no mask token.*--mask-id", no_mask, texts, backward={"split": "characters"})
     refused("corruption = UniformReplacement.*expected Masking", bert, texts, corruption={"type": "uniform", "noise": [0.5]})
+
+
+class EverySecond(Corruption):
+    """Masks every second token, from a random one on; it says what it does, and inherits nothing from `Masking`."""
+
+    kinds = ("tokens",)
+    process = "channel"
+    masks = True
+    unit = "half of the tokens at noise 1"
+    max_noise = 1.0
+
+    def corrupt(self, tokens, noise, vocab_size, keys):
+        begin = (uniforms(keys, 1) * 2).astype(int)
+        is_masked = (np.arange(tokens.shape[1]) % 2 == begin) & (noise > 0)
+        return Noisy(np.where(is_masked, -1, tokens), np.full(len(tokens), noise / 2), vocab_size)
+
+
+class Silent(EverySecond):
+    """The same without a word about masks."""
+
+    masks = False
+
+
+def test_a_corruption_of_ones_own_that_masks_is_undone(bert, texts):
+    own = {"type": f"{__name__}:EverySecond", "noise": [0.0, 1.0]}
+    ds = ut.run(experiment(bert, texts, corruption=own))
+    assert (ds.kept.sel(noise=0.0) == 1).all()
+    token, noisy, lengths = ds.token.values, ds.noisy_token.values, ds.length.values
+    masked = noisy[1] == -1
+    for item, length in enumerate(lengths):
+        for trajectory in range(2):
+            (places,) = np.nonzero(masked[item, trajectory])
+            assert places.tolist() in ([*range(0, length, 2)], [*range(1, length, 2)])
+    assert (token[1][~masked] == token[0][~masked]).all()
+    assert (token[1][masked] != token[0][masked]).any()
+    refused(
+        "corruption = .*Silent.*expected Masking.., or one of your own that `masks`, which the model",
+        bert,
+        texts,
+        corruption={**own, "type": f"{__name__}:Silent"},
+    )
+    refused(
+        "corruption = .*EverySecond.*expected UniformReplacement",
+        bert,
+        texts,
+        corruption=own,
+        backward={"corruption": "uniform", "steps": 4},
+    )
+
+
+def test_the_corruption_on_the_page_of_own_parts(bert, texts, tmp_path, monkeypatch):
+    """It masks one run, for a language model and for the exact posterior."""
+    page = (Path(__file__).parents[1] / "docs" / "own-parts.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(# spans.py\n.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "spans.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = {"type": "spans:Spans", "noise": [0.25, 0.5, 1.0]}
+    made = experiment(bert, texts, corruption=own, source={"windows": True, "length": 8}, items=2)
+    assert not [line for line in check(made) if line.startswith("warning")]
+    masked = ut.run(made).noisy_token.values == -1
+    assert masked.sum(-1).tolist() == [[[count] * 2] * 2 for count in (2, 4, 8)]
+    assert (np.diff(masked.astype(int), axis=-1) == 1).sum(-1).max() == 1  # it begins once
+    grammar = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3}
+    levels = {
+        "items": 64,
+        "source": grammar,
+        "corruption": own,
+        "backward": {"type": "exact"},
+        "probes": [{"type": "tree_levels"}],
+    }
+    kept = ut.run(ut.Experiment.from_dict(levels)).unchanged.sel(tree_level=0).mean("item")
+    assert (kept.values.ravel() > [0.75, 0.5, 0.25]).all()
+    sys.modules.pop("spans")
 
 
 def of_long_texts(change):

@@ -116,6 +116,17 @@ def test_parquet_is_read_as_csv_is(tmp_path):
         assert outputs[0] == outputs[1] != ""
 
 
+def test_parquet_without_its_library_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").touch()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    done = uturn("study", "a.parquet", cwd=tmp_path)
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "uturn: error: cannot read the table a.parquet: needs pyarrow; `pip install pyarrow`, or write it as a CSV file\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from uturn.core.lazy import lazy, names_of_tools
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 if TYPE_CHECKING:
     from uturn import backward, corruption, measures, networks, probes, sources, studies

@@ -1,4 +1,14 @@
-"""Backwards: models that draw reconstructions given noisy data."""
+"""Backwards: models that draw reconstructions given noisy data.
+
+In a spec, `type` names the class, and the other keys are its arguments, which `help(ut.backward.DiffusionModel)` lists:
+
+    exact      ExactPosterior    draws from the exact posterior, for strings and vectors
+    denoiser   StringDenoiser    the reverse process of a channel, with a denoiser of single leaves
+    score      StringDiffusion   reverse diffusion of strings with the exact score
+    diffusion  DiffusionModel    a diffusion model of images
+    language   LanguageDenoiser  a masked language model, or a discrete diffusion model
+    recorded   RecordedImages    reconstructions in image files
+"""
 
 from __future__ import annotations
 

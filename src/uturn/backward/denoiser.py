@@ -13,7 +13,7 @@ from uturn.core.files import cached_while_unchanged
 from uturn.core.inputs import File
 from uturn.core.protocols import Backward, Spec
 from uturn.core.random import Purpose, Streams
-from uturn.corruption import Masking, UniformReplacement
+from uturn.corruption import UniformReplacement
 from uturn.corruption.denoising import Denoiser, ExactDenoiser, Reverse, check_channel, denoise
 from uturn.corruption.unmasking import Decoder, unmask
 from uturn.networks.texts.options import DecoderOptions
@@ -108,12 +108,15 @@ class StringDenoiser(DecoderOptions, Spec, Backward):
 
 def reverse_process(decoder: Decoder, corruption: Any) -> Reverse:
     """The reverse process of a channel with a decoder; ValueError if the decoder is not for this channel."""
-    if isinstance(corruption, Masking):
+    if getattr(corruption, "masks", False):
         return partial(unmask, decoder=decoder)
     steps, euler = decoder.steps or 1, decoder.order == "euler"
     if isinstance(corruption, UniformReplacement) and decoder == Decoder("euler" if euler else "analytic", steps):
         return lambda denoiser, noisy, keys: corruption.reverse(denoiser, noisy, steps, keys, euler)
-    raise ValueError(f"corruption = {corruption!r}: expected Masking() for {decoder.description}; leave its options out")
+    raise ValueError(
+        f"corruption = {corruption!r}: expected Masking(), or one of your own that `masks`, for {decoder.description}; "
+        f"leave its options out"
+    )
 
 
 @cached_while_unchanged(files=lambda path: [path], maxsize=4)

@@ -124,8 +124,10 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
 
     def undone(self, corruption: Any, source: Any) -> Any:
         model = self.language()
-        undone = f"{model.channel!r}, which the model {self.model!r} undoes; take that, or say `corruption` for the model"
-        expect(corruption == model.channel, "corruption", corruption, undone)
+        own = ", or one of your own that `masks`" if model.channel.masks else ""
+        undone = f"{model.channel!r}{own}, which the model {self.model!r} undoes; take that, or say `corruption` for the model"
+        is_undone = corruption.masks if model.channel.masks else corruption == model.channel
+        expect(is_undone, "corruption", corruption, undone)
         if getattr(source, "has_fixed", False):
             is_masked = model.corruption != "uniform"  # replaced tokens are all drawn again
             expect(is_masked, "fixed tokens (keep_first, fixed): corruption", corruption, "Masking()")

@@ -37,7 +37,7 @@ def reproduce(
     list_only: Annotated[bool, typer.Option("--list", help="List all figures with times and claims; make none.")] = False,
     *,
     scale: Annotated[
-        Scale, typer.Option(help="smoke: small sizes, minutes on two cores; paper: the sizes of the paper.")
+        Scale, typer.Option(help="smoke: few grammars, strings and images, minutes on two cores; paper: many of each.")
     ] = Scale.smoke,
     out: Out = "results",
     machines: Machines,

@@ -41,6 +41,12 @@ def check_out(out: str, save_images: bool = False, kept: int = 0) -> None:
         check_folder(folder, save_images, kept)
 
 
+def begin(out: str, save_images: bool = False, kept: int = 0) -> None:
+    """Print the folder of the results; ValueError before anything is loaded if they cannot be written."""
+    check_out(out, save_images, kept)
+    console().print(f"results: {out}")
+
+
 def runs_into(out: str, experiments: Mapping[str, uturn.Experiment], running: Running) -> dict[str, Any] | None:
     """The datasets of experiments, {name of the store: experiment}, run into a folder of results; None while shares are left."""
     from uturn.store.outputs import output_folder

@@ -10,7 +10,7 @@ from uturn import pages, studies
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import OUTPUT, Out, Place, Running, option
 from uturn.cli.printing import console
-from uturn.cli.running import check_out, end, locate_into, originals_in, runs_into
+from uturn.cli.running import begin, end, locate_into, originals_in, runs_into
 from uturn.core.checks import expect
 from uturn.presets.images import ImageOptions
 from uturn.presets.texts import TextOptions
@@ -18,7 +18,7 @@ from uturn.presets.texts import TextOptions
 
 @command(STUDIES)
 def images(
-    out: Out,
+    out: Out = "results/images",
     save_images: Annotated[bool, option(OUTPUT, "Also write the stored reconstructions as PNG files.")] = False,
     *,
     place: Place,
@@ -51,7 +51,7 @@ def images(
     uturn images --until 0.05 --out results/located
     ```
     """
-    check_out(out, save_images, chosen.keep)
+    begin(out, save_images, chosen.keep)
     experiment = chosen.experiment(originals_in(out))
     if place.until is not None:
         expect(not save_images, "save_images", save_images, "no --until, whose runs are studied together")
@@ -60,7 +60,7 @@ def images(
 
 
 @command(STUDIES)
-def text(out: Out, *, place: Place, chosen: TextOptions, running: Running) -> None:
+def text(out: Out = "results/text", *, place: Place, chosen: TextOptions, running: Running) -> None:
     """Measure the share of tokens that U-turns of texts keep and how many tokens change together, for your masked language model.
 
     A share of the tokens of each text is masked (or replaced), and the model draws them again, one at a time. At each noise level
@@ -86,7 +86,7 @@ def text(out: Out, *, place: Place, chosen: TextOptions, running: Running) -> No
     uturn text --until 0.05 --reading "kept, span = 1" --out results/located
     ```
     """
-    check_out(out)
+    begin(out)
     if place.until is not None:
         return locate_into(out, chosen.experiment(), running, place, out)
     _study(out, chosen.experiment(), running, title="U-turns of texts", groups=("tokens",))

@@ -254,6 +254,9 @@ class Corruption(Part, Protocol):
     """Whether the evidence is the likelihood of the noisy datum. If so, the original and a posterior draw are exchangeable."""
     is_random: ClassVar[bool] = True
     """Whether the noisy datum is drawn at random. If not, all trajectories of an item have the same noisy datum."""
+    masks: ClassVar[bool] = False
+    """Whether each symbol of the noisy datum is that of the original or masked, -1, at places that do not depend on the symbols.
+    Masked language models and decoders of masked symbols undo every such corruption."""
 
     @abstractmethod
     def corrupt(self, *args: Any, **kwargs: Any) -> Any:

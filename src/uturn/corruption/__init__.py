@@ -5,6 +5,15 @@ a function of its true symbol, up to a constant at each leaf. `Gaussian`, `Maski
 evidence is the likelihood of the drawn noisy datum. `EpsilonBelief`, the simplified process of arXiv:2402.16991, is not
 Bayesian: it assigns a fixed belief to the true symbol. `Diffusion` is the forward process of a diffusion model; `Recorded` names
 the noise that another program has added.
+
+In a spec, `type` names the class, and the other keys are its arguments, which `help(ut.corruption.Masking)` lists:
+
+    diffusion  Diffusion           the forward process of a diffusion model
+    gaussian   Gaussian            Gaussian diffusion of one-hot leaves, or of vectors
+    masking    Masking             masks leaves or tokens
+    uniform    UniformReplacement  draws leaves or tokens again, uniformly
+    epsilon    EpsilonBelief       the simplified process of arXiv:2402.16991
+    recorded   Recorded            the noise of U-turns made elsewhere
 """
 
 from __future__ import annotations

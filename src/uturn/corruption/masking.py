@@ -29,6 +29,7 @@ class Masking(Channel):
     max_noise: ClassVar[float] = 1.0
     kinds: ClassVar[tuple[str, ...]] = ("strings", "tokens")
     is_reversible: ClassVar[bool] = True
+    masks: ClassVar[bool] = True
     misread: ClassVar[float] = -25.0
 
     def corrupt(self, leaves: Any, noise: Any, vocab_size: int, seed: Any = 0) -> Noisy:

@@ -1,4 +1,24 @@
-"""Probes: comparisons of originals with reconstructions, one reading for each level of the hierarchy."""
+"""Probes: comparisons of originals with reconstructions, one reading for each level of the hierarchy.
+
+In a spec, `type` names the class, and the other keys are its arguments, which `help(ut.probes.TreeLevels)` lists:
+
+    tree_levels      TreeLevels      unchanged nodes of each tree level
+    tree_nodes       TreeNodes       single nodes of the first trees, for a picture
+    parsed_levels    ParsedLevels    unchanged nodes, with reconstructions parsed from their leaves
+    messages         Messages        exact messages at the true symbols
+    network_layers   NetworkLayers   similarity in the layers of a network, and its classes
+    perceptual       Perceptual      perceptual distance of images
+    images           KeepImages      the reconstructed images
+    scales           Scales          similarity of vectors, scale by scale
+    changes          Changes         covariances of the changes of two sites
+    kept_tokens      KeptTokens      tokens of texts that are kept
+    tokens           KeepTokens      the tokens of reconstructions
+    text_layers      TextLayers      similarity of texts in the layers of a network
+    text_encoder     TextEncoder     similarity of texts in a sentence encoder
+    text_likelihood  TextLikelihood  likelihood of reconstructions under a second model
+    text_class       TextClass       the predicted class of texts
+    repetition       Repetition      entropy and repetition of tokens
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,19 @@
-"""Sources of originals: strings of a grammar, images, vectors of a solvable law, texts."""
+"""Sources of originals: strings of a grammar, images, vectors of a solvable law, texts.
+
+In a spec, `type` names the class, and the other keys are its arguments, which `help(ut.sources.RHMSource)` lists:
+
+    rhm               RHMSource              strings of random grammars
+    grammar           GrammarSource          strings of a grammar in a file
+    filtered_rhm      FilteredRHMSource      strings of random grammars without the structure above a level
+    hmm               HiddenMarkovSource     strings of hidden Markov models
+    fashion_mnist     FashionMNISTSource     the images of the package
+    images            ImageFolderSource      images in a folder
+    array             ArraySource            images in .npy files
+    generated         GeneratedSource        images that the model of the backward draws
+    gaussian_mixture  GaussianMixtureSource  vectors of a Gaussian mixture
+    gaussian_field    GaussianFieldSource    vectors of a Gaussian random field
+    tokens            TokenSource            texts, as tokens of the model of the backward
+"""
 
 from __future__ import annotations
 

@@ -467,6 +467,32 @@ def test_calls_of_the_network_are_counted(tmp_path):
     assert len(made) == 7
 
 
+def test_arviz_gets_every_chain_in_the_order_of_its_u_turns():
+    """`ut.to_arviz`: a chain is a trajectory of an item, a draw a number of U-turns beyond the burn-in."""
+    arviz = pytest.importorskip("arviz", reason="gives chains to arviz: arviz is not installed")
+    run = ut.run(
+        changed(
+            items=3,
+            corruption={"noise": [4, 2, 5, 1, 3, 6]},
+            backward={"energy": "symbol number=3", "beta": 1.0},
+            probes=[{"type": "chain", "has_energy": True}],
+        )
+    )
+    posterior = ut.to_arviz(run, burn_in=2)["posterior"]
+    assert posterior.energy.dims[:2] == ("chain", "draw")
+    assert (posterior.sizes["chain"], posterior.sizes["draw"]) == (3 * 2, 4)
+    assert posterior.draw.values.tolist() == [3, 4, 5, 6]
+    assert {"energy", "after"} == {*posterior.data_vars}
+    for item in range(3):
+        for trajectory in range(2):
+            chain = run.isel(item=item, trajectory=trajectory).sortby("noise").sel(noise=slice(3, None))
+            for name in ("energy", "after"):
+                np.testing.assert_array_equal(posterior[name][2 * item + trajectory], chain[name].transpose("noise", ...))
+    assert arviz.ess(ut.to_arviz(run), method="mean").energy > 0
+    with pytest.raises(ValueError, match=r"noise = \[1.0, 2.0, 5.0\]: expected all of 1, 2, .., 4 or more"):
+        ut.to_arviz(ut.run(changed(items=3)))
+
+
 # --- what is refused -----------------------------------------------------------------------------------------------------
 
 

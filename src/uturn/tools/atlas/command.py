@@ -10,14 +10,14 @@ import typer
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import AcceptChanges, Machines, Out
 from uturn.cli.printing import console
-from uturn.cli.running import end, resumable
+from uturn.cli.running import begin, end, resumable
 from uturn.core.checks import expect
 
 
 @command(STUDIES)
 def atlas(
     file: Annotated[Path, typer.Argument(metavar="ATLAS", help="TOML file with one table [[models]] for each row.")],
-    out: Out,
+    out: Out = "results/atlas",
     only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Run only this row. Can be given several times.")] = None,
     accept_changes: AcceptChanges = False,
     *,
@@ -46,6 +46,7 @@ def atlas(
     names = [row.name for row in rows]
     expect(set(only or names) <= set(names), "only", only, f"some of {', '.join(names)}")
     rows = [row for row in rows if row.name in (only or names)]
+    begin(out)
     with resumable(out):
         table = measure_atlas(
             rows,

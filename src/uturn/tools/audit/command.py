@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import Out, Running
-from uturn.cli.running import check_out
+from uturn.cli.running import begin
 from uturn.tools.audit.options import AuditOptions
 
 
 @command(STUDIES)
-def audit(out: Out, *, chosen: AuditOptions, running: Running) -> None:
+def audit(out: Out = "results/audit", *, chosen: AuditOptions, running: Running) -> None:
     """Ask a masked model whether its conditionals belong to one joint law, and measure what each decoder costs on it.
 
     Does the probability of two tokens depend on which is drawn first (nats a pair)? How many nats of a text's likelihood depend
@@ -29,5 +29,5 @@ def audit(out: Out, *, chosen: AuditOptions, running: Running) -> None:
     """
     from uturn.tools.audit.measure import audit_into
 
-    check_out(out)
+    begin(out)
     audit_into(out, chosen, running)

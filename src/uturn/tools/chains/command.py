@@ -10,7 +10,7 @@ import typer
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import Out, Running, option
 from uturn.cli.printing import console
-from uturn.cli.running import check_out, end, originals_in, runs_into
+from uturn.cli.running import begin, end, originals_in, runs_into
 
 CHAINS, DATA = "Chains", "Images and texts"  # panels of the help
 
@@ -19,7 +19,7 @@ CHAINS, DATA = "Chains", "Images and texts"  # panels of the help
 def chains(
     spec: Annotated[Path | None, typer.Argument(metavar="SPEC", help="TOML or JSON file of an experiment of U-turns.")] = None,
     *,
-    out: Out,
+    out: Out = "results/chains",
     noise: Annotated[str, option(CHAINS, "Noise levels of a U-turn, in the unit of its corruption.")] = "0.3,0.5,0.7",
     steps: Annotated[int, option(CHAINS, "Number of U-turns of a chain.", min=1)] = 32,
     number: Annotated[
@@ -61,7 +61,7 @@ def chains(
     from uturn.studies.tables import for_terminal
     from uturn.tools.chains.results import NOISY, RESULTS, base_experiment, repeated, table_of, write_chains
 
-    check_out(out)
+    begin(out)
     expect(beta is None or energy is not None, "beta", beta, "an energy with it")
     base = base_experiment(spec, images, text, originals_in(out))
     levels = parsed_levels(noise)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import Out, Running
-from uturn.cli.running import check_out, end, originals_in, runs_into
+from uturn.cli.running import begin, end, originals_in, runs_into
 from uturn.tools.inverse.options import InverseOptions
 
 
 @command(STUDIES)
-def inverse(out: Out, *, chosen: InverseOptions, running: Running) -> None:
+def inverse(out: Out = "results/inverse", *, chosen: InverseOptions, running: Running) -> None:
     """Test whether posterior samplers of an inverse problem draw from the posterior, without ground truth about it.
 
     Images are measured, y = A(x) + noise, at several strengths of the operator A. Each sampler draws several reconstructions of
@@ -42,7 +42,7 @@ def inverse(out: Out, *, chosen: InverseOptions, running: Running) -> None:
     from uturn.studies.tables import TextTable, for_terminal
     from uturn.tools.inverse.results import RESULTS, calls_of, check_folder, write_inverse
 
-    check_out(out)
+    begin(out)
     check_folder(out)
     runs = chosen.runs(originals_in(out))
     calls = calls_of(runs)
