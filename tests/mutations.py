@@ -308,9 +308,8 @@ MUTATIONS = (
     ),
     Mutation(
         "C(r) at all distances with the originals that decide the variance",
-        "uturn.measures.changes:correlations",
-        "contributing = np.minimum(contributing, number[:, None])",
-        "contributing = 0 * contributing + number[:, None]",
+        "uturn.measures.changes:_Curve.of",
+        edit=Replaced("np.minimum(contributing, number[:, None])", "0 * contributing + number[:, None]"),
         tests=(("test_changes::test_correlations_that_rest_on_few_common_changes_have_no_interval", {}),),
     ),
     Mutation(
@@ -720,6 +719,75 @@ MUTATIONS = (
         "uturn.studies.search:Search.wanted_at_largest",
         edit=Assigned("is_undecided", "False"),
         tests=(("test_locate::test_a_slow_fall_that_passes_the_height_near_its_end_has_a_place", {}),),
+    ),
+    # --- studies ---
+    Mutation(
+        "of two open goals the one that needs fewer originals counts",
+        "uturn.studies.choice:_choice",
+        edit=Replaced("np.max", "np.min"),
+        tests=(("test_choice::test_of_two_open_goals_the_one_that_needs_more_originals_counts", {}),),
+    ),
+    Mutation(
+        "of two open goals the one that needs fewer originals is named",
+        "uturn.studies.choice:_answer",
+        edit=Replaced("max(tests, key=lambda test: test.more)", "min(tests, key=lambda test: test.more)"),
+        tests=(("test_choice::test_of_two_open_goals_the_one_that_needs_more_originals_counts", {}),),
+    ),
+    Mutation(
+        "the difference of two shares is not paired",
+        "uturn.studies.paired:_of_shares",
+        edit=Assigned("correlation", "0.0"),
+        tests=(("test_study::test_differences_of_shares_are_paired", {}),),
+    ),
+    Mutation(
+        "an inversion is sure where the means have swapped order",
+        "uturn.studies.analysis:_inversions",
+        edit=Assigned("is_below", "difference(of.mean) < 0"),
+        tests=(("test_study::test_an_inversion_is_sure_where_an_interval_lies_below_0", {}),),
+    ),
+    Mutation(
+        "gaps that are equal in all originals have an interval of width 0",
+        "uturn.measures.calibration:calibration",
+        edit=Replaced("np.where(ends[1] - ends[0] > 1e-9 * size, ends, np.nan)", "ends"),
+        tests=(("test_calibration::test_gaps_that_are_equal_in_all_originals_have_no_interval", {}),),
+    ),
+    # --- recorded files, plans ---
+    Mutation(
+        "files are named as swapped at half the ratio",
+        "uturn.backward.recorded:_SWAPPED",
+        wrong=lambda right: right / 2,
+        tests=(("test_recorded::test_pairs_are_named_below_the_ratio_that_is_said", {"share": 0.36, "is_named": True}),),
+    ),
+    Mutation(
+        "a plan counts levels whose files have changed as done",
+        "uturn.store.resume:trajectories_done",
+        edit=Replaced("blocks.noise[task.noise_index] in stale", "False"),
+        tests=(("test_recorded::test_a_plan_holds_the_levels_whose_files_have_changed", {}),),
+    ),
+    # --- exact inference, decoders, clones ---
+    Mutation(
+        "draws in logarithms without the class prior",
+        "uturn.exact.inference.torch_backend:_Tree.draw",
+        edit=Assigned("root", "self.up[rhm.depth][:, 0].numpy()"),
+        tests=(("test_own_grammars::test_draws_in_logarithms_are_those_of_products", {}),),
+    ),
+    Mutation(
+        "the denoiser is told the share of masked tokens, not the noise of the data",
+        "uturn.corruption.unmasking:Decoder.told",
+        edit=Replaced("np.where(step == 0, noise, share)", "share"),
+        tests=(("test_unmasking::test_the_denoiser_is_told_the_noise_of_the_data_first", {"causal": False, "first": 0.9}),),
+    ),
+    Mutation(
+        "expected evaluations do not count the tokens that return",
+        "uturn.corruption.in_time:evaluations",
+        edit=Assigned("returning", "0"),
+        tests=(("test_in_time::test_planned_evaluations_count_the_tokens_that_return", {}),),
+    ),
+    Mutation(
+        "clones that are both ungrammatical are equal",
+        "uturn.probes.tree:_share_of_equal_nodes",
+        edit=Replaced("(a == b) & (a >= 0)", "a == b"),
+        tests=(("test_u_turn::test_an_unparsed_node_equals_nothing", {}),),
     ),
     # --- pages ---
     Mutation(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy.optimize import brentq
+from scipy.special import stdtrit
 
 import uturn as ut
 from uturn.core.random import keys, uniforms
@@ -13,6 +14,7 @@ from uturn.measures import changes
 from uturn.measures.covariances import Covariances, Grid, Matrix, Tree
 from uturn.measures.peaks import peak_of
 from uturn.measures.scaling import correlation_length
+from uturn.measures.statistics import replicates
 
 
 def draws(items, trajectories, sites, seed=0):
@@ -218,6 +220,9 @@ def test_intervals_have_the_degrees_of_freedom_of_the_originals_that_decide():
     all_items, six = ut.susceptibility(x), ut.susceptibility(x[:6])
     assert all_items.value == pytest.approx(six.value)
     assert np.log(all_items.high / all_items.low) == pytest.approx(np.log(six.high / six.low), rel=0.15)
+    of = replicates(xr.DataArray(np.random.default_rng(0).random((1, 40)), dims=("noise", "item"), coords={"noise": [0.5]}))
+    wanted = stdtrit(5, 0.975) * of.error(lambda mean: mean)
+    np.testing.assert_allclose(of.half_width(lambda mean: mean, number=6), wanted)
     ends = np.log([all_items.value / all_items.low, all_items.high / all_items.value])
     assert ends[0] == pytest.approx(ends[1])  # symmetric in log chi
     curve = ut.correlations(x, confidence=0.9)

@@ -28,6 +28,7 @@ from command_line import SPEC
 from uturn.cli import app
 from uturn.core.protocols import Variable
 from uturn.presets.options import PresetOptions
+from uturn.studies.locate import Forecast
 from uturn.studies.tables import for_terminal as terminal
 
 COMMANDS = typer.main.get_command(app).commands
@@ -60,7 +61,6 @@ WITH = {  # further arguments of the command, with which an option can be given
     "cpus_per_worker": ON_CLUSTER,
     "gpus_per_worker": ON_CLUSTER,
     "share": LOCATED,
-    "any_shape": LOCATED,
     "reading": ["--until", "0.1", "--reading", "other"],
     "pairs": ["--set", "seed=1,2"],
     "beta": ["--energy", "class label=3"],
@@ -312,7 +312,7 @@ def recording():
         recorded("uturn.sweep", {"one": Described(PARTS)})
         recorded("uturn.engine.sweep.run_all", {"one": RUN})
         recorded("uturn.engine.trial.check", [])
-        recorded("uturn.studies.locate.forecast", ("", [Described(PARTS)] * 4))
+        recorded("uturn.studies.locate.forecast", Forecast("", {"at both ends": Described(PARTS)}))
         recorded("uturn.store.record.Store.open", ends=True)
         patch.setattr("uturn.engine.plan.plan", plan_of(recorder))
         # Results

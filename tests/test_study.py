@@ -356,7 +356,7 @@ def test_inversion_of_ordered_series():
 def test_an_inversion_is_sure_where_an_interval_lies_below_0():
     """Means of last minus first level: above 0, then .01 below it, with a spread of the originals that is large or small."""
     below = np.array([0.2, 0.2, 0.1, -0.01, -0.01])[:, None] + np.linspace(-1, 1, 21) * [[[1.0]], [[0.01]]]
-    unsure = "not sure: at no noise does the interval of last minus first level lie below 0"
+    unsure = "not sure: at no noise is the last level below the first, in one test of all noise levels"
     for last, remark in zip(0.5 + below, (unsure, ""), strict=True):
         values = np.stack([np.full_like(last, 0.5), last], -1)[:, :, None]
         reading = Variable((*DIMS, "layer"), "kept", start=1, order="layer")

@@ -87,7 +87,8 @@ def correlations(
     readings = covariances_of(changed, distance, branching=branching, shape=shape, name=name)
     covariance = readings["change_covariance"]
     curve = _Curve.of(covariance, presence(readings, present))
-    bounds = curve.replicates.interval(curve.normalised, confidence, curve.contributing)
+    with np.errstate(invalid="ignore"):  # NaN where nothing changed
+        bounds = curve.replicates.interval(curve.normalised, confidence, curve.contributing)
     dims = ("noise", "distance")
     axes = {key: coordinate for key, coordinate in covariance.coords.items() if set(coordinate.dims) <= set(dims)}
     curves = dict(zip(("correlation", "low", "high"), np.moveaxis(bounds, -1, 0), strict=True))

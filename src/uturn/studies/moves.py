@@ -40,8 +40,9 @@ class Moves:
             error = np.sqrt(np.mean((deviations[:, k] - deviations[:, j]) ** 2, axis=0))
             rounding = _ROUNDING * np.nanmax(np.abs(mean), initial=0)
             moved = np.isfinite(difference) & np.isfinite(error) & (np.abs(difference) > rounding)
-            t = np.abs(difference) / np.maximum(error, rounding)
-            of_pairs = np.maximum(2 * stdtr(replicates.freedom, -np.where(moved, t, 0)), 2.0 ** (1 - replicates.groups))
+            t = np.zeros(len(j))
+            t[moved] = np.abs(difference[moved]) / np.maximum(error[moved], rounding)
+            of_pairs = np.maximum(2 * stdtr(replicates.freedom, -t), 2.0 ** (1 - replicates.groups))
             p[j, k] = holm(np.where(moved, of_pairs, 1.0))
         return cls(noise[first:], mean, p)
 
