@@ -3,9 +3,11 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from scipy.optimize import brentq
 from scipy.special import expit
 from scipy.stats import binom, norm
@@ -82,6 +84,44 @@ def test_strings_are_located_planned_and_studied(folder):
     damaged = collect([folder / "damaged"])
     assert [problem["file"] for problem in damaged.problems] == [str(folder / "damaged" / "located.json")]
     assert len(damaged.sections) == 1 + len(stages)
+
+
+def stored(folder, level, reading):
+    dataset = xr.open_zarr(search_runs.store_of(folder, level))
+    return search_runs.readings_in(dataset, reading, dataset.sizes["item"])
+
+
+def left_at(folder, level, reading, largest=1.0):
+    """The share of the way that is left at a level: 1 without noise, and 0 at the largest noise if chance is unknown."""
+    if level == 0:
+        return 1.0
+    here, end = (stored(folder, noise, reading) for noise in (level, largest))
+    chance = end.mean().value if math.isnan(here.chance) else here.chance
+    return (here.mean().value - chance) / (here.start - chance)
+
+
+IMAGES = (
+    *("images", "--until", 0.5, "--model", "tiny_denoiser:network", "--classifier", "tiny_classifier:network"),
+    *("--no-compare-labels", "--steps", 8, "--levels", 8),
+)
+TEXTS = ("text", "--until", 0.6, "--reading", "kept, span = 1", "--windows", "--length", 12, "--levels", 4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unsaved_figures", "unchecked_models")
+@pytest.mark.parametrize(("command", "reading"), [(IMAGES, "same_class"), (TEXTS, "kept, span = 1")], ids=["images", "texts"])
+def test_images_and_texts_are_located_to_the_end(command, reading, tmp_path):
+    """The readings of the stores are above the height at the lower end, and below it at the upper end."""
+    done = uturn(*command, "--workers", 1, "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "located.json").read_text())
+    assert found["reading"] == reading
+    assert found["reached"]
+    assert found["width"] <= found["wanted"] + 1e-9
+    low, high = (left_at(tmp_path / "out", level, reading) for level in found["levels"])
+    assert low > 0.5 > high
+    assert f"{reading}, half of the way from its start to chance: noise" in done.stdout
+    assert [Path(problem["file"]).name for problem in collect([tmp_path / "out"]).problems] == ["study.png"]  # not drawn
 
 
 @pytest.mark.slow

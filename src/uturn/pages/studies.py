@@ -117,7 +117,8 @@ def located_place(numbers: Mapping[str, Any] | None) -> list[Headline]:
     reading, way = numbers["reading"], "half" if numbers["share"] == 0.5 else f"{numbers['share']:g}"
     label = "located half-life" if way == "half" else f"located {way} of the way"
     claim = f"By all runs of the search, {reading} has gone {way} of the way from its start to chance at this noise"
-    return [Headline(label, reading, np.array(list(numbers["axes"].values())), claim)]
+    places = np.array(list(numbers["axes"].values()), float)  # an infinite end, such as log-SNR without noise, is null in JSON
+    return [Headline(label, reading, places, claim)]
 
 
 def located_section(path: Path, read: Reader) -> dict[str, Any]:
