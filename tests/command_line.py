@@ -33,7 +33,8 @@ type = "tree_levels"
 
 def uturn(*arguments, cwd="."):
     """What a shell gets from the program in a folder: its exit code, and the text of both of its streams."""
-    out, error, on_sigterm = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
+    out, error = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with (
         pytest.MonkeyPatch.context() as patch,
         warnings.catch_warnings(),
@@ -44,6 +45,7 @@ def uturn(*arguments, cwd="."):
         patch.setattr(sys, "argv", ["uturn", *map(str, arguments)])
         # What `main` sets for its process.
         patch.setattr(sys, "path", [*sys.path])
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)
         patch.setattr(logging.getLogger("uturn"), "handlers", [])
         patch.setattr(logging.getLogger("uturn"), "level", logging.NOTSET)
         patch.setattr(warnings, "formatwarning", warnings.formatwarning)
@@ -55,7 +57,8 @@ def uturn(*arguments, cwd="."):
         except SystemExit as end:
             return subprocess.CompletedProcess(arguments, end.code, out.getvalue(), error.getvalue())
         finally:
-            signal.signal(signal.SIGTERM, on_sigterm)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def process(*arguments, **options):

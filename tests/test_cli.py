@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -16,6 +18,7 @@ from command_line import SPEC, process, uturn
 from uturn import paper
 from uturn.cli import app
 from uturn.cli.printing import show
+from uturn.cli.running import Stops, Terminated
 from uturn.pages.laboratory import laboratory
 from uturn.paper import Result, Verdict
 
@@ -222,6 +225,46 @@ program()
 """
         done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=100, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.fixture
+def stops(monkeypatch):
+    """The handler of signals of a command, in this process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield Stops()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_the_first_signal_ends_a_command_and_further_ones_are_ignored(stops, monkeypatch):
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    with pytest.raises(Terminated):
+        signal.raise_signal(signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.raise_signal(number)
+    stops.first -= 2 * stops.PATIENCE
+    signal.raise_signal(signal.SIGTERM)
+    assert left == []
+    signal.raise_signal(signal.SIGINT)
+    assert left == [130]
+    stops.end()
+    assert {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} == {signal.SIG_IGN}
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_that_python_drops_is_raised_again(stops, capsys, number, error):
+    class Deleted:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    with pytest.raises(error):  # noqa: PT012 - the exception comes a moment after the deletion
+        Deleted()
+        for _ in range(1000):
+            time.sleep(0.01)
+    assert capsys.readouterr().err == ""
 
 
 def test_completion_of_names_without_heavy_modules():

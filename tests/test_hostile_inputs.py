@@ -68,6 +68,8 @@ RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
         (lambda: MeanField(32, 8, 2).class_crossing(10**8), "depth = 100000000: expected at most 10000 levels; .*critical_noise"),
         (lambda: MeanField(32, 8, 2).curves(np.zeros(10**6), 10**4), "would take 596 GB, but this machine"),
         (lambda: MeanField(10**400, 8, 2), "vocab_size = 1000.*300 digits"),
+        (lambda: MeanField(2**63, 2, 2), r"vocab_size = 9223372036854775808: expected at most 2\*\*50"),
+        (lambda: ut.rhm.zipf(2**63, 1.0), "9223372036854775808 rule probabilities would take"),
         (lambda: ut.RandomHierarchyModel(32, 8, 2, 60).sample(1), r"2\*\*60 leaves would take 2\*\*64 bytes"),
         (lambda: ut.RandomHierarchyModel(8, 2, 2, 3).sample(10**12), "draw fewer"),
         (lambda: ut.RandomHierarchyModel(10**6, 10**5, 2, 10), "the rules would take"),
@@ -99,6 +101,10 @@ def spec(part=None, **options):
     return {**SPEC, part: {**SPEC[part], **options}} if part else {**SPEC, **options}
 
 
+def masked(**backward):
+    return {**strings("masking", [0.5], items=4), "backward": {"type": "denoiser", **backward}}
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -106,6 +112,16 @@ def spec(part=None, **options):
         (spec(items=10**12), r"items \* noise levels / chunk = 125000000000: expected at most .* lower one"),
         (spec("corruption", noise=[10**400]), r"noise = \[1000.*\.\.\.: expected a list of different numbers"),
         (spec("source", depth=60), "depth, branching = .*expected lower ones"),
+        (
+            spec("source", vocab_size=8, depth=24),
+            r"depth, branching = \(24, 2\): expected lower ones, as a string needs 2\*\*29 bytes",
+        ),
+        (spec(chunk=2**61 - 1), "chunk = 2305843009213693951: .* less than or equal to 16777216"),
+        *(
+            (masked(**{name: 2**63}), f"backward: {name} = 9223372036854775808: .* less than or equal to")
+            for name in ("steps", "block", "top_k")
+        ),
+        (masked(type="language", mask_id=2**63), "backward: mask_id = 9223372036854775808: .* less than or equal to"),
     ],
 )
 def test_specs_that_cannot_be(table, message):
@@ -113,6 +129,13 @@ def test_specs_that_cannot_be(table, message):
     with pytest.raises(ValueError, match=message) as caught:
         ut.Experiment.from_dict(table)
     assert "\n" not in str(caught.value)
+    assert time.process_time() - start < 3
+
+
+def test_the_largest_chunk_is_laid_out_at_once(tmp_path):
+    """A prime number has no divisor but itself that holds all items."""
+    start = time.process_time()
+    ut.run(ut.Experiment.from_dict(spec(chunk=2**24 - 3)), tmp_path / "run")
     assert time.process_time() - start < 3
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -448,6 +449,40 @@ def test_a_stopped_run_leaves_no_processes_behind(tmp_path, stop):
         assert run.returncode == 128 + stop
         assert told.strip().splitlines() == ["stopped; what is done is in run; run the same command again to resume"]
         assert not Store.open(tmp_path / "run").dataset().attrs["complete"]
+
+
+INTERRUPTIBLE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from uturn.cli import program; program()"
+)
+"""The program, which Ctrl-C stops although the processes of a test may ignore it."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.1, 0.3])
+@pytest.mark.parametrize(
+    "stops",
+    [(signal.SIGINT,) * 3, (signal.SIGTERM,) * 2, (signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)],
+    ids=lambda stops: "-".join(stop.name for stop in stops),
+)
+def test_further_signals_disturb_no_stop(tmp_path, stops, delay):
+    """They arrive while the run ends, or while Python shuts down."""
+    (tmp_path / "spec.json").write_text(json.dumps({key: value for key, value in LONG.items() if key != "grammars"}))
+    words = [sys.executable, "-c", INTERRUPTIBLE, "run", "spec.json", "--store", "run", "--workers", "1"]
+    run = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    records = tmp_path / "run" / "tasks" / "records" / "c"
+    deadline = time.monotonic() + 120
+    while not (records.exists() and any(records.rglob("*"))):
+        assert run.poll() is None, run.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for stop in stops:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, stop)
+        time.sleep(delay)
+    _, told = run.communicate(timeout=60)
+    assert run.returncode in {128 + stop for stop in stops}
+    assert told.strip().splitlines() == ["stopped; what is done is in run; run the same command again to resume"]
+    assert "damaged" not in set(Store.open(tmp_path / "run").states().values())
 
 
 # --- specs -------------------------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ class StringDenoiser(DecoderOptions, Spec, Backward):
     adds_trajectories: ClassVar[bool] = True
     type: Literal["denoiser"] = "denoiser"
     model: File = "exact"
-    steps: int = Field(default=64, ge=1)
+    steps: int = Field(default=64, ge=1, le=2**20)
 
     @model_validator(mode="after")
     def _fits(self) -> StringDenoiser:

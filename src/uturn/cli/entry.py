@@ -6,7 +6,6 @@ import atexit
 import io
 import logging
 import os
-import signal
 import sys
 import warnings
 from concurrent.futures import BrokenExecutor
@@ -16,7 +15,7 @@ from typing import Any
 import typer
 
 from uturn.cli.app import app
-from uturn.cli.running import exit_code, on_sigterm
+from uturn.cli.running import Stops, exit_code
 from uturn.core.checks import CHECKS, TasksFailed, described, origin, visible
 
 
@@ -24,7 +23,7 @@ def main() -> None:
     """Entry point: user mistakes end in one line on stderr and exit code 2, never in a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does; a pipe or terminal may not encode ε
-    signal.signal(signal.SIGTERM, on_sigterm)
+    stops = Stops()
     log = logging.StreamHandler()
     log.setFormatter(_Formatter("uturn: %(message)s"))
     logging.getLogger("uturn").addHandler(log)
@@ -34,6 +33,7 @@ def main() -> None:
     for library in ("DIFFUSERS", "HF_HUB"):  # silence their logs; errors are raised as exceptions
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     warnings.formatwarning = _warning
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")  # of zarr, where a signal stops it
     warnings.filterwarnings("ignore", message=".*decompression bomb")  # of Pillow; such images are refused by name
     try:
         code = app(standalone_mode=False, prog_name="uturn")
@@ -62,6 +62,8 @@ def main() -> None:
             text = usage().replace("Value error, ", "") + hint
         _say_error(" ".join((text or type(error).__name__).split()))
         sys.exit(2)
+    finally:
+        stops.end()
     sys.exit(code if isinstance(code, int) else 0)
 
 

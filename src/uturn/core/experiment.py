@@ -73,7 +73,7 @@ class Experiment(BaseModel):
     clones: int = Field(default=1, strict=True, ge=1)
     """Reconstructions of each noisy datum. With several, results have the dim `clone`, and `clone_<name>` compares each with the
     others."""
-    chunk: int = Field(default=16, strict=True, ge=1)
+    chunk: int = Field(default=16, strict=True, ge=1, le=2**24)
     """Items in a task, the unit of storage. A killed run loses its unfinished tasks."""
     source: Any
     """A part, or a table with its `type` and options, as `corruption`, `backward` and each of the `probes`. A type is a built-in

@@ -69,6 +69,8 @@ class Parse:
 
 def zipf(multiplicity: int, exponent: float) -> np.ndarray:
     """Rule probabilities (multiplicity,) proportional to k**-(1 + exponent), k = 1..multiplicity (arXiv:2505.07067)."""
+    multiplicity = checked_integer("multiplicity", multiplicity, 1)
+    check_memory(f"{multiplicity} rule probabilities", 8 * multiplicity, "lower multiplicity")
     weights = np.arange(1, multiplicity + 1, dtype=float) ** -(1.0 + exponent)
     return weights / weights.sum()
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy.optimize import brentq
 
-from uturn.core.checks import check_memory, check_tuples, checked_depth, checked_integer, checked_noise
+from uturn.core.checks import check_memory, check_tuples, checked_depth, checked_integer, checked_noise, expect
 
 Phase = Literal["transition", "always lost", "always recovered"]
 
@@ -50,6 +50,7 @@ class MeanField:
         for name, least in (("vocab_size", 2), ("multiplicity", 1), ("branching", 2), ("num_classes", 1)):
             object.__setattr__(self, name, checked_integer(name, getattr(self, name), least))
         check_tuples(self.vocab_size, self.branching, max(self.vocab_size, self._n), self.multiplicity)
+        expect(self.vocab_size <= 2**50, "vocab_size", self.vocab_size, "at most 2**50, the precision of float64")
 
     @property
     def _n(self) -> int:

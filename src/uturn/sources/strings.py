@@ -23,7 +23,8 @@ from uturn.exact.inference.evidence import Evidence, checked_evidence
 from uturn.exact.rhm import Draw, RandomHierarchyModel, zipf
 from uturn.measures.covariances import Tree
 
-_MOST_BYTES = 8 * 2**30  # largest bytes of the evidence of a string, and of the rules
+_MOST_EVIDENCE = 256 * 2**20  # bytes of the evidence of a string, of which a task holds many
+_MOST_BYTES = 8 * 2**30  # of the rules
 _CLONE_APART = np.uint64(2**32)  # for the ε-process, clone k of trajectory t is posterior draw number t + k 2**32
 
 
@@ -233,7 +234,7 @@ def _grammar_of(path: str) -> RandomHierarchyModel:
         expect(fits, "keys", table, f"rules, and perhaps {', '.join(known[1:])}")
         rhm = RandomHierarchyModel.from_rules(**table)
         size = 4 * rhm.vocab_size * rhm.num_leaves
-        expect(size <= _MOST_BYTES, "bytes of evidence of a string", f"2**{size.bit_length() - 1}", "fewer levels or symbols")
+        expect(size <= _MOST_EVIDENCE, "bytes of evidence of a string", f"2**{size.bit_length() - 1}", "fewer levels or symbols")
     except (OSError, ValueError) as error:
         raise ValueError(f"file = {path!r}: cannot be read ({one_line(error)})") from None
     return rhm
@@ -261,7 +262,7 @@ class RHMSource(StringSource):
         v, n, s, L = self.vocab_size, self.num_classes or self.vocab_size, self.branching, self.depth
         # Logarithms, because s**L and v**s can have any number of digits.
         evidence = 2 + math.log2(v) + L * math.log2(s)
-        fits = evidence <= math.log2(_MOST_BYTES)
+        fits = evidence <= math.log2(_MOST_EVIDENCE)
         expect(fits, "depth, branching", (L, s), f"lower ones, as a string needs 2**{evidence:.0f} bytes of evidence")
         m = self.multiplicities()
         fits = len(m) == L and min(m.values()) > 0

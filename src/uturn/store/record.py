@@ -571,6 +571,12 @@ def _readable(where: str) -> Iterator[None]:
         raise ValueError(f"{where} is not a readable store: {reason}; copy it again, or choose another folder") from None
 
 
+def _divisor(number: int, least: int) -> int:
+    """The smallest divisor of a number that is at least `least`."""
+    low = [k for k in range(1, math.isqrt(number) + 1) if number % k == 0]
+    return min(k for k in (*low, *(number // k for k in low)) if k >= least)
+
+
 def _laid_out(
     variables: Mapping[str, Variable],
     coordinates: Coordinates,
@@ -589,7 +595,7 @@ def _laid_out(
         dtype = str if array.dtype == object else array.dtype
         new(name, shape=array.shape, chunks=parts, dtype=dtype, dimension_names=dims, attributes=attrs)[...] = array
     # A task has chunks of its own, also after the run has grown: a number of items that divides `chunk` and holds all.
-    block = next(k for k in range(min(chunk, sizes["item"]), chunk + 1) if chunk % k == 0)
+    block = _divisor(chunk, min(chunk, sizes["item"]))
     for name, one in variables.items():
         shape = tuple(sizes[dim] for dim in one.dims)
         parts = chunks[name] if chunks else (1, block, *shape[2:])

@@ -22,9 +22,10 @@ class DecoderOptions(BaseModel):
     steps: int | None = Field(
         None,
         ge=1,
+        le=2**20,
         description="Calls of the model for each text, which draw equal numbers of tokens; by default one token a call.",
     )
-    block: int = Field(8, ge=1, description="Tokens in a block, for --order blocks.")
+    block: int = Field(8, ge=1, le=2**20, description="Tokens in a block, for --order blocks.")
     causal: bool = Field(
         False,
         description="With --order blocks: the model sees only the current block and what lies left of it (block diffusion). "
@@ -44,7 +45,7 @@ class DecoderOptions(BaseModel):
         allow_inf_nan=False,
         description="Temperature of the draws. Values other than 1 do not sample the posterior; results say so.",
     )
-    top_k: int | None = Field(None, ge=1, description="Draw only from the K most probable tokens.")
+    top_k: int | None = Field(None, ge=1, le=2**20, description="Draw only from the K most probable tokens.")
     top_p: float | None = Field(
         None, gt=0, le=1, description="Draw only from the most probable tokens whose total probability reaches this value."
     )
@@ -82,7 +83,7 @@ class LanguageOptions(DecoderOptions):
         examples=["bert", "albert"],
     )
     trust_remote_code: bool = Field(False, description="Run the model's or tokenizer's own code.")
-    mask_id: int | None = Field(None, ge=0, description="Id of the mask token, if the tokenizer has none.")
+    mask_id: int | None = Field(None, ge=0, le=2**31, description="Id of the mask token, if the tokenizer has none.")
     shift: bool | None = Field(
         None, description="The logits at a position predict the next position, as in Dream; by default read from the model."
     )
