@@ -34,12 +34,12 @@ type = "tree_levels"
 def uturn(*arguments, cwd="."):
     """What a shell gets from the program in a folder: its exit code, and the text of both of its streams."""
     out, error = io.StringIO(), io.StringIO()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with (
         pytest.MonkeyPatch.context() as patch,
         warnings.catch_warnings(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(error),
+        handlers_kept(),
     ):
         patch.chdir(cwd)
         patch.setattr(sys, "argv", ["uturn", *map(str, arguments)])
@@ -56,9 +56,17 @@ def uturn(*arguments, cwd="."):
             main()
         except SystemExit as end:
             return subprocess.CompletedProcess(arguments, end.code, out.getvalue(), error.getvalue())
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def handlers_kept():
+    """The handlers of Ctrl-C and SIGTERM are afterwards those of before."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def process(*arguments, **options):

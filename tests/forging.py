@@ -19,6 +19,32 @@ def forge(store, change, *, signed=True):
     (store / "zarr.json").write_bytes(_signed(root) if signed else json.dumps(root).encode())
 
 
+def leaves(node, path=()):
+    """The path to every value of a JSON document, with those in attributes that are JSON themselves."""
+    if path:
+        yield path
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in children:
+        yield from leaves(value, (*path, key))
+        if path == ("attributes",) and isinstance(value, str) and value[:1] in ("[", "{"):
+            yield from leaves(json.loads(value), (*path, key, "JSON"))
+
+
+def replaced(root, path, value):
+    """Put another value at a path of a JSON document, or remove what is there where the value is `...`."""
+    if "JSON" in path:
+        k = path.index("JSON")
+        inner = json.loads(root[path[0]][path[1]])
+        replaced(inner, path[k + 1 :], value)
+        path, value = path[:k], json.dumps(inner)
+    for key in path[:-1]:
+        root = root[key]
+    if value is ...:
+        del root[path[-1]]
+    else:
+        root[path[-1]] = value
+
+
 class Trap:
     """Makes a file when it is unpickled."""
 

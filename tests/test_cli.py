@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.testing import CliRunner
 
-from command_line import SPEC, process, uturn
+from command_line import SPEC, handlers_kept, process, uturn
 from uturn import paper
 from uturn.cli import app
 from uturn.cli.printing import show
@@ -230,12 +230,10 @@ program()
 @pytest.fixture
 def stops(monkeypatch):
     """The handler of signals of a command, in this process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield Stops()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    with handlers_kept():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield Stops()
 
 
 def test_the_first_signal_ends_a_command_and_further_ones_are_ignored(stops, monkeypatch):

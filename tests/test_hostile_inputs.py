@@ -3,6 +3,7 @@
 import ast
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -31,7 +32,8 @@ from rich.table import Table
 
 import uturn as ut
 from command_line import SPEC as TOML
-from forging import array, forge
+from command_line import handlers_kept
+from forging import array, forge, leaves, replaced
 from small import strings
 from tiny_texts import write_bert
 from uturn import paper
@@ -252,9 +254,10 @@ EVIL = "\x1b[2J\x9b31m\u202elive\u2066\udcff"
 
 def ended(capsys, *words):
     """Exit code of a command, and its last line on stderr; anything but `SystemExit` is a traceback."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, handlers_kept():
         patch.setattr(sys, "argv", ["uturn", *map(str, words)])
         patch.setattr(warnings, "formatwarning", warnings.formatwarning)
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)
         with pytest.raises(SystemExit) as end:
             main()
     said = capsys.readouterr()
@@ -917,6 +920,51 @@ def test_a_text_of_a_page_is_bounded(tmp_path):
     found = collect([tmp_path / "out"])
     assert [section["tokens"] for section in found.sections] == [None]
     assert "tokens of a text at all noise levels = 2097152: expected" in found.problems[0]["words"]
+
+
+STRANGE = (..., None, -1, 10**400, "x" * 5_000, [], {}, [[1]], math.nan, 2**40, "\x1b[2J")
+
+
+@pytest.mark.slow
+def test_forged_metadata_are_the_same_run_or_one_line(stored, tmp_path):
+    """Each value of `zarr.json`, and of the tables in its attributes, is replaced by each of the strange ones."""
+    store = shutil.copytree(stored, tmp_path / "run")
+    content, run, wrong = (store / "zarr.json").read_bytes(), open_run(stored).load().drop_attrs(), []
+    # The digest is in the attributes; names of dims name other data.
+    paths = [path for path in leaves(json.loads(content)) if path[1:] and "dimension_names" not in path and path[-1] != "JSON"]
+    assert len(paths) > 300
+    for path, value in itertools.product(paths, STRANGE):
+        (store / "zarr.json").write_bytes(content)
+        forge(store, lambda root, path=path, value=value: replaced(root, path, value))
+        try:
+            is_right = open_run(store).load().drop_attrs().equals(run)
+        except Exception as error:
+            is_right = isinstance(error, ValueError) and "\n" not in str(error) and len(str(error)) < 1500
+        if not is_right:
+            wrong.append((path, str(value)[:20]))
+    assert wrong == []
+
+
+def test_bytes_that_no_codec_has_written_are_one_line(stored, tmp_path):
+    """The checksum, without its codec, stands behind what zstd reads."""
+    store = shutil.copytree(stored, tmp_path / "run")
+    forge(store, lambda root: array(root, "unchanged")["codecs"].pop())
+    with pytest.raises(ValueError, match="a chunk cannot be decoded: Zstd") as caught:
+        open_run(store).load()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["-1", "[[1]]", "null", '"x"'])
+def test_a_spec_of_a_store_that_is_no_table_is_one_line(text, stored, tmp_path, capsys):
+    store = shutil.copytree(stored, tmp_path / "run")
+    for name in ("identity", "spec"):
+        content = (store / "zarr.json").read_bytes()
+        forge(store, lambda root, name=name: root["attributes"].update({name: text}))
+        for command in (("status", store), ("study", store), ("report", store, "--out", tmp_path / "page.html")):
+            code, error, _ = ended(capsys, *command)
+            assert code in (0, 2)
+            assert len(error) == 1
+        (store / "zarr.json").write_bytes(content)
 
 
 def test_a_study_follows_no_link_in_a_folder_of_results(stored, tmp_path, capsys):

@@ -23,7 +23,7 @@ from uturn.core import random
 from uturn.core.registry import filled
 from uturn.engine import measuring
 from uturn.store.record import VERSION, Store, Variable, _digest_of_labels, open_run
-from uturn.store.resume import attributes_of, layout_of
+from uturn.store.resume import attributes_of, layout_of, versions_used
 
 SPEC = strings("masking", [0.0, 0.4, 1.0], source={"grammars": 2}, seed=3, items=10, trajectories=2, chunk=4)
 
@@ -523,3 +523,12 @@ def test_specs_hold_what_differs_from_the_defaults():
     own = ut.Experiment.from_dict({"items": 2, **MASKED})
     assert own.to_dict()["probes"] == MASKED["probes"]
     assert filled(own.to_dict())["probes"] == MASKED["probes"]
+
+
+def test_a_store_says_which_version_wrote_it(tmp_path, monkeypatch):
+    """That of the code that runs, also where the package was installed from another one."""
+    monkeypatch.setattr("uturn.store.resume.version", lambda _: "0.1.0")
+    versions_used.cache_clear()
+    run = ut.run(experiment(), tmp_path / "run")
+    versions_used.cache_clear()
+    assert json.loads(run.attrs["versions"])["uturn"] == ut.__version__

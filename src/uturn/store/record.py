@@ -84,6 +84,8 @@ class _Bounded(ZstdCodec):
         except ValueError as error:
             if f"at least {size}," not in str(error):
                 raise
+        except RuntimeError as error:  # for bytes that zstd has not written
+            raise ValueError(f"a chunk cannot be decoded: {one_line(error)}") from None
         return super()._decode_sync(chunk_bytes, chunk_spec)
 
 
@@ -463,7 +465,8 @@ class Store(Blocks):
 
         for name in self.labels if look else ():
             self.coordinate(name)
-        with _readable(self.where):  # attributes that would change types or values are ignored
+        # Attributes that would change types or values are ignored.
+        with _readable(self.where), bounded_chunks():
             ds = xr.open_zarr(self.files, zarr_format=3, consolidated=True, chunks=None, decode_cf=False)
             ds = ds.set_coords(set(ds.data_vars).difference(self.variables))
             ds = ds if self._rows == list(range(len(self.levels))) else ds.isel(noise=self._rows)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+import uturn
 from uturn.core import random
 from uturn.core.checks import expect, shown
 from uturn.core.contracts import checked_blocks
@@ -203,8 +204,8 @@ def _check_originals(experiment: Any, opened: Store) -> None:
 @lru_cache(maxsize=1)
 def versions_used() -> dict[str, str]:
     """Versions of uturn and the libraries that results depend on."""
-    versions = {}
-    for name in ("uturn", "numpy", "numba", "torch", "diffusers", "zarr"):
+    versions = {"uturn": uturn.__version__}
+    for name in ("numpy", "numba", "torch", "diffusers", "zarr"):
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
     return versions
