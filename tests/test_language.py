@@ -361,7 +361,7 @@ def test_a_corruption_of_ones_own_that_masks_is_undone(bert, texts):
     assert (token[1][~masked] == token[0][~masked]).all()
     assert (token[1][masked] != token[0][masked]).any()
     refused(
-        "corruption = .*Silent.*expected Masking.., or one of your own that `masks`, which the model",
+        "corruption = .*Silent.*expected Masking.. or a corruption with masks = True, which the model",
         bert,
         texts,
         corruption={**own, "type": f"{__name__}:Silent"},

@@ -210,6 +210,6 @@ def test_exact_orders_are_calibrated_and_low_temperature_is_not(order):
 def test_decoders_are_for_masked_strings():
     with pytest.raises(
         ValueError,
-        match=r"corruption = UniformReplacement.*expected Masking\(\), or one of your own that `masks`, for .*temperature 0\.5",
+        match=r"corruption = UniformReplacement.*expected Masking\(\), or a corruption with masks = True, for .*temperature 0\.5",
     ):
         ut.run(ut.Experiment.from_dict(spec("uniform", temperature=0.5)))

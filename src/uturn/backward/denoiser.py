@@ -114,8 +114,8 @@ def reverse_process(decoder: Decoder, corruption: Any) -> Reverse:
     if isinstance(corruption, UniformReplacement) and decoder == Decoder("euler" if euler else "analytic", steps):
         return lambda denoiser, noisy, keys: corruption.reverse(denoiser, noisy, steps, keys, euler)
     raise ValueError(
-        f"corruption = {corruption!r}: expected Masking(), or one of your own that `masks`, for {decoder.description}; "
-        f"leave its options out"
+        f"corruption = {corruption!r}: expected Masking(), or a corruption with masks = True, for {decoder.description}; "
+        "leave its options out"
     )
 
 

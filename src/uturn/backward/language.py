@@ -124,7 +124,7 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
 
     def undone(self, corruption: Any, source: Any) -> Any:
         model = self.language()
-        own = ", or one of your own that `masks`" if model.channel.masks else ""
+        own = " or a corruption with masks = True" if model.channel.masks else ""
         undone = f"{model.channel!r}{own}, which the model {self.model!r} undoes; take that, or say `corruption` for the model"
         is_undone = corruption.masks if model.channel.masks else corruption == model.channel
         expect(is_undone, "corruption", corruption, undone)

@@ -93,7 +93,7 @@ class Place:
     until: float | None = _field(
         None,
         UNTIL,
-        "Measure until the interval of the half-life of --reading is narrower than this: a few originals on "
+        "Measure until the interval of the half-life of --reading is as narrow as this: a few originals on "
         "four levels, then originals at both ends of the interval. The command chooses the numbers of items and levels.",
         metavar="WIDTH",
     )

@@ -42,8 +42,9 @@ def correlation_length(
     shapes = r ** -exponents[:, None, None] * np.exp(-np.multiply.outer(rates, r - r[0]))  # (exponents, rates, distances)
     shapes /= np.linalg.norm(shapes, axis=-1, keepdims=True)
 
-    of, of_present = replicated(covariance, presence(readings, present))
-    has_length = correlated(covariance, presence(readings, present))
+    present_in = presence(readings, present)
+    of, of_present = replicated(covariance, present_in)
+    has_length = correlated(covariance, present_in)
 
     def rate(mean: np.ndarray) -> np.ndarray:
         """1/ξ of every noise level: the amplitude is linear, so the best shape has the largest projection."""

@@ -125,7 +125,7 @@ def located_section(path: Path, read: Reader) -> dict[str, Any]:
     """The section of a search, the first of its page."""
     numbers = json.loads(read.content(path))
     section = new_section("located", "located", "precision", f"Search of a place of {numbers['reading']}")
-    section["caption"] = f"The interval was to be narrower than {numbers['wanted']:g}."
+    section["caption"] = f"The interval was to be at most {numbers['wanted']:g} wide."
     section["covers"], section["files"] = "*.zarr", [path]  # the stores of its runs, which have studies
     section["words"] = numbers["remark"][:1].upper() + numbers["remark"][1:]
     for name, reading, place, claim in located_place(numbers):

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.protocols import Variable
-from uturn.measures.changes import chi_of, chi_parts, correlated, correlations, effective_number, present_pairs
+from uturn.measures.changes import chi_of, chi_parts, correlations, effective_number, present_pairs
 from uturn.measures.peaks import about_few, about_independent, about_peak, peak_of
 from uturn.measures.scaling import correlation_length
 from uturn.measures.statistics import complete_items, with_ends
@@ -62,7 +62,9 @@ def _of_probe(run: xr.Dataset, axes: Axes, left: int) -> xr.Dataset:
     x = axes.noise if axes.angle is None else axes.angle
     x = x[len(x) - run.sizes["noise"] :]
     parts = chi_parts(run)
-    number, located = effective_number(parts.isel(part=1)), peak_of(parts.assign_coords(noise=x))
+    chi = chi_of(parts)
+    number = effective_number(parts.isel(part=1))
+    located = peak_of(parts.assign_coords(noise=x))
     remarks = [f"{left} of {run.sizes['item'] + left} originals are left out: U-turns are missing"] if left else []
     remarks += about_peak(located, run.noise.values, axes.most)
     covariance, present = run["change_covariance"], None
@@ -73,17 +75,17 @@ def _of_probe(run: xr.Dataset, axes: Axes, left: int) -> xr.Dataset:
         near = np.flatnonzero((pairs.distance == 0) | (mean >= mean[1:2].max() / 2)) if mean.size > 1 else [0]
         covariance, present = covariance.isel(distance=near), pairs.isel(distance=near)
     curves = correlations(covariance.to_dataset(name="change_covariance"), present=present)
-    remarks += about_few(number, chi_of(parts), curves.n_contributing.values, run.noise.values)
+    remarks += about_few(number, chi, curves.n_contributing.values, run.noise.values)
     lengths = np.full((run.sizes["noise"], 3), np.nan)
     if covariance.sizes["distance"] > 3:
         with np.errstate(invalid="ignore"):
             lengths = with_ends(correlation_length(covariance, present=present), "length")
-        remarks += about_independent(~correlated(covariance, present) & (number > 0), run.noise.values)
+        remarks += about_independent(np.isnan(lengths[:, 0]) & (number > 0), run.noise.values)
     else:
         remarks.append("too few distances for a correlation length")
     place, height = (located.place, located.height) if located.inside else np.full((2, 3), np.nan)
     data = {
-        "chi": (("noise", "estimate"), chi_of(parts)),
+        "chi": (("noise", "estimate"), chi),
         "n_eff": ("noise", number),
         "xi": (("noise", "estimate"), lengths),
         "correlation": (("noise", "distance", "estimate"), with_ends(curves, "correlation")),

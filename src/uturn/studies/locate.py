@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,9 +188,10 @@ def locate(
 
         def say(step: Planned | Tested) -> None:
             words = step.words
-            seconds = runs.seconds_for(step.calls_left * levels.largest)
-            if isinstance(step, Planned) and math.isfinite(seconds):
-                words += f"; about {duration(seconds)} left"
+            if isinstance(step, Planned):
+                seconds = runs.seconds_for(step.calls_left * levels.largest)
+                if math.isfinite(seconds):
+                    words += f"; about {duration(seconds)} left"
             tell(words)
 
         most = _most_originals(experiment)
@@ -217,7 +218,8 @@ def locate(
     )
 
 
-def _folder(store: str | Path | None) -> Any:  # a context that gives a folder or a URL
+def _folder(store: str | Path | None) -> AbstractContextManager[str | Path]:
+    """A context that gives the folder or URL, by default a temporary folder."""
     if store is None:
         return tempfile.TemporaryDirectory(prefix="uturn-")
     return nullcontext(store)

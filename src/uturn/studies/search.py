@@ -302,7 +302,7 @@ class Tested:
     """Standard errors from the height."""
 
     wanted: tuple[float, float]
-    calls_left = 0.0
+    """Standard errors that are wanted at least, with the sign of the side."""
 
     @property
     def words(self) -> str:
@@ -446,7 +446,7 @@ class Search:
             chance = self.readings[self.top].mean()
         mean = readings.mean()
         way = readings.start - chance.value
-        count = np.isfinite(readings.values).sum()
+        count = readings.measured.sum()
         added = count / readings.independent
         left = ((mean.value - chance.value) / way * count + 0.5 * added) / (count + added)
         of_added = 0.5 * added**2 * ((1 - left) ** 2 + left**2)

@@ -49,14 +49,8 @@ class SearchRuns:
         name = f"noise-{level:.6g}"
         dataset = self.datasets.get(name)
         if dataset is None or dataset.sizes["item"] < originals:
-            store = store_of(self.folder, level)
-            stored = stored_originals(store)
-            begun = time.perf_counter()
-            dataset = self.run(store, level, originals)
+            dataset = self.run(level, originals)
             self.datasets[name] = dataset
-            if dataset.sizes["item"] > stored:
-                self.seconds += time.perf_counter() - begun
-                self.noise_turned += (dataset.sizes["item"] - stored) * level
         return readings_in(dataset, self.reading, originals)
 
     def seconds_for(self, noise_turned: float) -> float:
@@ -65,22 +59,37 @@ class SearchRuns:
             return math.nan
         return self.seconds / self.noise_turned * noise_turned
 
-    def run(self, store: str, level: float, originals: int) -> xr.Dataset:
+    def run(self, level: float, originals: int) -> xr.Dataset:
         """A run of a level, repeated if another process has extended its store in the meantime."""
+        store = store_of(self.folder, level)
         while True:
-            extended = self.sized_with(store, level, originals)
+            stored = stored_originals(store)
+            extended = self.sized_with(stored, level, originals)
+            begun = time.perf_counter()
             try:
                 dataset = run(extended, store, **self.options).load()
             except (ValueError, TasksFailed):
-                if extended.to_dict() == self.sized_with(store, level, originals).to_dict():
+                if not self.is_overtaken(extended, store, level, originals):
                     raise
             else:
-                if extended.to_dict() == self.sized_with(store, level, originals).to_dict():
+                if not self.is_overtaken(extended, store, level, originals):
+                    self.count(dataset.sizes["item"] - stored, level, time.perf_counter() - begun)
                     return dataset
 
-    def sized_with(self, store: str, level: float, originals: int) -> Experiment:
+    def sized_with(self, stored: int, level: float, originals: int) -> Experiment:
         """The experiment at a level, with the originals that its store has if they are more."""
-        return sized(self.experiment, [level], max(originals, stored_originals(store)))
+        return sized(self.experiment, [level], max(originals, stored))
+
+    def is_overtaken(self, extended: Experiment, store: str, level: float, originals: int) -> bool:
+        """Whether another process has extended the store beyond this experiment."""
+        now = self.sized_with(stored_originals(store), level, originals)
+        return extended.to_dict() != now.to_dict()
+
+    def count(self, originals: int, level: float, seconds: float) -> None:
+        """Count the time of new originals, which tells how long further ones take."""
+        if originals > 0:
+            self.seconds += seconds
+            self.noise_turned += originals * level
 
 
 def stored_originals(store: str) -> int:
