@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -223,6 +224,30 @@ def test_two_processes_share_a_folder(at, alone, tmp_path, monkeypatch):
     assert [numbers(locate(experiment(), ROOT, 0.4, tmp_path)), *others] == [alone[0.4], alone[0.22]]
 
 
+def test_a_store_that_another_process_extends_is_read_again(tmp_path, monkeypatch):
+    """After this process has looked at the store, and before it runs."""
+    run, asked = search_runs.run, []
+
+    def overtaken(extended, store, **options):
+        asked.append(extended.items)
+        if len(asked) == 1:
+            run(search_runs.sized(extended, extended.noise, 40), store)
+        return run(extended, store, **options)
+
+    monkeypatch.setattr(search_runs, "run", overtaken)
+    readings = search_runs.SearchRuns(experiment(), ROOT, tmp_path, {}).measure(0.4, 16)
+    assert asked == [16, 40]
+    assert len(readings.values) == 16
+
+
+def test_what_is_told():
+    """The originals that two ends need, with the time left, and the standard errors of a test."""
+    told = []
+    locate(experiment(), ROOT, 0.22, tell=told.append)
+    assert re.fullmatch(r"noise about .* originals needed at noise .* are measured; about [\d.]+ (s|min) left", told[0])
+    assert "standard errors from the height of the place; +" in told[-1]
+
+
 def test_another_width_measures_no_old_level_again(alone, tmp_path):
     """Each level has a store of its own."""
     locate(experiment(), ROOT, 0.4, tmp_path)
@@ -317,6 +342,8 @@ def test_a_curve_whose_shape_is_not_settled():
     assert found.place.low <= 0.3
     assert found.place.high >= 0.7
     assert "is not reached" in found.outcome.remark
+    assert found.outcome.needed > found.originals
+    assert "By the fit the width needs about" in found.outcome.remark
 
 
 @pytest.mark.parametrize("width", [0.2, 0.11])
