@@ -18,7 +18,7 @@ from command_line import SPEC, handlers_kept, process, uturn
 from uturn import paper
 from uturn.cli import app
 from uturn.cli.printing import show
-from uturn.cli.running import Stops, Terminated
+from uturn.cli.stops import Stops
 from uturn.pages.laboratory import laboratory
 from uturn.paper import Result, Verdict
 
@@ -233,17 +233,20 @@ def stops(monkeypatch):
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     with handlers_kept():
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        yield Stops()
+        stops = Stops()
+        stops.watch()
+        yield stops
 
 
 def test_the_first_signal_ends_a_command_and_further_ones_are_ignored(stops, monkeypatch):
     left = []
     monkeypatch.setattr(os, "_exit", left.append)
-    with pytest.raises(Terminated):
+    with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
+    assert stops.exit_code == 143
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.raise_signal(number)
-    stops.first -= 2 * stops.PATIENCE
+    stops.time -= 2 * stops.PATIENCE
     signal.raise_signal(signal.SIGTERM)
     assert left == []
     signal.raise_signal(signal.SIGINT)
@@ -252,17 +255,43 @@ def test_the_first_signal_ends_a_command_and_further_ones_are_ignored(stops, mon
     assert {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} == {signal.SIG_IGN}
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
-def test_a_signal_that_python_drops_is_raised_again(stops, capsys, number, error):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_python_drops_is_raised_again(stops, capsys, number, code):
     class Deleted:
         def __del__(self):
             signal.raise_signal(number)
 
-    with pytest.raises(error):  # noqa: PT012 - the exception comes a moment after the deletion
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the exception comes a moment after the deletion
         Deleted()
         for _ in range(1000):
             time.sleep(0.01)
+    assert stops.exit_code == code
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("word", ["RuntimeError('release unlocked lock')", "KeyError('a')", "SystemExit(1)", "TasksFailed('b')"])
+def test_an_error_that_a_stop_causes_is_a_stop(stop, code, word, tmp_path):
+    """As `threading` does, whose lock is not held where a signal comes while it waits."""
+    code_of_run = f"""
+import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import uturn
+from uturn.core.checks import TasksFailed
+from uturn.cli import program
+def run(*_, **__):
+    try:
+        os.kill(os.getpid(), {int(stop)})
+    finally:
+        raise {word}
+uturn.run = run
+program()
+"""
+    (tmp_path / "spec.toml").write_text(SPEC)
+    words = [sys.executable, "-c", code_of_run, "run", "spec.toml", "--store", "x"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == code
+    assert done.stderr.strip() == "stopped; what is done is in x; run the same command again to resume"
 
 
 def test_completion_of_names_without_heavy_modules():

@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 import shlex
+import signal
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 import uturn as ut
 from command_line import SPEC, uturn
 from uturn import paper
-from uturn.cli.running import Terminated, exit_code
+from uturn.cli.stops import Stops
 from uturn.core.registry import PARTS
 from uturn.paper import fig7
 from uturn.paper.registry import FIGURES, PAPER_FIGURES, load_figure
@@ -312,7 +313,12 @@ def test_exit_codes_on_the_page_of_clusters():
     page = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
     table = page.split("| exit code of `uturn` |")[1].split("\n\n")[0]
     codes = [int(code) for row in table.splitlines()[2:] for code in re.findall(r"\d+", row.split("|")[1])]
-    assert codes == [0, 1, 2, exit_code(KeyboardInterrupt()), exit_code(Terminated())]
+    of_signals = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        stops = Stops()
+        stops.number = number
+        of_signals.append(stops.exit_code)
+    assert codes == [0, 1, 2, *of_signals]
 
 
 def run_python(page, change=lambda code: code):

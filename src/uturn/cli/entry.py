@@ -15,7 +15,7 @@ from typing import Any
 import typer
 
 from uturn.cli.app import app
-from uturn.cli.running import Stops, exit_code
+from uturn.cli.stops import stops
 from uturn.core.checks import CHECKS, TasksFailed, described, origin, visible
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     """Entry point: user mistakes end in one line on stderr and exit code 2, never in a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does; a pipe or terminal may not encode ε
-    stops = Stops()
+    stops.watch()
     log = logging.StreamHandler()
     log.setFormatter(_Formatter("uturn: %(message)s"))
     logging.getLogger("uturn").addHandler(log)
@@ -37,34 +37,42 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*decompression bomb")  # of Pillow; such images are refused by name
     try:
         code = app(standalone_mode=False, prog_name="uturn")
-    except KeyboardInterrupt as stop:
-        sys.exit(exit_code(stop))
-    except SystemExit as stop:  # of user-defined code, which shall not look like an end without errors
-        if origin(stop) is None:  # completion of the shell ends so
-            raise
-        _say_error(described(stop))
-        sys.exit(stop.code if isinstance(stop.code, int) and stop.code else 1)
-    except TasksFailed as error:
-        _say_error(str(error))
-        sys.exit(1)
-    except Exception as error:
-        usage = getattr(error, "format_message", None)  # typer's exceptions for wrong options have it
-        if type(error).__name__ in ("Abort", "NoArgsIsHelpError"):
-            sys.exit(exit_code(error.__cause__) if type(error).__name__ == "Abort" else 2)
-        is_own = origin(error) is not None
-        told = ValueError | OSError | MemoryError | RecursionError | BrokenExecutor
-        if usage is None and not is_own and not isinstance(error, told):
-            raise
-        text = described(error) if is_own else str(error)
-        if usage is not None:
-            context = getattr(error, "ctx", None)
-            hint = "" if context is None else f" (`{context.command_path} --help` lists what is expected)"
-            text = usage().replace("Value error, ", "") + hint
-        _say_error(" ".join((text or type(error).__name__).split()))
-        sys.exit(2)
+    except BaseException as error:
+        if stops.ended_by(error):
+            sys.exit(stops.exit_code)
+        sys.exit(_code_of(error))
     finally:
         stops.end()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _code_of(error: BaseException) -> int:
+    """The exit code of a command that an error has ended, after one line about it; a bug of this package is raised again."""
+    if isinstance(error, SystemExit):  # of user-defined code, which shall not look like an end without errors
+        if origin(error) is None:  # completion of the shell ends so
+            raise error
+        _say_error(described(error))
+        return error.code if isinstance(error.code, int) and error.code else 1
+    if isinstance(error, TasksFailed):
+        _say_error(str(error))
+        return 1
+    name = type(error).__name__
+    if name == "Abort":  # typer's name for Ctrl-C
+        return stops.exit_code
+    if name == "NoArgsIsHelpError":
+        return 2
+    usage = getattr(error, "format_message", None)  # typer's exceptions for wrong options have it
+    is_own = origin(error) is not None
+    told = ValueError | OSError | MemoryError | RecursionError | BrokenExecutor
+    if usage is None and not is_own and not isinstance(error, told):
+        raise error
+    text = described(error) if is_own else str(error)
+    if usage is not None:
+        context = getattr(error, "ctx", None)
+        hint = "" if context is None else f" (`{context.command_path} --help` lists what is expected)"
+        text = usage().replace("Value error, ", "") + hint
+    _say_error(" ".join((text or name).split()))
+    return 2
 
 
 def program() -> None:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
 import os
-import signal
-import sys
-import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +14,7 @@ import uturn
 from uturn import pages
 from uturn.cli.options import Place, Running
 from uturn.cli.printing import console, inside, say_next, show
+from uturn.cli.stops import stops
 from uturn.core.checks import visible
 
 
@@ -135,56 +131,8 @@ def resumable(place: str | Path) -> Iterator[None]:
     """On a stop by a signal, print how to resume the runs at a place, and exit."""
     try:
         yield
-    except KeyboardInterrupt as stop:
+    except BaseException as error:
+        if not stops.ended_by(error):
+            raise
         typer.echo(f"\nstopped; what is done is in {place}; run the same command again to resume", err=True)
-        raise typer.Exit(exit_code(stop)) from None
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does."""
-
-
-class Stops:
-    """Ctrl-C and SIGTERM: the first ends a command by an exception, whose way out further ones do not disturb.
-
-    Slurm may send SIGTERM twice: to the job's script, which forwards it, and to the processes. A second Ctrl-C after `PATIENCE`
-    seconds ends the process at once, in case the way out takes long; what is in a store is safe.
-    """
-
-    PATIENCE = 2.0
-
-    def __init__(self) -> None:
-        self.first: float | None = None
-        self.hook = sys.unraisablehook
-        sys.unraisablehook = self.dropped
-        signal.signal(signal.SIGTERM, self.received)
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # it is ignored in the background of a shell
-            signal.signal(signal.SIGINT, self.received)
-
-    def received(self, number: int, _: Any) -> None:
-        now = time.monotonic()
-        if self.first is None:
-            self.first = now
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
-        if number == signal.SIGINT and now - self.first > self.PATIENCE:
-            os._exit(128 + number)
-
-    def dropped(self, event: Any) -> None:
-        """Raise again where Python has dropped the exception, as in a method `__del__`, which is printed and goes no further."""
-        if not isinstance(event.exc_value, KeyboardInterrupt):
-            return self.hook(event)
-        self.first = None
-        number = signal.SIGTERM if isinstance(event.exc_value, Terminated) else signal.SIGINT
-        # From a thread, since a signal in this function would be dropped too.
-        threading.Timer(0.01, _thread.interrupt_main, (number,)).start()
-
-    def end(self) -> None:
-        """Ignore signals while Python shuts down, if one has ended the command: Python would give them back to the system."""
-        if self.first is not None:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def exit_code(stop: BaseException | None) -> int:
-    """128 plus the number of the signal that stopped a command, as in shells."""
-    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+        raise typer.Exit(stops.exit_code) from None
