@@ -48,7 +48,7 @@ def parts(channel, depth, trajectories, items):
     originals = rhm.sample(items, seed=1)
     draws = trajectories if corruption.is_random else 1
     leaves = np.repeat(originals.leaves, draws, axis=0)
-    noisy = corruption.corrupt(leaves, CHANNELS[channel], V, 0)
+    noisy = corruption.corrupt(leaves, CHANNELS[channel], vocab_size=V, seed=0)
     evidence = corruption.log_evidence(noisy, np.float32)
     numbers = np.arange(trajectories // draws, dtype=np.uint64)
     found = {

@@ -113,7 +113,7 @@ def compare(denoiser: Denoiser, job: Job) -> xr.Dataset:
     rows: dict[str, list[np.ndarray]] = {"excess": [], "divergence": [], "local": [], "squared_excess": []}
     moments = np.zeros((rhm.depth + 1, rhm.depth + 1))
     for k, noise in enumerate(job.noise):
-        noisy = denoiser.corruption.corrupt(leaves, noise, rhm.vocab_size, streams(seeds, TEST_STRINGS, k))
+        noisy = denoiser.corruption.corrupt(leaves, noise, vocab_size=rhm.vocab_size, seed=streams(seeds, TEST_STRINGS, k))
         q = checked_posterior(denoiser, noisy).astype(float)
         posteriors = posteriors_by_level(rhm, denoiser.corruption.log_evidence(noisy, np.float64))
         own = posteriors[0]
@@ -175,7 +175,7 @@ def is_copy(denoiser: Denoiser, strings: np.ndarray, rhm: RandomHierarchyModel) 
     numbers = range(GENERATED_STRINGS)
     blank = np.zeros((GENERATED_STRINGS, rhm.num_leaves), np.int64)
     corruption = denoiser.corruption
-    nothing = corruption.corrupt(blank, corruption.max_noise, rhm.vocab_size, _keys(_FULL_NOISE, numbers))
+    nothing = corruption.corrupt(blank, corruption.max_noise, vocab_size=rhm.vocab_size, seed=_keys(_FULL_NOISE, numbers))
     generated = denoise(denoiser, nothing, 2 * STEPS, _keys(_GENERATION, numbers))
     known = {string.tobytes() for string in strings}
     return [float(string.tobytes() in known) for string in generated]
@@ -185,7 +185,7 @@ def noisy_tests(corruption: Any, job: Job) -> list[Any]:
     numbers = range(TEST_STRINGS)
     leaves = job.tests.leaves
     levels = enumerate(job.noise)
-    return [corruption.corrupt(leaves, noise, job.rhm.vocab_size, _keys(_U_TURN_NOISE, k, numbers)) for k, noise in levels]
+    return [corruption.corrupt(leaves, noise, vocab_size=job.rhm.vocab_size, seed=_keys(_U_TURN_NOISE, k, numbers)) for k, noise in levels]
 
 
 def u_turns(denoiser: Denoiser, job: Job) -> xr.DataArray:

@@ -75,7 +75,7 @@ def test_scaled_evidence_is_the_posterior_to_a_power():
     rhm = ut.RandomHierarchyModel(4, 2, 2, 2, seed=0)
     every = np.indices((4,) * 4).reshape(4, -1).T
     every = every[np.isfinite(rhm.log_likelihood(every))]
-    noisy = ut.Gaussian().corrupt(rhm.sample(3, seed=1).leaves, 0.3, 4, seed=2)
+    noisy = ut.Gaussian().corrupt(rhm.sample(3, seed=1).leaves, 0.3, vocab_size=4, seed=2)
 
     def posterior(corruption):
         log_p = corruption.log_evidence(noisy, np.float64)[:, np.arange(4), every].sum(-1)

@@ -261,7 +261,7 @@ def test_the_change_of_a_text_is_that_of_its_own_free_tokens(clones):
     np.testing.assert_allclose(Changes().read(whole, InMemory(ids))["change"], expected * free.sum(1) / lengths)
 
 
-class InMemory:
+class InMemory(ut.Source):
     """Texts as a source for the probe."""
 
     def __init__(self, ids):

@@ -199,13 +199,19 @@ def completed(words):
 
 @pytest.mark.parametrize(("status", "code"), [(0, 1), (3, 3)])
 def test_an_own_part_that_ends_the_program_is_an_error(status, code, tmp_path):
-    text = f"class Ends:\n    kinds = ('strings',)\n    def reconstruct(self, *_):\n        raise SystemExit({status})\n"
+    text = f"""import uturn as ut
+
+class Ends(ut.Backward):
+    kinds = ('strings',)
+    def reconstruct(self, *_):
+        raise SystemExit({status})
+"""
     (tmp_path / f"ends{code}.py").write_text(text)
     (tmp_path / "spec.toml").write_text(SPEC.replace('"exact"', f'"ends{code}:Ends"'))
     done = uturn("run", "spec.toml", "--store", "x", cwd=tmp_path)
     assert done.returncode == code
     assert re.search(
-        rf"uturn: error: backward \('ends{code}:Ends'\)\.reconstruct: SystemExit.*ends{code}.py, line 4", done.stderr
+        rf"uturn: error: backward \('ends{code}:Ends'\)\.reconstruct: SystemExit.*ends{code}.py, line 6", done.stderr
     )
 
 

@@ -70,7 +70,7 @@ import numpy as np
 from helper_of_own_probe import FACTOR
 from uturn.core.protocols import Variable
 
-class Twice:
+class Twice(ut.Probe):
     kinds = frozenset({"strings"})
 
     def variables(self, source):

@@ -21,21 +21,21 @@ def full(corruption):
 
 @pytest.mark.parametrize("corruption", ALL)
 def test_zero_noise_shows_the_string(corruption):
-    evidence = corruption.log_evidence(corruption.corrupt(LEAVES, 0, V))
+    evidence = corruption.log_evidence(corruption.corrupt(LEAVES, 0, vocab_size=V))
     assert evidence.shape == (6, 9, V)
     assert np.array_equal(np.exp(evidence), np.eye(V)[LEAVES])
 
 
 @pytest.mark.parametrize("corruption", ALL)
 def test_full_noise_shows_nothing(corruption):
-    evidence = log_softmax(corruption.log_evidence(corruption.corrupt(LEAVES, full(corruption), V)), -1)
+    evidence = log_softmax(corruption.log_evidence(corruption.corrupt(LEAVES, full(corruption), vocab_size=V)), -1)
     assert np.allclose(evidence, -np.log(V), atol=1e-6)
 
 
 @pytest.mark.parametrize("corruption", ALL)
 @pytest.mark.parametrize("noise", [1e-300, 1e-30, 1e-9, 1e-3, 0.5, 1.0])
 def test_evidence_is_finite_or_minus_infinity(corruption, noise):
-    evidence = corruption.log_evidence(corruption.corrupt(LEAVES, noise, V), np.float32)
+    evidence = corruption.log_evidence(corruption.corrupt(LEAVES, noise, vocab_size=V), np.float32)
     assert evidence.dtype == np.float32
     assert not np.isnan(evidence).any()
     assert (evidence.max(-1) > -np.inf).all()
@@ -44,22 +44,22 @@ def test_evidence_is_finite_or_minus_infinity(corruption, noise):
 
 def test_formulas():
     t = 0.3
-    noisy = ut.Gaussian().corrupt(LEAVES, t, V, seed=1)
+    noisy = ut.Gaussian().corrupt(LEAVES, t, vocab_size=V, seed=1)
     abar = np.exp(-2 * t)
     assert noisy.values.dtype == np.float32
     assert np.allclose(ut.Gaussian().log_evidence(noisy), noisy.values * np.sqrt(abar) / (1 - abar), rtol=1e-6)
     residual = (noisy.values - np.sqrt(abar) * np.eye(V)[LEAVES]) / np.sqrt(1 - abar)
     assert stats.kstest(residual.ravel(), "norm").pvalue > 1e-3
-    masked = ut.Masking().corrupt(LEAVES, 0.4, V, seed=1)
+    masked = ut.Masking().corrupt(LEAVES, 0.4, vocab_size=V, seed=1)
     evidence = ut.Masking().log_evidence(masked)
     hidden = masked.values == -1
     assert np.array_equal(masked.values[~hidden], LEAVES[~hidden])
     assert (evidence[hidden] == 0).all()
     assert np.array_equal(np.exp(evidence[~hidden]), np.eye(V)[LEAVES[~hidden]])
-    replaced = ut.UniformReplacement().corrupt(LEAVES, 0.4, V, seed=1)
+    replaced = ut.UniformReplacement().corrupt(LEAVES, 0.4, vocab_size=V, seed=1)
     expected = np.log(0.6 * np.eye(V)[replaced.values] + 0.4 / V)
     assert np.allclose(ut.UniformReplacement().log_evidence(replaced), expected, rtol=1e-13)
-    pinned = ut.EpsilonBelief().corrupt(LEAVES, 0.4, V)
+    pinned = ut.EpsilonBelief().corrupt(LEAVES, 0.4, vocab_size=V)
     assert np.array_equal(pinned.values, LEAVES)
     assert np.allclose(ut.EpsilonBelief().log_evidence(pinned), np.log(0.6 * np.eye(V)[LEAVES] + 0.4 / V), rtol=1e-13)
 
@@ -67,10 +67,10 @@ def test_formulas():
 @pytest.mark.parametrize("corruption", ALL)
 def test_noise_may_differ_between_samples_and_streams_belong_to_samples(corruption):
     noise = np.linspace(0, 0.9, 6)
-    together = corruption.corrupt(LEAVES, noise, V, seed=ut.random.keys(3, np.arange(6)))
+    together = corruption.corrupt(LEAVES, noise, vocab_size=V, seed=ut.random.keys(3, np.arange(6)))
     assert np.array_equal(together.noise, noise)
     for k in range(6):
-        alone = corruption.corrupt(LEAVES[k : k + 1], noise[k], V, seed=ut.random.keys(3, [k]))
+        alone = corruption.corrupt(LEAVES[k : k + 1], noise[k], vocab_size=V, seed=ut.random.keys(3, [k]))
         assert np.array_equal(together.values[k], alone.values[0])
         assert np.array_equal(corruption.log_evidence(together)[k], corruption.log_evidence(alone)[0])
 
@@ -80,7 +80,7 @@ def test_noise_may_differ_between_samples_and_streams_belong_to_samples(corrupti
 def test_shared_axes_against_monte_carlo(corruption, noise):
     # Uniform leaves, 2e5 of them: beliefs are posteriors of a single leaf; 4 standard errors (false alarm 1e-4).
     leaves = np.random.default_rng(1).integers(0, V, (50, 4000))
-    belief = log_softmax(corruption.log_evidence(corruption.corrupt(leaves, noise, V, seed=2), np.float64), -1)
+    belief = log_softmax(corruption.log_evidence(corruption.corrupt(leaves, noise, vocab_size=V, seed=2), np.float64), -1)
     true = np.take_along_axis(belief, leaves[..., None], -1)
     lost = (1 - np.exp(true)) * V / (V - 1)
     assert abs(lost.mean() - corruption.effective_epsilon(noise, V)) < 4 * lost.std() / np.sqrt(lost.size)
@@ -91,7 +91,7 @@ def test_shared_axes_against_monte_carlo(corruption, noise):
 @pytest.mark.parametrize("corruption", CHANNELS)
 def test_evidence_is_the_likelihood_of_the_observation(corruption):
     """log p(observation | string) = evidence at its symbols + the factor left out."""
-    noisy = corruption.corrupt(LEAVES, 0.35, V, seed=5)
+    noisy = corruption.corrupt(LEAVES, 0.35, vocab_size=V, seed=5)
     at_truth = np.take_along_axis(corruption.log_evidence(noisy), LEAVES[..., None], -1)[..., 0].sum(1)
     total = at_truth + corruption.log_observation_factor(noisy)
     if isinstance(corruption, ut.Gaussian):

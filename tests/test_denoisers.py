@@ -52,7 +52,7 @@ def levels(channel, count=6):
 @pytest.mark.parametrize("channel", CHANNELS)
 def test_network_gives_a_distribution_for_every_leaf(channel):
     learned = LearnedDenoiser(TreeDenoiser(3, 3, 2, width=8, channel=channel))
-    noisy = learned.corruption.corrupt(np.arange(45).reshape(5, 9) % 3, [0, 0.1, 0.4, 0.9, 1], 3, seed=0)
+    noisy = learned.corruption.corrupt(np.arange(45).reshape(5, 9) % 3, [0, 0.1, 0.4, 0.9, 1], vocab_size=3, seed=0)
     belief = learned.posterior(noisy)
     assert belief.shape == (5, 9, 3)
     assert belief.dtype == np.float32
@@ -88,7 +88,7 @@ def losses(denoiser, exact, leaves, channel):
     found = []
     true = np.eye(4)[leaves]
     for k, noise in enumerate(levels(channel)):
-        noisy = exact.corruption.corrupt(leaves, noise, 4, ut.random.keys(5, k, range(len(leaves))))
+        noisy = exact.corruption.corrupt(leaves, noise, vocab_size=4, seed=ut.random.keys(5, k, range(len(leaves))))
         p = exact.posterior(noisy).astype(float)
         q = denoiser.posterior(noisy).astype(float)
         evidence = exact.corruption.log_evidence(noisy, np.float64)
@@ -141,7 +141,7 @@ def test_bayes_bound_sees_a_cheat(rhm, trained):
 def test_generates_strings_of_the_grammar(rhm, trained, channel):
     learned = trained[channel]
     corruption = learned.corruption
-    nothing = corruption.corrupt(np.zeros((300, 4), np.int64), corruption.max_noise, 4, 1)
+    nothing = corruption.corrupt(np.zeros((300, 4), np.int64), corruption.max_noise, vocab_size=4, seed=1)
     assert np.abs(np.diff(learned.posterior(nothing)[:, 0], axis=0)).max() < 0.5
     strings = denoise(learned, nothing, 16, ut.random.keys(2, range(300)))
     # Chance: 8 of 16 pairs are rules.

@@ -41,7 +41,7 @@ def place(leaves):
 
 def observed(corruption, noise, copies=COUNT, seed=3):
     """One observation of one string, many times over, and the law of the strings given it."""
-    one = corruption.corrupt(RHM.sample(1, seed=0).leaves, noise, 3, seed=seed)
+    one = corruption.corrupt(RHM.sample(1, seed=0).leaves, noise, vocab_size=3, seed=seed)
     if isinstance(corruption, ut.Masking):  # three leaves hidden, so that they depend on each other
         one.values[0] = [RHM.sample(1, seed=0).leaves[0, 0], -1, -1, -1]
     log_p = LOG_P + corruption.log_evidence(one, np.float64)[0][np.arange(4), STRINGS].sum(1)
@@ -98,7 +98,7 @@ def test_many_steps_draw_from_the_posterior(corruption, noise):
 @pytest.mark.parametrize("corruption", [c for c, _ in CHANNELS])
 def test_strings_are_generated_from_nothing(corruption):
     full = np.inf if isinstance(corruption, ut.Gaussian) else 1.0
-    nothing = corruption.corrupt(np.zeros((COUNT, 4), int), full, 3, seed=2)
+    nothing = corruption.corrupt(np.zeros((COUNT, 4), int), full, vocab_size=3, seed=2)
     made = denoise(ExactDenoiser(RHM, corruption), nothing, 200, keys(2, np.arange(COUNT)))
     assert p_value(made, np.exp(LOG_P)) > 1e-3
 
@@ -119,7 +119,7 @@ def test_one_leaf_at_a_time_is_exact():
 def test_a_string_depends_on_its_own_key_alone(corruption, noise):
     leaves = RHM.sample(60, seed=0).leaves
     levels = np.tile([0.0, noise / 2, noise], 20)
-    noisy = corruption.corrupt(leaves, levels, 3, seed=1)
+    noisy = corruption.corrupt(leaves, levels, vocab_size=3, seed=1)
     denoiser, streams = ExactDenoiser(RHM, corruption), keys(3, np.arange(60))
     together = denoise(denoiser, noisy, 9, streams)
     order = np.random.default_rng(0).permutation(60)[:31]
@@ -146,7 +146,7 @@ def test_the_score_is_the_gradient_of_the_log_density(prediction):
     scheduler = diffusers.DDPMScheduler(prediction_type=prediction)
     model = ScoreModel(ExactDenoiser(RHM, ut.Gaussian()), scheduler)
     abar = float(scheduler.alphas_cumprod[300])
-    noisy = ut.Gaussian().corrupt(RHM.sample(5, seed=0).leaves, -0.5 * np.log(abar), 3, seed=1)
+    noisy = ut.Gaussian().corrupt(RHM.sample(5, seed=0).leaves, -0.5 * np.log(abar), vocab_size=3, seed=1)
     x = torch.tensor(noisy.values, dtype=torch.float64, requires_grad=True)
     log_p = ut.infer(RHM, x * abar**0.5 / (1 - abar), outputs=("log_evidence",)).log_evidence
     density = log_p - (x**2).sum((1, 2)) / (2 * (1 - abar))

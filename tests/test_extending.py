@@ -176,9 +176,11 @@ class Neighbours(Channel):
     unit: ClassVar = "probability of a step"
     max_noise: ClassVar = 2 / 3
 
-    def corrupt(self, leaves, noise, vocab_size, seed=0):
+    needs_vocab_size: ClassVar = True
+
+    def corrupt(self, leaves, noise, keys, *, vocab_size):
         leaves, noise = checked_strings(leaves, noise, vocab_size, self.max_noise)
-        u = uniforms(seed, leaves.shape[1])
+        u = uniforms(keys, leaves.shape[1])
         step = (u < noise[:, None] / 2).astype(int) - ((u >= noise[:, None] / 2) & (u < noise[:, None]))
         return Noisy((leaves + step) % vocab_size, noise, vocab_size)
 

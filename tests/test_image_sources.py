@@ -366,7 +366,7 @@ def test_arrays_that_have_changed_are_read_again(tmp_path):
 
 
 # -- in an experiment ------------------------------------------------------------------------------------------------
-class FirstPixel:
+class FirstPixel(ut.Probe):
     """Reads the first pixel of the reconstructions, 0..255."""
 
     outputs = ()

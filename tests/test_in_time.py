@@ -406,7 +406,7 @@ def test_planned_evaluations_are_those_that_are_made():
     for decoder in decoders:
         heard[:] = 0
         strings = np.zeros((count, 4), int)
-        noisy = Counting.corruption.corrupt(strings, 0.7, V, seed=1)
+        noisy = Counting.corruption.corrupt(strings, 0.7, vocab_size=V, seed=1)
         unmask(Counting(), noisy, keys(0, range(count)), decoder)
         assert in_time.evaluations(decoder, 0.7, 4) - 1 - 0.3 < heard[0] / count < in_time.evaluations(decoder, 0.7, 4) + 0.3
 

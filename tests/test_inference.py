@@ -128,7 +128,7 @@ def test_single_precision_of_torch_under_contradictory_evidence():
     rhm = grammar(8, 2, 2, 5, 8)
     leaves = np.random.default_rng(0).integers(0, 8, (16, 32))
     process = Gaussian()
-    single = process.log_evidence(process.corrupt(leaves, 1e-4, 8, seed=0))
+    single = process.log_evidence(process.corrupt(leaves, 1e-4, vocab_size=8, seed=0))
     assert single.max() > 1000
     exact = infer(rhm, single.astype(np.float64), outputs=EVERYTHING)
     values = torch.from_numpy(single).requires_grad_()

@@ -336,10 +336,10 @@ class EverySecond(Corruption):
     unit = "half of the tokens at noise 1"
     max_noise = 1.0
 
-    def corrupt(self, tokens, noise, vocab_size, keys):
+    def corrupt(self, tokens, noise, keys):
         begin = (uniforms(keys, 1) * 2).astype(int)
         is_masked = (np.arange(tokens.shape[1]) % 2 == begin) & (noise > 0)
-        return Noisy(np.where(is_masked, -1, tokens), np.full(len(tokens), noise / 2), vocab_size)
+        return Noisy(np.where(is_masked, -1, tokens), np.full(len(tokens), noise / 2))
 
 
 class Silent(EverySecond):

@@ -33,7 +33,7 @@ def index_of(leaves):
 
 def u_turn(corruption, noise, seed=0):
     draw = RHM.sample(COUNT, seed=seed)
-    noisy = corruption.corrupt(draw.leaves, noise, 3, seed=seed + 1)
+    noisy = corruption.corrupt(draw.leaves, noise, vocab_size=3, seed=seed + 1)
     return draw, ut.sample_posterior(RHM, corruption.log_evidence(noisy), seed=seed + 2), noisy
 
 
@@ -62,7 +62,7 @@ def test_bayesian_channels_keep_the_law_and_are_exchangeable(corruption, noise):
 @pytest.mark.parametrize(("corruption", "noise"), CHANNELS)
 def test_noise_is_independent_of_a_string_with_the_same_seed(corruption, noise):
     draw = RHM.sample(COUNT, seed=7)
-    noisy = corruption.corrupt(draw.leaves, noise, 3, seed=7)
+    noisy = corruption.corrupt(draw.leaves, noise, vocab_size=3, seed=7)
     rebuilt = ut.sample_posterior(RHM, corruption.log_evidence(noisy), seed=7)
     size = len(strings()[0])
     pairs = np.bincount(index_of(draw.leaves) * size + index_of(rebuilt[0]), minlength=size**2).reshape(size, size)
@@ -75,7 +75,7 @@ def test_the_epsilon_process_does_not_keep_the_law():
     assert not ut.EpsilonBelief().is_bayesian
     rhm, epsilon = ut.RandomHierarchyModel(4, 3, 2, 2, seed=1), 0.6
     draw = rhm.sample(200_000, seed=0)
-    noisy = ut.EpsilonBelief().corrupt(draw.leaves, epsilon, 4)
+    noisy = ut.EpsilonBelief().corrupt(draw.leaves, epsilon, vocab_size=4)
     rebuilt = ut.sample_posterior(rhm, ut.EpsilonBelief().log_evidence(noisy, np.float32), seed=2)[0]
     nodes, log_p = all_trees(rhm)
     codes = 4 ** np.arange(4)
@@ -88,7 +88,7 @@ def test_a_wrong_posterior_is_caught():
     corruption = ut.UniformReplacement()
     count = 5 * COUNT
     draw = RHM.sample(count, seed=0)
-    noisy = corruption.corrupt(draw.leaves, 0.3, 3, seed=1)
+    noisy = corruption.corrupt(draw.leaves, 0.3, vocab_size=3, seed=1)
     wrong = ut.Noisy(noisy.values, 2 * noisy.noise, 3)
     rebuilt = ut.sample_posterior(RHM, corruption.log_evidence(wrong), seed=2)
     size = len(strings()[0])
@@ -124,7 +124,7 @@ def test_full_density_gives_independent_leaves():
     """f = 1 and n = v: every string is as likely, so a leaf's posterior depends on its own evidence alone, and chi = 1."""
     rhm = ut.RandomHierarchyModel(4, 4, 2, 3, seed=0)
     gaussian = ut.Gaussian()
-    noisy = gaussian.corrupt(rhm.sample(1, seed=0).leaves, 0.3, 4, seed=1)
+    noisy = gaussian.corrupt(rhm.sample(1, seed=0).leaves, 0.3, vocab_size=4, seed=1)
     evidence = gaussian.log_evidence(noisy, np.float64)
     alone = np.exp(evidence) / np.exp(evidence).sum(-1, keepdims=True)
     assert np.allclose(ut.infer(rhm, evidence).marginals[0], alone, atol=1e-12)
@@ -147,7 +147,9 @@ def test_mean_field_is_belief_propagation_averaged_over_grammars():
         draw = rhm.sample(4, seed=seed)
         levels = []
         for epsilon in grid:
-            evidence = ut.EpsilonBelief().log_evidence(ut.EpsilonBelief().corrupt(draw.leaves, epsilon, 32), np.float32)
+            evidence = ut.EpsilonBelief().log_evidence(
+                ut.EpsilonBelief().corrupt(draw.leaves, epsilon, vocab_size=32), np.float32
+            )
             marginals = ut.infer(rhm, evidence).marginals
             levels.append([np.take_along_axis(marginals[k], draw.latents[k][..., None], -1).mean() for k in range(8)])
         curves.append(levels)

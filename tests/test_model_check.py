@@ -358,7 +358,7 @@ def test_the_check_changes_no_numbers(tmp_path, monkeypatch):
 # -- images in [0, 1] -------------------------------------------------------------------------------------------------
 
 
-class Bright:
+class Bright(ut.Source):
     """Images in [0, 1]."""
 
     kind = "images"

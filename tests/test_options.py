@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from typer.testing import CliRunner
 
 import uturn as ut
+import uturn.paper.figures  # not first inside a patch, whose functions it would keep
 from command_line import SPEC
 from uturn.cli import app
 from uturn.core.protocols import Variable

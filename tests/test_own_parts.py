@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +18,8 @@ import uturn as ut
 from small import defaults_of, strings
 from uturn.core import protocols
 from uturn.core.contracts import checked_blocks
-from uturn.core.own_parts import code_digest, is_own, own_class
+from uturn.core.files import cached_while_unchanged
+from uturn.core.own_parts import code_digest, is_own
 from uturn.core.protocols import Noisy, Variable
 from uturn.core.random import normals
 from uturn.core.registry import PARTS, build
@@ -30,10 +31,8 @@ SPEC = strings("masking", [0.0, 0.4], items=4, chunk=2)
 # -- classes ---------------------------------------------------------------------------------------------------------
 
 
-class Reads:
-    """The required members of a probe; `gain` multiplies its readings, and 0 is a mistake."""
-
-    __slots__ = ()
+class Reads(ut.Probe):
+    """A probe; `gain` multiplies its readings, and 0 is a mistake."""
 
     def variables(self, source):
         return {"leaves": Variable(("noise", "item", "trajectory"), "unchanged leaves")}
@@ -48,56 +47,73 @@ class Plain(Reads):
         self.gain = gain
 
 
-class Model(BaseModel):
+@dataclass
+class Data(Reads):
+    """Dataclasses that are equal have no hash."""
+
     gain: int = 2
 
-    variables, read = Reads.variables, Reads.read
 
-
-class WithSpec(protocols.Spec, protocols.Probe):
+@dataclass(frozen=True, slots=True)
+class Frozen(Reads):
     gain: int = 2
 
-    variables, read = Reads.variables, Reads.read
+
+class Model(BaseModel, Reads):
+    gain: int = 2
 
 
-class Network(torch.nn.Module):
+class WithSpec(protocols.Spec, Reads):
+    gain: int = 2
+
+
+class Network(torch.nn.Module, Reads):
     def __init__(self, gain=2):
         super().__init__()
         self.gain = gain
 
-    variables, read = Reads.variables, Reads.read
+
+MAKES = (Plain, Data, Frozen, Model, WithSpec, Network)
 
 
-MAKES = (Plain, Model, WithSpec, Network)
+CALLS = []
+
+
+@cached_while_unchanged()
+def counted(part):
+    CALLS.append(part)
+    return part.gain
 
 
 @pytest.mark.parametrize("cls", MAKES)
-def test_a_class_of_any_make_inherits_from_its_protocol(cls):
+def test_a_class_of_any_make_is_a_part(cls):
     spec = {**SPEC, "probes": [{"type": f"{__name__}:{cls.__name__}", "gain": 3}, {"type": "tree_levels"}]}
     experiment = ut.Experiment.from_dict(spec)
     part, built_in = experiment.parts.probes
     assert isinstance(part, cls)
-    assert (type(part).__name__, type(part).__qualname__, type(part).__module__) == (cls.__name__, cls.__name__, __name__)
-    assert (is_own(part), is_own(built_in), repr(part)) == (True, False, f"probes[0] ('{__name__}:{cls.__name__}')")
+    assert (is_own(part), is_own(built_in), part.own_label) == (True, False, f"probes[0] ('{__name__}:{cls.__name__}')")
     assert (part.gain, part.kinds, part.fingerprint(), part.least_trajectories) == (3, (), "", 1)
-    assert len({part, part, build("probes[0]", spec["probes"][0])}) == 2
+    counted.cache_clear()
+    assert [counted(one) for one in (part, part, build("probes[0]", spec["probes"][0]))] == [3, 3, 3]
+    assert len(CALLS) == 2, "kept for the same part"
+    CALLS.clear()
     ds = ut.run(experiment)
     assert np.allclose(ds.leaves, 3 * ds.unchanged.isel(tree_level=0), rtol=1e-6)
     with pytest.raises(ZeroDivisionError, match=rf"in probes\[0\] \('{__name__}:{cls.__name__}'\)\.read \(test_own_parts.py"):
         ut.run(ut.Experiment.from_dict({**spec, "probes": [{**spec["probes"][0], "gain": 0}]}))
 
 
-class Known:
+class Known(ut.Channel):
     unit, max_noise = "share", 1.0
 
-    def corrupt(self, leaves, noise, vocab_size, seed=0):
+    def corrupt(self, leaves, noise, keys):
         pass
 
     def log_evidence(self, noisy, dtype=None):
         pass
 
 
-def test_a_corruption_of_known_evidence_is_a_channel():
+def test_a_channel_of_ones_own():
     part = build("corruption", {"type": f"{__name__}:Known"})
     assert (part.process, part.is_reversible, part.value_shape(3, 8)) == ("channel", False, (3,))
 
@@ -105,7 +121,7 @@ def test_a_corruption_of_known_evidence_is_a_channel():
 GRAMMAR = ut.RandomHierarchyModel(vocab_size=3, multiplicity=2, branching=2, depth=2, seed=0)
 
 
-class Trees:
+class Trees(ut.Source):
     """Strings that say no more of themselves than docs/own-parts.md asks."""
 
     kind, vocab_size, branching, depth = "strings", 3, 2, 2
@@ -114,16 +130,16 @@ class Trees:
         yield ut.sources.Strings(items, GRAMMAR, GRAMMAR.sample(len(items), ut.random.keys(seed, items)))
 
 
-class Unknown:
+class Unknown(ut.Corruption):
     """A corruption of strings without a likelihood."""
 
     unit, max_noise = "share", 1.0
 
-    def corrupt(self, leaves, noise, vocab_size, seed=0):
-        return ut.UniformReplacement().corrupt(leaves, noise, vocab_size, seed)
+    def corrupt(self, leaves, noise, keys):
+        return ut.UniformReplacement().corrupt(leaves, noise, keys, vocab_size=3)
 
 
-class Returns:
+class Returns(ut.Backward):
     """Gives noisy strings back."""
 
     def reconstruct(self, noisy, streams, clones=1):
@@ -143,30 +159,26 @@ def test_strings_of_all_makes(corruption):
 
 
 @dataclass(frozen=True, slots=True)
-class FrozenSlotsBlock:
-    items: Any
-    data: Any
-
-
-class TupleBlock(NamedTuple):
+class FrozenSlotsBlock(ut.Originals):
     items: Any
     data: Any
 
 
 @dataclass
-class InheritingBlock(protocols.Originals):
+class DataBlock(ut.Originals):
     items: Any
     data: Any
 
 
-def space(items, data):
-    return SimpleNamespace(items=items, data=data)
+class PlainBlock(ut.Originals):
+    def __init__(self, items, data):
+        self.items, self.data = items, data
 
 
-BLOCKS = (FrozenSlotsBlock, TupleBlock, InheritingBlock, space)
+BLOCKS = (FrozenSlotsBlock, DataBlock, PlainBlock)
 
 
-class Numbers:
+class Numbers(ut.Source):
     def __init__(self, block):
         self.block = globals()[block]
 
@@ -174,31 +186,30 @@ class Numbers:
         yield self.block(items, np.ones((len(items), 3)))
 
 
-class Adds:
+class Adds(ut.Corruption):
     unit, max_noise, kinds = "standard deviation", 9.0, ()
 
     def corrupt(self, values, noise, keys):
         return Noisy(values + noise * normals(keys, 3, np.float64), np.full(len(values), noise))
 
 
-class Same:
+class Same(ut.Backward):
     def reconstruct(self, noisy, streams, clones=1):
         return noisy.values.reshape(len(streams.items), -1, 3).repeat(clones, axis=1)
 
 
-class Looks:
-    """Reads differences, and writes into what `writes` names; it looks at the class and the private members of other parts."""
+class Looks(ut.Probe):
+    """Reads differences, and writes into what `writes` names; it looks at the class of blocks."""
 
     def __init__(self, writes=""):
         self.writes = writes
 
     def variables(self, source):
-        assert type(source.block) in (type, type(BaseModel), type(protocols.Probe), type(space))
         return {"difference": Variable(("noise", "item", "trajectory"), "difference")}
 
     def read(self, u_turns, source):
         block = u_turns.originals
-        assert isinstance(block, SimpleNamespace if source.block is space else source.block)
+        assert isinstance(block, source.block)
         if self.writes:
             getattr(block, self.writes)[...] = 0
         return {"difference": (block.data_of(u_turns.reconstructions) - block.data[:, None]).std(axis=-1)}
@@ -217,7 +228,7 @@ def of_blocks(block, **options):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_a_block_of_any_make_is_completed_and_read_only(block):
+def test_a_block_of_any_make_is_read_only(block):
     ds = ut.run(ut.Experiment.from_dict(of_blocks(block)))
     assert (ds.difference.sel(noise=0) == 0).all()
     assert (ds.difference.sel(noise=2) > 0.01).all()
@@ -225,10 +236,16 @@ def test_a_block_of_any_make_is_completed_and_read_only(block):
         with pytest.raises(ValueError, match="assignment destination is read-only"):
             ut.run(ut.Experiment.from_dict(of_blocks(block, writes=name)))
     mine = block(np.arange(2), np.ones((2, 3)))
-    (seen,) = checked_blocks(None, [mine], np.arange(2))
+    (seen,) = checked_blocks(Numbers(block.__name__), [mine], np.arange(2))
     assert np.shares_memory(seen.data, mine.data)
     assert (seen.data.flags.writeable, mine.data.flags.writeable) == (False, True)
-    assert type(mine) is type(block(0, 0))
+    assert type(seen) is type(mine) is block
+
+
+def test_a_block_that_does_not_inherit_is_refused():
+    foreign = SimpleNamespace(items=np.arange(2), data=np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"source.blocks = 'SimpleNamespace': .*inherits from uturn.Originals"):
+        checked_blocks(Numbers("PlainBlock"), [foreign], np.arange(2))
 
 
 # -- digests of code ---------------------------------------------------------------------------------------------------------
@@ -264,15 +281,15 @@ def test_the_digest_of_code_is_of_its_text():
 
 MODULE = """
 import numpy as np
-from uturn.core.protocols import Variable
+import uturn as ut
 
 
-class Quarter:
+class Quarter(ut.Probe):
     def __init__(self, wrong=False):
         self.wrong = wrong
 
     def variables(self, source):
-        return {"quarter": Variable(("noise", "item", "trajectory"), "a quarter")}
+        return {"quarter": ut.Variable(("noise", "item", "trajectory"), "a quarter")}
 
     def read(self, u_turns, source):
         return {"quarter": np.full((len(u_turns.originals.items), 1), 1 / 4 if not self.wrong else {}["quarter"])}
@@ -308,18 +325,22 @@ def test_a_registered_part_is_user_defined(site):
         ut.run(ut.Experiment.from_dict({**QUARTER, "probes": [{"type": "quarter", "wrong": True}]}))
     with pytest.raises(ValueError, match="code of others, which a stored spec may not name"):
         build("probes[0]", {"type": "quarter"}, trusted=False)
-    with pytest.raises(ValueError, match=r"source.type = 'quarter': expected a class with the methods blocks"):
+    with pytest.raises(
+        ValueError,
+        match=r"source \('quarter'\): the class does not inherit from uturn.Source; write `class Quarter\(ut.Source\)`",
+    ):
         build("source", {"type": "quarter"})
 
 
 # --- pickling, and defaults that stored specs leave out ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", [Plain, Model])
+@pytest.mark.parametrize("cls", [cls for cls in MAKES if cls is not Frozen])
 def test_parts_can_be_pickled(cls):
-    """Users send their parts to processes of their own."""
-    again = pickle.loads(pickle.dumps(own_class(cls, protocols.Probe, "probe ('x')")(gain=5)))
-    assert (again.gain, repr(again), again.least_trajectories) == (5, "probe ('x')", 1)
+    """Users send their parts to processes of their own. (Frozen dataclasses with slots lose what is no field.)"""
+    part = build("probes[0]", {"type": f"{__name__}:{cls.__name__}", "gain": 5})
+    again = pickle.loads(pickle.dumps(part))
+    assert (again.gain, again.own_label, again.own_table) == (5, part.own_label, part.own_table)
 
 
 def test_the_defaults_of_built_in_parts_stay():

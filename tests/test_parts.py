@@ -37,7 +37,7 @@ def with_part(idea, cls, **options):
 # -- parts with one mistake each --------------------------------------------------------------------------------------
 
 
-class Probe:
+class Probe(ut.Probe):
     """Measures the share of unchanged leaves; `mistake` says how it goes wrong."""
 
     def __init__(self, mistake=""):
@@ -93,7 +93,7 @@ def test_a_probe_without_mistakes_measures():
     assert np.array_equal(own.leaves, built_in.unchanged.isel(tree_level=0))
 
 
-class Source:
+class Source(ut.Source):
     """Strings of a grammar, in the wrong way that `mistake` says."""
 
     def __init__(self, mistake=""):
@@ -137,7 +137,7 @@ def test_mistakes_of_a_source(mistake, message):
     assert re.search(rf"^source \('test_parts:Source'\)\.{message}", told(with_part("source", "Source", mistake=mistake)))
 
 
-class Backward:
+class Backward(ut.Backward):
     """The exact posterior, in the wrong way that `mistake` says."""
 
     def __init__(self, mistake=""):
@@ -170,25 +170,25 @@ def test_mistakes_of_a_backward(mistake, message):
         ut.run(ut.Experiment.from_dict(spec))
 
 
-class Swap:
+class Swap(ut.Corruption):
     """A corruption that fails, or lacks what the exact backward asks for."""
 
     unit = "share"
     max_noise = 1.0
 
-    def corrupt(self, leaves, noise, vocab_size, seed=0):
+    def corrupt(self, leaves, noise, keys):
         return leaves[10**9]
 
 
 class FailingMask(ut.Masking):
-    def corrupt(self, leaves, noise, vocab_size, seed=0):
+    def corrupt(self, leaves, noise, keys):
         return leaves[10**9]
 
 
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        ("Swap", r"corruption \('test_parts:Swap'\): expected one with log_evidence, which the backward 'exact' asks for"),
+        ("Swap", r"corruption = 'test_parts:Swap': expected one with log_evidence, which the backward 'exact' asks for"),
         ("FailingMask", r"corruption \('test_parts:FailingMask'\).corrupt: IndexError: .*\(test_parts.py, line \d+\)"),
     ],
 )
@@ -222,7 +222,7 @@ def test_parts_cannot_write_into_what_others_read(idea, cls, what):
         ut.run(ut.Experiment.from_dict(spec))
 
 
-class Leaves:
+class Leaves(ut.Probe):
     """Any variable of any data."""
 
     def variables(self, source):
@@ -265,15 +265,59 @@ def test_a_first_clone_that_depends_on_the_number_of_clones_is_noticed():
     assert any(line.startswith("noise 0.4") for line in check(ut.Experiment.from_dict(right)))
 
 
-@pytest.mark.parametrize("idea", ["source", "corruption", "backward", "probes"])
-def test_a_spec_must_name_a_class_with_the_methods(idea, tmp_path):
-    """It is checked before it is called."""
+@pytest.mark.parametrize(
+    ("idea", "base"), [("source", "Source"), ("corruption", "Corruption"), ("backward", "Backward"), ("probes", "Probe")]
+)
+def test_a_spec_must_name_a_class_that_inherits(idea, base, tmp_path):
+    """It is checked before it is called, in one sentence that says from what to inherit."""
     trace = tmp_path / "trace"
-    table = {"type": "os:system", "command": f"touch {trace}", **({"noise": [0.5]} if idea == "corruption" else {})}
-    with pytest.raises(ValueError, match=r"expected (a class with the methods|one of)") as error:
-        ut.Experiment.from_dict({**SPEC, idea: [table] if idea == "probes" else table})
-    assert "\n" not in str(error.value)
+    for kind, message in (
+        ("os:system", f"is a builtin_function_or_method; expected a class that inherits from uturn.{base}"),
+        (f"{__name__}:Stranger", f"the class does not inherit from uturn.{base}; write `class Stranger\\(ut.{base}\\)`"),
+        (f"{__name__}:Empty{base}", "the class lacks "),
+    ):
+        table = {"type": kind, "command": f"touch {trace}", **({"noise": [0.5]} if idea == "corruption" else {})}
+        with pytest.raises(ValueError, match=message) as error:
+            ut.Experiment.from_dict({**SPEC, idea: [table] if idea == "probes" else table})
+        assert "\n" not in str(error.value)
     assert not trace.exists()
+
+
+class Stranger:
+    """It has all methods, and inherits from nothing."""
+
+    def __init__(self, command):
+        raise AssertionError
+
+    blocks = corrupt = reconstruct = variables = read = __init__
+
+
+class EmptySource(ut.Source):
+    pass
+
+
+class EmptyCorruption(ut.Corruption):
+    pass
+
+
+class EmptyBackward(ut.Backward):
+    pass
+
+
+class EmptyProbe(ut.Probe):
+    pass
+
+
+class NoUnit(ut.Corruption):
+    max_noise = 1.0
+
+    def corrupt(self, data, noise, keys):
+        return data
+
+
+def test_a_corruption_needs_a_unit():
+    with pytest.raises(ValueError, match=r"^corruption \('test_parts:NoUnit'\): the class lacks unit"):
+        ut.Experiment.from_dict(with_part("corruption", "NoUnit"))
 
 
 # -- nothing stored is executed ---------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def test_one_level_is_the_enumeration(s):
 def test_deeper_levels_are_exact_belief_propagation(channel, noise):
     rhm, other = (ut.RandomHierarchyModel(8, 2, 2, 4, seed=seed) for seed in (1, 2))
     draw = rhm.sample(6000, seed=5)
-    evidence = channel.log_evidence(channel.corrupt(draw.leaves, noise, 8, seed=6))
+    evidence = channel.log_evidence(channel.corrupt(draw.leaves, noise, vocab_size=8, seed=6))
     root = ut.infer(rhm, evidence, outputs=("upward",)).upward[4][np.arange(6000), 0, draw.classes]
     found, wrong = (
         population_dynamics(8, 2, 2, channel, noise, 4, pool=4000, grammar=grammar, replicates=8) for grammar in (rhm, other)

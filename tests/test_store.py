@@ -501,7 +501,7 @@ GARMENTS = {
 }
 
 
-class Constant:
+class Constant(ut.Probe):
     """A probe of one's own, whose options have defaults too."""
 
     def __init__(self, value=1.0, twice=False):

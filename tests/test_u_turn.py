@@ -72,7 +72,7 @@ def test_u_turn_corrupts_and_reconstructs():
     assert found.reconstructions[0].shape == (7, 4, 8)
     # By hand: the evidence of the noisy data, and posterior draws given it.
     streams = Streams(3, originals.items, 0.5)
-    noisy = ut.Masking().corrupt(originals.data, 0.5, 6, streams.keys(ut.random.Purpose.CORRUPTION))
+    noisy = ut.Masking().corrupt(originals.data, 0.5, vocab_size=6, seed=streams.keys(ut.random.Purpose.CORRUPTION))
     assert np.array_equal(found.noisy.values, noisy.values)
     evidence = ut.Masking().log_evidence(found.noisy)
     drawn = ut.sample_posterior(rhm, evidence.astype(np.float32), streams.keys(ut.random.Purpose.RECONSTRUCTION), 4)

@@ -5,7 +5,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from uturn.core.protocols import Backward, Corruption, Noisy, Originals, Probe, Source, Variable
+from uturn import Backward, Corruption, Noisy, Originals, Probe, Source, Variable
 from uturn.core.random import Purpose, keys, normals, streams
 from uturn.measures.clones import between_clones
 

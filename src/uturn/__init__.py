@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from uturn import backward, corruption, measures, networks, probes, sources, studies
     from uturn.core import protocols, random
     from uturn.core.experiment import Experiment
-    from uturn.core.protocols import Noisy
+    from uturn.core.protocols import (
+        Backward,
+        Channel,
+        Corruption,
+        Noisy,
+        Originals,
+        Probe,
+        Source,
+        UTurns,
+        Variable,
+    )
     from uturn.core.u_turns import u_turn, u_turns
     from uturn.corruption import EpsilonBelief, Gaussian, Masking, UniformReplacement
     from uturn.engine.run import run

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 
+from uturn import Probe, Variable
 from uturn.cli.app import EXPERIMENTS, command
 from uturn.cli.options import Out, Running, Spec
 from uturn.cli.running import end, runs_into
 from uturn.core.files import write_json
-from uturn.core.protocols import Probe, Variable
 
 FILE = "changed-runs.json"
 

@@ -63,7 +63,7 @@ def run_queue(process: Process, work: Iterable[Any]) -> Iterator[tuple[Any, np.n
             yield from zip(names, results, strict=True)
 
 
-class Queued(Backward, Protocol):
+class Queued(Backward):
     """A backward whose network processes data of many blocks in one batch."""
 
     shares_batches: ClassVar[bool] = True

@@ -19,7 +19,7 @@ import pandas as pd
 
 from uturn.core.checks import LARGEST, checked_path, expect, one_line, shown
 from uturn.core.files import digest_of_file
-from uturn.core.protocols import Axes, Backward, Corruption, Noisy, Spec
+from uturn.core.protocols import Axes, Axis, Backward, Corruption, Noisy, Spec
 from uturn.core.random import Streams
 from uturn.corruption.recorded import Recorded
 from uturn.sources.images import (
@@ -126,7 +126,8 @@ class RecordedNoise(Corruption):
     kinds, process, max_noise = Recorded.kinds, Recorded.process, Recorded.max_noise
 
     def __init__(self, corruption: Recorded, recordings: Recordings) -> None:
-        self.corruption, self.recordings, self.unit = corruption, recordings, corruption.unit
+        self.corruption, self.recordings = corruption, recordings
+        self.unit = corruption.unit  # type: ignore[misc]  # a value of the class for other corruptions
 
     def corrupt(self, images: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
         return self.corruption.corrupt(images, noise, keys)
@@ -422,4 +423,4 @@ def _axes_of(model: str, noise: np.ndarray) -> Axes:
     expect(most <= 1, f"schedule = {shown(model)}: noise", most, "levels up to 1, which are read as t/T or strength")
     steps = int(read_scheduler(model)[0].config.get("num_train_timesteps", 1000))
     levels = schedule(model, steps, timestep_spacing="linspace").isel(step=np.rint(noise * steps).astype(int))
-    return {name: (levels[name].values, {"long_name": text}) for name, text in LONG_NAMES.items()}
+    return {name: Axis(levels[name].values, {"long_name": text}) for name, text in LONG_NAMES.items()}

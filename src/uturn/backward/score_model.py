@@ -180,14 +180,11 @@ class _DiffusedStrings(ForwardOf):
 
     purpose: int = Purpose.DENOISING
 
-    def corrupt(self, leaves: np.ndarray, noise: float, vocab_size: int, keys: np.ndarray) -> Any:  # type: ignore[override]
-        """Noisy one-hot images (batch, vocab_size, 1, num_leaves)."""
-        return self.forward.noised(images_of(leaves[:, None], vocab_size), self.forward.step_of(noise), keys)
-
     def observe(self, originals: Any, noise: float, streams: Streams) -> _NoisyScored:
         leaves = np.repeat(originals.data, streams.count, axis=0)
-        images = self.corrupt(leaves, noise, originals.rhm.vocab_size, streams.keys(self.purpose))
-        seen = observation_of(images, self.forward, self.forward.step_of(noise))
+        step = self.forward.step_of(noise)
+        images = self.forward.noised(images_of(leaves[:, None], originals.rhm.vocab_size), step, streams.keys(self.purpose))
+        seen = observation_of(images, self.forward, step)
         return _NoisyScored(seen.values, seen.noise, seen.vocab_size, originals.rhm, Gaussian(), images=images)
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:

@@ -215,7 +215,7 @@ def noted(label: str = "") -> Iterator[None]:
 
 def own_label(part: Any) -> str:
     """The label of a user-defined part, such as "source ('mine:Own')"; empty for other objects."""
-    return getattr(type(part), "__own_label__", "")
+    return str(getattr(part, "own_label", "")) if hasattr(type(part), "own_label") else ""
 
 
 class TasksFailed(RuntimeError):

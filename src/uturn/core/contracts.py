@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import is_dataclass, replace
 from typing import Any, NamedTuple
@@ -11,17 +11,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from uturn.core.checks import expect, plain, shown
-from uturn.core.own_parts import attributes, completed, is_own, name_of
-from uturn.core.protocols import Coordinates, Originals, Variable
+from uturn.core.data import O, Originals, Reconstructions
+from uturn.core.own_parts import is_own, name_of
+from uturn.core.protocols import Backward, Corruption, Probe, Source, Spec
+from uturn.core.variables import Axes, Axis, Coordinates, Variable
 
 
-def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
+def checked_blocks(source: Source[O], blocks: Iterable[O], items: np.ndarray) -> list[O]:
     """The blocks of a source, read-only; ValueError unless they hold the requested items, each once and in order."""
-    where, checked, numbers = f"{name_of(source, 'source')}.blocks", list[Any](), list[int]()
+    where = f"{name_of(source, 'source')}.blocks"
+    checked: list[O] = []
+    numbers: list[int] = []
     for block in blocks:
+        kind = type(block).__name__
+        expect(isinstance(block, Originals), where, kind, "blocks of a class that inherits from uturn.Originals")
         shape, batch = np.shape(getattr(block, "data", block.items)), np.shape(block.items)
         expect(shape[:1] == batch, f"{where}: shape of `data`", shape, f"(batch, ..) with `items` {batch}")
-        checked.append(completed(read_only(block), Originals))
+        checked.append(read_only(block))
         numbers += np.atleast_1d(block.items).tolist()
         if len(numbers) > len(items):
             break
@@ -48,12 +54,19 @@ def read_only(value: Any) -> Any:
     return value
 
 
-def undoes(backward: Any, corruption: Any) -> bool:
+def attributes(value: Any) -> dict[str, Any]:
+    """The attributes of an object: those of its `__dict__` and of its slots."""
+    state = object.__getstate__(value)
+    tables = state if isinstance(state, tuple) else (state,)  # (attributes, slots), or attributes alone
+    return {name: attribute for table in tables for name, attribute in (table or {}).items()}
+
+
+def undoes(backward: Backward, corruption: Corruption) -> bool:
     """Whether a backward undoes the process of a corruption; parts that declare no process fit all."""
     return not backward.undoes or not corruption.process or corruption.process in backward.undoes
 
 
-def checked_reconstructions(backward: Any, reconstructions: Any, items: int, draws: int) -> Any:
+def checked_reconstructions(backward: Backward, reconstructions: Reconstructions, items: int, draws: int) -> Reconstructions:
     """Reconstructions of a backward, `draws` for each item, read-only."""
     where = f"{name_of(backward, 'backward')}.reconstruct"
     arrays = list(reconstructions.values()) if isinstance(reconstructions, Mapping) else [reconstructions]
@@ -110,7 +123,7 @@ class Declared(NamedTuple):
     dims: dict[str, np.ndarray]
 
 
-def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declared]:
+def declared_by(probes: Sequence[Probe], source: Source, clones: int) -> list[Declared]:
     """Declarations of the probes of an experiment; ValueError if two of them have a variable of the same name.
 
     A dim of a built-in probe with the name of a variable gets its probe in front: "changes_distance" beside `network_layers`.
@@ -120,16 +133,15 @@ def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declare
         label = name_of(probe, f"probes[{i}]")
         dims = checked_coordinates(f"{label}.coordinates", probe.coordinates(source), None)
         variables = checked_variables(label, probe.variables(source), dims)
-        name = str(getattr(probe, "name", None) or (type(probe).__name__ if is_own(probe) else probe.type))
-        model = str(getattr(probe, "classifier", None) or getattr(probe, "model", ""))
-        named = {key: replace(variable, probe=name, model=model) for key, variable in variables.items()}
+        named = {key: replace(variable, probe=probe.probe_name, model=probe.network_name) for key, variable in variables.items()}
         variables = with_twins(named, clones)
         twice = [key for key in variables if any(key in earlier.variables for earlier in declarations)]
         expect(not twice, "probes: variables of two of them", twice, "different ones; put one probe in an experiment of its own")
         declarations.append(Declared(label, variables, dims))
     measured = {key for declared in declarations for key in declared.variables}
     for k, (probe, (label, variables, dims)) in enumerate(zip(probes, declarations, strict=True)):
-        if kind := getattr(probe, "type", None):
+        if isinstance(probe, Spec) and not is_own(probe):
+            kind = probe.type
             names: dict[Any, str] = {dim: f"{kind}_{dim}" for dim in dims if dim in measured}
             apart = {
                 key: replace(one, dims=tuple(names.get(dim, dim) for dim in one.dims), order=names.get(one.order, one.order))
@@ -141,9 +153,9 @@ def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declare
 
 def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinates:
     """Coordinates merged with those of another part; ValueError for different values under the same name."""
-    for name, (dims, values, _) in more.items():
-        known = coordinates.get(name, (dims, values))
-        same = known[0] == dims and np.array_equal(known[1], values)
+    for name, new in more.items():
+        known = coordinates.get(name, new)
+        same = known.dims == new.dims and np.array_equal(known.values, new.values)
         expect(same, f"{label}: coordinate", name, "another name, since it exists already with other values")
     return {**coordinates, **more}
 
@@ -166,11 +178,11 @@ def with_twins(variables: Mapping[str, Variable], clones: int) -> dict[str, Vari
     return together
 
 
-def checked_axes(corruption: Any, axes: Any, count: int) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
+def checked_axes(corruption: Corruption, axes: Axes, count: int) -> dict[str, Axis]:
     """Further coordinates of the noise axis from a corruption; ValueError unless each has `count` values."""
     where = f"{name_of(corruption, 'corruption')}.axes"
     levels = checked_coordinates(where, {name: entry[0] for name, entry in axes.items()}, count)
-    return {name: (values, plain(dict(axes[name][1]))) for name, values in levels.items()}
+    return {name: Axis(values, plain(dict(axes[name][1]))) for name, values in levels.items()}
 
 
 def checked_coordinates(where: str, coordinates: Any, count: int | None) -> dict[str, np.ndarray]:

@@ -31,8 +31,9 @@ from uturn.core.checks import (
 from uturn.core.contracts import Declared, checked_axes, checked_blocks, checked_coordinates, declared_by, joined
 from uturn.core.files import read_table
 from uturn.core.own_parts import code_digest, is_own, name_of
-from uturn.core.protocols import Coordinates, Variable
+from uturn.core.protocols import Backward, Corruption, Part, Probe, Source
 from uturn.core.registry import as_part, check_fit, table_of
+from uturn.core.variables import Coordinate, Coordinates, Variable
 
 _CHECKED = 10  # originals on which networks are checked
 
@@ -40,10 +41,10 @@ _CHECKED = 10  # originals on which networks are checked
 class Parts(NamedTuple):
     """The mutually compatible parts of an experiment."""
 
-    source: Any
-    corruption: Any
-    backward: Any
-    probes: list[Any]
+    source: Source
+    corruption: Corruption
+    backward: Backward
+    probes: list[Probe]
 
 
 class Experiment(BaseModel):
@@ -202,7 +203,7 @@ class Experiment(BaseModel):
         source = self.source.made_by(self.backward, self.seed)
         return Parts(source, self.backward.undone(self.corruption, source), self.backward, list(self.probes))
 
-    def labelled(self) -> list[tuple[str, Any]]:
+    def labelled(self) -> list[tuple[str, Part]]:
         """All parts with their names in the spec."""
         source, corruption, backward, probes = self.parts
         named = [(f"probes[{i}]", probe) for i, probe in enumerate(probes)]
@@ -223,18 +224,18 @@ class Experiment(BaseModel):
         levels = checked_noise(self.noise, corruption.max_noise)
         end = {"max": float(corruption.max_noise)} if math.isfinite(corruption.max_noise) else {}
         coordinates: Coordinates = {
-            "item": (("item",), np.arange(self.items), {}),
-            "trajectory": (("trajectory",), np.arange(self.trajectories), {}),
-            **({"clone": (("clone",), np.arange(self.clones), {})} if self.clones > 1 else {}),
-            "noise": (("noise",), levels, {"long_name": corruption.unit, **end}),
+            "item": Coordinate(("item",), np.arange(self.items)),
+            "trajectory": Coordinate(("trajectory",), np.arange(self.trajectories)),
+            **({"clone": Coordinate(("clone",), np.arange(self.clones))} if self.clones > 1 else {}),
+            "noise": Coordinate(("noise",), levels, {"long_name": corruption.unit, **end}),
         }
         axes = checked_axes(corruption, corruption.axes(levels, source), len(levels))
         labels = source.coordinates(self.seed, self.items)
         items = checked_coordinates(f"{name_of(source, 'source')}.coordinates", labels, self.items)
-        coordinates = joined(coordinates, "corruption", {name: (("noise",), *entry) for name, entry in axes.items()})
-        coordinates = joined(coordinates, "source", {name: (("item",), values, {}) for name, values in items.items()})
+        coordinates = joined(coordinates, "corruption", {name: Coordinate(("noise",), *axis) for name, axis in axes.items()})
+        coordinates = joined(coordinates, "source", {name: Coordinate(("item",), values) for name, values in items.items()})
         for label, _, dims in self.declared:
-            coordinates = joined(coordinates, label, {dim: ((dim,), values, {}) for dim, values in dims.items()})
+            coordinates = joined(coordinates, label, {dim: Coordinate((dim,), values) for dim, values in dims.items()})
         for name in self.variables():
             expect(name not in coordinates, "probes: variable", name, "another name, since it is that of a coordinate")
         return coordinates

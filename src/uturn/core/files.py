@@ -11,15 +11,16 @@ import secrets
 import shutil
 import stat
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 import numpy as np
 
-from uturn.core.checks import expect, plain
+from uturn.core.checks import expect, own_label, plain
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -172,19 +173,45 @@ def cached_while_unchanged(
 
     def decorated(function: Callable[_P, _R]) -> Callable[_P, _R]:
         @lru_cache(maxsize)
-        def kept(_: tuple[Any, ...], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-            return function(*args, **kwargs)
+        def kept(call: _Call) -> _R:
+            return function(*call.args, **call.kwargs)
 
         @wraps(function)
         def current(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             paths = files(*args, **kwargs) if files else [path for one in args for path in getattr(one, "files", tuple)()]
-            return kept(tuple(map(_stamp, paths)), *args, **kwargs)  # type: ignore[arg-type]
+            return kept(_Call((*map(_stamp, paths), *map(_key, args), *map(_key, kwargs.items())), args, kwargs))
 
         current.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
         _clear.append(kept.cache_clear)
         return current
 
     return decorated
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Arguments of a cached function, which are compared by their keys."""
+
+    key: tuple[Any, ...]
+    args: tuple[Any, ...] = field(compare=False)
+    kwargs: Mapping[str, Any] = field(compare=False)
+
+
+class _Same:
+    """The key of a part of the user: itself, whatever its class says of equality."""
+
+    def __init__(self, part: Any) -> None:
+        self.part = part
+
+    def __hash__(self) -> int:
+        return id(self.part)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.part is self.part
+
+
+def _key(value: Any) -> Any:
+    return _Same(value) if own_label(value) else value
 
 
 @cached_while_unchanged(files=lambda path: [path], maxsize=2**18)

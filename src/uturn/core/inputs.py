@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Protocol, get_args
+from typing import Annotated, Any, get_args
 
 from uturn.core.files import digest_of_file
 
 
-class Input(Protocol):
+class Input:
     """A part, or something that a part reads; by default it has no files, no code of the user, and no weights."""
 
     def files(self) -> Sequence[Any]:

@@ -160,6 +160,10 @@ def keys(seed: int, *coordinates: Any) -> np.ndarray:
     return key.reshape(shape)
 
 
+Seed = int | np.integer | np.ndarray
+"""An integer, or one key for each sample, uint64 (batch,), as `keys` makes them."""
+
+
 class Purpose(IntEnum):
     """Uses of random streams: the first coordinate of a key after the seed. Numbers above 99 are free for users."""
 
@@ -216,15 +220,16 @@ class Streams:
         return Streams(self.seed, self.items, self.noise)
 
 
-def streams(seed: Any, count: int, purpose: Any = None) -> np.ndarray:
+def streams(seed: Seed, count: int, purpose: Any = None) -> np.ndarray:
     """One key for each sample, uint64 (count,): `keys(seed, range(count))`, or `seed` itself if it is already an array of keys.
 
     Explicit keys make the numbers of a sample independent of its batch. Different purposes (an integer, or one for each sample)
     give independent streams from one seed.
     """
-    stream_keys = seed
-    if not (isinstance(seed, np.ndarray) and seed.ndim):
-        stream_keys = keys(seed, np.arange(count, dtype=np.uint64))
+    if isinstance(seed, np.ndarray) and seed.ndim:
+        stream_keys = seed
+    else:
+        stream_keys = keys(seed, np.arange(count, dtype=np.uint64))  # type: ignore[arg-type]  # `keys` checks it
     fits = stream_keys.dtype == np.uint64 and stream_keys.shape == (count,)
     expect(fits, "seed", seed, f"an integer, or one uint64 key per sample, ({count},), as uturn.random.keys makes them")
     return stream_keys if purpose is None else _fold_all(stream_keys, np.full(count, purpose, np.uint64))

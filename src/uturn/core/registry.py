@@ -5,7 +5,6 @@ Importing user-defined parts runs their code, so only a spec given by the user m
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
@@ -16,8 +15,8 @@ from pydantic import BaseModel, ValidationError
 from uturn.core.checks import expect, noted, one_line, plain
 from uturn.core.contracts import undoes
 from uturn.core.imports import import_object, is_import_path
-from uturn.core.own_parts import DOCS, is_own, own_class
-from uturn.core.protocols import PROTOCOLS, Channel
+from uturn.core.own_parts import DOCS, is_own
+from uturn.core.protocols import BASES, Part
 from uturn.core.tools import installed_tools, own_tools
 
 GROUP = "uturn.parts"
@@ -113,18 +112,39 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
         raise ValueError(f"{name}.type = {kind!r}: expected one of {known}, or 'module:Class'")
     expect(trusted, f"{name}.type", kind, "no code of others, which a stored spec may not name; hand over the spec file instead")
     label = f"{name} ({kind!r})"
-    cls: Any = import_object(path, f"{name}.type = {kind!r}", "'module:Class'")
-    required = sorted(PROTOCOLS[idea].__abstractmethods__)
-    is_part = inspect.isclass(cls) and all(callable(getattr(cls, member, None)) for member in required)
-    expect(is_part, f"{name}.type", kind, f"a class with the methods {', '.join(required)} (see {DOCS})")  # before it is called
-    is_channel = idea == "corruption" and hasattr(cls, "log_evidence")  # a channel: its evidence is known
+    cls = import_object(path, f"{name}.type = {kind!r}", "'module:Class'")
+    check_class(label, cls, idea)  # before it is called
     with noted(label):
-        part = own_class(cls, Channel if is_channel else PROTOCOLS[idea], label)(**options)
-    object.__setattr__(part, "_own_table", dict(table))
+        part = cls(**options)
+    # Works for frozen dataclasses, too.
+    object.__setattr__(part, "own_label", label)
+    object.__setattr__(part, "own_table", dict(table))
+    check_own(part, idea)
+    return part
+
+
+def check_class(label: str, cls: object, idea: str) -> None:
+    """ValueError unless a class is a part: it inherits from the base class of its idea, and has the required methods."""
+    base = BASES[idea]
+    if not isinstance(cls, type):
+        raise ValueError(f"{label} is a {type(cls).__name__}; expected a class that inherits from uturn.{base.__name__} ({DOCS})")
+    if not issubclass(cls, base):
+        way_out = f"write `class {cls.__name__}(ut.{base.__name__})` ({DOCS})"
+        raise ValueError(f"{label}: the class does not inherit from uturn.{base.__name__}; {way_out}")
+    lacks = sorted(cls.__abstractmethods__)
+    if lacks:
+        raise ValueError(f"{label}: the class lacks {', '.join(lacks)}; see help(ut.{base.__name__})")
+
+
+def check_own(part: Part, idea: str) -> None:
+    """ValueError for values of a user-defined part that are missing, or a text where several texts are expected."""
+    label = part.own_label
+    for member in ("unit", "max_noise") if idea == "corruption" else ():
+        if not hasattr(part, member):
+            raise ValueError(f"{label}: the class lacks {member}; see help(ut.Corruption)")
     for member in ("kinds", "undoes", "asks", "execution"):
         names = getattr(part, member, ())
         expect(not isinstance(names, str), f"{label}.{member}", names, "a tuple of strings")  # parts of a text are "in" it
-    return part
 
 
 def check_fit(parts: Mapping[str, Any], trajectories: int) -> None:
@@ -147,16 +167,15 @@ def check_fit(parts: Mapping[str, Any], trajectories: int) -> None:
         expect(trajectories >= least, "trajectories", trajectories, f"at least {least} of each item for {name}, {types[name]!r}")
     lacks = [member for member in backward.asks if is_own(corruption) and not hasattr(corruption, member)]
     asked = f"one with {', '.join(lacks)}, which the backward {types['backward']!r} asks for"
-    expect(not lacks, "corruption", corruption, asked)
+    expect(not lacks, "corruption", types["corruption"], asked)
 
 
 def as_part(name: str, value: Any) -> Any:
     """The part of a table, or a given part. A user-defined one is built from its table, so that a spec describes it."""
     if isinstance(value, Mapping):
         return build(name, value)
-    required = PROTOCOLS[name.partition("[")[0]].__abstractmethods__
-    is_part = not isinstance(value, type) and all(callable(getattr(value, member, None)) for member in required)
-    expect(is_part, name, value, "a table with a `type`, or a part")
+    base = BASES[name.partition("[")[0]]
+    expect(isinstance(value, base), name, value, f"a table with a `type`, or a part, which inherits from uturn.{base.__name__}")
     table = table_of(value)
     return value if table["type"] in PARTS[name.partition("[")[0]] else build(name, table)
 
@@ -164,7 +183,7 @@ def as_part(name: str, value: Any) -> Any:
 def table_of(part: Any) -> dict[str, Any]:
     """The table of a part in a spec: its type, and the options that differ from the defaults of its class."""
     if is_own(part):
-        return dict(part._own_table)
+        return dict(part.own_table)
     path = f"{type(part).__module__}:{type(part).__qualname__}"
     kind = next((kind for kinds in PARTS.values() for kind, built_in in kinds.items() if built_in == path), path)
     if isinstance(part, BaseModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Iterator
-from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -11,16 +10,17 @@ import numpy as np
 
 from uturn.core.checks import checked_integer, checked_noise, expect, shown
 from uturn.core.contracts import checked_reconstructions, read_only, undoes
+from uturn.core.data import N, O, UTurns
 from uturn.core.own_parts import name_of
-from uturn.core.protocols import Backward, UTurns
+from uturn.core.protocols import Backward, Corruption
 from uturn.core.random import Streams, checked_seed
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 def u_turns(
-    blocks: Iterable[tuple[Key, Any, float, Streams | int]], corruption: Any, backward: Any, *, clones: int = 1
-) -> Iterator[tuple[Key, UTurns]]:
+    blocks: Iterable[tuple[Key, O, float, Streams | int]], corruption: Corruption[O, N], backward: Backward[N], *, clones: int = 1
+) -> Iterator[tuple[Key, UTurns[O, N]]]:
     """U-turns of a stream of blocks of originals, each at its own noise level, in the order of completion.
 
     A backward that reconstructs the data of several blocks together, such as a queue that keeps the batches of a network full,
@@ -39,15 +39,21 @@ def u_turns(
     [(0.3, (5, 1, 8)), (0.6, (5, 1, 8))]
     """
     clones = checked_integer("clones", clones, 1)
-    most = getattr(backward, "blocks_ahead", Backward.blocks_ahead)
+    most = backward.blocks_ahead
     most = None if most is None else checked_integer("backward.blocks_ahead", most, 1)
-    expect(undoes(backward, corruption), "backward", backward, f"one that undoes {getattr(corruption, 'process', '')!r}")
+    expect(undoes(backward, corruption), "backward", backward, f"one that undoes {corruption.process!r}")
     return _stream(blocks, corruption, backward, clones, most)
 
 
 def u_turn(
-    originals: Any, corruption: Any, backward: Any, noise: float, streams: Streams | int = 0, *, clones: int = 1
-) -> UTurns:
+    originals: O,
+    corruption: Corruption[O, N],
+    backward: Backward[N],
+    noise: float,
+    streams: Streams | int = 0,
+    *,
+    clones: int = 1,
+) -> UTurns[O, N]:
     """Corrupt originals up to a noise level, and reconstruct them: `u_turns` of one block.
 
     The parts of an experiment fit together: `source, corruption, backward, probes = experiment.parts`. The corruption of a
@@ -74,15 +80,18 @@ def u_turn(
 
 
 def _stream(
-    blocks: Iterable[tuple[Key, Any, float, Streams | int]], corruption: Any, backward: Any, clones: int, most: int | None
-) -> Iterator[tuple[Key, UTurns]]:
-    reconstruct = getattr(backward, "reconstruct_stream", None) or partial(Backward.reconstruct_stream, backward)
+    blocks: Iterable[tuple[Key, O, float, Streams | int]],
+    corruption: Corruption[O, N],
+    backward: Backward[N],
+    clones: int,
+    most: int | None,
+) -> Iterator[tuple[Key, UTurns[O, N]]]:
     where = f"{name_of(backward, 'backward')}.reconstruct_stream"
-    waiting: dict[Key, tuple[Any, Any, Streams]] = {}  # originals, noisy data and streams of the blocks under way
+    waiting: dict[Key, tuple[O, N, Streams]] = {}  # originals, noisy data and streams of the blocks under way
     failures: list[tuple[Exception, Any]] = []  # errors of source or corruption with their tracebacks
     number_read = 0  # blocks read in the current call of the backward
 
-    def noisy(some: Iterator[Any]) -> Iterator[tuple[Key, Any, Streams]]:
+    def noisy(some: Iterator[Any]) -> Iterator[tuple[Key, N, Streams]]:
         nonlocal number_read
         try:
             for block in some:
@@ -100,7 +109,7 @@ def _stream(
     def answers(some: Iterator[Any]) -> Iterator[Any]:
         """The answers of the backward. Errors of source and corruption pass without its frames, as they are none of its own."""
         try:
-            stream = reconstruct(noisy(some), clones)
+            stream = backward.reconstruct_stream(noisy(some), clones)
             expect(isinstance(stream, Iterable), where, stream, "an iterator over (key, reconstructions)")
             yield from stream
         except Exception:
@@ -127,7 +136,9 @@ def _stream(
             raise ValueError(f"{where} ended before the reconstructions of {left} blocks; expected all of them")
 
 
-def _checked_block(block: Any, corruption: Any, waiting: Collection[Any]) -> tuple[Any, Any, float, Streams]:
+def _checked_block(
+    block: tuple[Key, O, float, Streams | int], corruption: Corruption[O, N], waiting: Collection[Key]
+) -> tuple[Key, O, float, Streams]:
     """A block with its `Streams`; ValueError if the block is malformed."""
     key, originals, noise, streams = block
     expect(key not in waiting, "key", key, "another one for each block under way")

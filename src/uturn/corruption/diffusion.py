@@ -11,7 +11,7 @@ import numpy as np
 
 from uturn.core.checks import checked_noise, expect
 from uturn.core.pieces import Pieces, half_precision_words
-from uturn.core.protocols import Axes, Corruption, Noisy
+from uturn.core.protocols import Axes, Axis, Corruption, Noisy
 from uturn.core.random import Purpose, normals
 from uturn.corruption import schedulers
 from uturn.corruption.schedulers import PipelineTimesteps
@@ -169,11 +169,10 @@ class Diffusion(Corruption):
         step = self.checked_steps(levels)
         table = self.noise_levels
         long_names = {"timestep": "timestep of the schedule", **LONG_NAMES}
-        return {
-            "t_over_T": (step / steps, {"long_name": "inversion time t/T of the whole number of steps"}),
-            "step": (step, {"long_name": "reverse steps", "clean": 0.0}),
-            **{name: (table[name][step], {"long_name": text}) for name, text in long_names.items()},
-        }
+        axes = {name: Axis(table[name][step], {"long_name": text}) for name, text in long_names.items()}
+        axes["t_over_T"] = Axis(step / steps, {"long_name": "inversion time t/T of the whole number of steps"})
+        axes["step"] = Axis(step, {"long_name": "reverse steps", "clean": 0.0})
+        return axes
 
     def checked_steps(self, noise: np.ndarray) -> np.ndarray:
         """The step of each noise level; ValueError if two levels have the same step, or if a positive one is rounded to 0."""

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike
 
 from uturn.core import progress
-from uturn.core.checks import checked_noise, expect
+from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.memory import recycled
-from uturn.core.protocols import Axes, Channel, Noisy
-from uturn.core.random import NOISE, normal_row, normals, streams
+from uturn.core.protocols import Axes, Axis, Channel, Noisy
+from uturn.core.random import NOISE, Seed, normal_row, normals, streams
 from uturn.core.threads import over_blocks
 from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
 from uturn.corruption.strings import checked_strings, draw_symbols, log_evidence_of
@@ -37,13 +38,15 @@ class Gaussian(Channel):
     max_noise: ClassVar[float] = np.inf
     kinds: ClassVar[tuple[str, ...]] = ("strings", "vectors")
     is_reversible: ClassVar[bool] = True
+    needs_vocab_size: ClassVar[bool] = True
     clean_noise: ClassVar[float] = 5e-7  # one standard deviation is 1e-3 of a one-hot component
 
-    def corrupt(self, leaves: Any, noise: Any, vocab_size: int, seed: Any = 0) -> Noisy:
+    def corrupt(self, leaves: ArrayLike, noise: ArrayLike, seed: Seed = 0, *, vocab_size: int = 0) -> Noisy:
         """Diffuse strings (batch, num_leaves) for a time `noise` (scalar or (batch,)); `values` are float32.
 
         `seed`: an integer, or one uint64 key per sample (see `uturn.random.keys`).
         """
+        checked_integer("vocab_size", vocab_size, 1)
         leaves, t = checked_strings(leaves, noise, vocab_size, np.inf)
         keys, abar = streams(seed, len(leaves), NOISE), self.abar(t)
         spread, signal = np.sqrt(1 - abar).astype(np.float32), np.sqrt(abar).astype(np.float32)
@@ -136,8 +139,8 @@ class Gaussian(Channel):
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
         return {
             **super().axes(noise, source),
-            "abar": (self.abar(noise), {"long_name": "signal power abar"}),
-            "log_snr": (self.log_snr(noise), {"long_name": "log signal-to-noise ratio"}),
+            "abar": Axis(self.abar(noise), {"long_name": "signal power abar"}),
+            "log_snr": Axis(self.log_snr(noise), {"long_name": "log signal-to-noise ratio"}),
         }
 
 

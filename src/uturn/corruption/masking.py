@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from uturn.core.checks import checked_noise
 from uturn.core.protocols import Channel, Noisy
-from uturn.core.random import NOISE, streams, uniforms
+from uturn.core.random import NOISE, Seed, streams, uniforms
 from uturn.corruption.denoising import Denoiser
-from uturn.corruption.strings import checked_strings, checked_symbols, symbol_evidence
+from uturn.corruption.strings import alphabet_of, checked_strings, checked_symbols, symbol_evidence
 from uturn.corruption.unmasking import Decoder, unmask
 from uturn.exact.inference.evidence import Evidence
 
@@ -32,7 +33,7 @@ class Masking(Channel):
     masks: ClassVar[bool] = True
     misread: ClassVar[float] = -25.0
 
-    def corrupt(self, leaves: Any, noise: Any, vocab_size: int, seed: Any = 0) -> Noisy:
+    def corrupt(self, leaves: ArrayLike, noise: ArrayLike, seed: Seed = 0, *, vocab_size: int = 0) -> Noisy:
         """Mask leaves of strings (batch, num_leaves) with probability `noise` (scalar or (batch,))."""
         leaves, share = checked_strings(leaves, noise, vocab_size, 1)
         hidden = uniforms(streams(seed, len(leaves), NOISE), leaves.shape[1]) < share[:, None]
@@ -40,7 +41,7 @@ class Masking(Channel):
 
     def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
         """Log-evidence in nats, (batch, num_leaves, vocab_size), float64 by default."""
-        possible = (noisy.values[..., None] == np.arange(noisy.vocab_size)) | (noisy.values[..., None] < 0)
+        possible = (noisy.values[..., None] == alphabet_of(noisy)) | (noisy.values[..., None] < 0)
         return np.where(possible, 0, -np.inf).astype(dtype or np.float64, copy=False)
 
     def evidence(self, noisy: Noisy) -> Evidence:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from uturn.core.protocols import Axes, Corruption, Noisy, Spec
+from uturn.core.protocols import Axes, Axis, Corruption, Noisy, Spec
 from uturn.core.random import Purpose
 
 
@@ -35,4 +35,4 @@ class Recorded(Spec, Corruption):
         raise ValueError("the corruption 'recorded' adds no noise: another program has; it goes with the backward 'recorded'")
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
-        return {name: (values, {"long_name": name}) for name, values in self.coordinates.items()}
+        return {name: Axis(np.array(values), {"long_name": name}) for name, values in self.coordinates.items()}

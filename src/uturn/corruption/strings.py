@@ -7,19 +7,32 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.protocols import Channel, Noisy
-from uturn.core.random import choices, streams, uniforms
+from uturn.core.random import Seed, choices, streams, uniforms
 from uturn.exact.inference.evidence import SYMBOLS, Evidence
 from uturn.exact.rhm import checked_leaves
 
+_ANY = 2**62  # more symbols than any string has
+
 
 def checked_strings(leaves: Any, noise: Any, vocab_size: int, most: float) -> tuple[np.ndarray, np.ndarray]:
-    """Strings as int64 (batch, num_leaves) and noise levels as float64 (batch,), or a ValueError."""
-    checked_integer("vocab_size", vocab_size, 1)
-    leaves = checked_leaves(leaves, vocab_size)
+    """Strings as int64 (batch, num_leaves) and noise levels as float64 (batch,), or a ValueError.
+
+    `vocab_size` 0: the number of symbols is not known, and any are allowed.
+    """
+    checked_integer("vocab_size", vocab_size, 0)
+    leaves = checked_leaves(leaves, vocab_size or _ANY)
     return leaves, np.array(np.broadcast_to(checked_noise(noise, most, len(leaves)), len(leaves)), float)
+
+
+def alphabet_of(noisy: Noisy) -> np.ndarray:
+    """The symbols 0 .. v - 1 of noisy data; ValueError if their number is not known."""
+    v = noisy.vocab_size
+    expect(v > 0, "noisy.vocab_size", v, "the number of symbols; give it as corrupt(.., vocab_size=V)")
+    return np.arange(v)
 
 
 def checked_symbols(values: np.ndarray, noise: np.ndarray, least: int, vocab_size: int, channel: Any) -> np.ndarray:
@@ -51,7 +64,7 @@ class TwoValued(Channel):
 
     def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
         """Log-evidence in nats, (batch, num_leaves, vocab_size), float64 by default."""
-        same = noisy.values[..., None] == np.arange(noisy.vocab_size)
+        same = noisy.values[..., None] == alphabet_of(noisy)
         this, other = _two_logs(noisy)
         return np.where(same, this[:, None, None], other[:, None, None]).astype(dtype or np.float64, copy=False)
 
@@ -87,7 +100,7 @@ class EpsilonBelief(TwoValued):
     is_bayesian: ClassVar[bool] = False
     is_random: ClassVar[bool] = False
 
-    def corrupt(self, leaves: Any, noise: Any, vocab_size: int, seed: Any = 0) -> Noisy:
+    def corrupt(self, leaves: ArrayLike, noise: ArrayLike, seed: Seed = 0, *, vocab_size: int = 0) -> Noisy:
         """The true leaves, int64 (batch, num_leaves): the noise enters the evidence only. `seed` is not used."""
         leaves, epsilon = checked_strings(leaves, noise, vocab_size, 1)
         return Noisy(leaves, epsilon, vocab_size)

@@ -7,11 +7,12 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from uturn.core import progress
-from uturn.core.checks import checked_noise
+from uturn.core.checks import checked_integer, checked_noise
 from uturn.core.protocols import Noisy
-from uturn.core.random import NOISE, streams, uniforms
+from uturn.core.random import NOISE, Seed, streams, uniforms
 from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
 from uturn.corruption.strings import TwoValued, checked_strings, checked_symbols, draw_symbols
 
@@ -26,10 +27,12 @@ class UniformReplacement(TwoValued):
     unit: ClassVar[str] = "replaced fraction 1 - alpha"
     kinds: ClassVar[tuple[str, ...]] = ("strings", "tokens")
     is_reversible: ClassVar[bool] = True
+    needs_vocab_size: ClassVar[bool] = True
     clean_noise: ClassVar[float] = 1e-15
 
-    def corrupt(self, leaves: Any, noise: Any, vocab_size: int, seed: Any = 0) -> Noisy:
+    def corrupt(self, leaves: ArrayLike, noise: ArrayLike, seed: Seed = 0, *, vocab_size: int = 0) -> Noisy:
         """Redraw leaves of strings (batch, num_leaves) with probability `noise` (scalar or (batch,))."""
+        checked_integer("vocab_size", vocab_size, 1)
         leaves, share = checked_strings(leaves, noise, vocab_size, 1)
         d = leaves.shape[1]
         u = uniforms(streams(seed, len(leaves), NOISE), 2 * d)

@@ -234,7 +234,7 @@ class _Setting:
         streams = keys(seed, np.arange(len(true)))
         out = np.empty((len(true), self.v, len(noise)))
         for lane, level in enumerate(noise):
-            noisy = self.corruption.corrupt(true[:, None], level, self.v, streams)
+            noisy = self.corruption.corrupt_symbols(true[:, None], level, streams, self.v)
             evidence = np.asarray(self.corruption.log_evidence(noisy), np.float64)[:, 0]
             evidence = np.exp(evidence - evidence.max(axis=1, keepdims=True))
             out[:, :, lane] = evidence / evidence.sum(axis=1, keepdims=True)

@@ -18,7 +18,7 @@ from uturn.measures.statistics import crossing, estimate, transition
 from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, listed, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.sources import FashionMNISTSource
+from uturn.sources import FashionMNISTSource, GaussianMixtureSource
 from uturn.sources.fashion_mnist import load_scheduler
 from uturn.studies.plotting.style import MUTED, bars, level_colors, mark_noise, style
 
@@ -94,6 +94,7 @@ def speciation(runs: dict[str, xr.Dataset]) -> xr.Dataset:
         ds, D = runs[f"mixture-{separation:g}"], separation**2 * MIXTURE["dimension"]
         time, same, formula = ds.noise.values, ds.clone_same_label, cloning.mixture_cloning_probability(ds.noise.values, D)
         source = mixture_experiment(separation, "smoke").parts.source
+        assert isinstance(source, GaussianMixtureSource)
         t_s = cloning.speciation_time(cloning.largest_eigenvalue(source.fresh(np.arange(4000), 0).values))
         part = {
             "phi": (("point", "estimate"), cloning.cloning_probability(same).values),

@@ -16,6 +16,7 @@ from uturn.core.threads import over_blocks
 from uturn.measures.covariances import Grid, Tree
 from uturn.paper.specs import experiment_of, rhm
 from uturn.paper.workshop import Scale, Workshop
+from uturn.sources import RHMSource
 
 PAPER = (32, 8, 2)
 STEEP = (16, 4, 2)
@@ -133,6 +134,7 @@ def exact_covariances(experiment: Experiment, draws: int = 32) -> xr.Dataset:
             streams = Streams(experiment.seed, originals.items, noise, range(_FIRST, _FIRST + draws))
             pieces.append(_within_subtrees(originals, originals.observed_by(corruption, noise, streams)))
         values.append(np.concatenate(pieces))
+    assert isinstance(source, RHMSource)
     within, tree = np.array(values), Tree(source.branching**source.depth, source.branching)
     along = {name: ("item", values) for name, values in source.coordinates(experiment.seed, experiment.items).items()}
     return xr.Dataset(

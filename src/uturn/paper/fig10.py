@@ -48,7 +48,7 @@ def factor(grammars: int) -> xr.Dataset:
     for seed in keys(0, Purpose.PICTURE, np.arange(grammars)).tolist():
         rhm = RandomHierarchyModel(**PAPER, depth=1, seed=seed)
         pairs = rhm.rules[1].reshape(-1, 2)
-        evidence = EpsilonBelief().log_evidence(EpsilonBelief().corrupt(pairs, NOISE, v), np.float64)
+        evidence = EpsilonBelief().log_evidence(EpsilonBelief().corrupt(pairs, NOISE, vocab_size=v), np.float64)
         wrong = (pairs[:, None] != pairs[None]).sum(axis=2)
         tables.append(rhm.rules[1])
         messages.append(infer(rhm, evidence, outputs=("upward",)).upward[1][:, 0])

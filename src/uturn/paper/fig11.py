@@ -40,7 +40,7 @@ def upward_messages(grammars: int, strings: int) -> xr.Dataset:
     for seed in keys(0, Purpose.PICTURE, np.arange(grammars)).tolist():
         rhm = RandomHierarchyModel(**PAPER, depth=DEPTH, seed=seed)
         draw = rhm.sample(strings, keys(seed, Purpose.PICTURE, np.arange(strings)))
-        noisy = EpsilonBelief().corrupt(draw.leaves, NOISE, rhm.vocab_size)
+        noisy = EpsilonBelief().corrupt(draw.leaves, NOISE, vocab_size=rhm.vocab_size)
         up = infer(rhm, EpsilonBelief().log_evidence(noisy, np.float64), outputs=("upward",)).upward
         right = [np.take_along_axis(up[k], draw.latents[k][..., None], 2).mean(axis=(1, 2)) for k in range(LEVELS)]
         means.append(np.stack(right, axis=-1))

@@ -84,7 +84,7 @@ def by_level(values: xr.DataArray) -> dict[int, np.ndarray]:
 def tree_and_rules() -> xr.Dataset:
     """The tree of the string before and after a U-turn, and its observed leaves."""
     rhm, draw, key = small_string()
-    noisy = Masking().corrupt(draw.leaves, SHARE_HIDDEN, rhm.vocab_size, key)
+    noisy = Masking().corrupt(draw.leaves, SHARE_HIDDEN, vocab_size=rhm.vocab_size, seed=key)
     rebuilt = sample_posterior(rhm, Masking().log_evidence(noisy), key)
     return xr.Dataset(
         {
@@ -160,7 +160,7 @@ def draw_tree_and_rules(data: xr.Dataset) -> Any:
 def observation() -> tuple[RandomHierarchyModel, dict[int, np.ndarray], np.ndarray, np.ndarray]:
     """Grammar, true tree, noisy leaves (leaf, symbol) and their log-evidence of the picture."""
     rhm, draw, key = small_string()
-    noisy = Gaussian().corrupt(draw.leaves, TIME, rhm.vocab_size, key)
+    noisy = Gaussian().corrupt(draw.leaves, TIME, vocab_size=rhm.vocab_size, seed=key)
     return rhm, draw.latents, noisy.values[0], Gaussian().log_evidence(noisy, np.float64)[0]
 
 

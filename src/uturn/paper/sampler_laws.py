@@ -75,7 +75,7 @@ def scheduler_sampler(sampler: Scheduler, size: Size) -> Sampler:
     def observe(leaves: np.ndarray, streams: np.ndarray, steps: int) -> Noisy:
         reverse, step = chain(steps)
         t = 0.5 * np.log(1 / reverse.forward.noise_levels["abar"][step])
-        return gaussian.corrupt(leaves, t, PARAMETERS["vocab_size"], streams)
+        return gaussian.corrupt(leaves, t, vocab_size=PARAMETERS["vocab_size"], seed=streams)
 
     def rebuild(observation: Noisy, streams: np.ndarray, steps: int) -> np.ndarray:
         reverse, step = chain(steps)
@@ -91,7 +91,7 @@ def exact_sampler(size: Size) -> Sampler:
     gaussian = Gaussian()
 
     def observe(leaves: np.ndarray, streams: np.ndarray, steps: int) -> Noisy:
-        return gaussian.corrupt(leaves, NOISE, PARAMETERS["vocab_size"], streams)
+        return gaussian.corrupt(leaves, NOISE, vocab_size=PARAMETERS["vocab_size"], seed=streams)
 
     def rebuild(observation: Noisy, streams: np.ndarray, steps: int) -> np.ndarray:
         return sample_posterior(_grammar(), gaussian.log_evidence(observation), streams)[0]

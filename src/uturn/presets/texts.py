@@ -81,8 +81,9 @@ class TextOptions(LanguageOptions, PresetOptions):
     def experiment(self) -> uturn.Experiment:
         """The experiment that these options describe. Loads the model to find the corruption that it reverses."""
         if self.items is None:
-            available = self.model_copy(update={"items": 1}).experiment().parts.source.count()
-            items = min(available, PASSAGES) if self.data == "embedded" else available
+            items = self.model_copy(update={"items": 1}).experiment().parts.source.count()
+            if self.data == "embedded":
+                items = min(items or 0, PASSAGES)
             return self.model_copy(update={"items": items}).experiment()
         return self._experiment(
             5 if self.items <= 200 else 20,

@@ -52,6 +52,10 @@ class Changes(Named):
     weights: str | None = None
     batch_size: int = Field(default=100, ge=1)
 
+    @property
+    def network_name(self) -> str:
+        return self.classifier
+
     @model_validator(mode="after")
     def _needs_a_layer(self) -> Changes:
         is_used = self.layer is not None or (self.classifier, self.weights) == ("fashion_mnist", None)

@@ -16,6 +16,10 @@ class Named(Spec, Probe):
     name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)
 
     @property
+    def probe_name(self) -> str:
+        return self.name or self.type
+
+    @property
     def prefix(self) -> str:
         """Prefix of the variables, and of the dims that the probe adds."""
         return "" if self.name is None else f"{self.name}_"

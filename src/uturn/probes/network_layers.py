@@ -55,6 +55,10 @@ class NetworkLayers(Named):
     labels: bool = True
     batch_size: int = Field(default=100, ge=1)
 
+    @property
+    def network_name(self) -> str:
+        return self.classifier
+
     @model_validator(mode="after")
     def _prompts_need_texts(self) -> NetworkLayers:
         fits = self.class_prompts is None or self.classifier.startswith("clip:")

@@ -56,6 +56,10 @@ class Perceptual(Named):
     linear: File | None = None
     batch_size: int = Field(default=50, ge=1)
 
+    @property
+    def network_name(self) -> str:
+        return self.classifier
+
     def variables(self, source: Any) -> dict[str, Variable]:
         distance_of(self, source)  # exposes errors before the run
         long_name = f"perceptual distance, {self.classifier}, {'without' if self.linear is None else 'with'} learned weights"

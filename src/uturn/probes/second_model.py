@@ -43,6 +43,10 @@ class SecondModel(Named):
     device: str | None = None
     batch_size: int = Field(default=32, ge=1, le=2**16)
 
+    @property
+    def network_name(self) -> str:
+        return self.model
+
     @model_validator(mode="after")
     def _same_has_its_own(self) -> SecondModel:
         given = [name for name in ("tokenizer", "split", "model_type") if getattr(self, name) is not None]

@@ -239,6 +239,10 @@ class TextLayers(SecondModel):
     layers: tuple[str, ...] | None = None
     reference: int = Field(default=256, ge=1)
 
+    @property
+    def network_name(self) -> str:
+        return self.model
+
     def texts(self, source: Any) -> TextsOf:
         model = source.language().encoder() if self.model == "same" else self.text_model.load()
         return TextsOf(source, model, self.where)

@@ -61,7 +61,7 @@ class Strings(Originals):
         """Noisy strings, one for each trajectory of each original; one for each original if the corruption draws nothing."""
         streams = streams if corruption.is_random else streams.first()
         leaves, v = np.repeat(self.data, streams.count, axis=0), self.rhm.vocab_size
-        noisy = corruption.corrupt(leaves, noise, v, streams.keys(corruption.purpose))
+        noisy = corruption.corrupt_symbols(leaves, noise, streams.keys(corruption.purpose), v)
         return NoisyStrings(noisy.values, noisy.noise, noisy.vocab_size, self.rhm, corruption)
 
 

@@ -51,7 +51,8 @@ class Tokens(Originals):
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyTokens:
         """Noisy tokens, one sequence for each trajectory of each original."""
         data, is_free = (np.repeat(of, streams.count, axis=0) for of in (self.data, self.free))
-        noisy = corruption.corrupt(np.where(data == PAD, 0, data), noise, self.vocab_size, streams.keys(corruption.purpose))
+        symbols = np.where(data == PAD, 0, data)
+        noisy = corruption.corrupt_symbols(symbols, noise, streams.keys(corruption.purpose), self.vocab_size)
         return NoisyTokens(np.where(is_free, noisy.values, data), noisy.noise, noisy.vocab_size, corruption)
 
 

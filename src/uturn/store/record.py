@@ -30,7 +30,7 @@ from zarr.registry import register_codec
 
 from uturn.core.checks import StoreError, expect, one_line
 from uturn.core.files import check_plain, whole_folder
-from uturn.core.protocols import Coordinates
+from uturn.core.protocols import Coordinate, Coordinates
 from uturn.core.protocols import Variable as Variable
 from uturn.store.places import (
     AT_ONCE,
@@ -292,7 +292,7 @@ class Store(Blocks):
             labels, stored = _in_rows(coordinates[name], coordinates, levels), self._stored(name)
             if stored is not None and _agree(stored, labels):
                 labels[tuple(map(slice, stored.shape))] = stored
-            in_rows[name] = dims, labels, attrs
+            in_rows[name] = Coordinate(dims, labels, attrs)
         chunks = {name: array.chunks for name, array in self.arrays.items()}
         new = _laid_out(variables, in_rows, chunk, {**attributes, "key": self.key}, chunks)
         with failures_named(self.where, "extend the store"):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn.core.protocols import GUESSED
+from uturn.core.variables import GUESSED
 
 PEAK = "peak of chi"
 

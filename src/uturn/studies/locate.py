@@ -226,10 +226,8 @@ def _folder(store: str | Path | None) -> AbstractContextManager[str | Path]:
 
 
 def _most_originals(experiment: Experiment) -> int:
-    source = experiment.parts.source
-    if hasattr(source, "count"):
-        return min(source.count(), MOST_ORIGINALS)
-    return MOST_ORIGINALS
+    count = experiment.parts.source.count()
+    return MOST_ORIGINALS if count is None else min(count, MOST_ORIGINALS)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def test_an_energy_of_pairs_is_sampled(world, beta):
 def test_one_leaf_a_u_turn(world):
     rhm, strings, *_ = world
     leaves = rhm.sample(500, seed=4).leaves
-    noisy = ut.MaskedLeaves().corrupt(leaves, 1, rhm.vocab_size, 5)
+    noisy = ut.MaskedLeaves().corrupt(leaves, 1, vocab_size=rhm.vocab_size, seed=5)
     assert ((noisy.values < 0).sum(axis=1) == 1).all()
     counts = (noisy.values < 0).sum(axis=0)
     assert (abs(counts - 125) < 5 * np.sqrt(125 * 0.75)).all(), "each leaf with one probability"
@@ -116,8 +116,8 @@ def test_one_leaf_a_u_turn(world):
     assert not moved[alone].any()
     assert moved[~alone].mean() > 0.9
     with pytest.raises(ValueError, match=r"noise = \[5.0, .*at most 4"):
-        ut.MaskedLeaves().corrupt(leaves, 5, rhm.vocab_size)
-    two = ut.MaskedLeaves().corrupt(leaves, 2, rhm.vocab_size, 5)
+        ut.MaskedLeaves().corrupt(leaves, 5, vocab_size=rhm.vocab_size)
+    two = ut.MaskedLeaves().corrupt(leaves, 2, vocab_size=rhm.vocab_size, seed=5)
     assert np.allclose(ut.MaskedLeaves().log_observation_factor(two), -np.log(6)), "6 pairs of leaves, equally probable"
 
 

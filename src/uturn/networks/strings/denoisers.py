@@ -209,5 +209,5 @@ class _Remembering(nn.Module):
 def _tensors(
     corruption: Any, leaves: np.ndarray, noise: np.ndarray, v: int, seed: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    evidence = corruption.log_evidence(corruption.corrupt(leaves, noise, v, seed), np.float32)
+    evidence = corruption.log_evidence(corruption.corrupt_symbols(leaves, noise, seed, v), np.float32)
     return torch.from_numpy(evidence), torch.from_numpy(np.ascontiguousarray(leaves).reshape(-1))

@@ -184,7 +184,7 @@ def drawn(rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str, Any]
     items, tried = np.arange(plan["items"]), decoders(plan["steps"])
     leaves = rhm.sample(len(items), seed=_keys(_STRINGS, items)).leaves
     shares = np.resize(plan["shares"], len(items))
-    noisy = Masking().corrupt(leaves, shares, rhm.vocab_size, _keys(_NOISE, items))
+    noisy = Masking().corrupt(leaves, shares, vocab_size=rhm.vocab_size, seed=_keys(_NOISE, items))
     copies = Noisy(np.repeat(noisy.values, CLONES, axis=0), np.repeat(noisy.noise, CLONES), rhm.vocab_size)
     streams = _keys(_DRAWS, items[:, None], np.arange(CLONES)).reshape(-1)
     readings = []

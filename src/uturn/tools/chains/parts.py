@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from pydantic import BeforeValidator, Field, PlainSerializer
 from scipy.special import comb
 
@@ -16,7 +17,7 @@ from uturn.backward.diffusion import DiffusionModel
 from uturn.core.checks import expect
 from uturn.core.progress import part, portion, units
 from uturn.core.protocols import Axes, Backward, Corruption, Noisy, Spec
-from uturn.core.random import NOISE, Streams, streams, uniforms
+from uturn.core.random import NOISE, Seed, Streams, streams, uniforms
 from uturn.core.registry import as_part, check_fit, table_of
 from uturn.corruption import COMPACT, Masking
 from uturn.corruption.strings import checked_strings
@@ -38,7 +39,7 @@ class MaskedLeaves(Masking):
     max_noise: ClassVar[float] = 2.0**20
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
 
-    def corrupt(self, leaves: Any, noise: Any, vocab_size: int, seed: Any = 0) -> Noisy:
+    def corrupt(self, leaves: ArrayLike, noise: ArrayLike, seed: Seed = 0, *, vocab_size: int = 0) -> Noisy:
         """Mask `noise` leaves of each string (batch, num_leaves)."""
         leaves, count = checked_strings(leaves, noise, vocab_size, np.inf)
         _check_whole(count, "leaves", leaves.shape[1])
@@ -90,7 +91,7 @@ class Repeated(Spec, Corruption):
     def reads(self) -> Sequence[Any]:
         return [self.of]
 
-    def corrupt(self, *args: Any, **kwargs: Any) -> Any:
+    def corrupt(self, data: np.ndarray, noise: float, keys: np.ndarray) -> Any:
         raise ValueError("a chain of U-turns has no noisy datum")
 
     def observe(self, originals: Any, noise: float, streams: Streams) -> Start:

@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 from scipy.stats import chi2
 
+from uturn.backward.diffusion import DiffusionModel
 from uturn.backward.recorded import RecordedImages
 from uturn.core.checks import expect
 from uturn.core.experiment import Experiment
@@ -128,7 +129,7 @@ def check_sampler(options: SamplerOptions, progress: bool = False) -> Report:
     expect(options.items >= least, "items", options.items, few)
     if options.step is not None:
         label = f"step = {options.step!r}"
-        steps: Any = OwnSteps(import_function(options.step, label, _STEP, _STEP), own.parts.backward, label)
+        steps: Any = OwnSteps(import_function(options.step, label, _STEP, _STEP), _model_of(own), label)
         forward = own.parts.corruption
     elif is_function or options.recorded is not None:
         steps = forward = None
@@ -209,7 +210,8 @@ class _Checked(NamedTuple):
         """The variance of one reverse step, repeated from the same noisy originals, against its formula by the chi-square law."""
         if self.steps is None:
             return Row("one repeated step", _UNTESTED, _NO_STEP)
-        model, source, items = self.own.parts.backward, self.own.parts.source, self.originals.items[:_JUDGED]
+        model = _model_of(self.own)
+        source, items = self.own.parts.source, self.originals.items[:_JUDGED]
         (few,) = source.blocks(items, self.options.seed, self.options.items)
         if getattr(self.steps, "reverse", model.reverse)().forward.scheduler.order > 1:
             return Row("one repeated step", _UNTESTED, "the scheduler makes several calls of the model in a step")
@@ -248,8 +250,12 @@ class _Checked(NamedTuple):
         return _judged("calibration with clones", tests, None, result, noise, gap=tests.gap)
 
 
+def _model_of(own: Experiment) -> DiffusionModel:
+    return own.parts.backward  # type: ignore[return-value]  # the experiment of the preset has one
+
+
 def _model_row(own: Experiment) -> Row:
-    reverse = own.parts.backward.reverse()
+    reverse = _model_of(own).reverse()
     if not is_checked(reverse.model, reverse.device):
         return Row("denoiser", _UNTESTED, "the network is large: give it a GPU")
     findings = own.model_check()

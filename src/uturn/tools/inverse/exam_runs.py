@@ -93,6 +93,8 @@ def calls_of(named: Mapping[str, Experiment]) -> xr.Dataset:
     calls = []
     for experiment in named.values():
         backward = experiment.parts.backward
-        is_sampler = isinstance(backward, PosteriorSampler)
-        calls.append((backward.calls(experiment, NOISE[0]) or backward.options.get("steps", 0)) if is_sampler else 0)
+        if isinstance(backward, PosteriorSampler):
+            calls.append(backward.calls(experiment, NOISE[0]) or backward.options.get("steps", 0))
+        else:
+            calls.append(0)
     return xr.Dataset({"calls": ("sampler", np.array(calls))}, {"sampler": list(named)})

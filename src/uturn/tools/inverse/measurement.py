@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from uturn.core.checks import expect, noted
 from uturn.core.files import cached_while_unchanged, read_array
 from uturn.core.imports import import_function, is_import_path
-from uturn.core.protocols import Axes, Corruption, Spec
+from uturn.core.protocols import Axes, Axis, Corruption, Spec
 from uturn.core.random import Purpose, Streams, streams
 from uturn.tools.inverse.deepinv_physics import deepinv, of_physics, with_noise
 from uturn.tools.inverse.measured import Measured
@@ -156,7 +156,7 @@ class Measurement(Spec, Corruption):
             if key is not None or law is None or law.num_modes > 1 or law.dimension > _LARGEST or not all(known):
                 return {}
             bits = [_bits(operator.matrix(shape, data), law.covariance, operator.noise.sigma) for operator in operators]
-        return {"bits": (np.array(bits), {"long_name": "information about the original", "units": "bits"})}
+        return {"bits": Axis(np.array(bits), {"long_name": "information about the original", "units": "bits"})}
 
     def _operators(self, noise: float, shape: tuple[int, ...], row_keys: np.ndarray) -> tuple[Operator, ...]:
         function = self.own_code()

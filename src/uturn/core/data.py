@@ -1,0 +1,118 @@
+"""The data that pass between parts: originals, noisy data, U-turns.
+
+originals --corruption--> noisy --backward--> reconstructions --probe--> readings
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic
+
+import numpy as np
+from typing_extensions import TypeVar
+
+from uturn.core.display import page, table
+from uturn.core.random import Streams
+
+if TYPE_CHECKING:
+    from uturn.core.protocols import Corruption
+
+Reconstructions = Any
+"""An array (items, draws, ..), or for strings {tree_level: int64 (items, draws, nodes)}. There are
+trajectories * clones draws of an item, and clones of one noisy datum are next to each other."""
+
+
+N = TypeVar("N", default=Any)
+"""Kind of noisy data: the output of a corruption."""
+
+
+@dataclass(frozen=True, repr=False)
+class Noisy:
+    """Noisy data: the output of a corruption.
+
+    The batch has items * trajectories data, or one of each item if a corruption of strings draws
+    nothing.
+    """
+
+    values: np.ndarray
+    """(batch, ..). For strings (batch, num_leaves), where masked symbols are -1, or
+    (batch, num_leaves, vocab_size) for Gaussian noise."""
+    noise: np.ndarray
+    """float64 (batch,), noise level of each datum, in the unit of the corruption."""
+    vocab_size: int = 0
+    """Number of symbols; 0 for data without symbols."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({np.shape(self.values)}, noise {np.unique(self.noise)})"
+
+
+class Originals:
+    """A block of originals from one source. The fields `items` and `data` are required."""
+
+    items: np.ndarray
+    """Numbers of the items, int64 (batch,)."""
+    distance: Any = None
+    """Distances between the sites of an original (`uturn.measures.covariances`). None: the
+    differences of their indices."""
+    free: np.ndarray | None = None
+    """bool (batch, sites), the sites that an original has and noise can change. None: all."""
+    if TYPE_CHECKING:  # may be a field or a property
+
+        @property
+        def data(self) -> np.ndarray:
+            """The originals (batch, ..) in the form read by networks."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.items)} items)"
+
+    def data_of(self, reconstructions: Reconstructions) -> np.ndarray:
+        """Reconstructions in the form read by networks, (batch, draws, ..)."""
+        return reconstructions
+
+    def continued(self, reconstructions: Reconstructions, taken: np.ndarray) -> Originals:
+        """A block of the same items and source: the reconstruction of each item `taken`, bool
+        (batch,), else its own datum.
+
+        `reconstructions` as of a U-turn with one trajectory, (batch, 1, ..). Chains of U-turns need
+        it. ValueError if a block cannot be continued.
+        """
+        raise ValueError(f"{self!r} cannot be continued by its reconstructions; a chain of U-turns needs its method `continued`")
+
+    def observed_by(self, corruption: Corruption, noise: float, streams: Streams) -> Noisy:
+        """Noisy data, one for each trajectory of each original.
+
+        By default `corruption.corrupt(data, noise, keys)`.
+        """
+        repeated = np.repeat(self.data, streams.count, axis=0)
+        return corruption.corrupt(repeated, noise, streams.keys(corruption.purpose))
+
+
+O = TypeVar("O", bound=Originals, default=Any)  # noqa: E741 - originals
+"""Kind of originals: a block of a source."""
+
+
+@dataclass(frozen=True, repr=False)
+class UTurns(Generic[O, N]):
+    """U-turns of a block of originals at one noise level: the input of probes."""
+
+    originals: O
+    """A block of a source."""
+    noisy: N
+    """The output of the corruption."""
+    reconstructions: Reconstructions
+    clones: int = 1
+    """Reconstructions of each noisy datum."""
+
+    def __repr__(self) -> str:
+        return f"UTurns({self.originals!r}, {self.noisy!r}, clones={self.clones})"
+
+    def _repr_html_(self) -> str:
+        rows = [("originals", "", repr(self.originals)), ("noisy", "", repr(self.noisy))]
+        if isinstance(self.reconstructions, Mapping):
+            for level, values in self.reconstructions.items():
+                rows.append(("reconstructions", f"tree level {level}", str(np.shape(values))))
+        else:
+            rows.append(("reconstructions", "", str(np.shape(self.reconstructions))))
+        head = ("", "", "(items, trajectories * clones, ..)")
+        return page("U-turns", table(head, rows), note=f"Clones: {self.clones}.")
