@@ -185,7 +185,10 @@ def noisy_tests(corruption: Any, job: Job) -> list[Any]:
     numbers = range(TEST_STRINGS)
     leaves = job.tests.leaves
     levels = enumerate(job.noise)
-    return [corruption.corrupt(leaves, noise, vocab_size=job.rhm.vocab_size, seed=_keys(_U_TURN_NOISE, k, numbers)) for k, noise in levels]
+    return [
+        corruption.corrupt(leaves, noise, vocab_size=job.rhm.vocab_size, seed=_keys(_U_TURN_NOISE, k, numbers))
+        for k, noise in levels
+    ]
 
 
 def u_turns(denoiser: Denoiser, job: Job) -> xr.DataArray:

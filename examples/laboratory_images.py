@@ -39,7 +39,8 @@ def read(images, classifier):
 
 def main():
     source, backward = ut.sources.FashionMNISTSource(), ut.backward.DiffusionModel(steps=STEPS)
-    corruption, classifier = backward.undone(ut.corruption.Diffusion(), source), ut.fashion_mnist.load_classifier()
+    corruption = backward.forward_process(source)
+    classifier = ut.fashion_mnist.load_classifier()
     originals = next(source.blocks(np.array(ITEMS), SEED, source.count()))
     blocks = ((back, originals, back / STEPS, SEED) for back in BACK)
     turns = dict(ut.u_turns(blocks, corruption, backward, clones=CLONES))

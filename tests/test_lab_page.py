@@ -68,7 +68,7 @@ def test_images_are_those_of_the_package():
     steps, back, seed, clones = IMAGES["steps"], IMAGES["back"][k], IMAGES["seed"], IMAGES["clones"]
     source, backward = ut.sources.FashionMNISTSource(), ut.backward.DiffusionModel(steps=steps)
     originals = next(source.blocks(np.array([stored["item"]]), seed, source.count()))
-    corruption = backward.undone(ut.corruption.Diffusion(), source)
+    corruption = backward.forward_process(source)
     turned = ut.u_turn(originals, corruption, backward, back / steps, seed, clones=clones)
     noisy = np.clip(turned.noisy.values[0], -1, 1)
     np.testing.assert_allclose(pixels(stored["levels"][k]["noisy"]), (noisy[0] + 1) * 127.5, atol=0.51)

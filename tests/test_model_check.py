@@ -18,7 +18,7 @@ from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.cli import app
 from uturn.core.files import clear_caches
 from uturn.core.pieces import Pieces
-from uturn.corruption.diffusion import Diffusion
+from uturn.corruption.diffusion import ForwardDiffusion
 from uturn.corruption.schedulers import scheduler_like
 from uturn.engine.trial import check
 from uturn.networks import DenoiserModel
@@ -221,7 +221,7 @@ def test_how_a_denoiser_computes_is_tried(name, embedded):
 def test_how_a_network_of_edm_computes_is_tried(name, scheduler, embedded):
     changes, words = CALLS.get(name, ({}, None))
     model = DenoisingNetwork(Wrapped(embedded[0], **changes), torch.float32)
-    forward = Diffusion(scheduler_like(diffusers.EDMEulerScheduler(), scheduler), 4)
+    forward = ForwardDiffusion(scheduler_like(diffusers.EDMEulerScheduler(), scheduler), 4)
     clean = torch.from_numpy(ut.fashion_mnist.load_test_set()[0][:4])
     with torch.inference_mode():
         findings = list(check_denoiser(model, forward.scheduler, clean, None, Pieces(torch.device("cpu"), 64)))

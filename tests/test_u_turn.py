@@ -117,7 +117,7 @@ def test_clones_share_one_upward_pass_and_one_encoder_pass(monkeypatch):
 
 def test_the_queue_gives_the_numbers_of_the_simple_path():
     backward, source = DiffusionModel(steps=4, batch_size=5), FashionMNISTSource()
-    forward = backward.undone(Diffusion(), source)
+    forward = backward.forward_process(source)
     blocks = [next(source.blocks(np.arange(k, k + 3), 0, 9)) for k in (0, 3, 6)]
     levels, chosen = (0.0, 0.5, 1.0), range(1, 3)
     batches = {}
@@ -134,7 +134,7 @@ def test_the_queue_gives_the_numbers_of_the_simple_path():
 
 def test_the_forward_process_is_a_corruption_like_the_others():
     backward, source = DiffusionModel(steps=10), FashionMNISTSource()
-    forward = backward.undone(Diffusion(), source)
+    forward = backward.forward_process(source)
     originals = next(source.blocks(np.arange(50), 0, 50))
     noisy = forward.observe(originals, 0.6, Streams(0, originals.items, 0.6))
     assert np.array_equal(noisy.labels, originals.labels)
@@ -189,9 +189,9 @@ def test_a_backward_with_its_own_forward_process_takes_no_other():
         ut.Experiment.from_dict({**SPECS["images"], "corruption": {"type": f"{__name__}:Anything", "noise": [0.5]}})
     originals = next(FashionMNISTSource().blocks(np.arange(2), 0, 2))
     backward = DiffusionModel(steps=4)
-    with pytest.raises(ValueError, match=r"schedule of Diffusion.* = None: expected that of a backward"):
+    with pytest.raises(ValueError, match=r"Diffusion\(\) has no schedule; .* backward.forward_process\(source\)"):
         ut.u_turn(originals, Diffusion(), backward, 0.5)
-    forward = backward.undone(Diffusion(), FashionMNISTSource())
+    forward = backward.forward_process(FashionMNISTSource())
     for noise, message in ((0.1, "expected levels on different steps of 4"), (1.5, "noise"), (np.nan, "noise")):
         with pytest.raises(ValueError, match=message):
             forward.observe(originals, noise, Streams(0, originals.items, noise))

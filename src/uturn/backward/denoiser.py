@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from uturn.core.checks import expect
 from uturn.core.files import cached_while_unchanged
 from uturn.core.inputs import File
-from uturn.core.protocols import Backward, Spec
+from uturn.core.protocols import Backward, Corruption, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption import UniformReplacement
 from uturn.corruption.denoising import Denoiser, ExactDenoiser, Reverse, check_channel, denoise
@@ -89,7 +89,7 @@ class StringDenoiser(DecoderOptions, Spec, Backward):
         strings = denoise(denoiser, noisy.repeated(clones), self.steps, keys, reverse)
         return noisy.parsed(strings, len(streams.items), keys)
 
-    def undone(self, corruption: Any, source: Any) -> Any:
+    def check(self, source: Any, corruption: Corruption) -> None:
         check_channel(corruption)
         if self._reveals:
             reverse_process(self.decoder, corruption)
@@ -97,7 +97,6 @@ class StringDenoiser(DecoderOptions, Spec, Backward):
             denoiser = self._learned(corruption)
             sizes, takes = (num_leaves(source), source.vocab_size), (denoiser.num_leaves, denoiser.vocab_size)
             expect(sizes == takes, "leaves and symbols of the strings", sizes, f"{takes}, as those of model = {self.model!r}")
-        return corruption
 
     def _learned(self, corruption: Any) -> Denoiser:
         denoiser = _learned_denoiser(self.model)

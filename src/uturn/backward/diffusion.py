@@ -14,9 +14,9 @@ from uturn.core.checks import Finding, checked_path, expect
 from uturn.core.files import cached_while_unchanged
 from uturn.core.imports import is_import_path
 from uturn.core.pieces import Pieces
-from uturn.core.protocols import Noisy, Spec
+from uturn.core.protocols import Corruption, Noisy, Source, Spec
 from uturn.core.random import Purpose, Streams
-from uturn.corruption.diffusion import Diffusion, ForwardOf
+from uturn.corruption.diffusion import ForwardDiffusion, check_diffusion
 from uturn.networks.images.options import DiffusionOptions
 from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, NoisyImages, doubtful_range
@@ -57,15 +57,15 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
     def queue(self, works: Iterator[Work]) -> Iterator[tuple[Any, np.ndarray]]:
         return _reverse_diffusion(self).queue(works)
 
-    def undone(self, corruption: Any, source: Any) -> ForwardOf:
-        return ForwardOf(corruption, self, source)
+    def check(self, source: Source, corruption: Corruption) -> None:
+        check_diffusion(corruption)
 
-    def forward_of(self, source: Any) -> Diffusion:
+    def forward_process(self, source: Source, corruption: Corruption | None = None) -> ForwardDiffusion:
         """The forward process of the model; ValueError if the images or labels of the source do not fit the model."""
         self.check_source(source)
         return _reverse_diffusion(self).forward
 
-    def check_source(self, source: Any) -> None:
+    def check_source(self, source: Source) -> None:
         reverse, shape = _reverse_diffusion(self), tuple(source.image_shape() or ())
         expected = reverse.image_shape
         takes = f"what the model {self.model!r} takes, {expected}"

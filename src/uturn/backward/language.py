@@ -13,7 +13,7 @@ from pydantic import model_validator
 from uturn.backward.denoiser import reverse_process
 from uturn.backward.queue import Queued, run_queue
 from uturn.core.checks import Finding, expect
-from uturn.core.protocols import Backward, Noisy, Spec
+from uturn.core.protocols import Backward, Corruption, Noisy, Spec
 from uturn.core.random import Purpose, Streams, streams, uniforms
 from uturn.corruption.denoising import ORDER, denoise
 from uturn.corruption.unmasking import MASKED, Decoder, reveal
@@ -122,7 +122,7 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
             out[rows, :length] = denoise(denoiser, texts, self._steps, keys[rows], reverse)
         return out
 
-    def undone(self, corruption: Any, source: Any) -> Any:
+    def check(self, source: Any, corruption: Corruption) -> None:
         model = self.language()
         own = " or a corruption with masks = True" if model.channel.masks else ""
         undone = f"{model.channel!r}{own}, which the model {self.model!r} undoes; take that, or say `corruption` for the model"
@@ -139,7 +139,6 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
             most = model.vocab_size if model.mask_id is None else min(model.vocab_size, model.mask_id)
             expect(v <= most, "symbols of the strings", v, f"at most {most}, ids of tokens of {self.model!r} but its mask")
             expect(d <= (model.most_tokens or d), "length of the strings", d, f"at most {model.most_tokens}, for {self.model!r}")
-        return corruption
 
     def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:
         import torch

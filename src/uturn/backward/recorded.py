@@ -16,11 +16,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import PrivateAttr
 
 from uturn.core.checks import LARGEST, checked_path, expect, one_line, shown
+from uturn.core.data import Noisy, Originals
 from uturn.core.files import digest_of_file
-from uturn.core.protocols import Axes, Axis, Backward, Corruption, Noisy, Spec
+from uturn.core.protocols import Backward, Corruption, Source, Spec
 from uturn.core.random import Streams
+from uturn.core.variables import Axes, Axis
 from uturn.corruption.recorded import Recorded
 from uturn.sources.images import (
     ImageFolderSource,
@@ -75,12 +78,16 @@ class RecordedImages(Spec, Backward):
         """The files that match the pattern, listed once."""
         return _Files(self.pattern)
 
-    def undone(self, corruption: Any, source: Any) -> RecordedNoise:
+    def check(self, source: Source, corruption: Corruption) -> None:
         is_folder = isinstance(source, ImageFolderSource)  # files belong to originals by their names
         expect(is_folder, "source", source, "a folder, type 'images'")
-        return RecordedNoise(corruption, Recordings(self.files, source))
 
-    def reconstruct(self, noisy: _Unknown, streams: Streams, clones: int = 1) -> np.ndarray:
+    def forward_process(self, source: Any, corruption: Any = None) -> RecordedNoise:
+        """The recorded noise, which knows the files of the originals."""
+        noise = Recorded() if corruption is None else corruption
+        return RecordedNoise.of_files(noise, Recordings(self.files, source))
+
+    def reconstruct(self, noisy: NoisyRecorded, streams: Streams, clones: int = 1) -> np.ndarray:
         return noisy.recordings.images(streams, clones)
 
     def missing(self, experiment: Any) -> dict[str, str]:
@@ -120,33 +127,50 @@ class RecordedImages(Spec, Backward):
         return f"recorded U-turns, {as_unicode(self.pattern)}"
 
 
-class RecordedNoise(Corruption):
-    """The corruption `recorded` with the files of a backward."""
+class RecordedNoise(Recorded):
+    """The corruption `recorded` with the files of the reconstructions, which its noisy data carry to the backward."""
 
-    kinds, process, max_noise = Recorded.kinds, Recorded.process, Recorded.max_noise
+    _recordings: Any = PrivateAttr(None)
 
-    def __init__(self, corruption: Recorded, recordings: Recordings) -> None:
-        self.corruption, self.recordings = corruption, recordings
-        self.unit = corruption.unit  # type: ignore[misc]  # a value of the class for other corruptions
+    @classmethod
+    def of_files(cls, noise: Recorded, recordings: Recordings) -> RecordedNoise:
+        """The noise of U-turns whose files are known."""
+        made = cls(**noise.model_dump())
+        made._recordings = recordings
+        return made
 
-    def corrupt(self, images: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
-        return self.corruption.corrupt(images, noise, keys)
+    @property
+    def recordings(self) -> Recordings:
+        """The files."""
+        recordings: Recordings = self._recordings
+        return recordings
 
-    def observe(self, originals: Any, noise: float, streams: Streams) -> _Unknown:
+    def observe(self, originals: Originals, noise: float, streams: Streams) -> NoisyRecorded:
         count = len(originals.items) * streams.count
-        return _Unknown(np.empty((count, 0), np.float32), np.full(count, noise), recordings=self.recordings)
+        return NoisyRecorded(np.empty((count, 0), np.float32), np.full(count, noise), recordings=self.recordings)
 
-    def axes(self, noise: np.ndarray, source: Any) -> Axes:
-        model = self.corruption.schedule
-        scheduled = {} if model is None else _axes_of(model, noise)
-        return {**scheduled, **self.corruption.axes(noise, source)}
+    def axes(self, noise: np.ndarray, source: Source) -> Axes:
+        scheduled = {} if self.schedule is None else _axes_of(self.schedule, noise)
+        return {**scheduled, **super().axes(noise, source)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Unknown(Noisy):
+class NoisyRecorded(Noisy):
     """Noisy data that are not known, and the files of their reconstructions."""
 
-    recordings: Any = None
+    recordings: Any = None  # Recordings
+
+
+def _axes_of(model: str, noise: np.ndarray) -> dict[str, Axis]:
+    """abar, log-SNR and sigma of levels t/T in the chain of a model's scheduler with all training timesteps."""
+    from uturn.corruption.diffusion import LONG_NAMES
+    from uturn.networks.images.schedules import read_scheduler, schedule
+
+    most = float(noise.max(initial=0))
+    expect(most <= 1, f"schedule = {shown(model)}: noise", most, "levels up to 1, which are read as t/T or strength")
+    steps = int(read_scheduler(model)[0].config.get("num_train_timesteps", 1000))
+    levels = schedule(model, steps, timestep_spacing="linspace").isel(step=np.rint(noise * steps).astype(int))
+    return {name: Axis(levels[name].values, {"long_name": text}) for name, text in LONG_NAMES.items()}
 
 
 class _Files:
@@ -412,15 +436,3 @@ def coarse(images: np.ndarray) -> np.ndarray:
 
 def _files(names: Sequence[str], what: str) -> str:
     return f"{len(names)} {what}{'' if len(names) == 1 else 's'}"
-
-
-def _axes_of(model: str, noise: np.ndarray) -> Axes:
-    """abar, log-SNR and sigma of levels t/T in the chain of a model's scheduler with all training timesteps."""
-    from uturn.corruption.diffusion import LONG_NAMES
-    from uturn.networks.images.schedules import read_scheduler, schedule
-
-    most = float(noise.max(initial=0))
-    expect(most <= 1, f"schedule = {shown(model)}: noise", most, "levels up to 1, which are read as t/T or strength")
-    steps = int(read_scheduler(model)[0].config.get("num_train_timesteps", 1000))
-    levels = schedule(model, steps, timestep_spacing="linspace").isel(step=np.rint(noise * steps).astype(int))
-    return {name: Axis(levels[name].values, {"long_name": text}) for name, text in LONG_NAMES.items()}

@@ -17,7 +17,7 @@ from uturn.backward.queue import run_queue
 from uturn.core.checks import expect, noted, one_line
 from uturn.core.pieces import Pieces, half_precision_words
 from uturn.core.progress import units
-from uturn.corruption.diffusion import Diffusion, checked_images
+from uturn.corruption.diffusion import ForwardDiffusion, checked_images
 from uturn.corruption.schedulers import SCHEDULERS, PipelineTimesteps, scheduler_like, uses_learned_variance
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class ReverseDiffusion:
     With N = `num_steps` reverse steps in the whole chain, a U-turn at step k draws x_t from the marginal q(x_t | x_0) at the k-th
     timestep counted from the clean end, and makes the last k reverse steps, the first of them at that same timestep (section 2 of
     arXiv:2402.16991). k = 0 is the identity, and k = N starts from the scheduler's first, noisiest level. Attributes:
-    `is_stochastic`, whether reverse steps draw noise, and `forward`, the forward process (`Diffusion`).
+    `is_stochastic`, whether reverse steps draw noise, and `forward`, the forward process (`ForwardDiffusion`).
 
     `model`: the denoiser, in evaluation mode, called as `model(noisy, timestep)` with noisy (batch, channels, height, width) and
     timestep (batch,), which may differ in a batch; returns a tensor or an object with `.sample`, in the prediction type the
@@ -45,7 +45,7 @@ class ReverseDiffusion:
     halved while the device runs out of memory, and changes results by float rounding only. Models with guidance have two rows for
     every image. `image_shape`, `latent_shape`: (channels, height, width) of the images, read from `model.config` where there is
     one; of the latents, for `generate`. `device`: by default that of the model. `pure_noise`, `codec`, `timesteps`: as in
-    `Diffusion`; `codec` has also `decode(latents)`.
+    `ForwardDiffusion`; `codec` has also `decode(latents)`.
     """
 
     description = ""
@@ -92,7 +92,7 @@ class ReverseDiffusion:
         self.latent_shape = latent_shape if codec is not None else self.image_shape
         rules: dict[str, Any] = {"timestep_spacing": timestep_spacing, "pure_noise": pure_noise, "timesteps": timesteps}
         try:
-            self.forward = Diffusion(scheduler, num_steps, codec=codec, pieces=self.pieces, **rules)
+            self.forward = ForwardDiffusion(scheduler, num_steps, codec=codec, pieces=self.pieces, **rules)
             self.step_arguments = _step_arguments(self.forward.scheduler, eta)
             self.takes_generator = "generator" in inspect.signature(self.forward.scheduler.step).parameters
             self.is_stochastic = self._draws_noise()

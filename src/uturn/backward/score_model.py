@@ -13,11 +13,11 @@ from pydantic import Field
 
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.core.checks import expect
-from uturn.core.protocols import Axes, Backward, Spec
+from uturn.core.protocols import Axes, Backward, Corruption, Source, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption import Gaussian, Noisy
 from uturn.corruption.denoising import Denoiser, ExactDenoiser
-from uturn.corruption.diffusion import Diffusion, ForwardOf
+from uturn.corruption.diffusion import Diffusion, ForwardDiffusion, check_diffusion
 from uturn.corruption.schedulers import AncestralScheduler, named_scheduler
 from uturn.sources.strings import NoisyStrings
 
@@ -121,21 +121,21 @@ def strings_of(images: np.ndarray) -> np.ndarray:
     return images.argmax(axis=1)
 
 
-def observation_of(noisy: np.ndarray, forward: Diffusion, step: int) -> Noisy:
+def observation_of(noisy: np.ndarray, forward: ForwardDiffusion, step: int) -> Noisy:
     """Noisy images at a step of a chain as noisy strings of `Gaussian`, (batch * rows, num_leaves, vocab_size)."""
     scale, t = _units(forward, step)
     values = np.ascontiguousarray(noisy.transpose(0, 2, 3, 1)).reshape(-1, noisy.shape[3], noisy.shape[1]) / np.float32(scale)
     return Noisy(values, np.full(len(values), t), values.shape[2])
 
 
-def noisy_images_of(observation: Noisy, forward: Diffusion, step: int, rows: int = 1) -> np.ndarray:
+def noisy_images_of(observation: Noisy, forward: ForwardDiffusion, step: int, rows: int = 1) -> np.ndarray:
     """Noisy strings of `Gaussian` at the level of a step as noisy images of a chain: the inverse of `observation_of`."""
     scale, _ = _units(forward, step)
     values = observation.values.reshape(-1, rows, *observation.values.shape[1:]) * np.float32(scale)
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 
 
-def _units(forward: Diffusion, step: int) -> tuple[float, float]:
+def _units(forward: ForwardDiffusion, step: int) -> tuple[float, float]:
     """Scale of x_t at a step relative to the variance-preserving process, and Ornstein-Uhlenbeck time of the step."""
     a, abar = (float(forward.noise_levels[name][step]) for name in ("signal", "abar"))
     # Only flow matching has a level without signal; there the scale is the standard deviation of the noise, 1.
@@ -167,18 +167,21 @@ class StringDiffusion(Spec, Backward):
         images = reverse.denoise(np.repeat(noisy.images, clones, axis=0), step, keys)
         return noisy.parsed(strings_of(images)[:, 0], len(streams.items), keys)
 
-    def undone(self, corruption: Any, source: Any) -> _DiffusedStrings:
-        return _DiffusedStrings(corruption, self, source)
+    def check(self, source: Source, corruption: Corruption) -> None:
+        check_diffusion(corruption)
 
-    def forward_of(self, source: Any) -> Diffusion:
+    def forward_process(self, source: Any, corruption: Corruption | None = None) -> _DiffusedStrings:
         """The forward process of the scheduler. It is the same for all grammars, so grammar 0 serves to build it."""
-        return _string_diffusion(self, source.grammar(0, 0)).forward
+        return _DiffusedStrings(_string_diffusion(self, source.grammar(0, 0)).forward)
 
 
-class _DiffusedStrings(ForwardOf):
-    """The forward process of a scheduler for the strings of a source, as one-hot images."""
+class _DiffusedStrings(Diffusion):
+    """The forward process of a scheduler for strings, as one-hot images."""
 
     purpose: int = Purpose.DENOISING
+
+    def __init__(self, forward: ForwardDiffusion) -> None:
+        self.forward = forward
 
     def observe(self, originals: Any, noise: float, streams: Streams) -> _NoisyScored:
         leaves = np.repeat(originals.data, streams.count, axis=0)
@@ -188,7 +191,7 @@ class _DiffusedStrings(ForwardOf):
         return _NoisyScored(seen.values, seen.noise, seen.vocab_size, originals.rhm, Gaussian(), images=images)
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
-        axes = super().axes(noise, source)
+        axes = dict(self.forward.axes(noise, source))
         with np.errstate(divide="ignore"):
             t = 0.5 * np.log(1 / axes["abar"][0])
         shared = Gaussian().axes(t, source)

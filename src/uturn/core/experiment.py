@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
@@ -38,13 +39,24 @@ from uturn.core.variables import Coordinate, Coordinates, Variable
 _CHECKED = 10  # originals on which networks are checked
 
 
-class Parts(NamedTuple):
-    """The mutually compatible parts of an experiment."""
+@dataclass(frozen=True)
+class Parts:
+    """The mutually compatible parts of an experiment: `source, corruption, backward, probes = experiment.parts`."""
 
     source: Source
-    corruption: Corruption
+    given: Corruption
+    """The corruption of the spec."""
     backward: Backward
     probes: list[Probe]
+
+    @cached_property
+    def corruption(self) -> Corruption:
+        """The forward process of the backward, whose model is loaded on first use, or the given corruption."""
+        forward = self.backward.forward_process(self.source, self.given)
+        return self.given if forward is None else forward
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from (self.source, self.corruption, self.backward, self.probes)
 
 
 class Experiment(BaseModel):
@@ -198,16 +210,17 @@ class Experiment(BaseModel):
 
     @cached_property
     def parts(self) -> Parts:
-        """(source, corruption, backward, probes) as objects; the corruption is what `Backward.undone` returns."""
+        """Source, corruption, backward and probes as objects; ValueError unless they fit together."""
         check_fit(self._given(), self.trajectories)
         source = self.source.made_by(self.backward, self.seed)
-        return Parts(source, self.backward.undone(self.corruption, source), self.backward, list(self.probes))
+        self.backward.check(source, self.corruption)
+        return Parts(source, self.corruption, self.backward, list(self.probes))
 
     def labelled(self) -> list[tuple[str, Part]]:
         """All parts with their names in the spec."""
-        source, corruption, backward, probes = self.parts
-        named = [(f"probes[{i}]", probe) for i, probe in enumerate(probes)]
-        return [("backward", backward), *named, ("source", source), ("corruption", corruption)]
+        parts = self.parts
+        named = [(f"probes[{i}]", probe) for i, probe in enumerate(parts.probes)]
+        return [("backward", parts.backward), *named, ("source", parts.source), ("corruption", parts.given)]
 
     @cached_property
     def declared(self) -> list[Declared]:
@@ -220,7 +233,7 @@ class Experiment(BaseModel):
 
     def coordinates(self) -> Coordinates:
         """Coordinates of the results: {name: (dims, values, attributes)}."""
-        source, corruption, _, _ = self.parts
+        source, corruption = self.parts.source, self.parts.corruption
         levels = checked_noise(self.noise, corruption.max_noise)
         end = {"max": float(corruption.max_noise)} if math.isfinite(corruption.max_noise) else {}
         coordinates: Coordinates = {

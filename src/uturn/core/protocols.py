@@ -249,12 +249,15 @@ class Backward(Part, Generic[N]):
                 reconstructions = self.reconstruct(noisy, streams, clones)
             yield key, reconstructions
 
-    def undone(self, corruption: Corruption, source: Source) -> Corruption:
-        """The corruption to use with this backward, such as the forward process of a diffusion model; by default the given one.
+    def check(self, source: Source, corruption: Corruption) -> None:
+        """ValueError if the backward does not fit the source and the corruption of an experiment. By default any do."""
 
-        ValueError if source, corruption and backward do not fit together.
+    def forward_process(self, source: Source, corruption: Corruption | None = None) -> Corruption | None:
+        """The corruption to use in place of the `corruption` of an experiment, such as the forward process of a diffusion model.
+
+        None: that of the experiment is used. ValueError if the data of the source do not fit the model.
         """
-        return corruption
+        return None
 
     def describe(self) -> str:
         """One line of text about the model, recorded with the results."""

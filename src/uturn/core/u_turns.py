@@ -57,7 +57,7 @@ def u_turn(
     """Corrupt originals up to a noise level, and reconstruct them: `u_turns` of one block.
 
     The parts of an experiment fit together: `source, corruption, backward, probes = experiment.parts`. The corruption of a
-    diffusion model is its forward process, `backward.undone(Diffusion(), source)`.
+    diffusion model is its forward process, `backward.forward_process(source)`.
 
     `originals`: a block of a source, such as `next(source.blocks(items, seed, num_items))`, or `uturn.sources.Strings(items, rhm,
     draw)`. `backward`: one that undoes the process of the corruption. `noise`: level in the unit of the corruption, 0 ..

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -27,11 +26,37 @@ LONG_NAMES = {
 """Axes of the noise levels of a scheduler, in words."""
 
 
-class Diffusion(Corruption):
+class Diffusion(Corruption[Any, Noisy]):
+    """The forward process of a diffusion model, which the backward of the experiment has.
+
+    A spec names it by the table `{"type": "diffusion"}`. It has no schedule, and adds no noise by itself:
+    `backward.forward_process(source)` is the process with the scheduler and the steps of the backward (`ForwardDiffusion`).
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("images", "strings")
+    process: ClassVar[str] = "diffusion"
+    unit: ClassVar[str] = "inversion time t/T"
+    max_noise: ClassVar[float] = 1.0
+    # The keys equal those of the reconstruction, but the numbers differ: Philox here, torch's generator in the reverse steps.
+    purpose: int = Purpose.RECONSTRUCTION
+
+    def __repr__(self) -> str:
+        return "Diffusion()"
+
+    def corrupt(self, data: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
+        raise ValueError("Diffusion() has no schedule; the backward has: take backward.forward_process(source)")
+
+
+def check_diffusion(corruption: Corruption) -> None:
+    """ValueError if the corruption of an experiment, whose backward has its own schedule, is another than `Diffusion()`."""
+    expected = "Diffusion(), type 'diffusion' in a spec, as the backward has its own schedule"
+    expect(type(corruption) is Diffusion, "corruption", corruption, expected)
+
+
+class ForwardDiffusion(Diffusion):
     """Draws x_t = a x_0 + s xi, xi ~ N(0, 1), from q(x_t | x_0) at a timestep of a scheduler; `noise` = t/T in [0, 1].
 
-    With N = `num_steps`, t/T = k/N is the k-th timestep counted from the clean end, and k = 0 is the image itself. A spec names
-    it by the table `{"type": "diffusion"}`; the backward then supplies the scheduler and the number of steps.
+    With N = `num_steps`, t/T = k/N is the k-th timestep counted from the clean end, and k = 0 is the image itself.
 
     `scheduler`, `num_steps`, `timestep_spacing`: as in `ReverseDiffusion`. `pure_noise`: whether k = N is pure noise; otherwise
     it is the scheduler's first level, which keeps a small signal of the image. `codec`, for latent models: an object with
@@ -43,17 +68,10 @@ class Diffusion(Corruption):
     log(a^2 / s^2) in nats; `sigma`: s / a; `signal`: a, in the units of the scheduler.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ("images", "strings")
-    process: ClassVar[str] = "diffusion"
-    unit: ClassVar[str] = "inversion time t/T"
-    max_noise: ClassVar[float] = 1.0
-    # The keys equal those of the reconstruction, but the numbers differ: Philox here, torch's generator in the reverse steps.
-    purpose: int = Purpose.RECONSTRUCTION
-
     def __init__(
         self,
-        scheduler: Any = None,
-        num_steps: int = 0,
+        scheduler: Any,
+        num_steps: int,
         *,
         timestep_spacing: str | None = None,
         pure_noise: bool = False,
@@ -63,22 +81,20 @@ class Diffusion(Corruption):
     ) -> None:
         self.num_steps, self.pure_noise, self.codec = num_steps, pure_noise, codec
         self._pieces = pieces
-        if scheduler is not None:
-            schedulers.check_schedule(scheduler)
-            self.scheduler = schedulers.with_spacing(scheduler, timestep_spacing)
-            (timesteps or PipelineTimesteps()).set(self.scheduler, num_steps)
-            schedulers.check_timesteps(self.scheduler, num_steps)
-            self.noise_levels = self._measured_levels()
+        schedulers.check_schedule(scheduler)
+        self.scheduler = schedulers.with_spacing(scheduler, timestep_spacing)
+        (timesteps or PipelineTimesteps()).set(self.scheduler, num_steps)
+        schedulers.check_timesteps(self.scheduler, num_steps)
+        self.noise_levels = self._measured_levels()
 
     def __repr__(self) -> str:
-        return "Diffusion()" if self.num_steps == 0 else f"Diffusion({type(self.scheduler).__name__}, {self.num_steps})"
+        return f"ForwardDiffusion({type(self.scheduler).__name__}, {self.num_steps})"
 
     def corrupt(self, images: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
         """x_t of images (or of their latents), float32 (batch, channels, height, width), not clipped.
 
         `images`: float32 in [-1, 1], else a ValueError. `keys`: uint64 (batch,), one random stream for each image.
         """
-        expect(self.num_steps, "schedule of Diffusion()", None, "that of a backward: backward.undone(Diffusion(), source)")
         self.checked_steps(np.atleast_1d(checked_noise(noise, 1)))
         values = self.noised(checked_images(images, None, True), self.step_of(noise), keys)
         return Noisy(values, np.full(len(values), float(noise)))
@@ -185,33 +201,6 @@ class Diffusion(Corruption):
     def _check_step(self, step: int) -> None:
         is_step = step in range(self.num_steps + 1)
         expect(is_step, "step", step, f"a whole number of reverse steps in 0 .. {self.num_steps}")
-
-
-class ForwardOf(Corruption):
-    """The forward process of a backward's scheduler, `backward.forward_of(source)`, made on first use."""
-
-    kinds, process, unit, max_noise = Diffusion.kinds, Diffusion.process, Diffusion.unit, Diffusion.max_noise
-    purpose: int = Diffusion.purpose
-
-    def __init__(self, corruption: Any, backward: Any, source: Any) -> None:
-        is_own = type(corruption) is Diffusion and not corruption.num_steps
-        expect(is_own, "corruption", corruption, "Diffusion(), type 'diffusion' in a spec, as the backward has its own schedule")
-        self.backward, self.source = backward, source
-
-    def __repr__(self) -> str:
-        return f"the forward process of {self.backward!r}"
-
-    @cached_property
-    def forward(self) -> Diffusion:
-        """The forward process; ValueError if the data of the source do not fit the model."""
-        forward: Diffusion = self.backward.forward_of(self.source)
-        return forward
-
-    def corrupt(self, images: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
-        return self.forward.corrupt(images, noise, keys)
-
-    def axes(self, noise: np.ndarray, source: Any) -> Axes:
-        return self.forward.axes(noise, source)
 
 
 def checked_images(images: Any, shape: tuple[int, ...] | None, clean: bool) -> np.ndarray:

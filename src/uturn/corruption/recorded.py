@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from uturn.core.protocols import Axes, Axis, Corruption, Noisy, Spec
+from uturn.core.protocols import Axes, Axis, Corruption, Noisy, Source, Spec
 from uturn.core.random import Purpose
 
 
@@ -34,5 +34,5 @@ class Recorded(Spec, Corruption):
         """Raises ValueError, because the noise has been added elsewhere."""
         raise ValueError("the corruption 'recorded' adds no noise: another program has; it goes with the backward 'recorded'")
 
-    def axes(self, noise: np.ndarray, source: Any) -> Axes:
+    def axes(self, noise: np.ndarray, source: Source) -> Axes:
         return {name: Axis(np.array(values), {"long_name": name}) for name, values in self.coordinates.items()}

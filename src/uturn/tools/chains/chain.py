@@ -16,7 +16,7 @@ from uturn.core.contracts import read_only
 from uturn.core.protocols import Noisy
 from uturn.core.random import Purpose, Streams, checked_seed, keys, uniforms
 from uturn.core.u_turns import u_turns
-from uturn.corruption.diffusion import Diffusion
+from uturn.corruption.diffusion import Diffusion, ForwardDiffusion
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,10 @@ def _states(step: UTurnStep, originals: Any, streams: Streams, steps: int) -> It
         yield state
 
 
-class _NoisyLatents(Diffusion):
+class _NoisyLatents(ForwardDiffusion):
     """The forward process of a latent model, of latents."""
 
-    def __init__(self, forward: Diffusion) -> None:
+    def __init__(self, forward: ForwardDiffusion) -> None:
         self.__dict__.update(forward.__dict__ | {"codec": None})
 
     def corrupt(self, latents: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:

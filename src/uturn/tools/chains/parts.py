@@ -16,7 +16,7 @@ from scipy.special import comb
 from uturn.backward.diffusion import DiffusionModel
 from uturn.core.checks import expect
 from uturn.core.progress import part, portion, units
-from uturn.core.protocols import Axes, Backward, Corruption, Noisy, Spec
+from uturn.core.protocols import Axes, Backward, Corruption, Noisy, Source, Spec
 from uturn.core.random import NOISE, Seed, Streams, streams, uniforms
 from uturn.core.registry import as_part, check_fit, table_of
 from uturn.corruption import COMPACT, Masking
@@ -145,14 +145,19 @@ class RepeatedBackward(Spec, Backward):
 
         return energy_of(self.energy, source)
 
-    def undone(self, corruption: Any, source: Any) -> Any:
-        """The start of chains whose U-turns have the corruption that `of` completes."""
+    def check(self, source: Source, corruption: Any) -> None:
         expect(not self.of.has_gaps, "of", self.of, "a backward that makes U-turns; those of another program cannot be repeated")
         check_fit({"source": source, "corruption": corruption.of, "backward": self.of}, 1)
-        of = self.of.undone(corruption.of, source)
+        of = corruption.of
+        self.of.check(source, of)
         expect(self.noise <= of.max_noise, "backward.noise", self.noise, f"at most {of.max_noise:g} ({of.unit})")
-        of.axes(np.array([self.noise]), source)  # which checks numbers of leaves
         self._energy(source)
+
+    def forward_process(self, source: Source, corruption: Any = None) -> Repeated | None:
+        """The start of chains whose U-turns have the forward process of `of`."""
+        forward = self.of.forward_process(source, corruption and corruption.of)
+        of = corruption.of if forward is None else forward
+        of.axes(np.array([self.noise]), source)  # which checks numbers of leaves
         return Repeated.model_construct(of=of)
 
     def describe(self) -> str:

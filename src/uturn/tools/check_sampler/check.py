@@ -19,7 +19,6 @@ from uturn.core.imports import import_function, is_import_path
 from uturn.core.progress import begun, progress_bar
 from uturn.core.random import Purpose, Streams, keys
 from uturn.core.u_turns import u_turns
-from uturn.corruption.recorded import Recorded
 from uturn.measures.calibration import Calibration, calibrate, holm, paired
 from uturn.networks.model_check import is_checked
 from uturn.tools.check_sampler.steps import OwnSteps, called, repeated_step, seeds_of, step_variance
@@ -201,7 +200,7 @@ class _Checked(NamedTuple):
         trajectories = backward.files.trajectories
         where = f"recorded = {pattern!r}: trajectories"
         expect(len(trajectories) > 1, where, trajectories, "two or more, which the tests compare")
-        made = self.u_turns(backward.undone(Recorded(), self.own.parts.source), backward, range(2))
+        made = self.u_turns(backward.forward_process(self.own.parts.source), backward, range(2))
         files = f"two trajectories of each of the first {self.options.items} originals at noise {self.options.noise()}"
         expect(np.isfinite(made).all(), "recorded", pattern, files)
         return made

@@ -17,7 +17,7 @@ from uturn.backward.diffusion import DiffusionModel
 from uturn.core.checks import Finding, expect, noted
 from uturn.core.imports import import_function
 from uturn.core.progress import steps
-from uturn.core.protocols import Backward, Spec
+from uturn.core.protocols import Backward, Corruption, Source, Spec
 from uturn.core.random import Purpose, Streams, globally_seeded
 from uturn.networks.images.options import DenoiserOptions
 from uturn.tools.inverse.deepinv_physics import DEEPINV
@@ -90,18 +90,17 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         """The model of images, of which the denoiser alone is used. One step is valid with every noise schedule."""
         return self.chain(1)
 
-    def undone(self, corruption: Any, source: Any) -> Any:
-        """The given corruption; ValueError if sampler, model and images do not fit together."""
+    def check(self, source: Source, corruption: Corruption) -> None:
+        """ValueError if sampler, model and images do not fit together."""
         _sampler(self)
         if source.image_shape() is None:
             expect(not self._calls_model, "model", self.model, "'exact' for vectors, the denoiser of their law")
-            return corruption
+            return
         if self._calls_model:
             of_pixels = self._model().reverse().codec is None
             expect(of_pixels, "model", self.model, "one that denoises pixels, as measurements are of pixels, not latents")
             self._model().check_source(source)
         self._denoiser(None)
-        return corruption
 
     def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> np.ndarray:
         sampler = _sampler(self)
