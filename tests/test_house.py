@@ -1,10 +1,13 @@
 """Imports inside the package: a module imports from layers below its own, or from its own, and never in a circle."""
 
 import ast
+import importlib
 import re
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import uturn
 
@@ -78,3 +81,21 @@ def test_no_tool_imports_another():
 
     pairs = [(module, other) for module, imported in modules().items() for other in imported if tool(module) and tool(other)]
     assert [pair for pair in pairs if tool(pair[0]) != tool(pair[1])] == []
+
+
+@pytest.mark.parametrize(
+    "package", sorted(path.parent for path in ROOT.rglob("__init__.py") if "lazy(__name__" in path.read_text())
+)
+def test_lazy_names_are_those_that_type_checkers_read(package):
+    """Both lists stand in the `__init__.py`; names of tools are found as those of all tools."""
+    tree = ast.parse((package / "__init__.py").read_text())
+    typed = {}
+    for block in tree.body:
+        if isinstance(block, ast.If):
+            for node in block.body:
+                for alias in node.names:
+                    if not node.module.startswith("uturn.tools."):
+                        typed.setdefault(node.module, set()).add(alias.name)
+    name = ".".join(("uturn", *package.relative_to(ROOT).parts))
+    served = {module: set(names) for module, names in getattr(importlib.import_module(name), "_NAMES", {}).items()}
+    assert served == typed

@@ -50,7 +50,33 @@ if TYPE_CHECKING:
     from uturn.tools.check_sampler.two_samplers import two_samplers
     from uturn.tools.inverse.posteriors import posterior_tests
 
-_get, __dir__, _HOMES = lazy(__name__)
+_NAMES = {
+    "uturn": ["backward", "corruption", "measures", "networks", "probes", "sources", "studies"],
+    "uturn.core": ["protocols", "random"],
+    "uturn.core.experiment": ["Experiment"],
+    "uturn.core.protocols": ["Backward", "Channel", "Corruption", "Noisy", "Originals", "Probe", "Source", "UTurns", "Variable"],
+    "uturn.core.u_turns": ["u_turn", "u_turns"],
+    "uturn.corruption": ["EpsilonBelief", "Gaussian", "Masking", "UniformReplacement"],
+    "uturn.engine.run": ["run"],
+    "uturn.engine.sweep": ["sweep"],
+    "uturn.exact": ["inference", "laws", "population", "rhm", "theory"],
+    "uturn.exact.hmm": ["HiddenMarkovModel"],
+    "uturn.exact.inference": ["Beliefs", "infer", "mutual_information", "posterior_entropy", "prior_entropy", "sample_posterior"],
+    "uturn.exact.rhm": ["RandomHierarchyModel"],
+    "uturn.measures": ["statistics"],
+    "uturn.measures.calibration": ["calibrate", "calibration"],
+    "uturn.measures.changes": ["correlations", "susceptibility"],
+    "uturn.measures.clones": ["readings_of"],
+    "uturn.measures.hierarchy": ["nesting_index"],
+    "uturn.measures.ranks": ["ranks"],
+    "uturn.measures.statistics": ["hierarchy_index"],
+    "uturn.sources": ["fashion_mnist"],
+    "uturn.studies": ["choose", "plotting", "study"],
+    "uturn.studies.locate": ["locate"],
+    "uturn.studies.readings": ["readings"],
+}
+"""{module: its public names}, imported on first use. Type checkers read the same above."""
+_get, __dir__, _HOMES = lazy(__name__, _NAMES)
 
 
 def __getattr__(name: str) -> Any:

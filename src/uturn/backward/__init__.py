@@ -27,4 +27,9 @@ if TYPE_CHECKING:
     from uturn.networks.images.guided_diffusion import load_guided_diffusion as load_guided_diffusion
     from uturn.networks.images.pretrained import load_pretrained as load_pretrained
 
-__getattr__, __dir__, _HOMES = lazy(__name__)
+_NAMES = {
+    "uturn.networks.images.guided_diffusion": ["load_guided_diffusion"],
+    "uturn.networks.images.pretrained": ["load_pretrained"],
+}
+"""{module: its public names}, imported on first use. Type checkers read the same above."""
+__getattr__, __dir__, _HOMES = lazy(__name__, _NAMES)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 
-def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], dict[str, str]]:
+def lazy(
+    package: str, names: Mapping[str, Sequence[str]]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], dict[str, str]]:
     """`__getattr__` and `__dir__` of a package, and its public names, {name: import path, with dots and without "uturn."}.
 
-    Public names are those that the package imports under `if TYPE_CHECKING`; they are imported here on first use. Names that
-    tools add (`uturn.core.tools.Tool`) may stand there for type checkers, and are found as those of all tools.
+    `names`: {module: names}, imported from there on first use; modules of the package itself are the names of the package.
+    Names that tools add (`uturn.core.tools.Tool`) are found as those of all tools.
     """
-    tree = ast.parse(Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8"))
-    blocks = [node.body for node in tree.body if isinstance(node, ast.If)]
-    imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom)]
-    homes = {alias.name: str(node.module) for node in imports for alias in node.names}
-    homes = {name: home for name, home in homes.items() if not home.startswith("uturn.tools.")}
+    homes = {name: module for module, of_module in names.items() for name in of_module}
 
     def get(name: str) -> Any:
         if name in homes:

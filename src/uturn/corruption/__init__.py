@@ -33,4 +33,4 @@ from uturn.corruption.uniform import UniformReplacement
 COMPACT: dict[type, Any] = {channel: channel.log_evidence for channel in (Gaussian, Masking, UniformReplacement, EpsilonBelief)}
 """Channels whose method `evidence` gives the log-evidence of this function, in a form that the kernels read."""
 
-__getattr__, __dir__, _HOMES = lazy(__name__)
+__getattr__, __dir__, _HOMES = lazy(__name__, {})

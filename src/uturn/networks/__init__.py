@@ -18,4 +18,12 @@ if TYPE_CHECKING:
     from uturn.networks.texts.tokenizers import Vocabulary as Vocabulary
 
 
-__getattr__, __dir__, _HOMES = lazy(__name__)
+_NAMES = {
+    "uturn.networks.files": ["load_network", "save_network"],
+    "uturn.networks.images.own_denoisers": ["DenoiserModel", "edm_schedule"],
+    "uturn.networks.texts.language": ["LanguageModel", "TokenNetwork"],
+    "uturn.networks.texts.language_files": ["load_language_model"],
+    "uturn.networks.texts.tokenizers": ["PretrainedTokenizer", "Vocabulary"],
+}
+"""{module: its public names}, imported on first use. Type checkers read the same above."""
+__getattr__, __dir__, _HOMES = lazy(__name__, _NAMES)

@@ -16,4 +16,9 @@ if TYPE_CHECKING:
     from uturn.pages.page import write_page as write_page
     from uturn.pages.results import write_study as write_study
 
-__getattr__, __dir__, _HOMES = lazy(__name__)
+_NAMES = {
+    "uturn.pages.page": ["collect", "fetch", "report", "write_page"],
+    "uturn.pages.results": ["write_study"],
+}
+"""{module: its public names}, imported on first use. Type checkers read the same above."""
+__getattr__, __dir__, _HOMES = lazy(__name__, _NAMES)

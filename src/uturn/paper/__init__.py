@@ -20,4 +20,10 @@ if TYPE_CHECKING:
     from uturn.paper.figures import reproduce as reproduce
     from uturn.paper.workshop import Workshop as Workshop
 
-__getattr__, __dir__, _HOMES = lazy(__name__)
+_NAMES = {
+    "uturn.pages.figures": ["Result", "Verdict"],
+    "uturn.paper.figures": ["reproduce"],
+    "uturn.paper.workshop": ["Workshop"],
+}
+"""{module: its public names}, imported on first use. Type checkers read the same above."""
+__getattr__, __dir__, _HOMES = lazy(__name__, _NAMES)

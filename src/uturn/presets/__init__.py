@@ -17,4 +17,9 @@ if TYPE_CHECKING:
     from uturn.presets.images import image_experiment as image_experiment
     from uturn.presets.texts import TextOptions as TextOptions
 
-__getattr__, __dir__, _HOMES = lazy(__name__)
+_NAMES = {
+    "uturn.presets.images": ["ImageOptions", "image_experiment"],
+    "uturn.presets.texts": ["TextOptions"],
+}
+"""{module: its public names}, imported on first use. Type checkers read the same above."""
+__getattr__, __dir__, _HOMES = lazy(__name__, _NAMES)

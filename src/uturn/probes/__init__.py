@@ -34,4 +34,4 @@ from uturn.probes.texts import TextClass, TextEncoder, TextLayers, TextLikelihoo
 from uturn.probes.tokens import KeepTokens, KeptTokens
 from uturn.probes.tree import Messages, ParsedLevels, TreeLevels, TreeNodes
 
-__getattr__, __dir__, _HOMES = lazy(__name__)
+__getattr__, __dir__, _HOMES = lazy(__name__, {})

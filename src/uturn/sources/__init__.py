@@ -28,4 +28,4 @@ from uturn.sources.tokens import TokenSource
 from uturn.sources.vectors import GaussianFieldSource, GaussianMixtureSource
 from uturn.sources.vectors import Vectors as Vectors
 
-__getattr__, __dir__, _HOMES = lazy(__name__)
+__getattr__, __dir__, _HOMES = lazy(__name__, {})

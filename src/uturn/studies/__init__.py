@@ -27,4 +27,15 @@ if TYPE_CHECKING:
     from uturn.studies.tables import tidy as tidy
     from uturn.studies.theory import with_theory as with_theory
 
-__getattr__, __dir__, _HOMES = lazy(__name__)
+_NAMES = {
+    "uturn.studies.analysis": ["study", "study_of"],
+    "uturn.studies.choice": ["Choice", "choose"],
+    "uturn.studies.figure": ["draw_studies", "draw_study"],
+    "uturn.studies.paired": ["difference"],
+    "uturn.studies.records": ["records_of"],
+    "uturn.studies.runs": ["named_runs"],
+    "uturn.studies.tables": ["Study", "summary", "tidy"],
+    "uturn.studies.theory": ["with_theory"],
+}
+"""{module: its public names}, imported on first use. Type checkers read the same above."""
+__getattr__, __dir__, _HOMES = lazy(__name__, _NAMES)

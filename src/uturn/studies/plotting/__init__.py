@@ -28,4 +28,8 @@ from uturn.core.lazy import lazy
 if TYPE_CHECKING:
     from uturn.studies.plotting import curves, levels, schedules, style, theory, trees
 
-__getattr__, __dir__, _HOMES = lazy(__name__)
+_NAMES = {
+    "uturn.studies.plotting": ["curves", "levels", "schedules", "style", "theory", "trees"],
+}
+"""{module: its public names}, imported on first use. Type checkers read the same above."""
+__getattr__, __dir__, _HOMES = lazy(__name__, _NAMES)
