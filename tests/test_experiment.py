@@ -159,7 +159,7 @@ def test_a_store_is_never_mistaken_for_another(finished, tmp_path):
         ({**SPEC, "probes": [{"type": "tree_levels"}] * 2}, "variables of two of them"),
         ({**SPEC, "probes": [{"type": "images"}]}, "does not go with strings"),
         (with_part("source", depth=60), "depth, branching = .*expected lower ones"),
-        (with_part("corruption", type="os:getcwd"), "expected a class with the methods"),
+        (with_part("corruption", type="os:getcwd"), "expected a class that inherits from uturn.Corruption"),
         (with_part("corruption", noise=[0.1, 0.1]), "different numbers"),
         (with_part("corruption", noise=[1.5]), r"noise = 1\.5"),
         ({**SPEC, "noise": [0.5]}, "levels in one place"),

@@ -94,7 +94,7 @@ def test_a_class_of_any_make_is_a_part(cls):
     assert (is_own(part), is_own(built_in), part.own_label) == (True, False, f"probes[0] ('{__name__}:{cls.__name__}')")
     assert (part.gain, part.kinds, part.fingerprint(), part.least_trajectories) == (3, (), "", 1)
     counted.cache_clear()
-    assert [counted(one) for one in (part, part, build("probes[0]", spec["probes"][0]))] == [3, 3, 3]
+    assert [counted(one) for one in (part, part, build("probes", spec["probes"][0], index=0))] == [3, 3, 3]
     assert len(CALLS) == 2, "kept for the same part"
     CALLS.clear()
     ds = ut.run(experiment)
@@ -253,7 +253,7 @@ def test_a_block_that_does_not_inherit_is_refused():
 
 def test_the_digest_of_code_is_of_its_text():
     """Of a file, of a cell of a notebook, and none without a text."""
-    part = build("probes[0]", {"type": f"{__name__}:Plain"})
+    part = build("probes", {"type": f"{__name__}:Plain"})
     assert code_digest(part) == code_digest(Plain()) == code_digest(test_the_digest_of_code_is_of_its_text)
     digests = set()
     for number in (1, 2, 1):
@@ -324,7 +324,7 @@ def test_a_registered_part_is_user_defined(site):
     with pytest.raises(KeyError, match=r"in probes\[0\] \('quarter'\)\.read \(quarters.py, line \d+\)"):
         ut.run(ut.Experiment.from_dict({**QUARTER, "probes": [{"type": "quarter", "wrong": True}]}))
     with pytest.raises(ValueError, match="code of others, which a stored spec may not name"):
-        build("probes[0]", {"type": "quarter"}, trusted=False)
+        build("probes", {"type": "quarter"}, trusted=False)
     with pytest.raises(
         ValueError,
         match=r"source \('quarter'\): the class does not inherit from uturn.Source; write `class Quarter\(ut.Source\)`",
@@ -338,7 +338,7 @@ def test_a_registered_part_is_user_defined(site):
 @pytest.mark.parametrize("cls", [cls for cls in MAKES if cls is not Frozen])
 def test_parts_can_be_pickled(cls):
     """Users send their parts to processes of their own. (Frozen dataclasses with slots lose what is no field.)"""
-    part = build("probes[0]", {"type": f"{__name__}:{cls.__name__}", "gain": 5})
+    part = build("probes", {"type": f"{__name__}:{cls.__name__}", "gain": 5}, index=0)
     again = pickle.loads(pickle.dumps(part))
     assert (again.gain, again.own_label, again.own_table) == (5, part.own_label, part.own_table)
 

@@ -167,14 +167,17 @@ def with_twins(variables: Mapping[str, Variable], clones: int) -> dict[str, Vari
         dims, several = variable.dims, "trajectory" in variable.dims and clones > 1
         at = dims.index("trajectory") + 1 if several else 0
         together[name] = replace(variable, dims=(*dims[:at], "clone", *dims[at:]) if several else dims)
-        for is_read, twin, of, what in (
-            (variable.symmetric and clones > 1, f"clone_{name}", together[name].dims, "compared with the other clones"),
-            (variable.ranked, f"original_{name}", dims, "of the original"),
-        ):
-            if is_read:
-                expect(twin not in variables, "probes: variable", twin, f"another name, since it is that of the twin of {name!r}")
-                plain_record = replace(variable, role="record", symmetric=False, ranked=False, start=None, chance=None)
-                together[twin] = replace(plain_record, dims=of, long_name=f"{variable.long_name}, {what}")
+        record = replace(variable, role="record", symmetric=False, ranked=False, start=None, chance=None, twin_of=name)
+        twins: dict[str, Variable] = {}
+        if variable.symmetric and clones > 1:
+            told = f"{variable.long_name}, compared with the other clones"
+            twins[f"clone_{name}"] = replace(record, twin="clones", dims=together[name].dims, long_name=told)
+        if variable.ranked:
+            told = f"{variable.long_name}, of the original"
+            twins[f"original_{name}"] = replace(record, twin="original", long_name=told)
+        for twin in twins:
+            expect(twin not in variables, "probes: variable", twin, f"another name, since it is that of the twin of {name!r}")
+        together |= twins
     return together
 
 

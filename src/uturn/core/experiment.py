@@ -33,7 +33,7 @@ from uturn.core.contracts import Declared, checked_axes, checked_blocks, checked
 from uturn.core.files import read_table
 from uturn.core.own_parts import code_digest, is_own, name_of
 from uturn.core.protocols import Backward, Corruption, Part, Probe, Source
-from uturn.core.registry import as_part, check_fit, table_of
+from uturn.core.registry import Slot, as_part, check_fit, table_of
 from uturn.core.variables import Coordinate, Coordinates, Variable
 
 _CHECKED = 10  # originals on which networks are checked
@@ -111,7 +111,7 @@ class Experiment(BaseModel):
             raise ValueError(validation_words(error)) from None
         with noted():
             built = {idea: as_part(idea, getattr(self, idea)) for idea in ("source", "corruption", "backward")}
-            built["probes"] = tuple(as_part(f"probes[{i}]", probe) for i, probe in enumerate(self.probes))
+            built["probes"] = tuple(as_part("probes", probe, i) for i, probe in enumerate(self.probes))
             self.__dict__.update(built)
             self.parts  # noqa: B018 - a ValueError unless they fit together
         try:
@@ -200,8 +200,8 @@ class Experiment(BaseModel):
             inner = {"of": fixed(part.of, table["of"])} if isinstance(table.get("of"), Mapping) else {}
             return {name: value for name, value in table.items() if name not in part.execution} | inner
 
-        part = dict(self.labelled())
-        return self._spec({at: fixed(part[at], table) for at, table in self._tables().items()})
+        parts = {str(slot): part for slot, part in self.slots().items()}
+        return self._spec({name: fixed(parts[name], table) for name, table in self._tables().items()})
 
     @cached_property
     def hash(self) -> str:
@@ -211,16 +211,22 @@ class Experiment(BaseModel):
     @cached_property
     def parts(self) -> Parts:
         """Source, corruption, backward and probes as objects; ValueError unless they fit together."""
-        check_fit(self._given(), self.trajectories)
+        check_fit(self.source, self.corruption, self.backward, self.probes, self.trajectories)
         source = self.source.made_by(self.backward, self.seed)
         self.backward.check(source, self.corruption)
         return Parts(source, self.corruption, self.backward, list(self.probes))
 
-    def labelled(self) -> list[tuple[str, Part]]:
-        """All parts with their names in the spec."""
+    def slots(self) -> dict[Slot, Part]:
+        """All parts by their places in the spec; the source is that of the run (`Source.made_by`)."""
         parts = self.parts
-        named = [(f"probes[{i}]", probe) for i, probe in enumerate(parts.probes)]
-        return [("backward", parts.backward), *named, ("source", parts.source), ("corruption", parts.given)]
+        slots: dict[Slot, Part] = {
+            Slot("source"): parts.source,
+            Slot("corruption"): parts.given,
+            Slot("backward"): parts.backward,
+        }
+        for index, probe in enumerate(parts.probes):
+            slots[Slot("probes", index)] = probe
+        return slots
 
     @cached_property
     def declared(self) -> list[Declared]:
@@ -255,7 +261,8 @@ class Experiment(BaseModel):
 
     def models(self) -> dict[str, str]:
         """Fingerprints of weights and data, and digests of the code of user-defined parts (keys that end in ".code")."""
-        source, identities = self.parts.source, {name: part.fingerprint() for name, part in self.labelled()}
+        source = self.parts.source
+        identities = {str(slot): part.fingerprint() for slot, part in self.slots().items()}
         for k, probe in enumerate(self.parts.probes):
             if taken := probe.taken_from(source):
                 identities[f"probes[{k}].taken_from_source"] = taken
@@ -263,13 +270,13 @@ class Experiment(BaseModel):
 
     def own_code(self) -> dict[str, Any]:
         """User-defined parts, and user-defined networks of built-in parts."""
-        own = {name: part if is_own(part) else part.own_code() for name, part in self.labelled()}
+        own = {str(slot): part if is_own(part) else part.own_code() for slot, part in self.slots().items()}
         return {name: code for name, code in own.items() if code is not None}
 
     def model_check(self) -> list[Finding]:
         """Suspected faults of networks and images, found on the first originals, and of data that the backward reads."""
         source = self.parts.source
-        checks = [part for _, part in self.labelled() if not is_own(part) and hasattr(part, "model_check")]
+        checks = [part for part in self.slots().values() if not is_own(part) and hasattr(part, "model_check")]
         items = np.arange(min(_CHECKED, self.items) if checks else 0)
         originals = checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items) if checks else []
         findings = [Finding(sentence, check=DATA_CHECK) for sentence in self.parts.backward.doubts(self)]

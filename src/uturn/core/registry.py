@@ -5,8 +5,8 @@ Importing user-defined parts runs their code, so only a spec given by the user m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -16,7 +16,7 @@ from uturn.core.checks import expect, noted, one_line, plain
 from uturn.core.contracts import undoes
 from uturn.core.imports import import_object, is_import_path
 from uturn.core.own_parts import DOCS, is_own
-from uturn.core.protocols import BASES, Part
+from uturn.core.protocols import BASES, Backward, Corruption, Part, Probe, Source
 from uturn.core.tools import installed_tools, own_tools
 
 GROUP = "uturn.parts"
@@ -77,6 +77,19 @@ for _tool in own_tools().values():
         PARTS[_idea] |= _kinds
 
 
+@dataclass(frozen=True)
+class Slot:
+    """The place of a part in a spec, such as "source" or "probes[0]"."""
+
+    role: str
+    """ "source", "corruption", "backward" or "probes"."""
+    index: int | None = None
+    """Number of a probe."""
+
+    def __str__(self) -> str:
+        return self.role if self.index is None else f"{self.role}[{self.index}]"
+
+
 def part_class(idea: str, kind: str) -> type:
     return import_object(PARTS[idea][kind], f"{idea} {kind!r}", "'module:Class'")
 
@@ -91,35 +104,35 @@ def installed_part(kind: Any) -> str | None:
     return next(iter(packages), None)
 
 
-def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
-    """The part that a table of a spec describes; `name`: "source", "corruption", "backward" or "probes[i]".
+def build(role: str, table: Mapping[str, Any], trusted: bool = True, index: int | None = None) -> Any:
+    """The part that a table of a spec describes. `role`, and `index` of a probe: as in `Slot`.
 
     ValueError if there is no such part, if it lacks a member or rejects its arguments, the other keys of the table. `trusted`:
     whether the table may name user-defined parts, whose code is then run.
     """
-    idea = name.partition("[")[0]
+    name = Slot(role, index)
     kind = table.get("type")
     options = {key: value for key, value in table.items() if key != "type"}
-    if isinstance(kind, str) and kind in PARTS[idea]:
+    if isinstance(kind, str) and kind in PARTS[role]:
         try:
-            return part_class(idea, kind)(**options)
+            return part_class(role, kind)(**options)
         except (ValidationError, TypeError) as error:
             raise ValueError(f"{name}: {one_line(error)}") from None
     path = kind if isinstance(kind, str) and is_import_path(kind) else installed_part(kind)
     if path is None:
         of_tools = (kind for tool in installed_tools().values() for kinds in tool.parts.values() for kind in kinds)
-        known = [*dict.fromkeys([*PARTS[idea], *sorted({*entry_points(group=GROUP).names, *of_tools})])]
+        known = [*dict.fromkeys([*PARTS[role], *sorted({*entry_points(group=GROUP).names, *of_tools})])]
         raise ValueError(f"{name}.type = {kind!r}: expected one of {known}, or 'module:Class'")
     expect(trusted, f"{name}.type", kind, "no code of others, which a stored spec may not name; hand over the spec file instead")
     label = f"{name} ({kind!r})"
     cls = import_object(path, f"{name}.type = {kind!r}", "'module:Class'")
-    check_class(label, cls, idea)  # before it is called
+    check_class(label, cls, role)  # before it is called
     with noted(label):
         part = cls(**options)
     # Works for frozen dataclasses, too.
     object.__setattr__(part, "own_label", label)
     object.__setattr__(part, "own_table", dict(table))
-    check_own(part, idea)
+    check_own(part, role)
     return part
 
 
@@ -147,37 +160,52 @@ def check_own(part: Part, idea: str) -> None:
         expect(not isinstance(names, str), f"{label}.{member}", names, "a tuple of strings")  # parts of a text are "in" it
 
 
-def check_fit(parts: Mapping[str, Any], trajectories: int) -> None:
-    """ValueError if parts, by name, accept different kinds of data, or if the backward does not undo the corruption."""
-    source, corruption, backward = parts["source"], parts["corruption"], parts["backward"]
-    types = {name: table_of(part)["type"] for name, part in parts.items()}
+def check_fit(source: Source, corruption: Corruption, backward: Backward, probes: Sequence[Probe], trajectories: int) -> None:
+    """ValueError if parts accept different kinds of data, or if the backward does not undo the corruption."""
+    type_of_backward = table_of(backward)["type"]
 
-    def fits(idea: str, part: Any) -> bool:
-        kinds = not part.kinds or not source.kind or source.kind in part.kinds
-        return kinds and (idea != "corruption" or undoes(backward, part))
+    # A part, or the class of one: what they accept is said by values of the class.
+    def takes(part: Any) -> bool:
+        return not part.kinds or not source.kind or source.kind in part.kinds
 
-    for name in sorted(parts):  # the backward first
-        idea, part = name.partition("[")[0], parts[name]
-        if not fits(idea, part):
-            kind = (source.kind or "the source") + (f", backward {types['backward']!r}" if idea == "corruption" else "")
-            allowed = [key for key in PARTS[idea] if fits(idea, part_class(idea, key))]
-            expected = f"expected one of {allowed}" if allowed else f"no built-in one does, write your own ({DOCS})"
-            raise ValueError(f"{name}: type {types[name]!r} does not go with {kind}; {expected}")
-        least = getattr(part, "least_trajectories", 1)
-        expect(trajectories >= least, "trajectories", trajectories, f"at least {least} of each item for {name}, {types[name]!r}")
+    def is_undone(part: Any) -> bool:
+        return takes(part) and undoes(backward, part)
+
+    def check_takes(slot: Slot, part: Part, fits: Callable[[Any], bool], kind: str) -> None:
+        if fits(part):
+            return
+        allowed = [key for key in PARTS[slot.role] if fits(part_class(slot.role, key))]
+        expected = f"expected one of {allowed}" if allowed else f"no built-in one does, write your own ({DOCS})"
+        raise ValueError(f"{slot}: type {table_of(part)['type']!r} does not go with {kind}; {expected}")
+
+    kind = source.kind or "the source"
+    check_takes(Slot("backward"), backward, takes, kind)
+    of_both = f"{kind}, backward {type_of_backward!r}"
+    check_takes(Slot("corruption"), corruption, is_undone, of_both)
+    for index, probe in enumerate(probes):
+        slot = Slot("probes", index)
+        check_takes(slot, probe, takes, kind)
+        least = probe.least_trajectories
+        needed = f"at least {least} of each item for {slot}, {table_of(probe)['type']!r}"
+        expect(trajectories >= least, "trajectories", trajectories, needed)
     lacks = [member for member in backward.asks if is_own(corruption) and not hasattr(corruption, member)]
-    asked = f"one with {', '.join(lacks)}, which the backward {types['backward']!r} asks for"
-    expect(not lacks, "corruption", types["corruption"], asked)
+    asked = f"one with {', '.join(lacks)}, which the backward {type_of_backward!r} asks for"
+    expect(not lacks, "corruption", table_of(corruption)["type"], asked)
 
 
-def as_part(name: str, value: Any) -> Any:
+def as_part(role: str, value: Any, index: int | None = None) -> Any:
     """The part of a table, or a given part. A user-defined one is built from its table, so that a spec describes it."""
     if isinstance(value, Mapping):
-        return build(name, value)
-    base = BASES[name.partition("[")[0]]
-    expect(isinstance(value, base), name, value, f"a table with a `type`, or a part, which inherits from uturn.{base.__name__}")
+        return build(role, value, index=index)
+    base = BASES[role]
+    expect(
+        isinstance(value, base),
+        str(Slot(role, index)),
+        value,
+        f"a table with a `type`, or a part, which inherits from uturn.{base.__name__}",
+    )
     table = table_of(value)
-    return value if table["type"] in PARTS[name.partition("[")[0]] else build(name, table)
+    return value if table["type"] in PARTS[role] else build(role, table, index=index)
 
 
 def table_of(part: Any) -> dict[str, Any]:

@@ -46,6 +46,7 @@ Axes = Mapping[str, Axis]
 _Level = Annotated[float, Field(strict=True, allow_inf_nan=False)] | StrictStr | None
 # Strict, so that True is not a number.
 GUESSED = "which is a guess"  # in the remark on a start
+_NOT_STORED = ("dims", "long_name", "pooled", "twin_of", "twin")
 _SHARED_DIMS = ("noise", "item", "trajectory", "clone")  # all other dims are a variable's own
 
 
@@ -88,6 +89,10 @@ class Variable:
     pooled: bool = True
     """Whether a reading without the dim "trajectory" depends on all trajectories of its item, as a mean does. Such readings are
     measured again when trajectories are added."""
+    twin_of: StrictStr = ""
+    """Name of the variable that this one completes, as `clone_<name>` and `original_<name>` do; filled in by the experiment."""
+    twin: Literal["", "clones", "original"] = ""
+    """Which of both: compared with the other clones, or read of the original."""
     probe: StrictStr = ""
     model: StrictStr = ""  # names of the probe and of its network; filled in by the experiment
     guessed: bool = False
@@ -96,7 +101,7 @@ class Variable:
     def instructions(self) -> dict[str, Any]:
         """The reading instructions that differ from the defaults, as plain data: the attribute `reading` of a stored array."""
         mine = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) != field.default}
-        return {name: plain(value) for name, value in mine.items() if name not in ("dims", "long_name", "pooled")}
+        return {name: plain(value) for name, value in mine.items() if name not in _NOT_STORED}
 
     def check(self, where: str = "") -> None:
         """ValueError, after `where`, for instructions that contradict each other or name a dim that the variable lacks."""

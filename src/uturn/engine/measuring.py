@@ -118,12 +118,12 @@ def _without(missing: np.ndarray, readings: Mapping[str, np.ndarray], variables:
 
     mask, removed = xr.DataArray(missing, dims=("item", "trajectory", "clone")), {}
     for name, variable in variables.items():
-        dims, of = variable.dims[1:], name.partition("_")[2]
-        if name.startswith("original_") and of in variables:
+        dims = variable.dims[1:]
+        if variable.twin == "original":
             continue
         # What compares a clone with the other clones rests on all of them.
-        is_twin = name.startswith("clone_") and of in variables
-        gone = mask if "clone" in dims and not is_twin else mask.any("clone")
+        is_of_one = "clone" in dims and variable.twin != "clones"
+        gone = mask if is_of_one else mask.any("clone")
         if "trajectory" not in dims:
             gone = gone.any("trajectory") & variable.pooled
         values = xr.DataArray(readings[name].astype(float), dims=dims)
@@ -145,7 +145,7 @@ def _joined(experiment: Experiment, tasks: Iterable[_Task]) -> Iterator[tuple[_N
     """Neighbouring tasks of one noise level, joined for speed if results are bit-identical: `(names, noise_index, items)`."""
     draws = experiment.trajectories * experiment.clones
     task_bytes = experiment.parts.source.item_bytes * draws * min(experiment.chunk, experiment.items)
-    invariant = all(part.batch_invariant and not is_own(part) for _, part in experiment.labelled())
+    invariant = all(part.batch_invariant and not is_own(part) for part in experiment.slots().values())
     size = max(1, _JOINED_BYTES // task_bytes) if invariant and task_bytes else 1
     for noise_index, group in groupby(tasks, key=lambda task: task[1]):
         while some := list(islice(group, size)):

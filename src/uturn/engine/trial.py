@@ -14,8 +14,6 @@ from uturn.core.random import Streams
 from uturn.core.u_turns import u_turn
 from uturn.engine.measuring import measure
 
-_ORDER = ("source", "corruption", "backward", "probes")
-
 
 def check(experiment: Experiment) -> Iterator[str]:
     """Measure two items of an experiment at the first and the last noise level; yields a line for each check that passed.
@@ -24,8 +22,8 @@ def check(experiment: Experiment) -> Iterator[str]:
     or on earlier measurements, or if clone 0 depends on the number of clones. Nothing is stored.
     """
     experiment = Experiment.from_dict(experiment.to_dict())
-    for name, part in sorted(experiment.labelled(), key=lambda entry: _ORDER.index(entry[0].partition("[")[0])):
-        yield f"{name_of(part, f'{name} ({type(part).__name__})')}: was built"
+    for slot, part in experiment.slots().items():
+        yield f"{name_of(part, f'{slot} ({type(part).__name__})')}: was built"
     coordinates = experiment.coordinates()
     for name, variable in experiment.variables().items():
         sizes = ", ".join(f"{dim} {len(coordinates[dim][1])}" for dim in variable.dims)

@@ -108,7 +108,7 @@ def _compared(
     stored, mine, known = opened.identity, json.loads(json.dumps(experiment.identity())), opened.models
     changed = {key for key in known.keys() | models.keys() if known.get(key, "") != models.get(key, "")}
     stale = experiment.parts.backward.stale(known["backward"], opened.noise) if "backward" in changed & known.keys() else None
-    user_defined = {name for name, part in experiment.labelled() if is_own(part)}
+    user_defined = {str(slot) for slot, part in experiment.slots().items() if is_own(part)}
     acceptable = sorted(key for key in changed if key.endswith(".code") or key in user_defined)
     fixed = changed.difference(acceptable, {"backward"} if stale is not None else ())
     new, different = _added(stored, mine), _differences(stored, mine, "spec")

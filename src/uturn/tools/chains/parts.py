@@ -147,7 +147,7 @@ class RepeatedBackward(Spec, Backward):
 
     def check(self, source: Source, corruption: Any) -> None:
         expect(not self.of.has_gaps, "of", self.of, "a backward that makes U-turns; those of another program cannot be repeated")
-        check_fit({"source": source, "corruption": corruption.of, "backward": self.of}, 1)
+        check_fit(source, corruption.of, self.of, [], 1)
         of = corruption.of
         self.of.check(source, of)
         expect(self.noise <= of.max_noise, "backward.noise", self.noise, f"at most {of.max_noise:g} ({of.unit})")
