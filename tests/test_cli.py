@@ -283,7 +283,7 @@ def test_an_error_that_a_stop_causes_is_a_stop(stop, code, word, tmp_path):
 import os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import uturn
-from uturn.core.checks import TasksFailed
+from uturn.core.errors import TasksFailed
 from uturn.cli import program
 def run(*_, **__):
     try:

@@ -16,7 +16,7 @@ import pytest
 
 import uturn as ut
 from cluster_tasks import FileTasks, processes, tries, workers_of
-from uturn.core.checks import TasksFailed
+from uturn.core.errors import TasksFailed
 from uturn.engine import cluster as engine_cluster
 from uturn.engine.cluster import connected, on_cluster
 
@@ -68,9 +68,9 @@ IMAGES = {
 OWN_PROBE = """
 import numpy as np
 from helper_of_own_probe import FACTOR
-from uturn.core.protocols import Variable
+from uturn import Probe, Variable
 
-class Twice(ut.Probe):
+class Twice(Probe):
     kinds = frozenset({"strings"})
 
     def variables(self, source):

@@ -10,7 +10,7 @@ import pytest
 
 import uturn as ut
 from cluster_tasks import FileTasks, tries
-from uturn.core.checks import StoreError
+from uturn.core.errors import StoreError
 from uturn.engine import cluster as engine_cluster
 from uturn.engine import run as engine_run
 from uturn.engine.cluster import Outcome, Worker, bundle_size, on_cluster, whole_batches

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import uturn as ut
-from uturn.core.checks import CHECKS
+from uturn.core.findings import CHECKS
 from uturn.engine.trial import check
 from uturn.tools.atlas.rows import read_atlas
 

@@ -40,8 +40,8 @@ from uturn import paper
 from uturn.backward import DiffusionModel
 from uturn.cli import main
 from uturn.cli.printing import show
-from uturn.core.checks import visible
 from uturn.core.files import read_array, read_table, whole_folder
+from uturn.core.messages import visible
 from uturn.core.registry import build
 from uturn.core.tools import own_tools
 from uturn.exact.theory import MeanField

@@ -15,7 +15,7 @@ import uturn as ut
 from forging import Trap
 from small import StoredImages, with_file
 from uturn.backward import UTurns
-from uturn.core.checks import described
+from uturn.core.errors import described
 from uturn.networks.layers import every_block
 from uturn.networks.modules import Network, in_top, load_classifier
 from uturn.probes import KeepImages, NetworkLayers

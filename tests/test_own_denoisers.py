@@ -19,7 +19,7 @@ from command_line import uturn
 from tiny_denoiser import PLAIN, unet
 from uturn.backward import diffusion
 from uturn.backward.reverse_diffusion import ReverseDiffusion
-from uturn.core.checks import described
+from uturn.core.errors import described
 from uturn.core.random import keys, normals
 from uturn.networks import DenoiserModel, edm_schedule
 from uturn.networks.images.own_denoisers import PREDICTIONS

@@ -17,7 +17,7 @@ from command_line import process, uturn
 from small import strings
 from uturn.backward import ExactPosterior
 from uturn.cli import app
-from uturn.core.checks import described
+from uturn.core.errors import described
 from uturn.engine.trial import check
 from uturn.probes import TreeLevels
 from uturn.sources import RHMSource

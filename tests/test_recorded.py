@@ -18,7 +18,7 @@ import uturn as ut
 from command_line import uturn
 from tiny_classifier import network
 from uturn.backward.recorded import RecordedImages, Recordings, pairing
-from uturn.core.checks import CHECKS
+from uturn.core.findings import CHECKS
 from uturn.core.registry import build
 from uturn.engine.measuring import measure
 from uturn.engine.plan import plan

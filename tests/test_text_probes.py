@@ -9,7 +9,7 @@ import torch
 
 import tiny_texts
 import uturn as ut
-from uturn.core.checks import described
+from uturn.core.errors import described
 from uturn.core.protocols import UTurns
 from uturn.networks.texts.language_files import TextModel
 from uturn.probes import TextEncoder, TextLayers, TextLikelihood

@@ -12,7 +12,8 @@ from pydantic import model_validator
 
 from uturn.backward.denoiser import reverse_process
 from uturn.backward.queue import Queued, run_queue
-from uturn.core.checks import Finding, expect
+from uturn.core.checks import expect
+from uturn.core.findings import Finding
 from uturn.core.protocols import Backward, Corruption, Noisy, Spec
 from uturn.core.random import Purpose, Streams, streams, uniforms
 from uturn.corruption.denoising import ORDER, denoise

@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 from pydantic import PrivateAttr
 
-from uturn.core.checks import LARGEST, checked_path, expect, one_line, shown
+from uturn.core.checks import LARGEST, checked_path, expect
 from uturn.core.data import Noisy, Originals
 from uturn.core.files import digest_of_file
+from uturn.core.messages import one_line, shown
 from uturn.core.protocols import Backward, Corruption, Source, Spec
 from uturn.core.random import Streams
 from uturn.core.variables import Axes, Axis

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from uturn.backward.queue import run_queue
-from uturn.core.checks import expect, noted, one_line
+from uturn.core.checks import expect
+from uturn.core.errors import noted
+from uturn.core.messages import one_line
 from uturn.core.pieces import Pieces, half_precision_words
 from uturn.core.progress import units
 from uturn.corruption.diffusion import ForwardDiffusion, checked_images

@@ -16,7 +16,9 @@ import typer
 
 from uturn.cli.app import app
 from uturn.cli.stops import stops
-from uturn.core.checks import CHECKS, TasksFailed, described, origin, visible
+from uturn.core.errors import TasksFailed, described, origin
+from uturn.core.findings import CHECKS
+from uturn.core.messages import visible
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ from uturn.cli.options import OUTPUT, SWEEP, OfTable, OptionalOut, Place, Runnin
 from uturn.cli.pages import study
 from uturn.cli.printing import console, inside, say_next
 from uturn.cli.running import check_out, locate_into, resumable, run_into
-from uturn.core.checks import CHECKS, expect
+from uturn.core.checks import expect
+from uturn.core.findings import CHECKS
 
 
 @command(EXPERIMENTS)

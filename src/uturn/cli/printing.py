@@ -14,7 +14,8 @@ from rich.console import Console, RenderableType, RenderHook
 from rich.table import Table
 from rich.text import Text
 
-from uturn.core.checks import expect, visible
+from uturn.core.checks import expect
+from uturn.core.messages import visible
 
 _UNFOLDED = 10_000  # width of a file or a pipe, so that each row of a table stays on one line
 

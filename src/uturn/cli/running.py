@@ -15,7 +15,7 @@ from uturn import pages
 from uturn.cli.options import Place, Running
 from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.stops import stops
-from uturn.core.checks import visible
+from uturn.core.messages import visible
 
 
 def run_into(store: str | Path, experiment: uturn.Experiment, running: Running) -> Any:

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import expect, plain, shown
+from uturn.core.checks import expect, plain
 from uturn.core.data import O, Originals, Reconstructions
+from uturn.core.messages import shown
 from uturn.core.own_parts import is_own, name_of
 from uturn.core.protocols import Backward, Corruption, Probe, Source, Spec
 from uturn.core.variables import Axes, Axis, Coordinates, Variable

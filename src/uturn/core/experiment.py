@@ -16,21 +16,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from uturn.core import display
-from uturn.core.checks import (
-    DATA_CHECK,
-    Finding,
-    checked_noise,
-    checked_path,
-    expect,
-    noted,
-    one_line,
-    origin,
-    plain,
-    shown,
-    validation_words,
-)
+from uturn.core.checks import checked_noise, checked_path, expect, plain
 from uturn.core.contracts import Declared, checked_axes, checked_blocks, checked_coordinates, declared_by, joined
+from uturn.core.errors import noted, origin
 from uturn.core.files import read_table
+from uturn.core.findings import DATA_CHECK, Finding
+from uturn.core.messages import one_line, shown, validation_words
 from uturn.core.own_parts import code_digest, is_own, name_of
 from uturn.core.protocols import Backward, Corruption, Part, Probe, Source
 from uturn.core.registry import Slot, as_part, check_fit, table_of

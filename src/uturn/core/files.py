@@ -20,7 +20,8 @@ from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 import numpy as np
 
-from uturn.core.checks import expect, own_label, plain
+from uturn.core.checks import expect, plain
+from uturn.core.errors import own_label
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

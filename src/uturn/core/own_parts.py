@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from uturn.core.checks import own_label
+from uturn.core.errors import own_label
 
 DOCS = "docs/own-parts.md"
 

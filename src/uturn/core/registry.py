@@ -12,9 +12,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from uturn.core.checks import expect, noted, one_line, plain
+from uturn.core.checks import expect, plain
 from uturn.core.contracts import undoes
+from uturn.core.errors import noted
 from uturn.core.imports import import_object, is_import_path
+from uturn.core.messages import one_line
 from uturn.core.own_parts import DOCS, is_own
 from uturn.core.protocols import BASES, Backward, Corruption, Part, Probe, Source
 from uturn.core.tools import installed_tools, own_tools

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
-from uturn.core.checks import one_line
+from uturn.core.messages import one_line
 
 GROUP = "uturn.tools"
 

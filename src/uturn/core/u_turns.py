@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from uturn.core.checks import checked_integer, checked_noise, expect, shown
+from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.contracts import checked_reconstructions, read_only, undoes
 from uturn.core.data import N, O, UTurns
+from uturn.core.messages import shown
 from uturn.core.own_parts import name_of
 from uturn.core.protocols import Backward, Corruption
 from uturn.core.random import Streams, checked_seed

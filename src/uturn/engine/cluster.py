@@ -26,7 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from uturn.core.checks import StoreError, TasksFailed, described, expect, one_line
+from uturn.core.checks import expect
+from uturn.core.errors import StoreError, TasksFailed, described
+from uturn.core.messages import one_line
 from uturn.core.processes import THREADS
 
 _log = logging.getLogger("uturn")

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from uturn.core.checks import noted
 from uturn.core.contracts import checked_blocks, checked_readings
+from uturn.core.errors import noted
 from uturn.core.experiment import Experiment
 from uturn.core.own_parts import is_own
 from uturn.core.progress import add, begun, portion

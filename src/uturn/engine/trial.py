@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from uturn.core.checks import shown
 from uturn.core.contracts import checked_blocks
 from uturn.core.experiment import Experiment
+from uturn.core.messages import shown
 from uturn.core.own_parts import is_own, name_of
 from uturn.core.random import Streams
 from uturn.core.u_turns import u_turn

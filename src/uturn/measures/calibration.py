@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn.core.checks import checked_array, checked_integer, checked_numbers, expect, shown
+from uturn.core.checks import checked_array, checked_integer, checked_numbers, expect
+from uturn.core.messages import shown
 from uturn.core.random import Purpose, checked_seed, keys
 from uturn.measures.clones import as_real, between_clones
 from uturn.measures.relabelling import MARGIN, p_values

@@ -15,7 +15,8 @@ import numpy as np
 import xarray as xr
 from scipy.special import stdtr
 
-from uturn.core.checks import expect, shown
+from uturn.core.checks import expect
+from uturn.core.messages import shown
 from uturn.measures.calibration import holm
 from uturn.measures.covariances import Covariances, Distance, Grid, Matrix, Tree, checked_changes
 from uturn.measures.statistics import FEW, Estimate, Replicates, check_dims, replicates

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from uturn.core.checks import LARGEST, checked_array, checked_integer, expect, shown
+from uturn.core.checks import LARGEST, checked_array, checked_integer, expect
+from uturn.core.messages import shown
 
 _BLOCK = 2**22  # float64 numbers in memory at once: 32 MB
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from uturn.core.checks import one_line
+from uturn.core.messages import one_line
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from uturn.core.checks import Finding
+from uturn.core.findings import Finding
 from uturn.core.pieces import Pieces, is_out_of_memory
 from uturn.corruption.schedulers import add_noise, clean_and_noise, is_flow, predicts
 from uturn.networks.images.levels import Levels

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from uturn.core.checks import expect, noted, one_line
+from uturn.core.checks import expect
+from uturn.core.errors import noted
 from uturn.core.files import cached_while_unchanged
 from uturn.core.imports import import_function
 from uturn.core.inputs import Input
+from uturn.core.messages import one_line
 from uturn.networks.files import built_with, fingerprint, load_network, put_weights, read_state_dict, rename_weights
 from uturn.networks.images.clip import ClipTexts, load_clip
 from uturn.networks.layers import EVERY_BLOCK, as_tensor, hooks, named_modules, select_layers

@@ -26,7 +26,7 @@ import xarray as xr
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import uturn
-from uturn.core.checks import visible
+from uturn.core.messages import visible
 from uturn.pages.figures import tally
 from uturn.pages.sections import Collected
 from uturn.pages.tokens import Token, blocks

@@ -15,8 +15,9 @@ import xarray as xr
 from pydantic import TypeAdapter
 
 import uturn
-from uturn.core.checks import expect, one_line
+from uturn.core.checks import expect
 from uturn.core.files import LARGEST_TABLE, check_plain
+from uturn.core.messages import one_line
 from uturn.pages.charts import numbers
 from uturn.pages.pictures import preview
 from uturn.store.outputs import digest_of_dataset

@@ -22,7 +22,8 @@ from safetensors.numpy import save
 from torch import nn
 
 from uturn.core import progress
-from uturn.core.checks import checked_integer, expect, noted
+from uturn.core.checks import checked_integer, expect
+from uturn.core.errors import noted
 from uturn.core.files import whole_file
 from uturn.measures.clones import between_clones
 from uturn.networks.files import fingerprint

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from uturn.core.checks import Finding, expect
+from uturn.core.checks import expect
 from uturn.core.files import cached_while_unchanged
+from uturn.core.findings import Finding
 from uturn.core.inputs import File
 from uturn.core.protocols import UTurns, Variable
 from uturn.measures.clones import between_clones

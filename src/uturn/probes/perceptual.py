@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from uturn.core.checks import expect, one_line
+from uturn.core.checks import expect
 from uturn.core.files import cached_while_unchanged
 from uturn.core.inputs import File
+from uturn.core.messages import one_line
 from uturn.core.protocols import UTurns, Variable
 from uturn.measures.clones import between_clones
 from uturn.probes.named import Named

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from uturn.core.checks import checked_path, expect, one_line
+from uturn.core.checks import checked_path, expect
 from uturn.core.files import cached_while_unchanged, digest_of_file, read_array, read_text
 from uturn.core.inputs import Content, File
+from uturn.core.messages import one_line
 from uturn.core.processes import cores
 from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Streams

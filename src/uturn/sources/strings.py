@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from uturn.core.checks import check_tuples, checked_path, expect, one_line, shown
+from uturn.core.checks import check_tuples, checked_path, expect
 from uturn.core.files import cached_while_unchanged, read_table
 from uturn.core.inputs import File
+from uturn.core.messages import one_line, shown
 from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys
 from uturn.corruption import COMPACT

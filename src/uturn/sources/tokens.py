@@ -15,9 +15,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
-from uturn.core.checks import checked_array, checked_path, expect, one_line
+from uturn.core.checks import checked_array, checked_path, expect
 from uturn.core.files import cached_while_unchanged, read_array, read_text
 from uturn.core.inputs import Content
+from uturn.core.messages import one_line
 from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Streams
 from uturn.sources.embedded_text import passages_file

@@ -20,8 +20,10 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, ObjectStore, WrapperStore
 
-from uturn.core.checks import StoreError, checked_path, expect, one_line, shown
+from uturn.core.checks import checked_path, expect
+from uturn.core.errors import StoreError
 from uturn.core.files import whole_folder
+from uturn.core.messages import one_line, shown
 
 ROOT = "zarr.json"  # what every reader of a store opens first; it is written last, in one step
 AT_ONCE = 16  # requests to object storage at the same time

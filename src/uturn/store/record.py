@@ -28,8 +28,10 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.registry import register_codec
 
-from uturn.core.checks import StoreError, expect, one_line
+from uturn.core.checks import expect
+from uturn.core.errors import StoreError
 from uturn.core.files import check_plain, whole_folder
+from uturn.core.messages import one_line
 from uturn.core.protocols import Coordinate, Coordinates
 from uturn.core.protocols import Variable as Variable
 from uturn.store.places import (

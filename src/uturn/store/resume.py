@@ -15,9 +15,10 @@ import numpy as np
 
 import uturn
 from uturn.core import random
-from uturn.core.checks import expect, shown
+from uturn.core.checks import expect
 from uturn.core.contracts import checked_blocks
 from uturn.core.files import locked_folder
+from uturn.core.messages import shown
 from uturn.core.own_parts import is_own
 from uturn.core.protocols import Coordinates
 from uturn.core.registry import build

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.checks import LARGEST, expect, shown
+from uturn.core.checks import LARGEST, expect
+from uturn.core.messages import shown
 from uturn.core.protocols import Variable
 from uturn.measures.calibration import calibration, items_tested, label_of, twin_of
 from uturn.measures.peaks import among

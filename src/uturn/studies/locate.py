@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.checks import shown
 from uturn.core.experiment import Experiment
+from uturn.core.messages import shown
 from uturn.core.progress import duration
 from uturn.measures.statistics import Estimate, checked_share
 from uturn.store.places import is_empty, is_store, place_of

@@ -14,8 +14,9 @@ import numpy as np
 import pandas
 import xarray as xr
 
-from uturn.core.checks import checked_path, expect, shown
+from uturn.core.checks import checked_path, expect
 from uturn.core.files import check_plain
+from uturn.core.messages import shown
 
 AXES = ("noise", "item", "trajectory", "clone")  # of readings, in this order; a further axis is one of levels
 COLUMNS = "columns noise, item, perhaps trajectory and clone, and readings"

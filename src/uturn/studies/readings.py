@@ -13,7 +13,8 @@ import pandas
 import xarray as xr
 
 from uturn.core import random
-from uturn.core.checks import LARGEST, checked_array, expect, one_line, plain, shown
+from uturn.core.checks import LARGEST, checked_array, expect, plain
+from uturn.core.messages import one_line, shown
 from uturn.core.protocols import Variable
 from uturn.measures.changes import covariances_of
 from uturn.store.places import is_empty, place_of

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.checks import one_line, shown
+from uturn.core.messages import one_line, shown
 from uturn.core.protocols import Variable
 from uturn.core.registry import build, filled
 

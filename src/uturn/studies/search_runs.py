@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.checks import TasksFailed, expect, shown
+from uturn.core.checks import expect
+from uturn.core.errors import TasksFailed
 from uturn.core.experiment import Experiment
+from uturn.core.messages import shown
 from uturn.engine.run import run
 from uturn.measures.statistics import WITHIN, independent_groups
 from uturn.store.places import is_empty, place_of

@@ -15,7 +15,7 @@ from scipy.stats import binom, chi2
 import sampler_gallery as gallery
 import uturn as ut
 from command_line import uturn
-from uturn.core.checks import Finding
+from uturn.core.findings import Finding
 from uturn.core.random import Streams
 from uturn.tools.check_sampler.check import _model_row, check_sampler, compared
 from uturn.tools.check_sampler.command import SamplerOptions

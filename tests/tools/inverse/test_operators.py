@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 import uturn as ut
-from uturn.core.checks import described
+from uturn.core.errors import described
 from uturn.core.random import Streams
 from uturn.corruption import GaussianNoise, Measurement, OtherNoise, PoissonNoise
 from uturn.sources import FashionMNISTSource, GaussianFieldSource, GaussianMixtureSource

@@ -12,7 +12,7 @@ import torch
 
 import uturn as ut
 from tiny_denoiser import unet
-from uturn.core.checks import described
+from uturn.core.errors import described
 from uturn.core.random import Streams, keys
 from uturn.exact.laws import GaussianMixture, power_law
 from uturn.networks import DenoiserModel

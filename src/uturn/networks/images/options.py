@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
-from uturn.core.checks import expect, shown
+from uturn.core.checks import expect
 from uturn.core.files import read_text
+from uturn.core.messages import shown
 from uturn.networks.libraries import reading
 
 _SHARED: dict[str, Any] = {

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from uturn.core.checks import expect, noted
+from uturn.core.checks import expect
+from uturn.core.errors import noted
 from uturn.core.imports import import_function
 from uturn.corruption.schedulers import clean_and_noise, is_flow_match
 from uturn.networks.images.levels import Levels

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 import xarray as xr
 
-from uturn.core.checks import checked_path, expect, one_line
+from uturn.core.checks import checked_path, expect
 from uturn.core.files import read_table
+from uturn.core.messages import one_line
 from uturn.measures.strengths import strength_of
 from uturn.networks.libraries import reading
 

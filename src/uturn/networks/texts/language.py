@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from uturn.core.checks import expect, noted
+from uturn.core.checks import expect
+from uturn.core.errors import noted
 from uturn.core.pieces import Pieces, half_precision_words, is_out_of_memory
 from uturn.core.protocols import Channel, Noisy
 from uturn.corruption import Masking, UniformReplacement

@@ -12,10 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from uturn.core.checks import checked_integer, expect, noted, one_line
+from uturn.core.checks import checked_integer, expect
+from uturn.core.errors import noted
 from uturn.core.files import cached_while_unchanged, digest_of_file, read_table
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.inputs import Input
+from uturn.core.messages import one_line
 from uturn.networks.files import fingerprint, load_network
 from uturn.networks.libraries import check_hub, checked_device, library, reading, without_bars, without_lists
 from uturn.networks.texts.language import CHANNELS, PLAIN, LanguageModel, model_type

@@ -15,8 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from uturn.core.checks import expect, shown
+from uturn.core.checks import expect
 from uturn.core.files import read_text
+from uturn.core.messages import shown
 from uturn.networks.libraries import reading
 
 SPLITS = {

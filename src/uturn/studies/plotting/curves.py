@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.checks import visible
+from uturn.core.messages import visible
 from uturn.studies.axes import is_geometric
 from uturn.studies.plotting.style import fonts_for, ticks
 

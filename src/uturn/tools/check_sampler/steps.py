@@ -10,7 +10,8 @@ import torch
 
 from uturn.backward.diffusion import DiffusionModel
 from uturn.backward.reverse_diffusion import ImageQueue
-from uturn.core.checks import expect, noted
+from uturn.core.checks import expect
+from uturn.core.errors import noted
 from uturn.core.protocols import Backward
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.schedulers import uses_learned_variance

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from uturn.core.checks import expect, one_line
+from uturn.core.checks import expect
+from uturn.core.messages import one_line
 from uturn.core.random import globally_seeded
 from uturn.tools.inverse.operators import GaussianNoise, Operator, OtherNoise, PoissonNoise
 

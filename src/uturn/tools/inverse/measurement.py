@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from uturn.core.checks import expect, noted
+from uturn.core.checks import expect
+from uturn.core.errors import noted
 from uturn.core.files import cached_while_unchanged, read_array
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.protocols import Axes, Axis, Corruption, Spec

@@ -10,7 +10,8 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Column, Table
 
-from uturn.core.checks import expect, shown
+from uturn.core.checks import expect
+from uturn.core.messages import shown
 from uturn.measures.calibration import calibration, holm, items_tested, twin_of
 from uturn.measures.ranks import ranks
 from uturn.measures.statistics import ESTIMATE, WITHIN, checked_share, mean_curves, proportion, with_interval

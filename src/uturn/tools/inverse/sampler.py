@@ -14,7 +14,9 @@ import numpy as np
 from pydantic import Field
 
 from uturn.backward.diffusion import DiffusionModel
-from uturn.core.checks import Finding, expect, noted
+from uturn.core.checks import expect
+from uturn.core.errors import noted
+from uturn.core.findings import Finding
 from uturn.core.imports import import_function
 from uturn.core.progress import steps
 from uturn.core.protocols import Backward, Corruption, Source, Spec
