@@ -1,6 +1,6 @@
 """Pages that are made from the package itself: the options of all commands, and the members of all parts.
 
-The texts are the help of the commands and the docstrings of `core/protocols.py`, so the pages cannot differ from the program.
+The texts are the help of the commands and the docstrings of the base classes, so the pages cannot differ from the program.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def cell(text: str) -> str:
 
 
 def members() -> str:
-    """The page of all members: a table of what is required, then the docstrings of each protocol."""
+    """The page of all members: a table of what is required, then the docstrings of each class."""
     lines = [MEMBERS_HEAD, "", "| class | what it is | required |", "|---|---|---|"]
     for name, kind in MEMBERS.items():
         lines.append(f"| [`{kind.__name__}`](#{name}) | {cell(first_line(inspect.getdoc(kind) or ''))} | {required(name)} |")

@@ -34,7 +34,7 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGEL
 LINK = re.compile(r"""(?:(?<=\]\()|(?<=src=")|(?<=href="))([^)\s#"]+)(?=[)#"])""")  # of Markdown, and of HTML in it
 HELP = (  # what a page says to type, and the page of the site that shows the same
     (r"`uturn ([a-z-]+) --help`", r"[\g<0>](options.md#uturn-\1)"),
-    (r"`help\(ut\.protocols\.(\w+)\)`", lambda found: f"[{found[0]}](members.md#{found[1].lower()})"),
+    (r"`help\(ut\.(Source|Corruption|Channel|Backward|Probe|Originals|Noisy|UTurns|Variable)\)`", lambda found: f"[{found[0]}](members.md#{found[1].lower()})"),
     (r"`help\((ut\.\w+)\)`", r"[\g<0>](api/\1.md)"),
 )
 LABORATORY = "explore.html"

@@ -5,6 +5,7 @@ Importing user-defined parts runs their code, so only a spec given by the user m
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import entry_points
@@ -77,6 +78,18 @@ PARTS: dict[str, dict[str, str]] = {
 for _tool in own_tools().values():
     for _idea, _kinds in _tool.parts.items():
         PARTS[_idea] |= _kinds
+
+
+def _check_corrupt(part: Corruption) -> None:
+    """ValueError unless the method `corrupt` takes what every corruption is given."""
+    signature = inspect.signature(part.corrupt)
+    options = {"vocab_size": 2} if part.needs_vocab_size else {}
+    given = ", ".join(["data, noise, keys", *(f"{name}=.." for name in options)])
+    try:
+        signature.bind(None, None, None, **options)
+    except TypeError:
+        where = f"{part.own_label}: the method is corrupt{signature}"
+        raise ValueError(f"{where}, but it is called as corrupt({given}); see help(ut.Corruption)") from None
 
 
 @dataclass(frozen=True)
@@ -157,6 +170,8 @@ def check_own(part: Part, idea: str) -> None:
     for member in ("unit", "max_noise") if idea == "corruption" else ():
         if not hasattr(part, member):
             raise ValueError(f"{label}: the class lacks {member}; see help(ut.Corruption)")
+    if isinstance(part, Corruption):
+        _check_corrupt(part)
     for member in ("kinds", "undoes", "asks", "execution"):
         names = getattr(part, member, ())
         expect(not isinstance(names, str), f"{label}.{member}", names, "a tuple of strings")  # parts of a text are "in" it
