@@ -13,42 +13,64 @@ from uturn.core.lazy import lazy, names_of_tools
 __version__ = "0.4.0"
 
 if TYPE_CHECKING:
-    from uturn import backward, corruption, measures, networks, probes, sources, studies
-    from uturn.core import protocols, random
-    from uturn.core.experiment import Experiment
-    from uturn.core.protocols import (
-        Backward,
-        Channel,
-        Corruption,
-        Noisy,
-        Originals,
-        Probe,
-        Source,
-        UTurns,
-        Variable,
-    )
-    from uturn.core.u_turns import u_turn, u_turns
-    from uturn.corruption import EpsilonBelief, Gaussian, Masking, UniformReplacement
-    from uturn.engine.run import run
-    from uturn.engine.sweep import sweep
-    from uturn.exact import inference, laws, population, rhm, theory
-    from uturn.exact.hmm import HiddenMarkovModel
-    from uturn.exact.inference import Beliefs, infer, mutual_information, posterior_entropy, prior_entropy, sample_posterior
-    from uturn.exact.rhm import RandomHierarchyModel
-    from uturn.measures import statistics
-    from uturn.measures.calibration import calibrate, calibration
-    from uturn.measures.changes import correlations, susceptibility
-    from uturn.measures.clones import readings_of
-    from uturn.measures.hierarchy import nesting_index
-    from uturn.measures.ranks import ranks
-    from uturn.measures.statistics import hierarchy_index
-    from uturn.sources import fashion_mnist
-    from uturn.studies import choose, plotting, study
-    from uturn.studies.locate import locate
-    from uturn.studies.readings import readings
-    from uturn.tools.audit.orders import order_discrepancy
-    from uturn.tools.check_sampler.two_samplers import two_samplers
-    from uturn.tools.inverse.posteriors import posterior_tests
+    from uturn import backward as backward
+    from uturn import corruption as corruption
+    from uturn import measures as measures
+    from uturn import networks as networks
+    from uturn import probes as probes
+    from uturn import sources as sources
+    from uturn import studies as studies
+    from uturn.core import protocols as protocols
+    from uturn.core import random as random
+    from uturn.core.experiment import Experiment as Experiment
+    from uturn.core.protocols import Backward as Backward
+    from uturn.core.protocols import Channel as Channel
+    from uturn.core.protocols import Corruption as Corruption
+    from uturn.core.protocols import Noisy as Noisy
+    from uturn.core.protocols import Originals as Originals
+    from uturn.core.protocols import Probe as Probe
+    from uturn.core.protocols import Source as Source
+    from uturn.core.protocols import UTurns as UTurns
+    from uturn.core.protocols import Variable as Variable
+    from uturn.core.u_turns import u_turn as u_turn
+    from uturn.core.u_turns import u_turns as u_turns
+    from uturn.corruption import EpsilonBelief as EpsilonBelief
+    from uturn.corruption import Gaussian as Gaussian
+    from uturn.corruption import Masking as Masking
+    from uturn.corruption import UniformReplacement as UniformReplacement
+    from uturn.engine.run import run as run
+    from uturn.engine.sweep import sweep as sweep
+    from uturn.exact import inference as inference
+    from uturn.exact import laws as laws
+    from uturn.exact import population as population
+    from uturn.exact import rhm as rhm
+    from uturn.exact import theory as theory
+    from uturn.exact.hmm import HiddenMarkovModel as HiddenMarkovModel
+    from uturn.exact.inference import Beliefs as Beliefs
+    from uturn.exact.inference import infer as infer
+    from uturn.exact.inference import mutual_information as mutual_information
+    from uturn.exact.inference import posterior_entropy as posterior_entropy
+    from uturn.exact.inference import prior_entropy as prior_entropy
+    from uturn.exact.inference import sample_posterior as sample_posterior
+    from uturn.exact.rhm import RandomHierarchyModel as RandomHierarchyModel
+    from uturn.measures import statistics as statistics
+    from uturn.measures.calibration import calibrate as calibrate
+    from uturn.measures.calibration import calibration as calibration
+    from uturn.measures.changes import correlations as correlations
+    from uturn.measures.changes import susceptibility as susceptibility
+    from uturn.measures.clones import readings_of as readings_of
+    from uturn.measures.hierarchy import nesting_index as nesting_index
+    from uturn.measures.ranks import ranks as ranks
+    from uturn.measures.statistics import hierarchy_index as hierarchy_index
+    from uturn.sources import fashion_mnist as fashion_mnist
+    from uturn.studies import choose as choose
+    from uturn.studies import plotting as plotting
+    from uturn.studies import study as study
+    from uturn.studies.locate import locate as locate
+    from uturn.studies.readings import readings as readings
+    from uturn.tools.audit.orders import order_discrepancy as order_discrepancy
+    from uturn.tools.check_sampler.two_samplers import two_samplers as two_samplers
+    from uturn.tools.inverse.posteriors import posterior_tests as posterior_tests
 
 _NAMES = {
     "uturn": ["backward", "corruption", "measures", "networks", "probes", "sources", "studies"],

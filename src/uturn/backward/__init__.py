@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from uturn.backward.denoiser import ExactPosterior, StringDenoiser
-from uturn.backward.diffusion import DiffusionModel
-from uturn.backward.language import LanguageDenoiser
-from uturn.backward.recorded import RecordedImages
-from uturn.backward.score_model import StringDiffusion
+from uturn.backward.denoiser import ExactPosterior as ExactPosterior
+from uturn.backward.denoiser import StringDenoiser as StringDenoiser
+from uturn.backward.diffusion import DiffusionModel as DiffusionModel
+from uturn.backward.language import LanguageDenoiser as LanguageDenoiser
+from uturn.backward.recorded import RecordedImages as RecordedImages
+from uturn.backward.score_model import StringDiffusion as StringDiffusion
 from uturn.core.lazy import lazy
 from uturn.core.protocols import Backward as Backward
 from uturn.core.protocols import UTurns as UTurns

@@ -68,7 +68,8 @@ class Originals:
 
     def data_of(self, reconstructions: Reconstructions) -> np.ndarray:
         """Reconstructions in the form read by networks, (batch, draws, ..)."""
-        return reconstructions
+        array: np.ndarray = reconstructions
+        return array
 
     def continued(self, reconstructions: Reconstructions, taken: np.ndarray) -> Originals:
         """A block of the same items and source: the reconstruction of each item `taken`, bool
@@ -85,7 +86,8 @@ class Originals:
         By default `corruption.corrupt(data, noise, keys)`.
         """
         repeated = np.repeat(self.data, streams.count, axis=0)
-        return corruption.corrupt(repeated, noise, streams.keys(corruption.purpose))
+        noisy: Noisy = corruption.corrupt(repeated, noise, streams.keys(corruption.purpose))
+        return noisy
 
 
 O = TypeVar("O", bound=Originals, default=Any)  # noqa: E741 - originals

@@ -294,5 +294,6 @@ def _levels(noise: Any) -> list[float]:
 
 def checked_experiment(value: Any) -> Experiment:
     """The argument `experiment` of a function, or a ValueError."""
-    expect(isinstance(value, Experiment), "experiment", value, "an Experiment (Experiment.from_dict makes one)")
+    if not isinstance(value, Experiment):
+        raise ValueError(f"experiment = {shown(value)}: expected an Experiment (Experiment.from_dict makes one)")
     return value

@@ -6,7 +6,7 @@ import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from uturn.core.messages import one_line
 
@@ -39,4 +39,4 @@ def import_function(path: str, where: str, expected: str, form: str = "a functio
     function = import_object(path, where, expected)
     if not callable(function):
         raise ValueError(f"{where} is a {type(function).__name__}; expected {form}")
-    return function
+    return cast(Callable[..., Any], function)

@@ -148,7 +148,8 @@ class Corruption(Part, Generic[O, N]):
         """`corrupt` of strings or texts, int64 (batch, length), whose number of symbols is recorded with the noisy data."""
         options = {"vocab_size": vocab_size} if self.needs_vocab_size else {}
         noisy: Any = self.corrupt(symbols, noise, keys, **options)  # type: ignore[arg-type]
-        return replace(noisy, vocab_size=vocab_size)
+        of_symbols: Noisy = replace(noisy, vocab_size=vocab_size)
+        return of_symbols
 
     def observe(self, originals: O, noise: float, streams: Streams) -> N:
         """Noisy data of a block of originals, one for each trajectory of each original."""
@@ -312,7 +313,8 @@ class Probe(Part, Generic[O, N]):
 
     def readings(self, kept: Any, source: Source[O]) -> Mapping[str, np.ndarray]:
         """The readings of a block, in the form of `read`, from the state of `accumulate` after all its trajectories."""
-        return kept
+        readings: Mapping[str, np.ndarray] = kept
+        return readings
 
     def taken_from(self, source: Source[O]) -> str:
         """Identity of further data that the probe takes from the source, recorded with the results; empty if there are none."""

@@ -245,7 +245,9 @@ def uniforms(keys: np.ndarray, n: int) -> np.ndarray:
 def choices(weights: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Indices int64 (..) drawn with probability ~ weights (.., v), by inverting their cumulative sums at uniform numbers (..)."""
     below = np.cumsum(weights, axis=-1, dtype=np.float64)
-    return np.minimum((below <= (u * below[..., -1])[..., None]).sum(-1), weights.shape[-1] - 1)
+    heights = u * below[..., -1]
+    indices: np.ndarray = np.minimum((below <= heights[..., None]).sum(-1), weights.shape[-1] - 1)
+    return indices
 
 
 def normals(keys: np.ndarray, n: int, dtype: Any = np.float32) -> np.ndarray:

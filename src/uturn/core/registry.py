@@ -106,7 +106,8 @@ class Slot:
 
 
 def part_class(idea: str, kind: str) -> type:
-    return import_object(PARTS[idea][kind], f"{idea} {kind!r}", "'module:Class'")
+    cls: type = import_object(PARTS[idea][kind], f"{idea} {kind!r}", "'module:Class'")
+    return cls
 
 
 def installed_part(kind: Any) -> str | None:

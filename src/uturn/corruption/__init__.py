@@ -23,12 +23,12 @@ from typing import Any
 from uturn.core.lazy import lazy
 from uturn.core.protocols import Corruption as Corruption
 from uturn.core.protocols import Noisy as Noisy
-from uturn.corruption.diffusion import Diffusion
-from uturn.corruption.gaussian import Gaussian
-from uturn.corruption.masking import Masking
+from uturn.corruption.diffusion import Diffusion as Diffusion
+from uturn.corruption.gaussian import Gaussian as Gaussian
+from uturn.corruption.masking import Masking as Masking
 from uturn.corruption.recorded import Recorded as Recorded
-from uturn.corruption.strings import EpsilonBelief
-from uturn.corruption.uniform import UniformReplacement
+from uturn.corruption.strings import EpsilonBelief as EpsilonBelief
+from uturn.corruption.uniform import UniformReplacement as UniformReplacement
 
 COMPACT: dict[type, Any] = {channel: channel.log_evidence for channel in (Gaussian, Masking, UniformReplacement, EpsilonBelief)}
 """Channels whose method `evidence` gives the log-evidence of this function, in a form that the kernels read."""

@@ -24,14 +24,21 @@ from __future__ import annotations
 
 from uturn.core.lazy import lazy
 from uturn.core.protocols import Probe as Probe
-from uturn.probes.changes import Changes
-from uturn.probes.network_layers import NetworkLayers
-from uturn.probes.perceptual import Perceptual
-from uturn.probes.pictures import KeepImages
-from uturn.probes.repetition import Repetition
-from uturn.probes.scales import Scales
-from uturn.probes.texts import TextClass, TextEncoder, TextLayers, TextLikelihood
-from uturn.probes.tokens import KeepTokens, KeptTokens
-from uturn.probes.tree import Messages, ParsedLevels, TreeLevels, TreeNodes
+from uturn.probes.changes import Changes as Changes
+from uturn.probes.network_layers import NetworkLayers as NetworkLayers
+from uturn.probes.perceptual import Perceptual as Perceptual
+from uturn.probes.pictures import KeepImages as KeepImages
+from uturn.probes.repetition import Repetition as Repetition
+from uturn.probes.scales import Scales as Scales
+from uturn.probes.texts import TextClass as TextClass
+from uturn.probes.texts import TextEncoder as TextEncoder
+from uturn.probes.texts import TextLayers as TextLayers
+from uturn.probes.texts import TextLikelihood as TextLikelihood
+from uturn.probes.tokens import KeepTokens as KeepTokens
+from uturn.probes.tokens import KeptTokens as KeptTokens
+from uturn.probes.tree import Messages as Messages
+from uturn.probes.tree import ParsedLevels as ParsedLevels
+from uturn.probes.tree import TreeLevels as TreeLevels
+from uturn.probes.tree import TreeNodes as TreeNodes
 
 __getattr__, __dir__, _HOMES = lazy(__name__, {})

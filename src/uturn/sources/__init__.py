@@ -18,14 +18,20 @@ In a spec, `type` names the class, and the other keys are its arguments, which `
 from __future__ import annotations
 
 from uturn.core.lazy import lazy
-from uturn.sources.generated import GeneratedSource
-from uturn.sources.images import ArraySource, FashionMNISTSource, ImageFolderSource
+from uturn.sources.generated import GeneratedSource as GeneratedSource
+from uturn.sources.images import ArraySource as ArraySource
+from uturn.sources.images import FashionMNISTSource as FashionMNISTSource
+from uturn.sources.images import ImageFolderSource as ImageFolderSource
 from uturn.sources.images import Images as Images
-from uturn.sources.strings import FilteredRHMSource, GrammarSource, HiddenMarkovSource, RHMSource
+from uturn.sources.strings import FilteredRHMSource as FilteredRHMSource
+from uturn.sources.strings import GrammarSource as GrammarSource
+from uturn.sources.strings import HiddenMarkovSource as HiddenMarkovSource
+from uturn.sources.strings import RHMSource as RHMSource
 from uturn.sources.strings import Strings as Strings
 from uturn.sources.tokens import Tokens as Tokens
-from uturn.sources.tokens import TokenSource
-from uturn.sources.vectors import GaussianFieldSource, GaussianMixtureSource
+from uturn.sources.tokens import TokenSource as TokenSource
+from uturn.sources.vectors import GaussianFieldSource as GaussianFieldSource
+from uturn.sources.vectors import GaussianMixtureSource as GaussianMixtureSource
 from uturn.sources.vectors import Vectors as Vectors
 
 __getattr__, __dir__, _HOMES = lazy(__name__, {})

@@ -19,7 +19,7 @@ from uturn.core.memory import aligned, recycled
 from uturn.core.progress import steps
 from uturn.exact.inference import kernels
 from uturn.exact.inference.beliefs import Beliefs
-from uturn.exact.inference.evidence import LOG, Evidence, check_values
+from uturn.exact.inference.evidence import LOG, MESSAGES, Evidence, check_values
 from uturn.exact.inference.simd import LANES
 
 Levels = dict[int, np.ndarray]
@@ -78,7 +78,7 @@ class PreparedGrammar:
             items=len(evidence) * subtrees,
             subtrees=subtrees,
             source=_address(links[low] if low else evidence.values),
-            evidence=kernels.MESSAGES if low else evidence.kind,
+            evidence=MESSAGES if low else evidence.kind,
             factor=_address(evidence.factor),
             **{**nothing, **settings},
         )

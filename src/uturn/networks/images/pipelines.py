@@ -213,7 +213,9 @@ def for_inference(module: Any, device: torch.device, offload: bool = False) -> A
     if offload:
         library("accelerate", "offload = True")  # otherwise diffusers would fail only at the first call
         kinds: dict[str, Any] = {"onload_device": device, "offload_device": torch.device("cpu"), "offload_type": "leaf_level"}
-        diffusers.hooks.apply_group_offloading(module, **kinds, use_stream=device.type == "cuda")
+        diffusers.hooks.apply_group_offloading(  # type: ignore[attr-defined]
+            module, **kinds, use_stream=device.type == "cuda"
+        )
         return module
     module = module.to(device)
     if device.type == "cuda" and any(isinstance(part, nn.Conv2d) for part in module.modules()):

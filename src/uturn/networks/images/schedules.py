@@ -85,8 +85,9 @@ def read_scheduler(model: str, preset: str | None = None) -> tuple[Any, str]:
     """The scheduler of a model, and the class of its pipeline ("" if none). Weights are neither read nor fetched."""
     from huggingface_hub import snapshot_download
 
+    from uturn.networks.images.guided_diffusion import guided_diffusion_scheduler
     from uturn.networks.images.pipelines import is_hub_name, load_scheduler
-    from uturn.networks.images.pretrained import CHECKPOINTS, guided_diffusion_scheduler
+    from uturn.networks.images.pretrained import CHECKPOINTS
     from uturn.networks.libraries import check_hub, fetching
     from uturn.sources.fashion_mnist import generator_folder
 

@@ -378,7 +378,7 @@ def _json(model: str, name: str, where: str) -> Any:
     """The content of a file of a model in a folder or on a hub; None if there is none."""
     check_name(model, where)
     with reading(f"{where}: {name}", "download the model again, give its folder", "text"):
-        from transformers.utils import cached_file
+        from transformers.utils import cached_file  # type: ignore[attr-defined]
 
         path = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
         return None if path is None else read_table(path)

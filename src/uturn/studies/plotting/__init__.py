@@ -26,7 +26,12 @@ from typing import TYPE_CHECKING
 from uturn.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from uturn.studies.plotting import curves, levels, schedules, style, theory, trees
+    from uturn.studies.plotting import curves as curves
+    from uturn.studies.plotting import levels as levels
+    from uturn.studies.plotting import schedules as schedules
+    from uturn.studies.plotting import style as style
+    from uturn.studies.plotting import theory as theory
+    from uturn.studies.plotting import trees as trees
 
 _NAMES = {
     "uturn.studies.plotting": ["curves", "levels", "schedules", "style", "theory", "trees"],

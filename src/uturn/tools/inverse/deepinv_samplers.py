@@ -92,7 +92,8 @@ class DeepinvSampler:
         expect(decomposes, "operator", operator, "one with its singular value decomposition, as those by name; or take DPS")
         by_name = {"DDRM": self._ddrm, "DiffPIR": self._diffpir, **dict.fromkeys(_LANGEVIN, self._langevin)}
         make = by_name.get(self.name, self._diffusion if self.is_diffusion else self._other)
-        return make(denoiser, operator, generator, shape)(observed, physics)
+        sampler: Any = make(denoiser, operator, generator, shape)  # type: ignore[no-untyped-call]
+        return sampler(observed, physics)
 
     def _physics(self, operator: Any, observed: Any, shape: tuple[int, ...]) -> Any:
         """The operator as a physics of deepinv, with the operator's noise."""
