@@ -375,6 +375,44 @@ def test_a_corruption_of_ones_own_that_masks_is_undone(bert, texts):
     )
 
 
+class Lines(ut.sources.TextSource):
+    """Texts that are given; they say no more than a source of texts must."""
+
+    def __init__(self, lines):
+        self.lines = lines
+
+    def texts(self):
+        return self.lines
+
+
+class Labelled(Lines):
+    """Texts with a class, and segments."""
+
+    segments = ("a",)
+
+    def labels(self):
+        return [len(line) % 2 for line in self.lines]
+
+
+def test_a_source_of_texts_of_ones_own(bert, texts):
+    """It gives what the same texts in a file give."""
+    lines = [line for line in texts.read_text().splitlines() if line]
+    of_file = ut.run(experiment(bert, texts))
+    own = experiment(bert, texts).to_dict() | {"source": {"type": f"{__name__}:Lines", "lines": lines}}
+    ds = ut.run(ut.Experiment.from_dict(own))
+    for name in of_file.data_vars:
+        assert ds[name].equals(of_file[name]), name
+    assert ds.length.equals(of_file.length)
+    own["source"] = {"type": f"{__name__}:Labelled", "lines": lines}
+    labelled = ut.run(ut.Experiment.from_dict(own))
+    assert labelled.label.values.tolist() == [len(line) % 2 for line in lines]
+    assert labelled.kept_segments.notnull().any()
+    own["source"]["lines"] = [*lines, "a ?"]
+    own["items"] = len(lines) + 2
+    with pytest.raises(ValueError, match=r"at most 7, the texts or windows of source \('test_language:Lab"):
+        ut.run(ut.Experiment.from_dict(own))
+
+
 def test_the_corruption_on_the_page_of_own_parts(bert, texts, tmp_path, monkeypatch):
     """It masks one run, for a language model and for the exact posterior."""
     page = (Path(__file__).parents[1] / "docs" / "own-parts.md").read_text(encoding="utf-8")

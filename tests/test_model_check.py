@@ -358,18 +358,15 @@ def test_the_check_changes_no_numbers(tmp_path, monkeypatch):
 # -- images in [0, 1] -------------------------------------------------------------------------------------------------
 
 
-class Bright(ut.Source):
+class Bright(ut.sources.ImageSource):
     """Images in [0, 1]."""
 
-    kind = "images"
+    def count(self):
+        return 10
 
-    def image_shape(self):
-        return (1, 28, 28)
-
-    def blocks(self, items, seed, num_items):
-        from uturn.sources.images import Images
-
-        yield Images(items, np.random.default_rng(0).random((len(items), 1, 28, 28), np.float32), np.full(len(items), -1))
+    def images_at(self, indices):
+        images = np.random.default_rng(0).random((len(indices), 1, 28, 28), np.float32)
+        return images, np.full(len(indices), -1)
 
 
 def test_images_in_the_wrong_range_are_named(tmp_path):

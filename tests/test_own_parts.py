@@ -121,7 +121,7 @@ def test_a_channel_of_ones_own():
 GRAMMAR = ut.RandomHierarchyModel(vocab_size=3, multiplicity=2, branching=2, depth=2, seed=0)
 
 
-class Trees(ut.Source):
+class Trees(ut.sources.StringSource):
     """Strings that say no more of themselves than docs/own-parts.md asks."""
 
     kind, vocab_size, branching, depth = "strings", 3, 2, 2
@@ -249,6 +249,13 @@ def test_a_block_that_does_not_inherit_is_refused():
 
 
 # -- digests of code ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "family"), [("strings", "StringSource"), ("tokens", "TextSource"), ("images", "ImageSource")])
+def test_a_source_of_a_known_kind_inherits_its_members(kind, family, monkeypatch):
+    monkeypatch.setattr(Numbers, "kind", kind)
+    with pytest.raises(ValueError, match=f"a source of kind '{kind}' inherits from uturn.sources.{family}, since"):
+        build("source", {"type": f"{__name__}:Numbers", "block": "PlainBlock"})
 
 
 def test_the_digest_of_code_is_of_its_text():

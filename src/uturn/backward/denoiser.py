@@ -17,7 +17,7 @@ from uturn.corruption import UniformReplacement
 from uturn.corruption.denoising import Denoiser, ExactDenoiser, Reverse, check_channel, denoise
 from uturn.corruption.unmasking import Decoder, unmask
 from uturn.networks.texts.options import DecoderOptions
-from uturn.sources.strings import NoisyStrings, num_leaves
+from uturn.sources.strings import NoisyStrings
 
 
 class ExactPosterior(Spec, Backward):
@@ -95,7 +95,7 @@ class StringDenoiser(DecoderOptions, Spec, Backward):
             reverse_process(self.decoder, corruption)
         if self.model != "exact":
             denoiser = self._learned(corruption)
-            sizes, takes = (num_leaves(source), source.vocab_size), (denoiser.num_leaves, denoiser.vocab_size)
+            sizes, takes = (source.num_leaves, source.vocab_size), (denoiser.num_leaves, denoiser.vocab_size)
             expect(sizes == takes, "leaves and symbols of the strings", sizes, f"{takes}, as those of model = {self.model!r}")
 
     def _learned(self, corruption: Any) -> Denoiser:

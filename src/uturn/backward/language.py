@@ -19,7 +19,7 @@ from uturn.core.random import Purpose, Streams, streams, uniforms
 from uturn.corruption.denoising import ORDER, denoise
 from uturn.corruption.unmasking import MASKED, Decoder, reveal
 from uturn.networks.texts.options import LanguageOptions
-from uturn.sources.strings import NoisyStrings, num_leaves
+from uturn.sources.strings import NoisyStrings
 from uturn.sources.tokens import PAD
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
         if model.corruption == "uniform" and self.decoder != Decoder(steps=self.steps, block=self.block):
             reverse_process(self.decoder, model.channel)
         if source.kind == "strings":
-            v, d = source.vocab_size, num_leaves(source)
+            v, d = source.vocab_size, source.num_leaves
             most = model.vocab_size if model.mask_id is None else min(model.vocab_size, model.mask_id)
             expect(v <= most, "symbols of the strings", v, f"at most {most}, ids of tokens of {self.model!r} but its mask")
             expect(d <= (model.most_tokens or d), "length of the strings", d, f"at most {model.most_tokens}, for {self.model!r}")

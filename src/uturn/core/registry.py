@@ -80,6 +80,23 @@ for _tool in own_tools().values():
         PARTS[_idea] |= _kinds
 
 
+FAMILIES = {
+    "strings": "uturn.sources.strings:StringSource",
+    "tokens": "uturn.sources.tokens:TextSource",
+    "images": "uturn.sources.images:ImageSource",
+}
+"""What sources of a kind of data inherit from, since the built-in parts for this kind ask for its members."""
+
+
+def _check_family(part: Source) -> None:
+    """ValueError unless a source of strings, texts or images inherits what the built-in parts for them ask of it."""
+    if part.kind in FAMILIES:
+        family = import_object(FAMILIES[part.kind], f"kind {part.kind!r}", "'module:Class'")
+        if not isinstance(part, family):
+            needed = f"a source of kind {part.kind!r} inherits from uturn.sources.{family.__name__}"
+            raise ValueError(f"{part.own_label}: {needed}, since the built-in parts for {part.kind} ask for its members")
+
+
 def _check_corrupt(part: Corruption) -> None:
     """ValueError unless the method `corrupt` takes what every corruption is given."""
     signature = inspect.signature(part.corrupt)
@@ -173,6 +190,8 @@ def check_own(part: Part, idea: str) -> None:
             raise ValueError(f"{label}: the class lacks {member}; see help(ut.Corruption)")
     if isinstance(part, Corruption):
         _check_corrupt(part)
+    if isinstance(part, Source):
+        _check_family(part)
     for member in ("kinds", "undoes", "asks", "execution"):
         names = getattr(part, member, ())
         expect(not isinstance(names, str), f"{label}.{member}", names, "a tuple of strings")  # parts of a text are "in" it

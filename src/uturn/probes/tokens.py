@@ -10,7 +10,6 @@ from pydantic import Field
 from uturn.core.checks import expect
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
 from uturn.measures.clones import between_clones
-from uturn.sources.tokens import free_tokens
 
 
 class KeptTokens(Spec, Probe):
@@ -46,7 +45,7 @@ class KeptTokens(Spec, Probe):
         return added | {"region": np.array(source.regions)} if source.regions else added
 
     def _spans(self, source: Any) -> tuple[int, ...]:
-        shortest = int(longest_runs(free_tokens(source, np.arange(source.count()))).min())
+        shortest = int(longest_runs(source.free(np.arange(source.count()))).min())
         if self.spans is None:
             return tuple(2**k for k in range(7) if 2**k <= shortest)
         fits = max(self.spans) <= shortest and min(self.spans) > 0 and len(set(self.spans)) == len(self.spans)
@@ -57,7 +56,7 @@ class KeptTokens(Spec, Probe):
         before, after, clones = u_turns.originals.data, u_turns.reconstructions, u_turns.clones
         items, draws, length = after.shape
         rows = np.repeat(np.arange(items), draws)
-        present = free_tokens(source, u_turns.originals.items)[rows]
+        present = source.free(u_turns.originals.items)[rows]
         same = before[rows] == after.reshape(-1, length)
         spans = self._spans(source)
         readings = {"kept": runs_kept(same, present, spans)}

@@ -13,6 +13,8 @@ In a spec, `type` names the class, and the other keys are its arguments, which `
     gaussian_mixture  GaussianMixtureSource  vectors of a Gaussian mixture
     gaussian_field    GaussianFieldSource    vectors of a Gaussian random field
     tokens            TokenSource            texts, as tokens of the model of the backward
+
+A source of one's own inherits from `StringSource`, `ImageSource` or `TextSource`, or for other data from `ut.Source`.
 """
 
 from __future__ import annotations
@@ -23,11 +25,14 @@ from uturn.sources.images import ArraySource as ArraySource
 from uturn.sources.images import FashionMNISTSource as FashionMNISTSource
 from uturn.sources.images import ImageFolderSource as ImageFolderSource
 from uturn.sources.images import Images as Images
+from uturn.sources.images import ImageSource as ImageSource
 from uturn.sources.strings import FilteredRHMSource as FilteredRHMSource
 from uturn.sources.strings import GrammarSource as GrammarSource
 from uturn.sources.strings import HiddenMarkovSource as HiddenMarkovSource
 from uturn.sources.strings import RHMSource as RHMSource
 from uturn.sources.strings import Strings as Strings
+from uturn.sources.strings import StringSource as StringSource
+from uturn.sources.tokens import TextSource as TextSource
 from uturn.sources.tokens import Tokens as Tokens
 from uturn.sources.tokens import TokenSource as TokenSource
 from uturn.sources.vectors import GaussianFieldSource as GaussianFieldSource

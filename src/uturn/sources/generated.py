@@ -16,6 +16,7 @@ from pydantic import Field, PrivateAttr
 
 from uturn.core.checks import checked_path, expect
 from uturn.core.files import named_errors, read_array, whole_file
+from uturn.core.protocols import Spec
 from uturn.core.random import Purpose, keys
 from uturn.sources.images import Images, ImageSource
 
@@ -24,7 +25,7 @@ _REFERENCE = 256  # number of images for statistics of activations
 _kept: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()  # {(identity of the draws, item): image}, latest last
 
 
-class GeneratedSource(ImageSource):
+class GeneratedSource(Spec, ImageSource):
     """Images that the model of the backward draws from pure noise, with its scheduler and all its steps.
 
     The originals have the law of the model, so a sampler that draws from its posterior is calibrated (`ut.calibration`). With a

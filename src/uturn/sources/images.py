@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import warnings
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -62,23 +63,33 @@ class NoisyImages(Noisy):
     labels: Any = None
 
 
-class ImageSource(Spec, Source):
-    """Images in a fixed order: item i is image i. More items than images are an error."""
+class ImageSource(Source[Images]):
+    """Images in a fixed order: item i is image i. More items than images are an error.
+
+    A source of one's own defines `count` and `images_at`.
+    """
 
     kind: ClassVar[str] = "images"
 
+    @abstractmethod
     def count(self) -> int:
-        raise NotImplementedError
+        """Number of images."""
 
-    def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+    @abstractmethod
+    def images_at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Images at the indices, float32 (count, channels, height, width) in [-1, 1], and labels (count,), -1 where unknown."""
-        raise NotImplementedError
+
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width, by default those of the first image."""
+        (first,), _ = self.images_at(np.arange(1))
+        channels, height, width = first.shape
+        return channels, height, width
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Images]:
         yield Images(items, *self.images_at(items))
 
 
-class _ImagesInMemory(ImageSource):
+class _ImagesInMemory(Spec, ImageSource):
     """Images held in memory, and read again when their files change."""
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +163,7 @@ class ArraySource(_ImagesInMemory):
         return scaled(array, self.path), labels.astype(np.int64)
 
 
-class ImageFolderSource(ImageSource):
+class ImageFolderSource(Spec, ImageSource):
     """Image files of a folder; sub-folders, if any, are the classes. Images are read when they are needed.
 
     Items are ordered so that the first n are balanced: the first file of every class, the second of every class, and so on, with

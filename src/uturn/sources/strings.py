@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -144,31 +144,52 @@ class NoisyStrings(Noisy):
         return {level: nodes.swapaxes(0, 1).reshape(count, -1, nodes.shape[2]) for level, nodes in drawn.items()}
 
 
-def num_leaves(source: Any) -> int:
-    """Number of symbols of the strings of a source, which are trees unless it says `num_leaves`."""
-    return int(source.num_leaves if hasattr(source, "num_leaves") else source.branching**source.depth)
+class StringSource(Source[Strings]):
+    """Strings of one or several grammars (or chains), over which the items are spread evenly. Coordinate of `item`: `grammar`.
 
-
-class StringSource(Spec, Source):
-    """Strings of one or several grammars (or chains), over which the items are spread evenly. Coordinate of `item`: `grammar`."""
+    A source of one's own has the values `vocab_size`, `depth` (tree levels) and, for trees, `branching`. It defines `grammar`,
+    or the blocks themselves.
+    """
 
     kind: ClassVar[str] = "strings"
     site_name: ClassVar[str] = "leaves"
     batch_invariant: ClassVar[bool] = True
 
+    if TYPE_CHECKING:  # may be fields, properties or values of the class
+
+        @property
+        def vocab_size(self) -> int:
+            """Number of symbols."""
+
+        @property
+        def depth(self) -> int:
+            """Number of tree levels above the leaves."""
+
+        @property
+        def branching(self) -> int:
+            """Number of children of a node; only trees have it."""
+
+    @property
+    def num_leaves(self) -> int:
+        """Number of symbols of a string: by default that of the leaves of a tree."""
+        return self.branching**self.depth
+
     @property
     def number(self) -> tuple[str, int]:
         """The option that says how many grammars there are, and its value."""
-        return "grammars", getattr(self, "grammars", 1)
+        return "grammars", 1
+
+    @property
+    def num_symbols(self) -> int:
+        return self.vocab_size
 
     @property
     def item_bytes(self) -> int:
-        source: Any = self
-        return 4 * source.vocab_size * num_leaves(source)
+        return 4 * self.vocab_size * self.num_leaves
 
-    def grammar(self, number: int, seed: int) -> Any:
-        """Grammar `number` of an experiment with this seed."""
-        raise NotImplementedError
+    def grammar(self, number: int, seed: int) -> Any:  # RandomHierarchyModel or HiddenMarkovModel
+        """Grammar `number` of an experiment with this seed; ValueError if the source has none."""
+        raise ValueError(f"the source {self!r} has no grammars; define its method `grammar(number, seed)`")
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Strings]:
         items = np.asarray(items)
@@ -187,7 +208,7 @@ class StringSource(Spec, Source):
         return np.arange(num_items) * self.number[1] // num_items
 
 
-class GrammarSource(StringSource):
+class GrammarSource(Spec, StringSource):
     """Strings of a grammar of one's own, in a file.
 
     `file`: a .safetensors file that `RandomHierarchyModel.save` wrote, or a .json file with the table `rules` and optionally
@@ -241,7 +262,7 @@ def _grammar_of(path: str) -> RandomHierarchyModel:
     return rhm
 
 
-class RHMSource(StringSource):
+class RHMSource(Spec, StringSource):
     """Strings of the Random Hierarchy Model; the items are spread evenly over `grammars` independent grammars.
 
     `multiplicity`: rules of a symbol, one number or a list with one for each tree level 1 .. depth. `zipf_exponent`: exponent of
@@ -257,6 +278,10 @@ class RHMSource(StringSource):
     num_classes: int | None = Field(default=None, ge=1)
     grammars: int = Field(default=1, ge=1)
     zipf_exponent: float | None = Field(default=None, ge=-20, le=20)
+
+    @property
+    def number(self) -> tuple[str, int]:
+        return "grammars", self.grammars
 
     @model_validator(mode="after")
     def _fits(self) -> RHMSource:
@@ -341,7 +366,7 @@ def check_rules(rules: int, branching: int, levels: int, option: str, lower: str
 _MATRICES = ("initial", "transition", "emission")
 
 
-class HiddenMarkovSource(StringSource):
+class HiddenMarkovSource(Spec, StringSource):
     """Strings of hidden Markov models, whose tree level 1 are the hidden states; items are spread evenly over `chains` chains.
 
     Options. `states`, `symbols`, `length`, `persistence`: chains drawn at random, as `HiddenMarkovModel.drawn`. Or `initial`,

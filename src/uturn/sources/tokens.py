@@ -6,19 +6,22 @@ import csv
 import io
 import json
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 
 from uturn.core.checks import checked_array, checked_path, expect
 from uturn.core.files import cached_while_unchanged, read_array, read_text
 from uturn.core.inputs import Content
 from uturn.core.messages import one_line
+from uturn.core.own_parts import name_of
 from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Streams
 from uturn.sources.embedded_text import passages_file
@@ -64,48 +67,52 @@ class NoisyTokens(Noisy):
     channel: Any = None
 
 
-def free_tokens(source: Any, items: Any) -> np.ndarray:
-    """Which tokens of a source can become noisy, bool (items, length); all, for sources without a method `free`."""
-    free: np.ndarray = source.free(items) if hasattr(source, "free") else source.ids(items) != PAD
-    return free
+class TextSource(Source[Tokens]):
+    """Texts, as tokens of the model of the backward.
 
-
-class TokenSource(Spec, Source):
-    """Texts from a file or folder, as tokens of the model of the backward.
-
-    `path`: "embedded", the passages of the package; a text file; a folder of .txt files, read in the order of their names; a .npy
-    file of ids, integers (items, length); or a table of texts, a .csv file or JSON lines (.jsonl). `windows`: if False, each line
-    of a text file is an item, and empty lines are left out; if True, the text of each file is cut into windows of `length`
-    tokens. `length`: tokens of a window; for lines and tables, the largest number of tokens (longer texts are left out).
-    `segments`: texts of the tokens that separate segments of a text, such as "." and ">>", for the probe `kept_tokens`.
-
-    Columns of a table. `text`: the text, or, in JSON lines, a list of ids. `label`: the number of its class, -1 where unknown.
-    `regions`: a character for each token, which names its region. `fixed`: a character for each token, 1 if it is fixed and 0 if
-    not. Fixed tokens, such as a prompt, never become noisy, and readings of tokens leave them out. `keep_first`: the number of
-    fixed tokens at the beginning of each text, for texts of any kind.
-
-    Coordinates of `item`: `length`, the number of its tokens that are not fixed; `label`, if the table has labels.
+    A source of one's own defines `texts`, and perhaps `labels`; all else follows from the tokens. Coordinates of `item`:
+    `length`, the number of tokens that are not fixed; `label`, if there are labels.
     """
 
     kind: ClassVar[str] = "tokens"
     site_name: ClassVar[str] = "tokens"
     batch_invariant: ClassVar[bool] = True
-    type: Literal["tokens"] = "tokens"
-    path: str = "embedded"
-    windows: bool = False
-    length: int | None = Field(default=None, ge=1, le=2**20)
-    segments: tuple[str, ...] = ()
-    keep_first: int = Field(default=0, ge=0, le=2**20)
-    _backward: Any = PrivateAttr(default=None)
+    if TYPE_CHECKING:  # may be fields of a spec
+        segments: tuple[str, ...]
+        """Texts of the tokens that separate segments of a text."""
+        length: int | None
+        """Longer texts are left out, None: the model refuses those that are too long for it."""
+        keep_first: int
+        """Number of tokens at the beginning of each text that noise does not change."""
+    else:
+        segments, length, keep_first = (), None, 0
+    _backward: Any = None
 
-    @model_validator(mode="after")
-    def _fits(self) -> TokenSource:
-        expect(not self.windows or Path(self.path).suffix not in (".npy", *_TABLES), "windows", True, "False for ids and tables")
-        return self
+    @property
+    def where(self) -> str:
+        """The name of the source in errors."""
+        return name_of(self, type(self).__name__)
 
-    def made_by(self, backward: Any, seed: int) -> TokenSource:
-        bound = self.model_copy()
-        bound._backward = backward
+    @abstractmethod
+    def texts(self) -> Sequence[str | Sequence[int]]:
+        """All texts, or their ids."""
+
+    def labels(self) -> Sequence[int] | None:
+        """The class of each text, -1 where unknown; None without classes."""
+        return None
+
+    def rows(self, most_tokens: int | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The name of each text, and what is known of it: `text`, and perhaps `label`, `regions`, `fixed`.
+
+        `most_tokens`: of a text, for the model.
+        """
+        labels = self.labels()
+        for k, text in enumerate(self.texts()):
+            yield f"text {k}", {"text": text} if labels is None else {"text": text, "label": labels[k]}
+
+    def made_by(self, backward: Any, seed: int) -> TextSource:
+        bound = copy(self)
+        object.__setattr__(bound, "_backward", backward)  # works for frozen dataclasses, too
         return bound
 
     @property
@@ -196,14 +203,54 @@ class TokenSource(Spec, Source):
     def skipped(self, num_items: int) -> Mapping[str, str]:
         return dict(list(self._texts().left_out.items())[:1000])
 
-    def reads(self) -> list[Any]:
-        return [*map(Content, _text_files(self.path)), *super().reads()]
-
     def _check_count(self, num_items: int) -> None:
-        expect(num_items <= self.count(), "items", num_items, f"at most {self.count()}, the texts or windows of {self.path!r}")
+        expect(num_items <= self.count(), "items", num_items, f"at most {self.count()}, the texts or windows of {self.where}")
 
     def _texts(self) -> _Texts:
         return _read(self, self._backward)
+
+
+class TokenSource(Spec, TextSource):
+    """Texts from a file or folder, as tokens of the model of the backward.
+
+    `path`: "embedded", the passages of the package; a text file; a folder of .txt files, read in the order of their names; a .npy
+    file of ids, integers (items, length); or a table of texts, a .csv file or JSON lines (.jsonl). `windows`: if False, each line
+    of a text file is an item, and empty lines are left out; if True, the text of each file is cut into windows of `length`
+    tokens. `length`: tokens of a window; for lines and tables, the largest number of tokens (longer texts are left out).
+    `segments`: texts of the tokens that separate segments of a text, such as "." and ">>", for the probe `kept_tokens`.
+
+    Columns of a table. `text`: the text, or, in JSON lines, a list of ids. `label`: the number of its class, -1 where unknown.
+    `regions`: a character for each token, which names its region. `fixed`: a character for each token, 1 if it is fixed and 0 if
+    not. Fixed tokens, such as a prompt, never become noisy, and readings of tokens leave them out. `keep_first`: the number of
+    fixed tokens at the beginning of each text, for texts of any kind.
+
+    Coordinates of `item`: `length`, the number of its tokens that are not fixed; `label`, if the table has labels.
+    """
+
+    type: Literal["tokens"] = "tokens"
+    path: str = "embedded"
+    windows: bool = False
+    length: int | None = Field(default=None, ge=1, le=2**20)
+    segments: tuple[str, ...] = ()
+    keep_first: int = Field(default=0, ge=0, le=2**20)
+
+    @model_validator(mode="after")
+    def _fits(self) -> TokenSource:
+        expect(not self.windows or Path(self.path).suffix not in (".npy", *_TABLES), "windows", True, "False for ids and tables")
+        return self
+
+    def reads(self) -> list[Any]:
+        return [*map(Content, _text_files(self.path)), *super().reads()]
+
+    def texts(self) -> Sequence[str | Sequence[int]]:
+        return [row["text"] for _, row in self.rows(None)]
+
+    @property
+    def where(self) -> str:
+        return f"path = {self.path!r}"
+
+    def rows(self, most_tokens: int | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        return _rows(self, self.where, most_tokens)
 
 
 class _Texts(NamedTuple):
@@ -229,13 +276,13 @@ def _text_files(path: str) -> list[Path]:
 
 
 @cached_while_unchanged(files=lambda source, backward: source.files())
-def _read(source: TokenSource, backward: Any) -> _Texts:
+def _read(source: TextSource, backward: Any) -> _Texts:
     """The texts of a source as ids of the model of a backward."""
-    path, tokenizer, v = f"path = {source.path!r}", source.tokenizer, source.vocab_size
+    path, tokenizer, v = source.where, source.tokenizer, source.vocab_size
     most = getattr(source.language(), "most_tokens", None)
     rows: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
-    for name, row in _rows(source, path, most):
+    for name, row in source.rows(most):
         where, text = f"{path}: {name}", row.get("text")
         if isinstance(text, str) and not text.strip():
             left_out[name] = "empty"
@@ -249,10 +296,10 @@ def _read(source: TokenSource, backward: Any) -> _Texts:
             continue
         way_out = "leave longer texts out (length, --length), or cut a text file into windows (windows = true, --windows)"
         expect(most is None or len(ids) <= most, f"{where}: tokens", len(ids), f"at most {most} by the model; {way_out}")
-        rows.append({**row, "ids": ids, "where": where})
+        rows.append({**row, "ids": ids, "where": where, "is_text": isinstance(text, str)})
     least = "at least one line of at most `length` tokens, or for windows a text of at least `length` tokens"
     expect(rows, f"{path}: texts in it", 0, least)
-    if tokenizer is not None and not source.path.endswith(".npy"):
+    if tokenizer is not None and any(row["is_text"] for row in rows):
         check_known(path, [row["ids"] for row in rows], tokenizer)
     padded = np.full((len(rows), max(len(row["ids"]) for row in rows)), PAD, np.int64)
     for tokens, row in zip(padded, rows, strict=True):

@@ -148,7 +148,7 @@ def _texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
         shown["shown_region"] = dims[1:], source.regions_of(np.arange(count))
         shown = shown.assign_coords(region_name=list(source.regions))
     if source.segments:
-        free = source.free(np.arange(count)) if hasattr(source, "free") else before >= 0  # fixed tokens have no segment either
+        free = source.free(np.arange(count))  # fixed tokens have no segment either
         shown["shown_separator"] = dims[1:], (source.segments_of(np.arange(count)) < 0) & free
     return shown
 

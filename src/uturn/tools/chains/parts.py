@@ -21,7 +21,6 @@ from uturn.core.random import NOISE, Seed, Streams, streams, uniforms
 from uturn.core.registry import as_part, check_fit, table_of
 from uturn.corruption import COMPACT, Masking
 from uturn.corruption.strings import checked_strings
-from uturn.sources.strings import num_leaves
 from uturn.tools.chains.chain import ChainState, UTurnStep
 from uturn.tools.chains.probe import ChainReadings
 
@@ -48,8 +47,8 @@ class MaskedLeaves(Masking):
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
         """Those of `Masking` at the share of leaves that is masked."""
-        _check_whole(noise, "leaves", num_leaves(source))
-        return super().axes(noise / num_leaves(source), source)
+        _check_whole(noise, "leaves", source.num_leaves)
+        return super().axes(noise / source.num_leaves, source)
 
     def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
         return -np.log(comb(noisy.values.shape[1], (noisy.values < 0).sum(axis=1)))
