@@ -19,6 +19,9 @@ for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
     os.unsetenv(name)
 
+# Objects of libraries fill the youngest generation of garbage many times a second: a tenth of all time went into collections.
+gc.set_threshold(50_000, 20, 20)
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything that reads them is imported
     os.environ.update(dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 
@@ -31,7 +34,6 @@ LONGEST = (
 TOGETHER = {
     "Ray": ("cluster", "cluster_addresses"),
     "Chromium": ("report_page", "lab_page"),
-    "inverse": ("inverse", "inverse_figure"),
 }
 """Files of tests that share something expensive of a session, which therefore belong into one process."""
 _SHARED = {f"test_{name}.py": together for together, names in TOGETHER.items() for name in names}
@@ -52,7 +54,8 @@ def pytest_xdist_make_scheduler(config, log):
     class Together(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return _SHARED.get(file.rpartition("/")[2], file)
+            # The import of deepinv, which these alone need, takes seconds.
+            return "inverse" if "/tools/inverse/" in file else _SHARED.get(file.rpartition("/")[2], file)
 
     return Together(config, log) if config.getvalue("dist") == "loadfile" else None
 

@@ -275,29 +275,54 @@ def test_a_signal_that_python_drops_is_raised_again(stops, capsys, number, code)
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("word", ["RuntimeError('release unlocked lock')", "KeyError('a')", "SystemExit(1)", "TasksFailed('b')"])
-def test_an_error_that_a_stop_causes_is_a_stop(stop, code, word, tmp_path):
-    """As `threading` does, whose lock is not held where a signal comes while it waits."""
-    code_of_run = f"""
-import os, signal
+STOPS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+WORDS = ("RuntimeError('release unlocked lock')", "KeyError('a')", "SystemExit(1)", "TasksFailed('b')")
+STOPPED = f"""
+import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-import uturn
-from uturn.core.errors import TasksFailed
+import tomllib, uturn, uturn.cli.running
 from uturn.cli import program
-def run(*_, **__):
-    try:
-        os.kill(os.getpid(), {int(stop)})
-    finally:
-        raise {word}
-uturn.run = run
-program()
+from uturn.core.errors import TasksFailed
+uturn.Experiment.from_dict(tomllib.load(open("spec.toml", "rb"))).variables()
+uturn.random.keys(0, range(2))  # compiled code is loaded
+sys.argv = ["uturn", "run", "spec.toml", "--store", "x"]
+cases = [(stop, word) for stop in {[*map(int, STOPS)]} for word in {WORDS}]
+for place, (stop, word) in enumerate(cases):
+    child = os.fork()
+    if child == 0:
+        def run(*_, **__):
+            try:
+                os.kill(os.getpid(), stop)
+            finally:
+                raise eval(word)
+        uturn.run = run
+        os.dup2(os.open(f"{{place}}.txt", os.O_WRONLY | os.O_CREAT), 2)
+        program()  # ends the process
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    (tmp_path / "spec.toml").write_text(SPEC)
-    words = [sys.executable, "-c", code_of_run, "run", "spec.toml", "--store", "x"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == code
-    assert done.stderr.strip() == "stopped; what is done is in x; run the same command again to resume"
+"""Commands in which an error follows a stop, each in a process of its own that another one forks, which has imported all."""
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """Exit codes and errors of these commands, by signal and error."""
+    folder = tmp_path_factory.mktemp("stopped")
+    (folder / "spec.toml").write_text(SPEC)
+    words = [sys.executable, "-c", STOPPED]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    cases = [(stop, word) for stop in STOPS for word in WORDS]
+    texts = [(folder / f"{place}.txt").read_text() for place in range(len(cases))]
+    return dict(zip(cases, zip(map(int, done.stdout.split()), texts, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("word", WORDS)
+def test_an_error_that_a_stop_causes_is_a_stop(stop, word, ended):
+    """As `threading` does, whose lock is not held where a signal comes while it waits."""
+    code, told = ended[stop, word]
+    assert code == STOPS[stop]
+    assert told.strip() == "stopped; what is done is in x; run the same command again to resume"
 
 
 def test_completion_of_names_without_heavy_modules():

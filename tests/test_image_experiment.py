@@ -45,6 +45,7 @@ def test_the_noise_axis(finished):
     assert json.loads(ds.attrs["models"])["backward"]
 
 
+@pytest.mark.usefixtures("unchecked_models")
 def test_images_do_not_depend_on_the_batch(finished):
     _, ds = finished
     together = ut.run(ut.Experiment.from_dict({**SPEC, "chunk": 4}))

@@ -42,6 +42,7 @@ TWINS = {
 }
 
 
+@pytest.mark.usefixtures("unchecked_models")
 @pytest.mark.parametrize("name", SPECS)
 def test_clone_0_is_the_run_without_clones(name):
     one = ut.run(ut.Experiment.from_dict(SPECS[name]))

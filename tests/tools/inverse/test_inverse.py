@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from uturn.tools.inverse.options import InverseOptions
 from uturn.tools.inverse.results import calls_of
 from uturn.tools.inverse.sampler import PosteriorSampler
 
-pytest.importorskip("deepinv", reason="operators and samplers of deepinv")
+if find_spec("deepinv") is None:  # without its import, which takes seconds in every process that collects tests
+    pytest.skip("operators and samplers of deepinv", allow_module_level=True)
 DOCS = (Path(__file__).parents[3] / "docs" / "inverse-problems.md").read_text(encoding="utf-8")
 OWN = "\n".join(re.findall(r"```python\n# own.py\n(.*?)```", DOCS, re.DOTALL))
 FAST = ("--model", "tiny_denoiser:network", "--classifier", "tiny_classifier:network", "--no-compare-labels", "--workers", 1)

@@ -1,6 +1,7 @@
 """The figure `inverse`: its samplers and its distance against definitions, and that each of its verdicts can fail."""
 
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -39,7 +40,8 @@ def drawn(world, noisy, **options):
 
 # -- samplers -------------------------------------------------------------------------------------------------------------------
 
-pytest.importorskip("deepinv")  # the operators of the figure are made by it
+if find_spec("deepinv") is None:  # without its import, which takes seconds in every process that collects tests
+    pytest.skip("the operators of the figure are made by deepinv", allow_module_level=True)
 
 
 @pytest.mark.parametrize("world", WORLDS)
