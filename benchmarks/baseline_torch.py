@@ -1,9 +1,10 @@
 """The fixed baselines of the inference benchmark: belief propagation in eager float32 torch.
 
-Linear space, so that nothing but multiplications and additions is left; the batch innermost, so that gathering a symbol
-copies contiguous rows; messages normalised at every node; no protection against underflow. `PlainBaseline` is what one
-writes down: messages [node][symbol][batch], gather, multiply, sum. `TunedBaseline` is the same with memory reused in place,
-gathers shared, and the layout [symbol][node][batch] as an alternative. Do not improve them: numbers of different versions
+Linear space, so that nothing but multiplications and additions is left; the batch innermost, so
+that gathering a symbol copies contiguous rows; messages normalised at every node; no protection
+against underflow. `PlainBaseline` is what one writes down: messages [node][symbol][batch], gather,
+multiply, sum. `TunedBaseline` is the same with memory reused in place, gathers shared, and the
+layout [symbol][node][batch] as an alternative. Do not improve them: numbers of different versions
 are compared through them.
 """
 
@@ -13,7 +14,9 @@ import torch
 
 
 class PlainBaseline:
-    """All marginals from log-evidence, for a grammar with uniform rule probabilities, in chunks of the batch."""
+    """All marginals from log-evidence, for a grammar with uniform rule probabilities, in chunks
+    of the batch.
+    """
 
     def __init__(self, rhm, chunk: int) -> None:
         self.s, self.L, self.chunk = rhm.branching, rhm.depth, chunk
@@ -22,7 +25,10 @@ class PlainBaseline:
     def __call__(self, log_evidence: torch.Tensor) -> dict[int, torch.Tensor]:
         """{tree_level: marginals (batch, nodes, symbols)}, as `uturn.infer` gives them."""
         with torch.inference_mode():
-            parts = [self._chunk(log_evidence[b : b + self.chunk]) for b in range(0, len(log_evidence), self.chunk)]
+            parts = [
+                self._chunk(log_evidence[b : b + self.chunk])
+                for b in range(0, len(log_evidence), self.chunk)
+            ]
             return {level: torch.cat([part[level] for part in parts]) for level in parts[0]}
 
     def _gathered(self, message: torch.Tensor, level: int) -> list[torch.Tensor]:
@@ -62,16 +68,24 @@ class PlainBaseline:
 
 
 class TunedBaseline:
-    """All marginals from log-evidence, for a grammar with uniform rule probabilities, in chunks of the batch."""
+    """All marginals from log-evidence, for a grammar with uniform rule probabilities, in chunks
+    of the batch.
+    """
 
     def __init__(self, rhm, chunk: int = 64, symbol_first: bool = True) -> None:
         self.s, self.L, self.chunk = rhm.branching, rhm.depth, chunk
-        self.axis = 0 if symbol_first else 1  # of the symbol: messages are (symbol, node, batch) or (node, symbol, batch)
+        # Of the symbol: messages are (symbol, node, batch) or (node, symbol, batch).
+        self.axis = 0 if symbol_first else 1
         self.rules = {}
         for level, table in rhm.rules.items():
             flat = torch.from_numpy(table.reshape(-1, self.s).copy())
             parent = torch.arange(table.shape[0]).repeat_interleave(table.shape[1])
-            self.rules[level] = (table.shape[0], table.shape[1], parent, [flat[:, i].contiguous() for i in range(self.s)])
+            self.rules[level] = (
+                table.shape[0],
+                table.shape[1],
+                parent,
+                [flat[:, i].contiguous() for i in range(self.s)],
+            )
         self.v = rhm.vocab_size
 
     def __call__(self, log_evidence: torch.Tensor) -> dict[int, torch.Tensor]:
@@ -94,7 +108,13 @@ class TunedBaseline:
     def _chunk(self, log_evidence: torch.Tensor) -> dict[int, torch.Tensor]:
         axis, s, L = self.axis, self.s, self.L
         evidence = torch.softmax(log_evidence, dim=2)
-        up = {0: evidence.permute(2, 1, 0).contiguous() if axis == 0 else evidence.permute(1, 2, 0).contiguous()}
+        up = {
+            0: (
+                evidence.permute(2, 1, 0).contiguous()
+                if axis == 0
+                else evidence.permute(1, 2, 0).contiguous()
+            )
+        }
         for level in range(1, L + 1):
             n, m, _, columns = self.rules[level]
             terms = None
@@ -109,7 +129,10 @@ class TunedBaseline:
             _, _, parent, columns = self.rules[level]
             children = self._children(up[level - 1])
             above = down.index_select(axis, parent)
-            picked = [child.index_select(axis, column) for child, column in zip(children, columns, strict=True)]
+            picked = [
+                child.index_select(axis, column)
+                for child, column in zip(children, columns, strict=True)
+            ]
             down = torch.empty_like(up[level - 1])
             for i, part in enumerate(self._children(down)):
                 terms = above

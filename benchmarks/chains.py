@@ -2,7 +2,8 @@
 
     python benchmarks/chains.py [--rounds 5]
 
-Random chains and normal evidence; medians of interleaved calls, and the largest difference of the marginals.
+Random chains and normal evidence; medians of interleaved calls, and the largest difference of the
+marginals.
 """
 
 from __future__ import annotations
@@ -41,14 +42,20 @@ def plain(chain: ut.HiddenMarkovModel, evidence: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5, help="calls of each (default: 5)")
     rounds = parser.parse_args().rounds
     print("states symbols length batch   uturn ms   numpy ms   ratio   ns a site   difference")
     for states, symbols, length, batch in SIZES:
         chain = ut.HiddenMarkovModel.drawn(states, symbols, length, 0.9, seed=0)
         evidence = np.random.default_rng(0).normal(size=(batch, length, symbols))
-        ours, theirs, difference = [], [], np.abs(ut.infer(chain, evidence).marginals[0] - plain(chain, evidence)).max()
+        ours, theirs, difference = (
+            [],
+            [],
+            np.abs(ut.infer(chain, evidence).marginals[0] - plain(chain, evidence)).max(),
+        )
         for _ in range(rounds):
             for call, times in ((ut.infer, ours), (plain, theirs)):
                 start = perf_counter()
@@ -56,7 +63,10 @@ def main() -> None:
                 times.append(perf_counter() - start)
         a, b = np.median(ours), np.median(theirs)
         sizes = f"{states:6d} {symbols:7d} {length:6d} {batch:5d}"
-        print(f"{sizes} {1e3 * a:10.1f} {1e3 * b:10.1f} {a / b:7.2f} {1e9 * a / batch / length:11.0f} {difference:12.1e}")
+        print(
+            f"{sizes} {1e3 * a:10.1f} {1e3 * b:10.1f} {a / b:7.2f} {1e9 * a / batch / length:11.0f}"
+            f" {difference:12.1e}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""How often a chosen noise misses the goal: `uturn.choose` against the largest level whose bound passes, and by kind of reading.
+"""How often a chosen noise misses the goal: `uturn.choose` against the largest level whose bound
+passes, and by kind of reading.
 
     python benchmarks/choice.py [--runs 4000] [--plot docs/images/which-noise.png]
 
-Runs are simulated: readings 0 and 1 with a probability that depends on the noise, n items, m trajectories, a goal of .95. The
-U-turns of an item are independent, or correlated at all levels, since a normal variable of the item is added to one of each
-U-turn before both are compared with a threshold. A choice is false if the true probability at the chosen level is below the goal.
+Runs are simulated: readings 0 and 1 with a probability that depends on the noise, n items, m
+trajectories, a goal of .95. The U-turns of an item are independent, or correlated at all levels,
+since a normal variable of the item is added to one of each U-turn before both are compared with a
+threshold. A choice is false if the true probability at the chosen level is below the goal.
 
-The table of laws has other readings, at one level that just misses the goal: how often the bound passes that `uturn choose` takes
-for readings in a range, and how often the bound of Student's t, which it takes for others.
+The table of laws has other readings, at one level that just misses the goal: how often the bound
+passes that `uturn choose` takes for readings in a range, and how often the bound of Student's t,
+which it takes for others.
 """
 
 from __future__ import annotations
@@ -38,13 +41,20 @@ CURVES = {
 class Design(NamedTuple):
     items: int
     trajectories: int
-    alike: float  # correlation of the normal variables that are compared with thresholds, within an item
+    # Correlation of the normal variables that are compared with thresholds, within an item.
+    alike: float
 
     def __str__(self) -> str:
         return f"{self.items} items, {self.trajectories} trajectories, correlation {self.alike:g}"
 
 
-DESIGNS = [Design(100, 1, 0.0), Design(400, 1, 0.0), Design(100, 5, 0.0), Design(100, 5, 0.5), Design(400, 1, 0.7)]
+DESIGNS = [
+    Design(100, 1, 0.0),
+    Design(400, 1, 0.0),
+    Design(100, 5, 0.0),
+    Design(100, 5, 0.5),
+    Design(400, 1, 0.7),
+]
 
 
 class Part(NamedTuple):
@@ -60,7 +70,9 @@ def shares(kept: float, sites: int) -> Part:
 
 def beta(a: float, b: float, low: float = 0.0) -> Part:
     """Of a beta law on [low, 1]."""
-    return Part(lambda rng, size: low + (1 - low) * rng.beta(a, b, size), low + (1 - low) * a / (a + b))
+    return Part(
+        lambda rng, size: low + (1 - low) * rng.beta(a, b, size), low + (1 - low) * a / (a + b)
+    )
 
 
 def gamma(mean: float) -> Part:
@@ -72,7 +84,9 @@ def lognormal(sigma: float) -> Part:
 
 
 class Law(NamedTuple):
-    """Readings in [low, high], of the part `rare` for a share of the originals; `rises`: kept if at most the goal."""
+    """Readings in [low, high], of the part `rare` for a share of the originals; `rises`: kept if
+    at most the goal.
+    """
 
     usual: Part
     share: float = 0.0
@@ -89,36 +103,55 @@ class Law(NamedTuple):
     def readings(self, rng: np.random.Generator, items: int, runs: int) -> xr.DataArray:
         """Array (noise, item, trajectory, run) with one noise."""
         is_rare = rng.random((items, 1, runs)) < self.share
-        rare, usual = (part.draw(rng, (items, self.trajectories, runs)) for part in (self.rare, self.usual))
-        return xr.DataArray(np.where(is_rare, rare, usual)[None], dims=("noise", "item", "trajectory", "run"))
+        rare, usual = (
+            part.draw(rng, (items, self.trajectories, runs)) for part in (self.rare, self.usual)
+        )
+        return xr.DataArray(
+            np.where(is_rare, rare, usual)[None], dims=("noise", "item", "trajectory", "run")
+        )
 
 
 NUMBERS = (10, 30, 100, 300)  # of originals
 LAWS = {
     "class kept (0 or 1)": Law(shares(0.95, 1)),
-    "class kept in 20 trajectories; 4 % of originals lose it in all": Law(shares(0.99, 1), 0.04, trajectories=20),
+    "class kept in 20 trajectories; 4 % of originals lose it in all": Law(
+        shares(0.99, 1), 0.04, trajectories=20
+    ),
     "share of 40 sites: .98; 4 % of originals .3": Law(shares(0.98, 40), 0.04, shares(0.3, 40)),
     "share of 40 sites: .95; 15 % of originals .6": Law(shares(0.95, 40), 0.15, shares(0.6, 40)),
     "belief: Beta(4, .4)": Law(beta(4, 0.4)),
     "belief: Beta(30, 1); 3 % of originals Beta(1, 3)": Law(beta(30, 1), 0.03, beta(1, 3)),
-    "similarity in [-1, 1]: .94; 3 % of originals -.2": Law(beta(60, 2, -1), 0.03, beta(2, 3, -1), -1),
-    "distance: normal": Law(Part(lambda rng, size: rng.normal(1, 0.2, size), 1.0), high=np.inf, rises=True),
+    "similarity in [-1, 1]: .94; 3 % of originals -.2": Law(
+        beta(60, 2, -1), 0.03, beta(2, 3, -1), -1
+    ),
+    "distance: normal": Law(
+        Part(lambda rng, size: rng.normal(1, 0.2, size), 1.0), high=np.inf, rises=True
+    ),
     "distance: lognormal, sigma .5": Law(lognormal(0.5), high=np.inf, rises=True),
     "distance: lognormal, sigma 1": Law(lognormal(1), high=np.inf, rises=True),
-    "distance: 3 % of originals ten times as far": Law(gamma(1), 0.03, gamma(10), high=np.inf, rises=True),
+    "distance: 3 % of originals ten times as far": Law(
+        gamma(1), 0.03, gamma(10), high=np.inf, rises=True
+    ),
 }
 
 
 def false_bounds(law: Law, items: int, runs: int, seed: int = 0) -> dict[str, float]:
-    """Share of runs whose bound is better than the true mean: of `mean_bounds` (NaN for none), and of Student's t."""
+    """Share of runs whose bound is better than the true mean: of `mean_bounds` (NaN for none),
+    and of Student's t.
+    """
     values = law.readings(np.random.default_rng(seed), items, runs)
     low, high = mean_bounds(values, law.low, law.high, CONFIDENCE)
     of_items = values.mean("trajectory").values[0]
     half = stdtrit(items - 1, CONFIDENCE) * of_items.std(0, ddof=1) / np.sqrt(items)
     student = of_items.mean(0) + (half if law.rises else -half)
     found = {"mean_bounds": high if law.rises else low, "Student": student}
-    better = {name: (of < law.mean if law.rises else of > law.mean).mean() for name, of in found.items()}
-    return {name: float(share) if np.isfinite(found[name]).all() else np.nan for name, share in better.items()}
+    better = {
+        name: (of < law.mean if law.rises else of > law.mean).mean() for name, of in found.items()
+    }
+    return {
+        name: float(share) if np.isfinite(found[name]).all() else np.nan
+        for name, share in better.items()
+    }
 
 
 def bounds(curve: list[float], of: Design, runs: int, seed: int = 0) -> np.ndarray:
@@ -126,13 +159,19 @@ def bounds(curve: list[float], of: Design, runs: int, seed: int = 0) -> np.ndarr
     rng, noise = np.random.default_rng(seed), np.arange(1.0, 1 + len(curve))
     shared = rng.standard_normal((1, of.items, 1, runs), np.float32)
     own = rng.standard_normal((len(curve), of.items, of.trajectories, runs), np.float32)
-    values = np.sqrt(of.alike) * shared + np.sqrt(1 - of.alike) * own < ndtri(np.array(curve)).reshape(-1, 1, 1, 1)
-    readings = xr.DataArray(values, dims=("noise", "item", "trajectory", "run"), coords={"noise": noise})
+    values = np.sqrt(of.alike) * shared + np.sqrt(1 - of.alike) * own < ndtri(
+        np.array(curve)
+    ).reshape(-1, 1, 1, 1)
+    readings = xr.DataArray(
+        values, dims=("noise", "item", "trajectory", "run"), coords={"noise": noise}
+    )
     return mean_bounds(readings, 0, 1, CONFIDENCE)[0]
 
 
 def false_choices(curve: list[float], of: Design, runs: int, seed: int = 0) -> dict[str, float]:
-    """Share of runs with an accepted level that misses the goal: of the sequence of tests, and the largest that passes."""
+    """Share of runs with an accepted level that misses the goal: of the sequence of tests, and
+    the largest that passes.
+    """
     passes = bounds(curve, of, runs, seed) >= GOAL
     first = np.logical_and.accumulate(passes)
     misses = np.array(curve)[:, None] < GOAL
@@ -144,15 +183,21 @@ def false_choices(curve: list[float], of: Design, runs: int, seed: int = 0) -> d
 
 
 def draw(rows: list[tuple[str, str, dict[str, float]]], path: str) -> None:
-    """False choices of both rules, and the power of the test of one level against the number of originals."""
+    """False choices of both rules, and the power of the test of one level against the number of
+    originals.
+    """
     with style() as plt:
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(1.25, 1), constrained_layout=True)
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(10, 3.6), width_ratios=(1.25, 1), constrained_layout=True
+        )
         y = np.arange(len(CURVES))
         for shift, rule, colour, label in (
             (-0.2, "sequence", ACCENT, "uturn choose"),
             (0.2, "largest", CLASS, "the largest level that passes"),
         ):
-            worst = [max(found[rule] for curve, _, found in rows if curve == name) for name in CURVES]
+            worst = [
+                max(found[rule] for curve, _, found in rows if curve == name) for name in CURVES
+            ]
             left.barh(y + shift, worst, 0.38, color=colour, label=label)
         left.axvline(1 - CONFIDENCE, color="0.5", lw=0.8, ls="--", label="promised at most")
         left.set(yticks=y, yticklabels=list(CURVES), xlabel="share of false choices (worst design)")
@@ -165,7 +210,13 @@ def draw(rows: list[tuple[str, str, dict[str, float]]], path: str) -> None:
             right.plot(share, n, "o", color=ACCENT)
             right.annotate(f"{n:.0f}", (share, n), (6, 4), textcoords="offset points")
         right.axhline(59, color="0.5", lw=0.8, ls="--")
-        right.annotate("59: fewer guarantee nothing", (0.9625, 59), (0, 4), textcoords="offset points", fontsize=9)
+        right.annotate(
+            "59: fewer guarantee nothing",
+            (0.9625, 59),
+            (0, 4),
+            textcoords="offset points",
+            fontsize=9,
+        )
         right.set(xlabel="true share that is kept", ylabel="originals needed", ylim=(40, 1500))
         save_figure(figure, Path(path))
 
@@ -178,15 +229,23 @@ def main(runs: int, plot: str | None) -> None:
             found = false_choices(curve, of, runs)
             rows.append((name, str(of), found))
             print(f"{name:26s}{of!s:46s}{found['sequence']:14.3f}{found['largest']:22.3f}")
-    print("\noriginals for a power of .8 at the goal .95, by the true share, and the power of the exact test with so many")
+    print(
+        "\noriginals for a power of .8 at the goal .95, by the true share, and the power of the"
+        " exact test with so many"
+    )
     for share in (0.99, 0.98, 0.97):
         items = int(originals_needed(share, GOAL))
         print(f"{share:6.2f}{items:6d}{power(share, items):8.2f}")
-    print("\nfalse bounds at the goal, by the number of originals: of uturn choose (of Student's t)")
+    print(
+        "\nfalse bounds at the goal, by the number of originals: of uturn choose (of Student's t)"
+    )
     print(f"{'reading':64s}" + "".join(f"{items:16d}" for items in NUMBERS))
     for name, law in LAWS.items():
         found = [false_bounds(law, items, runs) for items in NUMBERS]
-        print(f"{name:64s}" + "".join(f"{of['mean_bounds']:8.3f} ({of['Student']:.3f})" for of in found))
+        print(
+            f"{name:64s}"
+            + "".join(f"{of['mean_bounds']:8.3f} ({of['Student']:.3f})" for of in found)
+        )
     if plot:
         draw(rows, plot)
 

@@ -4,21 +4,24 @@
 
 Each part draws runs with seeds 0, 1, .. and prints a line for each design.
 
-- halves: two runs on the same originals at levels .1 apart. An original is kept up to a noise of its own, normal with the
-  standard deviation in the name; both runs have noises with correlation .9, and those of the second are later by the shift.
-  "tosses": 0 or 1. "smooth": a share that falls over .03. Where the fall lies between two levels is drawn anew. Coverage: share
-  of 95 % intervals of `uturn.studies.difference` that hold the shift. "seen": share that do not hold 0. "identical" compares a
-  run with itself.
-- lengths: sites that change independently, so that there is no correlation length; and a row of sites with xi = 3. "xi": share
-  of the runs and noise levels that have a correlation length.
-- chi: susceptibility of 20 sites. "blocks": a U-turn changes one half of the sites, with a probability Beta(.2, 3) of the
-  original. "rare originals": of 3 % of the originals, U-turns change all sites or none; sites of others change alone. "given":
-  share of the runs with an interval; coverage is among those.
-- bounds: share of the runs in which `uturn choose` answers with a level that misses the goal, for a distance without a largest
-  value: 1 % of the originals are ten times as far as the others.
-- inversions: two readings with the same law, in a series of two levels. "sure": share of the studies that say that they swap.
-- turns: readings of 0 and 1, or distances. "turn": share of the studies with a remark on a rise after a fall, or on a fall
-  after a rise. "no change": share that say so.
+- halves: two runs on the same originals at levels .1 apart. An original is kept up to a noise of
+  its own, normal with the standard deviation in the name; both runs have noises with correlation
+  .9, and those of the second are later by the shift. "tosses": 0 or 1. "smooth": a share that falls
+  over .03. Where the fall lies between two levels is drawn anew. Coverage: share of 95 % intervals
+  of `uturn.studies.difference` that hold the shift. "seen": share that do not hold 0. "identical"
+  compares a run with itself.
+- lengths: sites that change independently, so that there is no correlation length; and a row of
+  sites with xi = 3. "xi": share of the runs and noise levels that have a correlation length.
+- chi: susceptibility of 20 sites. "blocks": a U-turn changes one half of the sites, with a
+  probability Beta(.2, 3) of the original. "rare originals": of 3 % of the originals, U-turns change
+  all sites or none; sites of others change alone. "given": share of the runs with an interval;
+  coverage is among those.
+- bounds: share of the runs in which `uturn choose` answers with a level that misses the goal, for a
+  distance without a largest value: 1 % of the originals are ten times as far as the others.
+- inversions: two readings with the same law, in a series of two levels. "sure": share of the
+  studies that say that they swap.
+- turns: readings of 0 and 1, or distances. "turn": share of the studies with a remark on a rise
+  after a fall, or on a fall after a rise. "no change": share that say so.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from uturn.studies import difference
 Run = Callable[[int], dict[str, float]]
 """What a run with this seed says, by the name of a column; NaN where it says nothing."""
 
-# --- halves ------------------------------------------------------------------------------------------------------------------
+# --- halves ---------------------------------------------------------------------------------------
 
 LEVELS = np.round(np.arange(0.1, 1.01, 0.1), 1)
 CORRELATION = 0.9
@@ -60,7 +63,10 @@ def halves_run(kind: str, items: int, spread: float, shift: float, seed: int) ->
     second = kept(kind, centre + shift + spread * related)
     if kind == "identical":
         second = first
-    runs = {name: ut.readings({"kept": of}, LEVELS, start=1, chance=0) for name, of in (("a", first), ("b", second))}
+    runs = {
+        name: ut.readings({"kept": of}, LEVELS, start=1, chance=0)
+        for name, of in (("a", first), ("b", second))
+    }
     value, low, high = difference(runs).half_life.sel(reading="kept", axis="noise").values
     exists = np.isfinite([low, high]).all()
     return {
@@ -79,10 +85,13 @@ def halves() -> Iterator[tuple[str, Run]]:
                 for shift in (0.0, 0.07):
                     name = f"{kind}, {items} originals, spread {spread:g}, shift {shift:g}"
                     yield name, partial(halves_run, kind, items, spread, shift)
-    yield "identical, 60 originals, spread 0.05, shift 0", partial(halves_run, "identical", 60, 0.05, 0.0)
+    yield (
+        "identical, 60 originals, spread 0.05, shift 0",
+        partial(halves_run, "identical", 60, 0.05, 0.0),
+    )
 
 
-# --- lengths and chi of changes ------------------------------------------------------------------------------------------------
+# --- lengths and chi of changes -------------------------------------------------------------------
 
 
 def independent(rng: np.random.Generator, rate: float, size: tuple[int, ...]) -> np.ndarray:
@@ -97,7 +106,9 @@ def row_of_sites(rng: np.random.Generator, rate: float, size: tuple[int, ...]) -
     return np.take_along_axis(drawn, last_drawn, axis=-1).astype(float)
 
 
-def lengths_run(law: Callable[..., np.ndarray], items: int, trajectories: int, seed: int) -> dict[str, float]:
+def lengths_run(
+    law: Callable[..., np.ndarray], items: int, trajectories: int, seed: int
+) -> dict[str, float]:
     rng, noise = np.random.default_rng(seed), [0.2, 0.4, 0.6, 0.8]
     changed = np.stack([law(rng, rate, (items, trajectories, 40)) for rate in (0.1, 0.2, 0.3, 0.4)])
     found = ut.study(ut.readings({"kept": 1 - changed.mean(-1)}, noise, changes={"site": changed}))
@@ -114,18 +125,25 @@ def lengths_run(law: Callable[..., np.ndarray], items: int, trajectories: int, s
 def lengths() -> Iterator[tuple[str, Run]]:
     for items, trajectories in ((20, 8), (40, 4), (100, 3)):
         for name, law in (("independent", independent), ("xi = 3", row_of_sites)):
-            yield f"{name}, {items} x {trajectories}", partial(lengths_run, law, items, trajectories)
+            yield (
+                f"{name}, {items} x {trajectories}",
+                partial(lengths_run, law, items, trajectories),
+            )
 
 
 def blocks(rng: np.random.Generator, items: int, trajectories: int) -> np.ndarray:
-    """Changes (item, trajectory, site): a U-turn changes one half of 20 sites, with a probability Beta(.2, 3) of the original."""
+    """Changes (item, trajectory, site): a U-turn changes one half of 20 sites, with a
+    probability Beta(.2, 3) of the original.
+    """
     changes = rng.random((items, trajectories)) < rng.beta(0.2, 3, items)[:, None]
     half = rng.integers(0, 2, (items, trajectories))
     return (changes[..., None] & (half[..., None] == np.arange(20) // 10)).astype(float)
 
 
 def rare_originals(rng: np.random.Generator, items: int, trajectories: int) -> np.ndarray:
-    """3 % of the originals change all of their sites in half of the U-turns; of others each site changes with probability .05."""
+    """3 % of the originals change all of their sites in half of the U-turns; of others each site
+    changes with probability .05.
+    """
     is_rare = rng.random(items) < 0.03
     whole = np.broadcast_to(rng.random((items, trajectories, 1)) < 0.5, (items, trajectories, 20))
     return np.where(is_rare[:, None, None], whole, rng.random(whole.shape) < 0.05).astype(float)
@@ -142,7 +160,9 @@ def _chi_of_rare() -> float:
     return (20 * whole + single) / (whole + single)
 
 
-def chi_run(law: Callable[..., np.ndarray], truth: float, items: int, trajectories: int, seed: int) -> dict[str, float]:
+def chi_run(
+    law: Callable[..., np.ndarray], truth: float, items: int, trajectories: int, seed: int
+) -> dict[str, float]:
     _, low, high = ut.susceptibility(law(np.random.default_rng(seed), items, trajectories))
     given = np.isfinite(low)
     return {
@@ -155,16 +175,24 @@ def chi_run(law: Callable[..., np.ndarray], truth: float, items: int, trajectori
 
 
 def chi() -> Iterator[tuple[str, Run]]:
-    for name, law, truth in (("blocks", blocks, _chi_of_blocks()), ("rare originals", rare_originals, _chi_of_rare())):
+    for name, law, truth in (
+        ("blocks", blocks, _chi_of_blocks()),
+        ("rare originals", rare_originals, _chi_of_rare()),
+    ):
         for items, trajectories in ((40, 3), (100, 3), (200, 3), (400, 3), (40, 10)):
-            yield f"{name}, {items} x {trajectories}", partial(chi_run, law, truth, items, trajectories)
+            yield (
+                f"{name}, {items} x {trajectories}",
+                partial(chi_run, law, truth, items, trajectories),
+            )
 
 
-# --- estimated bounds ----------------------------------------------------------------------------------------------------------
+# --- estimated bounds -----------------------------------------------------------------------------
 
 
 def bounds_run(items: int, spread: float, seed: int) -> dict[str, float]:
-    """Distances with the mean 1 + .01 * 9 at the first level, and a goal just below: no level reaches it."""
+    """Distances with the mean 1 + .01 * 9 at the first level, and a goal just below: no level
+    reaches it.
+    """
     rng = np.random.default_rng(seed)
     is_far = rng.random(items) < 0.01
     distances = rng.gamma(1 / spread**2, spread**2, items) * np.where(is_far, 10, 1)
@@ -175,24 +203,34 @@ def bounds_run(items: int, spread: float, seed: int) -> dict[str, float]:
 def bounds() -> Iterator[tuple[str, Run]]:
     for spread in (0.05, 0.33):
         for items in (12, 50, 200, 1000):
-            yield f"1 % of {items} ten times as far, others vary by {spread:g}", partial(bounds_run, items, spread)
+            yield (
+                f"1 % of {items} ten times as far, others vary by {spread:g}",
+                partial(bounds_run, items, spread),
+            )
 
 
-# --- inversions and turns ------------------------------------------------------------------------------------------------------
+# --- inversions and turns -------------------------------------------------------------------------
 
 
 def inversions_run(widths: tuple[float, float], seed: int) -> dict[str, float]:
     rng, x = np.random.default_rng(seed), np.linspace(0.1, 1, 10)
     centre = 0.5 + 0.1 * rng.standard_normal(40)
-    kept = [rng.random((10, 40)) < 1 / (1 + np.exp((x[:, None] - centre) / width)) for width in widths]
+    kept = [
+        rng.random((10, 40)) < 1 / (1 + np.exp((x[:, None] - centre) / width)) for width in widths
+    ]
     values = xr.DataArray(np.stack(kept, -1).astype(float), dims=("noise", "item", "layer"))
-    remark = ut.study(ut.readings({"kept": values}, x, start=1, chance=0, order={"kept": "layer"})).series_remark.item()
+    remark = ut.study(
+        ut.readings({"kept": values}, x, start=1, chance=0, order={"kept": "layer"})
+    ).series_remark.item()
     return {"sure": float(remark == "")}
 
 
 def inversions() -> Iterator[tuple[str, Run]]:
     yield "two equal curves, 40 originals", partial(inversions_run, (0.05, 0.05))
-    yield "the first falls over .2, the last over .02, 40 originals", partial(inversions_run, (0.2, 0.02))
+    yield (
+        "the first falls over .2, the last over .02, 40 originals",
+        partial(inversions_run, (0.2, 0.02)),
+    )
 
 
 TURNS: dict[str, np.ndarray] = {
@@ -238,7 +276,9 @@ def _mean(values: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--only", default="", help="designs whose names hold this text")
     parser.add_argument("--runs", type=int, default=400)

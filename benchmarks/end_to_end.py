@@ -1,10 +1,12 @@
 """Time of a whole U-turn experiment, against its parts alone: ratios measured in one run.
 
-    python benchmarks/end_to_end.py [--threads N] [--rounds N] [--depths 7 10] [--markdown] [--json FILE]
+    python benchmarks/end_to_end.py [--threads N] [--rounds N] [--depths 7 10] [--markdown] [--json
+    FILE]
 
-`uturn.run` measures the tree levels (unchanged nodes and exact beliefs) in memory. The time of a U-turn is the difference
-between a run of many items and a run of few, per U-turn; the rest is the fixed cost. It is compared with two sums of parts, each
-part timed alone on the same data, interleaved: inference and sampling; and these with the draws of originals and of normals.
+`uturn.run` measures the tree levels (unchanged nodes and exact beliefs) in memory. The time of a
+U-turn is the difference between a run of many items and a run of few, per U-turn; the rest is the
+fixed cost. It is compared with two sums of parts, each part timed alone on the same data,
+interleaved: inference and sampling; and these with the draws of originals and of normals.
 """
 
 from __future__ import annotations
@@ -33,8 +35,17 @@ def experiment(channel, depth, trajectories, items, noise=None):
         {
             "items": items,
             "trajectories": trajectories,
-            "source": {"type": "rhm", "vocab_size": V, "multiplicity": M, "branching": S, "depth": depth},
-            "corruption": {"type": channel, "noise": [CHANNELS[channel]] if noise is None else noise},
+            "source": {
+                "type": "rhm",
+                "vocab_size": V,
+                "multiplicity": M,
+                "branching": S,
+                "depth": depth,
+            },
+            "corruption": {
+                "type": channel,
+                "noise": [CHANNELS[channel]] if noise is None else noise,
+            },
             "backward": {"type": "exact"},
             "probes": [{"type": "tree_levels"}],
         }
@@ -42,7 +53,9 @@ def experiment(channel, depth, trajectories, items, noise=None):
 
 
 def parts(channel, depth, trajectories, items):
-    """The work of the parts alone, for one noise level: {name: function}, and the number of U-turns."""
+    """The work of the parts alone, for one noise level: {name: function}, and the number of
+    U-turns.
+    """
     source, corruption, _, _ = experiment(channel, depth, trajectories, items).parts
     rhm = source.grammar(0, 0)
     originals = rhm.sample(items, seed=1)
@@ -99,14 +112,19 @@ def measured(channel, depth, trajectories, rounds):
 
 
 def fixed_costs(rounds):
-    """Seconds of a run of one item at 30 noise levels beyond that of the second such run in the process, by channel."""
+    """Seconds of a run of one item at 30 noise levels beyond that of the second such run in the
+    process, by channel.
+    """
     rows = {}
     for channel in CHANNELS:
         times = []
         for r in range(rounds):
             top = 0.3 if channel == "gaussian" else 0.9
-            levels = np.linspace(top / 30, top, 30) * (1 + 1e-9 * r)  # other levels, so that nothing is cached
-            times.append(seconds(lambda c=channel, levels=levels: ut.run(experiment(c, 3, 1, 1, levels))))
+            # Other levels, so that nothing is cached.
+            levels = np.linspace(top / 30, top, 30) * (1 + 1e-9 * r)
+            times.append(
+                seconds(lambda c=channel, levels=levels: ut.run(experiment(c, 3, 1, 1, levels)))
+            )
         rows[channel] = float(np.median(times))
     return rows
 
@@ -127,7 +145,13 @@ COLUMNS = {
 
 def show(rows, fixed, threads, markdown):
     """The table, in microseconds per U-turn, and the fixed costs."""
-    cells = [[f"{x:.2f}" if isinstance(x, float) else str(x) for x in map(row.get, COLUMNS, [""] * len(COLUMNS))] for row in rows]
+    cells = [
+        [
+            f"{x:.2f}" if isinstance(x, float) else str(x)
+            for x in map(row.get, COLUMNS, [""] * len(COLUMNS))
+        ]
+        for row in rows
+    ]
     words = ", ".join(f"{channel} {t:.3f} s" for channel, t in fixed.items())
     if markdown:
         print("", *COLUMNS.values(), "", sep=" | ")
@@ -151,7 +175,9 @@ def main():
     parser.add_argument("--depths", type=int, nargs="+", default=[7, 10])
     parser.add_argument("--trajectories", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--channels", nargs="+", default=list(CHANNELS))
-    parser.add_argument("--markdown", action="store_true", help="print the table of benchmarks/README.md")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the table of benchmarks/README.md"
+    )
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     threads.num_threads = arguments.threads
@@ -165,7 +191,9 @@ def main():
     show(rows, fixed, arguments.threads, arguments.markdown)
     if arguments.json:
         with open(arguments.json, "w") as file:
-            json.dump({"machine": platform.processor(), "rows": rows, "fixed": fixed}, file, indent=1)
+            json.dump(
+                {"machine": platform.processor(), "rows": rows, "fixed": fixed}, file, indent=1
+            )
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
     python benchmarks/faults.py                 # 100 kills in runs of strings, 25 in runs of images, and the other faults
     python benchmarks/faults.py --kills 10      # quicker
 
-The others: a full disk, a stopped worker, a killed driver outside of the cluster (ray://), 5 % of S3 requests failing.
+The others: a full disk, a stopped worker, a killed driver outside of the cluster (ray://), 5 % of
+S3 requests failing.
 
-A Ray cluster of a head and two nodes runs on this machine. At random times a worker, a node (another takes its place) or the
-driver (it is started again) is killed, until there were as many kills as wanted; run follows run. Every store is compared with
-the local run. Lost: tasks that are not done at the end. Wrong: tasks whose readings differ (by any bit; for images by 1e-5).
-Wasted: tasks measured more than once, or begun and not stored, over all tasks.
+A Ray cluster of a head and two nodes runs on this machine. At random times a worker, a node
+(another takes its place) or the driver (it is started again) is killed, until there were as many
+kills as wanted; run follows run. Every store is compared with the local run. Lost: tasks that are
+not done at the end. Wrong: tasks whose readings differ (by any bit; for images by 1e-5). Wasted:
+tasks measured more than once, or begun and not stored, over all tasks.
 """
 
 import argparse
@@ -51,7 +53,9 @@ COUNTS = "UTURN_FAULTS_COUNTS"  # folder in which workers count the tasks that t
 
 
 def counted_tasks(spec, store):
-    """The tasks of an experiment, which also count what is begun, one byte each in a file of the process."""
+    """The tasks of an experiment, which also count what is begun, one byte each in a file of the
+    process.
+    """
     from uturn.engine.run import _tasks_of
     from uturn.engine.tasks import Tasks
 
@@ -84,7 +88,9 @@ def drive(spec_file, store, address):
 
     running._tasks_of = faults.counted_tasks
     on_cluster = cluster.on_cluster
-    cluster.on_cluster = lambda *args, **options: on_cluster(*args, **{**options, "silent_after": 5.0, "own_code": True})
+    cluster.on_cluster = lambda *args, **options: on_cluster(
+        *args, **{**options, "silent_after": 5.0, "own_code": True}
+    )
     sys.argv = ["uturn", "run", spec_file, "--store", store, "--cluster", address]
     cli.main()
 
@@ -101,19 +107,31 @@ class Faults:
         self.counts = self.folder / "counts"
         self.counts.mkdir()
         os.environ[COUNTS] = str(self.counts)
-        os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # otherwise Ray's client server sometimes does not answer
+        # Otherwise Ray's client server sometimes does not answer.
+        os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
         port = free_port()
         head = {"num_cpus": 0, "object_store_memory": 2**27, "ray_client_server_port": port}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.nodes = [self.cluster.add_node(num_cpus=1, object_store_memory=2**27) for _ in range(2)]
+        self.nodes = [
+            self.cluster.add_node(num_cpus=1, object_store_memory=2**27) for _ in range(2)
+        ]
         self.cluster.wait_for_nodes()
         self.client_address = f"ray://{self.cluster.address.rpartition(':')[0]}:{port}"
 
     def start(self, spec_file, store, address=None):
         here = [str(Path(__file__).parent), str(TESTS), *filter(None, sys.path)]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(here)}
-        words = [sys.executable, __file__, "--drive", str(spec_file), str(store), address or self.cluster.address]
-        return subprocess.Popen(words, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        words = [
+            sys.executable,
+            __file__,
+            "--drive",
+            str(spec_file),
+            str(store),
+            address or self.cluster.address,
+        ]
+        return subprocess.Popen(
+            words, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
 
     def strike(self, driver):
         """Kill something; returns what, or None if there was nothing to kill."""
@@ -152,10 +170,17 @@ def compared(name, store, local, begun, events, tolerance=0.0):
     wrong = 0
     for task in states.keys() - set(lost):
         at = {"noise": task.noise_index, "item": opened.items(task)}
-        pairs = [(ds[name].isel(at).values, local[name].isel(at).values) for name in opened.variables]
-        wrong += not all(np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True) for a, b in pairs)
+        pairs = [
+            (ds[name].isel(at).values, local[name].isel(at).values) for name in opened.variables
+        ]
+        wrong += not all(
+            np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True) for a, b in pairs
+        )
     wasted = (begun - len(states)) / len(states)
-    print(f"| {name} | {events} | {len(states)} | {len(lost)} | {wrong} | {100 * wasted:.1f} % |", flush=True)
+    print(
+        f"| {name} | {events} | {len(states)} | {len(lost)} | {wrong} | {100 * wasted:.1f} % |",
+        flush=True,
+    )
     return len(lost), wrong
 
 
@@ -200,7 +225,9 @@ def kills(faults, name, spec, number, seconds):
                     raise SystemExit("the run does not end") from None
         rounds += 1
         told = ", ".join(f"{count} {kind}" for kind, count in sorted(here.items())) or "none"
-        compared(f"kills, {name}", store, local, faults.begun(), told, 1e-5 if name == "images" else 0.0)
+        compared(
+            f"kills, {name}", store, local, faults.begun(), told, 1e-5 if name == "images" else 0.0
+        )
 
 
 def stopped_worker(faults):
@@ -217,10 +244,16 @@ def stopped_worker(faults):
 
 
 def killed_client(faults):
-    """A driver outside of the cluster, with ray://, is killed; Ray ends its workers; the run is continued."""
+    """A driver outside of the cluster, with ray://, is killed; Ray ends its workers; the run is
+    continued.
+    """
     from cluster_tasks import processes
 
-    local, spec, store = local_run(STRINGS), written(STRINGS, faults.folder, "strings"), faults.folder / "client"
+    local, spec, store = (
+        local_run(STRINGS),
+        written(STRINGS, faults.folder, "strings"),
+        faults.folder / "client",
+    )
     driver = faults.start(spec, store, faults.client_address)
     while faults_begun(faults) < 50:
         time.sleep(0.2)
@@ -231,7 +264,9 @@ def killed_client(faults):
     print(f"(ray://: the workers ended {time.monotonic() - killed:.0f} s after the driver)")
     driver = faults.start(spec, store, faults.client_address)
     driver.communicate(timeout=500)
-    compared("a driver with ray:// that is killed", store, local, faults.begun(), "1 kill, run again")
+    compared(
+        "a driver with ray:// that is killed", store, local, faults.begun(), "1 kill, run again"
+    )
 
 
 def faults_begun(faults):
@@ -271,13 +306,23 @@ def failing_requests(faults, rate, seed):
     from faulty_proxy import FaultyProxy
 
     log = faults.folder / "server.log"
-    words = [sys.executable, "-c", "import sys; from moto.server import main; main(sys.argv[1:])", "-p", "0"]
+    words = [
+        sys.executable,
+        "-c",
+        "import sys; from moto.server import main; main(sys.argv[1:])",
+        "-p",
+        "0",
+    ]
     with log.open("w") as file:
         server = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
     try:
         while "Running on" not in log.read_text():
             time.sleep(0.1)
-        upstream = next(line for line in log.read_text().splitlines() if "Running on" in line).split()[-1].rstrip("/")
+        upstream = (
+            next(line for line in log.read_text().splitlines() if "Running on" in line)
+            .split()[-1]
+            .rstrip("/")
+        )
         with FaultyProxy(upstream, seed=seed) as proxy:
             os.environ |= {
                 "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1",
@@ -285,7 +330,9 @@ def failing_requests(faults, rate, seed):
             }  # fmt: skip
             import urllib.request
 
-            urllib.request.urlopen(urllib.request.Request(f"{upstream}/faults", method="PUT")).read()
+            urllib.request.urlopen(
+                urllib.request.Request(f"{upstream}/faults", method="PUT")
+            ).read()
             spec = {**STRINGS, "items": 1024}
             local, path = local_run(spec), written(spec, faults.folder, "s3")
             proxy.rate = rate
@@ -306,12 +353,16 @@ def failing_requests(faults, rate, seed):
 def own_nodes(faults):
     for node in faults.nodes:
         faults.cluster.remove_node(node)
-    faults.nodes = [faults.cluster.add_node(num_cpus=1, object_store_memory=2**27) for _ in range(2)]
+    faults.nodes = [
+        faults.cluster.add_node(num_cpus=1, object_store_memory=2**27) for _ in range(2)
+    ]
     yield
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=3.0, help="mean time between two kills")
     parser.add_argument("--rate", type=float, default=0.05, help="share of S3 requests that fail")
@@ -323,7 +374,10 @@ def main():
         drive(*given.drive)
         return
     faults = Faults(given.seed)
-    print("| fault | events | tasks | lost | wrong | wasted work |\n|---|---|---|---|---|---|", flush=True)
+    print(
+        "| fault | events | tasks | lost | wrong | wasted work |\n|---|---|---|---|---|---|",
+        flush=True,
+    )
     chosen = {
         "disk": lambda: full_disk(faults),
         "stopped": lambda: stopped_worker(faults),

@@ -1,9 +1,12 @@
-"""How well the queue of U-turns keeps the network busy: occupancy of batches, time outside the network, batch 1 against 64.
+"""How well the queue of U-turns keeps the network busy: occupancy of batches, time outside the
+network, batch 1 against 64.
 
-    python benchmarks/images.py [--items 40] [--levels 10] [--steps 50] [--batch 64] [--model FOLDER [--prompt TEXT_OR_FILE]]
+    python benchmarks/images.py [--items 40] [--levels 10] [--steps 50] [--batch 64] [--model FOLDER
+    [--prompt TEXT_OR_FILE]]
 
-On the embedded Fashion-MNIST model, or on another one with images of noise, in one process on the CPU. The least number of rows
-that the network must compute is `items * sum of steps`; the time of the network is measured inside it, in the same run.
+On the embedded Fashion-MNIST model, or on another one with images of noise, in one process on the
+CPU. The least number of rows that the network must compute is `items * sum of steps`; the time of
+the network is measured inside it, in the same run.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ class Counted(torch.nn.Module):
         self.calls, self.rows, self.seconds = 0, 0, 0.0
         self.eval()
 
-    def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, noisy: torch.Tensor, timestep: torch.Tensor, *labels: torch.Tensor
+    ) -> torch.Tensor:
         start = time.perf_counter()
         output = self.network(noisy, timestep, *labels)
         self.seconds += time.perf_counter() - start
@@ -37,7 +42,9 @@ class Counted(torch.nn.Module):
 
 
 def reverse(options: argparse.Namespace, batch: int) -> ReverseDiffusion:
-    chain = ReverseDiffusion.from_pretrained(options.model, "ddpm", options.steps, batch_size=batch, prompt=options.prompt)
+    chain = ReverseDiffusion.from_pretrained(
+        options.model, "ddpm", options.steps, batch_size=batch, prompt=options.prompt
+    )
     chain.model = Counted(chain.model)
     return chain
 
@@ -47,12 +54,16 @@ def rows_of(chain: ReverseDiffusion, items: int) -> list[int] | None:
     if chain.num_classes is None:
         return None
     return (
-        [k % chain.num_classes for k in range(items)] if chain.prompts is None else chain.prompts.rows_of(range(items)).tolist()
+        [k % chain.num_classes for k in range(items)]
+        if chain.prompts is None
+        else chain.prompts.rows_of(range(items)).tolist()
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, default in (("items", 40), ("levels", 10), ("steps", 50), ("batch", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--model", default=fashion_mnist.generator_folder())
@@ -65,12 +76,16 @@ def main() -> None:
     assert queue.image_shape is not None
     images = fashion_mnist.load_test_set()[0][: options.items]
     if images.shape[1:] != queue.image_shape:
-        images = 0.4 * normals(streams, int(np.prod(queue.image_shape)), np.float32).reshape(-1, *queue.image_shape).clip(-2, 2)
+        images = 0.4 * normals(streams, int(np.prod(queue.image_shape)), np.float32).reshape(
+            -1, *queue.image_shape
+        ).clip(-2, 2)
     told = rows_of(queue, options.items)
     work = (
         Work(image, step, key, None if told is None else told[i], (step, i))
         for step in ladder
-        for i, (image, key) in enumerate(zip(queue.corrupt(images, step, streams), streams, strict=True))
+        for i, (image, key) in enumerate(
+            zip(queue.corrupt(images, step, streams), streams, strict=True)
+        )
     )
     start = time.perf_counter()
     queued = dict(queue.queue(work))
@@ -87,17 +102,35 @@ def main() -> None:
     single = reverse(options, 1)
     first = None if told is None else told[:1]
     some = ladder[::3]
-    apart = max(float(np.abs(queued[step, 0] - single.u_turn(images[:1], step, streams[:1], first)[0]).max()) for step in some)
-    same = max(float(np.abs(queued[step, i] - looped[step][i]).max()) for step in ladder for i in range(options.items))
+    apart = max(
+        float(
+            np.abs(queued[step, 0] - single.u_turn(images[:1], step, streams[:1], first)[0]).max()
+        )
+        for step in some
+    )
+    same = max(
+        float(np.abs(queued[step, i] - looped[step][i]).max())
+        for step in ladder
+        for i in range(options.items)
+    )
 
-    print(f"{options.items} images x {options.levels} inversion times, {options.steps} steps, batch {options.batch}")
+    print(
+        f"{options.items} images x {options.levels} inversion times, {options.steps} steps, batch"
+        f" {options.batch}"
+    )
     print(f"{'':34}{'queue':>10}{'loop':>10}")
-    print(f"{'calls of the network':34}{model.calls:>10}{loop.model.calls:>10}   floor {-(-needed // options.batch)}")
+    print(
+        f"{'calls of the network':34}{model.calls:>10}{loop.model.calls:>10}   floor"
+        f" {-(-needed // options.batch)}"
+    )
     occupied = [m.rows / (m.calls * options.batch) for m in (model, loop.model)]
     print(f"{'mean occupancy of a batch':34}{occupied[0]:>10.3f}{occupied[1]:>10.3f}")
     outside = [1 - m.seconds / t for m, t in ((model, wall), (loop.model, loop_wall))]
     print(f"{'share of time outside the network':34}{outside[0]:>10.3f}{outside[1]:>10.3f}")
-    print(f"largest difference of a pixel in [-1, 1]: queue - loop {same:.1e}; batch {options.batch} - batch 1 {apart:.1e}")
+    print(
+        f"largest difference of a pixel in [-1, 1]: queue - loop {same:.1e}; batch {options.batch}"
+        f" - batch 1 {apart:.1e}"
+    )
 
 
 if __name__ == "__main__":

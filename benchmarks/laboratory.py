@@ -1,9 +1,10 @@
-"""Time of an update of the page of `uturn explore`: beliefs, draws and all views after a move of the slider.
+"""Time of an update of the page of `uturn explore`: beliefs, draws and all views after a move of
+the slider.
 
     python benchmarks/laboratory.py
 
-Opens the page in headless Chromium (playwright), moves the slider 200 times in every channel, for 64 leaves, and prints the
-median, without the time of layout and painting.
+Opens the page in headless Chromium (playwright), moves the slider 200 times in every channel, for
+64 leaves, and prints the median, without the time of layout and painting.
 """
 
 import sys

@@ -1,11 +1,13 @@
-"""What the verdicts of whole figures notice of errors put into the package on purpose: the table of `tests/mutations.py`.
+"""What the verdicts of whole figures notice of errors put into the package on purpose: the table of
+`tests/mutations.py`.
 
     python benchmarks/mutations.py [NAME ...] [--figures [FIGURE ...]] [--workers N]
 
-Every figure that has to notice an error is made at smoke scale with that error, in a process of its own and a folder of its
-own, and once without it. NAME selects errors that contain the text; `--figures` takes other figures than those of the table, or
-none. Errors are also tried on the tests that are named: `python benchmarks/mutations.py --figures` says in a few minutes which
-test catches which error. The exit code is 1 if something named did not fail, or failed without the error.
+Every figure that has to notice an error is made at smoke scale with that error, in a process of its
+own and a folder of its own, and once without it. NAME selects errors that contain the text;
+`--figures` takes other figures than those of the table, or none. Errors are also tried on the tests
+that are named: `python benchmarks/mutations.py --figures` says in a few minutes which test catches
+which error. The exit code is 1 if something named did not fail, or failed without the error.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from mutations import MUTATIONS, Mutation  # noqa: E402
 
 
 def reproduced(figure: str, name: str | None) -> list[tuple[str, bool]]:
-    """Verdicts of a figure, as (quantity, passed), made in another process with the error of that name, or without any."""
+    """Verdicts of a figure, as (quantity, passed), made in another process with the error of
+    that name, or without any.
+    """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--child", json.dumps([figure, name, folder])]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -70,20 +74,37 @@ def failing_test(mutation: Mutation) -> list[tuple[str, bool]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="parts of the names of errors; all by default")
-    parser.add_argument("--figures", nargs="*", help="figures to make instead of those of the table; none are named: no figure")
+    parser.add_argument(
+        "--figures",
+        nargs="*",
+        help="figures to make instead of those of the table; none are named: no figure",
+    )
     parser.add_argument("--workers", type=int, default=1, help="figures made at a time")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(*json.loads(arguments.child))
         return 0
-    chosen = [m for m in MUTATIONS if not arguments.names or any(name in m.name for name in arguments.names)]
+    chosen = [
+        m
+        for m in MUTATIONS
+        if not arguments.names or any(name in m.name for name in arguments.names)
+    ]
     if not chosen:
-        parser.error(f"no error is called {arguments.names}; expected parts of {', '.join(m.name for m in MUTATIONS)}")
-    figures = {m.name: list(m.figures) if arguments.figures is None else arguments.figures for m in chosen}
-    jobs = [(figure, None) for figure in dict.fromkeys(f for each in figures.values() for f in each)]
+        parser.error(
+            f"no error is called {arguments.names}; expected parts of"
+            f" {', '.join(m.name for m in MUTATIONS)}"
+        )
+    figures = {
+        m.name: list(m.figures) if arguments.figures is None else arguments.figures for m in chosen
+    }
+    jobs = [
+        (figure, None) for figure in dict.fromkeys(f for each in figures.values() for f in each)
+    ]
     jobs += [(figure, m.name) for m in chosen for figure in figures[m.name]]
     start = time.monotonic()
     found = {}
@@ -92,7 +113,11 @@ def main() -> int:
             found[job] = verdicts
             failed = [words[:60] for words, passed in verdicts if not passed]
             seconds = f"{time.monotonic() - start:5.0f} s"
-            print(f"{seconds}  {job[0]}, {job[1] or 'right'}: {len(failed)} of {len(verdicts)} fail {failed}", file=sys.stderr)
+            print(
+                f"{seconds}  {job[0]}, {job[1] or 'right'}: {len(failed)} of {len(verdicts)} fail"
+                f" {failed}",
+                file=sys.stderr,
+            )
     table = Table(title="Errors put in on purpose, figures at smoke scale")
     for heading in ("error", "the change", "figure or test", "verdicts that fail"):
         table.add_column(heading, overflow="fold")
@@ -101,7 +126,11 @@ def main() -> int:
         failed = [words for words, passed in found[figure, None] if not passed]
         wrong += bool(failed)
         table.add_row(
-            "none", "", figure, f"{len(failed)} of {len(found[figure, None])}" + "".join(f"\n- {w[:70]}" for w in failed)
+            "none",
+            "",
+            figure,
+            f"{len(failed)} of {len(found[figure, None])}"
+            + "".join(f"\n- {w[:70]}" for w in failed),
         )
     for m in chosen:
         table.add_section()
@@ -110,10 +139,17 @@ def main() -> int:
             verdicts = found[figure, m.name]
             failed = [words for words, passed in verdicts if not passed]
             expected = m.figures.get(figure)
-            missed = expected is not None and not any(words.startswith((expected, f"{figure} stops")) for words in failed)
+            missed = expected is not None and not any(
+                words.startswith((expected, f"{figure} stops")) for words in failed
+            )
             wrong += missed
             rows.append(
-                (figure, f"{len(failed)} of {len(verdicts)}" + "".join(f"\n- {w[:70]}" for w in failed) + "\nMISSED" * missed)
+                (
+                    figure,
+                    f"{len(failed)} of {len(verdicts)}"
+                    + "".join(f"\n- {w[:70]}" for w in failed)
+                    + "\nMISSED" * missed,
+                )
             )
         for name, passed in failing_test(m):
             wrong += passed

@@ -2,8 +2,9 @@
 
     python benchmarks/object_storage.py
 
-An S3 server (moto) runs as a process on this machine, behind a proxy that delays every request. Prints, for 200 short
-tasks of two variables: requests and seconds to make and fill the store, to look at it again (`resume`, `status`), to extend it.
+An S3 server (moto) runs as a process on this machine, behind a proxy that delays every request.
+Prints, for 200 short tasks of two variables: requests and seconds to make and fill the store, to
+look at it again (`resume`, `status`), to extend it.
 """
 
 import argparse
@@ -46,29 +47,55 @@ def measure(where, proxy=None):
         start = time.monotonic()
         action()
         seconds = time.monotonic() - start
-        methods = dict(sorted(Counter(method for method, _, _ in proxy.requests).items())) if proxy else {}
+        methods = (
+            dict(sorted(Counter(method for method, _, _ in proxy.requests).items()))
+            if proxy
+            else {}
+        )
         print(f"  {name:8}{seconds:8.2f} s  {sum(methods.values()):6d} requests  {methods}")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latency", type=float, nargs="*", default=[0.0, 0.03], help="seconds that every request waits")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--latency",
+        type=float,
+        nargs="*",
+        default=[0.0, 0.03],
+        help="seconds that every request waits",
+    )
     given = parser.parse_args()
     ut.run(ut.Experiment.from_dict(SPEC))  # compiles the kernels
     with tempfile.TemporaryDirectory() as folder:
         print("folder")
         measure(f"{folder}/run")
-        words = [sys.executable, "-c", "import sys; from moto.server import main; main(sys.argv[1:])", "-p", "0"]
+        words = [
+            sys.executable,
+            "-c",
+            "import sys; from moto.server import main; main(sys.argv[1:])",
+            "-p",
+            "0",
+        ]
         log = Path(folder, "log")
         with log.open("w") as file:
             server = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
         try:
             while "Running on" not in log.read_text():
                 time.sleep(0.1)
-            address = next(line for line in log.read_text().splitlines() if "Running on" in line).split()[-1]
-            urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")).close()
+            address = next(
+                line for line in log.read_text().splitlines() if "Running on" in line
+            ).split()[-1]
+            urllib.request.urlopen(
+                urllib.request.Request(f"{address}/bucket", method="PUT")
+            ).close()
             with FaultyProxy(address) as proxy:
-                os.environ |= {"AWS_ACCESS_KEY_ID": "name", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+                os.environ |= {
+                    "AWS_ACCESS_KEY_ID": "name",
+                    "AWS_SECRET_ACCESS_KEY": "secret",
+                    "AWS_REGION": "us-east-1",
+                }
                 os.environ |= {"AWS_ALLOW_HTTP": "true", "AWS_ENDPOINT_URL": proxy.url}
                 for proxy.latency in given.latency:
                     print(f"object storage, {1000 * proxy.latency:.0f} ms a request")

@@ -1,11 +1,13 @@
-"""How often the check of recorded files finds a swapped pair, and how often it raises a false alarm.
+"""How often the check of recorded files finds a swapped pair, and how often it raises a false
+alarm.
 
 python benchmarks/pairing.py [--folders 300] [--images 120]
 
-U-turns of embedded images by the embedded model (20 DDPM steps) at several t/T, two versions of each. A folder is a random
-choice of 60 of the images. For each level the table gives: the smallest ratio (c_ij + c_ji) / (c_ii + c_jj) of all folders as
-they are, the share of folders with a ratio below .7 (false alarms), and the share of folders with one swapped pair in which
-exactly the two swapped originals lie below .7 (found).
+U-turns of embedded images by the embedded model (20 DDPM steps) at several t/T, two versions of
+each. A folder is a random choice of 60 of the images. For each level the table gives: the smallest
+ratio (c_ij + c_ji) / (c_ii + c_jj) of all folders as they are, the share of folders with a ratio
+below .7 (false alarms), and the share of folders with one swapped pair in which exactly the two
+swapped originals lie below .7 (found).
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ ITEMS = 60
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folders", type=int, default=300)
     parser.add_argument("--images", type=int, default=120)
     chosen = parser.parse_args()
@@ -39,8 +43,15 @@ def main() -> None:
         ),
         progress=True,
     )
-    originals = ut.sources.FashionMNISTSource().images_at(np.arange(chosen.images))[0].reshape(chosen.images, -1)
-    print(f"{chosen.folders} folders of {ITEMS} of {chosen.images} images, two reconstructions of each")
+    originals = (
+        ut.sources.FashionMNISTSource()
+        .images_at(np.arange(chosen.images))[0]
+        .reshape(chosen.images, -1)
+    )
+    print(
+        f"{chosen.folders} folders of {ITEMS} of {chosen.images} images, two reconstructions of"
+        " each"
+    )
     print("t/T    smallest ratio   false alarms   found")
     for level in LEVELS:
         images = run.image.sel(noise=level).values.reshape(chosen.images, 2, -1)
@@ -51,7 +62,10 @@ def main() -> None:
             smallest.append(pairing(x, made)[0].min())
             made[[0, 1]] = made[[1, 0]]
             found.append(np.flatnonzero(pairing(x, made)[0] < 0.7).tolist() == [0, 1])
-        print(f"{level:4.2f}   {min(smallest):14.2f}   {np.mean(np.array(smallest) < 0.7):12.3f}   {np.mean(found):5.3f}")
+        print(
+            f"{level:4.2f}   {min(smallest):14.2f}   {np.mean(np.array(smallest) < 0.7):12.3f}  "
+            f" {np.mean(found):5.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python benchmarks/plan.py [SPEC ..] [--seconds 30] [--workers N] [--cpu]
 
-Each spec of examples/ is made larger until its run is expected to take so many seconds. Plan and run are processes of their own;
-the time of loading models and compiling kernels is left out of both. The disk of a plan is that of readings before their
-compression. The time of a run that shares the machine with other programs is not that of a plan made before: keep the machine
-quiet, or compare the time of the processor, with one thread (--cpu).
+Each spec of examples/ is made larger until its run is expected to take so many seconds. Plan and
+run are processes of their own; the time of loading models and compiling kernels is left out of
+both. The disk of a plan is that of readings before their compression. The time of a run that shares
+the machine with other programs is not that of a plan made before: keep the machine quiet, or
+compare the time of the processor, with one thread (--cpu).
 """
 
 from __future__ import annotations
@@ -61,17 +62,35 @@ def measured(path: Path, factor: int, workers: int) -> dict[str, Any]:
 
 def in_process(what: str, path: Path, factor: int, workers: int, cpu: bool) -> dict[str, Any]:
     """`planned` or `measured` in a process of its own."""
-    command = [sys.executable, __file__, str(path), "--one", what, "--factor", str(factor), "--workers", str(workers)]
+    command = [
+        sys.executable,
+        __file__,
+        str(path),
+        "--one",
+        what,
+        "--factor",
+        str(factor),
+        "--workers",
+        str(workers),
+    ]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), "1") if cpu else {}
     done = subprocess.run(
-        [*command, *(["--cpu"] if cpu else [])], capture_output=True, text=True, check=True, env={**os.environ, **threads}
+        [*command, *(["--cpu"] if cpu else [])],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **threads},
     )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("specs", nargs="*", type=Path, default=[HERE / f"{name}.toml" for name in SPECS])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "specs", nargs="*", type=Path, default=[HERE / f"{name}.toml" for name in SPECS]
+    )
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--cpu", action="store_true")

@@ -1,7 +1,9 @@
-"""Compare the numbers of this checkout with those of another commit: `python benchmarks/same_numbers.py COMMIT`.
+"""Compare the numbers of this checkout with those of another commit: `python
+benchmarks/same_numbers.py COMMIT`.
 
-Both commits run the same small experiments, one for every way from an original to a reading, each in a process of its own. Exact
-inference must agree in every bit. Networks must agree to `TOLERANCE`, since float rounding depends on the order of operations.
+Both commits run the same small experiments, one for every way from an original to a reading, each
+in a process of its own. Exact inference must agree in every bit. Networks must agree to
+`TOLERANCE`, since float rounding depends on the order of operations.
 """
 
 from __future__ import annotations
@@ -31,42 +33,82 @@ LEVELS = {
 
 
 def experiments() -> dict[str, dict[str, Any]]:
-    """{name: spec}; names that begin with "network" are those whose numbers depend on float rounding."""
+    """{name: spec}; names that begin with "network" are those whose numbers depend on float
+    rounding.
+    """
     found: dict[str, dict[str, Any]] = {}
 
     def add(
-        name: str, source: dict[str, Any], channel: str, backward: dict[str, Any], probes: list[dict[str, Any]], **size: int
+        name: str,
+        source: dict[str, Any],
+        channel: str,
+        backward: dict[str, Any],
+        probes: list[dict[str, Any]],
+        **size: int,
     ) -> None:
         corruption = {"type": channel, "noise": LEVELS[channel]}
         size = {"items": 6, "trajectories": 3, "chunk": 4, "seed": 5, **size}
-        found[name] = {**size, "source": source, "corruption": corruption, "backward": backward, "probes": probes}
+        found[name] = {
+            **size,
+            "source": source,
+            "corruption": corruption,
+            "backward": backward,
+            "probes": probes,
+        }
 
     for channel in ("gaussian", "masking", "uniform", "epsilon"):
         add(f"exact {channel}", RHM, channel, {"type": "exact"}, TREE)
     for channel in ("gaussian", "masking", "uniform"):
         add(f"denoiser {channel}", RHM, channel, {"type": "denoiser", "steps": 6}, TREE)
-    for scheduler, eta in (("ddpm", None), ("ddim", 0.5), ("dpm_solver", None), ("FlowMatchEulerDiscreteScheduler", None)):
-        backward = {"type": "score", "scheduler": scheduler, "steps": 20, **({} if eta is None else {"eta": eta})}
+    for scheduler, eta in (
+        ("ddpm", None),
+        ("ddim", 0.5),
+        ("dpm_solver", None),
+        ("FlowMatchEulerDiscreteScheduler", None),
+    ):
+        backward = {
+            "type": "score",
+            "scheduler": scheduler,
+            "steps": 20,
+            **({} if eta is None else {"eta": eta}),
+        }
         add(f"score {scheduler}", RHM, "diffusion", backward, TREE)
-    for source in ({"type": "gaussian_mixture", "dimension": 32, "num_modes": 3}, {"type": "gaussian_field", "size": 8}):
+    for source in (
+        {"type": "gaussian_mixture", "dimension": 32, "num_modes": 3},
+        {"type": "gaussian_field", "size": 8},
+    ):
         add(f"exact {source['type']}", source, "gaussian", {"type": "exact"}, [{"type": "scales"}])
     for scheduler, pure in product(("ddpm", "dpm_solver"), (False, True)):
         backward = {"type": "diffusion", "scheduler": scheduler, "steps": 8, "pure_noise": pure}
         probes = [{"type": "network_layers"}, {"type": "images", "first": 2}]
-        add(f"network {scheduler}{' from pure noise' if pure else ''}", {"type": "fashion_mnist"}, "diffusion", backward, probes)
+        add(
+            f"network {scheduler}{' from pure noise' if pure else ''}",
+            {"type": "fashion_mnist"},
+            "diffusion",
+            backward,
+            probes,
+        )
     return found
 
 
 def write(path: Path) -> None:
-    """Run every experiment with the package that is imported here; {"name/variable": array} in an .npz file."""
+    """Run every experiment with the package that is imported here; {"name/variable": array} in
+    an .npz file.
+    """
     import uturn as ut
 
     found = {}
     for name, spec in experiments().items():
         results = ut.run(ut.Experiment.from_dict(spec))
-        found |= {f"{name}/{variable}": values.values for variable, values in results.variables.items()}
+        found |= {
+            f"{name}/{variable}": values.values for variable, values in results.variables.items()
+        }
     np.savez(
-        path, **{name: values if values.dtype.kind in "biuf" else np.array(values.tolist()) for name, values in found.items()}
+        path,
+        **{
+            name: values if values.dtype.kind in "biuf" else np.array(values.tolist())
+            for name, values in found.items()
+        },
     )
 
 
@@ -85,7 +127,11 @@ def differences(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> 
         numbers = a.dtype.kind == "f" and a.shape == b.shape
         if np.array_equal(a, b, equal_nan=numbers):
             continue
-        if numbers and name.startswith("network") and np.allclose(a, b, rtol=0, atol=TOLERANCE, equal_nan=True):
+        if (
+            numbers
+            and name.startswith("network")
+            and np.allclose(a, b, rtol=0, atol=TOLERANCE, equal_nan=True)
+        ):
             continue
         size = f", largest difference {np.nanmax(abs(a - b)):.3g}" if numbers else ""
         lines.append(f"{name}: {a.dtype} {a.shape} before, {b.dtype} {b.shape} after{size}")
@@ -102,13 +148,22 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         other = Path(folder) / "checkout"
-        subprocess.run(["git", "-C", ROOT, "worktree", "add", "--detach", "--quiet", other, arguments.commit], check=True)
+        subprocess.run(
+            ["git", "-C", ROOT, "worktree", "add", "--detach", "--quiet", other, arguments.commit],
+            check=True,
+        )
         try:
-            before, after = run_in(other, Path(folder) / "before.npz"), run_in(ROOT, Path(folder) / "after.npz")
+            before, after = (
+                run_in(other, Path(folder) / "before.npz"),
+                run_in(ROOT, Path(folder) / "after.npz"),
+            )
         finally:
             subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", other], check=True)
     lines = differences(before, after)
-    print("\n".join(lines) or f"{len(before)} arrays of {len(experiments())} experiments are the same as in {arguments.commit}")
+    print(
+        "\n".join(lines)
+        or f"{len(before)} arrays of {len(experiments())} experiments are the same as in {arguments.commit}"
+    )
     sys.exit(bool(lines))
 
 

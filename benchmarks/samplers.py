@@ -6,9 +6,10 @@
 
 The samplers are those of tests/tools/check_sampler/sampler_gallery.py.
 
-Share of checks that fail, by test, for each sampler, in runs with other originals and other noise. `--right`: right samplers
-alone, whose shares are compared with the false-alarm rate of a check, `--rate`. `--calibration`: the share of p < .01 of the
-calibration of the right sampler, against the number of steps, on originals of the mixture itself.
+Share of checks that fail, by test, for each sampler, in runs with other originals and other noise.
+`--right`: right samplers alone, whose shares are compared with the false-alarm rate of a check,
+`--rate`. `--calibration`: the share of p < .01 of the calibration of the right sampler, against the
+number of steps, on originals of the mixture itself.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "tools" / "check_sampler"))
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent / "tests" / "tools" / "check_sampler")
+)
 
 import sampler_gallery as gallery
 from uturn.tools.check_sampler.check import check_sampler
@@ -36,11 +39,15 @@ def checked(folder: str, seed: int, options: dict, **more):
     data = Path(folder) / f"{seed}.npy"
     if not data.exists():
         np.save(data, gallery.originals(200, seed).numpy())
-    return check_sampler(SamplerOptions.from_dict({"data": str(data), "seed": seed, **options, **more}))
+    return check_sampler(
+        SamplerOptions.from_dict({"data": str(data), "seed": seed, **options, **more})
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--items", type=int, default=32)
     parser.add_argument("--rate", type=float, default=0.001)
@@ -58,11 +65,20 @@ def main() -> None:
             rows = [{row.test: row for row in report.rows} for report in reports]
             failed = [np.mean([row[test].verdict == "FAILS" for row in rows]) for test in TESTS]
             tested = [rows[0][test].verdict != "not tested" for test in TESTS]
-            shares[name] = [*np.where(tested, failed, np.nan), np.mean([not report.passed for report in reports])]
-            sizes[name] = [
-                np.mean([row[TESTS[0]].numbers[key] for row in rows], axis=0) for key in ("noise", "size", "size_of_uturn")
+            shares[name] = [
+                *np.where(tested, failed, np.nan),
+                np.mean([not report.passed for report in reports]),
             ]
-    table = Table("sampler", *TESTS, "any", title=f"share of {chosen.runs} checks that fail, {chosen.items} originals each")
+            sizes[name] = [
+                np.mean([row[TESTS[0]].numbers[key] for row in rows], axis=0)
+                for key in ("noise", "size", "size_of_uturn")
+            ]
+    table = Table(
+        "sampler",
+        *TESTS,
+        "any",
+        title=f"share of {chosen.runs} checks that fail, {chosen.items} originals each",
+    )
     for name, row in shares.items():
         table.add_row(name, *("" if np.isnan(share) else f"{share:.2f}" for share in row))
     Console(width=130).print(table)
@@ -75,36 +91,70 @@ def calibration(folder: str, runs: int) -> None:
     for steps in (40, 100, 250, 1000):
         p = []
         for seed in range(runs):
-            options = {"model": "sampler_gallery:model", "steps": steps, "levels": [0.5], "items": 100, "clones": 4}
+            options = {
+                "model": "sampler_gallery:model",
+                "steps": steps,
+                "levels": [0.5],
+                "items": 100,
+                "clones": 4,
+            }
             report = checked(folder, seed, options)
             (row,) = [row for row in report.rows if row.test == "calibration with clones"]
             p.append(row.numbers["p"][-1])
-        print(f"{steps:5d} steps: share of p < .01 at t/T = .5: {np.mean(np.array(p) < 0.01):.2f} of {runs} runs", flush=True)
+        print(
+            f"{steps:5d} steps: share of p < .01 at t/T = .5: {np.mean(np.array(p) < 0.01):.2f} of"
+            f" {runs} runs",
+            flush=True,
+        )
 
 
 def draw(shares: dict, sizes: dict, path: Path) -> None:
     from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, save_figure, style
 
     with style() as plt:
-        figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", width_ratios=(1, 1.15))
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(12, 4.8), layout="constrained", width_ratios=(1, 1.15)
+        )
         noise, _, own = sizes["DDPM"]
-        left.plot(noise, own, "o-", color=ACCENT, lw=2.4, label="uturn's sampler and the right DDPM")
+        left.plot(
+            noise, own, "o-", color=ACCENT, lw=2.4, label="uturn's sampler and the right DDPM"
+        )
         drawn = ("t + 1 for t", "one noise for all", "timesteps in 0..1", "no noise added")
         for name, marker in zip(drawn, "s^Dv", strict=True):
             left.plot(*sizes[name][:2], f"{marker}--", color=CLASS, lw=1.2, ms=5, label=name)
-        left.set(xscale="log", yscale="log", xlabel="noise, t/T", ylabel="size of the change (root mean square)")
+        left.set(
+            xscale="log",
+            yscale="log",
+            xlabel="noise, t/T",
+            ylabel="size of the change (root mean square)",
+        )
         left.set_xticks(noise, [f"{level:g}" for level in noise])
         left.set_xticks([], minor=True)
         left.set_title("how much a U-turn changes")
         left.legend(loc="lower right", fontsize=9)
         table = np.array([row for row in shares.values()])
-        right.imshow(np.where(np.isnan(table), np.nan, table), cmap="Oranges", vmin=0, vmax=1.4, aspect="auto")
+        right.imshow(
+            np.where(np.isnan(table), np.nan, table),
+            cmap="Oranges",
+            vmin=0,
+            vmax=1.4,
+            aspect="auto",
+        )
         for (row, column), share in np.ndenumerate(table):
-            text = "" if np.isnan(share) else f"{share:.2f}".lstrip("0") if 0 < share < 1 else f"{share:.0f}"
+            text = (
+                ""
+                if np.isnan(share)
+                else f"{share:.2f}".lstrip("0")
+                if 0 < share < 1
+                else f"{share:.0f}"
+            )
             right.text(column, row, text, ha="center", va="center", fontsize=10)
         right.axhline(len(gallery.RIGHT) - 0.5, color=MUTED, lw=1.5)
         heads = [
-            name.replace(" of the ", " of\n").replace("one repeated ", "repeated\n").replace("two ", "two\n") for name in TESTS
+            name.replace(" of the ", " of\n")
+            .replace("one repeated ", "repeated\n")
+            .replace("two ", "two\n")
+            for name in TESTS
         ]
         right.set_xticks(range(len(TESTS) + 1), [*heads, "any"], fontsize=9.5)
         right.set_yticks(range(len(shares)), list(shares), fontsize=9.5)

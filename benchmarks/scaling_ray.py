@@ -2,13 +2,13 @@
 
     python benchmarks/scaling.py ray [--workers 50] [--seconds 40]
 
-Every measurement takes about so many seconds with all workers at work, and their start in addition. Prints the tables of
-benchmarks/README.md:
+Every measurement takes about so many seconds with all workers at work, and their start in addition.
+Prints the tables of benchmarks/README.md:
 
-- processor time of small tasks by `ut.run` in one process, and by one worker and its driver, which hardly depends on what other
-  programs do meanwhile;
-- tasks that sleep, handed out one by one (no bundles) to 1, 2, 4 and 50 workers: tasks a second, those that the workers could do,
-  and the memory of a worker.
+- processor time of small tasks by `ut.run` in one process, and by one worker and its driver, which
+  hardly depends on what other programs do meanwhile;
+- tasks that sleep, handed out one by one (no bundles) to 1, 2, 4 and 50 workers: tasks a second,
+  those that the workers could do, and the memory of a worker.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def machine(cores: int) -> Any:
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cores, "object_store_memory": 2**28})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": cores, "object_store_memory": 2**28}
+    )
     try:
         yield cluster.address
     finally:
@@ -73,9 +75,13 @@ def machine(cores: int) -> Any:
 
 
 def rate(states: Any, total: int, workers: int) -> float:
-    """Tasks a second, between the moment when all workers have begun and that when less than a tenth of the tasks is left."""
+    """Tasks a second, between the moment when all workers have begun and that when less than a
+    tenth of the tasks is left.
+    """
     seen = [(time.monotonic(), state) for state in states]
-    begun = next(k for k, (_, (left, alive)) in enumerate(seen) if alive >= workers and left < total)
+    begun = next(
+        k for k, (_, (left, alive)) in enumerate(seen) if alive >= workers and left < total
+    )
     ended = next(k for k, (_, (left, _)) in enumerate(seen) if left <= total // 10)
     if ended <= begun:
         raise SystemExit(f"too few tasks: {total}")
@@ -88,7 +94,9 @@ def sleeping(address: str, workers: int, seconds: float, duration: float) -> Non
     peak: list[float] = []
 
     def watched() -> Any:
-        for state in on_cluster(address, partial(SleepingTasks, seconds), range(total), cpus=0.1, most_workers=workers):
+        for state in on_cluster(
+            address, partial(SleepingTasks, seconds), range(total), cpus=0.1, most_workers=workers
+        ):
             if state[0] <= total // 2 and not peak:  # workers of another run have ended by then
                 peak.extend(memory(pid) for pid in processes("ray::Worker"))
             yield state
@@ -97,7 +105,10 @@ def sleeping(address: str, workers: int, seconds: float, duration: float) -> Non
     rate_of = rate(watched(), total, workers)
     engine_cluster._SECONDS = before
     words = f"{workers} {'worker' if workers == 1 else 'workers'}, tasks of {seconds:g} s"
-    print(f"| {words} | {rate_of:.0f} | {workers / seconds:.0f} | {np.mean(peak) / 2**20:.0f} MB |", flush=True)
+    print(
+        f"| {words} | {rate_of:.0f} | {workers / seconds:.0f} | {np.mean(peak) / 2**20:.0f} MB |",
+        flush=True,
+    )
 
 
 def processor_seconds(pids: list[int]) -> float:
@@ -113,7 +124,9 @@ def memory(pid: int) -> float:
 
 
 def overhead(address: str, duration: float) -> None:
-    """Processor time of small tasks, in a local loop and on a cluster, where it is that of the worker and of the driver."""
+    """Processor time of small tasks, in a local loop and on a cluster, where it is that of the
+    worker and of the driver.
+    """
     import uturn as ut
 
     spec = {**SMALL, "items": SMALL["chunk"] * int(300 * duration)}  # tasks of about 4 ms
@@ -142,7 +155,10 @@ def main(workers: int, duration: float) -> None:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with machine(64) as address:
         overhead(address, duration)
-        print("\n| tasks that sleep | tasks a second | workers allow | memory of a worker |\n|---|---|---|---|")
+        print(
+            "\n| tasks that sleep | tasks a second | workers allow | memory of a worker"
+            " |\n|---|---|---|---|"
+        )
         for number in (1, 2, 4):
             sleeping(address, number, 0.05, duration)
         sleeping(address, workers, 0.2, duration)

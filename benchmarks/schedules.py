@@ -30,12 +30,20 @@ MODELS = {  # name: (pipeline, configuration of the scheduler, image size)
         {"_class_name": "PNDMScheduler", "skip_prk_steps": True, **STABLE_DIFFUSION},
         512,
     ),
-    "SDXL": ("StableDiffusionXLPipeline", {"_class_name": "EulerDiscreteScheduler", **STABLE_DIFFUSION}, 1024),
+    "SDXL": (
+        "StableDiffusionXLPipeline",
+        {"_class_name": "EulerDiscreteScheduler", **STABLE_DIFFUSION},
+        1024,
+    ),
     "SD3": ("StableDiffusion3Pipeline", SHIFTED, 1024),
     "FLUX.1-dev, 512 pixels": ("FluxPipeline", {**SHIFTED, "use_dynamic_shifting": True}, 512),
     "FLUX.1-dev, 1024 pixels": ("FluxPipeline", {**SHIFTED, "use_dynamic_shifting": True}, 1024),
     "DDPM, linear": ("DDPMPipeline", {"_class_name": "DDPMScheduler"}, 1024),
-    "ADM-64, cosine": ("DDPMPipeline", {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}, 1024),
+    "ADM-64, cosine": (
+        "DDPMPipeline",
+        {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"},
+        1024,
+    ),
 }
 
 
@@ -49,7 +57,10 @@ def main(picture: str, steps: int = 50) -> None:
             (where / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
             found.append(schedule(str(where), steps, size=size))
     for name, ds in zip(MODELS, found, strict=True):
-        cells = [f"{float(ds.abar[k]) ** 0.5:.2f}, {float(ds.log_snr[k]):+.1f}" for k in (steps // 4, steps // 2, 3 * steps // 4)]
+        cells = [
+            f"{float(ds.abar[k]) ** 0.5:.2f}, {float(ds.log_snr[k]):+.1f}"
+            for k in (steps // 4, steps // 2, 3 * steps // 4)
+        ]
         print(f"| {name} | {' | '.join(cells)} |")
     with style() as plt:
         figure = draw_schedules(found, list(MODELS))

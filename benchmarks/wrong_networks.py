@@ -1,10 +1,12 @@
-"""What the check of denoisers (uturn.networks.model_check) says of wrong networks, and of right ones.
+"""What the check of denoisers (uturn.networks.model_check) says of wrong networks, and of right
+ones.
 
 python benchmarks/wrong_networks.py
 
-Two small models, that of the package and that of examples/atlas, are run as they are, with each wrong convention, and with random
-weights. "ratio" is the smallest error with one change over the error as declared; a change below .8 is named. The row with a
-shift of the time shows what is not promised.
+Two small models, that of the package and that of examples/atlas, are run as they are, with each
+wrong convention, and with random weights. "ratio" is the smallest error with one change over the
+error as declared; a change below .8 is named. The row with a shift of the time shows what is not
+promised.
 """
 
 import time
@@ -55,8 +57,13 @@ def originals(name):
 
 
 def checked(chain, clean, network=None, predicts=None):
-    """The errors of a network in the place of that of a chain, declared to predict `predicts`, what is said, and seconds."""
-    model, scheduler = chain.model, getattr(chain.forward.scheduler, "base", chain.forward.scheduler)
+    """The errors of a network in the place of that of a chain, declared to predict `predicts`,
+    what is said, and seconds.
+    """
+    model, scheduler = (
+        chain.model,
+        getattr(chain.forward.scheduler, "base", chain.forward.scheduler),
+    )
     if predicts is not None:
         prediction = Prediction(DenoiserModel(model.network, scheduler, predicts=predicts))
         model = DenoisingNetwork(model.network, torch.float32, model.condition, prediction)
@@ -77,18 +84,25 @@ def main():
         chain = ReverseDiffusion.from_pretrained(folder, "ddpm", 10, device="cpu")
         clean = torch.from_numpy(chain.forward.clean(originals(name)))
         network = chain.model.network
-        declared = Probed(chain.model, chain.forward.scheduler, clean, None, Pieces(chain.device, 64)).predicts
+        declared = Probed(
+            chain.model, chain.forward.scheduler, clean, None, Pieces(chain.device, 64)
+        ).predicts
         rows = {"right": {}}
         rows |= {words: {"network": Changed(network, inputs)} for words, inputs in INPUTS.items()}
         rows |= {"flipped sign": {"network": Changed(network, sign=-1)}}
         others = [kind for kind in ("x0", "v", "noise") if kind != declared]
         rows |= {f"predicts {declared}, declared {kind}": {"predicts": kind} for kind in others}
-        untrained = type(network).from_config(network.config).eval() if hasattr(network, "config") else None
+        untrained = (
+            type(network).from_config(network.config).eval() if hasattr(network, "config") else None
+        )
         rows |= {} if untrained is None else {"random weights": {"network": Changed(untrained)}}
         for words, change in rows.items():
             errors, said, seconds = checked(chain, clean, **change)
             ratio = errors.best[1] if errors.depends_on_time and errors.is_judged else float("nan")
-            print(f"{name:16} {words:28} {ratio:6.2f} {seconds:5.1f}  {'; '.join(said) or '-'}", flush=True)
+            print(
+                f"{name:16} {words:28} {ratio:6.2f} {seconds:5.1f}  {'; '.join(said) or '-'}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Check the built site: everything that a page loads is part of the site, and every link within it leads somewhere.
+"""Check the built site: everything that a page loads is part of the site, and every link within it
+leads somewhere.
 
-`python docs/check_site.py [site]` prints what is wrong, and ends with the code 1 if anything is. `mkdocs build --strict` looks at
-links in Markdown; this looks at the HTML that browsers get.
+`python docs/check_site.py [site]` prints what is wrong, and ends with the code 1 if anything is.
+`mkdocs build --strict` looks at links in Markdown; this looks at the HTML that browsers get.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-LOADED = {"src", "srcset", "poster", "data"}  # attributes whose address a browser fetches; so is `href` of a <link>
+# Attributes whose address a browser fetches; so is `href` of a <link>.
+LOADED = {"src", "srcset", "poster", "data"}
 PROSE = re.compile(r"^\s*[-*] \S", re.MULTILINE)
 
 
@@ -38,7 +40,9 @@ class Page(HTMLParser):
             elif name == "href" and tag == "a" and value:
                 self.links.append(value)
             elif value and (name in LOADED or (name == "href" and tag != "a")):
-                self.loads += [part.split()[0] for part in value.split(",")] if name == "srcset" else [value]
+                self.loads += (
+                    [part.split()[0] for part in value.split(",")] if name == "srcset" else [value]
+                )
             elif name == "style" and value:
                 self.loads += addresses(value)
 
@@ -56,7 +60,9 @@ class Page(HTMLParser):
 
 def addresses(css: str) -> list[str]:
     """What a style sheet loads."""
-    return re.findall(r"url\(\s*['\"]?([^'\")]+)", css) + re.findall(r"@import\s+['\"]([^'\"]+)", css)
+    return re.findall(r"url\(\s*['\"]?([^'\")]+)", css) + re.findall(
+        r"@import\s+['\"]([^'\"]+)", css
+    )
 
 
 def problems(site: Path) -> list[str]:
@@ -73,15 +79,27 @@ def problems(site: Path) -> list[str]:
                     found.append(f"{where}: loads {address}")
                 continue
             target = (
-                site / parts.path.lstrip("/") if parts.path.startswith("/") else path.parent / unquote(parts.path)
+                site / parts.path.lstrip("/")
+                if parts.path.startswith("/")
+                else path.parent / unquote(parts.path)
             ).resolve()
-            target = path if not parts.path else target / "index.html" if target.is_dir() else target
+            target = (
+                path if not parts.path else target / "index.html" if target.is_dir() else target
+            )
             if not target.is_file():
                 found.append(f"{where}: {address} leads nowhere")
-            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors:
+            elif (
+                parts.fragment
+                and target in pages
+                and unquote(parts.fragment) not in pages[target].anchors
+            ):
                 found.append(f"{where}: {address} names no part of its page")
     for path in sorted(site.rglob("*.css")):
-        outside = [address for address in addresses(path.read_text(encoding="utf-8")) if re.match(r"(https?:)?//", address)]
+        outside = [
+            address
+            for address in addresses(path.read_text(encoding="utf-8"))
+            if re.match(r"(https?:)?//", address)
+        ]
         found += [f"{path.relative_to(site)}: loads {address}" for address in outside]
     return found
 
@@ -91,5 +109,7 @@ if __name__ == "__main__":
     if not (folder / "index.html").is_file():
         sys.exit(f"{folder}: no site; run `mkdocs build --strict` first")
     lines = problems(folder)
-    print("\n".join(lines) or f"{folder}: all links lead somewhere, nothing is loaded from elsewhere")
+    print(
+        "\n".join(lines) or f"{folder}: all links lead somewhere, nothing is loaded from elsewhere"
+    )
     sys.exit(bool(lines))

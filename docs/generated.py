@@ -1,6 +1,8 @@
-"""Pages that are made from the package itself: the options of all commands, and the members of all parts.
+"""Pages that are made from the package itself: the options of all commands, and the members of all
+parts.
 
-The texts are the help of the commands and the docstrings of the base classes, so the pages cannot differ from the program.
+The texts are the help of the commands and the docstrings of the base classes, so the pages cannot
+differ from the program.
 """
 
 from __future__ import annotations
@@ -29,7 +31,12 @@ MEMBERS = {  # the parts in the order of a U-turn, and the data that pass betwee
     "uturns": protocols.UTurns,
     "variable": protocols.Variable,
 }
-RENDERED = ("    options:", "      show_root_heading: false", "      show_root_toc_entry: false", "      heading_level: 3")
+RENDERED = (
+    "    options:",
+    "      show_root_heading: false",
+    "      show_root_toc_entry: false",
+    "      heading_level: 3",
+)
 OPTIONS_HEAD = """\
 # Options of all commands
 
@@ -41,7 +48,7 @@ What can a part of your own define? A part defines the members that are required
 [Your own parts](own-parts.md) shows how."""
 
 
-# -- options ---------------------------------------------------------------------------------------------------------------
+# -- options ---------------------------------------------------------------------------------------
 
 
 def commands() -> dict[str, Any]:
@@ -59,7 +66,10 @@ def options() -> str:
         lines += ["", f"## uturn {name} {{ #{anchor(name)} }}", "", described(command.help)]
         for panel, parameters in panels(command).items():
             lines += ["", f"**{panel}**", "", "| option | default | meaning |", "|---|---|---|"]
-            lines += [f"| {named(option)} | {default(option)} | {cell(option.help or '')} |" for option in parameters]
+            lines += [
+                f"| {named(option)} | {default(option)} | {cell(option.help or '')} |"
+                for option in parameters
+            ]
     return "\n".join(lines)
 
 
@@ -105,25 +115,34 @@ def first_line(text: str) -> str:
 
 def described(text: str) -> str:
     """A help text as Markdown, with its examples as shell code."""
-    return re.sub(r"^```$(.*?)^```$", r"```bash\1```", inspect.cleandoc(text), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(
+        r"^```$(.*?)^```$", r"```bash\1```", inspect.cleandoc(text), flags=re.MULTILINE | re.DOTALL
+    )
 
 
 def cell(text: str) -> str:
-    """A text of the help as a cell of a table: outside of code, characters that mean something in Markdown are escaped."""
+    """A text of the help as a cell of a table: outside of code, characters that mean something
+    in Markdown are escaped.
+    """
     pieces = re.split(r"(`[^`]*`)", " ".join(text.split()))
-    escaped = [re.sub(r"(?<!\\)([*_{}])", r"\\\1", piece).replace("<", "&lt;") for piece in pieces[::2]]
+    escaped = [
+        re.sub(r"(?<!\\)([*_{}])", r"\\\1", piece).replace("<", "&lt;") for piece in pieces[::2]
+    ]
     pieces[::2] = escaped
     return "".join(pieces).replace("|", "\\|")
 
 
-# -- members ---------------------------------------------------------------------------------------------------------------
+# -- members ---------------------------------------------------------------------------------------
 
 
 def members() -> str:
     """The page of all members: a table of what is required, then the docstrings of each class."""
     lines = [MEMBERS_HEAD, "", "| class | what it is | required |", "|---|---|---|"]
     for name, kind in MEMBERS.items():
-        lines.append(f"| [`{kind.__name__}`](#{name}) | {cell(first_line(inspect.getdoc(kind) or ''))} | {required(name)} |")
+        lines.append(
+            f"| [`{kind.__name__}`](#{name}) | {cell(first_line(inspect.getdoc(kind) or ''))} |"
+            f" {required(name)} |"
+        )
     for name, kind in MEMBERS.items():
         whole = f"{kind.__module__}.{kind.__qualname__}"
         lines += ["", f"## {kind.__name__} {{ #{name} }}", "", f"::: {whole}", *RENDERED]
@@ -135,5 +154,10 @@ def required(name: str) -> str:
     kind = MEMBERS[name]
     if protocols.Part not in kind.__mro__[1:]:
         return ""
-    values = [value for base in kind.__mro__ for value in inspect.get_annotations(base) if not hasattr(kind, value)]
+    values = [
+        value
+        for base in kind.__mro__
+        for value in inspect.get_annotations(base)
+        if not hasattr(kind, value)
+    ]
     return ", ".join(f"`{member}`" for member in [*values, *sorted(kind.__abstractmethods__)])

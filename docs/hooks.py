@@ -1,8 +1,9 @@
 """Pages that the site makes from other files, and formulas: the hooks that `mkdocs.yml` names.
 
-The gallery shows the figures in `results`; the laboratory is the page that `uturn explore` writes; `generated.py` makes the pages
-of options and members; the reference has one page for each public module. Files outside docs/ that a page links to become pages
-of the site, so that links work here as they do in a clone. TeX formulas become MathML, which browsers draw without scripts.
+The gallery shows the figures in `results`; the laboratory is the page that `uturn explore` writes;
+`generated.py` makes the pages of options and members; the reference has one page for each public
+module. Files outside docs/ that a page links to become pages of the site, so that links work here
+as they do in a clone. TeX formulas become MathML, which browsers draw without scripts.
 """
 
 from __future__ import annotations
@@ -30,16 +31,25 @@ from uturn.pages.laboratory import laboratory
 from uturn.paper import FIGURES, load_figure
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-LINK = re.compile(r"""(?:(?<=\]\()|(?<=src=")|(?<=href="))([^)\s#"]+)(?=[)#"])""")  # of Markdown, and of HTML in it
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
+# Of Markdown, and of HTML in it.
+LINK = re.compile(r"""(?:(?<=\]\()|(?<=src=")|(?<=href="))([^)\s#"]+)(?=[)#"])""")
 HELP = (  # what a page says to type, and the page of the site that shows the same
     (r"`uturn ([a-z-]+) --help`", r"[\g<0>](options.md#uturn-\1)"),
-    (r"`help\(ut\.(Source|Corruption|Channel|Backward|Probe|Originals|Noisy|UTurns|Variable)\)`", lambda found: f"[{found[0]}](members.md#{found[1].lower()})"),
+    (
+        r"`help\(ut\.(Source|Corruption|Channel|Backward|Probe|Originals|Noisy|UTurns|Variable)\)`",
+        lambda found: f"[{found[0]}](members.md#{found[1].lower()})",
+    ),
     (r"`help\((ut\.\w+)\)`", r"[\g<0>](api/\1.md)"),
 )
 LABORATORY = "explore.html"
 TIDY = (  # what latex2mathml writes, and what browsers set as TeX would
-    ("<mo>(&#x0(?:221E|2191|2193|002A);)</mo>", r"<mi>\1</mi>"),  # infinity, arrows, star: no space around them
+    # Infinity, arrows, star: no space around them.
+    ("<mo>(&#x0(?:221E|2191|2193|002A);)</mo>", r"<mi>\1</mi>"),
     ("<mi>(&#x02032;)</mi>", r"<mo>\1</mo>"),  # a prime
     ("(<mi>log</mi>)(?=<m[is])", r'\1<mspace width="0.17em" />'),
 )
@@ -50,18 +60,41 @@ LABORATORY_PAGE = f"""\
 
 [Open it on a page of its own]({LABORATORY}){{ .md-button }} [What it shows](figures.md#the-laboratory)
 """
-GALLERY = "Each figure is made by a command, with verdicts that compare it with theory: [figures and verdicts](figures.md)."
-REFERENCE = "Names of `import uturn as ut`, with types in their signatures. For symbols, see [notation](../theory.md#notation)."
+GALLERY = (
+    "Each figure is made by a command, with verdicts that compare it with theory: [figures and"
+    " verdicts](figures.md)."
+)
+REFERENCE = (
+    "Names of `import uturn as ut`, with types in their signatures. For symbols, see"
+    " [notation](../theory.md#notation)."
+)
 OF_TOOLS = {
     "atlas": ("rows",),
     "audit": ("options", "orders"),
     "chains": ("chain", "energies", "measures", "parts"),
     "check_sampler": ("two_samplers",),
-    "inverse": ("deepinv_samplers", "linear", "measurement", "operators", "options", "posteriors", "sampler"),
+    "inverse": (
+        "deepinv_samplers",
+        "linear",
+        "measurement",
+        "operators",
+        "options",
+        "posteriors",
+        "sampler",
+    ),
 }
 # Modules that users import beside those in `uturn.__all__`, and those of the names there.
 ALSO_PUBLIC = (
-    *("presets", "core.experiment", "core.tools", "core.u_turns", "engine.plan", "engine.run", "engine.sweep", "exact.hmm"),
+    *(
+        "presets",
+        "core.experiment",
+        "core.tools",
+        "core.u_turns",
+        "engine.plan",
+        "engine.run",
+        "engine.sweep",
+        "exact.hmm",
+    ),
     *("measures.ranks", "pages", "pages.laboratory", "studies.locate", "studies.readings"),
     *(f"tools.{tool}.{name}" for tool in own_tools() for name in OF_TOOLS.get(tool, ())),
 )
@@ -69,7 +102,9 @@ ALSO_PUBLIC = (
 
 def on_config(config: Any) -> Any:
     """Add the reference to the navigation."""
-    config.nav.append({"Reference": ["api/index.md", *({title: f"api/{title}.md"} for title in public_modules())]})
+    config.nav.append(
+        {"Reference": ["api/index.md", *({title: f"api/{title}.md"} for title in public_modules())]}
+    )
     return config
 
 
@@ -87,8 +122,12 @@ def on_files(files: Files, config: Any) -> Files:
     add("api/index.md", reference_index())
     for title, name in public_modules().items():
         add(f"api/{title}.md", reference(title, name))
-    notebooks = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").glob("*.ipynb"))
-    written = (f"docs/{file.src_uri}" for file in files.documentation_pages() if file.generated_by is None)
+    notebooks = sorted(
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").glob("*.ipynb")
+    )
+    written = (
+        f"docs/{file.src_uri}" for file in files.documentation_pages() if file.generated_by is None
+    )
     waiting = ["CONTRIBUTING.md", "CHANGELOG.md", *notebooks, *written]
     seen = {"README.md", *waiting}  # docs/index.md stands for the README
     for path in waiting:  # grows while it is read: a linked file may link to others
@@ -96,14 +135,20 @@ def on_files(files: Files, config: Any) -> Files:
         if not path.startswith("docs/"):
             add(uri_of(path), page_of(path, text))
         if path.endswith((".md", ".ipynb")):
-            found = {target for link in LINK.findall(text) if (target := linked(link, path)) and not target.startswith("docs/")}
+            found = {
+                target
+                for link in LINK.findall(text)
+                if (target := linked(link, path)) and not target.startswith("docs/")
+            }
             waiting += sorted(found - seen)
             seen |= found
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
-    """Files and what is typed for help are linked to their pages; the laboratory has the whole width; claims are of here."""
+    """Files and what is typed for help are linked to their pages; the laboratory has the whole
+    width; claims are of here.
+    """
     if page.file.src_uri == "laboratory.md":
         page.meta["hide"] = ["navigation", "toc"]
     if page.file.src_uri == claims.PAGE.name:
@@ -116,7 +161,9 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
 
 
 def on_page_content(content: str, page: Page, config: Any, files: Files) -> str:
-    """TeX to MathML; types in words, such as "int, v" of a docstring, without the parentheses of a tuple."""
+    """TeX to MathML; types in words, such as "int, v" of a docstring, without the parentheses of
+    a tuple.
+    """
     content = re.sub(r"(<td>\s*<code>)\((.*?)\)(</code>)", r"\1\2\3", content)
     content = re.sub(
         r'<span class="arithmatex">\\\((.*?)\\\)</span>([,.;:)]*)',
@@ -124,7 +171,10 @@ def on_page_content(content: str, page: Page, config: Any, files: Files) -> str:
         content,
     )
     return re.sub(
-        r'<div class="arithmatex">\\\[(.*?)\\\]</div>', lambda tex: mathml(tex[1], "block", page), content, flags=re.DOTALL
+        r'<div class="arithmatex">\\\[(.*?)\\\]</div>',
+        lambda tex: mathml(tex[1], "block", page),
+        content,
+        flags=re.DOTALL,
     )
 
 
@@ -138,18 +188,26 @@ def mathml(tex: str, display: str, page: Page) -> str:
     return formula
 
 
-# -- links -----------------------------------------------------------------------------------------------------------------
+# -- links -----------------------------------------------------------------------------------------
 
 
 def linked(link: str, origin: str) -> str | None:
     """Path in the repository of what `origin` links to, if it is a file there."""
     target = posixpath.normpath(posixpath.join(posixpath.dirname(origin), link))
-    return target if ":" not in link and not target.startswith("..") and (ROOT / target).is_file() else None
+    return (
+        target
+        if ":" not in link and not target.startswith("..") and (ROOT / target).is_file()
+        else None
+    )
 
 
 def uri_of(path: str) -> str:
     """Source of the page that shows a file of the repository."""
-    return PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else f"files/{path.removesuffix('.md')}.md")
+    return PAGES.get(path) or (
+        path.removeprefix("docs/")
+        if path.startswith("docs/")
+        else f"files/{path.removesuffix('.md')}.md"
+    )
 
 
 def relinked(text: str, origin: str) -> str:
@@ -169,7 +227,9 @@ def page_of(path: str, text: str) -> str:
         return relinked(text, path)
     if path.endswith(".ipynb"):
         return relinked("\n\n".join(map(cell_text, json.loads(text)["cells"])), path)
-    language = {".py": "python", ".toml": "toml", ".cff": "yaml", ".sbatch": "bash"}.get(Path(path).suffix, "text")
+    language = {".py": "python", ".toml": "toml", ".cff": "yaml", ".sbatch": "bash"}.get(
+        Path(path).suffix, "text"
+    )
     return f"# `{path}`\n\n{fenced(text, language)}"
 
 
@@ -194,11 +254,13 @@ def fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-# -- gallery ---------------------------------------------------------------------------------------------------------------
+# -- gallery ---------------------------------------------------------------------------------------
 
 
 def gallery(files: Files, config: Any) -> str:
-    """Figures that `uturn reproduce` has left in the folder of results, or those in docs/images, and the notebooks."""
+    """Figures that `uturn reproduce` has left in the folder of results, or those in docs/images,
+    and the notebooks.
+    """
     lines = ["# Gallery", "", GALLERY]
     results = ROOT / config.extra["results"]
     for name in FIGURES:
@@ -209,7 +271,12 @@ def gallery(files: Files, config: Any) -> str:
         elif not files.get_file_from_path(picture):
             continue
         figure = load_figure(name)
-        lines += ["", f"## {figure.TITLE} {{ #{name} }}", "", f"[![{figure.TITLE}]({picture}){{ loading=lazy }}]({picture})"]
+        lines += [
+            "",
+            f"## {figure.TITLE} {{ #{name} }}",
+            "",
+            f"[![{figure.TITLE}]({picture}){{ loading=lazy }}]({picture})",
+        ]
         lines += ["", f"**{figure.CLAIM}**", "", figure.CAPTION, "", f"`uturn reproduce {name}`"]
     if notebooks := sorted((ROOT / "examples").glob("*.ipynb")):
         lines += ["", "## Notebooks", ""]
@@ -224,36 +291,58 @@ def title_of(notebook: Path) -> str:
     return heading[1] if heading else notebook.name
 
 
-# -- reference -------------------------------------------------------------------------------------------------------------
+# -- reference -------------------------------------------------------------------------------------
 
 
 def public_modules() -> dict[str, str]:
-    """Modules of the reference, {title: module}; those in `uturn.__all__` have the title `ut.NAME`."""
-    named = {f"ut.{name}": value.__name__ for name in uturn.__all__ if inspect.ismodule(value := getattr(uturn, name))}
+    """Modules of the reference, {title: module}; those in `uturn.__all__` have the title
+    `ut.NAME`.
+    """
+    named = {
+        f"ut.{name}": value.__name__
+        for name in uturn.__all__
+        if inspect.ismodule(value := getattr(uturn, name))
+    }
     return dict(sorted(named.items())) | {f"uturn.{name}": f"uturn.{name}" for name in ALSO_PUBLIC}
 
 
 def reference_index() -> str:
-    """Names of `uturn` itself, each with the first sentence of its docstring, and the public modules."""
+    """Names of `uturn` itself, each with the first sentence of its docstring, and the public
+    modules.
+    """
     lines = ["# Reference", "", REFERENCE, "", "| name | meaning |", "|---|---|"]
     for name in uturn.__all__:
         value = getattr(uturn, name)
         if not inspect.ismodule(value):
-            lines.append(f"| [`{name}`][{value.__module__}.{value.__qualname__}] | {first_sentence(value)} |")
+            lines.append(
+                f"| [`{name}`][{value.__module__}.{value.__qualname__}] | {first_sentence(value)} |"
+            )
     lines += ["", "| module | content |", "|---|---|"]
     for title, name in public_modules().items():
-        lines.append(f"| [`{title}`]({title}.md) | {first_sentence(importlib.import_module(name))} |")
+        lines.append(
+            f"| [`{title}`]({title}.md) | {first_sentence(importlib.import_module(name))} |"
+        )
     return "\n".join(lines)
 
 
 def reference(title: str, name: str) -> str:
-    """The page of a module. Of a package it has the modules of public names, and those that it, the README or a page names."""
+    """The page of a module. Of a package it has the modules of public names, and those that it,
+    the README or a page names.
+    """
     package = importlib.import_module(name)
     lines = [f"# {title}", "", f"::: {name}", *generated.RENDERED]
     if hasattr(package, "__path__") and not hasattr(package, "__all__"):
-        texts = [Path(str(package.__file__)), ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+        texts = [
+            Path(str(package.__file__)),
+            ROOT / "README.md",
+            *sorted((ROOT / "docs").glob("*.md")),
+        ]
         named = "\n".join(path.read_text(encoding="utf-8") for path in texts)
-        named += "".join(f"\nuturn.{home}" for homes in (uturn, package) for home in getattr(homes, "_HOMES", {}).values())
+        named += "".join(
+            f"\nuturn.{home}"
+            for homes in (uturn, package)
+            for home in getattr(homes, "_HOMES", {}).values()
+        )
         pages = set(public_modules().values())
         for info in pkgutil.walk_packages(package.__path__, f"{name}."):
             if {info.name, info.name.rpartition(".")[0]} & (pages - {name}):

@@ -1,7 +1,8 @@
-"""The moving picture of the README: U-turns of a digit at growing noise, above the curves that they follow.
+"""The moving picture of the README: U-turns of a digit at growing noise, above the curves that they
+follow.
 
-`python moving_picture.py` measures both with the model in `atlas/mnist`, in about two minutes on two idle cores, and writes
-`docs/images/u-turn.webp`. What was measured is kept in `results/`.
+`python moving_picture.py` measures both with the model in `atlas/mnist`, in about two minutes on
+two idle cores, and writes `docs/images/u-turn.webp`. What was measured is kept in `results/`.
 """
 
 from pathlib import Path
@@ -26,27 +27,47 @@ KEPT, LOST, CLASS, DETAIL = "#4fd07f", "#ff5f52", "#ffc15a", "#62b6ff"
 SIDE, LANES, LEFT, ZERO, ONE, BOTTOM = 112, (102, 254), 84, 200, 690, (362, 484)
 
 
-# -- what is shown --------------------------------------------------------------------------------------------------------
+# -- what is shown ---------------------------------------------------------------------------------
 def curves():
-    """Noise levels, the shares of the class and of the similarity of the first layer that are kept, and the half-life."""
+    """Noise levels, the shares of the class and of the similarity of the first layer that are
+    kept, and the half-life.
+    """
     names = {"model": "mnist", "data": "mnist.npy", "labels": "mnist-labels.npy"}
     paths = {name: str(ATLAS / path) for name, path in names.items()}
     classifier = str(ATLAS / "mnist-classifier.safetensors")
-    options = ImageOptions(**paths, classifiers=[classifier], steps=STEPS, levels=10, items=100, keep=0, device="cpu")
+    options = ImageOptions(
+        **paths, classifiers=[classifier], steps=STEPS, levels=10, items=100, keep=0, device="cpu"
+    )
     study = ut.study(ut.run(options.experiment(), STORE, progress=True)).sel(estimate="value")
-    kept, first = study.sel(reading="same_class"), study.isel(reading=study.variable == "similarity").isel(reading=0)
-    return study.noise.values, kept.curve.values, first.curve.values, float(kept.half_life.sel(axis="noise"))
+    kept, first = (
+        study.sel(reading="same_class"),
+        study.isel(reading=study.variable == "similarity").isel(reading=0),
+    )
+    return (
+        study.noise.values,
+        kept.curve.values,
+        first.curve.values,
+        float(kept.half_life.sel(axis="noise")),
+    )
 
 
 @torch.inference_mode()
 def u_turns(item, seed):
-    """For each turn: states of a digit on its way up and on its way back, and its class at the end; and its class."""
-    network = UNet2DModel.from_pretrained(ATLAS / "mnist" / "unet", low_cpu_mem_usage=False).float().eval()
+    """For each turn: states of a digit on its way up and on its way back, and its class at the
+    end; and its class.
+    """
+    network = (
+        UNet2DModel.from_pretrained(ATLAS / "mnist" / "unet", low_cpu_mem_usage=False)
+        .float()
+        .eval()
+    )
     scheduler = DDPMScheduler.from_pretrained(ATLAS / "mnist" / "scheduler")
     scheduler.set_timesteps(STEPS)
     classify = load_network(ATLAS / "mnist-classifier.safetensors").eval()
     generator = torch.Generator().manual_seed(seed)
-    original = torch.from_numpy(np.load(ATLAS / "mnist.npy")[item]).permute(2, 0, 1)[None] / 127.5 - 1
+    original = (
+        torch.from_numpy(np.load(ATLAS / "mnist.npy")[item]).permute(2, 0, 1)[None] / 127.5 - 1
+    )
     noise = torch.randn(original.shape, generator=generator)
     found = []
     for turn in TURNS:
@@ -54,16 +75,21 @@ def u_turns(item, seed):
         up = [original, *(scheduler.add_noise(original, noise, t[None]) for t in times.flip(0))]
         back = [up[-1]]
         for t in times:
-            back.append(scheduler.step(network(back[-1], t).sample, t, back[-1], generator=generator).prev_sample)
+            back.append(
+                scheduler.step(
+                    network(back[-1], t).sample, t, back[-1], generator=generator
+                ).prev_sample
+            )
         found.append((up, back, int(classify(back[-1]).argmax())))
     return found, int(classify(original).argmax())
 
 
-# -- frames ---------------------------------------------------------------------------------------------------------------
+# -- frames ----------------------------------------------------------------------------------------
 def frames(turns, of_original):
     """What each frame shows: the turn, the place of the digit, its picture, and whether it is back.
 
-    The place is a noise level and a lane, 0 above and 1 below; the noise level -1 is the column of the originals.
+    The place is a noise level and a lane, 0 above and 1 below; the noise level -1 is the column of
+    the originals.
     """
     for k, (up, back, _) in enumerate(turns):
         turn = TURNS[k]
@@ -87,8 +113,15 @@ def tile(axis, x, y, picture, color):
     """A digit with a frame, centred at (x, y)."""
     picture = np.clip((np.asarray(picture).squeeze() + 1) / 2, 0, 1)
     ends = (x - SIDE / 2, x + SIDE / 2, y + SIDE / 2, y - SIDE / 2)
-    axis.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=ends, interpolation="nearest", zorder=5)
-    axis.plot(*np.array([(ends[k], ends[j]) for k, j in ((0, 2), (1, 2), (1, 3), (0, 3), (0, 2))]).T, color=color, lw=3, zorder=6)
+    axis.imshow(
+        picture, cmap="gray", vmin=0, vmax=1, extent=ends, interpolation="nearest", zorder=5
+    )
+    axis.plot(
+        *np.array([(ends[k], ends[j]) for k, j in ((0, 2), (1, 2), (1, 3), (0, 3), (0, 2))]).T,
+        color=color,
+        lw=3,
+        zorder=6,
+    )
 
 
 def draw(plt, measured, turns, of_original, shown):
@@ -102,7 +135,9 @@ def draw(plt, measured, turns, of_original, shown):
     axis = figure.add_axes((0, 0, 1, 1))
     axis.axis("off")
     card = "round,pad=0,rounding_size=18"
-    axis.add_patch(FancyBboxPatch((1, 1), WIDTH - 2, HEIGHT - 2, boxstyle=card, fc=CARD, ec=PALE, lw=1.5))
+    axis.add_patch(
+        FancyBboxPatch((1, 1), WIDTH - 2, HEIGHT - 2, boxstyle=card, fc=CARD, ec=PALE, lw=1.5)
+    )
 
     def say(x, y, words, color=WORDS, **look):
         axis.text(x, y, words, **{"color": color, "fontsize": 17, "va": "center", **look})
@@ -110,7 +145,10 @@ def draw(plt, measured, turns, of_original, shown):
     # The way: up above, back below.
     bend = np.linspace(-np.pi / 2, np.pi / 2, 30)
     middle, half = np.mean(LANES), (LANES[1] - LANES[0]) / 2
-    way = np.r_[LEFT, across(turn) + 34 * np.cos(bend), LEFT], np.r_[LANES[0], middle + half * np.sin(bend), LANES[1]]
+    way = (
+        np.r_[LEFT, across(turn) + 34 * np.cos(bend), LEFT],
+        np.r_[LANES[0], middle + half * np.sin(bend), LANES[1]],
+    )
     axis.plot(*way, color=PALE, lw=5, solid_capstyle="round", zorder=1)
     say(LEFT - SIDE / 2, LANES[0] - SIDE / 2 - 20, "noise it →", ha="left")
     say(LEFT - SIDE / 2, np.mean(LANES), "← denoise it", ha="left")
@@ -154,7 +192,16 @@ def draw(plt, measured, turns, of_original, shown):
         now = turn if lane else max(level, 0)
         axis.plot([across(now)] * 2, [high - 4, low], color=WORDS, lw=1.2, ls=(0, (2, 2)), zorder=2)
         for values, color in ((detail, DETAIL), (kept, CLASS)):
-            axis.plot(across(now), below(np.interp(now, noise, values)), "o", ms=11, mfc=color, mec=CARD, mew=2, zorder=4)
+            axis.plot(
+                across(now),
+                below(np.interp(now, noise, values)),
+                "o",
+                ms=11,
+                mfc=color,
+                mec=CARD,
+                mew=2,
+                zorder=4,
+            )
     axis.set(xlim=(0, WIDTH), ylim=(HEIGHT, 0))
     figure.canvas.draw()
     found = np.asarray(figure.canvas.buffer_rgba()).copy()
@@ -166,10 +213,21 @@ def main():
     measured, (turns, of_original) = curves(), u_turns(ITEM, SEED)
     print(f"a {of_original}; after the turns {', '.join(str(turn[2]) for turn in turns)}")
     with style() as plt:
-        pictures = [draw(plt, measured, turns, of_original, shown) for shown in frames(turns, of_original)]
+        pictures = [
+            draw(plt, measured, turns, of_original, shown) for shown in frames(turns, of_original)
+        ]
     first, *others = pictures
     OUT.parent.mkdir(exist_ok=True)
-    first.save(OUT, save_all=True, append_images=others, duration=MILLISECONDS, loop=0, quality=70, method=6, minimize_size=True)
+    first.save(
+        OUT,
+        save_all=True,
+        append_images=others,
+        duration=MILLISECONDS,
+        loop=0,
+        quality=70,
+        method=6,
+        minimize_size=True,
+    )
     print(f"{OUT}: {len(pictures)} frames, {OUT.stat().st_size / 1000:.0f} kB")
 
 

@@ -1,13 +1,16 @@
-"""Which noise keeps which part of a protein? U-turns of structures that another program has made, from PDB or mmCIF files.
+"""Which noise keeps which part of a protein? U-turns of structures that another program has made,
+from PDB or mmCIF files.
 
     pip install 'uturn[structures]'
     python examples/structures_data.py runs/structures          # or files of your own
     python examples/structures.py runs/structures --out results/structures
 
-reads the originals `original/NAME.pdb` (or .cif) and their partially diffused versions `noise_LEVEL/NAME_TRAJECTORY.pdb`, and
-writes a page with, against noise: the Cα-RMSD after superposition; the share of residues that keep their secondary structure; the
-share of the contacts of the original that are kept, at short, medium and long range along the chain; and how many residues move
-together (chi), over which distance along the chain (xi). A version that is missing is a missing reading.
+reads the originals `original/NAME.pdb` (or .cif) and their partially diffused versions
+`noise_LEVEL/NAME_TRAJECTORY.pdb`, and writes a page with, against noise: the Cα-RMSD after
+superposition; the share of residues that keep their secondary structure; the share of the contacts
+of the original that are kept, at short, medium and long range along the chain; and how many
+residues move together (chi), over which distance along the chain (xi). A version that is missing is
+a missing reading.
 """
 
 import argparse
@@ -21,7 +24,8 @@ import uturn as ut
 from uturn.pages import write_study
 
 CONTACT = 8.0  # largest distance of two Cα in contact, Å
-RANGES = {"short": (6, 12), "medium": (12, 24), "long": (24, 10_000)}  # separations along the chain, as in CASP
+# Separations along the chain, as in CASP.
+RANGES = {"short": (6, 12), "medium": (12, 24), "long": (24, 10_000)}
 
 
 def alpha_carbons(path: Path) -> struc.AtomArray:
@@ -39,9 +43,13 @@ def contacts(atoms: struc.AtomArray) -> np.ndarray:
 def compared(original: struc.AtomArray, version: struc.AtomArray) -> dict[str, np.ndarray]:
     """The readings of one version of an original with the same residues."""
     if not np.array_equal(original.res_id, version.res_id):
-        raise ValueError(f"the version has {len(version)} residues, the original {len(original)}; expected the same residues")
+        raise ValueError(
+            f"the version has {len(version)} residues, the original {len(original)}; expected the"
+            " same residues"
+        )
     found = struc.superimpose(original, version)
-    version = found[0] if isinstance(found, tuple) else found.apply(version)  # biotite gives the transformation alone since 2.0
+    # Biotite gives the transformation alone since 2.0.
+    version = found[0] if isinstance(found, tuple) else found.apply(version)
     before, after = contacts(original), contacts(version)
     apart = np.subtract.outer(np.arange(len(original)), np.arange(len(original)))
     within = [before & (apart >= low) & (apart < high) for low, high in RANGES.values()]
@@ -54,17 +62,28 @@ def compared(original: struc.AtomArray, version: struc.AtomArray) -> dict[str, n
 
 
 def readings(folder: Path) -> tuple[dict[str, np.ndarray], list[str], list[float]]:
-    """Readings (noise, item, trajectory[, ..]) of the structures in a folder, the names of the items, and the noise levels."""
+    """Readings (noise, item, trajectory[, ..]) of the structures in a folder, the names of the
+    items, and the noise levels.
+    """
     originals = {path.stem: alpha_carbons(path) for path in sorted(folder.glob("original/*"))}
     versions = {
-        (float(path.parent.name.removeprefix("noise_")), *path.stem.rsplit("_", 1)): path for path in folder.glob("noise_*/*")
+        (float(path.parent.name.removeprefix("noise_")), *path.stem.rsplit("_", 1)): path
+        for path in folder.glob("noise_*/*")
     }
     if not originals or not versions:
-        raise ValueError(f"{folder}: expected structures original/NAME.pdb and noise_LEVEL/NAME_TRAJECTORY.pdb (or .cif)")
+        raise ValueError(
+            f"{folder}: expected structures original/NAME.pdb and noise_LEVEL/NAME_TRAJECTORY.pdb"
+            " (or .cif)"
+        )
     noise, names = sorted({level for level, _, _ in versions}), list(originals)
     residues = max(map(len, originals.values()))
     shape = len(noise), len(names), 1 + max(int(trajectory) for _, _, trajectory in versions)
-    further = {"rmsd": (), "secondary_structure": (), "contacts": (len(RANGES),), "moved": (residues,)}
+    further = {
+        "rmsd": (),
+        "secondary_structure": (),
+        "contacts": (len(RANGES),),
+        "moved": (residues,),
+    }
     values = {key: np.full((*shape, *axes), np.nan) for key, axes in further.items()}
     for (level, name, trajectory), path in versions.items():
         at = noise.index(level), names.index(name), int(trajectory)
@@ -74,7 +93,9 @@ def readings(folder: Path) -> tuple[dict[str, np.ndarray], list[str], list[float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", default="results/structures")
     parser.add_argument("--unit", default="noise (Å)")
@@ -87,7 +108,11 @@ def main() -> None:
         unit=options.unit,
         start={"rmsd": 0, "secondary_structure": 1, "contacts": 1},
         units={"rmsd": "Å"},
-        long_name={"rmsd": "Cα-RMSD (Å)", "secondary_structure": "secondary structure kept", "contacts": "contacts kept"},
+        long_name={
+            "rmsd": "Cα-RMSD (Å)",
+            "secondary_structure": "secondary structure kept",
+            "contacts": "contacts kept",
+        },
         coords={"item": names, "range": list(RANGES)},
         dims={"contacts": ("noise", "item", "trajectory", "range")},
         changes={"residue": moved},

@@ -1,6 +1,8 @@
-"""Small random checkpoints named and shaped as those of OpenAI's guided-diffusion, written down independently of the reader.
+"""Small random checkpoints named and shaped as those of OpenAI's guided-diffusion, written down
+independently of the reader.
 
-`tests/golden/make_guided_diffusion.py` loads them into the original network, which accepts no other names and shapes.
+`tests/golden/make_guided_diffusion.py` loads them into the original network, which accepts no other
+names and shapes.
 """
 
 import numpy as np
@@ -25,7 +27,9 @@ DEFAULTS = {
 
 
 def shapes(**options):
-    """{name: shape} of the state dict of the original network with these options (defaults: `DEFAULTS`)."""
+    """{name: shape} of the state dict of the original network with these options (defaults:
+    `DEFAULTS`).
+    """
     unknown = set(options) - set(DEFAULTS)
     assert not unknown, unknown
     o = {**DEFAULTS, **options}
@@ -98,7 +102,9 @@ def shapes(**options):
 
 
 def state_dict(seed=0, dtype=torch.float32, **options):
-    """Random weights of unit gain, none of them zero (the original starts some layers at zero); the same on every machine."""
+    """Random weights of unit gain, none of them zero (the original starts some layers at zero);
+    the same on every machine.
+    """
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in shapes(**options).items():
@@ -114,9 +120,15 @@ def state_dict(seed=0, dtype=torch.float32, **options):
 
 
 def flags(noise_schedule="linear", **options):
-    """The options that cannot be read from the weights, as keyword arguments of `load_guided_diffusion`."""
+    """The options that cannot be read from the weights, as keyword arguments of
+    `load_guided_diffusion`.
+    """
     o = {**DEFAULTS, **options}
-    heads = {"num_heads": o["num_heads"]} if o["num_head_channels"] is None else {"num_head_channels": o["num_head_channels"]}
+    heads = (
+        {"num_heads": o["num_heads"]}
+        if o["num_head_channels"] is None
+        else {"num_head_channels": o["num_head_channels"]}
+    )
     return {
         "image_size": o["image_size"],
         "use_new_attention_order": o["use_new_attention_order"],
@@ -138,7 +150,12 @@ def save_checkpoint(path, seed=0, dtype=torch.float32, **options):
 
 CASES = {
     "plain": {},
-    "classes, new order": {"num_classes": 7, "use_new_attention_order": True, "channel_mult": (1, 2, 3), "num_channels": 32},
+    "classes, new order": {
+        "num_classes": 7,
+        "use_new_attention_order": True,
+        "channel_mult": (1, 2, 3),
+        "num_channels": 32,
+    },
     "four heads": {"num_head_channels": None, "num_heads": 4, "attention_resolutions": (16, 8)},
     "four heads, new order, classes": {
         "num_head_channels": None,
@@ -147,9 +164,22 @@ CASES = {
         "use_new_attention_order": True,
         "num_classes": 3,
     },
-    "heads of one width": {"num_head_channels": None, "num_heads": 2, "use_scale_shift_norm": False},
-    "narrow first level": {"num_channels": 64, "channel_mult": (0.5, 1, 1), "num_head_channels": 16},
-    "convolutions": {"use_scale_shift_norm": False, "resblock_updown": False, "learn_sigma": False, "attention_resolutions": ()},
+    "heads of one width": {
+        "num_head_channels": None,
+        "num_heads": 2,
+        "use_scale_shift_norm": False,
+    },
+    "narrow first level": {
+        "num_channels": 64,
+        "channel_mult": (0.5, 1, 1),
+        "num_head_channels": 16,
+    },
+    "convolutions": {
+        "use_scale_shift_norm": False,
+        "resblock_updown": False,
+        "learn_sigma": False,
+        "attention_resolutions": (),
+    },
     "convolutions, attention everywhere": {
         "resblock_updown": False,
         "attention_resolutions": (16, 8, 4),
@@ -158,9 +188,16 @@ CASES = {
         "num_head_channels": 16,
         "num_classes": 5,
     },
-    "one channel, one level": {"in_channels": 1, "channel_mult": (2,), "learn_sigma": False, "num_head_channels": 16},
+    "one channel, one level": {
+        "in_channels": 1,
+        "channel_mult": (2,),
+        "learn_sigma": False,
+        "num_head_channels": 16,
+    },
 }
-"""Options of the networks with golden outputs; the seed of a network's weights is its place in this table."""
+"""Options of the networks with golden outputs; the seed of a network's weights is its place in
+this table.
+"""
 
 HALF = "heads of one width"
 """The network whose weights are saved as float16."""
@@ -171,9 +208,19 @@ U_TURNS = {
         "steps": 25,
         "step": 6,
         "noise_schedule": "cosine",
-        "options": {"num_classes": 7, "use_new_attention_order": True, "image_size": 8, "attention_resolutions": (4,)},
+        "options": {
+            "num_classes": 7,
+            "use_new_attention_order": True,
+            "image_size": 8,
+            "attention_resolutions": (4,),
+        },
     },
-    "fixed variance": {"steps": 50, "step": 5, "noise_schedule": "linear", "options": {"learn_sigma": False, "image_size": 8}},
+    "fixed variance": {
+        "steps": 50,
+        "step": 5,
+        "noise_schedule": "linear",
+        "options": {"learn_sigma": False, "image_size": 8},
+    },
 }
 """U-turns with golden states: `step` of `steps` reverse steps."""
 
@@ -181,13 +228,17 @@ U_TURNS = {
 def inputs(seed, image_size, in_channels, num_classes):
     """(noisy, timestep, labels or None) of two images."""
     rng = np.random.default_rng([1, seed])
-    noisy = torch.from_numpy(rng.normal(size=(2, in_channels, image_size, image_size)).astype(np.float32))
+    noisy = torch.from_numpy(
+        rng.normal(size=(2, in_channels, image_size, image_size)).astype(np.float32)
+    )
     labels = None if num_classes is None else torch.tensor([0, num_classes - 1])
     return noisy, torch.tensor([999, 3]), labels
 
 
 def u_turn_inputs(seed, image_size, step):
-    """(images in [-1, 1], noise of the forward process, noises of the reverse steps), of two images."""
+    """(images in [-1, 1], noise of the forward process, noises of the reverse steps), of two
+    images.
+    """
     rng = np.random.default_rng([2, seed])
     shape = (2, 3, image_size, image_size)
     images = torch.from_numpy(rng.uniform(-1, 1, shape).astype(np.float32))

@@ -1,4 +1,6 @@
-"""Tasks for tests and benchmarks of the cluster: files that say who measured what, and tasks that raise, die or wait."""
+"""Tasks for tests and benchmarks of the cluster: files that say who measured what, and tasks
+that raise, die or wait.
+"""
 
 import os
 import signal
@@ -9,7 +11,8 @@ from pathlib import Path
 
 
 class FileTasks:
-    """Tasks are integers; a task that is done is a file of its name. `raises`, `dies`: tasks that do so, each time.
+    """Tasks are integers; a task that is done is a file of its name. `raises`, `dies`: tasks that
+    do so, each time.
 
     Tasks that have begun do not go on while there is a file "held".
     """
@@ -22,7 +25,8 @@ class FileTasks:
         return {task: 0 for task in tasks if not (self.folder / f"{task}").exists()}
 
     def measure(self, tasks, *, check=False):
-        # With `together`, all tasks are taken before the first is measured, as in the batches of a network.
+        # With `together`, all tasks are taken before the first is measured, as in the batches of a
+        # network.
         for task, _ in list(tasks) if self.together else tasks:
             (self.folder / f"try-{task}-{time.time_ns()}-{os.getpid()}").touch()
             time.sleep(self.seconds)
@@ -49,11 +53,15 @@ def workers_of(folder):
 
 
 def processes(title):
-    """Pids of processes with this title that this one has started; others may run Ray on this machine too."""
+    """Pids of processes with this title that this one has started; others may run Ray on this
+    machine too.
+    """
     parents, pids = {}, []
     for place in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            parents[int(place.name)] = int(
+                (place / "stat").read_text().rpartition(")")[2].split()[1]
+            )
             if (place / "cmdline").read_bytes().startswith(title.encode()):
                 pids.append(int(place.name))
 

@@ -1,4 +1,6 @@
-"""The program `uturn`: in the process of the tests, which saves the seconds of importing libraries, or in a new one."""
+"""The program `uturn`: in the process of the tests, which saves the seconds of importing
+libraries, or in a new one.
+"""
 
 import contextlib
 import io
@@ -32,7 +34,9 @@ type = "tree_levels"
 
 
 def uturn(*arguments, cwd="."):
-    """What a shell gets from the program in a folder: its exit code, and the text of both of its streams."""
+    """What a shell gets from the program in a folder: its exit code, and the text of both of its
+    streams.
+    """
     out, error = io.StringIO(), io.StringIO()
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -55,7 +59,9 @@ def uturn(*arguments, cwd="."):
         try:
             main()
         except SystemExit as end:
-            return subprocess.CompletedProcess(arguments, end.code, out.getvalue(), error.getvalue())
+            return subprocess.CompletedProcess(
+                arguments, end.code, out.getvalue(), error.getvalue()
+            )
 
 
 @contextlib.contextmanager
@@ -72,7 +78,9 @@ def handlers_kept():
 def process(*arguments, **options):
     """The same from a new process; `options` of `subprocess.run`."""
     command = [sys.executable, "-m", "uturn.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, **options
+    )
 
 
 def _on_stderr(message, category, filename, lineno, file=None, line=None):

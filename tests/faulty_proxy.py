@@ -1,9 +1,11 @@
-"""An HTTP proxy in front of an S3 server that fails on purpose: 503, connection resets, truncated bodies, latency.
+"""An HTTP proxy in front of an S3 server that fails on purpose: 503, connection resets, truncated
+bodies, latency.
 
     python tests/faulty_proxy.py --upstream http://127.0.0.1:5000 --port 5001 --rate 0.05 --seed 0
 
-A failure is drawn for every request: a 503 before the request is passed on, a reset before it, a reset after it (the work is done
-and the answer is lost), or an answer whose body is cut. Which requests fail is a function of the seed and of their order.
+A failure is drawn for every request: a 503 before the request is passed on, a reset before it, a
+reset after it (the work is done and the answer is lost), or an answer whose body is cut. Which
+requests fail is a function of the seed and of their order.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ KINDS = ("503", "reset before", "reset after", "truncated")
 
 
 class FaultyProxy(ThreadingHTTPServer):
-    """The proxy, which runs in a thread: `with FaultyProxy(upstream, rate=0.05) as proxy: proxy.url`.
+    """The proxy, which runs in a thread: `with FaultyProxy(upstream, rate=0.05) as proxy:
+    proxy.url`.
 
-    Attributes that may be changed at any time: `rate` (share of requests that fail), `kinds`, `latency` (seconds for every
-    request), `down` (nothing is passed on, every request gets this status). `requests` lists (method, path, failure or None).
+    Attributes that may be changed at any time: `rate` (share of requests that fail), `kinds`,
+    `latency` (seconds for every request), `down` (nothing is passed on, every request gets this
+    status). `requests` lists (method, path, failure or None).
     """
 
     daemon_threads = True
@@ -59,7 +63,9 @@ class FaultyProxy(ThreadingHTTPServer):
         """A client that closes its connection is no error of the proxy."""
 
     def __enter__(self):
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_):
@@ -130,16 +136,27 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--upstream", required=True, help="the S3 server, such as http://127.0.0.1:5000")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--upstream", required=True, help="the S3 server, such as http://127.0.0.1:5000"
+    )
     parser.add_argument("--port", type=int, default=0, help="0: any free port, which is printed")
     parser.add_argument("--rate", type=float, default=0.05, help="share of requests that fail")
     parser.add_argument("--kinds", nargs="*", default=KINDS, choices=KINDS)
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds that every request waits")
+    parser.add_argument(
+        "--latency", type=float, default=0.0, help="seconds that every request waits"
+    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with FaultyProxy(
-        given.upstream, given.port, rate=given.rate, kinds=given.kinds, latency=given.latency, seed=given.seed
+        given.upstream,
+        given.port,
+        rate=given.rate,
+        kinds=given.kinds,
+        latency=given.latency,
+        seed=given.seed,
     ) as proxy:
         print(proxy.url, flush=True)
         try:

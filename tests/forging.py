@@ -1,4 +1,6 @@
-"""Stores whose metadata are changed, by a careless hand or by a stranger who also computes the digest; runs made by hand."""
+"""Stores whose metadata are changed, by a careless hand or by a stranger who also computes the
+digest; runs made by hand.
+"""
 
 import json
 from types import SimpleNamespace
@@ -9,21 +11,38 @@ from uturn.core.registry import part_class
 from uturn.store.record import _signed
 from uturn.studies.tables import tested_families
 
-_CLASSES = ("same_class", "same_class_top5", "label_top1", "label_top5", "predicted_class", "original_class")
+_CLASSES = (
+    "same_class",
+    "same_class_top5",
+    "label_top1",
+    "label_top5",
+    "predicted_class",
+    "original_class",
+)
 
 
 def forge(store, change, *, signed=True):
-    """Change the content of `zarr.json`, the only metadata that are read. `signed`: with its digest."""
+    """Change the content of `zarr.json`, the only metadata that are read. `signed`: with its
+    digest.
+    """
     root = json.loads((store / "zarr.json").read_text())
     change(root)
     (store / "zarr.json").write_bytes(_signed(root) if signed else json.dumps(root).encode())
 
 
 def leaves(node, path=()):
-    """The path to every value of a JSON document, with those in attributes that are JSON themselves."""
+    """The path to every value of a JSON document, with those in attributes that are JSON
+    themselves.
+    """
     if path:
         yield path
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    children = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
     for key, value in children:
         yield from leaves(value, (*path, key))
         if path == ("attributes",) and isinstance(value, str) and value[:1] in ("[", "{"):
@@ -31,7 +50,9 @@ def leaves(node, path=()):
 
 
 def replaced(root, path, value):
-    """Put another value at a path of a JSON document, or remove what is there where the value is `...`."""
+    """Put another value at a path of a JSON document, or remove what is there where the value is
+    `...`.
+    """
     if "JSON" in path:
         k = path.index("JSON")
         inner = json.loads(root[path[0]][path[1]])
@@ -58,7 +79,9 @@ class Trap:
 def passed(study):
     """Whether the clones of a study pass the test of calibration: {family: outcome}."""
     families = tested_families(study).items()
-    return {family: not bool((tested.gap_p <= study.gap_level).any()) for family, tested in families}
+    return {
+        family: not bool((tested.gap_p <= study.gap_level).any()) for family, tested in families
+    }
 
 
 def outcomes(verdicts):
@@ -72,17 +95,31 @@ def array(root, name):
 
 
 def instructed(run):
-    """A run made by hand, with the reading instructions of the probes in its spec, whose networks and texts are not here."""
-    source = SimpleNamespace(regions=(), segments=(".",), site_name="tokens", image_shape=lambda: None)
+    """A run made by hand, with the reading instructions of the probes in its spec, whose
+    networks and texts are not here.
+    """
+    source = SimpleNamespace(
+        regions=(), segments=(".",), site_name="tokens", image_shape=lambda: None
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("uturn.probes.network_layers._measured", lambda *_: ("similarity", "distance", *_CLASSES))
+        patch.setattr(
+            "uturn.probes.network_layers._measured",
+            lambda *_: ("similarity", "distance", *_CLASSES),
+        )
         patch.setattr("uturn.probes.texts.TextLikelihood.head", "causal")
         patch.setattr("uturn.probes.perceptual.distance_of", lambda *_: None)
-        patch.setattr("uturn.probes.texts.prepared", lambda *_: (SimpleNamespace(shares_tokens=True), False))
+        patch.setattr(
+            "uturn.probes.texts.prepared", lambda *_: (SimpleNamespace(shares_tokens=True), False)
+        )
         for table in json.loads(run.attrs["spec"])["probes"]:
             options = {key: value for key, value in table.items() if key != "type"}
-            of_probe = {"probe": table.get("name") or table["type"], "model": table.get("classifier") or table.get("model") or ""}
-            for name, variable in part_class("probes", table["type"])(**options).variables(source).items():
+            of_probe = {
+                "probe": table.get("name") or table["type"],
+                "model": table.get("classifier") or table.get("model") or "",
+            }
+            for name, variable in (
+                part_class("probes", table["type"])(**options).variables(source).items()
+            ):
                 if name in run:
                     run[name].attrs["reading"] = json.dumps(variable.instructions() | of_probe)
     return run

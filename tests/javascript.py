@@ -7,11 +7,14 @@ import subprocess
 from uturn.pages.laboratory import MODULES, script
 
 NODE = shutil.which("node")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 def evaluate(body, folder, **given):
-    """What the body of a JavaScript function returns, with the modules of the laboratory and the `given` values in scope.
+    """What the body of a JavaScript function returns, with the modules of the laboratory and the
+    `given` values in scope.
 
     Infinite numbers are returned as the strings "Infinity" and "-Infinity".
     """
@@ -27,8 +30,18 @@ const answer = JSON.stringify((({{ {names} }}) => {{ {body} }})({json.dumps(give
     else:
         file = folder / "code.html"
         end = 'document.body.textContent = "answer: " + encodeURIComponent(answer) + " end";'
-        file.write_text(f'<meta charset="utf-8"><body><script type="module">{code}{end}</script>', encoding="utf-8")
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile", "--dump-dom"]
+        file.write_text(
+            f'<meta charset="utf-8"><body><script type="module">{code}{end}</script>',
+            encoding="utf-8",
+        )
+        command = [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={folder}/profile",
+            "--dump-dom",
+        ]
         command.append(file.as_uri())
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     if NODE:

@@ -16,7 +16,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Assigned:
-    """An edit of a syntax tree: the only assignment to the variable `name` gives it the expression `value`."""
+    """An edit of a syntax tree: the only assignment to the variable `name` gives it the
+    expression `value`.
+    """
 
     name: str
     value: str
@@ -25,18 +27,26 @@ class Assigned:
         return f"{self.name} = {self.value}"
 
     def edited(self, tree: ast.Module) -> ast.Module:
-        found = [node for node in ast.walk(tree) if isinstance(node, ast.Assign) and self._is_target(node)]
+        found = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign) and self._is_target(node)
+        ]
         assert len(found) == 1, f"{len(found)} assignments to {self.name}; expected one"
         found[0].value = _expression(self.value)
         return tree
 
     def _is_target(self, node: ast.Assign) -> bool:
-        return any(isinstance(target, ast.Name) and target.id == self.name for target in node.targets)
+        return any(
+            isinstance(target, ast.Name) and target.id == self.name for target in node.targets
+        )
 
 
 @dataclass(frozen=True)
 class Replaced:
-    """An edit of a syntax tree: the only occurrence of the expression `old`, however it is laid out, becomes `new`."""
+    """An edit of a syntax tree: the only occurrence of the expression `old`, however it is laid
+    out, becomes `new`.
+    """
 
     old: str
     new: str
@@ -71,11 +81,12 @@ def _expression(text: str) -> ast.expr:
 class Mutation:
     """The package with one deliberate error.
 
-    `target`: "module:function" or "module:Class.method". It is changed in one of three ways: in its source the text `old` is
-    replaced by `new`; its syntax tree is edited by `edit`; or `wrong`, a function of the right object, gives the object that
-    takes its place. With `wrong`, a name that the module imports from another one is replaced in this module alone. `figures`:
-    the figures that have to notice at smoke scale, each with the beginning of the verdict that fails. `tests`: tests that have to
-    fail, as "module::function" with the arguments that are no fixtures.
+    `target`: "module:function" or "module:Class.method". It is changed in one of three ways: in its
+    source the text `old` is replaced by `new`; its syntax tree is edited by `edit`; or `wrong`, a
+    function of the right object, gives the object that takes its place. With `wrong`, a name that
+    the module imports from another one is replaced in this module alone. `figures`: the figures
+    that have to notice at smoke scale, each with the beginning of the verdict that fails. `tests`:
+    tests that have to fail, as "module::function" with the arguments that are no fixtures.
     """
 
     name: str
@@ -103,10 +114,18 @@ class Mutation:
         right = owner.__dict__[name]
         wrong = self._compiled(right, owner, name) if self.wrong is None else self.wrong(right)
         places = [(owner, name)]
-        is_imported = self.wrong is not None and getattr(right, "__module__", module_name) != module_name
+        is_imported = (
+            self.wrong is not None and getattr(right, "__module__", module_name) != module_name
+        )
         if not inside and not is_imported:  # other modules, and tests, may have imported it by name
-            loaded = [m for key, m in list(sys.modules.items()) if key.startswith(("uturn", "test_")) and m is not module]
-            places += [(m, key) for m in loaded for key, value in list(vars(m).items()) if value is right]
+            loaded = [
+                m
+                for key, m in list(sys.modules.items())
+                if key.startswith(("uturn", "test_")) and m is not module
+            ]
+            places += [
+                (m, key) for m in loaded for key, value in list(vars(m).items()) if value is right
+            ]
         for place, key in places:
             setattr(place, key, wrong)
         try:
@@ -117,7 +136,9 @@ class Mutation:
 
     def _compiled(self, right: Any, owner: Any, name: str) -> Any:
         """The function of the changed source, in the module of the right one."""
-        source = textwrap.dedent(inspect.getsource(getattr(right, "fget", None) or getattr(right, "func", None) or right))
+        source = textwrap.dedent(
+            inspect.getsource(getattr(right, "fget", None) or getattr(right, "func", None) or right)
+        )
         if self.edit is None:
             count = source.count(self.old)
             assert count == 1, f"{self.target} holds {self.old!r} {count} times; expected once"

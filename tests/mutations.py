@@ -1,9 +1,10 @@
-"""Deliberate errors in the package, and the verdict of a figure or the test that must fail for each of them.
+"""Deliberate errors in the package, and the verdict of a figure or the test that must fail for each
+of them.
 
-An error is a text replaced in a function, an edit of its syntax tree (`Assigned`, `Replaced`), or an object that takes the place
-of a named one. `Mutation.applied()` puts what is wrong in the place of what is right, wherever that is imported.
-`tests/test_mutations.py` shows quickly that what is named fails; `benchmarks/mutations.py` runs the whole figures with the
-mutations.
+An error is a text replaced in a function, an edit of its syntax tree (`Assigned`, `Replaced`), or
+an object that takes the place of a named one. `Mutation.applied()` puts what is wrong in the place
+of what is right, wherever that is imported. `tests/test_mutations.py` shows quickly that what is
+named fails; `benchmarks/mutations.py` runs the whole figures with the mutations.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from uturn.corruption.unmasking import Decoder
 from uturn.networks import edm_schedule
 
 
-def of_marginals(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray) -> dict[int, np.ndarray]:
+def of_marginals(
+    rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray
+) -> dict[int, np.ndarray]:
     """The draws of a wrong sampler: every node independently from its own marginal."""
     from uturn.core.random import streams, uniforms
     from uturn.exact.inference import infer
@@ -28,7 +31,10 @@ def of_marginals(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, numbers: 
     trees = {}
     for level, marginals in infer(rhm, log_evidence).marginals.items():
         below = marginals.cumsum(-1, dtype=float)
-        heights = [uniforms(streams(keys, len(keys), 64 * level + k), below.shape[1]) for k in numbers.tolist()]
+        heights = [
+            uniforms(streams(keys, len(keys), 64 * level + k), below.shape[1])
+            for k in numbers.tolist()
+        ]
         drawn = (below <= np.array(heights)[..., None] * below[..., -1:]).sum(-1)
         trees[level] = np.minimum(drawn, marginals.shape[-1] - 1)
     return trees
@@ -812,7 +818,8 @@ MUTATIONS = (
         tests=(("test_report::test_points_of_a_thinned_curve_stand_at_their_noise", {}),),
     ),
 )  # fmt: skip
-for _folder in sorted(Path(__file__).parent.glob("tools/*/")):  # each tool has its tests, and perhaps errors
+# Each tool has its tests, and perhaps errors.
+for _folder in sorted(Path(__file__).parent.glob("tools/*/")):
     sys.path.append(str(_folder))
     if (_folder / f"{_folder.name}_mutations.py").exists():
         MUTATIONS += importlib.import_module(f"{_folder.name}_mutations").MUTATIONS

@@ -1,4 +1,6 @@
-"""Small experiments with strings of a grammar, as tables; images in memory; files of weights; defaults of parts."""
+"""Small experiments with strings of a grammar, as tables; images in memory; files of weights;
+defaults of parts.
+"""
 
 import json
 
@@ -9,10 +11,19 @@ from uturn.core.registry import filled
 
 
 def strings(channel, noise, probes=("tree_levels",), *, source=None, backward="exact", **options):
-    """Eight symbols with two rules each, at a depth of three; `source`: its other options, `options`: of the experiment."""
+    """Eight symbols with two rules each, at a depth of three; `source`: its other options,
+    `options`: of the experiment.
+    """
     return {
         **options,
-        "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3, **(source or {})},
+        "source": {
+            "type": "rhm",
+            "vocab_size": 8,
+            "multiplicity": 2,
+            "branching": 2,
+            "depth": 3,
+            **(source or {}),
+        },
         "corruption": {"type": channel, "noise": noise},
         "backward": {"type": backward},
         "probes": [{"type": probe} for probe in probes],
@@ -20,12 +31,20 @@ def strings(channel, noise, probes=("tree_levels",), *, source=None, backward="e
 
 
 class StoredImages(Source):
-    """Images in memory, with the methods of an image source; it counts the images that are `asked` for."""
+    """Images in memory, with the methods of an image source; it counts the images that are
+    `asked` for.
+    """
 
     kind = "images"
 
     def __init__(self, images, labels=None, num_labels=None, names=None):
-        self.images, self.labels, self.labelled, self.names, self.asked = images, labels, num_labels, names, []
+        self.images, self.labels, self.labelled, self.names, self.asked = (
+            images,
+            labels,
+            num_labels,
+            names,
+            [],
+        )
 
     def blocks(self, items, seed, num_items):
         yield from ()
@@ -53,7 +72,9 @@ def images_of_noise(count, *shape, seed=0):
 
 
 def with_file(model, folder):
-    """A network with random weights from the seed 0, made by `model()`, and the name of the file of its weights."""
+    """A network with random weights from the seed 0, made by `model()`, and the name of the file
+    of its weights.
+    """
     import torch
 
     torch.manual_seed(0)
@@ -63,7 +84,9 @@ def with_file(model, folder):
 
 
 def defaults_of(parts):
-    """The options of parts {idea: types} by "idea type", as a spec with the type alone fills them in."""
+    """The options of parts {idea: types} by "idea type", as a spec with the type alone fills
+    them in.
+    """
     found = {}
     for idea, kinds in parts.items():
         for kind in kinds:

@@ -1,4 +1,6 @@
-"""Which tests may be skipped: with UTURN_ALL=1 all others fail, so that no file leaves the suite in silence."""
+"""Which tests may be skipped: with UTURN_ALL=1 all others fail, so that no file leaves the suite
+in silence.
+"""
 
 import os
 import re
@@ -15,7 +17,9 @@ ALLOWED = (
     "environments made by uv have no pip",
     "upstream: ",
 )
-"""Beginnings of the reasons for which a test is skipped although everything of the extra `dev` is installed."""
+"""Beginnings of the reasons for which a test is skipped although everything of the extra `dev`
+is installed.
+"""
 
 
 def _reason(report):
@@ -25,11 +29,16 @@ def _reason(report):
 
 
 def _strict(report):
-    """The report, as a failure if it is a skip for a reason that is not on the list, and UTURN_ALL=1."""
+    """The report, as a failure if it is a skip for a reason that is not on the list, and
+    UTURN_ALL=1.
+    """
     is_skip = report.outcome == "skipped" and not hasattr(report, "wasxfail")
     if is_skip and os.environ.get("UTURN_ALL") == "1" and not _reason(report).startswith(ALLOWED):
         report.outcome = "failed"
-        report.longrepr = f"UTURN_ALL=1: skipped, and the reason is not in ALLOWED of tests/strict_skips.py: {_reason(report)}"
+        report.longrepr = (
+            "UTURN_ALL=1: skipped, and the reason is not in ALLOWED of tests/strict_skips.py:"
+            f" {_reason(report)}"
+        )
     return report
 
 
@@ -39,7 +48,8 @@ def _numbers(text):
 
 
 def _moved(item, call, report):
-    """The report, as a skip if a test marked `upstream(library, version)` fails with another version of the library.
+    """The report, as a skip if a test marked `upstream(library, version)` fails with another
+    version of the library.
 
     The mark gives as many numbers of the version as matter: 1.0 stands for every 1.0.x."""
     mark = item.get_closest_marker("upstream")
@@ -51,7 +61,14 @@ def _moved(item, call, report):
         path, line, _ = item.location
         lines = str(call.excinfo.value).splitlines() or [call.excinfo.typename]
         report.outcome = "skipped"
-        report.longrepr = (path, line, f"Skipped: upstream: {library} {installed} is not {known}, of which this is: {lines[0]}")
+        report.longrepr = (
+            path,
+            line,
+            (
+                f"Skipped: upstream: {library} {installed} is not {known}, of which this is:"
+                f" {lines[0]}"
+            ),
+        )
     return report
 
 

@@ -1,4 +1,6 @@
-"""Verdicts of the figure `calibration` on made-up data: they pass where the claim holds, and each fails where it does not."""
+"""Verdicts of the figure `calibration` on made-up data: they pass where the claim holds, and
+each fails where it does not.
+"""
 
 import numpy as np
 import xarray as xr
@@ -8,7 +10,13 @@ from uturn.paper import calibration as figure
 from uturn.paper import calibration_runs
 
 READINGS = [f"parsed, tree_level = {k}" for k in range(3)]
-KINDS = {"right": "exact", "also right": "exact", "wrong": "wrong", "leaves": "sites", "ignores": "blind"}
+KINDS = {
+    "right": "exact",
+    "also right": "exact",
+    "wrong": "wrong",
+    "leaves": "sites",
+    "ignores": "blind",
+}
 
 
 def tried(p, gap=0.1):
@@ -17,7 +25,10 @@ def tried(p, gap=0.1):
     dims, smallest = ("noise", "reading"), np.minimum(6 * p, 1)
     values = {"gap": gap, "low": gap - 0.05, "high": gap + 0.05, "visible": 0.02}
     fields = {name: (dims, np.full((2, 3), value)) for name, value in values.items()}
-    return xr.Dataset({**fields, "p": (dims, p), "p_holm": (dims, smallest)}, {"noise": [0.1, 0.2], "reading": READINGS})
+    return xr.Dataset(
+        {**fields, "p": (dims, p), "p_holm": (dims, smallest)},
+        {"noise": [0.1, 0.2], "reading": READINGS},
+    )
 
 
 def of_samplers(right=0.3, wrong=1e-6, leaves=0.4, joint=1e-6, ignores=0.5):
@@ -45,7 +56,9 @@ def test_false_alarms():
 
     def judged(p):
         a = np.r_[figure.LEVELS, np.linspace(0.01, 1, 100)]
-        return figure._rates(xr.Dataset({"share": (("test", "a"), (p[:, :, None] <= a).mean(0))}, {"a": a})).passed
+        return figure._rates(
+            xr.Dataset({"share": (("test", "a"), (p[:, :, None] <= a).mean(0))}, {"a": a})
+        ).passed
 
     p = rng.random((figure.GROUPS, 18))
     assert judged(p)
@@ -85,4 +98,5 @@ def test_scaled_evidence_is_the_posterior_to_a_power():
     exact, sharp = posterior(ut.Gaussian()), posterior(calibration_runs.ScaledEvidence(1.5))
     power = exact**1.5
     np.testing.assert_allclose(sharp, power / power.sum(axis=1, keepdims=True), atol=1e-12)
-    assert len(set(np.round(rhm.log_likelihood(every), 12))) == 1  # all strings are equally probable
+    # All strings are equally probable.
+    assert len(set(np.round(rhm.log_likelihood(every), 12))) == 1

@@ -1,4 +1,6 @@
-"""Correlated changes: accumulators against the direct double sum, susceptibility and correlations against known answers."""
+"""Correlated changes: accumulators against the direct double sum, susceptibility and
+correlations against known answers.
+"""
 
 import numpy as np
 import pytest
@@ -19,7 +21,9 @@ from uturn.measures.statistics import replicates
 
 def draws(items, trajectories, sites, seed=0):
     """Independent uniform numbers (items, trajectories, sites)."""
-    return uniforms(keys(seed, range(items)), trajectories * sites).reshape(items, trajectories, sites)
+    return uniforms(keys(seed, range(items)), trajectories * sites).reshape(
+        items, trajectories, sites
+    )
 
 
 def tree_matrix(sites, branching):
@@ -55,7 +59,9 @@ DISTANCES = [
 
 
 def double_sum(changed, matrix):
-    """Mean covariance of the pairs at every distance, and chi, written out: pair by pair, original by original."""
+    """Mean covariance of the pairs at every distance, and chi, written out: pair by pair,
+    original by original.
+    """
     values = np.unique(matrix)
     table = np.zeros((len(changed), len(values)))
     over_pairs = over_sites = 0.0
@@ -80,7 +86,12 @@ def test_accumulators_equal_the_direct_double_sum(distance, matrix, real):
     changed = 1e3 + x if real else x < 0.4  # a large mean would lose digits in sums of squares
     table, chi = double_sum(changed, matrix)
     whole = Covariances(distance).add(changed)
-    parts = Covariances(distance).add(changed[:, :1]).add(changed[:, 1:3]).merge(Covariances(distance).add(changed[:, 3:]))
+    parts = (
+        Covariances(distance)
+        .add(changed[:, :1])
+        .add(changed[:, 1:3])
+        .merge(Covariances(distance).add(changed[:, 3:]))
+    )
     for found in (
         whole,
         parts,
@@ -96,17 +107,29 @@ def test_accumulators_equal_the_direct_double_sum(distance, matrix, real):
     curve = ut.correlations(changed, distance)
     np.testing.assert_allclose(curve.covariance, table.mean(0), atol=1e-10)
     np.testing.assert_allclose(curve.correlation, table.mean(0) / table.mean(0)[0], atol=1e-9)
-    assert float((curve.pairs * curve.correlation).sum()) / distance.num_sites == pytest.approx(chi, abs=1e-9)
+    assert float((curve.pairs * curve.correlation).sum()) / distance.num_sites == pytest.approx(
+        chi, abs=1e-9
+    )
     assert changes.susceptibility(whole).value == pytest.approx(chi, abs=1e-9)
-    np.testing.assert_allclose(changes.correlations(whole).correlation, curve.correlation, atol=1e-12)
+    np.testing.assert_allclose(
+        changes.correlations(whole).correlation, curve.correlation, atol=1e-12
+    )
 
 
 def test_batches_with_other_means_are_joined():
-    """The changes of the second batch are more likely: the difference of the means belongs to the covariance."""
+    """The changes of the second batch are more likely: the difference of the means belongs to
+    the covariance.
+    """
     x = draws(3, 20, 8)
     changed = x < np.where(np.arange(20) < 10, 0.2, 0.8)[:, None]
-    joined = Covariances(Tree(8, 2)).add(changed[:, :10]).merge(Covariances(Tree(8, 2)).add(changed[:, 10:]))
-    np.testing.assert_allclose(joined.covariance, Covariances(Tree(8, 2)).add(changed).covariance, atol=1e-12)
+    joined = (
+        Covariances(Tree(8, 2))
+        .add(changed[:, :10])
+        .merge(Covariances(Tree(8, 2)).add(changed[:, 10:]))
+    )
+    np.testing.assert_allclose(
+        joined.covariance, Covariances(Tree(8, 2)).add(changed).covariance, atol=1e-12
+    )
 
 
 def test_independent_changes_have_chi_one():
@@ -134,14 +157,18 @@ def test_blocks_of_sites_that_change_together():
 
 def test_a_scale_and_a_shift_of_the_changes_drop_out():
     x = draws(10, 6, 8) < 0.4
-    assert ut.susceptibility(2.0 * x - 1).value == pytest.approx(ut.susceptibility(x).value, rel=1e-12)
+    assert ut.susceptibility(2.0 * x - 1).value == pytest.approx(
+        ut.susceptibility(x).value, rel=1e-12
+    )
     signs, bits = (ut.correlations(values, "tree", branching=2) for values in (2.0 * x - 1, x))
     np.testing.assert_allclose(signs.correlation, bits.correlation, atol=1e-12)
     np.testing.assert_allclose(signs.covariance, 4 * bits.covariance, atol=1e-12)
 
 
 def test_pooling_over_originals_would_give_another_answer():
-    """Originals of different rates, independent sites: chi = 1 within each; pooled, the rates look like correlation."""
+    """Originals of different rates, independent sites: chi = 1 within each; pooled, the rates
+    look like correlation.
+    """
     rates = np.linspace(0.05, 0.95, 40)[:, None, None]
     changed = draws(40, 50, 16) < rates
     chi = ut.susceptibility(changed, confidence=0.999)
@@ -166,17 +193,25 @@ def test_where_one_original_decides_there_is_no_interval():
     """A single original of 24 changes: n_eff = 1, and chi would have the width 0."""
     x = np.zeros((24, 6, 8), bool)
     x[5] = draws(1, 6, 8)[0] < 0.5
-    alone, both = changes.Covariances(Grid((8,))).add(x), np.stack([x, draws(24, 6, 8, seed=1) < 0.5])
+    alone, both = (
+        changes.Covariances(Grid((8,))).add(x),
+        np.stack([x, draws(24, 6, 8, seed=1) < 0.5]),
+    )
     found = [ut.susceptibility(x), *zip(*correlations_at(alone), strict=True)]
-    assert np.isnan(length_of(alone)).all()  # nothing shows that its sites are correlated in others, too
-    assert all(np.isfinite(value) and np.isnan(low) and np.isnan(high) for value, low, high in found)
+    # Nothing shows that its sites are correlated in others, too.
+    assert np.isnan(length_of(alone)).all()
+    assert all(
+        np.isfinite(value) and np.isnan(low) and np.isnan(high) for value, low, high in found
+    )
     assert float(ut.correlations(x).n_eff) == 1
     rest = ut.susceptibility(both[1])
     assert rest.low < rest.value < rest.high
 
 
 def test_where_one_event_an_original_gives_one_ratio_there_is_no_interval():
-    """Each U-turn changes at most one half of 20 sites: with one event of 3 U-turns an original has the ratio 10 exactly."""
+    """Each U-turn changes at most one half of 20 sites: with one event of 3 U-turns an original
+    has the ratio 10 exactly.
+    """
     events = np.zeros((40, 3), bool)
     events[:30, 0] = True
     half = np.arange(40)[:, None] % 2 == np.arange(20) // 10
@@ -192,35 +227,58 @@ def test_where_one_event_an_original_gives_one_ratio_there_is_no_interval():
 
 
 def test_independent_sites_have_no_correlation_length():
-    """At most .05 of runs name a length at any of 4 noise levels: 4 or more of 12 with probability .002; once nearly all."""
+    """At most .05 of runs name a length at any of 4 noise levels: 4 or more of 12 with
+    probability .002; once nearly all.
+    """
     named = 0
     for seed in range(12):
         coins = np.random.default_rng(seed).random((4, 40, 4, 12)) < 0.3
-        changed = xr.DataArray(coins, dims=("noise", "item", "trajectory", "site"), coords={"noise": [0.2, 0.4, 0.6, 0.8]})
+        changed = xr.DataArray(
+            coins,
+            dims=("noise", "item", "trajectory", "site"),
+            coords={"noise": [0.2, 0.4, 0.6, 0.8]},
+        )
         found = correlation_length(changed.astype(float))
         named += bool(np.isfinite(found.low).any())
     assert named < 4
-    run = ut.readings({"d": coins.mean(-1)}, [0.2, 0.4, 0.6, 0.8], start=0, changes={"site": coins.astype(float)})
+    run = ut.readings(
+        {"d": coins.mean(-1)}, [0.2, 0.4, 0.6, 0.8], start=0, changes={"site": coins.astype(float)}
+    )
     found = ut.study(run)
     assert np.isnan(found.xi).all()
-    assert "no distance are changes of two sites seen to be correlated at 4 levels" in found.changes_remark.item()
+    assert (
+        "no distance are changes of two sites seen to be correlated at 4 levels"
+        in found.changes_remark.item()
+    )
 
 
 def test_the_effective_number_is_that_of_equal_originals():
-    variance = xr.DataArray([[1.0, 1, 1, 1], [4, 2, 1, 1], [0, 0, 3, 0], [0, 0, 0, 0]], dims=("noise", "item"))
+    variance = xr.DataArray(
+        [[1.0, 1, 1, 1], [4, 2, 1, 1], [0, 0, 3, 0], [0, 0, 0, 0]], dims=("noise", "item")
+    )
     np.testing.assert_allclose(changes.effective_number(variance), [4, 64 / 22, 1, 0])
     grouped = variance.assign_coords(grammar=("item", [7, 7, 9, 9]))
     np.testing.assert_allclose(changes.effective_number(grouped), [2, 64 / 40, 1, 0])
 
 
 def test_intervals_have_the_degrees_of_freedom_of_the_originals_that_decide():
-    """Six originals change, of 40: the interval is wider than that of the six alone by no more than their number explains."""
+    """Six originals change, of 40: the interval is wider than that of the six alone by no more
+    than their number explains.
+    """
     x = np.zeros((40, 6, 8), bool)
     x[:6] = draws(6, 6, 8) < 0.5
     all_items, six = ut.susceptibility(x), ut.susceptibility(x[:6])
     assert all_items.value == pytest.approx(six.value)
-    assert np.log(all_items.high / all_items.low) == pytest.approx(np.log(six.high / six.low), rel=0.15)
-    of = replicates(xr.DataArray(np.random.default_rng(0).random((1, 40)), dims=("noise", "item"), coords={"noise": [0.5]}))
+    assert np.log(all_items.high / all_items.low) == pytest.approx(
+        np.log(six.high / six.low), rel=0.15
+    )
+    of = replicates(
+        xr.DataArray(
+            np.random.default_rng(0).random((1, 40)),
+            dims=("noise", "item"),
+            coords={"noise": [0.5]},
+        )
+    )
     wanted = stdtrit(5, 0.975) * of.error(lambda mean: mean)
     np.testing.assert_allclose(of.half_width(lambda mean: mean, number=6), wanted)
     ends = np.log([all_items.value / all_items.low, all_items.high / all_items.value])
@@ -231,7 +289,9 @@ def test_intervals_have_the_degrees_of_freedom_of_the_originals_that_decide():
 
 
 def rare_originals(seed, items=60, trajectories=4):
-    """One original in 12 changes much, in blocks of 8 sites; the others change rarely, site by site."""
+    """One original in 12 changes much, in blocks of 8 sites; the others change rarely, site by
+    site.
+    """
     rng = np.random.default_rng(seed)
     active = rng.random(items) < 1 / 12
     blocks = (rng.random((items, trajectories, 3)) < 0.5).repeat(8, axis=2)
@@ -240,7 +300,9 @@ def rare_originals(seed, items=60, trajectories=4):
 
 
 def test_intervals_contain_the_truth_where_rare_originals_decide():
-    """Five active originals are expected. Of 200 intervals with coverage .9, 166 or fewer hold it with probability .001."""
+    """Five active originals are expected. Of 200 intervals with coverage .9, 166 or fewer hold
+    it with probability .001.
+    """
     variances = np.array([0.25, 11 * 0.004 * 0.996])
     truth = (8 * variances[0] + variances[1]) / variances.sum()
     found = np.array([ut.susceptibility(rare_originals(seed)) for seed in range(200)])
@@ -251,14 +313,20 @@ def test_intervals_contain_the_truth_where_rare_originals_decide():
 
 
 def labelled_changes(x):
-    return xr.DataArray(x, dims=("noise", "item", "trajectory", "site"), coords={"noise": np.arange(len(x)) / len(x)})
+    return xr.DataArray(
+        x,
+        dims=("noise", "item", "trajectory", "site"),
+        coords={"noise": np.arange(len(x)) / len(x)},
+    )
 
 
 def test_correlations_that_rest_on_few_common_changes_have_no_interval():
-    """24 sites change alone with probability .01, and all of them in a share of the U-turns; 200 samples, 30 originals x 4.
+    """24 sites change alone with probability .01, and all of them in a share of the U-turns; 200
+    samples, 30 originals x 4.
 
-    With common changes in .4 % of the U-turns, half of the samples hold none, and C(r)/C(0), .28 in truth, was found as 0 with an
-    interval of no width. Of 30 intervals with coverage .95, 24 or fewer hold it with probability .001.
+    With common changes in .4 % of the U-turns, half of the samples hold none, and C(r)/C(0), .28 in
+    truth, was found as 0 with an interval of no width. Of 30 intervals with coverage .95, 24 or
+    fewer hold it with probability .001.
     """
     rng = np.random.default_rng(5)
     for common, often in ((0.004, False), (0.06, True), (0.3, True)):
@@ -275,7 +343,9 @@ def test_correlations_that_rest_on_few_common_changes_have_no_interval():
 
 
 def test_sites_that_exclude_each_other_have_intervals_below_zero():
-    """One of six sites changes in each U-turn: C(r)/C(0) = -1/5, and no pair ever changes together."""
+    """One of six sites changes in each U-turn: C(r)/C(0) = -1/5, and no pair ever changes
+    together.
+    """
     chosen = np.random.default_rng(6).integers(0, 6, (100, 60, 8, 1))
     found = ut.correlations(labelled_changes(chosen == np.arange(6))).isel(distance=slice(1, 5))
     held = (found.low <= -0.2) & (found.high >= -0.2)
@@ -283,20 +353,27 @@ def test_sites_that_exclude_each_other_have_intervals_below_zero():
     assert held.mean() > 0.9
 
 
-# -- the peak of chi ------------------------------------------------------------------------------------------------------------
+# -- the peak of chi -------------------------------------------------------------------------------
 
 
 def parts_of(chi, items=40, scatter=0.1, seed=0, noise=None):
     """Readings whose ratio is chi at each level, with independent relative scatter."""
     chi = np.asarray(chi, float)
-    total = chi[:, None] * (1 + scatter * np.random.default_rng(seed).standard_normal((len(chi), items)))
+    total = chi[:, None] * (
+        1 + scatter * np.random.default_rng(seed).standard_normal((len(chi), items))
+    )
     noise = np.linspace(0.1, 0.1 * len(chi), len(chi)) if noise is None else noise
-    return xr.DataArray(np.stack([total, np.ones_like(total)]), dims=("part", "noise", "item"), coords={"noise": noise})
+    return xr.DataArray(
+        np.stack([total, np.ones_like(total)]),
+        dims=("part", "noise", "item"),
+        coords={"noise": noise},
+    )
 
 
 def test_the_place_of_the_peak_is_the_vertex_of_a_parabola():
     x = np.array([0.1, 0.2, 0.5, 0.6, 1.0])
-    for curve, place in ((3 - (x - 0.43) ** 2, 0.43), ([1, 2, 2, 1, 0.5], 0.35)):  # 2 - 25 (x - .2) (x - .5)
+    # 2 - 25 (x - .2) (x - .5).
+    for curve, place in ((3 - (x - 0.43) ** 2, 0.43), ([1, 2, 2, 1, 0.5], 0.35)):
         assert peak_of(parts_of(curve, scatter=0, noise=x)).place.value == pytest.approx(place)
     for curve, place in (([5, 4, 3, 2, 1], 0.1), ([1, 2, 3, 4, 5], 1.0)):
         found = peak_of(parts_of(curve, scatter=0, noise=x))
@@ -325,7 +402,8 @@ def test_the_interval_of_the_peak_is_half_a_step_wider_than_its_levels():
 def test_levels_of_the_peak_pass_one_sided_tests(few, is_level):
     """log chi of the second level lies 1.83 standard errors (jackknife) below the largest.
 
-    One-sided 95 % quantiles of Student's t: 1.68 with 39 degrees of freedom, 1.95 with 5.7; two-sided 2.02 with 39.
+    One-sided 95 % quantiles of Student's t: 1.68 with 39 degrees of freedom, 1.95 with 5.7;
+    two-sided 2.02 with 39.
     """
     parts = parts_of([1, 3, 4, 1], scatter=0.3, seed=2)
     if few:  # originals that decide the second level
@@ -333,7 +411,10 @@ def test_levels_of_the_peak_pass_one_sided_tests(few, is_level):
 
     def errors_behind(chi):
         total, variance = parts.values[0, 1:3] * np.array([[chi / 3], [1]]), parts.values[1, 1:3]
-        logs = [np.log(np.delete(total, g, 1).sum(1) / np.delete(variance, g, 1).sum(1)) for g in range(40)]
+        logs = [
+            np.log(np.delete(total, g, 1).sum(1) / np.delete(variance, g, 1).sum(1))
+            for g in range(40)
+        ]
         behind = np.log(total.sum(1) / variance.sum(1))
         return (behind[1] - behind[0]) / np.sqrt(39 * np.var(np.subtract(*np.transpose(logs))))
 
@@ -354,9 +435,13 @@ def test_levels_that_one_original_decides_take_no_part_in_the_peak():
 
 
 def test_the_height_as_found_is_too_high_on_a_plateau_and_the_cross_fitted_one_is_not():
-    """Ten equal levels, chi = 4, 200 repetitions: the mean of the cross-fitted height is within 4 standard errors of 4."""
+    """Ten equal levels, chi = 4, 200 repetitions: the mean of the cross-fitted height is within
+    4 standard errors of 4.
+    """
     found = [peak_of(parts_of([4] * 10, items=20, scatter=0.5, seed=seed)) for seed in range(200)]
-    largest, fitted = (np.array([getattr(one, name) for one in found]) for name in ("height", "cross_fitted"))
+    largest, fitted = (
+        np.array([getattr(one, name) for one in found]) for name in ("height", "cross_fitted")
+    )
     assert largest[:, 0].mean() > 4.4
     assert abs(fitted.mean() - 4) < 4 * fitted.std() / np.sqrt(200)
 
@@ -370,14 +455,19 @@ def test_the_height_is_cross_fitted_where_nothing_changes_in_half_of_the_origina
 
 
 def test_the_interval_of_the_peak_contains_it_on_peaks_and_plateaus():
-    """120 repetitions each. Of intervals with coverage .93, fewer than 101 hold the truth with probability .001. The vertex moves
-    over the plateau, so that an interval of its own errors holds a given level less often."""
+    """120 repetitions each. Of intervals with coverage .93, fewer than 101 hold the truth with
+    probability .001. The vertex moves over the plateau, so that an interval of its own errors
+    holds a given level less often.
+    """
     x = np.linspace(0.1, 1, 10)
     for curve, place in (
         (1 + 3 * np.exp(-(((x - 0.5) / 0.15) ** 2) / 2), 0.5),
         (np.where(np.abs(x - 0.5) < 0.25, 4.0, 1.0), 0.4),
     ):
-        found = [peak_of(parts_of(curve, items=20, scatter=0.6, seed=seed, noise=x)).place for seed in range(120)]
+        found = [
+            peak_of(parts_of(curve, items=20, scatter=0.6, seed=seed, noise=x)).place
+            for seed in range(120)
+        ]
         assert sum(one.low <= place <= one.high for one in found) >= 101
         assert np.mean([one.high - one.low for one in found]) < 0.6
 
@@ -410,8 +500,10 @@ def test_bad_input_is_one_line(arguments, message):
 
 
 def test_a_gaussian_field_has_the_chi_of_its_spectrum():
-    """Given x0, a posterior draw has the spectrum P (1 - w**2), w = P abar/(P abar + 1 - abar): chi is its value at k = 0 over
-    its mean. Signed changes, level .001 for all three noise levels together."""
+    """Given x0, a posterior draw has the spectrum P (1 - w**2), w = P abar/(P abar + 1 - abar):
+    chi is its value at k = 0 over its mean. Signed changes, level .001 for all three noise
+    levels together.
+    """
     shape, items, trajectories = (8, 8), 400, 8
     power = power_law(shape, 2.0)
     law = GaussianMixture(np.zeros((1, 64)), variance=power, grid=shape)
@@ -429,7 +521,9 @@ def test_a_gaussian_field_has_the_chi_of_its_spectrum():
 
 
 def test_intervals_contain_the_truth():
-    """Blocks of 4 sites with chi = 4: 95 % intervals from 30 items. Of 300 repetitions 285 +- 3.8 should hold it."""
+    """Blocks of 4 sites with chi = 4: 95 % intervals from 30 items. Of 300 repetitions 285 +-
+    3.8 should hold it.
+    """
     held = 0
     for seed in range(300):
         chi = ut.susceptibility((draws(30, 6, 3, seed) < 0.3).repeat(4, axis=2))
@@ -437,7 +531,7 @@ def test_intervals_contain_the_truth():
     assert 270 <= held <= 297
 
 
-# -- theory ----------------------------------------------------------------------------------------------------------------
+# -- theory ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("parameters", [(32, 8, 2), (16, 4, 2), (16, 8, 3)])

@@ -1,4 +1,6 @@
-"""The probe `changes`: against the array functions, in parts of trajectories, on strings, vectors, images and tokens."""
+"""The probe `changes`: against the array functions, in parts of trajectories, on strings,
+vectors, images and tokens.
+"""
 
 import numpy as np
 import pytest
@@ -33,7 +35,9 @@ def described(**options):
 
 
 def changed_leaves(experiment):
-    """Changes (items, draws, sites) of the U-turns of an experiment at its only noise level, made one by one."""
+    """Changes (items, draws, sites) of the U-turns of an experiment at its only noise level,
+    made one by one.
+    """
     source, corruption, backward, _ = experiment.parts
     (originals,) = source.blocks(np.arange(experiment.items), experiment.seed, experiment.items)
     noise = experiment.noise[0]
@@ -62,7 +66,9 @@ def test_intervals_of_labelled_changes_are_over_grammars():
     one = described(items=24, source={**RHM, "grammars": 4})
     changed = site_changes(one).isel(noise=0)
     found, known = ut.susceptibility(changed), changes.susceptibility(ut.run(one))
-    np.testing.assert_allclose(found, [known[name].item() for name in ("chi", "low", "high")], rtol=1e-5)
+    np.testing.assert_allclose(
+        found, [known[name].item() for name in ("chi", "low", "high")], rtol=1e-5
+    )
     assert not np.allclose(found[1:], ut.susceptibility(changed.values)[1:], rtol=0.01)
     curves, run = ut.correlations(changed, "tree", branching=2), changes.correlations(ut.run(one))
     for name in ("correlation", "low", "high"):
@@ -77,7 +83,9 @@ def test_clones_are_averaged_over_clone_numbers():
 
 
 def test_parts_of_the_trajectories_give_the_same_numbers(monkeypatch):
-    """The trajectories are in memory a part at a time, and the covariances are the same up to rounding."""
+    """The trajectories are in memory a part at a time, and the covariances are the same up to
+    rounding.
+    """
     sizes, made = [], measuring.Streams
 
     def noted(seed, items, noise, trajectories):
@@ -101,7 +109,10 @@ def test_the_chunk_changes_no_bit(source, monkeypatch):
     """Accumulators add up the same numbers in the same order, whatever else is in the batch."""
     monkeypatch.setattr(measuring, "_PART", 2 * 16 * 8)
     channel = {"type": "gaussian", "noise": [0.2]}
-    whole, *others = (ut.run(described(items=7, chunk=chunk, source=source, corruption=channel)).load() for chunk in (7, 1, 3))
+    whole, *others = (
+        ut.run(described(items=7, chunk=chunk, source=source, corruption=channel)).load()
+        for chunk in (7, 1, 3)
+    )
     for other in others:
         xr.testing.assert_equal(whole.drop_attrs(), other.drop_attrs())
     x = uniforms(keys(0, range(7)), 50 * 64).reshape(7, 50, 64)
@@ -111,10 +122,21 @@ def test_the_chunk_changes_no_bit(source, monkeypatch):
 
 
 def test_chi_of_the_epsilon_process_is_that_of_the_mean_field():
-    """Ratio of averages over 6 grammars within the 99.9 % interval; trajectories of the ε-process are posterior draws."""
+    """Ratio of averages over 6 grammars within the 99.9 % interval; trajectories of the
+    ε-process are posterior draws.
+    """
     noise = [0.5, 0.763, 0.9]
-    source = {"type": "rhm", "vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 5, "grammars": 12}
-    one = described(items=240, trajectories=16, source=source, corruption={"type": "epsilon", "noise": noise})
+    source = {
+        "type": "rhm",
+        "vocab_size": 16,
+        "multiplicity": 4,
+        "branching": 2,
+        "depth": 5,
+        "grammars": 12,
+    }
+    one = described(
+        items=240, trajectories=16, source=source, corruption={"type": "epsilon", "noise": noise}
+    )
     found = changes.susceptibility(ut.run(one), confidence=0.999)
     theory = MeanField(16, 4, 2).susceptibility(noise, 5)
     assert ((found.low < theory) & (theory < found.high)).all()
@@ -122,13 +144,19 @@ def test_chi_of_the_epsilon_process_is_that_of_the_mean_field():
 
 
 def test_vectors_have_the_distance_of_their_grid():
-    field = described(source={"type": "gaussian_field", "size": 4}, corruption={"type": "gaussian", "noise": [0.5]})
+    field = described(
+        source={"type": "gaussian_field", "size": 4},
+        corruption={"type": "gaussian", "noise": [0.5]},
+    )
     assert ut.run(field).distance.values.tolist() == np.unique(grid_matrix((4, 4), True)).tolist()
-    mixture = described(source={"type": "gaussian_mixture", "dimension": 5}, corruption={"type": "gaussian", "noise": [0.5]})
+    mixture = described(
+        source={"type": "gaussian_mixture", "dimension": 5},
+        corruption={"type": "gaussian", "noise": [0.5]},
+    )
     assert ut.run(mixture).distance.values.tolist() == [0, 1, 2, 3, 4]
 
 
-# -- images ------------------------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------
 
 
 def of_images(count, *probes):
@@ -192,7 +220,9 @@ def test_positions_of_a_layer(garments):
     one, ds = garments
     (originals,) = one.parts.source.blocks(np.arange(3), 0, 3)
     network, kept = load_classifier(), {}
-    dict(network.named_modules())["block3"].register_forward_hook(lambda module, given, out: kept.update(out=out.double()))
+    dict(network.named_modules())["block3"].register_forward_hook(
+        lambda module, given, out: kept.update(out=out.double())
+    )
 
     def output(images):
         with torch.inference_mode():
@@ -211,7 +241,9 @@ def test_positions_of_a_layer(garments):
 
 
 def test_beside_the_layers_of_a_network(garments):
-    """`network_layers` has a variable called distance, so the dim of the distances of sites is named after its probe."""
+    """`network_layers` has a variable called distance, so the dim of the distances of sites is
+    named after its probe.
+    """
     one, alone = garments
     tables = [{"type": "network_layers", "reference": 20}, *one.to_dict()["probes"][:2]]
     both = ut.run(ut.Experiment.from_dict({**one.to_dict(), "probes": tables})).load()
@@ -226,7 +258,7 @@ def test_beside_the_layers_of_a_network(garments):
     xr.testing.assert_equal(correlation_length(both), length)
 
 
-# -- tokens ------------------------------------------------------------------------------------------------------------------
+# -- tokens ----------------------------------------------------------------------------------------
 
 
 def test_missing_readings_are_named():
@@ -235,7 +267,11 @@ def test_missing_readings_are_named():
     with pytest.raises(ValueError, match="no missing readings"):
         correlation_length(gap.change_covariance)
     for function in (changes.susceptibility, changes.correlations):
-        for bad, message in ((gap, "missing readings"), (ds.isel(noise=0), "dims noise, item"), (ds.isel(item=[]), "'item': 0")):
+        for bad, message in (
+            (gap, "missing readings"),
+            (ds.isel(noise=0), "dims noise, item"),
+            (ds.isel(item=[]), "'item': 0"),
+        ):
             with pytest.raises(ValueError, match=message) as caught:
                 function(bad)
             assert "\n" not in str(caught.value)
@@ -243,22 +279,30 @@ def test_missing_readings_are_named():
 
 @pytest.mark.parametrize("clones", [1, 3])
 def test_the_change_of_a_text_is_that_of_its_own_free_tokens(clones):
-    """Texts of 3, 11 and 6 tokens, of which the first one, none and every second one are fixed, against a plain loop."""
+    """Texts of 3, 11 and 6 tokens, of which the first one, none and every second one are fixed,
+    against a plain loop.
+    """
     rng, trajectories = np.random.default_rng(0), 4
     ids = np.full((3, 11), PAD)
     free = np.zeros(ids.shape, bool)
     for row, (length, fixed) in enumerate(((3, [0]), (11, []), (6, [0, 2, 4]))):
         ids[row, :length], free[row, :length] = rng.integers(20, size=length), True
         free[row, fixed] = False
-    after = np.where(free[:, None] & (rng.random((3, trajectories * clones, 11)) < 0.6), 99, ids[:, None])
+    after = np.where(
+        free[:, None] & (rng.random((3, trajectories * clones, 11)) < 0.6), 99, ids[:, None]
+    )
     turned = UTurns(Tokens(np.arange(3), ids, 100, free), None, after, clones=clones)
-    expected = [np.mean([of[free[row]] != ids[row, free[row]] for of in after[row]]) for row in range(3)]
+    expected = [
+        np.mean([of[free[row]] != ids[row, free[row]] for of in after[row]]) for row in range(3)
+    ]
     readings = Changes().read(turned, InMemory(ids))
     np.testing.assert_allclose(readings["change"], expected)
     # By default all tokens up to the end of a text.
     whole = UTurns(Tokens(np.arange(3), ids, 100), None, after, clones=clones)
     lengths = (ids != PAD).sum(1)
-    np.testing.assert_allclose(Changes().read(whole, InMemory(ids))["change"], expected * free.sum(1) / lengths)
+    np.testing.assert_allclose(
+        Changes().read(whole, InMemory(ids))["change"], expected * free.sum(1) / lengths
+    )
 
 
 class InMemory(ut.Source):

@@ -44,9 +44,15 @@ def test_theory_prints_and_plots(tmp_path):
 
 def test_explore_writes_the_laboratory_and_opens_it(tmp_path, monkeypatch):
     visited = []
-    monkeypatch.setattr("webbrowser.open", lambda address: visited.append(address) or len(visited) < 2)
+    monkeypatch.setattr(
+        "webbrowser.open", lambda address: visited.append(address) or len(visited) < 2
+    )
     done = uturn("explore", cwd=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "next: open uturn-laboratory.html\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "next: open uturn-laboratory.html\n",
+        "",
+    )
     page = tmp_path / "uturn-laboratory.html"
     assert page.read_text(encoding="utf-8") == laboratory()
     assert not visited
@@ -69,8 +75,19 @@ def test_output_that_cannot_hold_a_character():
 def test_files_of_the_working_directory_replace_no_library(tmp_path):
     (tmp_path / "spec.toml").write_text(SPEC)
     (tmp_path / "tomllib.py").write_text("raise SystemExit('not the library')")
-    command = [sys.executable, "-P", "-c", "from uturn.cli import main; main()", "run", "spec.toml", "--store", "store"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        "from uturn.cli import main; main()",
+        "run",
+        "spec.toml",
+        "--store",
+        "store",
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -93,7 +110,10 @@ def test_run_and_resume(tmp_path):
         (["run", "broken.toml", "--store", "x"], "multiplicity"),
         (["theory", "--plot", "no/such/folder/map.png"], "no/such/folder/map.png"),
         (["reproduce", "fig7", "--out", "spec.toml"], "spec.toml"),
-        *(([preset, "--model", "none", "--out", "spec.toml/a"], "spec.toml is a file") for preset in PRESETS),
+        *(
+            ([preset, "--model", "none", "--out", "spec.toml/a"], "spec.toml is a file")
+            for preset in PRESETS
+        ),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, arguments, message):
@@ -107,13 +127,24 @@ def test_mistakes_are_one_line(tmp_path, arguments, message):
 
 def result(figure, passed):
     files = {"png": f"{figure}.png", "pdf": f"{figure}.pdf", "data": f"{figure}.zarr"}
-    return Result(figure, "A title", "A caption <with> signs", "smoke", [Verdict("x", "1 < 2", "1", passed, "rule")], files)
+    return Result(
+        figure,
+        "A title",
+        "A caption <with> signs",
+        "smoke",
+        [Verdict("x", "1 < 2", "1", passed, "rule")],
+        files,
+    )
 
 
 def test_a_failed_verdict_is_a_failed_command(tmp_path, monkeypatch):
     for passed, code in ((True, 0), (False, 1)):
-        monkeypatch.setattr(paper, "reproduce", lambda *args, passed=passed, **kwargs: [result("fig7", passed)])
-        assert CliRunner().invoke(app, ["reproduce", "fig7", "--out", str(tmp_path)]).exit_code == code
+        monkeypatch.setattr(
+            paper, "reproduce", lambda *args, passed=passed, **kwargs: [result("fig7", passed)]
+        )
+        assert (
+            CliRunner().invoke(app, ["reproduce", "fig7", "--out", str(tmp_path)]).exit_code == code
+        )
 
 
 @pytest.fixture
@@ -131,12 +162,17 @@ def test_reproduce_makes_the_figures_of_the_paper(asked, tmp_path):
 
 
 def test_reproduce_makes_all_figures_that_can_be_made(asked, tmp_path, monkeypatch):
-    monkeypatch.setitem(paper.FIGURES, "chi", replace(paper.FIGURES["chi"], needs=("no_such_library", "extra")))
+    monkeypatch.setitem(
+        paper.FIGURES, "chi", replace(paper.FIGURES["chi"], needs=("no_such_library", "extra"))
+    )
     done = CliRunner().invoke(app, ["reproduce", "--all", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert {*asked, "chi"} >= {name for name, entry in paper.FIGURES.items() if not entry.needs}
     assert "chi" not in asked
-    assert "left out: figure 'chi' needs the library no_such_library; pip install 'uturn[extra]'" in done.output
+    assert (
+        "left out: figure 'chi' needs the library no_such_library; pip install 'uturn[extra]'"
+        in done.output
+    )
 
 
 def test_reproduce_takes_names_or_all(asked):
@@ -146,7 +182,9 @@ def test_reproduce_takes_names_or_all(asked):
 
 
 def test_the_list_of_figures_has_their_times_and_claims(asked):
-    listed = CliRunner().invoke(app, ["reproduce", "--list"], env={"COLUMNS": "400"}).output.splitlines()
+    listed = (
+        CliRunner().invoke(app, ["reproduce", "--list"], env={"COLUMNS": "400"}).output.splitlines()
+    )
     rows = {line.split()[0]: line for line in listed if line.split()}
     assert set(paper.FIGURES) <= set(rows)
     fig7 = paper.load_figure("fig7")
@@ -167,16 +205,20 @@ def test_the_list_of_figures_has_their_times_and_claims(asked):
 )
 def test_import_is_light(module, heavy):
     code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
-# --- help, completion, tables ------------------------------------------------------------------------------------------------
+# --- help, completion, tables ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])
 def test_help_at_80_columns_names_each_option_with_its_default(name):
-    done = CliRunner().invoke(app, [*([name] if name else []), "--help"], prog_name="uturn", env={"COLUMNS": "80"})
+    done = CliRunner().invoke(
+        app, [*([name] if name else []), "--help"], prog_name="uturn", env={"COLUMNS": "80"}
+    )
     assert max(map(len, done.output.split("\n"))) <= 80
     assert "…" not in done.output
     assert "Example:\n" in "\n".join(line.strip() for line in done.output.split("\n")) or not name
@@ -189,10 +231,22 @@ def test_help_at_80_columns_names_each_option_with_its_default(name):
 
 def completed(words):
     """What a shell offers for the last of some words, and the modules that were imported for it."""
-    environment = {"_UTURN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-    code = "import sys, atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); from uturn.cli import main; main()"
+    environment = {
+        "_UTURN_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    code = (
+        "import sys, atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); from"
+        " uturn.cli import main; main()"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     return done.stdout.split(), done.stderr.split()
 
@@ -211,7 +265,9 @@ class Ends(ut.Backward):
     done = uturn("run", "spec.toml", "--store", "x", cwd=tmp_path)
     assert done.returncode == code
     assert re.search(
-        rf"uturn: error: backward \('ends{code}:Ends'\)\.reconstruct: SystemExit.*ends{code}.py, line 6", done.stderr
+        rf"uturn: error: backward \('ends{code}:Ends'\)\.reconstruct: SystemExit.*ends{code}.py,"
+        r" line 6",
+        done.stderr,
     )
 
 
@@ -229,7 +285,13 @@ sys.meta_path.insert(0, Interrupting)
 from uturn.cli import program
 program()
 """
-        done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=100, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code, "--help"],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
         assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
@@ -258,7 +320,9 @@ def test_the_first_signal_ends_a_command_and_further_ones_are_ignored(stops, mon
     signal.raise_signal(signal.SIGINT)
     assert left == [130]
     stops.end()
-    assert {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} == {signal.SIG_IGN}
+    assert {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} == {
+        signal.SIG_IGN
+    }
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -276,7 +340,12 @@ def test_a_signal_that_python_drops_is_raised_again(stops, capsys, number, code)
 
 
 STOPS = {signal.SIGINT: 130, signal.SIGTERM: 143}
-WORDS = ("RuntimeError('release unlocked lock')", "KeyError('a')", "SystemExit(1)", "TasksFailed('b')")
+WORDS = (
+    "RuntimeError('release unlocked lock')",
+    "KeyError('a')",
+    "SystemExit(1)",
+    "TasksFailed('b')",
+)
 STOPPED = f"""
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -300,7 +369,9 @@ for place, (stop, word) in enumerate(cases):
         program()  # ends the process
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-"""Commands in which an error follows a stop, each in a process of its own that another one forks, which has imported all."""
+"""Commands in which an error follows a stop, each in a process of its own that another one
+forks, which has imported all.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +380,9 @@ def ended(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped")
     (folder / "spec.toml").write_text(SPEC)
     words = [sys.executable, "-c", STOPPED]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, timeout=100, check=False
+    )
     assert done.returncode == 0, done.stderr
     cases = [(stop, word) for stop in STOPS for word in WORDS]
     texts = [(folder / f"{place}.txt").read_text() for place in range(len(cases))]
@@ -338,8 +411,19 @@ def test_completion_of_names_without_heavy_modules():
 
 
 def table():
-    made = Table("quantity", "measured", "expected", "", title="A title that is longer than a narrow terminal")
-    made.add_row("share of reconstructions of the same class", "0.512 [0.49, 0.53]", "0.5123456789", Text("pass", "green"))
+    made = Table(
+        "quantity",
+        "measured",
+        "expected",
+        "",
+        title="A title that is longer than a narrow terminal",
+    )
+    made.add_row(
+        "share of reconstructions of the same class",
+        "0.512 [0.49, 0.53]",
+        "0.5123456789",
+        Text("pass", "green"),
+    )
     made.add_row("slope of [red]the map", "1.8928", "", Text("FAIL", "bold red"))
     return made
 
@@ -352,14 +436,29 @@ def test_tables_lose_nothing(monkeypatch, capsys, columns):
     show(table())
     lines = capsys.readouterr().out.split("\n")
     # What a cell says is in its column, one part below the other.
-    starts = [next(line for line in lines if "measured" in line).index(head) for head in ("measured", "expected")]
-    cells = [
-        "".join("".join(line[begin:end].split()) for line in lines) for begin, end in ((0, starts[0]), starts, (starts[1], None))
+    starts = [
+        next(line for line in lines if "measured" in line).index(head)
+        for head in ("measured", "expected")
     ]
-    for cell, told in (("reconstructions", 0), ("[red]themap", 0), ("0.512", 1), ("1.8928", 1), ("0.5123456789", 2), ("FAIL", 2)):
+    cells = [
+        "".join("".join(line[begin:end].split()) for line in lines)
+        for begin, end in ((0, starts[0]), starts, (starts[1], None))
+    ]
+    for cell, told in (
+        ("reconstructions", 0),
+        ("[red]themap", 0),
+        ("0.512", 1),
+        ("1.8928", 1),
+        ("0.5123456789", 2),
+        ("FAIL", 2),
+    ):
         assert cell in cells[told]
     if columns is None:  # no terminal: a row is a line
-        assert [line for line in lines if "same class" in line and "0.512 [0.49, 0.53]" in line and "pass" in line]
+        assert [
+            line
+            for line in lines
+            if "same class" in line and "0.512 [0.49, 0.53]" in line and "pass" in line
+        ]
     else:
         assert max(map(len, lines)) <= columns
 
@@ -381,7 +480,9 @@ def test_a_run_with_a_folder_of_results_ends_with_its_study(tmp_path, monkeypatc
     whole = CliRunner().invoke(app, ["run", "spec.toml", "--store", "store", "--out", "c"])
     assert whole.exit_code == 0
     assert not (tmp_path / "c" / "run.zarr").exists()
-    assert (tmp_path / "c" / "curves.csv").read_text() == (tmp_path / "a" / "curves.csv").read_text()
+    assert (tmp_path / "c" / "curves.csv").read_text() == (
+        tmp_path / "a" / "curves.csv"
+    ).read_text()
     share = CliRunner().invoke(app, ["run", "spec.toml", "--out", "d", "--shard", "1/2"])
     assert share.exit_code == 0
     assert [path.name for path in (tmp_path / "d").iterdir()] == ["run.zarr"]

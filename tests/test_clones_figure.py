@@ -1,4 +1,6 @@
-"""Verdicts of the figure `clones` on made-up data: they pass where the claim holds, and each fails where it does not."""
+"""Verdicts of the figure `clones` on made-up data: they pass where the claim holds, and each
+fails where it does not.
+"""
 
 import numpy as np
 import pytest
@@ -36,8 +38,14 @@ def test_collapse():
     relative = np.linspace(0.4, 2, 17)
 
     def runs(places, widths):
-        curves = [1 / (1 + np.exp((relative - place) / width)) for place, width in zip(places, widths, strict=True)]
-        return xr.Dataset({"recalled": (("code", "noise", "item"), np.array(curves)[:, :, None])}, {"noise": relative})
+        curves = [
+            1 / (1 + np.exp((relative - place) / width))
+            for place, width in zip(places, widths, strict=True)
+        ]
+        return xr.Dataset(
+            {"recalled": (("code", "noise", "item"), np.array(curves)[:, :, None])},
+            {"noise": relative},
+        )
 
     assert clones.collapse_verdict(runs([1.2, 1.1, 1.05], [0.5, 0.3, 0.2])).passed
     assert not clones.collapse_verdict(runs([1.2, 1.15, 1.12], [0.5, 0.3, 0.2])).passed
@@ -45,15 +53,25 @@ def test_collapse():
     assert not clones.collapse_verdict(runs([1.2, 1.1, 1.05], [0.2, 0.2, 0.2])).passed
 
 
-@pytest.mark.parametrize(("low", "speciation", "expected"), [(0.1, 0.7, True), (-0.1, 0.7, False), (0.1, 0.3, False)])
+@pytest.mark.parametrize(
+    ("low", "speciation", "expected"), [(0.1, 0.7, True), (-0.1, 0.7, False), (0.1, 0.3, False)]
+)
 def test_fashion(low, speciation, expected):
     phi = np.array([[0.9, 0.8, 1.0], [0.5, 0.4, 0.6]])
     data = xr.Dataset(
         {
             "fashion_phi": (("image_noise", "estimate"), phi),
-            **{f"fashion_{name}": ("estimate", [0.4, low, 0.5]) for name in ("fall", "kept", "cloned")},
+            **{
+                f"fashion_{name}": ("estimate", [0.4, low, 0.5])
+                for name in ("fall", "kept", "cloned")
+            },
         },
         {"image_noise": [0.2, 0.6], "estimate": ["value", "low", "high"]},
-        {"fashion_eigenvalue": 80.0, "fashion_abar": 0.0125, "fashion_speciation": speciation, "fashion_collapse": 0.45},
+        {
+            "fashion_eigenvalue": 80.0,
+            "fashion_abar": 0.0125,
+            "fashion_speciation": speciation,
+            "fashion_collapse": 0.45,
+        },
     )
     assert clones.fashion_verdict(data).passed == expected

@@ -8,7 +8,9 @@ from uturn.measures import cloning
 
 
 def test_cloning_probability_of_a_mixture_is_that_of_its_posterior():
-    """Two draws of the mode from exact responsibilities, 40,000 noisy data: within 4.5 standard errors (1e-5 each)."""
+    """Two draws of the mode from exact responsibilities, 40,000 noisy data: within 4.5 standard
+    errors (1e-5 each).
+    """
     law = ut.laws.GaussianMixture(ut.laws.simplex(2, 8, 5.0), variance=0.7)
     drawn = law.sample(40_000, seed=1).values
     for t in (0.3, 1.0, 1.8):
@@ -16,7 +18,9 @@ def test_cloning_probability_of_a_mixture_is_that_of_its_posterior():
         same = (r**2).sum(axis=1)
         expected = cloning.mixture_cloning_probability(t, squared_distance=25.0, variance=0.7)
         assert abs(same.mean() - expected) < 4.5 * same.std() / 200
-    assert cloning.mixture_cloning_probability([np.inf, 0.0], 1e4) == pytest.approx([0.5, 1.0], abs=1e-12)
+    assert cloning.mixture_cloning_probability([np.inf, 0.0], 1e4) == pytest.approx(
+        [0.5, 1.0], abs=1e-12
+    )
 
 
 def test_a_run_measures_the_formula():
@@ -25,7 +29,12 @@ def test_a_run_measures_the_formula():
             "items": 2000,
             "clones": 2,
             "chunk": 500,
-            "source": {"type": "gaussian_mixture", "dimension": 64, "num_modes": 2, "separation": 1.25},
+            "source": {
+                "type": "gaussian_mixture",
+                "dimension": 64,
+                "num_modes": 2,
+                "separation": 1.25,
+            },
             "corruption": {"type": "gaussian", "noise": [1.0, 1.8, 2.6]},
             "backward": {"type": "exact"},
             "probes": [{"type": "scales"}],
@@ -77,8 +86,13 @@ def test_recall_is_the_posterior_of_the_data():
 
 def test_images_and_whole_numbers_are_data():
     images = np.random.default_rng(1).integers(0, 9, (12, 2, 3, 3))
-    assert cloning.largest_eigenvalue(images) == pytest.approx(cloning.largest_eigenvalue(images.reshape(12, -1)))
-    found, flat = (cloning.recall_probability(x, [0.5], observations=9) for x in (images, images.reshape(12, -1)))
+    assert cloning.largest_eigenvalue(images) == pytest.approx(
+        cloning.largest_eigenvalue(images.reshape(12, -1))
+    )
+    found, flat = (
+        cloning.recall_probability(x, [0.5], observations=9)
+        for x in (images, images.reshape(12, -1))
+    )
     np.testing.assert_array_equal(found, flat)
     assert cloning.speciation_time(np.int64(4)) == pytest.approx(np.log(2))
     assert cloning.collapse_time([1.0], 10**400) < 1e-300

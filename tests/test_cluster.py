@@ -1,4 +1,6 @@
-"""Runs on a Ray cluster of two nodes on this machine: what is measured does not depend on who dies."""
+"""Runs on a Ray cluster of two nodes on this machine: what is measured does not depend on who
+dies.
+"""
 
 import os
 import signal
@@ -39,7 +41,9 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 2**27})
+    made = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 2**27}
+    )
     made.add_node(num_cpus=1, object_store_memory=2**27)
     made.wait_for_nodes()
     with connected(made.address):
@@ -49,7 +53,9 @@ def cluster():
 
 
 def measure(address, folder, tasks=range(40), options=None, **settings):
-    for _ in on_cluster(address, partial(FileTasks, str(folder), **settings), list(tasks), **(options or {})):
+    for _ in on_cluster(
+        address, partial(FileTasks, str(folder), **settings), list(tasks), **(options or {})
+    ):
         pass
 
 
@@ -125,11 +131,16 @@ count = int(os.environ.get("COUNT", 60))
 list(on_cluster(address, partial(FileTasks, folder, seconds=0.1), range(count)))
 print("ended")
 """
-ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
+ENV = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
+}
 
 
 def in_background(folder, act, after=1):
-    """Call act(pid of a worker) when some tasks have begun; returns a function that waits for it and gives the pid."""
+    """Call act(pid of a worker) when some tasks have begun; returns a function that waits for it
+    and gives the pid.
+    """
     found = []
 
     def watch():
@@ -181,7 +192,8 @@ def test_a_stopped_worker_counts_as_dead(cluster, tmp_path):
     measure(cluster.address, tmp_path, tasks=range(20), seconds=0.2, options={"silent_after": 5.0})
     assert done(tmp_path) == set(range(20))
     until = time.monotonic() + 60
-    while state_of(begun()) == "T" and time.monotonic() < until:  # Ray kills what does not end by itself
+    # Ray kills what does not end by itself.
+    while state_of(begun()) == "T" and time.monotonic() < until:
         time.sleep(0.1)
     assert state_of(begun()) != "T", "it does not keep its resources"
 
@@ -189,13 +201,23 @@ def test_a_stopped_worker_counts_as_dead(cluster, tmp_path):
 @pytest.mark.slow
 def test_a_node_that_dies_and_one_that_joins(cluster, tmp_path):
     extra = cluster.add_node(num_cpus=1, object_store_memory=2**27)
-    command, env = [sys.executable, "-c", DRIVER, cluster.address, str(tmp_path)], {**ENV, "COUNT": "200"}
+    command, env = (
+        [sys.executable, "-c", DRIVER, cluster.address, str(tmp_path)],
+        {
+            **ENV,
+            "COUNT": "200",
+        },
+    )
     run = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
     in_background(tmp_path, lambda _: None, after=40)()
     (tmp_path / "held").touch()  # the other nodes do not finish before the new one has a worker
     cluster.remove_node(extra, allow_graceful=False)
     another = cluster.add_node(num_cpus=1, object_store_memory=2**27)
-    raylet, until, joined = another.all_processes["raylet"][0].process.pid, time.monotonic() + 120, False
+    raylet, until, joined = (
+        another.all_processes["raylet"][0].process.pid,
+        time.monotonic() + 120,
+        False,
+    )
     while not joined and time.monotonic() < until:
         if run.poll():  # the driver was on the node that died
             run = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
@@ -211,7 +233,11 @@ def test_a_node_that_dies_and_one_that_joins(cluster, tmp_path):
 
 @pytest.mark.slow
 def test_a_driver_that_dies_frees_the_cluster_and_another_resumes(cluster, tmp_path):
-    first = subprocess.Popen([sys.executable, "-c", DRIVER, cluster.address, str(tmp_path)], env=ENV, stdout=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, cluster.address, str(tmp_path)],
+        env=ENV,
+        stdout=subprocess.DEVNULL,
+    )
     in_background(tmp_path, lambda _: first.kill(), after=10)()
     first.wait(timeout=100)
     assert all_end(60)
@@ -244,7 +270,9 @@ def test_images_equal_the_local_run(cluster, tmp_path):
 
 
 def test_strings_equal_the_local_run_and_own_parts_come_along(cluster, tmp_path, monkeypatch):
-    """Workers import modules of the driver from files that they cannot see. They leave copies to Ray alone, which ends them."""
+    """Workers import modules of the driver from files that they cannot see. They leave copies to
+    Ray alone, which ends them.
+    """
     module = tmp_path / "elsewhere" / f"own_probe_of_{os.getpid()}.py"
     module.parent.mkdir()
     module.write_text(OWN_PROBE)
@@ -294,7 +322,9 @@ def test_ray_is_not_installed(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_local_listens_to_this_machine_alone():
     """No other host can reach the processes of --cluster local."""
-    found = subprocess.run([sys.executable, "-c", LISTENING], env=ENV, capture_output=True, text=True, timeout=120)
+    found = subprocess.run(
+        [sys.executable, "-c", LISTENING], env=ENV, capture_output=True, text=True, timeout=120
+    )
     lines = found.stdout.splitlines()
     assert lines[0] == "127.0.0.1", found.stderr
     # Addresses as in /proc/net: 127.0.0.1, and the same for IPv6.

@@ -1,4 +1,6 @@
-"""The driver of a cluster without Ray: sizes of bundles, blame, and workers that fail; what a run gives to a cluster."""
+"""The driver of a cluster without Ray: sizes of bundles, blame, and workers that fail; what a
+run gives to a cluster.
+"""
 
 import threading
 import time
@@ -30,7 +32,7 @@ STRINGS = {
 }
 
 
-# -- bundles -----------------------------------------------------------------------------------------------------------------
+# -- bundles ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("batch", [1, 16, 256])
 @pytest.mark.parametrize("u_turns", [1, 3, 50, 100, 150, 255, 257, 4096])
 def test_a_bundle_of_a_network_fills_four_batches(batch, u_turns):
@@ -59,7 +61,9 @@ def test_bundles_that_fail_are_handed_out_in_halves():
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("bad", [(), (13,), (3, 38)])
 def test_a_task_that_raises_is_named_and_the_others_are_done(tmp_path, bad, together):
-    """Bundles of a worker in this process, until none is left; finished tasks of a bundle that failed are not measured again."""
+    """Bundles of a worker in this process, until none is left; finished tasks of a bundle that
+    failed are not measured again.
+    """
     work, worker = engine_cluster._Tasks(range(40), str, 8), Worker(1)
     worker._work = FileTasks(tmp_path, raises=bad, together=together)
     while work.left:
@@ -69,16 +73,25 @@ def test_a_task_that_raises_is_named_and_the_others_are_done(tmp_path, bad, toge
             work.finished(bundle, outcome.measured, outcome.seconds)
         else:
             work.blame(bundle, outcome.error)
-    assert {task: f"task {task} is odd" in error for task, error in work.failed.items()} == dict.fromkeys(bad, True)
-    assert {int(path.name) for path in tmp_path.iterdir() if path.name.isdecimal()} == set(range(40)) - set(bad)
-    assert all(3 <= tries(tmp_path)[task] <= 3 + 6 for task in bad), "in its bundle, in halves of it, and three times alone"
+    assert {
+        task: f"task {task} is odd" in error for task, error in work.failed.items()
+    } == dict.fromkeys(bad, True)
+    assert {int(path.name) for path in tmp_path.iterdir() if path.name.isdecimal()} == set(
+        range(40)
+    ) - set(bad)
+    assert all(3 <= tries(tmp_path)[task] <= 3 + 6 for task in bad), (
+        "in its bundle, in halves of it, and three times alone"
+    )
     assert not work.waiting
     assert not work.returned
 
 
 @pytest.mark.parametrize(
     ("raised", "error", "of_node"),
-    [(StoreError("the disk is full"), "the disk is full", True), (KeyError("x"), "KeyError: 'x'", False)],
+    [
+        (StoreError("the disk is full"), "the disk is full", True),
+        (KeyError("x"), "KeyError: 'x'", False),
+    ],
 )
 def test_a_worker_says_whether_the_store_is_to_blame(monkeypatch, raised, error, of_node):
     class Fails(FileTasks):
@@ -100,20 +113,26 @@ def test_a_worker_of_another_version_says_so():
     assert outcome.of_node
 
 
-# -- workers that fail in one way --------------------------------------------------------------------------------------------
+# -- workers that fail in one way ------------------------------------------------------------------
 class FakeActor:
-    """An actor: its methods are called in a thread, and answers are futures. A method that is None never answers."""
+    """An actor: its methods are called in a thread, and answers are futures. A method that is
+    None never answers.
+    """
 
     def __init__(self, behind):
         self.behind, self.pool = behind, futures.ThreadPoolExecutor(1)
 
     def __getattr__(self, name):
         method = getattr(self.behind, name)
-        return SimpleNamespace(remote=lambda *args: self.pool.submit(method, *args) if method else futures.Future())
+        return SimpleNamespace(
+            remote=lambda *args: self.pool.submit(method, *args) if method else futures.Future()
+        )
 
 
 class FakeRay:
-    """Ray with two nodes of one core, and a head without cores; `make(number)` makes the workers."""
+    """Ray with two nodes of one core, and a head without cores; `make(number)` makes the
+    workers.
+    """
 
     exceptions, cloudpickle = ray.exceptions, ray.cloudpickle
 
@@ -159,7 +178,9 @@ class FakeWorker:
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """`run(make, tasks)`: runs tasks on a cluster whose workers are made by `make(number)`; returns the last state."""
+    """`run(make, tasks)`: runs tasks on a cluster whose workers are made by `make(number)`;
+    returns the last state.
+    """
 
     def run(make, tasks, **options):
         made = run.ray = FakeRay(make)
@@ -193,7 +214,9 @@ def test_a_node_that_recovers_gets_another_worker(cluster, monkeypatch):
 
     def worker(number):
         made.add(number)
-        return FakeWorker(slow, "two") if number else FakeWorker(lambda tasks: ("no such disk", True))
+        return (
+            FakeWorker(slow, "two") if number else FakeWorker(lambda tasks: ("no such disk", True))
+        )
 
     assert cluster(worker, range(200))[0] == 0
     assert made == {0, 1, 2}
@@ -232,13 +255,17 @@ def test_workers_that_do_not_start_are_replaced_three_times(cluster):
         made.start = killed
         return made
 
-    with pytest.raises(ValueError, match="no node can measure: a worker did not start: RuntimeError: killed"):
+    with pytest.raises(
+        ValueError, match="no node can measure: a worker did not start: RuntimeError: killed"
+    ):
         cluster(worker, [1, 2, 3])
     assert 3 < cluster.ray.made <= 2 + 3
 
 
 def measured_by(made):
-    return engine_cluster._states(made, engine_cluster._Tasks(range(1000), str, 1), {"CPU": 1.0, "GPU": 0.0}, 9, (), 120.0)
+    return engine_cluster._states(
+        made, engine_cluster._Tasks(range(1000), str, 1), {"CPU": 1.0, "GPU": 0.0}, 9, (), 120.0
+    )
 
 
 def test_workers_end_with_an_interrupted_driver():
@@ -250,17 +277,20 @@ def test_workers_end_with_an_interrupted_driver():
     assert len(made.killed) == 2
 
 
-# -- what a run gives to a cluster, and does after it ----------------------------------------------------------------------
+# -- what a run gives to a cluster, and does after it ----------------------------------------------
 @pytest.fixture
 def given(monkeypatch):
-    """The options that a run gives to a cluster, which measures the tasks here; `given["late"]`: their records come later."""
+    """The options that a run gives to a cluster, which measures the tasks here; `given["late"]`:
+    their records come later.
+    """
     found = {}
 
     def measured(address, make, tasks, **options):
         found.update(options, tasks=tasks)
         work = make()
         all_of = threading.Timer(
-            found.get("late", 0), lambda: list(work.measure(work.recorded_left(found["tasks"]).items(), check=True))
+            found.get("late", 0),
+            lambda: list(work.measure(work.recorded_left(found["tasks"]).items(), check=True)),
         )
         all_of.start()
         if not found.get("late"):
@@ -271,7 +301,10 @@ def given(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize(("workers", "most"), [({}, None), ({"workers": None}, None), ({"workers": 1}, 1), ({"workers": 3}, 3)])
+@pytest.mark.parametrize(
+    ("workers", "most"),
+    [({}, None), ({"workers": None}, None), ({"workers": 1}, 1), ({"workers": 3}, 3)],
+)
 def test_a_run_uses_all_room_of_a_cluster_unless_told_otherwise(given, tmp_path, workers, most):
     ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "x", cluster="there", **workers)
     assert given["most_workers"] == most
@@ -281,7 +314,9 @@ def test_a_run_uses_all_room_of_a_cluster_unless_told_otherwise(given, tmp_path,
 def test_records_that_this_host_sees_later(given, tmp_path):
     """A network file system shows what another host has written after a while."""
     given["late"] = 1.0
-    assert ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "x", cluster="there").attrs["complete"]
+    assert ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "x", cluster="there").attrs[
+        "complete"
+    ]
 
 
 def chunk_of(store, variable, task):
@@ -290,8 +325,11 @@ def chunk_of(store, variable, task):
 
 
 def test_only_damaged_readings_are_forgotten(tmp_path):
-    """Not those of a store with fewer trajectories. Workers, who read only the records, then measure what is left."""
-    spec = {**STRINGS, "probes": [{"type": "parsed_levels"}]}  # these readings stay when trajectories are added
+    """Not those of a store with fewer trajectories. Workers, who read only the records, then
+    measure what is left.
+    """
+    # These readings stay when trajectories are added.
+    spec = {**STRINGS, "probes": [{"type": "parsed_levels"}]}
     path, more = tmp_path / "x", ut.Experiment.from_dict({**spec, "trajectories": 2})
     ut.run(ut.Experiment.from_dict(spec), path)
     ut.run(more, path, shard=(1, 1000))
@@ -304,13 +342,17 @@ def test_only_damaged_readings_are_forgotten(tmp_path):
     assert work.recorded_left(tasks) == left
 
 
-@pytest.mark.parametrize(("there", "error"), [(False, "no store at"), (True, "does not see in it = 8")])
+@pytest.mark.parametrize(
+    ("there", "error"), [(False, "no store at"), (True, "does not see in it = 8")]
+)
 def test_workers_that_see_another_store_or_none(given, tmp_path, monkeypatch, there, error):
     experiment, tasks_of = ut.Experiment.from_dict(STRINGS), engine_run._tasks_of
     if there:
         ut.run(experiment, tmp_path / "other", shard=(1, 1000))
     monkeypatch.setattr(engine_run, "_SEEN_SECONDS", 0.0)
-    monkeypatch.setattr(engine_run, "_tasks_of", lambda spec, store: tasks_of(spec, str(tmp_path / "other")))
+    monkeypatch.setattr(
+        engine_run, "_tasks_of", lambda spec, store: tasks_of(spec, str(tmp_path / "other"))
+    )
     with pytest.raises(ValueError, match=error):
         ut.run(experiment, tmp_path / "x", cluster="there")
 
@@ -321,7 +363,9 @@ def test_damaged_records_count_as_missing(given, tmp_path):
     store = Store.open(path)
     task = list(store.tasks())[3]
     chunk_of(path, "tasks/records", task).write_bytes(b"damaged")
-    assert [one for one, count in store.recorded(list(store.tasks())).items() if not count] == [task]
+    assert [one for one, count in store.recorded(list(store.tasks())).items() if not count] == [
+        task
+    ]
     with pytest.warns(UserWarning, match="is damaged"):
         found = ut.run(experiment, path, cluster="there")
     assert found.attrs["complete"]

@@ -1,4 +1,6 @@
-"""Models with a null class: unconditional, told and guided reconstructions, their batches, counts and descriptions."""
+"""Models with a null class: unconditional, told and guided reconstructions, their batches,
+counts and descriptions.
+"""
 
 import diffusers
 import numpy as np
@@ -23,18 +25,34 @@ def image_of(label):
 
 
 def model(predicts="x0"):
-    """Delta data: every class is one image, and so is the null class. In closed form for every prediction type."""
+    """Delta data: every class is one image, and so is the null class. In closed form for every
+    prediction type.
+    """
     scheduler = diffusers.DDPMScheduler(clip_sample=False)
 
     def network(noisy, sigma, labels):
         rows.append(len(noisy))
         clean, sigma = image_of(labels), sigma.reshape(-1, 1, 1, 1)
         noise = (noisy - clean) / sigma
-        found = {"noise": noise, "x0": clean, "edm": clean, "score": -noise / sigma, "flow": noise - clean}
-        return found[predicts] if predicts != "v" else (noise - sigma * clean) / (1 + sigma**2).sqrt()
+        found = {
+            "noise": noise,
+            "x0": clean,
+            "edm": clean,
+            "score": -noise / sigma,
+            "flow": noise - clean,
+        }
+        return (
+            found[predicts] if predicts != "v" else (noise - sigma * clean) / (1 + sigma**2).sqrt()
+        )
 
     return DenoiserModel(
-        network, scheduler, predicts=predicts, image_shape=SHAPE, takes="sigma", num_classes=CLASSES, null_class=NULL
+        network,
+        scheduler,
+        predicts=predicts,
+        image_shape=SHAPE,
+        takes="sigma",
+        num_classes=CLASSES,
+        null_class=NULL,
     )
 
 
@@ -43,7 +61,9 @@ for kind in PREDICTIONS:
 
 
 def loaded(name="model", **options):
-    return ReverseDiffusion.from_pretrained(f"{__name__}:{name}", "ddpm", 5, device="cpu", **options)
+    return ReverseDiffusion.from_pretrained(
+        f"{__name__}:{name}", "ddpm", 5, device="cpu", **options
+    )
 
 
 def some(count):
@@ -52,9 +72,14 @@ def some(count):
 
 @pytest.mark.parametrize("predicts", PREDICTIONS)
 def test_the_law_of_every_condition(predicts):
-    """The last step returns the mean of x_0: that of the null class, of the label, or null + guidance (label - null)."""
+    """The last step returns the mean of x_0: that of the null class, of the label, or null +
+    guidance (label - null).
+    """
     labels = np.array([3, 0, 8])
-    told, blind = image_of(torch.from_numpy(labels)).numpy(), image_of(torch.full((3,), NULL)).numpy()
+    told, blind = (
+        image_of(torch.from_numpy(labels)).numpy(),
+        image_of(torch.full((3,), NULL)).numpy(),
+    )
     for options, expected in (
         ({}, blind),
         ({"condition": "null"}, blind),
@@ -69,17 +94,26 @@ def test_the_law_of_every_condition(predicts):
             np.testing.assert_allclose(rebuilt, expected, atol=3e-4, err_msg=f"{options}")
 
 
-# -- batches and counts -----------------------------------------------------------------------------------------------
+# -- batches and counts ----------------------------------------------------------------------------
 
 
 def options(**changes):
-    given = {"model": f"{__name__}:model", "steps": 4, "levels": 2, "items": 11, "chunk": 4, "device": "cpu", **changes}
+    given = {
+        "model": f"{__name__}:model",
+        "steps": 4,
+        "levels": 2,
+        "items": 11,
+        "chunk": 4,
+        "device": "cpu",
+        **changes,
+    }
     return ImageOptions.from_dict(given)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_the_queue_is_full_and_guidance_takes_two_rows(guidance, monkeypatch):
-    monkeypatch.setattr("uturn.core.experiment.Experiment.model_check", lambda self: [])  # a few calls before the run
+    # A few calls before the run.
+    monkeypatch.setattr("uturn.core.experiment.Experiment.model_check", lambda self: [])
     experiment = options(condition="label", guidance=guidance, batch_size=6, clones=2).experiment()
     experiment.parts.backward.describe()  # loads the model, with a call of its own
     rows.clear()
@@ -89,12 +123,16 @@ def test_the_queue_is_full_and_guidance_takes_two_rows(guidance, monkeypatch):
     assert max(rows) == 6
 
 
-# -- what is recorded -------------------------------------------------------------------------------------------------
+# -- what is recorded ------------------------------------------------------------------------------
 
 
 def test_a_model_that_is_told_needs_as_many_labels(tmp_path):
     np.save(tmp_path / "images.npy", some(12))
-    data = {"data": str(tmp_path / "images.npy"), "classifiers": ["fashion_mnist"], "compare_labels": False}
+    data = {
+        "data": str(tmp_path / "images.npy"),
+        "classifiers": ["fashion_mnist"],
+        "compare_labels": False,
+    }
     with pytest.raises(ValueError, match=r"classes of the images, .* = None: expected 10"):
         ut.run(options(**data, condition="label").experiment())
     ut.run(options(**data).experiment())  # the null class needs none

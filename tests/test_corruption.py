@@ -28,7 +28,9 @@ def test_zero_noise_shows_the_string(corruption):
 
 @pytest.mark.parametrize("corruption", ALL)
 def test_full_noise_shows_nothing(corruption):
-    evidence = log_softmax(corruption.log_evidence(corruption.corrupt(LEAVES, full(corruption), vocab_size=V)), -1)
+    evidence = log_softmax(
+        corruption.log_evidence(corruption.corrupt(LEAVES, full(corruption), vocab_size=V)), -1
+    )
     assert np.allclose(evidence, -np.log(V), atol=1e-6)
 
 
@@ -47,7 +49,9 @@ def test_formulas():
     noisy = ut.Gaussian().corrupt(LEAVES, t, vocab_size=V, seed=1)
     abar = np.exp(-2 * t)
     assert noisy.values.dtype == np.float32
-    assert np.allclose(ut.Gaussian().log_evidence(noisy), noisy.values * np.sqrt(abar) / (1 - abar), rtol=1e-6)
+    assert np.allclose(
+        ut.Gaussian().log_evidence(noisy), noisy.values * np.sqrt(abar) / (1 - abar), rtol=1e-6
+    )
     residual = (noisy.values - np.sqrt(abar) * np.eye(V)[LEAVES]) / np.sqrt(1 - abar)
     assert stats.kstest(residual.ravel(), "norm").pvalue > 1e-3
     masked = ut.Masking().corrupt(LEAVES, 0.4, vocab_size=V, seed=1)
@@ -61,7 +65,11 @@ def test_formulas():
     assert np.allclose(ut.UniformReplacement().log_evidence(replaced), expected, rtol=1e-13)
     pinned = ut.EpsilonBelief().corrupt(LEAVES, 0.4, vocab_size=V)
     assert np.array_equal(pinned.values, LEAVES)
-    assert np.allclose(ut.EpsilonBelief().log_evidence(pinned), np.log(0.6 * np.eye(V)[LEAVES] + 0.4 / V), rtol=1e-13)
+    assert np.allclose(
+        ut.EpsilonBelief().log_evidence(pinned),
+        np.log(0.6 * np.eye(V)[LEAVES] + 0.4 / V),
+        rtol=1e-13,
+    )
 
 
 @pytest.mark.parametrize("corruption", ALL)
@@ -70,29 +78,45 @@ def test_noise_may_differ_between_samples_and_streams_belong_to_samples(corrupti
     together = corruption.corrupt(LEAVES, noise, vocab_size=V, seed=ut.random.keys(3, np.arange(6)))
     assert np.array_equal(together.noise, noise)
     for k in range(6):
-        alone = corruption.corrupt(LEAVES[k : k + 1], noise[k], vocab_size=V, seed=ut.random.keys(3, [k]))
+        alone = corruption.corrupt(
+            LEAVES[k : k + 1], noise[k], vocab_size=V, seed=ut.random.keys(3, [k])
+        )
         assert np.array_equal(together.values[k], alone.values[0])
-        assert np.array_equal(corruption.log_evidence(together)[k], corruption.log_evidence(alone)[0])
+        assert np.array_equal(
+            corruption.log_evidence(together)[k], corruption.log_evidence(alone)[0]
+        )
 
 
 @pytest.mark.parametrize("corruption", CHANNELS)
 @pytest.mark.parametrize("noise", [0.1, 0.6])
 def test_shared_axes_against_monte_carlo(corruption, noise):
-    # Uniform leaves, 2e5 of them: beliefs are posteriors of a single leaf; 4 standard errors (false alarm 1e-4).
+    # Uniform leaves, 2e5 of them: beliefs are posteriors of a single leaf; 4 standard errors (false
+    # alarm 1e-4).
     leaves = np.random.default_rng(1).integers(0, V, (50, 4000))
-    belief = log_softmax(corruption.log_evidence(corruption.corrupt(leaves, noise, vocab_size=V, seed=2), np.float64), -1)
+    belief = log_softmax(
+        corruption.log_evidence(
+            corruption.corrupt(leaves, noise, vocab_size=V, seed=2), np.float64
+        ),
+        -1,
+    )
     true = np.take_along_axis(belief, leaves[..., None], -1)
     lost = (1 - np.exp(true)) * V / (V - 1)
-    assert abs(lost.mean() - corruption.effective_epsilon(noise, V)) < 4 * lost.std() / np.sqrt(lost.size)
+    assert abs(lost.mean() - corruption.effective_epsilon(noise, V)) < 4 * lost.std() / np.sqrt(
+        lost.size
+    )
     bits = (np.log(V) + true) / np.log(2)
-    assert abs(bits.mean() - corruption.bits_per_leaf(noise, V)) < 4 * bits.std() / np.sqrt(bits.size)
+    assert abs(bits.mean() - corruption.bits_per_leaf(noise, V)) < 4 * bits.std() / np.sqrt(
+        bits.size
+    )
 
 
 @pytest.mark.parametrize("corruption", CHANNELS)
 def test_evidence_is_the_likelihood_of_the_observation(corruption):
     """log p(observation | string) = evidence at its symbols + the factor left out."""
     noisy = corruption.corrupt(LEAVES, 0.35, vocab_size=V, seed=5)
-    at_truth = np.take_along_axis(corruption.log_evidence(noisy), LEAVES[..., None], -1)[..., 0].sum(1)
+    at_truth = np.take_along_axis(corruption.log_evidence(noisy), LEAVES[..., None], -1)[
+        ..., 0
+    ].sum(1)
     total = at_truth + corruption.log_observation_factor(noisy)
     if isinstance(corruption, ut.Gaussian):
         abar = np.exp(-0.7)
@@ -101,7 +125,9 @@ def test_evidence_is_the_likelihood_of_the_observation(corruption):
     elif isinstance(corruption, ut.Masking):
         expected = np.where(noisy.values < 0, np.log(0.35), np.log(0.65)).sum(1)
     else:
-        expected = np.where(noisy.values == LEAVES, np.log(0.65 + 0.35 / V), np.log(0.35 / V)).sum(1)
+        expected = np.where(noisy.values == LEAVES, np.log(0.65 + 0.35 / V), np.log(0.35 / V)).sum(
+            1
+        )
     assert np.allclose(total, expected, rtol=1e-5)
 
 
@@ -123,12 +149,18 @@ def test_bad_input_is_named(corruption, arguments, message):
 
 @pytest.mark.parametrize("t", [0.004, 0.02, 0.07, 0.2, 1.0, 5.0])
 def test_gaussian_axes_of_two_symbols(t):
-    """With two symbols, belief and information are functions of the difference of the logits, which is normal."""
+    """With two symbols, belief and information are functions of the difference of the logits,
+    which is normal.
+    """
     r = 1 / np.expm1(2 * t)
 
     def mean(f):
         return quad(
-            lambda x: np.exp(-x * x / 2) / np.sqrt(2 * np.pi) * f(r + np.sqrt(2 * r) * x), -12, 12, epsabs=1e-13, limit=500
+            lambda x: np.exp(-x * x / 2) / np.sqrt(2 * np.pi) * f(r + np.sqrt(2 * r) * x),
+            -12,
+            12,
+            epsabs=1e-13,
+            limit=500,
         )[0]
 
     lost, nats = mean(lambda d: np.exp(-np.logaddexp(0, d))), mean(lambda d: np.logaddexp(0, -d))
@@ -138,9 +170,11 @@ def test_gaussian_axes_of_two_symbols(t):
 
 @pytest.mark.parametrize("v", [3, 32, 256])
 def test_gaussian_axes_belong_together(v):
-    """Information grows with abar/(1 - abar) at half the mean squared error (I-MMSE, Guo, Shamai and Verdu 2005).
+    """Information grows with abar/(1 - abar) at half the mean squared error (I-MMSE, Guo, Shamai
+    and Verdu 2005).
 
-    Independently of the quadrature of the beliefs: E|x0 - E x0|^2 = 1 - E sum p^2 = 1 - E p(true), which effective epsilon has.
+    Independently of the quadrature of the beliefs: E|x0 - E x0|^2 = 1 - E sum p^2 = 1 - E p(true),
+    which effective epsilon has.
     """
     snr = np.linspace(2.0, 14.0, 2001)
     t = 0.5 * np.log1p(1 / snr)

@@ -1,6 +1,8 @@
-"""Laws of reverse processes: with the right noise many steps draw from the posterior, without it only from the data law.
+"""Laws of reverse processes: with the right noise many steps draw from the posterior, without it
+only from the data law.
 
-On a grammar with 24 strings, all written out. Fixed seeds; a comparison with an exact law fails by chance in 1e-3 of all seeds.
+On a grammar with 24 strings, all written out. Fixed seeds; a comparison with an exact law fails by
+chance in 1e-3 of all seeds.
 """
 
 from __future__ import annotations
@@ -15,7 +17,13 @@ import uturn as ut
 from enumeration import all_trees
 from uturn.backward import StringDiffusion
 from uturn.backward.reverse_diffusion import ReverseDiffusion
-from uturn.backward.score_model import ScoreModel, images_of, noisy_images_of, observation_of, strings_of
+from uturn.backward.score_model import (
+    ScoreModel,
+    images_of,
+    noisy_images_of,
+    observation_of,
+    strings_of,
+)
 from uturn.core.random import keys
 from uturn.corruption.denoising import ExactDenoiser, denoise
 from uturn.corruption.schedulers import SCHEDULERS
@@ -52,7 +60,10 @@ def p_value(leaves, p):
     """Chi-square of strings against a law; rare strings are pooled."""
     counts, p = np.bincount(place(leaves), minlength=len(p) + 1), np.append(p, 0)
     rare = p * len(leaves) < 5
-    seen, expected = np.append(counts[~rare], counts[rare].sum()), np.append(p[~rare], p[rare].sum()) * len(leaves)
+    seen, expected = (
+        np.append(counts[~rare], counts[rare].sum()),
+        np.append(p[~rare], p[rare].sum()) * len(leaves),
+    )
     if expected[-1] < 5:  # merged with the least likely of the others
         least = np.argmin(expected[:-1])
         seen[least], expected[least] = seen[least] + seen[-1], expected[least] + expected[-1]
@@ -61,7 +72,9 @@ def p_value(leaves, p):
 
 
 def schedule(t=0.35):
-    """Betas of a schedule whose last timestep is the diffusion time t and whose first is almost clean."""
+    """Betas of a schedule whose last timestep is the diffusion time t and whose first is almost
+    clean.
+    """
     r = 1 / np.expm1(2 * t) - 6 * np.log1p(-np.arange(TIMESTEPS)[::-1] / TIMESTEPS)
     abar = r / (1 + r)
     return (1 - abar / np.r_[1.0, abar[:-1]]).tolist()
@@ -71,25 +84,35 @@ def reverse(name, steps, rows=1, eta=None, **options):
     if name.startswith("Flow"):
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMESTEPS)
     else:
-        scheduler = getattr(diffusers, name)(num_train_timesteps=TIMESTEPS, trained_betas=schedule(), **options)
+        scheduler = getattr(diffusers, name)(
+            num_train_timesteps=TIMESTEPS, trained_betas=schedule(), **options
+        )
     return ReverseDiffusion(
-        ScoreModel(ExactDenoiser(RHM, ut.Gaussian()), scheduler, rows), scheduler, steps, eta=eta, batch_size=5
+        ScoreModel(ExactDenoiser(RHM, ut.Gaussian()), scheduler, rows),
+        scheduler,
+        steps,
+        eta=eta,
+        batch_size=5,
     )
 
 
 def rebuilt(chain, observation, step, rows=500, seed=5):
     images = noisy_images_of(observation, chain.forward, step, rows)
-    return strings_of(chain.denoise(images, step, keys(seed, np.arange(len(images))))).reshape(-1, 4)
+    return strings_of(chain.denoise(images, step, keys(seed, np.arange(len(images))))).reshape(
+        -1, 4
+    )
 
 
-# --- denoise: any denoiser ---------------------------------------------------------------------------------------------------
+# --- denoise: any denoiser ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("corruption", "noise"), CHANNELS)
 def test_many_steps_draw_from_the_posterior(corruption, noise):
     observation, p = observed(corruption, noise)
     denoiser = ExactDenoiser(RHM, corruption)
-    few, many = (denoise(denoiser, observation, steps, keys(1, np.arange(COUNT))) for steps in (1, 256))
+    few, many = (
+        denoise(denoiser, observation, steps, keys(1, np.arange(COUNT))) for steps in (1, 256)
+    )
     assert p_value(many, p) > 1e-3
     assert p_value(few, p) < 1e-6  # negative control: leaves drawn one by one from their marginals
 
@@ -122,22 +145,28 @@ def test_a_string_depends_on_its_own_key_alone(corruption, noise):
     denoiser, streams = ExactDenoiser(RHM, corruption), keys(3, np.arange(60))
     together = denoise(denoiser, noisy, 9, streams)
     order = np.random.default_rng(0).permutation(60)[:31]
-    apart = denoise(denoiser, ut.Noisy(noisy.values[order], noisy.noise[order], 3), 9, streams[order])
+    apart = denoise(
+        denoiser, ut.Noisy(noisy.values[order], noisy.noise[order], 3), 9, streams[order]
+    )
     assert np.array_equal(apart, together[order])
     assert np.array_equal(together[::3], leaves[::3])  # no noise: the string itself
     assert not np.array_equal(together, denoise(denoiser, noisy, 9, keys(4, np.arange(60))))
 
 
 def test_impossible_strings_on_the_way_are_explained_as_well_as_possible():
-    """Two leaves unmasked at once can contradict each other; the exact posterior of the rest still exists."""
+    """Two leaves unmasked at once can contradict each other; the exact posterior of the rest
+    still exists.
+    """
     pairs = {tuple(rule) for rule in RHM.rules[1].reshape(-1, 2).tolist()}
     bad = next([a, b] for a in range(3) for b in range(3) if (a, b) not in pairs)
-    posterior = ExactDenoiser(RHM, ut.Masking()).posterior(ut.Noisy(np.array([[*bad, -1, -1]]), np.array([0.5]), 3))
+    posterior = ExactDenoiser(RHM, ut.Masking()).posterior(
+        ut.Noisy(np.array([[*bad, -1, -1]]), np.array([0.5]), 3)
+    )
     assert np.isfinite(posterior).all()
     assert np.allclose(posterior.sum(-1), 1)
 
 
-# --- the exact score ---------------------------------------------------------------------------------------------------------
+# --- the exact score ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -145,7 +174,9 @@ def test_the_score_is_the_gradient_of_the_log_density(prediction):
     scheduler = diffusers.DDPMScheduler(prediction_type=prediction)
     model = ScoreModel(ExactDenoiser(RHM, ut.Gaussian()), scheduler)
     abar = float(scheduler.alphas_cumprod[300])
-    noisy = ut.Gaussian().corrupt(RHM.sample(5, seed=0).leaves, -0.5 * np.log(abar), vocab_size=3, seed=1)
+    noisy = ut.Gaussian().corrupt(
+        RHM.sample(5, seed=0).leaves, -0.5 * np.log(abar), vocab_size=3, seed=1
+    )
     x = torch.tensor(noisy.values, dtype=torch.float64, requires_grad=True)
     log_p = ut.infer(RHM, x * abar**0.5 / (1 - abar), outputs=("log_evidence",)).log_evidence
     density = log_p - (x**2).sum((1, 2)) / (2 * (1 - abar))
@@ -153,17 +184,25 @@ def test_the_score_is_the_gradient_of_the_log_density(prediction):
     images = torch.tensor(np.ascontiguousarray(noisy.values.transpose(0, 2, 1)[:, :, None]))
     output = model(images, torch.tensor(300))[:, :, 0].permute(0, 2, 1).double()
     a, s, x = abar**0.5, (1 - abar) ** 0.5, x.detach()
-    epsilon = {"epsilon": output, "v_prediction": a * output + s * x, "sample": (x - a * output) / s}[prediction]
+    epsilon = {
+        "epsilon": output,
+        "v_prediction": a * output + s * x,
+        "sample": (x - a * output) / s,
+    }[prediction]
     assert torch.allclose(-epsilon / s, score, atol=2e-5)
 
 
 def test_the_velocity_of_flow_matching_is_exact():
     """`E[noise - x_0 | x_t]`, by writing out all strings."""
-    model = ScoreModel(ExactDenoiser(RHM, ut.Gaussian()), diffusers.FlowMatchEulerDiscreteScheduler())
+    model = ScoreModel(
+        ExactDenoiser(RHM, ut.Gaussian()), diffusers.FlowMatchEulerDiscreteScheduler()
+    )
     sigma = 0.4
     x = torch.randn(3, 3, 1, 4, generator=torch.Generator().manual_seed(0))
     images = images_of(STRINGS[:, None], 3)[:, :, 0]  # (strings, v, leaves)
-    for one, velocity in zip(x[:, :, 0].numpy(), model(x, torch.tensor(1000 * sigma))[:, :, 0].numpy(), strict=True):
+    for one, velocity in zip(
+        x[:, :, 0].numpy(), model(x, torch.tensor(1000 * sigma))[:, :, 0].numpy(), strict=True
+    ):
         log_p = LOG_P - ((one - (1 - sigma) * images) ** 2).sum((1, 2)) / (2 * sigma**2)
         p = np.exp(log_p - log_p.max())
         mean = np.einsum("k,kal->al", p / p.sum(), images)
@@ -174,7 +213,9 @@ def test_the_velocity_of_flow_matching_is_exact():
 def test_fractional_timesteps_mean_what_the_scheduler_means(options):
     scheduler = diffusers.EulerDiscreteScheduler(**options)
     scheduler.set_timesteps(37)
-    a, s = ScoreModel(ExactDenoiser(RHM, ut.Gaussian()), scheduler).amplitudes(scheduler.timesteps.numpy())
+    a, s = ScoreModel(ExactDenoiser(RHM, ut.Gaussian()), scheduler).amplitudes(
+        scheduler.timesteps.numpy()
+    )
     assert (scheduler.timesteps.numpy() % 1 != 0).any()
     np.testing.assert_allclose(s / a, scheduler.sigmas[:-1].numpy(), rtol=2e-4)
     np.testing.assert_allclose(a**2 + s**2, 1)
@@ -186,13 +227,15 @@ def test_units_of_schedulers_are_undone():
         chain = reverse(name, 8, rows=3)
         noisy = chain.corrupt(images_of(leaves, 3), 5, keys(0, np.arange(2)))
         observation = observation_of(noisy, chain.forward, 5)
-        np.testing.assert_allclose(noisy_images_of(observation, chain.forward, 5, rows=3), noisy, rtol=1e-6)
+        np.testing.assert_allclose(
+            noisy_images_of(observation, chain.forward, 5, rows=3), noisy, rtol=1e-6
+        )
         signal = np.take_along_axis(observation.values, leaves.reshape(6, 4, 1), 2).mean()
         assert abs(signal - np.exp(-observation.noise[0])) < 0.5
         assert np.isclose(np.exp(-2 * observation.noise[0]), chain.forward.noise_levels["abar"][5])
 
 
-# --- schedulers of diffusers -------------------------------------------------------------------------------------------------
+# --- schedulers of diffusers ----------------------------------------------------------------------
 
 FULL_NOISE = [
     ("DDPMScheduler", {}),
@@ -214,16 +257,21 @@ def test_schedulers_with_the_full_noise_draw_from_the_posterior(name, options):
     chain = reverse(name, 128, rows=500, **options)
     assert chain.is_stochastic
     assert p_value(rebuilt(chain, observation, 128), p) > 1e-3
-    assert p_value(rebuilt(reverse(name, 2, rows=500, **options), observation, 2), p) < 1e-6  # two steps are not enough
+    # Two steps are not enough.
+    assert p_value(rebuilt(reverse(name, 2, rows=500, **options), observation, 2), p) < 1e-6
 
 
 @pytest.mark.parametrize(("name", "options"), [*NO_NOISE, ("DDIMScheduler", {"eta": 0.5})])
 def test_other_schedulers_keep_the_data_law_but_not_the_posterior(name, options):
-    """U-turns: reconstructions follow the data law, but agree with the originals more often than two posterior draws do."""
+    """U-turns: reconstructions follow the data law, but agree with the originals more often than
+    two posterior draws do.
+    """
     half = name.startswith("Flow")  # its chain starts in pure noise
     chain, step = reverse(name, 128 if half else 64, rows=500, **options), 64
     leaves = RHM.sample(COUNT, seed=8).leaves
-    noisy = chain.corrupt(images_of(leaves.reshape(-1, 500, 4), 3), step, keys(6, np.arange(COUNT // 500)))
+    noisy = chain.corrupt(
+        images_of(leaves.reshape(-1, 500, 4), 3), step, keys(6, np.arange(COUNT // 500))
+    )
     observation = observation_of(noisy, chain.forward, step)
     back = rebuilt(chain, observation, step, seed=7)
     assert p_value(back, np.exp(LOG_P)) > 1e-3
@@ -236,7 +284,7 @@ def test_other_schedulers_keep_the_data_law_but_not_the_posterior(name, options)
     assert abs(gap.mean()) < 4 * gap.std() / np.sqrt(COUNT)
 
 
-# --- experiments -------------------------------------------------------------------------------------------------------------
+# --- experiments ----------------------------------------------------------------------------------
 
 
 def spec(corruption, backward):
@@ -244,7 +292,14 @@ def spec(corruption, backward):
         "items": 300,
         "trajectories": 2,
         "chunk": 100,
-        "source": {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 2},
+        "source": {
+            "type": "rhm",
+            "vocab_size": 4,
+            "multiplicity": 2,
+            "branching": 2,
+            "depth": 3,
+            "grammars": 2,
+        },
         "corruption": corruption,
         "backward": backward,
         "probes": [{"type": "tree_levels"}],
@@ -281,7 +336,9 @@ def test_a_network_file_can_take_the_place_of_the_exact_denoiser(tmp_path):
     save_network(TreeDenoiser(4, 2, 3, width=8, channel="masking"), path)
     masking = {"type": "masking", "noise": [0.0, 0.5]}
     results, exact = (
-        ut.run(ut.Experiment.from_dict(spec(masking, {"type": "denoiser", "model": model, "steps": 8})))
+        ut.run(
+            ut.Experiment.from_dict(spec(masking, {"type": "denoiser", "model": model, "steps": 8}))
+        )
         for model in (path, "exact")
     )
     assert (results.unchanged.isel(noise=0) == 1).all()
@@ -290,14 +347,20 @@ def test_a_network_file_can_take_the_place_of_the_exact_denoiser(tmp_path):
     assert gap > 0.02  # it has learned nothing
     assert results.attrs["models"] != exact.attrs["models"]
     with pytest.raises(ValueError, match=r"corruption = Gaussian\(\): expected Masking\(\), which"):
-        ut.run(ut.Experiment.from_dict(spec({"type": "gaussian", "noise": [0.1]}, {"type": "denoiser", "model": path})))
+        ut.run(
+            ut.Experiment.from_dict(
+                spec({"type": "gaussian", "noise": [0.1]}, {"type": "denoiser", "model": path})
+            )
+        )
     wrong = spec(masking, {"type": "denoiser", "model": path})
     wrong["source"]["vocab_size"] = 5
-    with pytest.raises(ValueError, match=r"leaves and symbols of the strings = \(8, 5\): expected \(8, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"leaves and symbols of the strings = \(8, 5\): expected \(8, 4\)"
+    ):
         ut.run(ut.Experiment.from_dict(wrong))
 
 
-# --- bad input ---------------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("noise", [1e-300, 1e-12, 1e-7, 5e-7, 6e-7, 1e-4])

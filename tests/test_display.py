@@ -1,4 +1,6 @@
-"""What a notebook shows of the objects that people print first: one to three lines of text, and HTML that is escaped."""
+"""What a notebook shows of the objects that people print first: one to three lines of text, and
+HTML that is escaped.
+"""
 
 import html
 import math
@@ -17,10 +19,21 @@ SPEC = strings("masking", [0.1, 0.5], source={"vocab_size": 4, "depth": 2}, item
 
 
 def grammar(**options):
-    return ut.RandomHierarchyModel(**{"vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2, **options})
+    return ut.RandomHierarchyModel(
+        **{"vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2, **options}
+    )
 
 
-NAMES = ("experiment", "grammar", "deep grammar", "beliefs", "tensors", "evidence alone", "estimate", "U-turns")
+NAMES = (
+    "experiment",
+    "grammar",
+    "deep grammar",
+    "beliefs",
+    "tensors",
+    "evidence alone",
+    "estimate",
+    "U-turns",
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +43,12 @@ def objects():
     return {
         "experiment": ut.Experiment.from_dict(SPEC),
         "grammar": rhm,
-        "deep grammar": grammar(depth=60, multiplicity={level: 1 + level % 2 for level in range(1, 61)}),
-        "beliefs": ut.infer(rhm, np.zeros((3, 4, 4), np.float32), outputs=("marginals", "upward", "log_evidence")),
+        "deep grammar": grammar(
+            depth=60, multiplicity={level: 1 + level % 2 for level in range(1, 61)}
+        ),
+        "beliefs": ut.infer(
+            rhm, np.zeros((3, 4, 4), np.float32), outputs=("marginals", "upward", "log_evidence")
+        ),
         "tensors": ut.infer(rhm, torch.zeros(3, 4, 4, requires_grad=True), outputs=("marginals",)),
         "evidence alone": ut.infer(rhm, np.zeros((3, 4, 4), np.float32), outputs=("log_evidence",)),
         "estimate": Estimate(0.7312, 0.7181, 0.7443),
@@ -61,7 +78,10 @@ def test_what_is_shown_is_right(objects):
     assert repr(Estimate(55.0, 50.0, 60.0)) == "55.0 [50.0, 60.0]"
     assert repr(Estimate(math.nan, math.nan, math.nan)) == "nan [nan, nan]"
     assert repr(Estimate(1e-9, 0.0, 2e-9)) == "1e-09 [0, 2e-09]"
-    assert repr(shown["beliefs"]) == "Beliefs(marginals, upward, log_evidence; 3 strings, tree levels 0 .. 2)"
+    assert (
+        repr(shown["beliefs"])
+        == "Beliefs(marginals, upward, log_evidence; 3 strings, tree levels 0 .. 2)"
+    )
     assert repr(shown["evidence alone"]) == "Beliefs(log_evidence; 3 strings)"
     sizes = "items 4, noise levels 2, trajectories 1, clones 1, seed 0"
     words = f"Experiment({sizes};\n  'rhm' -> 'masking' -> 'exact', read by 'tree_levels')"

@@ -1,4 +1,6 @@
-"""The pages of docs/: what is made from the package is complete, and the commands of all pages can be typed as written."""
+"""The pages of docs/: what is made from the package is complete, and the commands of all pages
+can be typed as written.
+"""
 
 import ast
 import contextlib
@@ -30,7 +32,12 @@ OF_EXAMPLES = {"changed-runs"}  # tests/test_tools.py installs examples/tool and
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-TEXTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "examples").glob("*/README.md"))]
+TEXTS = [
+    *PAGES,
+    ROOT / "CHANGELOG.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "examples").glob("*/README.md")),
+]
 PLACEHOLDER = re.compile(r"@[A-Z]{3,}\b|^[A-Z]{4,}$|\b(?:TODO|FIXME|TBD)\b", re.MULTILINE)
 
 
@@ -65,8 +72,12 @@ def claims():
 
 
 def typed_commands(page):
-    """Arguments of the commands `uturn ..` in the shell blocks of a page; lines that end in a backslash go on."""
-    for block in re.findall(r"^```(?:bash|console|sh)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+    """Arguments of the commands `uturn ..` in the shell blocks of a page; lines that end in a
+    backslash go on.
+    """
+    for block in re.findall(
+        r"^```(?:bash|console|sh)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL
+    ):
         for line in block.replace("\\\n", " ").splitlines():
             for part in re.split(r"&&|;", line):
                 found = re.match(r"\s*(?:\$ )?(?:\w+=\S* )*(?:\S*/)?uturn (.*)", part)
@@ -76,9 +87,13 @@ def typed_commands(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_of_a_page_has_options_that_exist(generated, page):
-    """Words in capitals stand for values; files of users need not exist, those in examples/ must."""
+    """Words in capitals stand for values; files of users need not exist, those in examples/
+    must.
+    """
     for name, *arguments in typed_commands(page):
-        missing = [one for one in arguments if one.startswith("examples/") and not (ROOT / one).exists()]
+        missing = [
+            one for one in arguments if one.startswith("examples/") and not (ROOT / one).exists()
+        ]
         assert not missing, missing
         if name.startswith("-") or name in OF_EXAMPLES:
             continue
@@ -90,7 +105,10 @@ def test_every_command_of_a_page_has_options_that_exist(generated, page):
 
 def test_the_test_sees_an_option_that_does_not_exist(generated, tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("```bash\ncd out && OMP_NUM_THREADS=1 .venv/bin/uturn run spec.toml \\\n  --stare runs/x  # measures\n```\n")
+    page.write_text(
+        "```bash\ncd out && OMP_NUM_THREADS=1 .venv/bin/uturn run spec.toml \\\n  --stare runs/x  #"
+        " measures\n```\n"
+    )
     assert list(typed_commands(page)) == [["run", "spec.toml", "--stare", "runs/x"]]
     with pytest.raises(pytest.fail.Exception, match="No such option"):
         test_every_command_of_a_page_has_options_that_exist(generated, page)
@@ -104,7 +122,10 @@ def test_every_command_and_option_is_on_the_page_of_options(generated):
         rows = re.findall(r"^\| (`.*`) \| (.*) \| (.+) \|$", section, re.MULTILINE)
         assert len(rows) == len(command.params)
         assert {option for names, _, _ in rows for option in re.findall(r"`(-[\w-]+)", names)} == {
-            option for parameter in command.params for option in parameter.opts if option.startswith("-")
+            option
+            for parameter in command.params
+            for option in parameter.opts
+            if option.startswith("-")
         }
     images = page.split("{ #uturn-images }")[1].split("\n## ")[0]
     assert re.search(r"^\| `--out FOLDER` \| `results/images` \| Folder of", images, re.MULTILINE)
@@ -113,7 +134,10 @@ def test_every_command_and_option_is_on_the_page_of_options(generated):
 
 def test_members_are_required_as_the_experiment_requires_them(generated):
     page = generated.members()
-    assert re.search(r"\| \[`Channel`\]\(#channel\) \| .* \| `unit`, `max_noise`, `corrupt`, `log_evidence` \|", page)
+    assert re.search(
+        r"\| \[`Channel`\]\(#channel\) \| .* \| `unit`, `max_noise`, `corrupt`, `log_evidence` \|",
+        page,
+    )
     for name, kind in generated.MEMBERS.items():
         assert f"::: {kind.__module__}.{kind.__qualname__}\n" in page, name
         for member, value in vars(kind).items():  # mkdocstrings leaves out what has no docstring
@@ -122,13 +146,16 @@ def test_members_are_required_as_the_experiment_requires_them(generated):
 
 
 def pairs_of_blocks(page, first, second):
-    """Blocks of a page in one language, each with the block in another that follows it after at most one line of text."""
+    """Blocks of a page in one language, each with the block in another that follows it after at
+    most one line of text.
+    """
     text = page.read_text()
     blocks = list(re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
     return [
         (one[2], other[2])
         for one, other in itertools.pairwise(blocks)
-        if (one[1], other[1]) == (first, second) and text[one.end() : other.start()].strip().count("\n") == 0
+        if (one[1], other[1]) == (first, second)
+        and text[one.end() : other.start()].strip().count("\n") == 0
     ]
 
 
@@ -153,10 +180,18 @@ def test_shares_of_a_run_print_what_stands_below_them(tmp_path):
 
 def test_numbers_of_the_readme():
     """The comments of its Python block say what the lines give."""
-    code = re.search(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    code = re.search(
+        r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )[1]
     names = {}
     exec(compile(code, "README.md", "exec"), names)
-    written = dict(re.findall(r"^(?!from|import)([^#=\n]*\S.*?)  # .*?((?:\(\d.*\)|[\d.]+, [\d.]+|\d\.\d+))", code, re.MULTILINE))
+    written = dict(
+        re.findall(
+            r"^(?!from|import)([^#=\n]*\S.*?)  # .*?((?:\(\d.*\)|[\d.]+, [\d.]+|\d\.\d+))",
+            code,
+            re.MULTILINE,
+        )
+    )
     values = {line: eval(line, names) for line in written}
     assert len(written) == 3
     for line, text in written.items():
@@ -165,7 +200,9 @@ def test_numbers_of_the_readme():
 
 
 def stated(quantity, sources):
-    """Whether a text of the source begins with the words, or the words with its first four or more letters before a `{`."""
+    """Whether a text of the source begins with the words, or the words with its first four or
+    more letters before a `{`.
+    """
     for text in re.findall(r'"([^"\n]+)"', sources):
         fixed, brace, _ = text.partition("{")
         if text.startswith(quantity) or (brace and len(fixed) >= 4 and quantity.startswith(fixed)):
@@ -176,8 +213,17 @@ def stated(quantity, sources):
 def test_every_claim_names_a_verdict_of_its_figure(claims):
     for claim in itertools.chain(*claims.CLAIMS.values()):
         module = Path(inspect.getfile(load_figure(claim.figure)))
-        used = {module.stem, *re.findall(r"\w+", " ".join(re.findall(r"uturn\.paper(?:\.| import )(.*)", module.read_text())))}
-        sources = "".join(module.with_stem(name).read_text() for name in sorted(used) if module.with_stem(name).exists())
+        used = {
+            module.stem,
+            *re.findall(
+                r"\w+", " ".join(re.findall(r"uturn\.paper(?:\.| import )(.*)", module.read_text()))
+            ),
+        }
+        sources = "".join(
+            module.with_stem(name).read_text()
+            for name in sorted(used)
+            if module.with_stem(name).exists()
+        )
         assert stated(claim.quantity, sources), claim
         assert not stated(f"?{claim.quantity}", sources)
 
@@ -186,7 +232,11 @@ def results_in(folder, claims):
     """Forged verdicts of all claims: 1.5 against 2, passed."""
     numbers = {"measured": "1.5. largest height", "expected": "2 | a*b", "passed": True}
     for name in claims.figures():
-        wanted = [claim.quantity for claim in itertools.chain(*claims.CLAIMS.values()) if claim.figure == name]
+        wanted = [
+            claim.quantity
+            for claim in itertools.chain(*claims.CLAIMS.values())
+            if claim.figure == name
+        ]
         verdicts = [{"quantity": f"{quantity} more", **numbers} for quantity in wanted]
         (folder / f"{name}.json").write_text(json.dumps({"verdicts": verdicts}))
 
@@ -212,18 +262,28 @@ def test_the_table_of_claims_has_the_verdicts_of_the_results(claims, tmp_path):
 def test_the_page_has_a_row_for_every_claim(claims):
     rows = claims.MARKS.search(claims.PAGE.read_text())[0].splitlines()
     for claim in itertools.chain(*claims.CLAIMS.values()):
-        assert sum(row.startswith(f"| {claim.words} | {claim.figure} |") for row in rows) == 1, claim
+        assert sum(row.startswith(f"| {claim.words} | {claim.figure} |") for row in rows) == 1, (
+            claim
+        )
 
 
-CHEAP = ("fig6", "fig7", "fig10", "fig12", "fig13", "fig5")  # a second each, after their kernels are compiled
+# A second each, after their kernels are compiled.
+CHEAP = ("fig6", "fig7", "fig10", "fig12", "fig13", "fig5")
 
 
-@pytest.mark.parametrize("figure", [pytest.param(name, marks=() if name == "fig7" else pytest.mark.slow) for name in CHEAP])
+@pytest.mark.parametrize(
+    "figure",
+    [pytest.param(name, marks=() if name == "fig7" else pytest.mark.slow) for name in CHEAP],
+)
 def test_rows_of_the_page_are_the_verdicts_of_today(claims, figure, tmp_path):
     (result,) = paper.reproduce([figure], tmp_path, "smoke")
     verdicts = [asdict(verdict) for verdict in result.verdicts]
     page = claims.PAGE.read_text(encoding="utf-8")
-    rows = [claims.row(claim, verdicts) for claim in itertools.chain(*claims.CLAIMS.values()) if claim.figure == figure]
+    rows = [
+        claims.row(claim, verdicts)
+        for claim in itertools.chain(*claims.CLAIMS.values())
+        if claim.figure == figure
+    ]
     assert rows
     for row in rows:
         assert row in page, row
@@ -231,12 +291,15 @@ def test_rows_of_the_page_are_the_verdicts_of_today(claims, figure, tmp_path):
 
 def prose(page):
     """The text of a page without its code, its links and the numbers of papers."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(
+        r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
     return re.sub(r"`[^`]*`|\]\([^)]*\)|arXiv:[\d.]+", "", text)
 
 
 SHIFT = "Theory gives the curve of every level. Shift in ε, BP against mean field"
-DECIMALS = {".0014", "3.11", "0.6"}  # on the first pages: the verdict on `SHIFT`, the version of Python, and an example
+# On the first pages: the verdict on `SHIFT`, the version of Python, and an example.
+DECIMALS = {".0014", "3.11", "0.6"}
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/index.md"])
@@ -249,35 +312,56 @@ def test_decimal_numbers_of_the_first_pages_are_known(name):
 
 
 def test_the_shift_on_the_pages_is_that_of_its_verdict(claims):
-    """The verdict is in the table of the page of figures, whose rows are compared with `uturn reproduce`."""
-    (row,) = [line for line in claims.PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {SHIFT} |")]
+    """The verdict is in the table of the page of figures, whose rows are compared with `uturn
+    reproduce`.
+    """
+    (row,) = [
+        line
+        for line in claims.PAGE.read_text(encoding="utf-8").splitlines()
+        if line.startswith(f"| {SHIFT} |")
+    ]
     (measured,) = re.findall(r"largest (0\.\d+)", row)
     texts = [page.read_text(encoding="utf-8") for page in PAGES]
     shifts = re.findall(r"place the loss of every level within (\.\d+)", "".join(texts))
     assert len(shifts) == 3
     assert {f"0{shift}" for shift in shifts} == {measured}
-    depths = re.findall(r"depth (\d+), exact\s+inference and\s+theory place the loss", "".join(texts))
+    depths = re.findall(
+        r"depth (\d+), exact\s+inference and\s+theory place the loss", "".join(texts)
+    )
     assert {int(depth) for depth in depths} == {fig7.PARAMETERS["depth"]}
 
 
 def test_times_of_the_first_pages_are_those_of_the_figures():
-    """The figures of the paper take two to three minutes with the compilation of their kernels, fig7 a minute."""
+    """The figures of the paper take two to three minutes with the compilation of their kernels,
+    fig7 a minute.
+    """
     seconds = sum(FIGURES[name].seconds for name in PAPER_FIGURES)
-    assert "This takes two to three minutes on two cores" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "This takes two to three minutes on two cores" in (ROOT / "README.md").read_text(
+        encoding="utf-8"
+    )
     assert 60 < seconds < 180
-    assert re.search(r"uturn reproduce fig7 .*: a minute$", (ROOT / "docs/index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.search(
+        r"uturn reproduce fig7 .*: a minute$",
+        (ROOT / "docs/index.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
     assert FIGURES["fig7"].seconds < 60
 
 
 def test_the_version_is_the_same_everywhere():
     """Of the package, of its citation, of the last entry in the change log, and of stores there."""
-    assert re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == ut.__version__
-    _, *entries = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert (
+        re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1]
+        == ut.__version__
+    )
+    _, *entries = re.split(
+        r"^## ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     latest, *earlier = [entry for entry in entries if ", not released" not in entry.splitlines()[0]]
     assert latest.split()[0] == ut.__version__
-    assert sorted((entry.split()[0] for entry in (latest, *earlier)), key=version_numbers, reverse=True) == [
-        entry.split()[0] for entry in (latest, *earlier)
-    ]
+    assert sorted(
+        (entry.split()[0] for entry in (latest, *earlier)), key=version_numbers, reverse=True
+    ) == [entry.split()[0] for entry in (latest, *earlier)]
     assert re.findall(r"[Ss]tores have (?:format )?version (\d+)", latest) == [str(VERSION)]
 
 
@@ -287,11 +371,17 @@ def version_numbers(text):
 
 @pytest.mark.parametrize("idea", ["source", "corruption", "backward", "probes"])
 def test_help_of_a_package_of_parts_lists_them(idea):
-    """`help(ut.sources)` and its like have a line for each type of a spec, with the class that is documented."""
+    """`help(ut.sources)` and its like have a line for each type of a spec, with the class that
+    is documented.
+    """
     package = getattr(ut, "sources" if idea == "source" else idea)
     listed = dict(re.findall(r"^    (\w+) +(\w+) +\S", inspect.getdoc(package), re.MULTILINE))
     homes = {name: path.partition(":") for name, path in PARTS[idea].items()}
-    assert listed == {name: kind for name, (module, _, kind) in homes.items() if not module.startswith("uturn.tools.")}
+    assert listed == {
+        name: kind
+        for name, (module, _, kind) in homes.items()
+        if not module.startswith("uturn.tools.")
+    }
     for kind in listed.values():
         assert inspect.isclass(getattr(package, kind))
     ((example, kind),) = re.findall(r"`help\(ut\.(\w+)\.(\w+)\)`", inspect.getdoc(package))
@@ -300,7 +390,9 @@ def test_help_of_a_package_of_parts_lists_them(idea):
 
 def test_a_finished_run_is_not_given_clones(tmp_path):
     """As the page of samplers says."""
-    assert "A run without clones cannot be given them" in (ROOT / "docs/sampler.md").read_text(encoding="utf-8")
+    assert "A run without clones cannot be given them" in (ROOT / "docs/sampler.md").read_text(
+        encoding="utf-8"
+    )
     (tmp_path / "spec.toml").write_text(SPEC)
     assert uturn("run", "spec.toml", "--store", "run", cwd=tmp_path).returncode == 0
     (tmp_path / "spec.toml").write_text(f"clones = 2\n{SPEC}")
@@ -313,7 +405,11 @@ def test_a_finished_run_is_not_given_clones(tmp_path):
 def test_exit_codes_on_the_page_of_clusters():
     page = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
     table = page.split("| exit code of `uturn` |")[1].split("\n\n")[0]
-    codes = [int(code) for row in table.splitlines()[2:] for code in re.findall(r"\d+", row.split("|")[1])]
+    codes = [
+        int(code)
+        for row in table.splitlines()[2:]
+        for code in re.findall(r"\d+", row.split("|")[1])
+    ]
     of_signals = []
     for number in (signal.SIGINT, signal.SIGTERM):
         stops = Stops()

@@ -1,4 +1,6 @@
-"""The drawn figures 3, 4 and 9 to 14: the verdicts hold and fail on forged data, and the pictures can be drawn."""
+"""The drawn figures 3, 4 and 9 to 14: the verdicts hold and fail on forged data, and the
+pictures can be drawn.
+"""
 
 import importlib
 
@@ -59,7 +61,9 @@ def test_verdicts_hold_and_pictures_are_drawn(kept, name, tmp_path):
     plt.close(figure)
 
 
-@pytest.mark.parametrize("picture", [pictures.FIG3, pictures.FIG4, pictures.FIG9], ids=lambda picture: picture.TITLE)
+@pytest.mark.parametrize(
+    "picture", [pictures.FIG3, pictures.FIG4, pictures.FIG9], ids=lambda picture: picture.TITLE
+)
 def test_pictures_of_one_string_are_drawn(picture, tmp_path):
     data, verdicts = picture.analyse(picture.measure(Workshop("smoke", tmp_path)))
     assert verdicts == []
@@ -72,10 +76,14 @@ def test_contributions_of_rules_make_the_messages_of_a_factor():
     """Eqs. 7 and 8: the bars of fig. 9 add up to the messages that belief propagation sends."""
     data = pictures.factor()
     upward = data.contribution_up.sum("rule").values
-    np.testing.assert_allclose(upward / upward.sum(), data.upward_parent.values, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(
+        upward / upward.sum(), data.upward_parent.values, rtol=1e-12, atol=1e-15
+    )
     to_left = np.zeros(data.sizes["symbol"])
     np.add.at(to_left, data.rules.values[..., 0].ravel(), data.contribution_left.values.ravel())
-    np.testing.assert_allclose(to_left / to_left.sum(), data.downward_children.values[0], rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(
+        to_left / to_left.sum(), data.downward_children.values[0], rtol=1e-12, atol=1e-15
+    )
 
 
 def test_the_u_turn_of_the_picture_keeps_what_is_observed():
@@ -91,21 +99,31 @@ def test_fig10_fails_on_forged_rules_counts_and_beliefs(kept):
     runs, fig = kept["fig10"], fig10.analyse
     assert outcomes(fig(forged(runs, upward=lambda x: x[::-1]))[1]) == [False, True, True]
     # With replacement the mean number of competing rules would be 256 * 62 / 1024.
-    assert outcomes(fig(forged(runs, rules_at_distance=lambda x: x + 0.1))[1]) == [True, False, True]
+    assert outcomes(fig(forged(runs, rules_at_distance=lambda x: x + 0.1))[1]) == [
+        True,
+        False,
+        True,
+    ]
     assert outcomes(fig(forged(runs, mean_belief=lambda x: x + 0.01))[1]) == [True, True, False]
 
 
 def test_fig11_fails_on_forged_messages(kept):
     runs, fig = kept["fig11"], fig11.analyse
     data = runs["messages"]
-    flat = forged(runs, upward=lambda x: np.where((data.tree_level.values == 0)[:, None], x[:, ::-1], x))
+    flat = forged(
+        runs, upward=lambda x: np.where((data.tree_level.values == 0)[:, None], x[:, ::-1], x)
+    )
     assert outcomes(fig(flat)[1]) == [False, True, True]
     # Belief of a level above.
     assert outcomes(fig(forged(runs, mean_belief=lambda x: x + 0.03))[1])[1] is False
-    # Means so uncertain that their intervals hold 0, and strings so different that any would do: no licence to be elsewhere.
+    # Means so uncertain that their intervals hold 0, and strings so different that any would do: no
+    # licence to be elsewhere.
     scatter = 0.3 * (np.arange(24) % 2 - 0.5)[:, None, None]
     above = np.arange(5) == 4
-    assert outcomes(fig(forged(runs, mean_belief=lambda x: x + (scatter + 0.01) * above))[1])[1] is False
+    assert (
+        outcomes(fig(forged(runs, mean_belief=lambda x: x + (scatter + 0.01) * above))[1])[1]
+        is False
+    )
     level_3 = float(fig(runs)[0].mean_field[3])
     lower = forged(
         runs,
@@ -116,14 +134,21 @@ def test_fig11_fails_on_forged_messages(kept):
     top = np.flatnonzero(table.tree_level.values == 4)
     table["upward"].values[top, table.true_symbol.values[top]] = level_3
     assert outcomes(fig(lower)[1])[2] is False
-    uniform = forged(runs, upward=lambda x: np.where((data.tree_level.values == 2)[:, None], 1 / 32, x))
+    uniform = forged(
+        runs, upward=lambda x: np.where((data.tree_level.values == 2)[:, None], 1 / 32, x)
+    )
     assert outcomes(fig(uniform)[1]) == [True, True, False]
 
 
 def moved(run, name, by):
     """The curves of a run displaced along ε."""
     data = run.copy(deep=True)
-    values = run[name].interp(noise=np.clip(run.noise.values - by, 0, 1)).transpose(*run[name].dims).values
+    values = (
+        run[name]
+        .interp(noise=np.clip(run.noise.values - by, 0, 1))
+        .transpose(*run[name].dims)
+        .values
+    )
     data[name] = (run[name].dims, values)
     return {"epsilon": data}
 
@@ -132,9 +157,15 @@ def test_fig12_verdicts_hold_and_can_fail(epsilon_run):
     data, verdicts = fig12.analyse({"epsilon": epsilon_run})
     assert all(outcomes(verdicts)), verdicts
     plt.close(fig12.draw(data))
-    assert outcomes(fig12.analyse(moved(epsilon_run, "upward_belief", 0.02))[1])[:2] == [False, False]
+    assert outcomes(fig12.analyse(moved(epsilon_run, "upward_belief", 0.02))[1])[:2] == [
+        False,
+        False,
+    ]
     upside_down = epsilon_run.copy(deep=True)
-    upside_down["upward_belief"] = (epsilon_run.upward_belief.dims, epsilon_run.upward_belief.values[..., ::-1])
+    upside_down["upward_belief"] = (
+        epsilon_run.upward_belief.dims,
+        epsilon_run.upward_belief.values[..., ::-1],
+    )
     assert not any(outcomes(fig12.analyse({"epsilon": upside_down})[1]))
 
 
@@ -165,7 +196,9 @@ def test_fig14_verdicts_hold_and_can_fail(epsilon_run):
 
 
 def test_drawn_paths_follow_the_exact_law_below_the_root():
-    """Without noise the message to a child of the root is 1/(1 + K), K hypergeometric: pairs with the known sibling."""
+    """Without noise the message to a child of the root is 1/(1 + K), K hypergeometric: pairs
+    with the known sibling.
+    """
     from scipy.stats import hypergeom
 
     v, m = 8, 2

@@ -34,22 +34,51 @@ class Source(StoredImages):
     """Random images in memory."""
 
     def __init__(self, shape=(3, 32, 32), count=12, labels=None, names=None):
-        super().__init__(images_of_noise(count, *shape), labels, None if labels is None else int(labels.max()) + 1, names)
+        super().__init__(
+            images_of_noise(count, *shape),
+            labels,
+            None if labels is None else int(labels.max()) + 1,
+            names,
+        )
 
     def u_turns(self, items=5, draws=4, clones=1):
-        first, other = self.images[:items], images_of_noise(items, draws, *self.image_shape(), seed=1)
+        first, other = (
+            self.images[:items],
+            images_of_noise(items, draws, *self.image_shape(), seed=1),
+        )
         labels = np.full(items, -1) if self.labels is None else self.labels[:items]
-        return UTurns(Images(np.arange(items), first, labels), None, 0.6 * first[:, None] + 0.4 * other, clones)
+        return UTurns(
+            Images(np.arange(items), first, labels),
+            None,
+            0.6 * first[:, None] + 0.4 * other,
+            clones,
+        )
 
 
-# -- models of timm ---------------------------------------------------------------------------------------------------
+# -- models of timm --------------------------------------------------------------------------------
 
 
 @pytest.mark.upstream("timm", "1.0.31")
 def test_which_models_of_timm_have_classes():
     """All of the published ones. Embeddings have these dimensions, and label sets other sizes."""
-    dimensions, labels = {384, 512, 640, 768, 1024, 1152, 1280}, {10, 45, 1000, 11221, 11821, 19168, 21841, 21842, 21843, 115217}
-    library = SimpleNamespace(list_models=functools.cache(timm.list_models), get_pretrained_cfg=timm.get_pretrained_cfg)
+    dimensions, labels = (
+        {384, 512, 640, 768, 1024, 1152, 1280},
+        {
+            10,
+            45,
+            1000,
+            11221,
+            11821,
+            19168,
+            21841,
+            21842,
+            21843,
+            115217,
+        },
+    )
+    library = SimpleNamespace(
+        list_models=functools.cache(timm.list_models), get_pretrained_cfg=timm.get_pretrained_cfg
+    )
     names = timm.list_pretrained()
     assert len(names) > 1500
     encoders = []
@@ -60,28 +89,51 @@ def test_which_models_of_timm_have_classes():
         assert _timm_has_classes(library, model) == (config.num_classes in labels), name
         encoders += [] if _timm_has_classes(library, model) else [name]
     assert {
-        *("vit_small_patch14_dinov2.lvd142m", "vit_small_patch14_reg4_dinov2.lvd142m", "vit_base_patch16_clip_224.openai"),
-        *("convnext_base.clip_laion2b", "resnet50_clip.openai", "vit_base_patch16_siglip_224.webli", "vit_base_patch16_224.mae"),
+        *(
+            "vit_small_patch14_dinov2.lvd142m",
+            "vit_small_patch14_reg4_dinov2.lvd142m",
+            "vit_base_patch16_clip_224.openai",
+        ),
+        *(
+            "convnext_base.clip_laion2b",
+            "resnet50_clip.openai",
+            "vit_base_patch16_siglip_224.webli",
+            "vit_base_patch16_224.mae",
+        ),
     } <= set(encoders)
-    assert not {"vit_base_patch16_clip_224.openai_ft_in1k", "convnext_base.clip_laion2b_augreg_ft_in12k_in1k"} & set(encoders)
-    # The file of a user: CLIP itself, whatever weights the name stands for, and a model that was fine-tuned to 37 classes.
+    assert not {
+        "vit_base_patch16_clip_224.openai_ft_in1k",
+        "convnext_base.clip_laion2b_augreg_ft_in12k_in1k",
+    } & set(encoders)
+    # The file of a user: CLIP itself, whatever weights the name stands for, and a model that was
+    # fine-tuned to 37 classes.
     config = timm.get_pretrained_cfg("vit_base_patch16_clip_224").to_dict()
     assert config["num_classes"] == 1000
-    found = [_timm_has_classes(timm, SimpleNamespace(num_classes=number, pretrained_cfg=config)) for number in (512, 37, 640)]
+    found = [
+        _timm_has_classes(timm, SimpleNamespace(num_classes=number, pretrained_cfg=config))
+        for number in (512, 37, 640)
+    ]
     assert found == [False, True, True]
 
 
 @pytest.fixture(scope="module")
 def dinov2(tmp_path_factory):
     """DINOv2 with registers, random weights, and their file."""
-    return with_file(lambda: timm.create_model("vit_small_patch14_reg4_dinov2"), tmp_path_factory.mktemp("weights"))
+    return with_file(
+        lambda: timm.create_model("vit_small_patch14_reg4_dinov2"),
+        tmp_path_factory.mktemp("weights"),
+    )
 
 
 def test_dinov2_at_another_size(dinov2):
-    """The network of timm for that size, with the embeddings of its positions resampled by timm's own loader."""
+    """The network of timm for that size, with the embeddings of its positions resampled by
+    timm's own loader.
+    """
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    found = load_classifier("timm:vit_small_patch14_reg4_dinov2@56", dinov2[1], image_shape=(1, 28, 28))
+    found = load_classifier(
+        "timm:vit_small_patch14_reg4_dinov2@56", dinov2[1], image_shape=(1, 28, 28)
+    )
     assert (found.num_classes, found.class_names) == (0, None)
     assert found.layers == ("patch_embed", *(f"blocks.{k}" for k in range(12)), "head")
     assert [found.channel_axes[layer] for layer in found.layers] == [-1] * 13 + [1]
@@ -96,7 +148,8 @@ def test_dinov2_at_another_size(dinov2):
         normalised = own.forward_features(prepared)
     # The embedding is that of the class token; blocks hold it, the registers and the patches.
     probe = hidden_layers_of(
-        NetworkLayers(classifier="timm:vit_small_patch14_reg4_dinov2@56", weights=dinov2[1]), Source((1, 28, 28), 2)
+        NetworkLayers(classifier="timm:vit_small_patch14_reg4_dinov2@56", weights=dinov2[1]),
+        Source((1, 28, 28), 2),
     )
     (readings,) = probe.activations(grey)
     torch.testing.assert_close(readings["head"], normalised[:, 0], atol=1e-4, rtol=1e-4)
@@ -109,8 +162,12 @@ def test_sizes_are_whole_patches(dinov2):
 
 
 def test_patches_of_a_network_with_registers(dinov2):
-    """The probe of correlated changes reads the patches, without the class token and the registers."""
-    spec = Changes(layer="blocks.3", classifier="timm:vit_small_patch14_reg4_dinov2@56", weights=dinov2[1])
+    """The probe of correlated changes reads the patches, without the class token and the
+    registers.
+    """
+    spec = Changes(
+        layer="blocks.3", classifier="timm:vit_small_patch14_reg4_dinov2@56", weights=dinov2[1]
+    )
     assert sites_of(spec, Source((3, 28, 28), 2)).distance.num_sites == 16
 
 
@@ -130,7 +187,9 @@ def test_the_last_layer_is_the_embedding(name, last, dimension):
     assert not _timm_has_classes(timm, model)
     assert every_block(model)[-1] == last
     outputs = []
-    model.get_submodule(last).register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    model.get_submodule(last).register_forward_hook(
+        lambda module, inputs, output: outputs.append(output)
+    )
     size = timm.data.resolve_model_data_config(model)["input_size"]
     embedding = model(torch.zeros(2, *size, device="meta"))
     assert embedding.shape == (2, dimension)
@@ -139,27 +198,37 @@ def test_the_last_layer_is_the_embedding(name, last, dimension):
 
 
 def test_costs_of_the_page():
-    """Parameters and multiplications with additions of one image, against the table of docs/probes.md."""
+    """Parameters and multiplications with additions of one image, against the table of
+    docs/probes.md.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     page = (Path(__file__).parents[1] / "docs" / "probes.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+):([\w.]+)(?:@\d+)?`.*? \| (\d+) \| (\d+) M \| ([\d.]+) \|$", page, re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+):([\w.]+)(?:@\d+)?`.*? \| (\d+) \| (\d+) M \| ([\d.]+) \|$", page, re.MULTILINE
+    )
     assert len(rows) == 7
     timm.layers.set_fused_attn(False)  # attention as products of matrices, which are counted
     try:
         for library, name, pixels, millions, giga in rows:
             size = {"img_size": int(pixels)} if "dinov2" in name else {}
             with torch.device("meta"):
-                model = timm.create_model(name, **size) if library == "timm" else torchvision.models.get_model(name)
+                model = (
+                    timm.create_model(name, **size)
+                    if library == "timm"
+                    else torchvision.models.get_model(name)
+                )
                 with FlopCounterMode(display=False) as counter:
                     model.eval()(torch.zeros(1, 3, int(pixels), int(pixels)))
-            assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(float(millions), abs=0.51), name
+            assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(
+                float(millions), abs=0.51
+            ), name
             assert counter.get_total_flops() / 1e9 == pytest.approx(float(giga), rel=0.03), name
     finally:
         timm.layers.set_fused_attn(True)
 
 
-# -- encoders as probes -----------------------------------------------------------------------------------------------
+# -- encoders as probes ----------------------------------------------------------------------------
 
 
 class Encoder(nn.Module):
@@ -170,8 +239,12 @@ class Encoder(nn.Module):
     def __init__(self, channels=1, spatial=False):
         super().__init__()
         torch.manual_seed(0)
-        self.blocks = nn.Sequential(*(nn.Sequential(nn.Conv2d(c, 6, 3, 2), nn.ReLU()) for c in (channels, 6)))
-        self.head = nn.Identity() if spatial else nn.Sequential(nn.Flatten(), nn.Linear(6 * 6 * 6, 8))
+        self.blocks = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(c, 6, 3, 2), nn.ReLU()) for c in (channels, 6))
+        )
+        self.head = (
+            nn.Identity() if spatial else nn.Sequential(nn.Flatten(), nn.Linear(6 * 6 * 6, 8))
+        )
 
     def forward(self, x):
         return self.head(self.blocks(x))
@@ -198,11 +271,15 @@ def test_an_encoder_has_no_classes(function, layers):
     # The similarity is that of the layers of a classifier with the same weights.
     probe = hidden_layers_of(spec, source)
     first = source.u_turns()
-    expected = probe.compare(first.originals.data.repeat(4, axis=0), first.reconstructions.reshape(20, 1, 28, 28))
-    np.testing.assert_allclose(spec.read(first, source)["own_similarity"].reshape(20, -1), expected.similarity, atol=1e-6)
+    expected = probe.compare(
+        first.originals.data.repeat(4, axis=0), first.reconstructions.reshape(20, 1, 28, 28)
+    )
+    np.testing.assert_allclose(
+        spec.read(first, source)["own_similarity"].reshape(20, -1), expected.similarity, atol=1e-6
+    )
 
 
-# -- CLIP -------------------------------------------------------------------------------------------------------------
+# -- CLIP ------------------------------------------------------------------------------------------
 
 
 NAMES = ["cat", "sea_lion", "bus"]
@@ -236,7 +313,8 @@ def test_classes_from_texts_are_those_of_transformers(clip):
     logits = found.module(pixels)
     torch.testing.assert_close(logits, expected.logits_per_image, atol=1e-5, rtol=1e-5)
     assert logits.std() > 1e-3  # another text has another logit
-    # As a probe: the classes are those of the logits, and the last layer is the embedding that transformers projects.
+    # As a probe: the classes are those of the logits, and the last layer is the embedding that
+    # transformers projects.
     turns = source.u_turns(items=6)
     readings = spec.read(turns, source)
     predicted = expected.logits_per_image.argmax(1).numpy()
@@ -256,13 +334,16 @@ def test_classes_from_texts_are_those_of_transformers(clip):
     (values,) = probe.activations(source.images)
     unit = nn.functional.normalize(values["visual_projection"], dim=1)
     torch.testing.assert_close(unit, expected.image_embeds, atol=1e-5, rtol=1e-5)
-    assert values["vision_model.encoder.layers.0"].shape == (6, 17, 16)  # a class token and 4 x 4 patches
+    # A class token and 4 x 4 patches.
+    assert values["vision_model.encoder.layers.0"].shape == (6, 17, 16)
 
 
 def test_texts_are_encoded_once(clip, monkeypatch):
     calls = []
     encode = ClipTexts.encode
-    monkeypatch.setattr(ClipTexts, "encode", lambda self, texts: calls.append(texts) or encode(self, texts))
+    monkeypatch.setattr(
+        ClipTexts, "encode", lambda self, texts: calls.append(texts) or encode(self, texts)
+    )
     source = Source(names=["one", "two"])
     spec = NetworkLayers(classifier=f"clip:{clip}")
     for _ in range(3):
@@ -273,7 +354,9 @@ def test_texts_are_encoded_once(clip, monkeypatch):
 def test_texts_from_a_file_and_from_a_template(clip, tmp_path):
     (tmp_path / "prompts.txt").write_text("a grey cat\n a bus \n\n", encoding="utf-8")
     named, unnamed = Source(names=NAMES), Source()
-    assert NetworkLayers(classifier=f"clip:{clip}", class_prompts="{} in the rain").texts(named) == (
+    assert NetworkLayers(classifier=f"clip:{clip}", class_prompts="{} in the rain").texts(
+        named
+    ) == (
         "cat in the rain",
         "sea lion in the rain",
         "bus in the rain",
@@ -281,7 +364,10 @@ def test_texts_from_a_file_and_from_a_template(clip, tmp_path):
     of_file = NetworkLayers(classifier=f"clip:{clip}", class_prompts=str(tmp_path / "prompts.txt"))
     assert of_file.texts(named) == of_file.texts(unnamed) == ("a grey cat", "a bus")
     # Without texts it is an encoder.
-    assert list(NetworkLayers(classifier=f"clip:{clip}").variables(unnamed)) == ["similarity", "distance"]
+    assert list(NetworkLayers(classifier=f"clip:{clip}").variables(unnamed)) == [
+        "similarity",
+        "distance",
+    ]
     assert "same_class" in of_file.variables(unnamed)
     before = of_file.fingerprint()
     (tmp_path / "prompts.txt").write_text("a black cat\na bus\n", encoding="utf-8")
@@ -325,7 +411,9 @@ def test_preprocessing_of_the_folder(tmp_path):
         usual = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
         processor = CLIPImageProcessor(**(options or usual))
         prepared = found.preprocess(pictures.float() / 127.5 - 1)
-        expected = processor([Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pictures], return_tensors="pt")["pixel_values"]
+        expected = processor(
+            [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pictures], return_tensors="pt"
+        )["pixel_values"]
         # The processor rounds to 8 bits after it has resized.
         assert (prepared - expected).abs().max() < 1.2 / 255 / (0.2 if options else min(CLIP_STD))
 
@@ -342,7 +430,12 @@ def test_other_texts_of_classes_are_another_experiment(clip, tmp_path):
             )
     classes = tmp_path / "classes.txt"
     classes.write_text("cat\ndog\n")
-    options = {"data": str(tmp_path / "data"), "channels": 1, "classes": str(classes), "classifiers": [f"clip:{clip}"]}
+    options = {
+        "data": str(tmp_path / "data"),
+        "channels": 1,
+        "classes": str(classes),
+        "classifiers": [f"clip:{clip}"],
+    }
     options |= {"steps": 2, "levels": 1, "keep": 0, "chunk": 2, "device": "cpu"}
     ut.run(ImageOptions.from_dict({**options, "items": 2}).experiment(), tmp_path / "x")
     assert Store.open(tmp_path / "x").states()

@@ -1,4 +1,6 @@
-"""Exact covariances of changes against enumeration of all trees, against U-turns, and against closed formulas of the controls."""
+"""Exact covariances of changes against enumeration of all trees, against U-turns, and against
+closed formulas of the controls.
+"""
 
 import numpy as np
 import pytest
@@ -7,11 +9,25 @@ from enumeration import tree_posterior
 from uturn.core.experiment import Experiment
 from uturn.core.random import Streams
 from uturn.measures.covariances import Covariances, Tree
-from uturn.paper.correlated_runs import _FIRST, SITES, controls, exact_covariances, independent_changes
+from uturn.paper.correlated_runs import (
+    _FIRST,
+    SITES,
+    controls,
+    exact_covariances,
+    independent_changes,
+)
 
 
 def experiment(channel, noise, s=2, **source):
-    source = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": s, "depth": 5 - s, "grammars": 2, **source}
+    source = {
+        "type": "rhm",
+        "vocab_size": 4,
+        "multiplicity": 2,
+        "branching": s,
+        "depth": 5 - s,
+        "grammars": 2,
+        **source,
+    }
     return Experiment.from_dict(
         {
             "items": 4,
@@ -45,35 +61,54 @@ def moments(rhm, log_evidence, truth):
 def test_equal_enumeration(channel, noise, options):
     draws, made = 3, experiment(channel, noise, **options)
     source, corruption, *_ = made.parts
-    found, tree = exact_covariances(made, draws), Tree(source.branching**source.depth, source.branching)
+    found, tree = (
+        exact_covariances(made, draws),
+        Tree(source.branching**source.depth, source.branching),
+    )
     for level in noise:
         for originals in source.blocks(np.arange(4), made.seed, 4):
             streams = Streams(made.seed, originals.items, level, range(_FIRST, _FIRST + draws))
             noisy = originals.observed_by(corruption, level, streams)
-            evidence = noisy.log_evidence.reshape(len(originals.items), -1, *noisy.log_evidence.shape[1:])
+            evidence = noisy.log_evidence.reshape(
+                len(originals.items), -1, *noisy.log_evidence.shape[1:]
+            )
             for k, item in enumerate(originals.items):
-                rows = [moments(originals.rhm, one.astype(float), originals.data[k]) for one in evidence[k]]
+                rows = [
+                    moments(originals.rhm, one.astype(float), originals.data[k])
+                    for one in evidence[k]
+                ]
                 means, products = (np.array(part) for part in zip(*rows, strict=True))
-                covariance = products.mean(axis=0) - np.einsum("ti,tj->ij", means, means) / len(means)
+                covariance = products.mean(axis=0) - np.einsum("ti,tj->ij", means, means) / len(
+                    means
+                )
                 if len(means) > 1:  # unbiased between noisy strings
                     covariance += np.cov(means, rowvar=False)
                 values = found.sel(noise=level).isel(item=item)
-                sums = [covariance[a, b] for a in range(tree.num_sites) for b in range(tree.num_sites)]
-                assert values.change_covariance_sum.item() == pytest.approx(sum(sums) / tree.num_sites, rel=1e-5, abs=1e-7)
+                sums = [
+                    covariance[a, b] for a in range(tree.num_sites) for b in range(tree.num_sites)
+                ]
+                assert values.change_covariance_sum.item() == pytest.approx(
+                    sum(sums) / tree.num_sites, rel=1e-5, abs=1e-7
+                )
                 for n, r in enumerate(tree.values):
                     pairs = [
                         covariance[a, b]
                         for a in range(tree.num_sites)
                         for b in range(tree.num_sites)
-                        if r == (0 if a == b else next(s for s in tree.values[1:] if a // s == b // s))
+                        if r
+                        == (0 if a == b else next(s for s in tree.values[1:] if a // s == b // s))
                     ]
                     assert len(pairs) == tree.pairs[n]
-                    assert values.change_covariance.values[n] == pytest.approx(np.mean(pairs), rel=1e-5, abs=1e-7)
+                    assert values.change_covariance.values[n] == pytest.approx(
+                        np.mean(pairs), rel=1e-5, abs=1e-7
+                    )
 
 
 @pytest.mark.parametrize("label", ["field", "mixture"])
 def test_independent_data_have_the_closed_covariances(label):
-    """Bonferroni over all distances at 1e-3, between 400 originals with 40 reconstructions each that are drawn from the law."""
+    """Bonferroni over all distances at 1e-3, between 400 originals with 40 reconstructions each
+    that are drawn from the law.
+    """
     made = Experiment.from_dict(controls("smoke")[label].to_dict() | {"items": 400})
     originals = next(made.parts.source.blocks(np.arange(400), made.seed, 400))
     rebuilt = originals.law.sample(400 * 40, seed=1).values.reshape(400, 40, -1)

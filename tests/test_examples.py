@@ -1,4 +1,6 @@
-"""Every file in `examples/` is tried: a spec is read and checked, a script runs at a small size or prints its help."""
+"""Every file in `examples/` is tried: a spec is read and checked, a script runs at a small size
+or prints its help.
+"""
 
 import json
 import re
@@ -16,16 +18,25 @@ from uturn.tools.atlas.rows import read_atlas
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-MADE = {"__pycache__", ".ipynb_checkpoints", "runs", "results"}  # folders that runs of the examples leave
+# Folders that runs of the examples leave.
+MADE = {"__pycache__", ".ipynb_checkpoints", "runs", "results"}
 FILES = sorted(
     path.relative_to(EXAMPLES).as_posix()
     for path in EXAMPLES.rglob("*")
     if path.is_file() and not MADE & {*path.relative_to(EXAMPLES).parts}
 )
-TABLES = {name: tomllib.loads((EXAMPLES / name).read_text(encoding="utf-8")) for name in FILES if name.endswith(".toml")}
+TABLES = {
+    name: tomllib.loads((EXAMPLES / name).read_text(encoding="utf-8"))
+    for name in FILES
+    if name.endswith(".toml")
+}
 SPECS = [name for name, table in TABLES.items() if "source" in table]
 ATLASES = [name for name, table in TABLES.items() if "models" in table]
-HAS_HELP = [name for name in FILES if name.endswith(".py") and "argparse" in (EXAMPLES / name).read_text(encoding="utf-8")]
+HAS_HELP = [
+    name
+    for name in FILES
+    if name.endswith(".py") and "argparse" in (EXAMPLES / name).read_text(encoding="utf-8")
+]
 SHORTENED = ("quickstart.py", "laboratory_images.py", "moving_picture.py")
 TRIED_BY = {  # files by their beginnings, and a file that is tried and names them
     "atlas/README.md": "tests/test_docs.py",
@@ -104,13 +115,16 @@ def test_a_script_prints_its_help(name, monkeypatch, capsys):
     if name.startswith("structures"):
         pytest.importorskip("biotite")
     monkeypatch.setattr(sys, "argv", [name, "--help"])
-    monkeypatch.setattr(sys, "path", [str((EXAMPLES / name).parent), *sys.path])  # as Python does for a script
+    # As Python does for a script.
+    monkeypatch.setattr(sys, "path", [str((EXAMPLES / name).parent), *sys.path])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: ")
-    assert " ".join(runpy.run_path(str(EXAMPLES / name))["__doc__"].split()[:8]) in " ".join(text.split())
+    assert " ".join(runpy.run_path(str(EXAMPLES / name))["__doc__"].split()[:8]) in " ".join(
+        text.split()
+    )
 
 
 def test_the_quick_start(monkeypatch, capsys):
@@ -127,15 +141,28 @@ def test_the_quick_start(monkeypatch, capsys):
 def test_images_of_the_laboratory(monkeypatch, tmp_path, capsys):
     """Two images in four steps; what is written has the form of what the page includes."""
     main = runpy.run_path(str(EXAMPLES / "laboratory_images.py"))["main"]
-    small = {"OUT": tmp_path / "images.json", "ITEMS": (1, 2), "STEPS": 4, "BACK": (2, 4), "CLONES": 2}
+    small = {
+        "OUT": tmp_path / "images.json",
+        "ITEMS": (1, 2),
+        "STEPS": 4,
+        "BACK": (2, 4),
+        "CLONES": 2,
+    }
     for name, value in small.items():
         monkeypatch.setitem(main.__globals__, name, value)
     main()
-    made, packed = json.loads(small["OUT"].read_text()), json.loads((ROOT / "src/uturn/assets/lab/images.json").read_text())
+    made, packed = (
+        json.loads(small["OUT"].read_text()),
+        json.loads((ROOT / "src/uturn/assets/lab/images.json").read_text()),
+    )
     assert made.keys() == packed.keys()
     first, of_package = made["originals"][0], packed["originals"][0]
     assert first.keys() == of_package.keys()
-    assert (first["item"], first["picture"], first["class"]) == (1, of_package["picture"], of_package["class"])
+    assert (first["item"], first["picture"], first["class"]) == (
+        1,
+        of_package["picture"],
+        of_package["class"],
+    )
     assert [len(level["reconstructions"]) for level in first["levels"]] == [2, 2]
 
 
@@ -146,7 +173,12 @@ def test_the_moving_picture(monkeypatch, tmp_path, capsys, unchecked_models):
 
     main = runpy.run_path(str(EXAMPLES / "moving_picture.py"))["main"]
     names = main.__globals__
-    small = {"OUT": tmp_path / "u-turn.webp", "STORE": tmp_path / "run.zarr", "STEPS": 5, "TURNS": (0.2, 0.8)}
+    small = {
+        "OUT": tmp_path / "u-turn.webp",
+        "STORE": tmp_path / "run.zarr",
+        "STEPS": 5,
+        "TURNS": (0.2, 0.8),
+    }
     few = names["ImageOptions"]
     small["ImageOptions"] = lambda **options: few(**{**options, "items": 4, "levels": 5})
     small["frames"] = lambda *shown, of=names["frames"]: list(of(*shown))[::20]

@@ -12,7 +12,14 @@ from small import strings
 from uturn.store.record import Store
 
 SPEC = strings(
-    "masking", [0.0, 0.4, 1.0], ["tree_levels", "messages"], source={"grammars": 3}, seed=3, items=10, trajectories=2, chunk=4
+    "masking",
+    [0.0, 0.4, 1.0],
+    ["tree_levels", "messages"],
+    source={"grammars": 3},
+    seed=3,
+    items=10,
+    trajectories=2,
+    chunk=4,
 )
 
 
@@ -52,7 +59,11 @@ def test_labels_and_values(finished):
 
 
 def test_gaussian_runs_know_their_axes():
-    ds = ut.run(ut.Experiment.from_dict(with_part("corruption", type="gaussian", noise=[0.0, 0.1, float("inf")])))
+    ds = ut.run(
+        ut.Experiment.from_dict(
+            with_part("corruption", type="gaussian", noise=[0.0, 0.1, float("inf")])
+        )
+    )
     assert np.allclose(ds.abar, [1, np.exp(-0.2), 0])
     assert ds.log_snr[1] == pytest.approx(np.log(np.exp(-0.2) / (1 - np.exp(-0.2))))
 
@@ -69,17 +80,27 @@ def test_results_depend_on_the_experiment_alone(finished, tmp_path):
 
 
 def test_neighbouring_noise_levels_have_streams_of_their_own():
-    ds = ut.run(ut.Experiment.from_dict({**with_part("corruption", noise=[0.4, 0.4 + 1e-12]), "items": 40}))
+    ds = ut.run(
+        ut.Experiment.from_dict({**with_part("corruption", noise=[0.4, 0.4 + 1e-12]), "items": 40})
+    )
     assert not np.array_equal(ds.unchanged[0], ds.unchanged[1])
 
 
 @pytest.mark.parametrize("kind", ["masking", "epsilon"])
 def test_trajectories_are_independent(kind):
-    """At full noise the U-turns of one item are independent: the variance of their mean is 1/4 of that of a single one."""
-    spec = {**with_part("corruption", type=kind, noise=[1.0]), "items": 400, "trajectories": 4, "probes": SPEC["probes"][:1]}
+    """At full noise the U-turns of one item are independent: the variance of their mean is 1/4
+    of that of a single one.
+    """
+    spec = {
+        **with_part("corruption", type=kind, noise=[1.0]),
+        "items": 400,
+        "trajectories": 4,
+        "probes": SPEC["probes"][:1],
+    }
     kept = ut.run(ut.Experiment.from_dict(spec)).unchanged.isel(noise=0)
     share = kept.mean("trajectory").var("item") / kept.var(("item", "trajectory"))
-    assert (abs(share - 0.25) < 4 * 0.25 * np.sqrt(2 / 400)).all()  # false alarm below 1e-3; identical trajectories have 1
+    # False alarm below 1e-3; identical trajectories have 1.
+    assert (abs(share - 0.25) < 4 * 0.25 * np.sqrt(2 / 400)).all()
 
 
 def test_every_grammar_has_rules_of_its_own():
@@ -89,7 +110,8 @@ def test_every_grammar_has_rules_of_its_own():
     for block in blocks:
         for other in blocks:
             valid = other.rhm.parse(block.data).valid[3].mean()
-            assert valid == 1 if other is block else valid < 0.1  # strings of one grammar are none of the others'
+            # Strings of one grammar are none of the others'.
+            assert valid == 1 if other is block else valid < 0.1
 
 
 def test_workers_write_the_same_bytes(finished, tmp_path):
@@ -146,7 +168,9 @@ def test_a_store_is_never_mistaken_for_another(finished, tmp_path):
     assert files_of(folder) == before
     (tmp_path / "something").mkdir()
     (tmp_path / "something" / "file").write_text("precious")
-    with pytest.raises(ValueError, match=r"something is not a readable store: it has no zarr\.json; copy"):
+    with pytest.raises(
+        ValueError, match=r"something is not a readable store: it has no zarr\.json; copy"
+    ):
         ut.run(experiment(), tmp_path / "something")
     assert (tmp_path / "something" / "file").read_text() == "precious"
     with pytest.raises(ValueError, match="no store at"):
@@ -159,7 +183,10 @@ def test_a_store_is_never_mistaken_for_another(finished, tmp_path):
         ({**SPEC, "probes": [{"type": "tree_levels"}] * 2}, "variables of two of them"),
         ({**SPEC, "probes": [{"type": "images"}]}, "does not go with strings"),
         (with_part("source", depth=60), "depth, branching = .*expected lower ones"),
-        (with_part("corruption", type="os:getcwd"), "expected a class that inherits from uturn.Corruption"),
+        (
+            with_part("corruption", type="os:getcwd"),
+            "expected a class that inherits from uturn.Corruption",
+        ),
         (with_part("corruption", noise=[0.1, 0.1]), "different numbers"),
         (with_part("corruption", noise=[1.5]), r"noise = 1\.5"),
         ({**SPEC, "noise": [0.5]}, "levels in one place"),
@@ -193,11 +220,16 @@ def test_parts_and_tables_make_the_same_experiment():
         "backward": ut.backward.ExactPosterior(),
         "probes": [ut.probes.TreeLevels(), ut.probes.Messages()],
     }
-    sizes, noise = {key: SPEC[key] for key in ("seed", "items", "trajectories", "chunk")}, SPEC["corruption"]["noise"]
+    sizes, noise = (
+        {key: SPEC[key] for key in ("seed", "items", "trajectories", "chunk")},
+        SPEC["corruption"]["noise"],
+    )
     made = ut.Experiment(**sizes, noise=np.array(noise), **parts)
     assert made.to_dict() == experiment().to_dict()
     assert ut.run(made).equals(ut.run(experiment()))
     assert ut.Experiment(**sizes, noise=noise, **{**parts, "source": made.source}).hash == made.hash
     for wrong in (3, ut.Masking):
-        with pytest.raises(ValueError, match=r"corruption = .*: expected a table with a `type`, or a part"):
+        with pytest.raises(
+            ValueError, match=r"corruption = .*: expected a table with a `type`, or a part"
+        ):
             ut.Experiment(**sizes, noise=[0.4], **{**parts, "corruption": wrong})

@@ -1,4 +1,6 @@
-"""The pages structure, precision and experiments: their commands run, and their code gives the numbers that they quote."""
+"""The pages structure, precision and experiments: their commands run, and their code gives the
+numbers that they quote.
+"""
 
 import re
 import shlex
@@ -13,7 +15,10 @@ from uturn.cli.options import Place
 from uturn.studies.locate import forecast
 
 ROOT = Path(__file__).parents[1]
-PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("structure", "precision", "experiments")}
+PAGES = {
+    name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("structure", "precision", "experiments")
+}
 
 
 def blocks(page, language):
@@ -23,7 +28,11 @@ def blocks(page, language):
 
 def commands(page):
     """The commands of a page, without comments, as their arguments."""
-    lines = [shlex.split(line, comments=True) for block in blocks(page, "bash") for line in block.splitlines()]
+    lines = [
+        shlex.split(line, comments=True)
+        for block in blocks(page, "bash")
+        for line in block.splitlines()
+    ]
     assert lines
     assert {line[0] for line in lines} == {"uturn"}
     return [line[1:] for line in lines]
@@ -45,11 +54,17 @@ def short(value, digits):
 @pytest.mark.slow
 @pytest.mark.usefixtures("unsaved_figures")
 def test_structure(here, capsys):
-    """The command, then the blocks of code up to the collapse that need nothing of the user; every number that they print."""
+    """The command, then the blocks of code up to the collapse that need nothing of the user;
+    every number that they print.
+    """
     for command in commands("structure"):
         assert uturn(*command, cwd=here).returncode == 0
     names = {}
-    code = [block for block in blocks("structure", "python") if "reconstructions" not in block and "collapse" not in block]
+    code = [
+        block
+        for block in blocks("structure", "python")
+        if "reconstructions" not in block and "collapse" not in block
+    ]
     assert len(code) == 3
     for block in code:
         exec(block, names)
@@ -66,7 +81,9 @@ def test_structure(here, capsys):
     peak = ut.study(run).peak_at.sel(axis="noise").squeeze().values
     assert "at noise {} [{}, {}]".format(*(short(x, 3) for x in peak)) in page
     near = ut.correlations(run).correlation.sel(noise=0.08).values[1:]
-    assert f"at noise .08: {', '.join(short(x, 2) for x in near)} at the distances 2, 4, 8, 16" in page
+    assert (
+        f"at noise .08: {', '.join(short(x, 2) for x in near)} at the distances 2, 4, 8, 16" in page
+    )
     nested = names["nested_correlations"](names["changed"], branching=2).nested.values[:, 0]
     assert f"# {', '.join(short(x, 2) for x in nested)} at the levels 1 to 4" in page
     leaves = ut.hierarchy_index(run.belief.isel(tree_level=-1), run.belief.isel(tree_level=0))
@@ -76,31 +93,46 @@ def test_structure(here, capsys):
 
 
 def test_from_runs_to_a_collapse():
-    """The block gives the numbers that the page quotes, with ν of the mean field in the interval."""
+    """The block gives the numbers that the page quotes, with ν of the mean field in the
+    interval.
+    """
     names = {}
-    exec(re.search(r"<!-- from runs to collapse -->\n```python\n(.*?)```", PAGES["structure"], re.DOTALL)[1], names)
+    exec(
+        re.search(
+            r"<!-- from runs to collapse -->\n```python\n(.*?)```", PAGES["structure"], re.DOTALL
+        )[1],
+        names,
+    )
     exponent = names["fit"].exponent
     assert f"The exponent is {exponent}" in PAGES["structure"]
     assert exponent.low < 1.893 < exponent.high
 
 
 def test_precision_asks_for_places_that_exist(here, monkeypatch):
-    """The commands of the page ask for the widths and readings that they show; the search itself is tested elsewhere."""
+    """The commands of the page ask for the widths and readings that they show; the search itself
+    is tested elsewhere.
+    """
     sought = []
     for module in ("studies", "experiments"):
-        monkeypatch.setattr(f"uturn.cli.{module}.locate_into", lambda *arguments: sought.append(arguments))
+        monkeypatch.setattr(
+            f"uturn.cli.{module}.locate_into", lambda *arguments: sought.append(arguments)
+        )
     asked = commands("precision")
     for command in asked:
         done = uturn(*command, cwd=here)
         assert done.returncode == 0, done.stderr
     places = [place for *_, place, _ in sought]
     assert places[0] == Place(until=0.1, reading="same_class")
-    assert [place.until for place in places] == [float(command[command.index("--until") + 1]) for command in asked]
+    assert [place.until for place in places] == [
+        float(command[command.index("--until") + 1]) for command in asked
+    ]
 
 
 def test_precision_quotes_the_plan():
     page = PAGES["precision"]
-    expected = forecast(ut.Experiment.from_file(ROOT / "examples" / "images.toml"), "same_class", 0.05)
+    expected = forecast(
+        ut.Experiment.from_file(ROOT / "examples" / "images.toml"), "same_class", 0.05
+    )
     assert expected.assumptions in page
     for name, stage in expected.parts.items():
         levels = ", ".join(f"{level:.3g}" for level in stage.noise)
@@ -109,7 +141,12 @@ def test_precision_quotes_the_plan():
 
 def test_precision_on_own_arrays():
     names = {}
-    exec(re.search(r"### On your own arrays.*?```python\n(.*?)```", PAGES["precision"], re.DOTALL)[1], names)
+    exec(
+        re.search(r"### On your own arrays.*?```python\n(.*?)```", PAGES["precision"], re.DOTALL)[
+            1
+        ],
+        names,
+    )
     value, low, high = names["place"]
     assert f"its interval: {value:.3f} [{low:.2g}, {high:.2g}]" in PAGES["precision"]
     assert low < 0.53 < high
@@ -118,16 +155,24 @@ def test_precision_on_own_arrays():
 
 @pytest.fixture
 def stores(here):
-    """The stores and the table that commands of the page name beside those that they make, as small as can be."""
+    """The stores and the table that commands of the page name beside those that they make, as
+    small as can be.
+    """
     (here / "small.toml").write_text(SPEC)
     (here / "runs").mkdir()
-    changed = {"m4": "source.multiplicity=4", "m6": "source.multiplicity=6", "m8": "source.multiplicity=8"}
+    changed = {
+        "m4": "source.multiplicity=4",
+        "m6": "source.multiplicity=6",
+        "m8": "source.multiplicity=8",
+    }
     for name, setting in {**changed, "ddpm": "trajectories=1", "ddim": "trajectories=2"}.items():
         done = uturn("run", "small.toml", "--set", setting, "--store", f"made/{name}", cwd=here)
         assert done.returncode == 0, done.stderr
         (store,) = (here / "made" / name).iterdir()
         store.rename(here / "runs" / name)
-    rows = [f"{noise},{item},{noise * (1 + item)}" for noise in (0.1, 0.5, 0.9) for item in range(6)]
+    rows = [
+        f"{noise},{item},{noise * (1 + item)}" for noise in (0.1, 0.5, 0.9) for item in range(6)
+    ]
     (here / "rmsd.csv").write_text("\n".join(["noise,item,rmsd", *rows]))
     return here
 
@@ -135,7 +180,9 @@ def stores(here):
 @pytest.mark.slow
 @pytest.mark.usefixtures("unsaved_figures")
 def test_experiments(stores):
-    """Every command of the page, and then its code; sweeps are made of fewer originals, in this process."""
+    """Every command of the page, and then its code; sweeps are made of fewer originals, in this
+    process.
+    """
     spec = stores / "spec.toml"
     spec.write_text(blocks("experiments", "toml")[0])
     experiment = ut.Experiment.from_file(spec)
@@ -143,7 +190,11 @@ def test_experiments(stores):
     for command in commands("experiments"):
         if "runs/sweep/*" in command:
             command[1:2] = sorted(path for path in (stores / "runs" / "sweep").iterdir())
-        small = ("--set", "items=6", "--set", "trajectories=1", "--workers", "1") if "--workers" in command else ()
+        small = (
+            ("--set", "items=6", "--set", "trajectories=1", "--workers", "1")
+            if "--workers" in command
+            else ()
+        )
         done = uturn(*command, *small, cwd=stores)
         assert done.returncode == 0, done.stderr
     names = {}
@@ -153,4 +204,7 @@ def test_experiments(stores):
     half_lives = names["found"].half_life.sel(axis="noise")
     for reading, words in ((7, "half lost at t\\* ="), (0, "the leaves at ε =")):
         value, *ends = half_lives.sel(reading=f"unchanged, tree_level = {reading}").values
-        assert f"{words} {short(value, 3)} [{', '.join(short(end, 2) for end in ends)}]" in PAGES["experiments"]
+        assert (
+            f"{words} {short(value, 3)} [{', '.join(short(end, 2) for end in ends)}]"
+            in PAGES["experiments"]
+        )

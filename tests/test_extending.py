@@ -1,6 +1,8 @@
-"""A new part is a class and one line in a registry: a source, a corruption with its reverse step, a backward, a probe, a figure.
+"""A new part is a class and one line in a registry: a source, a corruption with its reverse step, a
+backward, a probe, a figure.
 
-The data are coins, which are no strings, vectors or images: n independent tosses, 1 with probability `bias`.
+The data are coins, which are no strings, vectors or images: n independent tosses, 1 with
+probability `bias`.
 """
 
 import json
@@ -18,7 +20,17 @@ from typer.testing import CliRunner
 import uturn as ut
 from forging import passed
 from uturn.cli import app
-from uturn.core.protocols import Backward, Channel, Corruption, Noisy, Originals, Probe, Source, Spec, Variable
+from uturn.core.protocols import (
+    Backward,
+    Channel,
+    Corruption,
+    Noisy,
+    Originals,
+    Probe,
+    Source,
+    Spec,
+    Variable,
+)
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.core.registry import PARTS
 from uturn.corruption.denoising import checked_posterior
@@ -27,7 +39,7 @@ from uturn.measures.clones import between_clones
 from uturn.paper.registry import FIGURES, Entry
 from uturn.paper.verdicts import verdict, within
 
-# -- one of each, for a new kind of data --------------------------------------------------------------------------------
+# -- one of each, for a new kind of data -----------------------------------------------------------
 
 
 @dataclass
@@ -47,7 +59,10 @@ class Coins(Spec, Source):
     bias: float = 0.7
 
     def blocks(self, items, seed, num_items):
-        yield Tosses(items, (uniforms(keys(seed, Purpose.ORIGINAL, items), self.tosses) < self.bias).astype(int))
+        yield Tosses(
+            items,
+            (uniforms(keys(seed, Purpose.ORIGINAL, items), self.tosses) < self.bias).astype(int),
+        )
 
 
 @dataclass(frozen=True)
@@ -87,14 +102,27 @@ class Overlap(Spec, Probe):
     def variables(self, source):
         independent = source.bias**2 + (1 - source.bias) ** 2
         dims = ("noise", "item", "trajectory")
-        return {"overlap": Variable(dims, "share of equal tosses", start=1, chance=independent, bounds=(0, 1), symmetric=True)}
+        return {
+            "overlap": Variable(
+                dims,
+                "share of equal tosses",
+                start=1,
+                chance=independent,
+                bounds=(0, 1),
+                symmetric=True,
+            )
+        }
 
     def read(self, u_turns, source):
         def equal(a, b):
             return (a == b).mean(-1)
 
         before, after = u_turns.originals.data[:, None], u_turns.reconstructions
-        twins = {"clone_overlap": between_clones(after, u_turns.clones, equal)} if u_turns.clones > 1 else {}
+        twins = (
+            {"clone_overlap": between_clones(after, u_turns.clones, equal)}
+            if u_turns.clones > 1
+            else {}
+        )
         return {"overlap": equal(before, after), **twins}
 
 
@@ -128,26 +156,37 @@ def test_a_new_kind_of_data_from_end_to_end(registered, tmp_path):
     # A covered coin agrees with a new toss with probability b^2 + (1 - b)^2 = .58.
     expected = 1 - np.array(results.noise) * (1 - 0.58)
     for name in ("overlap", "clone_overlap"):
-        np.testing.assert_allclose(results[name].mean(("item", "trajectory", "clone")), expected, atol=0.02)
+        np.testing.assert_allclose(
+            results[name].mean(("item", "trajectory", "clone")), expected, atol=0.02
+        )
     stored = json.loads(results.attrs["spec"])
     assert stored["source"] == {"type": "coins"}
     (tmp_path / "spec.json").write_text(json.dumps({**SPEC, "items": 400}))
-    done = CliRunner().invoke(app, ["run", str(tmp_path / "spec.json"), "--store", str(tmp_path / "run")])
+    done = CliRunner().invoke(
+        app, ["run", str(tmp_path / "spec.json"), "--store", str(tmp_path / "run")]
+    )
     assert done.exit_code == 0, done.output
 
 
-def test_a_new_kind_of_data_ends_in_a_page_with_curves_and_half_lives(registered, monkeypatch, tmp_path):
+def test_a_new_kind_of_data_ends_in_a_page_with_curves_and_half_lives(
+    registered, monkeypatch, tmp_path
+):
     """From the store alone: the parts are not needed, and no line of analysis is written."""
     run = ut.run(ut.Experiment.from_dict(SPEC), tmp_path / "run")
     monkeypatch.undo()
     found = ut.study(run)
-    # The share of equal tosses is 1 - .42 x: a quarter, half and three quarters of the way are done at these x.
+    # The share of equal tosses is 1 - .42 x: a quarter, half and three quarters of the way are done
+    # at these x.
     one = found.sel(reading="overlap", axis="noise")
     np.testing.assert_allclose(one.place.sel(estimate="value"), [0.25, 0.5, 0.75], atol=0.03)
-    assert (one.half_life[1], one.half_life[2]) == (0.3, 1.0)  # the curve is not measured between them
+    # The curve is not measured between them.
+    assert (one.half_life[1], one.half_life[2]) == (0.3, 1.0)
     assert (one.start, one.chance) == (1, pytest.approx(0.58))
-    np.testing.assert_allclose(one.curve[:, 0], run.overlap.astype(float).mean(("item", "trajectory", "clone")))
-    assert (found.gap_p.sel(reading="overlap")[1:] > 1e-3).all()  # covered coins are drawn from the posterior
+    np.testing.assert_allclose(
+        one.curve[:, 0], run.overlap.astype(float).mean(("item", "trajectory", "clone"))
+    )
+    # Covered coins are drawn from the posterior.
+    assert (found.gap_p.sel(reading="overlap")[1:] > 1e-3).all()
     out = tmp_path / "out"
     done = CliRunner().invoke(app, ["study", str(tmp_path / "run"), "--out", str(out)])
     assert done.exit_code == 0, (done.output, done.exception)
@@ -157,19 +196,23 @@ def test_a_new_kind_of_data_ends_in_a_page_with_curves_and_half_lives(registered
     assert written.half_life[0, 0, 0] == one.half_life[0]
     assert passed(written) == {"overlap": True}
     page = (out / "index.html").read_text()
-    (section,) = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])["sections"]
+    (section,) = json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1]
+    )["sections"]
     assert section["headlines"][0]["place"][0] == pytest.approx(float(one.half_life[0]), rel=1e-5)
     chart = section["charts"][0]
     assert (chart["title"], len(chart["lines"])) == ("Share of equal tosses", 1)
     assert chart["lines"][0]["value"] == pytest.approx(one.curve[:, 0].values.tolist(), rel=1e-5)
 
 
-# -- a corruption of strings with a reverse step ----------------------------------------------------------------------
+# -- a corruption of strings with a reverse step ---------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Neighbours(Channel):
-    """Every symbol is replaced by one of its two neighbours on a ring, with probability `noise`/2 each."""
+    """Every symbol is replaced by one of its two neighbours on a ring, with probability
+    `noise`/2 each.
+    """
 
     kinds: ClassVar = ("strings",)
     is_reversible: ClassVar = True
@@ -181,21 +224,31 @@ class Neighbours(Channel):
     def corrupt(self, leaves, noise, keys, *, vocab_size):
         leaves, noise = checked_strings(leaves, noise, vocab_size, self.max_noise)
         u = uniforms(keys, leaves.shape[1])
-        step = (u < noise[:, None] / 2).astype(int) - ((u >= noise[:, None] / 2) & (u < noise[:, None]))
+        step = (u < noise[:, None] / 2).astype(int) - (
+            (u >= noise[:, None] / 2) & (u < noise[:, None])
+        )
         return Noisy((leaves + step) % vocab_size, noise, vocab_size)
 
     def log_evidence(self, noisy, dtype=None):
         away = (noisy.values[..., None] - np.arange(noisy.vocab_size)) % noisy.vocab_size
         noise = noisy.noise[:, None, None]
         with np.errstate(divide="ignore"):
-            law = np.where(away == 0, 1 - noise, np.where((away == 1) | (away == noisy.vocab_size - 1), noise / 2, 0))
+            law = np.where(
+                away == 0,
+                1 - noise,
+                np.where((away == 1) | (away == noisy.vocab_size - 1), noise / 2, 0),
+            )
             return np.log(law).astype(dtype or float)
 
     def reverse(self, denoiser, noisy, steps, keys):
-        return draw_symbols(checked_posterior(denoiser, noisy), keys, 0)  # a single step, leaf by leaf
+        # A single step, leaf by leaf.
+        return draw_symbols(checked_posterior(denoiser, noisy), keys, 0)
 
 
-@pytest.mark.parametrize(("backward", "is_posterior"), [({"type": "exact"}, True), ({"type": "denoiser", "steps": 1}, False)])
+@pytest.mark.parametrize(
+    ("backward", "is_posterior"),
+    [({"type": "exact"}, True), ({"type": "denoiser", "steps": 1}, False)],
+)
 def test_a_channel_with_its_reverse_step(monkeypatch, backward, is_posterior):
     monkeypatch.setitem(PARTS["corruption"], "neighbours", f"{__name__}:Neighbours")
     spec = {
@@ -213,7 +266,7 @@ def test_a_channel_with_its_reverse_step(monkeypatch, backward, is_posterior):
     assert (abs(z) < 4.5).all() == is_posterior, z.values  # of 4 levels: false alarm 3e-5
 
 
-# -- a figure -----------------------------------------------------------------------------------------------------------
+# -- a figure --------------------------------------------------------------------------------------
 
 
 def figure():
@@ -231,7 +284,12 @@ def figure():
     def analyse(runs):
         mean = runs["coins"].overlap.mean(("item", "trajectory", "clone"))
         return xr.Dataset({"overlap": mean}), [
-            verdict("overlap with all coins covered", f"{float(mean[-1]):.3f}", "0.58", within(float(mean[-1]) - 0.58, 0.02))
+            verdict(
+                "overlap with all coins covered",
+                f"{float(mean[-1]):.3f}",
+                "0.58",
+                within(float(mean[-1]) - 0.58, 0.02),
+            )
         ]
 
     def draw(data):

@@ -37,7 +37,15 @@ def test_classifier_recognises_the_test_set(test_set):
 
 def test_classifier_has_layers_to_probe():
     model = fashion_mnist.load_classifier()
-    assert HiddenLayers(model).layers == ("block1", "block2", "block3", "block4", "block5", "block6", "logits")
+    assert HiddenLayers(model).layers == (
+        "block1",
+        "block2",
+        "block3",
+        "block4",
+        "block5",
+        "block6",
+        "logits",
+    )
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert not model.training
     (batch,) = HiddenLayers(model).activations(np.zeros((2, 1, 28, 28), np.float32))
@@ -49,11 +57,16 @@ def test_generator_denoises(test_set):
     """Its estimate of the clean image beats the noisy image itself, and the mean image, by far."""
     images = torch.from_numpy(test_set[0][:50])
     folder = fashion_mnist.generator_folder()
-    model, scheduler = UNet2DModel.from_pretrained(folder / "unet").eval(), fashion_mnist.load_scheduler()
+    model, scheduler = (
+        UNet2DModel.from_pretrained(folder / "unet").eval(),
+        fashion_mnist.load_scheduler(),
+    )
     assert model.dtype == torch.float32
     assert not model.training
     timesteps = torch.full((50,), 300)
-    noisy = scheduler.add_noise(images, torch.randn(images.shape, generator=torch.Generator().manual_seed(0)), timesteps)
+    noisy = scheduler.add_noise(
+        images, torch.randn(images.shape, generator=torch.Generator().manual_seed(0)), timesteps
+    )
     scheduler.set_timesteps(1000)
     with torch.inference_mode():
         estimate = scheduler.step(model(noisy, timesteps).sample, 300, noisy).pred_original_sample
@@ -66,7 +79,10 @@ def test_weights_are_small_and_half_precision():
     from safetensors import safe_open
 
     folder = fashion_mnist.generator_folder()
-    files = [folder / "unet" / "diffusion_pytorch_model.safetensors", folder.parent / "classifier.safetensors"]
+    files = [
+        folder / "unet" / "diffusion_pytorch_model.safetensors",
+        folder.parent / "classifier.safetensors",
+    ]
     assert sum(f.stat().st_size for f in files) <= 8 * 2**20
     for path in files:
         with safe_open(path, framework="numpy") as file:
@@ -84,5 +100,9 @@ def test_measured_numbers_belong_to_these_weights():
 def test_class_names_and_coarse_classes_match():
     assert len(fashion_mnist.CLASS_NAMES) == len(fashion_mnist.COARSE_CLASS) == 10
     assert set(fashion_mnist.COARSE_CLASS) == set(range(5))
-    tops = [n for n, c in zip(fashion_mnist.CLASS_NAMES, fashion_mnist.COARSE_CLASS, strict=True) if c == 0]
+    tops = [
+        n
+        for n, c in zip(fashion_mnist.CLASS_NAMES, fashion_mnist.COARSE_CLASS, strict=True)
+        if c == 0
+    ]
     assert tops == ["T-shirt/top", "Pullover", "Coat", "Shirt"]

@@ -14,7 +14,9 @@ CLASS_SWAP, SWAP, HALF, WIDTH = range(4)
 
 @pytest.fixture(scope="module")
 def runs():
-    """Data of a good network: each layer represents the latents of one tree level, the logits also a little of the next."""
+    """Data of a good network: each layer represents the latents of one tree level, the logits
+    also a little of the next.
+    """
     chosen = fig8.setup("smoke")
     source = chosen.source.model_dump()
     spec = {
@@ -22,8 +24,12 @@ def runs():
         "backward": {"type": "exact"},
         "probes": [{"type": "tree_levels"}],
     }
-    layers = run(Experiment.from_dict({**spec, "items": 300, "trajectories": 2, "source": source})).load()
-    many = run(Experiment.from_dict({**spec, "items": 24 * 64, "source": {**source, "grammars": 24}})).load()
+    layers = run(
+        Experiment.from_dict({**spec, "items": 300, "trajectories": 2, "source": source})
+    ).load()
+    many = run(
+        Experiment.from_dict({**spec, "items": 24 * 64, "source": {**source, "grammars": 24}})
+    ).load()
     L = chosen.depth
     # 1 / v for the class, more for the leaves, whose symbols differ in number.
     chance = layers.belief.sel(noise=1).mean("item").reset_coords(drop=True)
@@ -31,7 +37,9 @@ def runs():
     random = np.random.default_rng(0)
     scaled[..., L] = 0.85 * scaled[..., L] + 0.15 * scaled[..., L - 1]
     scaled = scaled + 0.02 * random.normal(size=scaled.shape)
-    scaled = scaled.rename(tree_level="network_layer").assign_coords(network_layer=[f"blocks.{k}" for k in range(L)] + ["logits"])
+    scaled = scaled.rename(tree_level="network_layer").assign_coords(
+        network_layer=[f"blocks.{k}" for k in range(L)] + ["logits"]
+    )
     layers["similarity"], layers["distance"] = scaled, 1 - scaled
     layers["same_class"] = layers.unchanged.isel(tree_level=L, drop=True)
     network = xr.Dataset(
@@ -81,12 +89,15 @@ def test_verdicts_can_fail(runs):
         assert expected <= failed(forge(runs, "layers", similarity=similarity))
     # All layers the same: no inversion, none is smoother than another.
     alike = layers.similarity.isel(network_layer=[-1] * layers.sizes["network_layer"]).values
-    assert {SWAP, WIDTH} <= failed(forge(runs, "layers", similarity=(layers.similarity.dims, alike)))
+    assert {SWAP, WIDTH} <= failed(
+        forge(runs, "layers", similarity=(layers.similarity.dims, alike))
+    )
     # A network that does not depend on the strings.
     assert CLASS_SWAP in failed(forge(runs, "layers", same_class=moved(layers.same_class, 0.05)))
 
 
-SMALL = fig8.Setup(6, 3, 2, 3, 24, 3000, 1200, 12, (0.0, 0.5, 1.0))  # stops after more than one checkpoint
+# Stops after more than one checkpoint.
+SMALL = fig8.Setup(6, 3, 2, 3, 24, 3000, 1200, 12, (0.0, 0.5, 1.0))
 
 
 @pytest.mark.slow
@@ -101,7 +112,8 @@ def test_the_network_is_trained_once_and_resumed(tmp_path, monkeypatch):
     independent = runs["network"].random_pairs.sel(pair="independent")
     same = runs["network"].random_pairs.sel(pair="same class")
     assert (np.abs(independent) < 0.05).all()
-    assert same[-1] > same[0] + 0.1  # strings of one class share little at the bottom and much at the top
+    # Strings of one class share little at the bottom and much at the top.
+    assert same[-1] > same[0] + 0.1
     monkeypatch.setattr(training, "train", None)  # not called again
     again = fig8.measure(Workshop("smoke", tmp_path / "whole"))
     xr.testing.assert_identical(again["network"].load(), runs["network"].load())

@@ -42,11 +42,15 @@ def test_fig7_verdicts_can_fail(fig7_run):
 
 def test_fig6_verdicts_can_fail():
     runs = {
-        label: run(experiment).load() for label, experiment in fig6.experiments("smoke").items() if label in ("m6", "m8", "m18")
+        label: run(experiment).load()
+        for label, experiment in fig6.experiments("smoke").items()
+        if label in ("m6", "m8", "m18")
     }
     assert all(outcomes(fig6.analyse(runs)[1]))
     lost = runs["m8"].copy(deep=True)
-    lost["upward_belief"] = xr.where(lost.tree_level == 10, 0.0, lost.upward_belief).transpose(*lost.upward_belief.dims)
+    lost["upward_belief"] = xr.where(lost.tree_level == 10, 0.0, lost.upward_belief).transpose(
+        *lost.upward_belief.dims
+    )
     assert not all(outcomes(fig6.analyse({**runs, "m8": lost})[1]))  # never recovered: no crossing
     found = runs["m8"].copy(deep=True)
     found["noise"] = found.noise * 0.9  # a threshold at the wrong place

@@ -24,7 +24,9 @@ def test_a_folder_takes_its_place(tmp_path, before):
     assert place.is_symlink() == (before == "link")
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("No space left on device")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("No space left on device")]
+)
 def test_a_folder_stays_as_it_was_after_an_error(tmp_path, error):
     (tmp_path / "place").mkdir()
     (tmp_path / "place" / "old").touch()
@@ -34,7 +36,9 @@ def test_a_folder_stays_as_it_was_after_an_error(tmp_path, error):
             (unfinished / "new").touch()
             raise error
 
-    with pytest.raises(ValueError if isinstance(error, OSError) else RuntimeError, match="No space left on device"):
+    with pytest.raises(
+        ValueError if isinstance(error, OSError) else RuntimeError, match="No space left on device"
+    ):
         write()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["old", "place"]
 

@@ -1,4 +1,6 @@
-"""Verdicts of fig2 and fig5 on made-up data: they pass where the claim holds, and each fails where it does not."""
+"""Verdicts of fig2 and fig5 on made-up data: they pass where the claim holds, and each fails
+where it does not.
+"""
 
 import json
 
@@ -70,8 +72,19 @@ def garments():
     return [f"block{k}" for k in range(1, 5)] + ["logits"], labels, images
 
 
-def fig2_runs(garments, kind=0.57, fine=0.4, logits=(0.57, 0.12), block=(0.5, 0.5), block_floor=0.2, end=None, steps=50):
-    """U-turns that keep class and kind until random times, and similarities that fall as the options say."""
+def fig2_runs(
+    garments,
+    kind=0.57,
+    fine=0.4,
+    logits=(0.57, 0.12),
+    block=(0.5, 0.5),
+    block_floor=0.2,
+    end=None,
+    steps=50,
+):
+    """U-turns that keep class and kind until random times, and similarities that fall as the
+    options say.
+    """
     layers, predicted, images = garments
     noise, items = np.arange(1, 11) / 10, 60
     predicted = predicted[:items]
@@ -82,17 +95,28 @@ def fig2_runs(garments, kind=0.57, fine=0.4, logits=(0.57, 0.12), block=(0.5, 0.
         kept_kind = u[:, 1] < dropping(t, kind, 0.1, 0.0)
         anything = (u[:, 2] * 10).astype(int)
         same_kind = np.array(
-            [next((c for c in range(10) if c != p and COARSE_CLASS[c] == COARSE_CLASS[p]), p) for p in predicted]
+            [
+                next((c for c in range(10) if c != p and COARSE_CLASS[c] == COARSE_CLASS[p]), p)
+                for p in predicted
+            ]
         )
         now = np.where(kept_kind, np.where(kept_fine, predicted, same_kind), anything)
         rows.append(predicted if end == "kept" and t == 1 else now)
     after = np.stack(rows)[..., None]
     share = np.linspace(0, 1, len(layers))
     place, width = (block[k] + (logits[k] - block[k]) * share for k in (0, 1))
-    curves = np.stack([dropping(noise, p, w, f) for p, w, f in zip(place, width, block_floor * (1 - share), strict=True)], -1)
+    curves = np.stack(
+        [
+            dropping(noise, p, w, f)
+            for p, w, f in zip(place, width, block_floor * (1 - share), strict=True)
+        ],
+        -1,
+    )
     wobble = 0.02 * (uniforms(keys(8, np.arange(items)), 1) - 0.5)
     similarity = (curves[:, None, None, :] + wobble[None, :, :, None]).clip(-1, 1)
-    picture = np.broadcast_to(images[:items][None, :, None], (len(noise), items, 1, *images.shape[1:]))
+    picture = np.broadcast_to(
+        images[:items][None, :, None], (len(noise), items, 1, *images.shape[1:])
+    )
     return xr.Dataset(
         {
             "similarity": (("noise", "item", "trajectory", "network_layer"), similarity),
@@ -100,7 +124,11 @@ def fig2_runs(garments, kind=0.57, fine=0.4, logits=(0.57, 0.12), block=(0.5, 0.
             "predicted_class": (("noise", "item", "trajectory"), after),
             "image": (("noise", "item", "trajectory", "channel", "row", "column"), picture),
         },
-        coords={"noise": noise, "network_layer": layers, "step": ("noise", (steps * noise).round().astype(int))},
+        coords={
+            "noise": noise,
+            "network_layer": layers,
+            "step": ("noise", (steps * noise).round().astype(int)),
+        },
         attrs={"spec": json.dumps(fig2.experiments("smoke")["stochastic"].to_dict())},
     )
 
@@ -110,10 +138,17 @@ def fig2_verdicts(garments, **options):
     share = np.linspace(0, 1, len(layers))
     pairs = np.stack([0.3 + 0.5 * share, 0.2 * (1 - share)])  # as the curves of `fig2_runs` end
     classifier = xr.Dataset(
-        {"predicted": ("number", labels), "label": ("number", labels), "random_pairs": (("pair", "network_layer"), pairs)},
+        {
+            "predicted": ("number", labels),
+            "label": ("number", labels),
+            "random_pairs": (("pair", "network_layer"), pairs),
+        },
         coords={"pair": ["same class", "different class"], "network_layer": layers},
     )
-    runs = {"stochastic": fig2_runs(garments, **options), "deterministic": fig2_runs(garments, steps=20)}
+    runs = {
+        "stochastic": fig2_runs(garments, **options),
+        "deterministic": fig2_runs(garments, steps=20),
+    }
     return outcomes(fig2.analyse({**runs, "classifier": classifier})[1])
 
 

@@ -23,7 +23,9 @@ rows: list[int] = []
 
 
 def denoise(noisy, sigma):
-    """E[x_0 | x_0 + sigma n] for two equally probable Gaussian modes, +MODE and -MODE in every pixel, of the same DEVIATION."""
+    """E[x_0 | x_0 + sigma n] for two equally probable Gaussian modes, +MODE and -MODE in every
+    pixel, of the same DEVIATION.
+    """
     rows.append(len(noisy))
     noise, variance = sigma.reshape(-1, 1, 1, 1) ** 2, DEVIATION**2
     mean = MODE * torch.tanh(MODE * noisy.sum((1, 2, 3), keepdim=True) / (variance + noise))
@@ -75,7 +77,12 @@ def nothing_kept():
 
 
 def spec(items=24, noise=(0.5, 1.0), model="model", source=(), probes=None, **changes):
-    backward = {"type": "diffusion", "model": f"{__name__}:{model}", "steps": STEPS, "device": "cpu"}
+    backward = {
+        "type": "diffusion",
+        "model": f"{__name__}:{model}",
+        "steps": STEPS,
+        "device": "cpu",
+    }
     return ut.Experiment.from_dict(
         {
             "items": items,
@@ -93,11 +100,13 @@ def originals(experiment, items=None):
     return next(experiment.parts.source.blocks(items, experiment.seed, experiment.items)).data
 
 
-# -- the law ----------------------------------------------------------------------------------------------------------
+# -- the law ---------------------------------------------------------------------------------------
 
 
 def chain_deviation(steps):
-    """Standard deviation of a mode that is drawn by `steps` steps of DDPM, from the variance of a linear chain."""
+    """Standard deviation of a mode that is drawn by `steps` steps of DDPM, from the variance of
+    a linear chain.
+    """
     chain = ReverseDiffusion.from_pretrained(f"{__name__}:model", "ddpm", steps, device="cpu")
     abar, variance = chain.forward.noise_levels["abar"], 1.0
     for k in range(steps, 0, -1):
@@ -127,7 +136,14 @@ def test_originals_have_the_law_of_the_model():
     assert abs(correlations).max() < 5 / np.sqrt(600)
 
 
-LAYERS = [{"type": "network_layers", "classifier": f"{__name__}:classifier", "layers": ["*"], "labels": False}]
+LAYERS = [
+    {
+        "type": "network_layers",
+        "classifier": f"{__name__}:classifier",
+        "layers": ["*"],
+        "labels": False,
+    }
+]
 
 
 def p_values(experiment):
@@ -147,17 +163,28 @@ def test_a_posterior_sampler_is_calibrated_on_generated_originals():
 def test_a_deterministic_sampler_and_originals_of_another_law_are_not(tmp_path):
     assert p_values(clones(backward={"scheduler": "ddim"}))["same_class"].min() < 1e-3
     # Originals between the two modes, where the model draws none.
-    np.save(tmp_path / "between.npy", DEVIATION * np.random.default_rng(0).standard_normal((150, 4, 4)).clip(-5, 5))
-    other = {**clones().to_dict(), "source": {"type": "array", "path": str(tmp_path / "between.npy")}}
+    np.save(
+        tmp_path / "between.npy",
+        DEVIATION * np.random.default_rng(0).standard_normal((150, 4, 4)).clip(-5, 5),
+    )
+    other = {
+        **clones().to_dict(),
+        "source": {"type": "array", "path": str(tmp_path / "between.npy")},
+    }
     assert p_values(ut.Experiment.from_dict(other))["same_class"].min() < 1e-3
 
 
-# -- random streams ---------------------------------------------------------------------------------------------------
+# -- random streams --------------------------------------------------------------------------------
 
 
 def test_an_original_depends_on_its_item_and_the_seed_alone():
     all_of_them = originals(spec())
-    for experiment, items in ((spec(), [7]), (spec(), [20, 3, 7]), (spec(items=9), [8]), (spec(chunk=3), [5, 6])):
+    for experiment, items in (
+        (spec(), [7]),
+        (spec(), [20, 3, 7]),
+        (spec(items=9), [8]),
+        (spec(chunk=3), [5, 6]),
+    ):
         generated._kept.clear()
         np.testing.assert_allclose(originals(experiment, items), all_of_them[items], atol=1e-5)
     other = originals(spec(seed=1))
@@ -176,8 +203,12 @@ def test_shares_resumed_and_extended_runs_have_the_same_originals(tmp_path):
     generated._kept.clear()
     larger = ut.run(spec(noise=(0.0, 0.5, 1.0), items=30, chunk=5), store)
     assert larger.attrs["complete"]
-    np.testing.assert_allclose(larger.image.sel(noise=0.0)[:24], whole.image.sel(noise=0.0), atol=1e-4)
-    np.testing.assert_allclose(larger.image.sel(noise=0.0)[:, 0], originals(spec(items=30)), atol=1e-4)
+    np.testing.assert_allclose(
+        larger.image.sel(noise=0.0)[:24], whole.image.sel(noise=0.0), atol=1e-4
+    )
+    np.testing.assert_allclose(
+        larger.image.sel(noise=0.0)[:, 0], originals(spec(items=30)), atol=1e-4
+    )
     with pytest.raises(ValueError, match="holds another experiment"):
         ut.run(spec(noise=(0.0, 0.5, 1.0), items=30, chunk=5, source={"seed": 5}), store)
 
@@ -187,15 +218,20 @@ def test_labels_of_a_model_that_is_told():
     run = ut.run(experiment)
     assert run.label.values.tolist() == [0, 1] * 3
     signs = np.sign(originals(experiment).mean((1, 2, 3)))
-    assert signs.tolist() == np.sign(run.image.values.mean((-1, -2, -3))).ravel().tolist() == [1, -1] * 3
+    assert (
+        signs.tolist()
+        == np.sign(run.image.values.mean((-1, -2, -3))).ravel().tolist()
+        == [1, -1] * 3
+    )
 
 
-# -- what is drawn, and when ------------------------------------------------------------------------------------------
+# -- what is drawn, and when -----------------------------------------------------------------------
 
 
 def test_originals_are_drawn_once(tmp_path, monkeypatch):
     """Calls are counted in images: N for each original, and k for each U-turn."""
-    monkeypatch.setattr("uturn.core.experiment.Experiment.model_check", lambda self: [])  # it has calls of its own
+    # It has calls of its own.
+    monkeypatch.setattr("uturn.core.experiment.Experiment.model_check", lambda self: [])
     source = {"folder": str(tmp_path / "originals")}
     expected = 24 * STEPS + 24 * (STEPS // 2 + STEPS)
     experiment = spec(source=source, chunk=5)
@@ -211,7 +247,9 @@ def test_originals_are_drawn_once(tmp_path, monkeypatch):
     generated._kept.clear()
     files[3].write_bytes(files[3].read_bytes()[:50])  # an unfinished copy
     rows.clear()
-    np.testing.assert_allclose(ut.run(spec(source=source, noise=(0.25,))).image, again.image, atol=1e-4)
+    np.testing.assert_allclose(
+        ut.run(spec(source=source, noise=(0.25,))).image, again.image, atol=1e-4
+    )
     assert sum(rows) == 24 * STEPS // 4 + STEPS
     assert spec(source=source).hash == spec().hash
 
@@ -227,9 +265,12 @@ def test_little_memory_is_enough(monkeypatch):
 @pytest.mark.parametrize("probes", [[{"type": "images"}], LAYERS])
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_originals_are_drawn_once_also_by_a_plan(probes, on_gpu, monkeypatch):
-    """A plan draws the originals that it measures, and no full batch of them; the run draws the others."""
+    """A plan draws the originals that it measures, and no full batch of them; the run draws the
+    others.
+    """
     monkeypatch.setattr(DiffusionModel, "wants_processes", not on_gpu)
-    monkeypatch.setattr("uturn.core.experiment.Experiment.model_check", lambda self: [])  # a few calls before the run
+    # A few calls before the run.
+    monkeypatch.setattr("uturn.core.experiment.Experiment.model_check", lambda self: [])
     experiment = spec(items=300, noise=(0.25,), chunk=50, probes=probes)
     experiment.coordinates()  # the layers are standardised over originals
     generated._kept.clear()
@@ -243,7 +284,7 @@ def test_originals_are_drawn_once_also_by_a_plan(probes, on_gpu, monkeypatch):
         assert max(rows) == 64  # the batches of the network are full
 
 
-# -- a study of images ------------------------------------------------------------------------------------------------
+# -- a study of images -----------------------------------------------------------------------------
 
 
 def test_the_study_says_so_and_shows_the_originals(tmp_path):

@@ -1,4 +1,6 @@
-"""A store grows in place: at whatever write a process dies, the smaller run stays as it is, and the larger one is resumed."""
+"""A store grows in place: at whatever write a process dies, the smaller run stays as it is, and
+the larger one is resumed.
+"""
 
 import json
 import shutil
@@ -32,11 +34,15 @@ def fresh(tmp_path_factory):
 
 @pytest.fixture
 def copied(request, finished, tmp_path, monkeypatch):  # noqa: F811
-    """Makes copies of a finished run, by number, and the class whose method `set` writes their files."""
+    """Makes copies of a finished run, by number, and the class whose method `set` writes their
+    files.
+    """
     obstore = pytest.importorskip("obstore.store") if request.param == "objects" else None
     kept = {}
     if obstore:
-        monkeypatch.setattr(obstore, "from_url", lambda url, **_: kept.setdefault(url, obstore.MemoryStore()))
+        monkeypatch.setattr(
+            obstore, "from_url", lambda url, **_: kept.setdefault(url, obstore.MemoryStore())
+        )
 
     def copy(number):
         if not obstore:
@@ -48,7 +54,9 @@ def copied(request, finished, tmp_path, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("copied", "after"), [("folder", False), ("objects", True)], indirect=["copied"])
+@pytest.mark.parametrize(
+    ("copied", "after"), [("folder", False), ("objects", True)], indirect=["copied"]
+)
 def test_killed_at_any_write_of_a_growth(copied, finished, fresh, monkeypatch, after):  # noqa: F811
     copy, storage = copied
     small, write, died, grown = xr.open_zarr(finished).load(), storage.set, 0, 0
@@ -110,16 +118,24 @@ def blocks_that_were_cut_short_are_missing():
     with tempfile.TemporaryDirectory() as name:
         ut.run(experiment(), Path(name, "run"))
         larger = experiment(items=20, grammars=4)
-        grown = Store.open(Path(name, "run")).grow(*layout_of(larger), attributes_of(larger, larger.models()))
+        grown = Store.open(Path(name, "run")).grow(
+            *layout_of(larger), attributes_of(larger, larger.models())
+        )
         assert [state for state, _ in grown.states().values()].count("done") == 6
         assert [state for state, _ in grown.states().values()].count("damaged") == 0
 
 
 def metadata_are_as_they_were_written():
-    """Another `reading` of a variable gives another half-life; another encoding of chunk keys gives NaN."""
+    """Another `reading` of a variable gives another half-life; another encoding of chunk keys
+    gives NaN.
+    """
     with tempfile.TemporaryDirectory() as name:
         ut.run(experiment(), Path(name, "run"))
-        forge(Path(name, "run"), lambda root: array(root, "belief")["attributes"].update(reading=json.dumps({})), signed=False)
+        forge(
+            Path(name, "run"),
+            lambda root: array(root, "belief")["attributes"].update(reading=json.dumps({})),
+            signed=False,
+        )
         refused = False
         try:
             Store.open(Path(name, "run"))
@@ -129,7 +145,12 @@ def metadata_are_as_they_were_written():
 
 
 @pytest.mark.parametrize(
-    "check", [growth_is_announced_last, blocks_that_were_cut_short_are_missing, metadata_are_as_they_were_written]
+    "check",
+    [
+        growth_is_announced_last,
+        blocks_that_were_cut_short_are_missing,
+        metadata_are_as_they_were_written,
+    ],
 )
 def test_checks_of_mutations(check):
     check()

@@ -1,4 +1,6 @@
-"""Checkpoints of guided-diffusion: outputs and U-turns of the original code, options from weights, hostile files."""
+"""Checkpoints of guided-diffusion: outputs and U-turns of the original code, options from
+weights, hostile files.
+"""
 
 import math
 import pickle
@@ -13,9 +15,14 @@ from safetensors.torch import save_file
 import adm_checkpoints as adm
 from forging import Trap
 from uturn.networks.images import guided_diffusion
-from uturn.networks.images.guided_diffusion import PRESETS, guided_diffusion_scheduler, load_guided_diffusion
+from uturn.networks.images.guided_diffusion import (
+    PRESETS,
+    guided_diffusion_scheduler,
+    load_guided_diffusion,
+)
 
-GOLDEN = np.load(Path(__file__).parent / "golden" / "guided_diffusion.npz")  # outputs of the original code
+# Outputs of the original code.
+GOLDEN = np.load(Path(__file__).parent / "golden" / "guided_diffusion.npz")
 SEEDS = {case: seed for seed, case in enumerate(adm.CASES)}
 
 
@@ -30,12 +37,16 @@ def folder(tmp_path_factory):
 
 
 def load(folder, case, **options):
-    return load_guided_diffusion(folder / f"{SEEDS[case]}.pt", **{**adm.flags(**adm.CASES[case]), **options})
+    return load_guided_diffusion(
+        folder / f"{SEEDS[case]}.pt", **{**adm.flags(**adm.CASES[case]), **options}
+    )
 
 
 def run(model, case):
     o = {**adm.DEFAULTS, **adm.CASES[case]}
-    noisy, timestep, labels = adm.inputs(SEEDS[case], o["image_size"], o["in_channels"], o["num_classes"])
+    noisy, timestep, labels = adm.inputs(
+        SEEDS[case], o["image_size"], o["in_channels"], o["num_classes"]
+    )
     with torch.inference_mode():
         return model(noisy, timestep) if labels is None else model(noisy, timestep, labels)
 
@@ -44,7 +55,7 @@ def distance(output, case):
     return np.abs(output.float().numpy() - GOLDEN[f"output/{case}"]).max()
 
 
-# --- the original's numbers ------------------------------------------------------------------------------------------
+# --- the original's numbers -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", adm.CASES)
@@ -52,14 +63,19 @@ def test_outputs_are_the_originals(folder, case):
     model = load(folder, case)
     assert distance(run(model, case), case) < 1e-5
     o = {**adm.DEFAULTS, **adm.CASES[case]}
-    assert (model.config.sample_size, model.config.in_channels) == (o["image_size"], o["in_channels"])
+    assert (model.config.sample_size, model.config.in_channels) == (
+        o["image_size"],
+        o["in_channels"],
+    )
     assert model.num_classes == o["num_classes"]
     assert not model.training
 
 
 @pytest.mark.parametrize("case", adm.CASES)
 def test_golden_outputs_tell_attention_orders_and_heads_apart(folder, case):
-    """Negative control: a wrong choice of options that the weights do not determine changes the outputs."""
+    """Negative control: a wrong choice of options that the weights do not determine changes the
+    outputs.
+    """
     o = {**adm.DEFAULTS, **adm.CASES[case]}
     wrong = load(folder, case, use_new_attention_order=not o["use_new_attention_order"])
     assert distance(run(wrong, case), case) > 1e-3
@@ -93,16 +109,25 @@ def steps_of(turn, seed, folder, double=False):
     model = load_guided_diffusion(path, **adm.flags(turn["noise_schedule"], **options))
     scheduler = guided_diffusion_scheduler(**model.options)
     if double:
-        exact = np.linspace(1e-4, 0.02, 1000) if turn["noise_schedule"] == "linear" else scheduler.betas.double().numpy()
+        exact = (
+            np.linspace(1e-4, 0.02, 1000)
+            if turn["noise_schedule"] == "linear"
+            else scheduler.betas.double().numpy()
+        )
         scheduler.alphas_cumprod = torch.from_numpy(np.cumprod(1 - exact))
     scheduler.set_timesteps(turn["steps"])
     timesteps = scheduler.timesteps[-turn["step"] :]
-    images, noise, noises = adm.u_turn_inputs(seed, {**adm.DEFAULTS, **options}["image_size"], turn["step"])
+    images, noise, noises = adm.u_turn_inputs(
+        seed, {**adm.DEFAULTS, **options}["image_size"], turn["step"]
+    )
     labels = () if model.num_classes is None else (torch.tensor([0, model.num_classes - 1]),)
     drawn = iter(noises)
     states = [scheduler.add_noise(images, noise, timesteps[:1].expand(2))]
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-        patch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *args, **options: next(drawn))
+        patch.setattr(
+            "diffusers.schedulers.scheduling_ddpm.randn_tensor",
+            lambda *args, **options: next(drawn),
+        )
         for timestep in timesteps:
             output = model(states[-1].float(), timestep.expand(2), *labels)
             states.append(scheduler.step(output, timestep, states[-1]).prev_sample)
@@ -115,14 +140,17 @@ def test_u_turn_is_the_originals_step_by_step(tmp_path, case):
     golden = GOLDEN[f"u_turn/{case}"]
     assert len(golden) == turn["step"] + 1
     assert np.abs(steps_of(turn, seed, tmp_path, double=True) - golden).max() < 1e-5
-    # diffusers keeps abar in float32, so that 1 - abar = 1e-4 at the cleanest timestep is known to 3e-4 of itself only.
+    # diffusers keeps abar in float32, so that 1 - abar = 1e-4 at the cleanest timestep is known to
+    # 3e-4 of itself only.
     assert np.abs(steps_of(turn, seed, tmp_path) - golden).max() < 5e-5
 
 
 def test_a_step_off_is_seen(tmp_path):
     """Negative control: noised to one timestep lower, the U-turn is another one."""
     turn, golden = adm.U_TURNS["fixed variance"], GOLDEN["u_turn/fixed variance"]
-    off = steps_of({**turn, "step": turn["step"] - 1}, list(adm.U_TURNS).index("fixed variance"), tmp_path)
+    off = steps_of(
+        {**turn, "step": turn["step"] - 1}, list(adm.U_TURNS).index("fixed variance"), tmp_path
+    )
     assert np.abs(off[0] - golden[0]).max() > 1e-2
 
 
@@ -138,11 +166,18 @@ def test_linspace_is_the_originals_respacing():
 def test_noise_schedules():
     times = np.arange(1, 1001) / 1000
     linear = guided_diffusion_scheduler("256x256_diffusion").alphas_cumprod
-    log_abar = [sum(math.log1p(-(0.0001 + 0.0199 * i / 999)) for i in range(steps + 1)) for steps in (0, 499, 999)]
+    log_abar = [
+        sum(math.log1p(-(0.0001 + 0.0199 * i / 999)) for i in range(steps + 1))
+        for steps in (0, 499, 999)
+    ]
     np.testing.assert_allclose(linear.numpy()[[0, 499, 999]], np.exp(log_abar), rtol=1e-5)
     cosine = guided_diffusion_scheduler("64x64_diffusion").alphas_cumprod
-    expected = (np.cos((times + 0.008) / 1.008 * np.pi / 2) / np.cos(0.008 / 1.008 * np.pi / 2)) ** 2  # arXiv:2102.09672, eq. 17
-    np.testing.assert_allclose(cosine[:-1].numpy(), expected[:-1], rtol=2e-4, atol=1e-7)  # the last beta is capped at .999
+    # ArXiv:2102.09672, eq. 17.
+    expected = (
+        np.cos((times + 0.008) / 1.008 * np.pi / 2) / np.cos(0.008 / 1.008 * np.pi / 2)
+    ) ** 2
+    # The last beta is capped at .999.
+    np.testing.assert_allclose(cosine[:-1].numpy(), expected[:-1], rtol=2e-4, atol=1e-7)
 
 
 def test_scheduler_options():
@@ -150,12 +185,15 @@ def test_scheduler_options():
     fixed = guided_diffusion_scheduler(learn_sigma=False, predict_xstart=True, diffusion_steps=4000)
     assert (fixed.config.variance_type, fixed.config.prediction_type) == ("fixed_large", "sample")
     np.testing.assert_allclose(fixed.betas[[0, -1]], [0.0001 / 4, 0.02 / 4], rtol=1e-6)
-    assert guided_diffusion_scheduler(learn_sigma=False, sigma_small=True).config.variance_type == "fixed_small"
+    assert (
+        guided_diffusion_scheduler(learn_sigma=False, sigma_small=True).config.variance_type
+        == "fixed_small"
+    )
     assert fixed.config.clip_sample
     assert fixed.config.timestep_spacing == "linspace"
 
 
-# --- files and precisions --------------------------------------------------------------------------------------------
+# --- files and precisions -------------------------------------------------------------------------
 
 
 def test_kinds_of_files(folder, tmp_path):
@@ -177,9 +215,10 @@ def test_network_does_not_hang_on_its_file(tmp_path):
     assert torch.equal(run(model, "plain"), before)
 
 
-# --- presets and options ---------------------------------------------------------------------------------------------
+# --- presets and options --------------------------------------------------------------------------
 
-MILLIONS = {"64": 296, "128": 422, "256": 554, "512": 559, "256_uncond": 553}  # arXiv:2105.05233, tables 11 and 12
+# ArXiv:2105.05233, tables 11 and 12.
+MILLIONS = {"64": 296, "128": 422, "256": 554, "512": 559, "256_uncond": 553}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -188,7 +227,9 @@ def test_presets_fit_the_published_networks(preset, monkeypatch, tmp_path):
     options = {name: value for name, value in published.items() if name in adm.DEFAULTS}
     options["num_head_channels"] = published.get("num_head_channels")
     options["num_classes"] = 1000 if published["class_cond"] else None
-    weights = {name: torch.empty(shape, device="meta") for name, shape in adm.shapes(**options).items()}
+    weights = {
+        name: torch.empty(shape, device="meta") for name, shape in adm.shapes(**options).items()
+    }
     monkeypatch.setattr(guided_diffusion, "read_state_dict", lambda *_, **__: weights)
     model = load_guided_diffusion(tmp_path / f"{preset}.pt")  # by the name of the file
     size = sum(tensor.numel() for tensor in model.parameters())
@@ -198,7 +239,11 @@ def test_presets_fit_the_published_networks(preset, monkeypatch, tmp_path):
     assert model.num_classes == options["num_classes"]
     if preset == "64x64_diffusion":
         with pytest.raises(
-            ValueError, match=r"256x256_diffusion.pt: num_channels of the options = 256: expected 192, by its weights"
+            ValueError,
+            match=(
+                r"256x256_diffusion.pt: num_channels of the options = 256: expected 192, by its"
+                r" weights"
+            ),
         ):
             load_guided_diffusion(tmp_path / "256x256_diffusion.pt")
 
@@ -207,18 +252,23 @@ def test_flags_of_the_original_are_a_preset(tmp_path):
     path = adm.save_checkpoint(tmp_path / "a.pt", num_classes=7, use_new_attention_order=True)
     model = load_guided_diffusion(
         path,
-        "--attention_resolutions 32,8 --class_cond True --diffusion_steps 1000 --dropout 0.1 --image_size 16 --learn_sigma=True "
-        "--noise_schedule cosine --num_channels 32 --num_head_channels 32 --num_heads_upsample -1 --num_res_blocks 1 "
-        "--resblock_updown True --use_new_attention_order True --use_fp16 True --use_scale_shift_norm True --channel_mult 1,2",
+        "--attention_resolutions 32,8 --class_cond True --diffusion_steps 1000 --dropout 0.1"
+        " --image_size 16 --learn_sigma=True --noise_schedule cosine --num_channels 32"
+        " --num_head_channels 32 --num_heads_upsample -1 --num_res_blocks 1 --resblock_updown True"
+        " --use_new_attention_order True --use_fp16 True --use_scale_shift_norm True"
+        " --channel_mult 1,2",
     )
-    keywords = load_guided_diffusion(path, **adm.flags("cosine", num_classes=7, use_new_attention_order=True))
+    keywords = load_guided_diffusion(
+        path, **adm.flags("cosine", num_classes=7, use_new_attention_order=True)
+    )
     noisy, timestep, labels = adm.inputs(0, 16, 3, 7)
     assert torch.equal(model(noisy, timestep, labels), keywords(noisy, timestep, labels))
-    assert model.unet.dtype == torch.float32  # in which precision it runs is not for the preset to say
+    # In which precision it runs is not for the preset to say.
+    assert model.unet.dtype == torch.float32
     assert guided_diffusion_scheduler(**model.options).config.beta_schedule == "squaredcos_cap_v2"
 
 
-# --- hostile and broken files ----------------------------------------------------------------------------------------
+# --- hostile and broken files ---------------------------------------------------------------------
 
 
 def refused(path, message):
@@ -255,7 +305,9 @@ def test_truncated_files(tmp_path, suffix):
 
 
 def test_every_weight_is_needed(tmp_path):
-    """A file is refused whichever name is left out; the error names it, or says that it is another network."""
+    """A file is refused whichever name is left out; the error names it, or says that it is
+    another network.
+    """
     weights, path = adm.state_dict(num_classes=2), tmp_path / "a.pt"
     for name in list(weights)[::7]:
         torch.save({key: value for key, value in weights.items() if key != name}, path)

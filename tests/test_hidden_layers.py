@@ -1,4 +1,6 @@
-"""Hidden layers as a probe: statistics, similarity, distance, selection of layers, memory, errors."""
+"""Hidden layers as a probe: statistics, similarity, distance, selection of layers, memory,
+errors.
+"""
 
 import json
 
@@ -70,12 +72,15 @@ def standardised(activations, reference):
 
 
 def test_streaming_moments_equal_two_pass_moments(network, images):
-    # The largest image offset makes E[a^2] - E[a]^2 lose digits; batches of 5 make the merge matter.
+    # The largest image offset makes E[a^2] - E[a]^2 lose digits; batches of 5 make the merge
+    # matter.
     probe = HiddenLayers(network, LAYERS, preprocess=lambda x: x + 100, batch_size=5).fit(images)
     for layer, activations in all_activations(network, images + np.float32(100)).items():
         axes = tuple(i for i in range(activations.ndim) if i != 1)
         np.testing.assert_allclose(probe.mean[layer], activations.mean(axes), rtol=1e-6)
-        np.testing.assert_allclose(probe.variance[layer], activations.var(axes), rtol=1e-4, atol=1e-12)
+        np.testing.assert_allclose(
+            probe.variance[layer], activations.var(axes), rtol=1e-4, atol=1e-12
+        )
     assert probe.reference_count == 23
 
 
@@ -88,7 +93,9 @@ def test_similarity_equals_brute_force(network, images):
         a = standardised(reference[layer], reference[layer])
         b = standardised(all_activations(network, other)[layer], reference[layer])
         expected.append((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
-    np.testing.assert_allclose(probe.similarity(images, other), np.stack(expected, 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        probe.similarity(images, other), np.stack(expected, 1), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_constant_channels_are_left_out(network, images):
@@ -115,7 +122,11 @@ def test_layers_by_pattern_keep_the_order_of_the_model(network):
 def test_layers_that_run_never_or_twice_are_named(network, images):
     network.unused_too = nn.Linear(2, 2).eval()
     with pytest.raises(
-        ValueError, match=r"did not run in the forward pass = .'unused', 'unused_too'.: .*name the layers without them"
+        ValueError,
+        match=(
+            r"did not run in the forward pass = .'unused', 'unused_too'.: .*name the layers without"
+            r" them"
+        ),
     ):
         HiddenLayers(network, ["blocks.*", "unused*"]).fit(images)
     with pytest.raises(ValueError, match="runs more than once in a forward pass = 'act'"):
@@ -134,10 +145,14 @@ def test_training_mode_is_refused(network, images):
 
 def test_non_finite_activations_name_layer_and_image(network, images):
     images[17, 0, 4, 4] = np.nan
-    with pytest.raises(ValueError, match=r"'blocks\.first': activations of row \d+ of a batch are not finite"):
+    with pytest.raises(
+        ValueError, match=r"'blocks\.first': activations of row \d+ of a batch are not finite"
+    ):
         HiddenLayers(network, LAYERS, batch_size=8).fit(images)
     probe = HiddenLayers(network, LAYERS, batch_size=8).fit(images[:17])
-    with pytest.raises(ValueError, match=r"'blocks\.first': activations of row \d+ of a batch are not finite"):
+    with pytest.raises(
+        ValueError, match=r"'blocks\.first': activations of row \d+ of a batch are not finite"
+    ):
         probe.compare(images[::-1].copy()[[0] * 23], images)
     with pytest.raises(ValueError, match="of a batch are"):
         probe.compare(images, images[[0] * 23])
@@ -153,7 +168,9 @@ def test_statistics_survive_a_file(network, images, tmp_path):
     with pytest.raises(ValueError, match="of another network: layers"):
         HiddenLayers(network, "head").load_statistics(tmp_path / "statistics.safetensors")
     with pytest.raises(ValueError, match="channel axes"):
-        HiddenLayers(network, LAYERS, channel_axis=-1).load_statistics(tmp_path / "statistics.safetensors")
+        HiddenLayers(network, LAYERS, channel_axis=-1).load_statistics(
+            tmp_path / "statistics.safetensors"
+        )
 
 
 @pytest.mark.parametrize(
@@ -173,9 +190,13 @@ def test_forged_statistics_are_refused_in_one_line(network, images, tmp_path, na
     with safe_open(path, framework="numpy") as file:
         header, arrays = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     {str: header, np.ndarray: arrays, type(None): arrays}[type(value)][name] = value
-    save_file({key: array for key, array in arrays.items() if array is not None}, path, metadata=header)
+    save_file(
+        {key: array for key, array in arrays.items() if array is not None}, path, metadata=header
+    )
     probe = HiddenLayers(network, LAYERS)
-    with pytest.raises(ValueError, match=r"statistics.safetensors is damaged, or not of this probe") as caught:
+    with pytest.raises(
+        ValueError, match=r"statistics.safetensors is damaged, or not of this probe"
+    ) as caught:
         probe.load_statistics(path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
@@ -186,7 +207,9 @@ def test_forged_statistics_are_refused_in_one_line(network, images, tmp_path, na
 
 
 def test_distances_are_for_samples_of_the_size_of_the_reference(network, images, tmp_path):
-    """The variance of a whole layer is a sum over its positions: with fewer of them, independent samples would be too close."""
+    """The variance of a whole layer is a sum over its positions: with fewer of them, independent
+    samples would be too close.
+    """
     path = tmp_path / "statistics"
     fitted = HiddenLayers(network, LAYERS).fit(images)
     fitted.save_statistics(path)
@@ -201,7 +224,9 @@ def test_distances_are_for_samples_of_the_size_of_the_reference(network, images,
 
 def test_a_shared_module_has_all_its_names(images):
     block = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU())
-    model = nn.ModuleDict({"first": block, "again": block, "head": nn.Sequential(nn.Flatten(), nn.Linear(81, 2))}).eval()
+    model = nn.ModuleDict(
+        {"first": block, "again": block, "head": nn.Sequential(nn.Flatten(), nn.Linear(81, 2))}
+    ).eval()
     model.forward = lambda x: model["head"](model["again"](x))
     probe = HiddenLayers(model)
     assert probe.layers == ("first", "again", "head")
@@ -213,12 +238,14 @@ def test_a_shared_module_has_all_its_names(images):
         HiddenLayers(twice, "every block").fit(images)
 
 
-# -- originals with several reconstructions each --------------------------------------------------------------------------
+# -- originals with several reconstructions each ---------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [2, 4, 100])
 def test_one_look_is_what_comparison_and_prediction_say(network, images, batch_size):
-    """Whole items in a batch (from 4 on), and the reconstructions of one item spread over several batches (below)."""
+    """Whole items in a batch (from 4 on), and the reconstructions of one item spread over
+    several batches (below).
+    """
     rebuilt = np.stack([np.roll(images, k, axis=0) for k in (0, 1, 5)], axis=1)
     probe = HiddenLayers(network, LAYERS, batch_size=100).fit(images)
     expected = probe.compare(np.repeat(images, 3, axis=0), rebuilt.reshape(-1, 1, 9, 9))
@@ -229,14 +256,20 @@ def test_one_look_is_what_comparison_and_prediction_say(network, images, batch_s
     with torch.no_grad():
         logits = network(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(readings.original_logits, logits, atol=1e-5)
-    np.testing.assert_allclose(readings.logits, np.stack([np.roll(logits, k, axis=0) for k in (0, 1, 5)], axis=1), atol=1e-5)
+    np.testing.assert_allclose(
+        readings.logits,
+        np.stack([np.roll(logits, k, axis=0) for k in (0, 1, 5)], axis=1),
+        atol=1e-5,
+    )
     np.testing.assert_allclose(readings.similarity[:, 0], 1, atol=1e-5)
     assert (readings.similarity[:, 1:].max((0, 1)) < 0.999).all()
 
 
 def test_an_original_passes_once(network, images):
     passed = []
-    network.blocks["first"].register_forward_hook(lambda module, inputs, output: passed.append(len(output)))
+    network.blocks["first"].register_forward_hook(
+        lambda module, inputs, output: passed.append(len(output))
+    )
     probe = HiddenLayers(network, LAYERS, batch_size=12).fit(images)
     rebuilt = np.repeat(images[:, None], 3, axis=1)
     passed.clear()
@@ -251,10 +284,14 @@ def test_what_does_not_belong_together_is_refused(network, images):
     rebuilt = np.repeat(images[:, None], 3, axis=1)
     probe = HiddenLayers(network, LAYERS).fit(images)
     for bad in (images, rebuilt[:4], rebuilt[..., :5]):
-        with pytest.raises(ValueError, match=r"expected \(items, \.\.\.\), \(items, draws, \.\.\.\)"):
+        with pytest.raises(
+            ValueError, match=r"expected \(items, \.\.\.\), \(items, draws, \.\.\.\)"
+        ):
             probe.read(images, bad)
     rebuilt[17, 2, 0, 4, 4] = np.nan
-    with pytest.raises(ValueError, match=r"'blocks\.first': activations of row \d+ of a batch are not finite"):
+    with pytest.raises(
+        ValueError, match=r"'blocks\.first': activations of row \d+ of a batch are not finite"
+    ):
         probe.read(images, rebuilt)
     without_head = HiddenLayers(network.blocks["first"]).fit(images)
     with pytest.raises(ValueError, match=r"shape of the model's output = \(.*expected .*logits"):
@@ -264,8 +301,10 @@ def test_what_does_not_belong_together_is_refused(network, images):
 @pytest.mark.slow
 def test_clones_are_compared_with_the_others_of_their_trajectory(network, images):
     clones, pairs = 3, ((0, 1), (0, 2), (1, 2))
-    rebuilt = np.stack([np.roll(images, k, axis=0) for k in (0, 1, 5, 2, 2, 7)], axis=1)  # two trajectories of three clones
-    for batch_size in (100, 11, 4, 1):  # several items, one item, one trajectory at a time, groups larger than a batch
+    # Two trajectories of three clones.
+    rebuilt = np.stack([np.roll(images, k, axis=0) for k in (0, 1, 5, 2, 2, 7)], axis=1)
+    # Several items, one item, one trajectory at a time, groups larger than a batch.
+    for batch_size in (100, 11, 4, 1):
         probe = HiddenLayers(network, LAYERS, batch_size=batch_size).fit(images)
         readings, plain = probe.read(images, rebuilt, clones=clones), probe.read(images, rebuilt)
         for name in ("similarity", "distance", "original_logits", "logits"):
@@ -276,9 +315,13 @@ def test_clones_are_compared_with_the_others_of_their_trajectory(network, images
             expected = np.zeros_like(found)
             for trajectory in range(2):
                 for pair in pairs:
-                    first, second = (np.ascontiguousarray(rebuilt[:, 3 * trajectory + k]) for k in pair)
+                    first, second = (
+                        np.ascontiguousarray(rebuilt[:, 3 * trajectory + k]) for k in pair
+                    )
                     for k in pair:
-                        expected[:, trajectory, k] += getattr(probe.compare(first, second), name) / (clones - 1)
+                        expected[:, trajectory, k] += getattr(
+                            probe.compare(first, second), name
+                        ) / (clones - 1)
             np.testing.assert_allclose(found, expected, atol=1e-5)
             assert np.ptp(found, axis=(0, 1, 2)).min() > 0.1
 
@@ -290,20 +333,27 @@ def test_equal_clones_and_clones_of_constant_layers(network, images):
     assert (same.clone_distance == 0).all()
     with torch.no_grad():
         network.head.weight.zero_()
-    flat = HiddenLayers(network, LAYERS).fit(images).read(images, np.stack([images, images[::-1]], axis=1), clones=2)
+    flat = (
+        HiddenLayers(network, LAYERS)
+        .fit(images)
+        .read(images, np.stack([images, images[::-1]], axis=1), clones=2)
+    )
     assert (flat.clone_similarity[..., 2] == 1).all()
     assert (flat.clone_distance[..., 2] == 0).all()
-    np.testing.assert_array_equal(flat.clone_distance[:, 0], flat.clone_distance[:, 1])  # of two clones both say the same
+    # Of two clones both say the same.
+    np.testing.assert_array_equal(flat.clone_distance[:, 0], flat.clone_distance[:, 1])
     np.testing.assert_array_equal(flat.clone_similarity[:, 0], flat.clone_similarity[:, 1])
 
 
-# -- distance and the legacy variant ----------------------------------------------------------------------------------
+# -- distance and the legacy variant ---------------------------------------------------------------
 
 
 def test_distance_equals_brute_force(network, images):
     other = images[::-1].copy()
     reference, moved = (all_activations(network, x) for x in (images, other))
-    distance = HiddenLayers(network, LAYERS, batch_size=7).fit(images).compare(images, other).distance
+    distance = (
+        HiddenLayers(network, LAYERS, batch_size=7).fit(images).compare(images, other).distance
+    )
     for column, layer in enumerate(LAYERS):
         a, b = (standardised(x[layer], reference[layer]) for x in (reference, moved))
         expected = ((a - b) ** 2).sum(1) / (2 * a.var(0, ddof=1).sum())
@@ -315,7 +365,9 @@ def test_distance_of_independent_samples_is_one_on_average(network, images, lega
     """Exactly 1 over all pairs of different reference samples, and 0 for equal ones."""
     first, second = np.triu_indices(len(images), 1)
     probe = HiddenLayers(network, LAYERS, legacy=legacy).fit(images)
-    np.testing.assert_allclose(probe.compare(images[first], images[second]).distance.mean(0), 1, rtol=1e-6)
+    np.testing.assert_allclose(
+        probe.compare(images[first], images[second]).distance.mean(0), 1, rtol=1e-6
+    )
     np.testing.assert_allclose(probe.compare(images, images).distance, 0, atol=1e-8)
 
 
@@ -325,14 +377,19 @@ def test_legacy_divides_by_the_second_moment(network, images):
     legacy = HiddenLayers(network, LAYERS, legacy=True).fit(images).similarity(images, other)
     for column, layer in enumerate(LAYERS):
         axes = tuple(i for i in range(reference[layer].ndim) if i != 1)
-        mean, moment = (x.mean(axes, keepdims=True) for x in (reference[layer], reference[layer] ** 2))
+        mean, moment = (
+            x.mean(axes, keepdims=True) for x in (reference[layer], reference[layer] ** 2)
+        )
         a, b = (((x[layer] - mean) / np.sqrt(moment)).reshape(23, -1) for x in (reference, moved))
         expected = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
         np.testing.assert_allclose(legacy[:, column], expected, rtol=1e-4, atol=1e-5)
-    assert np.abs(legacy - HiddenLayers(network, LAYERS).fit(images).similarity(images, other)).max() > 1e-3
+    assert (
+        np.abs(legacy - HiddenLayers(network, LAYERS).fit(images).similarity(images, other)).max()
+        > 1e-3
+    )
 
 
-# -- any network, any input -------------------------------------------------------------------------------------------
+# -- any network, any input ------------------------------------------------------------------------
 
 
 class Tokens(nn.Module):
@@ -348,7 +405,10 @@ class Tokens(nn.Module):
 
 def test_channel_axis_by_layer():
     model, strings = Tokens().eval(), np.random.default_rng(0).integers(0, 4, (9, 8))
-    sizes = [len(HiddenLayers(model, "mix", channel_axis=axis).fit(strings).mean["mix"]) for axis in (1, -1, {"mi*": 2})]
+    sizes = [
+        len(HiddenLayers(model, "mix", channel_axis=axis).fit(strings).mean["mix"])
+        for axis in (1, -1, {"mi*": 2})
+    ]
     assert sizes == [8, 3, 3]
     with pytest.raises(ValueError, match="channel_axis = 'mux': expected a pattern"):
         HiddenLayers(model, channel_axis={"mux": 2})
@@ -356,13 +416,17 @@ def test_channel_axis_by_layer():
         HiddenLayers(model, channel_axis=3).fit(strings)
 
 
-# -- every block ------------------------------------------------------------------------------------------------------
+# -- every block -----------------------------------------------------------------------------------
 
 
 class Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.relu = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        self.conv1, self.bn1, self.relu = (
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        )
         self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
 
     def forward(self, x):
@@ -372,7 +436,12 @@ class Residual(nn.Module):
 class SmallResNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.relu, self.maxpool = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)
+        self.conv1, self.bn1, self.relu, self.maxpool = (
+            nn.Conv2d(1, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
         self.layer1 = nn.Sequential(Residual(4), Residual(4))
         self.layer2 = nn.Sequential(Residual(4))
         self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 3)
@@ -394,7 +463,9 @@ class Scaled(nn.Module):
         return self.model(self.scale * x)
 
 
-@pytest.mark.parametrize("wrapper", [nn.DataParallel, Scaled, lambda model: Scaled(nn.DataParallel(model))])
+@pytest.mark.parametrize(
+    "wrapper", [nn.DataParallel, Scaled, lambda model: Scaled(nn.DataParallel(model))]
+)
 def test_layers_of_a_wrapped_network_have_the_names_of_the_network(wrapper, images):
     torch.manual_seed(0)
     network = SmallResNet().eval()
@@ -409,16 +480,20 @@ def test_layers_of_a_wrapped_network_have_the_names_of_the_network(wrapper, imag
     other = images[::-1].copy()
     scale = 1 if wrapper is nn.DataParallel else 2  # the wrapper runs
     alone = HiddenLayers(network, "every block").fit(scale * images)
-    np.testing.assert_allclose(named.compare(images, other)[:2], alone.compare(scale * images, scale * other)[:2])
+    np.testing.assert_allclose(
+        named.compare(images, other)[:2], alone.compare(scale * images, scale * other)[:2]
+    )
 
 
-# -- memory -----------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------
 
 
 class Deep(nn.Module):
     def __init__(self, depth: int) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(50, 50), nn.ReLU()) for _ in range(depth)))
+        self.blocks = nn.Sequential(
+            *(nn.Sequential(nn.Linear(50, 50), nn.ReLU()) for _ in range(depth))
+        )
 
     def forward(self, x):
         return self.blocks(x)
@@ -426,7 +501,10 @@ class Deep(nn.Module):
 
 def peak(tmp_path, depth: int, count: int, action: str, batch_size: int = 40) -> int:
     """Most bytes that torch had allocated at once during an action, beside the data."""
-    model, x = Deep(depth).eval(), torch.randn(count, 50, generator=torch.Generator().manual_seed(0))
+    model, x = (
+        Deep(depth).eval(),
+        torch.randn(count, 50, generator=torch.Generator().manual_seed(0)),
+    )
     y = x.flip(0)
     probe = HiddenLayers(model, "every block", batch_size=batch_size).fit(x[:4])
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
@@ -447,26 +525,32 @@ def peak(tmp_path, depth: int, count: int, action: str, batch_size: int = 40) ->
                 pass
     record.export_chrome_trace(str(tmp_path / "trace.json"))
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    changes = [(event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]"]
+    changes = [
+        (event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]"
+    ]
     return int(np.cumsum([size for _, size in sorted(changes, key=lambda change: change[0])]).max())
 
 
 @pytest.mark.slow
 def test_memory_bound(tmp_path):
-    """Two float64 copies of one layer and batch besides the forward pass, for every depth and number of samples."""
+    """Two float64 copies of one layer and batch besides the forward pass, for every depth and
+    number of samples.
+    """
     size = 40 * 50 * 4  # of the activations of one layer and batch, in bytes
     bound = peak(tmp_path, 20, 120, "forward") + 2 * 2 * size
     assert peak(tmp_path, 20, 120, "compare") <= bound
     assert peak(tmp_path, 40, 240, "compare") <= bound
     assert peak(tmp_path, 20, 120, "read") <= bound
     assert peak(tmp_path, 40, 240, "read") <= bound
-    assert peak(tmp_path, 20, 120, "read clones") <= bound + size  # both are gathered, and the network gets a copy
-    assert peak(tmp_path, 20, 240, "fit") <= bound + 2 * 8 * 50 * 20  # a mean and a sum of squares of one sample a layer
+    # Both are gathered, and the network gets a copy.
+    assert peak(tmp_path, 20, 120, "read clones") <= bound + size
+    # A mean and a sum of squares of one sample a layer.
+    assert peak(tmp_path, 20, 240, "fit") <= bound + 2 * 8 * 50 * 20
     # The instrument sees what is kept: readings hold all layers of a batch.
     assert peak(tmp_path, 20, 120, "readings") >= 20 * size
 
 
-# -- as a probe of experiments ----------------------------------------------------------------------------------------
+# -- as a probe of experiments ---------------------------------------------------------------------
 
 SOURCE = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3}
 
@@ -474,7 +558,10 @@ SOURCE = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "de
 @pytest.fixture
 def files(tmp_path):
     """A network for the strings of SOURCE, and the statistics of its layers."""
-    network, statistics = str(tmp_path / "network.safetensors"), str(tmp_path / "statistics.safetensors")
+    network, statistics = (
+        str(tmp_path / "network.safetensors"),
+        str(tmp_path / "statistics.safetensors"),
+    )
     save_network(TreeClassifier(4, 2, 3, width=6), network)
     strings = RHMSource(**SOURCE).grammar(0, 0).sample(200, 1).leaves
     HiddenLayers(load_network(network), "every block").fit(strings).save_statistics(statistics)
@@ -497,7 +584,11 @@ def experiment(**probe):
 def test_layers_of_a_network_that_reads_strings(files):
     data = run(experiment(**files))
     assert data.network_layer.values.tolist() == ["blocks.0", "blocks.1", "blocks.2", "logits"]
-    assert data.similarity.dims == data.distance.dims == ("noise", "item", "trajectory", "network_layer")
+    assert (
+        data.similarity.dims
+        == data.distance.dims
+        == ("noise", "item", "trajectory", "network_layer")
+    )
     np.testing.assert_allclose(data.similarity.sel(noise=0), 1, atol=1e-12)
     np.testing.assert_allclose(data.distance.sel(noise=0), 0, atol=1e-12)
     assert data.same_class.sel(noise=0).all()
@@ -517,7 +608,10 @@ def test_layers_of_a_network_that_reads_strings(files):
 def test_what_the_probe_needs_is_said(files):
     with pytest.raises(ValueError, match="statistics = None: expected a file of HiddenLayers"):
         run(experiment(classifier=files["classifier"]))
-    with pytest.raises(ValueError, match=r"'blocks\.9': expected a module of TreeClassifier; close names: .*blocks\.0"):
+    with pytest.raises(
+        ValueError,
+        match=r"'blocks\.9': expected a module of TreeClassifier; close names: .*blocks\.0",
+    ):
         run(experiment(**files, layers=["blocks.9"]))
     save_network(TreeClassifier(4, 2, 3, width=6, seed=1), files["classifier"])
     with pytest.raises(ValueError, match=r"statistics.*of another network"):
@@ -527,6 +621,11 @@ def test_what_the_probe_needs_is_said(files):
 def test_a_store_knows_its_network_and_statistics(files, tmp_path):
     run(experiment(**files), tmp_path / "store")
     strings = np.random.default_rng(0).integers(0, 4, (50, 8))
-    HiddenLayers(load_network(files["classifier"]), "every block").fit(strings).save_statistics(files["statistics"])
-    with pytest.raises(ValueError, match=r"holds another experiment: the weights or data of probes\[1\] have changed"):
+    HiddenLayers(load_network(files["classifier"]), "every block").fit(strings).save_statistics(
+        files["statistics"]
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"holds another experiment: the weights or data of probes\[1\] have changed",
+    ):
         run(experiment(**files), tmp_path / "store")

@@ -1,4 +1,6 @@
-"""The hierarchy index: known values, what it must not depend on, curves without an inversion, coverage; forged figures."""
+"""The hierarchy index: known values, what it must not depend on, curves without an inversion,
+coverage; forged figures.
+"""
 
 from functools import lru_cache
 from types import SimpleNamespace
@@ -58,7 +60,9 @@ def test_a_class_lost_in_one_step(r):
         lambda low: low**3,  # worse throughout: a grammar without a transition
         lambda low: (low > 0).astype(float),  # kept to the very end
         lambda low: (low == 1).astype(float),  # lost at once
-        lambda low: np.clip(0.5 + 0.2 * np.sign(low - 0.5) * np.abs(2 * low - 1) ** 3 + 0.3 * (2 * low - 1), 0, 1),
+        lambda low: np.clip(
+            0.5 + 0.2 * np.sign(low - 0.5) * np.abs(2 * low - 1) ** 3 + 0.3 * (2 * low - 1), 0, 1
+        ),
     ],
 )
 def test_curves_without_a_narrow_inversion_have_index_zero(high):
@@ -77,11 +81,19 @@ def test_the_unit_of_noise_does_not_matter():
     high = logistic(low)
     plain = hierarchy_index(readings(high, items=4), readings(low, items=4))
     for noise in (np.arange(len(low)) ** 3.0, np.r_[np.geomspace(1e-3, 5, len(low) - 1), np.inf]):
-        assert hierarchy_index(readings(high, items=4, noise=noise), readings(low, items=4, noise=noise)) == plain
-    # Nor do more levels in between, on the straight pieces; only the place of the inversion is a level of the grid.
+        assert (
+            hierarchy_index(
+                readings(high, items=4, noise=noise), readings(low, items=4, noise=noise)
+            )
+            == plain
+        )
+    # Nor do more levels in between, on the straight pieces; only the place of the inversion is a
+    # level of the grid.
     middle = np.interp(np.arange(0, len(low) - 0.5, 0.5), np.arange(len(low)), low)
     doubled = np.interp(np.arange(0, len(low) - 0.5, 0.5), np.arange(len(low)), high)
-    assert hierarchy_index(readings(doubled), readings(middle)).value == pytest.approx(plain.value, rel=0.005)
+    assert hierarchy_index(readings(doubled), readings(middle)).value == pytest.approx(
+        plain.value, rel=0.005
+    )
 
 
 def test_floors_are_taken_out():
@@ -90,22 +102,27 @@ def test_floors_are_taken_out():
     expected = index(high, low).value
     raised = readings(0.1 + 0.9 * high), readings(0.4 + 0.6 * low)
     assert hierarchy_index(*raised, floors=(0.1, 0.4)).value == pytest.approx(expected, rel=1e-9)
-    assert hierarchy_index(*raised).value == pytest.approx(expected, rel=1e-9)  # those of the last level
+    # Those of the last level.
+    assert hierarchy_index(*raised).value == pytest.approx(expected, rel=1e-9)
     assert abs(hierarchy_index(*raised, floors=(0.0, 0.0)).value - expected) > 0.05 * expected
     np.testing.assert_allclose(rescaled([1, 0.55, 0.1]), [1, 0.5, 0])
 
 
 @lru_cache
 def agreement(modes):
-    """Signal-to-noise ratios, and the probability that two posterior draws of one symbol of so many agree (quadrature: slow)."""
+    """Signal-to-noise ratios, and the probability that two posterior draws of one symbol of so
+    many agree (quadrature: slow).
+    """
     ratio = np.geomspace(0.02, 60, 40)
     return ratio, 1 - Gaussian().effective_epsilon(np.log1p(1 / ratio) / 2, modes)
 
 
 def mixture_index(modes, distance, variance=1.0):
-    """Index of a flat mixture: modes `distance` standard deviations apart, low level of components of a variance, on their own.
+    """Index of a flat mixture: modes `distance` standard deviations apart, low level of components
+    of a variance, on their own.
 
-    Two posterior draws agree with the probability that a Gaussian channel keeps a symbol among so many: its effective ε.
+    Two posterior draws agree with the probability that a Gaussian channel keeps a symbol among so
+    many: its effective ε.
     """
     snr = np.geomspace(1e6, 1e-6, 1200)  # abar / (1 - abar)
     abar, (ratio, kept) = snr / (1 + snr), agreement(modes)
@@ -116,30 +133,45 @@ def mixture_index(modes, distance, variance=1.0):
 @pytest.mark.parametrize(
     ("modes", "distance", "variance", "expected"),
     # docs/structure.md, "When the index misleads"
-    [(64, 32, 1, 0), (64, 8, 1, 0.03), (1000, 32, 1, 0.00), (1000, 10, 1, 0.15), (16, 32, 150, 0.15)],
+    [
+        (64, 32, 1, 0),
+        (64, 8, 1, 0.03),
+        (1000, 32, 1, 0.00),
+        (1000, 10, 1, 0.15),
+        (16, 32, 150, 0.15),
+    ],
 )
 def test_mixtures_have_index_zero_if_their_modes_are_far_apart(modes, distance, variance, expected):
     assert mixture_index(modes, distance, variance) == pytest.approx(expected, abs=0.01)
 
 
-NULLS = {"diagonal": lambda low: low, "mixture": lambda low: low**0.3, "no transition": lambda low: low**6}
+NULLS = {
+    "diagonal": lambda low: low,
+    "mixture": lambda low: low**0.3,
+    "no transition": lambda low: low**6,
+}
 
 
 @pytest.mark.parametrize("name", list(NULLS))
 def test_fluctuations_make_no_inversion(name):
     low = np.linspace(1, 0, 26)[1:]
     found = [
-        hierarchy_index(readings(NULLS[name](low), 100, seed=2 * k), readings(low, 100, seed=2 * k + 1), (0, 0))
+        hierarchy_index(
+            readings(NULLS[name](low), 100, seed=2 * k), readings(low, 100, seed=2 * k + 1), (0, 0)
+        )
         for k in range(40)
     ]
-    # The interval has at most 2.5 % below it: more than 5 of 40 intervals without 0 would come up by chance once in 2000.
+    # The interval has at most 2.5 % below it: more than 5 of 40 intervals without 0 would come up
+    # by chance once in 2000.
     assert sum(estimate.low > 0 for estimate in found) <= 5
     assert np.median([estimate.value for estimate in found]) < 0.01
     assert np.quantile([estimate.value for estimate in found], 0.9) < 0.08
 
 
 def test_without_two_halves_fluctuations_would_make_one():
-    """The reason for splitting the items: the largest area, taken where it is found, is never negative."""
+    """The reason for splitting the items: the largest area, taken where it is found, is never
+    negative.
+    """
     from uturn.measures.statistics import _index
 
     low = np.linspace(1, 0, 26)[1:]
@@ -159,7 +191,10 @@ def test_intervals_cover_the_truth():
     high = logistic(low)
     truth = index(high, low).value
     assert 0.4 < truth < 0.9
-    found = [hierarchy_index(readings(high, 200, seed=2 * k), readings(low, 200, seed=2 * k + 1), (0, 0)) for k in range(60)]
+    found = [
+        hierarchy_index(readings(high, 200, seed=2 * k), readings(low, 200, seed=2 * k + 1), (0, 0))
+        for k in range(60)
+    ]
     covered = sum(estimate.low <= truth <= estimate.high for estimate in found)
     # 95 % intended; 49 of 60 or fewer would come up by chance once in 10,000.
     assert covered >= 50
@@ -185,7 +220,8 @@ def test_a_class_that_is_not_lost_has_no_index():
 def test_nonincreasing_is_the_closest_such_curve():
     y = np.random.default_rng(0).normal(size=(30, 4)) - np.linspace(0, 2, 30)[:, None]
     fit = nonincreasing(y)
-    # The conditions of optimality: monotone; pooled stretches keep their sums; within one, the data rise.
+    # The conditions of optimality: monotone; pooled stretches keep their sums; within one, the data
+    # rise.
     rest = np.cumsum(y - fit, axis=0)
     steps = fit[:-1] - fit[1:]
     assert (steps >= 0).all()
@@ -193,14 +229,17 @@ def test_nonincreasing_is_the_closest_such_curve():
     np.testing.assert_allclose(rest[-1], 0, atol=1e-12)
     np.testing.assert_allclose((steps * rest[:-1]).sum(0), 0, atol=1e-12)
     assert (steps > 0).any()
-    np.testing.assert_allclose(nonincreasing(fit), fit, rtol=1e-15)  # a mean of equal numbers is rounded
+    # A mean of equal numbers is rounded.
+    np.testing.assert_allclose(nonincreasing(fit), fit, rtol=1e-15)
 
 
-# -- the figures judge what they are given ------------------------------------------------------------------------------------
+# -- the figures judge what they are given ---------------------------------------------------------
 
 
 def test_flat_data_with_two_scales_of_detail_have_a_large_hierarchy_index_and_no_nesting():
-    """The curves of U-turns are the exact ones: Bonferroni over 2 x 61 levels at 1e-3, t on 599 degrees of freedom."""
+    """The curves of U-turns are the exact ones: Bonferroni over 2 x 61 levels at 1e-3, t on 599
+    degrees of freedom.
+    """
     run = two_scales(600)
     kept, low = two_scales_curves(run.noise.values)
     for values, exact in ((run.high, (1 + kept) / 2), (run.low, low)):
@@ -208,7 +247,8 @@ def test_flat_data_with_two_scales_of_detail_have_a_large_hierarchy_index_and_no
         z = np.abs(values.mean("item") - exact)[1:].values / np.maximum(error[1:].values, 1e-3)
         assert z.max() < 4.5
     assert nesting_index(vector_changes(two_scales_law(), seed=0), 2).high < 0.01
-    # The order of the levels inverts as in no grammar, against the details by themselves and against the reconstructed ones.
+    # The order of the levels inverts as in no grammar, against the details by themselves and
+    # against the reconstructed ones.
     expected = index(kept, low).value
     assert expected > 0.8
     for details in (run.isolated, run.low):
@@ -232,7 +272,11 @@ def test_sparse_grammars_invert_as_the_mean_field_says():
 def forged_s9(shift=1.0, first_layer=None, accuracy=1.0, items=300) -> dict[str, xr.Dataset]:
     noise = np.r_[np.geomspace(0.02, 1, 9)[:-1], np.linspace(1, 3.5, 13), 4.5, np.inf]
     kept = s9.kept_mode(noise * shift)
-    first = 0.6 * np.exp(-2 * noise) + 0.4 * np.exp(-noise) if first_layer is None else first_layer(noise)
+    first = (
+        0.6 * np.exp(-2 * noise) + 0.4 * np.exp(-noise)
+        if first_layer is None
+        else first_layer(noise)
+    )
     same = uniforms(keys(5, np.arange(len(noise))), items) < kept[:, None]
     wiggle = 0.05 * (uniforms(keys(6, np.arange(len(noise))), items) - 0.5)
     similarity = np.stack([first[:, None] + wiggle, 2.0 * same - 1], axis=-1)
@@ -241,7 +285,10 @@ def forged_s9(shift=1.0, first_layer=None, accuracy=1.0, items=300) -> dict[str,
         "mixture": xr.Dataset(
             {
                 "same_class": (("noise", "item", "trajectory"), same[..., None].astype(float)),
-                "similarity": (("noise", "item", "trajectory", "network_layer"), similarity[:, :, None]),
+                "similarity": (
+                    ("noise", "item", "trajectory", "network_layer"),
+                    similarity[:, :, None],
+                ),
             },
             coords={"noise": noise, "item": np.arange(items), "network_layer": layers},
             attrs={"accuracy": accuracy},
@@ -260,7 +307,8 @@ def test_s9_passes_on_what_theory_expects():
         ({"accuracy": 0.99}, {0}),
         ({"shift": 1.2}, {1}),
         ({"items": 40}, {1}),  # the interval holds t*, and much else
-        ({"first_layer": lambda noise: 1 / (1 + (noise / 2.6) ** 2)}, {2, 3}),  # smooth around t*, and below before
+        # Smooth around t*, and below before.
+        ({"first_layer": lambda noise: 1 / (1 + (noise / 2.6) ** 2)}, {2, 3}),
     ],
 )
 def test_s9_fails_on_the_contrary(forgery, failing):
@@ -268,7 +316,9 @@ def test_s9_fails_on_the_contrary(forgery, failing):
     assert {k for k, verdict in enumerate(verdicts) if not verdict.passed} >= failing
 
 
-def test_the_classifier_of_s9_is_judged_on_vectors_that_had_no_part_in_its_training(monkeypatch, tmp_path):
+def test_the_classifier_of_s9_is_judged_on_vectors_that_had_no_part_in_its_training(
+    monkeypatch, tmp_path
+):
     asked = []
     source = s9.SOURCE
     network = lambda values: torch.zeros(len(values), 2)  # noqa: E731, always class 0
@@ -278,9 +328,13 @@ def test_the_classifier_of_s9_is_judged_on_vectors_that_had_no_part_in_its_train
     monkeypatch.setattr(
         type(source),
         "fresh",
-        lambda self, items, seed: asked.append(items) or source._vectors(items[:50], 0, keys(1, items[:50])),
+        lambda self, items, seed: (
+            asked.append(items) or source._vectors(items[:50], 0, keys(1, items[:50]))
+        ),
     )
-    workshop = SimpleNamespace(scale="smoke", run=lambda *args: xr.Dataset(), layer_statistics=lambda *args: tmp_path / "b")
+    workshop = SimpleNamespace(
+        scale="smoke", run=lambda *args: xr.Dataset(), layer_statistics=lambda *args: tmp_path / "b"
+    )
     accuracy = s9.measure(workshop)["mixture"].attrs["accuracy"]
     assert 0.2 < accuracy < 0.8  # measured, not taken from the file
     assert asked[0].min() >= s9._TEST > s9._REFERENCE + 4000 > 2000

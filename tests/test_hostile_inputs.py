@@ -1,4 +1,6 @@
-"""Inputs that nobody should give: each is refused at once, in one line that names it and says what to do."""
+"""Inputs that nobody should give: each is refused at once, in one line that names it and says
+what to do.
+"""
 
 import ast
 import errno
@@ -67,15 +69,30 @@ RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: MeanField(32, 8, 2).class_crossing(10**8), "depth = 100000000: expected at most 10000 levels; .*critical_noise"),
-        (lambda: MeanField(32, 8, 2).curves(np.zeros(10**6), 10**4), "would take 596 GB, but this machine"),
+        (
+            lambda: MeanField(32, 8, 2).class_crossing(10**8),
+            "depth = 100000000: expected at most 10000 levels; .*critical_noise",
+        ),
+        (
+            lambda: MeanField(32, 8, 2).curves(np.zeros(10**6), 10**4),
+            "would take 596 GB, but this machine",
+        ),
         (lambda: MeanField(10**400, 8, 2), "vocab_size = 1000.*300 digits"),
-        (lambda: MeanField(2**63, 2, 2), r"vocab_size = 9223372036854775808: expected at most 2\*\*50"),
+        (
+            lambda: MeanField(2**63, 2, 2),
+            r"vocab_size = 9223372036854775808: expected at most 2\*\*50",
+        ),
         (lambda: ut.rhm.zipf(2**63, 1.0), "9223372036854775808 rule probabilities would take"),
-        (lambda: ut.RandomHierarchyModel(32, 8, 2, 60).sample(1), r"2\*\*60 leaves would take 2\*\*64 bytes"),
+        (
+            lambda: ut.RandomHierarchyModel(32, 8, 2, 60).sample(1),
+            r"2\*\*60 leaves would take 2\*\*64 bytes",
+        ),
         (lambda: ut.RandomHierarchyModel(8, 2, 2, 3).sample(10**12), "draw fewer"),
         (lambda: ut.RandomHierarchyModel(10**6, 10**5, 2, 10), "the rules would take"),
-        (lambda: ut.sample_posterior(RHM, np.zeros((1, 8, 4)), 0, 10**12), "num_draws = 1000000000000 would take .* draw fewer"),
+        (
+            lambda: ut.sample_posterior(RHM, np.zeros((1, 8, 4)), 0, 10**12),
+            "num_draws = 1000000000000 would take .* draw fewer",
+        ),
     ],
 )
 def test_refused_at_once(call, message):
@@ -94,7 +111,7 @@ def test_deep_trees_and_grammars_below_the_bounds():
     assert ut.RandomHierarchyModel(4, 2, 2, 300).depth == 300  # what population dynamics asks for
 
 
-# --- experiments and their runs --------------------------------------------------------------------------------------
+# --- experiments and their runs -------------------------------------------------------------------
 
 SPEC = strings("epsilon", [0.0, 1.0], items=4)
 
@@ -110,9 +127,18 @@ def masked(**backward):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (spec(trajectories=10**9), r"chunk \* trajectories = 4000000000: expected at most .* lower one"),
-        (spec(items=10**12), r"items \* noise levels / chunk = 125000000000: expected at most .* lower one"),
-        (spec("corruption", noise=[10**400]), r"noise = \[1000.*\.\.\.: expected a list of different numbers"),
+        (
+            spec(trajectories=10**9),
+            r"chunk \* trajectories = 4000000000: expected at most .* lower one",
+        ),
+        (
+            spec(items=10**12),
+            r"items \* noise levels / chunk = 125000000000: expected at most .* lower one",
+        ),
+        (
+            spec("corruption", noise=[10**400]),
+            r"noise = \[1000.*\.\.\.: expected a list of different numbers",
+        ),
         (spec("source", depth=60), "depth, branching = .*expected lower ones"),
         (
             spec("source", vocab_size=8, depth=24),
@@ -120,10 +146,16 @@ def masked(**backward):
         ),
         (spec(chunk=2**61 - 1), "chunk = 2305843009213693951: .* less than or equal to 16777216"),
         *(
-            (masked(**{name: 2**63}), f"backward: {name} = 9223372036854775808: .* less than or equal to")
+            (
+                masked(**{name: 2**63}),
+                f"backward: {name} = 9223372036854775808: .* less than or equal to",
+            )
             for name in ("steps", "block", "top_k")
         ),
-        (masked(type="language", mask_id=2**63), "backward: mask_id = 9223372036854775808: .* less than or equal to"),
+        (
+            masked(type="language", mask_id=2**63),
+            "backward: mask_id = 9223372036854775808: .* less than or equal to",
+        ),
     ],
 )
 def test_specs_that_cannot_be(table, message):
@@ -142,10 +174,17 @@ def test_the_largest_chunk_is_laid_out_at_once(tmp_path):
 
 
 def test_numbers_and_arrays_of_numpy_are_numbers_and_lists():
-    table = {**spec("corruption", noise=np.linspace(0, 1, 3)), "items": np.int64(4), "chunk": np.uint8(2)}
+    table = {
+        **spec("corruption", noise=np.linspace(0, 1, 3)),
+        "items": np.int64(4),
+        "chunk": np.uint8(2),
+    }
     table["source"] = {**table["source"], "depth": np.int32(3)}
     mine = ut.Experiment.from_dict(table)
-    assert mine.hash == ut.Experiment.from_dict({**spec("corruption", noise=[0.0, 0.5, 1.0]), "chunk": 2}).hash
+    assert (
+        mine.hash
+        == ut.Experiment.from_dict({**spec("corruption", noise=[0.0, 0.5, 1.0]), "chunk": 2}).hash
+    )
     assert json.loads(json.dumps(mine.to_dict())) == json.loads(mine.model_dump_json())
     assert [type(x) for x in (mine.items, mine.chunk, mine.noise[0])] == [int, int, float]
 
@@ -161,17 +200,27 @@ def test_a_script_that_processes_cannot_import(place, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     arguments = {"stdin": ["-"], "file": ["script.py"], "module": ["-m", "script"]}[place]
     done = subprocess.run(
-        [sys.executable, *arguments], input=SCRIPT, capture_output=True, text=True, cwd=tmp_path, timeout=100, check=False
+        [sys.executable, *arguments],
+        input=SCRIPT,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=100,
+        check=False,
     )
     assert done.returncode == 1
     *_, last = done.stderr.strip().splitlines()
-    assert ("import <stdin>, which would run again" if place == "stdin" else "script.py, which would run again") in last
+    assert (
+        "import <stdin>, which would run again"
+        if place == "stdin"
+        else "script.py, which would run again"
+    ) in last
     assert 'if __name__ == "__main__":' in last
     assert "workers=1" in last
     assert "spawn" not in done.stderr  # nothing had been started
 
 
-# --- models and images -----------------------------------------------------------------------------------------------
+# --- models and images ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", ["", "/", "no/such/model", "x" * 5000])
@@ -202,7 +251,9 @@ def test_a_noise_schedule_that_is_none_is_named(change, message, scheduler, tmp_
 def test_float_images_without_a_negative_number_are_warned_of(tmp_path):
     images = np.random.default_rng(0).random((3, 6, 6), np.float32)
     np.save(tmp_path / "unit.npy", images)
-    with pytest.warns(UserWarning, match=r"unit\.npy holds values in \[0\.0.*nothing lies below 0.*2 \* x - 1"):
+    with pytest.warns(
+        UserWarning, match=r"unit\.npy holds values in \[0\.0.*nothing lies below 0.*2 \* x - 1"
+    ):
         loaded, _ = ArraySource(path=str(tmp_path / "unit.npy")).load()
     np.testing.assert_array_equal(loaded[:, 0], images)  # taken as they are
     with warnings.catch_warnings():
@@ -213,7 +264,7 @@ def test_float_images_without_a_negative_number_are_warned_of(tmp_path):
         ArraySource(path=str(tmp_path / "bytes.npy")).load()
 
 
-# --- pictures, pages and disks ---------------------------------------------------------------------------------------
+# --- pictures, pages and disks --------------------------------------------------------------------
 
 
 def test_a_full_disk_names_the_path(tmp_path, monkeypatch):
@@ -232,28 +283,37 @@ def test_a_full_disk_names_the_path(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def full_at(ending):
-        return lambda source, target: full() if str(target).endswith(ending) else replace(source, target)
+        return lambda source, target: (
+            full() if str(target).endswith(ending) else replace(source, target)
+        )
 
     replace = os.replace
     places = {"fig6.zarr": (xr.Dataset, "to_zarr", full)}
-    places |= {ending: (os, "replace", full_at(ending)) for ending in ("fig6.png", "fig6.pdf", "fig6.json", "index.html")}
+    places |= {
+        ending: (os, "replace", full_at(ending))
+        for ending in ("fig6.png", "fig6.pdf", "fig6.json", "index.html")
+    }
     for ending, place in places.items():
         with monkeypatch.context() as patch:
             patch.setattr(*place)
-            with pytest.raises(ValueError, match=r"cannot write '.*(No space left on device).*make room") as caught:
+            with pytest.raises(
+                ValueError, match=r"cannot write '.*(No space left on device).*make room"
+            ) as caught:
                 paper.reproduce(["fig6"], tmp_path)
         assert f"'{tmp_path / ending}'" in str(caught.value)
         assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("*.unfinished"))
 
 
-# --- files, streams and terminals ------------------------------------------------------------------------------------
+# --- files, streams and terminals -----------------------------------------------------------------
 
 EVIL = "\x1b[2J\x9b31m\u202elive\u2066\udcff"
 
 
 def ended(capsys, *words):
-    """Exit code of a command, and its last line on stderr; anything but `SystemExit` is a traceback."""
+    """Exit code of a command, and its last line on stderr; anything but `SystemExit` is a
+    traceback.
+    """
     with pytest.MonkeyPatch.context() as patch, handlers_kept():
         patch.setattr(sys, "argv", ["uturn", *map(str, words)])
         patch.setattr(warnings, "formatwarning", warnings.formatwarning)
@@ -274,7 +334,10 @@ def stored(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.toml", "a = " + "[" * 3000 + "]" * 3000), ("a.json", json.dumps(SPEC).replace("8", "[" * 900 + "]" * 900, 1))],
+    [
+        ("a.toml", "a = " + "[" * 3000 + "]" * 3000),
+        ("a.json", json.dumps(SPEC).replace("8", "[" * 900 + "]" * 900, 1)),
+    ],
 )
 def test_files_that_are_nested_deeply(name, content, tmp_path, capsys):
     (tmp_path / name).write_text(content)
@@ -283,7 +346,10 @@ def test_files_that_are_nested_deeply(name, content, tmp_path, capsys):
 
 
 def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
-    for name, text in (("a.json", json.dumps(SPEC)), ("a.toml", TOML.replace("[0.0, 0.5]", "[0.0, 1.0]"))):
+    for name, text in (
+        ("a.json", json.dumps(SPEC)),
+        ("a.toml", TOML.replace("[0.0, 0.5]", "[0.0, 1.0]")),
+    ):
         (tmp_path / name).write_text(text, encoding="utf-8-sig")
         assert ut.Experiment.from_file(tmp_path / name) == ut.Experiment.from_dict(SPEC)
     (tmp_path / "vocab.txt").write_text("a\nb\n[MASK]\n", encoding="utf-8-sig")
@@ -293,7 +359,9 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
 @pytest.mark.parametrize("shape", [(10**6, 10**5), (4 * 10**9, 1, 1)])
 def test_a_header_that_promises_more_than_the_file_holds(shape, tmp_path):
     with (tmp_path / "bomb.npy").open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+        )
         file.write(bytes(64))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with warnings.catch_warnings():
@@ -305,7 +373,9 @@ def test_a_header_that_promises_more_than_the_file_holds(shape, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # kB
 
 
-def test_control_characters_of_files_do_not_reach_the_terminal(stored, tmp_path, capsys, monkeypatch):
+def test_control_characters_of_files_do_not_reach_the_terminal(
+    stored, tmp_path, capsys, monkeypatch
+):
     store = shutil.copytree(stored, tmp_path / "run")
     texts = {"spec": json.dumps({"title": EVIL}), "versions": json.dumps({"uturn": EVIL})}
     forge(store, lambda root: root["attributes"].update(texts))
@@ -317,7 +387,11 @@ def test_control_characters_of_files_do_not_reach_the_terminal(stored, tmp_path,
         show(EVIL)
     shown_tables = capsys.readouterr().out
     monkeypatch.delenv("COLUMNS")
-    said = [shown_tables, ended(capsys, "status", store)[2], ended(capsys, "report", store, "--out", tmp_path / "r.html")[2]]
+    said = [
+        shown_tables,
+        ended(capsys, "status", store)[2],
+        ended(capsys, "report", store, "--out", tmp_path / "r.html")[2],
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         said += ended(capsys, "check", tmp_path / EVIL)[1]
@@ -326,7 +400,7 @@ def test_control_characters_of_files_do_not_reach_the_terminal(stored, tmp_path,
         assert visible(text) == text
 
 
-# --- zarr ------------------------------------------------------------------------------------------------------------
+# --- zarr -----------------------------------------------------------------------------------------
 
 
 def opened_by_zarr():
@@ -338,8 +412,15 @@ def opened_by_zarr():
             name, of = node.func.attr, getattr(node.func.value, "id", "")
             opens = ("to_zarr", "open_zarr", "open_dataset", "load_dataset", "open_datatree")
             if (of == "zarr" and name.islower()) or name in opens:
-                formats = [keyword.value for keyword in node.keywords if keyword.arg == "zarr_format"]
-                yield file.name, node.lineno, name, getattr(formats[0], "value", None) if formats else None
+                formats = [
+                    keyword.value for keyword in node.keywords if keyword.arg == "zarr_format"
+                ]
+                yield (
+                    file.name,
+                    node.lineno,
+                    name,
+                    getattr(formats[0], "value", None) if formats else None,
+                )
 
 
 def test_every_call_opens_format_3():
@@ -371,7 +452,12 @@ def test_no_codec_of_a_folder_in_format_2_is_run(place, form, stored, tmp_path, 
     codecs = {"filters": [Spy()]} if place == "filters" else {"compressors": Spy()}
     with xr.open_zarr(stored, zarr_format=3) as run:
         run = run.load().drop_encoding().assign_attrs(format=form, complete=True, missing_tasks=0)
-    run.to_zarr(path, zarr_format=2, encoding={name: codecs for name in ("item", "noise", "belief")}, consolidated=False)
+    run.to_zarr(
+        path,
+        zarr_format=2,
+        encoding={name: codecs for name in ("item", "noise", "belief")},
+        consolidated=False,
+    )
     choose = [["choose", path, "--keep", "belief=.5"]] if "choose" in own_tools() else []
     for words in (["study", path], *choose, ["study", path, "--out", tmp_path / "out"]):
         code, (line,), _ = ended(capsys, *words)
@@ -389,30 +475,45 @@ def test_format_3_is_asked_for():
 
     def noted(function):
         return lambda *args, **options: (
-            asked.append((function.__name__, options.get("zarr_format"))) or function(*args, **options)
+            asked.append((function.__name__, options.get("zarr_format")))
+            or function(*args, **options)
         )
 
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        for module, name in ((zarr, "open_group"), (zarr, "consolidate_metadata"), (xr, "open_zarr")):
+        for module, name in (
+            (zarr, "open_group"),
+            (zarr, "consolidate_metadata"),
+            (xr, "open_zarr"),
+        ):
             patch.setattr(module, name, noted(getattr(module, name)))
-        ut.readings({"a": np.random.default_rng(0).random((2, 3))}, [0.5, 1.5], store=f"{folder}/mine.zarr")
+        ut.readings(
+            {"a": np.random.default_rng(0).random((2, 3))}, [0.5, 1.5], store=f"{folder}/mine.zarr"
+        )
         open_run(f"{folder}/mine.zarr")
     assert {name for name, _ in asked} == {"open_group", "consolidate_metadata", "open_zarr"}
     assert {version for _, version in asked} == {3}
 
 
-# --- folders of results ----------------------------------------------------------------------------------------------
+# --- folders of results ---------------------------------------------------------------------------
 
 
 def figure(folder, name="fig6", **changes):
     folder.mkdir(exist_ok=True)
-    content = {"figure": name, "title": "t", "caption": "c", "scale": "smoke", "verdicts": [], "files": {}} | changes
+    content = {
+        "figure": name,
+        "title": "t",
+        "caption": "c",
+        "scale": "smoke",
+        "verdicts": [],
+        "files": {},
+    } | changes
     (folder / f"{name}.json").write_text(json.dumps(content))
     return folder
 
 
 @pytest.mark.parametrize(
-    ("place", "kind"), [("fig7.json", "pipe"), ("x.zarr/zarr.json", "device"), ("run.zarr/noise/c/0", "link")]
+    ("place", "kind"),
+    [("fig7.json", "pipe"), ("x.zarr/zarr.json", "device"), ("run.zarr/noise/c/0", "link")],
 )
 def test_a_report_reads_no_pipes_devices_and_links(place, kind, stored, tmp_path):
     folder = figure(tmp_path / "results", files={"png": "fig6.png"})
@@ -427,7 +528,8 @@ def test_a_report_reads_no_pipes_devices_and_links(place, kind, stored, tmp_path
     page, problems = report([folder])
     assert Path(page).stat().st_size > 1000
     words = f"{place} is a link, a pipe or a device"
-    assert place.startswith("x") or any(words in line for line in problems)  # x is no store, so nothing is shown of it
+    # X is no store, so nothing is shown of it.
+    assert place.startswith("x") or any(words in line for line in problems)
 
 
 def test_a_report_writes_through_no_link(stored, tmp_path):
@@ -443,9 +545,13 @@ def test_a_report_writes_through_no_link(stored, tmp_path):
 def test_a_report_starts_no_other_program_for_a_picture(tmp_path, monkeypatch):
     """Pillow gives PostScript to Ghostscript, whatever the name of the file."""
     started = []
-    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: started.append("Ghostscript"))
+    monkeypatch.setattr(
+        "PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: started.append("Ghostscript")
+    )
     folder = figure(tmp_path / "results", files={"png": "fig6.png"})
-    (folder / "fig6.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    (folder / "fig6.png").write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    )
     _, problems = report([folder])
     assert "fig6.png" in problems[0]
     assert started == []
@@ -468,7 +574,10 @@ def test_an_attribute_that_is_no_number_is_named(coordinate, key, value, stored)
     run = ut.store.record.open_run(stored)
     run = run.assign_coords(tail=("noise", run.noise.values))
     run[coordinate].attrs[key] = value
-    with pytest.raises(ValueError, match=f"the attribute {key} of the coordinate {coordinate} = .*: expected a number") as caught:
+    with pytest.raises(
+        ValueError,
+        match=f"the attribute {key} of the coordinate {coordinate} = .*: expected a number",
+    ) as caught:
         ut.study(run)
     assert len(str(caught.value)) < 300
 
@@ -516,7 +625,7 @@ def test_a_report_reads_no_folder_outside(stored, tmp_path):
     assert len(collect([tmp_path / "sound"]).sections[0]["details"]) == 1
 
 
-# --- what the store of a stranger makes the program fetch and read ------------------------------------------------------------
+# --- what the store of a stranger makes the program fetch and read --------------------------------
 
 
 @pytest.fixture
@@ -530,7 +639,9 @@ def of_texts(tmp_path):
 
 
 def test_a_study_asks_no_hub_for_the_model_of_a_store(of_texts, monkeypatch):
-    """A model in a folder is read for the texts; one on a hub is not fetched, and the study has no texts."""
+    """A model in a folder is read for the texts; one on a hub is not fetched, and the study has
+    no texts.
+    """
     run, asked = of_texts, []
     monkeypatch.setattr(socket, "getaddrinfo", lambda *names, **_: asked.append(names) or [])
     monkeypatch.setattr(socket.socket, "connect", lambda _, address: asked.append(address))
@@ -550,16 +661,24 @@ def test_pipes_are_not_waited_for(tmp_path, read):
 @pytest.mark.parametrize("command", ["study", "report"])
 def test_a_store_names_no_code_that_is_run(command, tmp_path, monkeypatch, capsys):
     """A sampler "module:function" in the spec of a store of tokens."""
-    (tmp_path / "evil_of_a_stranger.py").write_text("def draw(observed, operator, generator): pass\n")
+    (tmp_path / "evil_of_a_stranger.py").write_text(
+        "def draw(observed, operator, generator): pass\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     values, dims = np.zeros((3, 4, 1, 1, 2)), ("noise", "item", "trajectory", "clone", "position")
     of_tokens = dict.fromkeys(("token", "noisy_token"), values)
     run = {"kept": np.random.default_rng(0).random((3, 4)), **of_tokens}
-    ut.readings(run, [0.1, 0.5, 0.9], dims=dict.fromkeys(of_tokens, dims), store=tmp_path / "mine.zarr")
+    ut.readings(
+        run, [0.1, 0.5, 0.9], dims=dict.fromkeys(of_tokens, dims), store=tmp_path / "mine.zarr"
+    )
     spec = {
         "seed": 0,
         "source": {"type": "tokens"},
-        "backward": {"type": "sampler", "sampler": "evil_of_a_stranger:draw", "model": "fashion_mnist"},
+        "backward": {
+            "type": "sampler",
+            "sampler": "evil_of_a_stranger:draw",
+            "model": "fashion_mnist",
+        },
         "probes": [{"type": "tokens"}],
     }
 
@@ -572,15 +691,31 @@ def test_a_store_names_no_code_that_is_run(command, tmp_path, monkeypatch, capsy
 
 
 def test_a_study_lists_no_folder_that_a_store_names(tmp_path, monkeypatch):
-    """Of a run without names of originals; nor is a file read that is too large, or has no size, as some that wait for ever."""
+    """Of a run without names of originals; nor is a file read that is too large, or has no size,
+    as some that wait for ever.
+    """
     from uturn.studies.runs import class_names_of, originals
 
-    run = ut.readings({"same_class": np.random.default_rng(0).random((2, 3))}, [0.2, 0.8], coords={"label": ("item", [0, 1, 0])})
+    run = ut.readings(
+        {"same_class": np.random.default_rng(0).random((2, 3))},
+        [0.2, 0.8],
+        coords={"label": ("item", [0, 1, 0])},
+    )
 
     def of(source, **names):
-        table = {"source": source, "backward": {"type": "recorded"}, "probes": [{"type": "images"}], "seed": 0}
-        image = xr.DataArray(np.zeros((2, 3, 1, 1, 1, 4, 4)), dims=("noise", "item", "trajectory", "clone", "c", "row", "column"))
-        named = run.assign_coords({name: ("item", [value] * 3) for name, value in names.items()}).assign(image=image)
+        table = {
+            "source": source,
+            "backward": {"type": "recorded"},
+            "probes": [{"type": "images"}],
+            "seed": 0,
+        }
+        image = xr.DataArray(
+            np.zeros((2, 3, 1, 1, 1, 4, 4)),
+            dims=("noise", "item", "trajectory", "clone", "c", "row", "column"),
+        )
+        named = run.assign_coords(
+            {name: ("item", [value] * 3) for name, value in names.items()}
+        ).assign(image=image)
         spec = json.dumps(json.loads(run.attrs["spec"]) | table)
         return named.assign_attrs(spec=spec, models=json.dumps({"source": "0" * 64}))
 
@@ -592,12 +727,15 @@ def test_a_study_lists_no_folder_that_a_store_names(tmp_path, monkeypatch):
     (tmp_path / "large").touch()
     os.truncate(tmp_path / "large", 2**40)
     for name in ("empty", "large"):
-        for source in ({"type": "images", "path": str(tmp_path)}, {"type": "array", "path": str(tmp_path / name)}):
+        for source in (
+            {"type": "images", "path": str(tmp_path)},
+            {"type": "array", "path": str(tmp_path / name)},
+        ):
             images, _ = originals(of(source, file=name, file_digest="0" * 64), np.arange(3))
             assert np.isnan(images).all()
 
 
-# --- what the folder of a stranger makes the program write, read and hold -----------------------------------------------------
+# --- what the folder of a stranger makes the program write, read and hold -------------------------
 
 
 @pytest.mark.parametrize("name", ["samplers.zarr", "errors"])
@@ -633,7 +771,13 @@ def test_a_report_of_small_files_ends_soon(tmp_path):
     problems = str(collect([holes]).problems)
     assert "bytes = 68719476736: expected" in problems
     with pytest.raises(ValueError, match="images = 400200: expected"):
-        grid(np.arange(2000), [""] * 200, np.zeros((200, 1, 1, 1)), np.zeros((2000, 200, 1, 1, 1)), None)
+        grid(
+            np.arange(2000),
+            [""] * 200,
+            np.zeros((200, 1, 1, 1)),
+            np.zeros((2000, 200, 1, 1, 1)),
+            None,
+        )
     assert time.process_time() - begin < 15
 
 
@@ -641,18 +785,24 @@ def test_a_chunk_that_decodes_to_more_than_its_array_says_is_not_read(tmp_path):
     from numcodecs import zstd
 
     folder = figure(tmp_path / "results", files={"data": "fig6.zarr"})
-    write_dataset(xr.Dataset({"y": ("noise", np.ones(3))}, {"noise": [1.0, 2.0, 3.0]}), folder / "fig6.zarr")
+    write_dataset(
+        xr.Dataset({"y": ("noise", np.ones(3))}, {"noise": [1.0, 2.0, 3.0]}), folder / "fig6.zarr"
+    )
     (folder / "fig6.zarr" / "y" / "c" / "0").write_bytes(zstd.compress(bytes(2**27), 1))
     assert "fig6.zarr" in collect([folder]).problems[0]["file"]
     shutil.rmtree(folder / "fig6.zarr")
     gzip = {"y": {"compressors": [zarr.codecs.GzipCodec()]}}
-    xr.Dataset({"y": ("noise", np.ones(3))}).to_zarr(folder / "fig6.zarr", zarr_format=3, encoding=gzip)
+    xr.Dataset({"y": ("noise", np.ones(3))}).to_zarr(
+        folder / "fig6.zarr", zarr_format=3, encoding=gzip
+    )
     assert "codecs of y = ['BytesCodec', 'GzipCodec']" in collect([folder]).problems[0]["words"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "folder", "other", "swapped"])
 def test_a_dataset_that_is_damaged_is_not_shown(damage, tmp_path):
-    """A chunk that is not there would be read as NaN or 0, and one of few bytes decodes to other numbers."""
+    """A chunk that is not there would be read as NaN or 0, and one of few bytes decodes to other
+    numbers.
+    """
     folder = figure(tmp_path / "results", files={"data": "fig6.zarr"})
     y = {name: ("noise", np.arange(3.0) + k) for k, name in enumerate("yz")}
     write_dataset(xr.Dataset(y, {"noise": [1.0, 2.0, 3.0]}), folder / "fig6.zarr")
@@ -663,9 +813,16 @@ def test_a_dataset_that_is_damaged_is_not_shown(damage, tmp_path):
     if damage == "folder":
         chunk.mkdir()
     elif damage != "missing":
-        chunk.write_bytes(other.read_bytes() if damage == "swapped" else content[:-2] + bytes([content[-2] ^ 1, content[-1]]))
+        chunk.write_bytes(
+            other.read_bytes()
+            if damage == "swapped"
+            else content[:-2] + bytes([content[-2] ^ 1, content[-1]])
+        )
     (problem,) = collect([folder]).problems
-    assert re.search("damaged or missing|decompress" if damage == "other" else "damaged or missing", problem["words"])
+    assert re.search(
+        "damaged or missing|decompress" if damage == "other" else "damaged or missing",
+        problem["words"],
+    )
 
 
 def test_a_table_of_holes_is_not_read(tmp_path):
@@ -697,13 +854,20 @@ def test_readings_that_no_chunk_holds_are_bounded(tmp_path):
 
 def test_levels_of_a_store_are_those_of_its_noise(stored, tmp_path, capsys):
     store = shutil.copytree(stored, tmp_path / "run")
-    forge(store, lambda root: root["attributes"].update(levels=json.dumps([0.0, *json.loads(root["attributes"]["levels"])])))
+    forge(
+        store,
+        lambda root: root["attributes"].update(
+            levels=json.dumps([0.0, *json.loads(root["attributes"]["levels"])])
+        ),
+    )
     for command in ("status", "study"):
         code, (line,), _ = ended(capsys, command, store)
         assert (code, "each noise level once" in line) == (2, True), line
 
 
-@pytest.mark.parametrize("about", [{"_Encoding": "utf-8"}, {"coordinates": "belief"}, {"scale_factor": 2.0}])
+@pytest.mark.parametrize(
+    "about", [{"_Encoding": "utf-8"}, {"coordinates": "belief"}, {"scale_factor": 2.0}]
+)
 def test_no_attribute_changes_readings(about, stored, tmp_path):
     store = shutil.copytree(stored, tmp_path / "run")
     forge(store, lambda root: array(root, "belief")["attributes"].update(about))
@@ -717,11 +881,20 @@ def test_texts_that_a_store_names_take_no_time(of_texts, tmp_path, monkeypatch):
         """The records of a store that names other inputs, with the fingerprints that they have."""
         spec = json.loads(of_texts.attrs["spec"])
         spec |= {part: spec[part] | change for part, change in parts.items()}
-        models = json.loads(of_texts.attrs["models"]) | {"source": build("source", spec["source"]).fingerprint()}
-        return records_of(of_texts.assign_attrs(spec=json.dumps(spec), models=json.dumps(models))).coords
+        models = json.loads(of_texts.attrs["models"]) | {
+            "source": build("source", spec["source"]).fingerprint()
+        }
+        return records_of(
+            of_texts.assign_attrs(spec=json.dumps(spec), models=json.dumps(models))
+        ).coords
 
     assert "original_piece" in named()
-    for name, text in (("many", "the cat\n" * 2**17), ("returns", "the cat\r" * 2**17), ("few", "the cat\n"), ("holes", "")):
+    for name, text in (
+        ("many", "the cat\n" * 2**17),
+        ("returns", "the cat\r" * 2**17),
+        ("few", "the cat\n"),
+        ("holes", ""),
+    ):
         (tmp_path / f"{name}.txt").write_text(text, newline="")
     begin = time.process_time()
     assert not named(source={"path": str(tmp_path / "few.txt")})
@@ -736,28 +909,52 @@ def test_texts_that_a_store_names_take_no_time(of_texts, tmp_path, monkeypatch):
 
 
 def test_texts_of_a_page_are_bounded(of_texts, monkeypatch):
-    """A token of megabytes would be as long in every place of a table; a store may keep a million texts."""
-    monkeypatch.setattr("uturn.networks.texts.tokenizers.PretrainedTokenizer.pieces", lambda _, ids: ["x" * 10**4] * len(ids))
+    """A token of megabytes would be as long in every place of a table; a store may keep a
+    million texts.
+    """
+    monkeypatch.setattr(
+        "uturn.networks.texts.tokenizers.PretrainedTokenizer.pieces",
+        lambda _, ids: ["x" * 10**4] * len(ids),
+    )
     records = records_of(of_texts)
     assert set(map(len, records.piece.values.ravel().tolist())) <= {0, 100}
     assert records.sizes["shown_item"] == 2
     of_text, many = 3 * of_texts.sizes["position"], 10**5
-    source = SimpleNamespace(ids=lambda items: np.zeros((len(items), of_texts.sizes["position"]), int), tokenizer=None)
+    source = SimpleNamespace(
+        ids=lambda items: np.zeros((len(items), of_texts.sizes["position"]), int), tokenizer=None
+    )
     source.regions = source.segments = ()
     spec = json.loads(of_texts.attrs["spec"])
-    spec["probes"] = [{**table, "first": many} if table["type"] == "tokens" else table for table in spec["probes"]]
-    large = of_texts[["token", "noisy_token"]].isel(item=np.zeros(many, int)).assign_coords(item=np.arange(many))
-    shown = records_of(large.assign_attrs(of_texts.attrs, spec=json.dumps(spec)), source).sizes["shown_item"]
+    spec["probes"] = [
+        {**table, "first": many} if table["type"] == "tokens" else table for table in spec["probes"]
+    ]
+    large = (
+        of_texts[["token", "noisy_token"]]
+        .isel(item=np.zeros(many, int))
+        .assign_coords(item=np.arange(many))
+    )
+    shown = records_of(large.assign_attrs(of_texts.attrs, spec=json.dumps(spec)), source).sizes[
+        "shown_item"
+    ]
     assert shown == _MOST_TOKENS // of_text < many
 
 
 def _relabelled(root, kind):
     """A coordinate of one label of a gigabyte."""
-    metadata, labels = root["consolidated_metadata"]["metadata"], json.loads(root["attributes"]["labels"])
+    metadata, labels = (
+        root["consolidated_metadata"]["metadata"],
+        json.loads(root["attributes"]["labels"]),
+    )
     codec = {"name": "bytes", "configuration": {"endian": "little"}}
     data_type = {"name": kind, "configuration": {"length_bytes": 2**30}}
     grid = {"name": "regular", "configuration": {"chunk_shape": [1]}}
-    big = {"shape": [1], "dimension_names": ["big"], "chunk_grid": grid, "data_type": data_type, "codecs": [codec]}
+    big = {
+        "shape": [1],
+        "dimension_names": ["big"],
+        "chunk_grid": grid,
+        "data_type": data_type,
+        "codecs": [codec],
+    }
     metadata["big"] = metadata["item"] | big | {"fill_value": "", "attributes": {}}
     root["attributes"]["labels"] = json.dumps(labels | {"big": "0" * 16})
 
@@ -774,12 +971,24 @@ def _first_level(root, level):
     [
         (lambda root: _first_level(root, None), "not a readable store: float"),
         (lambda root: _first_level(root, 10**400), "not a readable store: int too large"),
-        (lambda root: root["attributes"].update(labels=json.dumps(["noise", "item"])), "not a readable store"),
+        (
+            lambda root: root["attributes"].update(labels=json.dumps(["noise", "item"])),
+            "not a readable store",
+        ),
         (lambda root: root["attributes"].pop("spec"), "it has no 'spec'"),
         (lambda root: root["attributes"].update(spec="{"), "not a readable store"),
-        *((lambda root, kind=kind: _relabelled(root, kind), "big: type") for kind in ("fixed_length_utf32", "raw_bytes")),
-        (lambda root: array(root, "belief")["attributes"].update(dtype="bool"), "belief: attribute = 'dtype'"),
-        (lambda root: array(root, "belief").update(data_type="complex64", fill_value=[0, 0]), "belief: type = 'complex64'"),
+        *(
+            (lambda root, kind=kind: _relabelled(root, kind), "big: type")
+            for kind in ("fixed_length_utf32", "raw_bytes")
+        ),
+        (
+            lambda root: array(root, "belief")["attributes"].update(dtype="bool"),
+            "belief: attribute = 'dtype'",
+        ),
+        (
+            lambda root: array(root, "belief").update(data_type="complex64", fill_value=[0, 0]),
+            "belief: type = 'complex64'",
+        ),
     ],
 )
 def test_attributes_and_types_of_no_store_are_named(change, message, stored, tmp_path, capsys):
@@ -798,7 +1007,14 @@ def test_a_variable_without_a_description(stored, tmp_path, capsys):
 
 
 def test_a_place_that_is_no_number_has_a_card(tmp_path):
-    numbers = {"reading": "r", "share": 0.5, "axes": {"noise": [math.nan] * 3}, "wanted": 1, "remark": "", "levels": [0.5]}
+    numbers = {
+        "reading": "r",
+        "share": 0.5,
+        "axes": {"noise": [math.nan] * 3},
+        "wanted": 1,
+        "remark": "",
+        "levels": [0.5],
+    }
     numbers |= {"width": 1, "reached": True, "items": 8, "unit": "noise"}
     (tmp_path / "located.json").write_text(json.dumps(numbers))
     assert '<p class="big">none</p>' in Path(report([tmp_path])[0]).read_text()
@@ -808,12 +1024,14 @@ def test_links_in_a_circle_are_replaced_or_named(tmp_path, capsys):
     (tmp_path / "spec.json").write_text(json.dumps(SPEC))
     for name, code in (("run.zarr", 0), ("circle/run.zarr", 2)):
         (tmp_path / name.split("/")[0]).symlink_to(name.split("/")[0])
-        ending = ended(capsys, "run", tmp_path / "spec.json", "--store", tmp_path / name, "--workers", 1)
+        ending = ended(
+            capsys, "run", tmp_path / "spec.json", "--store", tmp_path / name, "--workers", 1
+        )
         assert (ending[0], "symbolic links" in ending[1][0]) == (code, code == 2), ending
     assert not (tmp_path / "run.zarr").is_symlink()
 
 
-# --- folders of images, of models and of texts ---------------------------------------------------------------------------------
+# --- folders of images, of models and of texts ----------------------------------------------------
 
 INDEX = "model.safetensors.index.json"
 
@@ -845,14 +1063,18 @@ def changed_config(**changes):
         (changed_config(auto_map="x"), "auto_map = 'x': expected a dict"),
     ],
 )
-def test_the_folder_of_a_model_is_looked_at_before_it_is_read(change, message, tmp_path, monkeypatch):
+def test_the_folder_of_a_model_is_looked_at_before_it_is_read(
+    change, message, tmp_path, monkeypatch
+):
     import transformers
 
     from uturn.networks.texts.language_files import load_language_model
 
     folder = write_bert(tmp_path / "bert")
     change(folder)
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(
+        transformers.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("read")
+    )
     with pytest.raises(ValueError, match=message) as caught:
         load_language_model(str(folder))
     assert "\n" not in str(caught.value)
@@ -868,7 +1090,10 @@ def test_a_config_of_fewer_layers_than_the_weights_is_warned_of(tmp_path):
         TextModel(str(folder)).load()  # without its head, which has no layers
     changed_config(num_hidden_layers=1)(folder)
     for load in (lambda: load_language_model(str(folder)), lambda: TextModel(str(folder)).load()):
-        with pytest.warns(UserWarning, match=r"32 weights are of layers that its config\.json does not have .*layer\.1\."):
+        with pytest.warns(
+            UserWarning,
+            match=r"32 weights are of layers that its config\.json does not have .*layer\.1\.",
+        ):
             load()
 
 
@@ -910,11 +1135,22 @@ def test_texts_that_are_none_are_named(name, content, message, tmp_path):
 
 @pytest.mark.slow
 def test_a_text_of_a_page_is_bounded(tmp_path):
-    """A text of millions of tokens, in a folder of some kilobytes, costs its own view and not the study."""
-    ut.pages.write_study(ut.readings({"kept": [[1.0, 1, 0]] * 3}, [0.2, 0.5, 0.8]), tmp_path / "out")
+    """A text of millions of tokens, in a folder of some kilobytes, costs its own view and not
+    the study.
+    """
+    ut.pages.write_study(
+        ut.readings({"kept": [[1.0, 1, 0]] * 3}, [0.2, 0.5, 0.8]), tmp_path / "out"
+    )
     path, dims = tmp_path / "out" / "study.zarr", ("shown_noise", "shown_item", "position")
-    data, text = xr.open_zarr(path, zarr_format=3).load(), np.full((1, 1, 2**20), "a", np.dtypes.StringDType())
-    pieces = {"original_piece": (dims[1:], text[0]), "piece": (dims, text), "noisy_piece": (dims, text)}
+    data, text = (
+        xr.open_zarr(path, zarr_format=3).load(),
+        np.full((1, 1, 2**20), "a", np.dtypes.StringDType()),
+    )
+    pieces = {
+        "original_piece": (dims[1:], text[0]),
+        "piece": (dims, text),
+        "noisy_piece": (dims, text),
+    }
     data = data.assign(changed=(dims, text == "b"), noised=(dims, text == "b"))
     write_dataset(data.assign_coords(shown_noise=[0.5], shown_item=[0], **pieces), path)
     found = collect([tmp_path / "out"])
@@ -927,11 +1163,21 @@ STRANGE = (..., None, -1, 10**400, "x" * 5_000, [], {}, [[1]], math.nan, 2**40, 
 
 @pytest.mark.slow
 def test_forged_metadata_are_the_same_run_or_one_line(stored, tmp_path):
-    """Each value of `zarr.json`, and of the tables in its attributes, is replaced by each of the strange ones."""
+    """Each value of `zarr.json`, and of the tables in its attributes, is replaced by each of the
+    strange ones.
+    """
     store = shutil.copytree(stored, tmp_path / "run")
-    content, run, wrong = (store / "zarr.json").read_bytes(), open_run(stored).load().drop_attrs(), []
+    content, run, wrong = (
+        (store / "zarr.json").read_bytes(),
+        open_run(stored).load().drop_attrs(),
+        [],
+    )
     # The digest is in the attributes; names of dims name other data.
-    paths = [path for path in leaves(json.loads(content)) if path[1:] and "dimension_names" not in path and path[-1] != "JSON"]
+    paths = [
+        path
+        for path in leaves(json.loads(content))
+        if path[1:] and "dimension_names" not in path and path[-1] != "JSON"
+    ]
     assert len(paths) > 300
     for path, value in itertools.product(paths, STRANGE):
         (store / "zarr.json").write_bytes(content)
@@ -939,7 +1185,9 @@ def test_forged_metadata_are_the_same_run_or_one_line(stored, tmp_path):
         try:
             is_right = open_run(store).load().drop_attrs().equals(run)
         except Exception as error:
-            is_right = isinstance(error, ValueError) and "\n" not in str(error) and len(str(error)) < 1500
+            is_right = (
+                isinstance(error, ValueError) and "\n" not in str(error) and len(str(error)) < 1500
+            )
         if not is_right:
             wrong.append((path, str(value)[:20]))
     assert wrong == []
@@ -960,7 +1208,11 @@ def test_a_spec_of_a_store_that_is_no_table_is_one_line(text, stored, tmp_path, 
     for name in ("identity", "spec"):
         content = (store / "zarr.json").read_bytes()
         forge(store, lambda root, name=name: root["attributes"].update({name: text}))
-        for command in (("status", store), ("study", store), ("report", store, "--out", tmp_path / "page.html")):
+        for command in (
+            ("status", store),
+            ("study", store),
+            ("report", store, "--out", tmp_path / "page.html"),
+        ):
             code, error, _ = ended(capsys, *command)
             assert code in (0, 2)
             assert len(error) == 1
@@ -977,7 +1229,9 @@ def test_a_study_follows_no_link_in_a_folder_of_results(stored, tmp_path, capsys
 def test_originals_are_read_up_to_the_first_of_another_shape(tmp_path, monkeypatch):
     """Small files that a store names may promise images of gigabytes."""
     read, pixels_of = [], ut.sources.images.pixels_of
-    monkeypatch.setattr("uturn.sources.images.pixels_of", lambda *place: read.append(place) or pixels_of(*place))
+    monkeypatch.setattr(
+        "uturn.sources.images.pixels_of", lambda *place: read.append(place) or pixels_of(*place)
+    )
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     digest = hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
     source = ut.sources.ImageFolderSource(path=str(tmp_path), size=64)

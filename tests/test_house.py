@@ -1,4 +1,6 @@
-"""Imports inside the package: a module imports from layers below its own, or from its own, and never in a circle."""
+"""Imports inside the package: a module imports from layers below its own, or from its own, and
+never in a circle.
+"""
 
 import ast
 import importlib
@@ -13,27 +15,41 @@ import uturn
 
 ROOT = Path(uturn.__file__).parent
 PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-# From the top floor to the cellar: the table of the page. The rooms of one line do not import each other.
+# From the top floor to the cellar: the table of the page. The rooms of one line do not import each
+# other.
 _ROW = re.compile(r"\| `\w+/`")
-FLOORS = [re.findall(r"`(\w+)/`", line.split("|")[1]) for line in PAGE.splitlines() if _ROW.match(line)]
+FLOORS = [
+    re.findall(r"`(\w+)/`", line.split("|")[1]) for line in PAGE.splitlines() if _ROW.match(line)
+]
 PARTS = {"sources", "corruption", "backward", "probes"}
 
 
 @cache
 def modules():
     """{module: the modules of the package that it imports, anywhere in its text}."""
-    names = {path: ".".join(("uturn", *path.relative_to(ROOT).with_suffix("").parts)) for path in ROOT.rglob("*.py")}
+    names = {
+        path: ".".join(("uturn", *path.relative_to(ROOT).with_suffix("").parts))
+        for path in ROOT.rglob("*.py")
+    }
     names = {path: name.removesuffix(".__init__") for path, name in names.items()}
     found = {}
     for path, name in names.items():
         tree, imported = ast.parse(path.read_text(encoding="utf-8")), set()
-        typing_only = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+        typing_only = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        ]
         skipped = {id(inner) for node in typing_only for inner in ast.walk(node)}
         for node in ast.walk(tree):
             if id(node) in skipped or not isinstance(node, ast.Import | ast.ImportFrom):
                 continue
             for alias in node.names:
-                whole = f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
+                whole = (
+                    f"{node.module}.{alias.name}"
+                    if isinstance(node, ast.ImportFrom)
+                    else alias.name
+                )
                 imported.add(whole if whole in names.values() else whole.rpartition(".")[0])
         found[name] = {other for other in imported if other in names.values() and other != name}
     return found
@@ -60,18 +76,28 @@ def test_no_module_imports_from_a_floor_above():
 
 def test_studies_stores_and_the_engine_import_no_part():
     """They know parts by their protocols, and readings by what is stored."""
-    found = [(module, other) for module, imported in modules().items() for other in imported if room(other) in PARTS]
+    found = [
+        (module, other)
+        for module, imported in modules().items()
+        for other in imported
+        if room(other) in PARTS
+    ]
     assert [pair for pair in found if room(pair[0]) in ("core", "engine", "store", "studies")] == []
 
 
 def test_no_circles():
     graph = {module: imported - {"uturn"} for module, imported in modules().items()}
-    # A package stands for what it exports; its own modules may import each other, but not the package.
+    # A package stands for what it exports; its own modules may import each other, but not the
+    # package.
     assert list(TopologicalSorter(graph).static_order())
 
 
 def test_only_commands_and_tools_import_figures():
-    figures = [module for module, imported in modules().items() if any(room(other) == "paper" for other in imported)]
+    figures = [
+        module
+        for module, imported in modules().items()
+        if any(room(other) == "paper" for other in imported)
+    ]
     assert {room(module) for module in figures} <= {"paper", "cli", "tools"}
 
 
@@ -79,12 +105,20 @@ def test_no_tool_imports_another():
     def tool(module):
         return module.split(".")[2] if room(module) == "tools" and module != "uturn.tools" else ""
 
-    pairs = [(module, other) for module, imported in modules().items() for other in imported if tool(module) and tool(other)]
+    pairs = [
+        (module, other)
+        for module, imported in modules().items()
+        for other in imported
+        if tool(module) and tool(other)
+    ]
     assert [pair for pair in pairs if tool(pair[0]) != tool(pair[1])] == []
 
 
 @pytest.mark.parametrize(
-    "package", sorted(path.parent for path in ROOT.rglob("__init__.py") if "lazy(__name__" in path.read_text())
+    "package",
+    sorted(
+        path.parent for path in ROOT.rglob("__init__.py") if "lazy(__name__" in path.read_text()
+    ),
 )
 def test_lazy_names_are_those_that_type_checkers_read(package):
     """Both lists stand in the `__init__.py`; names of tools are found as those of all tools."""
@@ -97,5 +131,8 @@ def test_lazy_names_are_those_that_type_checkers_read(package):
                     if not node.module.startswith("uturn.tools."):
                         typed.setdefault(node.module, set()).add(alias.name)
     name = ".".join(("uturn", *package.relative_to(ROOT).parts))
-    served = {module: set(names) for module, names in getattr(importlib.import_module(name), "_NAMES", {}).items()}
+    served = {
+        module: set(names)
+        for module, names in getattr(importlib.import_module(name), "_NAMES", {}).items()
+    }
     assert served == typed

@@ -1,4 +1,6 @@
-"""The identity of a kept computation changes with all that its result depends on, and with nothing else."""
+"""The identity of a kept computation changes with all that its result depends on, and with
+nothing else.
+"""
 
 import re
 import subprocess
@@ -14,7 +16,18 @@ import uturn
 from small import strings
 from uturn.core.experiment import Experiment
 from uturn.exact.rhm import RandomHierarchyModel
-from uturn.paper import clones, correlated_runs, fig2, fig8, fig10, fig11, identity, sampler_laws, schedulers, thresholds
+from uturn.paper import (
+    clones,
+    correlated_runs,
+    fig2,
+    fig8,
+    fig10,
+    fig11,
+    identity,
+    sampler_laws,
+    schedulers,
+    thresholds,
+)
 from uturn.paper.identity import identity_of
 from uturn.probes import NetworkLayers
 from uturn.sources import RHMSource
@@ -48,13 +61,31 @@ def computed(value):
 
 
 def test_arguments_are_told_apart():
-    values = [1, 1.0, "1", True, None, [1], (1,), {"a": 1}, np.ones(1), np.ones(1, int), np.ones((1, 1)), Path("/1"), range(1)]
+    values = [
+        1,
+        1.0,
+        "1",
+        True,
+        None,
+        [1],
+        (1,),
+        {"a": 1},
+        np.ones(1),
+        np.ones(1, int),
+        np.ones((1, 1)),
+        Path("/1"),
+        range(1),
+    ]
     assert len({identity_of(computed, {"value": value}) for value in values}) == len(values)
-    assert identity_of(computed, {"value": {"a": np.ones(2)}}) == identity_of(computed, {"value": {"a": np.ones(2)}})
+    assert identity_of(computed, {"value": {"a": np.ones(2)}}) == identity_of(
+        computed, {"value": {"a": np.ones(2)}}
+    )
 
 
 def test_experiments_are_told_apart():
-    first, second = (Experiment.from_dict(strings("epsilon", [noise], items=2)) for noise in (0.1, 0.2))
+    first, second = (
+        Experiment.from_dict(strings("epsilon", [noise], items=2)) for noise in (0.1, 0.2)
+    )
     assert identity_of(computed, {"value": first}) != identity_of(computed, {"value": second})
 
 
@@ -67,10 +98,17 @@ def test_what_an_object_remembers_does_not_count():
     unused = identity_of(computed, {"value": grammar})
     grammar.parse(grammar.sample(3, seed=1).leaves)
     grammar.log_likelihood(grammar.sample(3, seed=1).leaves)
-    assert vars(grammar).keys() - vars(RandomHierarchyModel(4, 2, 2, 2, seed=0)).keys(), "it has cached something"
+    assert vars(grammar).keys() - vars(RandomHierarchyModel(4, 2, 2, 2, seed=0)).keys(), (
+        "it has cached something"
+    )
     assert identity_of(computed, {"value": grammar}) == unused
     assert identity_of(computed, {"value": RandomHierarchyModel(4, 2, 2, 2, seed=1)}) != unused
-    assert identity_of(computed, {"value": RHMSource(vocab_size=4, multiplicity=2, branching=2, depth=3)}) != before
+    assert (
+        identity_of(
+            computed, {"value": RHMSource(vocab_size=4, multiplicity=2, branching=2, depth=3)}
+        )
+        != before
+    )
 
 
 def test_files_are_identified_by_their_content(tmp_path):
@@ -126,11 +164,19 @@ def test_documentation_does_not_count(monkeypatch):
 
 def test_it_is_the_same_in_every_process():
     code = (
-        "from uturn.paper import thresholds\nfrom uturn.paper.identity import identity_of\n"
-        "print(identity_of(thresholds.population, {'name': 'masking', 'size': thresholds.SIZES['smoke']}))"
+        "from uturn.paper import thresholds\nfrom uturn.paper.identity import"
+        " identity_of\nprint(identity_of(thresholds.population, {'name': 'masking', 'size':"
+        " thresholds.SIZES['smoke']}))"
     )
-    printed = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)]
-    here = identity_of(thresholds.population, {"name": "masking", "size": thresholds.SIZES["smoke"]})
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    ]
+    here = identity_of(
+        thresholds.population, {"name": "masking", "size": thresholds.SIZES["smoke"]}
+    )
     assert printed == [f"{here}\n"] * 2
 
 
@@ -147,20 +193,41 @@ def test_a_changed_constant_gives_fresh_numbers(monkeypatch, tmp_path):
     assert not np.allclose(before.mean_belief, after.mean_belief)
 
 
-KEPT = [  # a function of a figure, arguments, and a constant that it uses: module, name, another value
-    (fig2.classification, {"models": {}, "count": 3}, fig2, "LAYERS", NetworkLayers(classifier="fashion_mnist", reference=9)),
-    (fig8.examined, {"classifier": Path("a"), "statistics": Path("b"), "source": None}, fig8, "_TEST", 99),
+# A function of a figure, arguments, and a constant that it uses: module, name, another value.
+KEPT = [
+    (
+        fig2.classification,
+        {"models": {}, "count": 3},
+        fig2,
+        "LAYERS",
+        NetworkLayers(classifier="fashion_mnist", reference=9),
+    ),
+    (
+        fig8.examined,
+        {"classifier": Path("a"), "statistics": Path("b"), "source": None},
+        fig8,
+        "_TEST",
+        99,
+    ),
     (fig10.factor, {"grammars": 2}, fig10, "NOISE", 0.1),
     (fig11.upward_messages, {"grammars": 2, "strings": 1}, fig11, "DEPTH", 6),
     (thresholds.population, {"name": "masking", "size": None}, thresholds, "TOLERANCE", 0.1),
-    (correlated_runs.exact_covariances, {"experiment": None, "draws": 1}, correlated_runs, "_FIRST", 7),
+    (
+        correlated_runs.exact_covariances,
+        {"experiment": None, "draws": 1},
+        correlated_runs,
+        "_FIRST",
+        7,
+    ),
     (clones.recall, {"scale": "smoke"}, clones, "CODES", ((2, 2),)),
     (schedulers.measured_law, {"size": None, "scheduler": None}, sampler_laws, "NOISE", 0.1),
 ]
 
 
 @pytest.mark.parametrize(
-    ("function", "arguments", "module", "name", "value"), KEPT, ids=lambda value: getattr(value, "__name__", "")
+    ("function", "arguments", "module", "name", "value"),
+    KEPT,
+    ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_constants_of_figures_count(monkeypatch, function, arguments, module, name, value):
     before = identity_of(function, arguments)

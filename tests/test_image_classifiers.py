@@ -1,4 +1,6 @@
-"""Classifiers of images as probes: libraries' models and preprocessing, weights, blocks, verdicts against labels, bad input."""
+"""Classifiers of images as probes: libraries' models and preprocessing, weights, blocks,
+verdicts against labels, bad input.
+"""
 
 import pickle
 import re
@@ -35,7 +37,9 @@ def resnet(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures():
-    """Smooth RGB images, uint8 (6, 3, 70, 90), far enough from 0 and 255 that bicubic resizing clips nothing."""
+    """Smooth RGB images, uint8 (6, 3, 70, 90), far enough from 0 and 255 that bicubic resizing
+    clips nothing.
+    """
     random = np.random.default_rng(0)
     coarse = torch.from_numpy(random.uniform(60, 195, (6, 3, 9, 11)).astype(np.float32))
     smooth = nn.functional.interpolate(coarse, (70, 90), mode="bicubic")
@@ -48,10 +52,11 @@ def in_range(pictures):
     return pictures.float() / 127.5 - 1
 
 
-# -- preprocessing ----------------------------------------------------------------------------------------------------
+# -- preprocessing ---------------------------------------------------------------------------------
 
 
-# PIL rounds to 8 bits after rows and after columns, half a level each; the weights of a bicubic kernel add up to 1.25 at most.
+# PIL rounds to 8 bits after rows and after columns, half a level each; the weights of a bicubic
+# kernel add up to 1.25 at most.
 PIL_LEVELS = 0.5 * 1.25 + 0.5 + 0.02
 
 
@@ -60,7 +65,8 @@ def test_preprocessing_of_torchvision(resnet, pictures):
     prepared = load_classifier("torchvision:resnet18", resnet[1]).preprocess(in_range(pictures))
     assert prepared.shape == (6, 3, 224, 224)
     torch.testing.assert_close(prepared, transforms(pictures.float() / 255), atol=1e-5, rtol=0)
-    assert (prepared - transforms(pictures)).abs().max() < 0.02  # from 8 bits, which the library rounds to again
+    # From 8 bits, which the library rounds to again.
+    assert (prepared - transforms(pictures)).abs().max() < 0.02
     for image, picture in zip(prepared, pictures, strict=True):
         expected = transforms(Image.fromarray(picture.permute(1, 2, 0).numpy()))
         assert (image - expected).abs().max() < PIL_LEVELS / 255 / 0.224
@@ -82,14 +88,17 @@ def test_grey_images_are_repeated(resnet, pictures):
     prepare = load_classifier("torchvision:resnet18", resnet[1], image_shape=(1, 28, 28)).preprocess
     grey = in_range(pictures[:, :1])
     torch.testing.assert_close(prepare(grey), prepare(grey.repeat(1, 3, 1, 1)), atol=0, rtol=0)
-    assert (prepare(grey)[:, 0] - prepare(grey)[:, 1]).abs().max() > 0.01  # normalised with another mean
+    # Normalised with another mean.
+    assert (prepare(grey)[:, 0] - prepare(grey)[:, 1]).abs().max() > 0.01
 
 
-# -- layers -----------------------------------------------------------------------------------------------------------
+# -- layers ----------------------------------------------------------------------------------------
 
 
 def by_class(model, name):
-    """Modules of a class by its name, in the order of the model: the blocks, as the library's own code calls them."""
+    """Modules of a class by its name, in the order of the model: the blocks, as the library's
+    own code calls them.
+    """
     return [found for found, module in model.named_modules() if type(module).__name__ == name]
 
 
@@ -112,7 +121,11 @@ def test_every_block_of_libraries(spec, block, count, first, last):
         model = build(name, **options).eval()
     found = every_block(model)
     # The only block of a stage is read as the stage.
-    alone = {name: name.rpartition(".")[0] for name in by_class(model, block) if name.rpartition(".")[0] in found}
+    alone = {
+        name: name.rpartition(".")[0]
+        for name in by_class(model, block)
+        if name.rpartition(".")[0] in found
+    }
     assert all(len(model.get_submodule(stage)) == 1 for stage in alone.values())
     expected = [alone.get(name, name) for name in by_class(model, block)]
     assert len(expected) == count
@@ -127,7 +140,9 @@ def hooked(model, layers, inputs):
     kept = {}
     modules = dict(model.named_modules())
     handles = [
-        modules[name].register_forward_hook(lambda m, i, output, name=name: kept.update({name: output.clone()}))
+        modules[name].register_forward_hook(
+            lambda m, i, output, name=name: kept.update({name: output.clone()})
+        )
         for name in layers
     ]
     with torch.no_grad():
@@ -141,7 +156,11 @@ def test_readings_are_those_of_plain_hooks(resnet, pictures):
     model, path = resnet
     source = StoredImages(in_range(pictures).numpy())
     probe = hidden_layers_of(NetworkLayers(classifier="torchvision:resnet18", weights=path), source)
-    assert probe.layers == ("maxpool", *(f"layer{k}.{j}" for k in (1, 2, 3, 4) for j in (0, 1)), "fc")
+    assert probe.layers == (
+        "maxpool",
+        *(f"layer{k}.{j}" for k in (1, 2, 3, 4) for j in (0, 1)),
+        "fc",
+    )
     inputs = torchvision.models.ResNet18_Weights.DEFAULT.transforms()(pictures.float() / 255)
     expected = hooked(model, probe.layers, inputs)
     (readings,) = probe.activations(source.images)
@@ -150,11 +169,19 @@ def test_readings_are_those_of_plain_hooks(resnet, pictures):
         reference = expected[name].double()
         over = [axis for axis in range(reference.ndim) if axis != 1]
         np.testing.assert_allclose(probe.mean[name], reference.mean(over), rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(probe.variance[name], reference.var(over, correction=0), rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(
+            probe.variance[name], reference.var(over, correction=0), rtol=1e-3, atol=1e-6
+        )
 
 
 def small_swin():
-    options = {"embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2], "window_size": [4, 4], "stochastic_depth_prob": 0.0}
+    options = {
+        "embed_dim": 8,
+        "depths": [2, 2],
+        "num_heads": [1, 2],
+        "window_size": [4, 4],
+        "stochastic_depth_prob": 0.0,
+    }
     return torchvision.models.SwinTransformer(patch_size=[4, 4], num_classes=6, **options)
 
 
@@ -171,28 +198,37 @@ def small_convnext():
     ("function", "axes"),
     [
         ("small_swin", [-1] * 6 + [1]),  # (batch, height, width, channels), but for the logits
-        ("small_vit", [1, -1, -1, -1, 1]),  # the stem is a convolution, tokens (batch, tokens, channels) follow
+        # The stem is a convolution, tokens (batch, tokens, channels) follow.
+        ("small_vit", [1, -1, -1, -1, 1]),
         ("small_convnext", [1] * 7),  # channels last inside of a block, and first outside
     ],
 )
 def test_the_axis_of_the_channels(function, axes):
-    """Statistics have one entry a channel: 8 to 16 of them, whereas images have 32 rows, and positions 16 or 64."""
+    """Statistics have one entry a channel: 8 to 16 of them, whereas images have 32 rows, and
+    positions 16 or 64.
+    """
     images = np.random.default_rng(0).uniform(-1, 1, (5, 3, 32, 32)).astype(np.float32)
     found = load_classifier(f"{HERE}:{function}", image_shape=(3, 32, 32))
     assert [found.channel_axes[layer] for layer in found.layers] == axes
     probe = hidden_layers_of(NetworkLayers(classifier=f"{HERE}:{function}"), StoredImages(images))
-    widths = {"small_swin": [8, 8, 8, 16, 16, 16, 6], "small_vit": [12] * 4 + [6], "small_convnext": [8, 8, 8, 12, 12, 12, 6]}
+    widths = {
+        "small_swin": [8, 8, 8, 16, 16, 16, 6],
+        "small_vit": [12] * 4 + [6],
+        "small_convnext": [8, 8, 8, 12, 12, 12, 6],
+    }
     assert [len(probe.mean[layer]) for layer in probe.layers] == widths[function]
 
 
-# -- networks of one's own --------------------------------------------------------------------------------------------
+# -- networks of one's own -------------------------------------------------------------------------
 
 
 class Small(nn.Module):
     def __init__(self, num_classes=10, channels=1):
         super().__init__()
         torch.manual_seed(0)
-        self.blocks = nn.Sequential(*(nn.Sequential(nn.Conv2d(c, 6, 3, 2), nn.ReLU()) for c in (channels, 6)))
+        self.blocks = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(c, 6, 3, 2), nn.ReLU()) for c in (channels, 6))
+        )
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(6 * 6 * 6, num_classes))
 
     def forward(self, x):
@@ -216,7 +252,9 @@ def dropping():
 
 
 def spatial():
-    return nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()))
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())
+    )
 
 
 def no_network():
@@ -228,7 +266,9 @@ def test_a_function_that_makes_a_network():
     found = load_classifier(f"{HERE}:three_classes", image_shape=(1, 28, 28))
     assert found.layers == ("blocks.0", "blocks.1", "head")
     assert (found.num_classes, found.class_names) == (3, None)
-    probe = hidden_layers_of(NetworkLayers(classifier=f"{HERE}:three_classes"), StoredImages(images))
+    probe = hidden_layers_of(
+        NetworkLayers(classifier=f"{HERE}:three_classes"), StoredImages(images)
+    )
     with torch.no_grad():
         expected = Small(3)(torch.from_numpy(images) / 2).softmax(1)
     np.testing.assert_allclose(probe.predict(images).probabilities, expected, atol=1e-5)
@@ -243,7 +283,11 @@ class WithoutModules(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(1)
-        self.filters, self.hidden, self.answer = nn.Conv2d(1, 3, 5, 4), nn.Linear(3 * 6 * 6, 12), nn.Linear(12, 7)
+        self.filters, self.hidden, self.answer = (
+            nn.Conv2d(1, 3, 5, 4),
+            nn.Linear(3 * 6 * 6, 12),
+            nn.Linear(12, 7),
+        )
 
     def forward(self, images):
         return self.answer(self.hidden(self.filters(images).relu().flatten(1)).tanh())
@@ -261,8 +305,17 @@ def logistic_regression():
 @pytest.mark.parametrize(
     ("function", "remark"),
     [
-        ("without_modules", "['answer'] in WithoutModules; name the layers (--layers), some of ['filters', 'hidden', 'answer']"),
-        ("logistic_regression", "['1'] in Sequential; name the layers (--layers), some of ['0', '1']"),
+        (
+            "without_modules",
+            (
+                "['answer'] in WithoutModules; name the layers (--layers), some of ['filters',"
+                " 'hidden', 'answer']"
+            ),
+        ),
+        (
+            "logistic_regression",
+            "['1'] in Sequential; name the layers (--layers), some of ['0', '1']",
+        ),
     ],
 )
 def test_a_classifier_without_blocks_gives_its_classes_and_a_remark(function, remark):
@@ -273,19 +326,27 @@ def test_a_classifier_without_blocks_gives_its_classes_and_a_remark(function, re
     readings = probe.read(UTurns(originals, None, draws, 3), source)
     with torch.no_grad():
         network = globals()[function]()
-        before, after = (network(torch.from_numpy(x)).argmax(-1).numpy() for x in (images, draws.reshape(24, 1, 28, 28)))
+        before, after = (
+            network(torch.from_numpy(x)).argmax(-1).numpy()
+            for x in (images, draws.reshape(24, 1, 28, 28))
+        )
     assert np.array_equal(readings["same_class"], after.reshape(4, 6) == before[:, None])
-    assert not {"similarity", "distance", "clone_similarity"} & {*readings, *probe.variables(source)}
+    assert not {"similarity", "distance", "clone_similarity"} & {
+        *readings,
+        *probe.variables(source),
+    }
     assert "clone_same_class" in readings
     assert probe.coordinates(source) == {}
     (finding,) = probe.model_check(source, [originals])
-    assert str(finding).endswith(f"is compared by its classes alone: layers: 'every block' finds only {remark}")
+    assert str(finding).endswith(
+        f"is compared by its classes alone: layers: 'every block' finds only {remark}"
+    )
     named = NetworkLayers(classifier=f"{HERE}:without_modules", layers=("filters", "hidden"))
     assert list(named.coordinates(source)["network_layer"]) == ["filters", "hidden"]
     assert named.model_check(source, [originals]) == []
 
 
-# -- weights ----------------------------------------------------------------------------------------------------------
+# -- weights ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["plain", "table", "several GPUs", "safetensors"])
@@ -307,12 +368,18 @@ def test_names_in_published_files_of_densenet(tmp_path):
     torch.manual_seed(0)
     state = torchvision.models.densenet121(num_classes=4).state_dict()
     old = {
-        name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2.") if "denselayer" in name else name: w
+        (
+            name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2.")
+            if "denselayer" in name
+            else name
+        ): w
         for name, w in state.items()
     }
     assert set(old) != set(state)
     torch.save(old, tmp_path / "weights.pth")
-    loaded = load_classifier("torchvision:densenet121", str(tmp_path / "weights.pth")).module.state_dict()
+    loaded = load_classifier(
+        "torchvision:densenet121", str(tmp_path / "weights.pth")
+    ).module.state_dict()
     torch.testing.assert_close(loaded, state)
 
 
@@ -335,13 +402,19 @@ def test_bad_weight_files(resnet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     state = resnet[0].state_dict()
     whole = Path(resnet[1]).read_bytes()
-    files = {"cut.pth": whole[: len(whole) // 2], "hostile.pth": pickle.dumps({"fc.weight": Trap("executed")})}
+    files = {
+        "cut.pth": whole[: len(whole) // 2],
+        "hostile.pth": pickle.dumps({"fc.weight": Trap("executed")}),
+    }
     for name, content in files.items():
         Path(name).write_bytes(content)
     torch.save({k: v for k, v in state.items() if k != "fc.bias"}, "missing.pth")
     torch.save({**state, "conv1.weight": torch.zeros(64, 1, 7, 7)}, "grey.pth")
     expected = {
-        "missing file": "'missing file': no such file; expected one of DEFAULT, IMAGENET1K_V1, or a file with a state dict",
+        "missing file": (
+            "'missing file': no such file; expected one of DEFAULT, IMAGENET1K_V1, or a file with a"
+            " state dict"
+        ),
         **dict.fromkeys(files, "cannot be read .*nothing in it was executed"),
         "missing.pth": "Missing key.*fc.bias.*expected weights of this network",
         "grey.pth": "size mismatch for conv1.weight",
@@ -354,15 +427,24 @@ def test_bad_weight_files(resnet, tmp_path, monkeypatch):
     assert not Path("executed").exists()
 
 
-# -- bad input --------------------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("torchvision:resent18", "'torchvision:resent18': expected a model of torchvision; close names: resnet18"),
-        ("no_such_module:function", r"cannot be imported \(ModuleNotFoundError: No module named 'no_such_module'\)"),
-        (f"{HERE}:no_network", r"what it gives = .*: expected a torch\.nn\.Module, or \(module, preprocess\)"),
+        (
+            "torchvision:resent18",
+            "'torchvision:resent18': expected a model of torchvision; close names: resnet18",
+        ),
+        (
+            "no_such_module:function",
+            r"cannot be imported \(ModuleNotFoundError: No module named 'no_such_module'\)",
+        ),
+        (
+            f"{HERE}:no_network",
+            r"what it gives = .*: expected a torch\.nn\.Module, or \(module, preprocess\)",
+        ),
         (f"{HERE}:spatial", r"shape for 2 images = \(2, 4, 24, 24\): expected \(batch, classes\)"),
         (f"{HERE}:small_vit", r"does not take images \(1, 28, 28\): "),
     ],
@@ -373,16 +455,20 @@ def test_mistakes_are_named(spec, words):
     assert re.search(words, described(caught.value))
 
 
-# -- as a probe -------------------------------------------------------------------------------------------------------
+# -- as a probe ------------------------------------------------------------------------------------
 
 
 def u_turns(count=7, trajectories=3, num_labels=10, first=0):
-    """Originals, and reconstructions that are other images, with labels of which some are unknown."""
+    """Originals, and reconstructions that are other images, with labels of which some are
+    unknown.
+    """
     random = np.random.default_rng(1)
     images = random.uniform(-1, 1, (count, 1, 28, 28)).astype(np.float32)
     labels = random.integers(0, num_labels, count)
     labels[::3] = -1
-    rebuilt = 0.7 * images[:, None] + 0.3 * random.uniform(-1, 1, (count, trajectories, 1, 28, 28)).astype(np.float32)
+    rebuilt = 0.7 * images[:, None] + 0.3 * random.uniform(
+        -1, 1, (count, trajectories, 1, 28, 28)
+    ).astype(np.float32)
     return UTurns(Images(np.arange(first, first + count), images, labels), None, rebuilt)
 
 
@@ -396,10 +482,14 @@ def test_verdicts():
     model = Small(10).eval()
     with torch.no_grad():
         before = model(torch.from_numpy(turns.originals.images)).numpy()
-        after = model(torch.from_numpy(turns.reconstructions).flatten(0, 1)).numpy().reshape(7, 3, 10)
+        after = (
+            model(torch.from_numpy(turns.reconstructions).flatten(0, 1)).numpy().reshape(7, 3, 10)
+        )
     np.testing.assert_array_equal(readings["original_class"], before.argmax(1))
     np.testing.assert_array_equal(readings["predicted_class"], after.argmax(2))
-    np.testing.assert_array_equal(readings["same_class"], after.argmax(2) == before.argmax(1)[:, None])
+    np.testing.assert_array_equal(
+        readings["same_class"], after.argmax(2) == before.argmax(1)[:, None]
+    )
     order = np.argsort(-after, axis=2)
     for name, classes, count in [
         ("same_class_top5", before.argmax(1), 5),
@@ -438,22 +528,38 @@ def test_variables(function, num_labels, options, expected):
     every = ["similarity", "distance", "same_class", "predicted_class", *expected]
     variables, readings = spec.variables(source), spec.read(turns, source)
     assert list(variables) == list(readings) == [f"small_{name}" for name in every]
-    assert variables["small_similarity"].dims == ("noise", "item", "trajectory", "small_network_layer")
+    assert variables["small_similarity"].dims == (
+        "noise",
+        "item",
+        "trajectory",
+        "small_network_layer",
+    )
     assert variables["small_original_class"].dims == ("noise", "item")
-    assert spec.coordinates(source)["small_network_layer"].tolist() == ["blocks.0", "blocks.1", "head"]
+    assert spec.coordinates(source)["small_network_layer"].tolist() == [
+        "blocks.0",
+        "blocks.1",
+        "head",
+    ]
 
 
 def test_labels_that_do_not_match():
     turns = u_turns()
     spec = NetworkLayers(classifier=f"{HERE}:three_classes")
     with pytest.raises(
-        ValueError, match=r"of the images = 10: expected 3, as .*three_classes' knows; .*`classes`.*labels = false"
+        ValueError,
+        match=(
+            r"of the images = 10: expected 3, as .*three_classes' knows; .*`classes`.*labels ="
+            r" false"
+        ),
     ):
         spec.variables(StoredImages(turns.originals.images, turns.originals.labels, 10))
 
 
 def test_fingerprints_know_weights_and_preprocessing(resnet, tmp_path):
-    seen = [NetworkLayers(classifier=f"{HERE}:{name}").fingerprint() for name in ("ten_classes", "three_classes")]
+    seen = [
+        NetworkLayers(classifier=f"{HERE}:{name}").fingerprint()
+        for name in ("ten_classes", "three_classes")
+    ]
     assert seen[0] == ut.networks.files.fingerprint(Small(10))
     assert seen[1] == f"{ut.networks.files.fingerprint(Small(3))} {HERE}:halved"
     library = NetworkLayers(classifier="torchvision:resnet18", weights=resnet[1]).fingerprint()
@@ -461,7 +567,9 @@ def test_fingerprints_know_weights_and_preprocessing(resnet, tmp_path):
     assert "crop_size=[224]" in library
     assert "\n" not in library
     (tmp_path / "statistics").write_bytes(b"1")
-    with_statistics = NetworkLayers(classifier=f"{HERE}:ten_classes", statistics=str(tmp_path / "statistics")).fingerprint()
+    with_statistics = NetworkLayers(
+        classifier=f"{HERE}:ten_classes", statistics=str(tmp_path / "statistics")
+    ).fingerprint()
     assert with_statistics.startswith(seen[0] + " ")
 
 

@@ -29,7 +29,8 @@ def test_labels_and_the_identity(finished):
     assert ds.same_class.dims == ("noise", "item", "trajectory")
     assert ds.network_layer.values.tolist()[-1] == "logits"
     assert ds.label.values.tolist() == [0, 1, 2, 3]
-    assert np.array_equal(ds.image.sel(noise=0)[:, 0], ut.fashion_mnist.load_test_set()[0][:4])  # k = 0, bit for bit
+    # K = 0, bit for bit.
+    assert np.array_equal(ds.image.sel(noise=0)[:, 0], ut.fashion_mnist.load_test_set()[0][:4])
     assert (ds.same_class.sel(noise=0) == 1).all()
     assert np.allclose(ds.similarity.sel(noise=0), 1)
     assert (ds.similarity.sel(noise=0.25) > ds.similarity.sel(noise=1.0)).mean() > 0.9
@@ -49,7 +50,8 @@ def test_the_noise_axis(finished):
 def test_images_do_not_depend_on_the_batch(finished):
     _, ds = finished
     together = ut.run(ut.Experiment.from_dict({**SPEC, "chunk": 4}))
-    assert np.abs(together.image - ds.image).max() < 1e-4  # float32 rounding over four steps; values in [-1, 1]
+    # Float32 rounding over four steps; values in [-1, 1].
+    assert np.abs(together.image - ds.image).max() < 1e-4
 
 
 @pytest.mark.parametrize("shape", [(4, 32, 32), (4, 28, 28, 3)])

@@ -1,4 +1,6 @@
-"""Sources of images: order, labels, what is read and when, hostile files, kinds of pixels, sizes."""
+"""Sources of images: order, labels, what is read and when, hostile files, kinds of pixels,
+sizes.
+"""
 
 import os
 import re
@@ -26,7 +28,9 @@ def save(path, pixels, **options):
 
 
 def eight_bits(images):
-    """Images (batch, channels, height, width) in [-1, 1] as (batch, height, width, channels) in 0..255."""
+    """Images (batch, channels, height, width) in [-1, 1] as (batch, height, width, channels) in
+    0..255.
+    """
     return np.rint((images.astype(float) + 1) * 127.5).astype(int).transpose(0, 2, 3, 1)
 
 
@@ -52,13 +56,19 @@ def folder_source(path, **options):
 def decoded(monkeypatch):
     """The files decoded so far."""
     found, original = [], image_sources.pixels_of
-    monkeypatch.setattr(image_sources, "pixels_of", lambda path, *options: found.append(path) or original(path, *options))
+    monkeypatch.setattr(
+        image_sources,
+        "pixels_of",
+        lambda path, *options: found.append(path) or original(path, *options),
+    )
     return found
 
 
 @pytest.fixture
 def uneven(tmp_path):
-    """Classes b, a and c/d with 3, 1 and 2 images, numbered by class and rank; and what is to be ignored."""
+    """Classes b, a and c/d with 3, 1 and 2 images, numbered by class and rank; and what is to be
+    ignored.
+    """
     for name, class_number, count in [("b", 1, 3), ("a", 0, 1), ("c/d", 2, 2)]:
         for rank in range(count):
             numbered(tmp_path / "data" / name / f"image{rank}.png", 10 * class_number + rank)
@@ -67,7 +77,7 @@ def uneven(tmp_path):
     return tmp_path / "data"
 
 
-# -- order and labels ------------------------------------------------------------------------------------------------
+# -- order and labels ------------------------------------------------------------------------------
 def test_classes_come_in_turn(uneven):
     source = folder_source(uneven)
     images, labels = first_images(source, 6)
@@ -110,7 +120,7 @@ def test_links_are_followed_once(uneven, tmp_path):
     assert number_of(first_images(folder_source(tmp_path / "linked"), 9)[0]) == [10, 11, 12]
 
 
-# -- what is read, and when ------------------------------------------------------------------------------------------
+# -- what is read, and when ------------------------------------------------------------------------
 def test_only_the_images_asked_for_are_decoded(tmp_path, decoded, monkeypatch):
     for number in range(40):
         numbered(tmp_path / f"{number % 4}" / f"{number:02}.png", number)
@@ -158,15 +168,25 @@ def test_items_do_not_change_while_a_source_lives(uneven):
         source.images_at([1])
 
 
-# -- files that are no images ----------------------------------------------------------------------------------------
+# -- files that are no images ----------------------------------------------------------------------
 def png_of_size(width, height):
     """A PNG file that claims a size, and hardly holds anything."""
 
     def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,7 +196,11 @@ def png_of_size(width, height):
         ("b.jpg", lambda jpeg, png: jpeg[: len(jpeg) // 2], ".*truncated.*"),
         ("b.txt", lambda jpeg, png: b"notes", "not an image"),
         ("b.png", lambda jpeg, png: png_of_size(30_000, 30_000), ".*decompression bomb.*"),
-        ("b.eps", lambda jpeg, png: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n", "not an image"),
+        (
+            "b.eps",
+            lambda jpeg, png: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n",
+            "not an image",
+        ),
     ],
 )
 def test_a_broken_file_is_an_error_that_names_it(tmp_path, name, content, reason):
@@ -188,7 +212,10 @@ def test_a_broken_file_is_an_error_that_names_it(tmp_path, name, content, reason
     (tmp_path / "data" / name).write_bytes(content(*whole))
     source = folder_source(tmp_path / "data")
     for ask in (lambda: source.coordinates(0, 2), lambda: source.images_at([1])):
-        with pytest.raises(ValueError, match=rf"{re.escape(name)} cannot be read \({reason}\); mend it, or move it away"):
+        with pytest.raises(
+            ValueError,
+            match=rf"{re.escape(name)} cannot be read \({reason}\); mend it, or move it away",
+        ):
             ask()
     assert number_of(first_images(source, 1)[0]) == [7]
     with pytest.raises(ValueError, match=r"items = 3: expected at most 2, the files of "):
@@ -212,9 +239,11 @@ def test_folders_without_images(tmp_path):
             ask(folder_source(tmp_path))
 
 
-# -- pixels ----------------------------------------------------------------------------------------------------------
+# -- pixels ----------------------------------------------------------------------------------------
 def one_image(path, **options):
-    return eight_bits(first_images(folder_source(path.parent, **({"channels": 3} | options)), 1)[0])[0]
+    return eight_bits(
+        first_images(folder_source(path.parent, **({"channels": 3} | options)), 1)[0]
+    )[0]
 
 
 def test_colours_and_grey_are_exact(tmp_path):
@@ -224,12 +253,18 @@ def test_colours_and_grey_are_exact(tmp_path):
     grey = one_image(tmp_path / "rgb" / "a.png", channels=1)[..., 0]
     assert np.abs(grey - pixels @ [0.299, 0.587, 0.114]).max() <= 0.51  # ITU-R BT.601
     save(tmp_path / "grey" / "a.png", pixels[..., 0])
-    np.testing.assert_array_equal(one_image(tmp_path / "grey" / "a.png"), np.repeat(pixels[..., :1], 3, axis=2))
-    np.testing.assert_array_equal(one_image(tmp_path / "grey" / "a.png", channels=1), pixels[..., :1])
+    np.testing.assert_array_equal(
+        one_image(tmp_path / "grey" / "a.png"), np.repeat(pixels[..., :1], 3, axis=2)
+    )
+    np.testing.assert_array_equal(
+        one_image(tmp_path / "grey" / "a.png", channels=1), pixels[..., :1]
+    )
 
 
 def test_an_array_of_too_many_numbers_is_not_read(tmp_path):
-    header = np.lib.format.header_data_from_array_1_0(np.zeros(1, np.uint8)) | {"shape": (3000, 1000, 1000)}
+    header = np.lib.format.header_data_from_array_1_0(np.zeros(1, np.uint8)) | {
+        "shape": (3000, 1000, 1000)
+    }
     with open(tmp_path / "holes.npy", "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         file.truncate(file.tell() + 3 * 10**9)
@@ -262,24 +297,35 @@ def test_sixteen_bit_grey_is_rounded(tmp_path, ending):
     deep = np.random.default_rng(5).integers(0, 2**16, (6, 6)).astype(np.uint16)
     deep[0, :2] = 0, 2**16 - 1
     Image.fromarray(deep).save(tmp_path / f"a.{ending}")
-    np.testing.assert_array_equal(one_image(tmp_path / f"a.{ending}", channels=1)[..., 0], np.rint(deep / 257))
+    np.testing.assert_array_equal(
+        one_image(tmp_path / f"a.{ending}", channels=1)[..., 0], np.rint(deep / 257)
+    )
 
 
 def test_several_images_in_a_file_are_an_error(tmp_path):
     pages = [Image.fromarray(noise_image(k, 8, 8)) for k in range(2)]
     for ending in ("tif", "gif", "png", "webp"):
         pages[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=pages[1:])
-        with pytest.raises(ValueError, match=rf"a\.{ending} cannot be read \(images in the {ending.upper()[:4]}.* = 'several'"):
+        with pytest.raises(
+            ValueError,
+            match=rf"a\.{ending} cannot be read \(images in the {ending.upper()[:4]}.* = 'several'",
+        ):
             one_image(tmp_path / f"a.{ending}")
         (tmp_path / f"a.{ending}").unlink()
 
 
 def test_numbers_without_a_known_range_are_an_error(tmp_path):
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match=r"a\.tif cannot be read .*expected one whose range is known"):
+    with pytest.raises(
+        ValueError, match=r"a\.tif cannot be read .*expected one whose range is known"
+    ):
         first_images(folder_source(tmp_path), 1)
-    Image.fromarray(np.full((4, 4), 2**15, np.uint16)).save(tmp_path / "a.tif", tiffinfo={262: 0})  # white is 0
-    with pytest.raises(ValueError, match=r"a\.tif cannot be read \(bits and photometric interpretation = \(\(16,\), 0\)"):
+    # White is 0.
+    Image.fromarray(np.full((4, 4), 2**15, np.uint16)).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    with pytest.raises(
+        ValueError,
+        match=r"a\.tif cannot be read \(bits and photometric interpretation = \(\(16,\), 0\)",
+    ):
         first_images(folder_source(tmp_path), 1)
 
 
@@ -289,24 +335,31 @@ def test_orientation_is_applied(tmp_path, ending):
     pixels[:8, :16] = 255  # the upper left quarter
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise: the quarter moves to the upper right
-    save(tmp_path / f"a.{ending}", pixels, exif=exif, **({} if ending == "png" else {"quality": 100}))
+    save(
+        tmp_path / f"a.{ending}", pixels, exif=exif, **({} if ending == "png" else {"quality": 100})
+    )
     found = one_image(tmp_path / f"a.{ending}", channels=1)[..., 0]
     assert found.shape == (32, 16)
     assert found[2:14, 10:14].min() > 250
     assert max(found[18:].max(), found[:, :6].max()) < 5
 
 
-# -- sizes -----------------------------------------------------------------------------------------------------------
+# -- sizes -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("height", "width", "size"), [(40, 60, 16), (48, 48, 7), (8, 12, 16)])
 def test_resizing_is_the_antialiased_bicubic_of_another_library(tmp_path, height, width, size):
-    pixels = 64 + noise_image(7, height, width) // 2  # Pillow clips to 0..255 in between, after the rows
+    # Pillow clips to 0..255 in between, after the rows.
+    pixels = 64 + noise_image(7, height, width) // 2
     save(tmp_path / "a.png", pixels)
     # Sizes for which the resized long side, and what is cut from it, are whole numbers of pixels.
     rows, columns = height * size // min(height, width), width * size // min(height, width)
     whole = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
-    resized = torch.nn.functional.interpolate(whole, (rows, columns), mode="bicubic", antialias=True, align_corners=False)
+    resized = torch.nn.functional.interpolate(
+        whole, (rows, columns), mode="bicubic", antialias=True, align_corners=False
+    )
     top, left = (rows - size) // 2, (columns - size) // 2
-    expected = resized[0, :, top : top + size, left : left + size].permute(1, 2, 0).clamp(0, 255).numpy()
+    expected = (
+        resized[0, :, top : top + size, left : left + size].permute(1, 2, 0).clamp(0, 255).numpy()
+    )
     found = one_image(tmp_path / "a.png", size=size)
     assert found.shape == (size, size, 3)
     assert np.abs(found - expected).max() <= 1.01  # rounded after the rows, and after the columns
@@ -319,12 +372,15 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
     source = folder_source(tmp_path, channels=3)
     assert first_images(source, 2)[0].shape == (2, 3, 6, 8)
     for _ in range(2):  # the error stays
-        with pytest.raises(ValueError, match=r"c\.png = '6 x 8 pixels': expected 8 x 6 pixels, as .*a\.png; give `size`"):
+        with pytest.raises(
+            ValueError,
+            match=r"c\.png = '6 x 8 pixels': expected 8 x 6 pixels, as .*a\.png; give `size`",
+        ):
             source.coordinates(0, 3)
     assert first_images(folder_source(tmp_path, size=5), 3)[0].shape == (3, 1, 5, 5)
 
 
-# -- in memory -------------------------------------------------------------------------------------------------------
+# -- in memory -------------------------------------------------------------------------------------
 def test_arrays(tmp_path):
     images = noise_image(8, 6, 6, 4).transpose(2, 0, 1)
     np.save(tmp_path / "images.npy", images)
@@ -333,7 +389,12 @@ def test_arrays(tmp_path):
     assert loaded.shape == (4, 1, 6, 6)
     assert np.allclose((loaded[:, 0] + 1) * 127.5, images, atol=1e-4)
     assert (labels == -1).all()
-    assert (source.count(), source.image_shape(), source.num_labels(), source.class_names()) == (4, (1, 6, 6), None, None)
+    assert (source.count(), source.image_shape(), source.num_labels(), source.class_names()) == (
+        4,
+        (1, 6, 6),
+        None,
+        None,
+    )
     np.testing.assert_array_equal(source.images_at([2, 0])[0], loaded[[2, 0]])
     np.testing.assert_array_equal(first_images(source, 9)[0], loaded)
     np.save(tmp_path / "labels.npy", np.array([3, -1, 0, 1]))
@@ -344,7 +405,9 @@ def test_arrays(tmp_path):
     with pytest.raises(ValueError, match=r"label = .*-2.*: expected 0, 1"):
         first_images(labelled, 2)
     np.save(tmp_path / "wrong.npy", np.full((2, 6, 6), 7.0))
-    with pytest.raises(ValueError, match=r"holds float64 images, values in .*7.*7.*; expected uint8"):
+    with pytest.raises(
+        ValueError, match=r"holds float64 images, values in .*7.*7.*; expected uint8"
+    ):
         ArraySource(path=str(tmp_path / "wrong.npy")).load()
     np.save(tmp_path / "gaps.npy", np.array([np.nan, -7.0, np.inf, 9.0]).reshape(1, 2, 2))
     with pytest.raises(ValueError, match=r"values in .*nan.*; expected uint8"):
@@ -365,7 +428,7 @@ def test_arrays_that_have_changed_are_read_again(tmp_path):
     assert source.fingerprint() != before
 
 
-# -- in an experiment ------------------------------------------------------------------------------------------------
+# -- in an experiment ------------------------------------------------------------------------------
 class FirstPixel(ut.Probe):
     """Reads the first pixel of the reconstructions, 0..255."""
 
@@ -386,7 +449,10 @@ class FirstPixel(ut.Probe):
 
 def test_results_record_the_file_of_every_item(tmp_path):
     for number in range(6):
-        save(tmp_path / "data" / f"class{number % 2}" / f"{number}.png", np.full((28, 28), number, np.uint8))
+        save(
+            tmp_path / "data" / f"class{number % 2}" / f"{number}.png",
+            np.full((28, 28), number, np.uint8),
+        )
     spec = {
         "items": 5,
         "chunk": 2,
@@ -396,7 +462,13 @@ def test_results_record_the_file_of_every_item(tmp_path):
         "probes": [{"type": f"{__name__}:FirstPixel"}],
     }
     run = ut.run(ut.Experiment.from_dict(spec), tmp_path / "store").load()
-    assert run.file.values.tolist() == ["class0/0.png", "class1/1.png", "class0/2.png", "class1/3.png", "class0/4.png"]
+    assert run.file.values.tolist() == [
+        "class0/0.png",
+        "class1/1.png",
+        "class0/2.png",
+        "class1/3.png",
+        "class0/4.png",
+    ]
     assert run.label.values.tolist() == [0, 1, 0, 1, 0]
     assert run["first"].values[0, :, 0].tolist() == [0, 1, 2, 3, 4]
     again = ut.run(ut.Experiment.from_dict(spec), tmp_path / "store").load()

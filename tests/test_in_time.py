@@ -1,4 +1,6 @@
-"""Samplers that follow time, and remasking: their laws against plain loops, and which of them keep the posterior."""
+"""Samplers that follow time, and remasking: their laws against plain loops, and which of them
+keep the posterior.
+"""
 
 from itertools import product
 
@@ -41,14 +43,21 @@ class Replaced(TableDenoiser):
 
     def posterior(self, noisy):
         onehot = self.strings[..., None] == np.arange(V)
-        rows, of = np.unique(np.c_[noisy.values, noisy.noise], axis=0, return_inverse=True)  # many are equal
-        return np.array([np.tensordot(self.joint(row[:-1], row[-1]), onehot, 1) for row in rows], np.float32)[of]
+        # Many are equal.
+        rows, of = np.unique(np.c_[noisy.values, noisy.noise], axis=0, return_inverse=True)
+        return np.array(
+            [np.tensordot(self.joint(row[:-1], row[-1]), onehot, 1) for row in rows], np.float32
+        )[of]
 
 
 def divergence(law, posterior):
-    """KL(law ‖ posterior) in nats, {string: probability} both; infinite if an impossible string is drawn."""
+    """KL(law ‖ posterior) in nats, {string: probability} both; infinite if an impossible string
+    is drawn.
+    """
     assert sum(law.values()) == pytest.approx(1, abs=1e-6)
-    return sum(q * np.log(q / posterior[x]) if posterior[x] else np.inf for x, q in law.items() if q > 0)
+    return sum(
+        q * np.log(q / posterior[x]) if posterior[x] else np.inf for x, q in law.items() if q > 0
+    )
 
 
 def posterior_of(table, probabilities):
@@ -57,21 +66,28 @@ def posterior_of(table, probabilities):
 
 def to_posterior(values, decoder, table=None):
     table = table or Masked()
-    return divergence(law_of(table, np.array(values), decoder), posterior_of(table, table.given(values)))
+    return divergence(
+        law_of(table, np.array(values), decoder), posterior_of(table, table.given(values))
+    )
 
 
 ALL, GIVEN = (-1, -1, -1), (0, -1, -1)
 
 
-# -- against plain loops ------------------------------------------------------------------------------------------------------
+# -- against plain loops ---------------------------------------------------------------------------
 
 
 def remdm(table, start, noise, steps, eta, cap, given):
-    """The sampler of arXiv:2503.00307 in plain loops: every outcome of every step, {string: probability}."""
+    """The sampler of arXiv:2503.00307 in plain loops: every outcome of every step, {string:
+    probability}.
+    """
     law, free = {tuple(start): 1.0}, [x < 0 or given for x in start]
     first = 1 if given else noise
     for k in range(steps):
-        a_t, a_s = 1 - noise * (steps - k) / steps / first, 1 - noise * (steps - k - 1) / steps / first
+        a_t, a_s = (
+            1 - noise * (steps - k) / steps / first,
+            1 - noise * (steps - k - 1) / steps / first,
+        )
         most = 1 if a_t <= 0 else min(1, (1 - a_s) / a_t)
         sigma = min(eta, most) if cap else eta * most
         reveal = (a_s - (1 - sigma) * a_t) / (1 - a_t)
@@ -81,7 +97,9 @@ def remdm(table, start, noise, steps, eta, cap, given):
             options = []
             for i, x in enumerate(z):
                 if x < 0:
-                    options.append([(a, reveal * conditional[i, a]) for a in range(V)] + [(-1, 1 - reveal)])
+                    options.append(
+                        [(a, reveal * conditional[i, a]) for a in range(V)] + [(-1, 1 - reveal)]
+                    )
                 else:
                     options.append([(x, 1 - sigma), (-1, sigma)] if free[i] else [(x, 1.0)])
             for outcome in product(*options):
@@ -95,23 +113,33 @@ def remdm(table, start, noise, steps, eta, cap, given):
     ("remask", "start", "given"),
     [
         *(("none", start, False) for start in (ALL, GIVEN)),
-        *((remask, *case) for remask in ("cap", "rescale") for case in ((ALL, False), (GIVEN, False), (GIVEN, True))),
+        *(
+            (remask, *case)
+            for remask in ("cap", "rescale")
+            for case in ((ALL, False), (GIVEN, False), (GIVEN, True))
+        ),
     ],
 )
 def test_the_law_of_remasking_is_that_of_plain_loops(remask, start, given):
     decoder = Decoder("analytic", 4, remask=remask, eta=0.4, remask_given=given)
     noise = 0.8 if given else (np.array(start) < 0).mean()
     law = law_of(Masked(), np.array(start), decoder, noise)
-    expected = remdm(Masked(), start, noise, 4, 0.0 if remask == "none" else 0.4, remask == "cap", given)
+    expected = remdm(
+        Masked(), start, noise, 4, 0.0 if remask == "none" else 0.4, remask == "cap", given
+    )
     assert law.keys() == expected.keys()
     assert law == pytest.approx(expected, abs=1e-6)
 
 
 def test_one_reveal_at_a_time_is_its_definition():
-    """Two steps from all masked, in plain loops: which tokens are revealed or masked again, and in which order."""
+    """Two steps from all masked, in plain loops: which tokens are revealed or masked again, and
+    in which order.
+    """
     table, law = Masked(), {}
     decoder = Decoder("random", 2, remask="rescale", eta=0.5)
-    (first, none), (second, again) = (in_time.chances(decoder, *levels, 1.0) for levels in ((1.0, 0.5), (0.5, 0.0)))
+    (first, none), (second, again) = (
+        in_time.chances(decoder, *levels, 1.0) for levels in ((1.0, 0.5), (0.5, 0.0))
+    )
     assert (none, second, again) == (0.5, 1.0, 0.0)
 
     def reveal(string, places, p):
@@ -123,7 +151,9 @@ def test_one_reveal_at_a_time_is_its_definition():
             conditional = table.conditionals([string])[0][i]
             for a in range(V):
                 left = [j for j in places if j != i]
-                reached += reveal((*string[:i], a, *string[i + 1 :]), left, p * conditional[a] / len(places))
+                reached += reveal(
+                    (*string[:i], a, *string[i + 1 :]), left, p * conditional[a] / len(places)
+                )
         return reached
 
     for turn in product([0, 1], repeat=3):
@@ -147,23 +177,31 @@ MANY = [
 ]
 
 
-@pytest.mark.parametrize(("decoder", "start"), MANY, ids=lambda value: getattr(value, "description", str(value)))
+@pytest.mark.parametrize(
+    ("decoder", "start"), MANY, ids=lambda value: getattr(value, "description", str(value))
+)
 def test_draws_follow_the_law(decoder, start):
     """8 tests at 1e-5."""
     count, noise = 20_000, (np.array(start) < 0).mean()
     noisy = Noisy(np.tile(start, (count, 1)), np.full(count, noise), V)
     strings = unmask(Masked(), noisy, keys(0, range(count)), decoder)
     assert drawn_as(strings, law_of(Masked(), np.array(start), decoder)) > 1e-5
-    assert drawn_as(strings, law_of(Masked(), np.array(start), Decoder(steps=1, temperature=2.0))) < 1e-5  # another law is seen
+    # Another law is seen.
+    assert (
+        drawn_as(strings, law_of(Masked(), np.array(start), Decoder(steps=1, temperature=2.0)))
+        < 1e-5
+    )
 
 
-# -- which of them draw from the posterior --------------------------------------------------------------------------------------
+# -- which of them draw from the posterior ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("start", [ALL, GIVEN])
 @pytest.mark.parametrize("remask", ["cap", "rescale"])
 def test_remasking_drawn_tokens_one_at_a_time_keeps_the_posterior(remask, start):
-    singly, together = (Decoder(order, 6, remask=remask, eta=0.5) for order in ("random", "analytic"))
+    singly, together = (
+        Decoder(order, 6, remask=remask, eta=0.5) for order in ("random", "analytic")
+    )
     assert singly.is_exact
     assert not together.is_exact
     assert abs(to_posterior(start, singly)) < 1e-7  # beliefs are float32
@@ -171,24 +209,35 @@ def test_remasking_drawn_tokens_one_at_a_time_keeps_the_posterior(remask, start)
 
 
 def test_steps_of_remasking_factorise_and_converge_slowly():
-    """From all masks, four sites: more steps are better, and remasking costs more of them than it repairs."""
+    """From all masks, four sites: more steps are better, and remasking costs more of them than
+    it repairs.
+    """
     table, masks = TableDenoiser(), np.full(4, -1)
     plain, remasked = (
-        [to_posterior(masks, Decoder("analytic", steps, remask=remask, eta=0.5), table) for steps in (4, 16, 64)]
+        [
+            to_posterior(masks, Decoder("analytic", steps, remask=remask, eta=0.5), table)
+            for steps in (4, 16, 64)
+        ]
         for remask in ("none", "rescale")
     )
     assert plain[0] > 3 * plain[1] > 9 * plain[2] > 0
     assert remasked[0] > remasked[1] > remasked[2] > 3 * plain[2]
-    assert (round(remasked[2], 2), round(plain[2], 2)) == (0.16, 0.04)  # computed by independent code
+    # Computed by independent code.
+    assert (round(remasked[2], 2), round(plain[2], 2)) == (0.16, 0.04)
 
 
 @pytest.mark.parametrize("order", ["random", "analytic"])
 def test_remasking_given_tokens_keeps_the_law_of_the_data_but_not_the_posterior(order):
-    """Singly, over all originals and masks the law of the data is drawn; for given tokens neither it nor the posterior."""
+    """Singly, over all originals and masks the law of the data is drawn; for given tokens
+    neither it nor the posterior.
+    """
     table, noise, steps = Masked(), 0.6, 3
     decoder = Decoder(order, steps, remask="rescale", eta=0.5, remask_given=True)
     assert not decoder.is_exact
-    data, marginal = posterior_of(table, table.law), dict.fromkeys(map(tuple, table.strings.tolist()), 0.0)
+    data, marginal = (
+        posterior_of(table, table.law),
+        dict.fromkeys(map(tuple, table.strings.tolist()), 0.0),
+    )
     for values in product(range(-1, V), repeat=3):
         fits = ((table.strings == values) | (np.array(values) < 0)).all(1)
         p = table.law[fits].sum() * np.prod([noise if x < 0 else 1 - noise for x in values])
@@ -205,7 +254,9 @@ def test_remasking_given_tokens_keeps_the_law_of_the_data_but_not_the_posterior(
 
 
 def by_confidence(table, steps, singly):
-    """The law of "conf" with eta 1 from all masked, in plain loops: states are strings with the probabilities of their draws."""
+    """The law of "conf" with eta 1 from all masked, in plain loops: states are strings with the
+    probabilities of their draws.
+    """
     law = {((-1,) * table.D, (1.0,) * table.D): 1.0}
 
     def drawn(z, psi, places, p):
@@ -228,14 +279,18 @@ def by_confidence(table, steps, singly):
         for (z, psi), p in law.items():
             kept = [i for i in range(table.D) if z[i] >= 0]
             total = sum(np.exp(-psi[i]) for i in kept)
-            chance = [most * np.exp(-psi[i]) / total if i in kept else reveal for i in range(table.D)]
+            chance = [
+                most * np.exp(-psi[i]) / total if i in kept else reveal for i in range(table.D)
+            ]
             for turn in product([0, 1], repeat=table.D):
                 q = p * np.prod([c if on else 1 - c for c, on in zip(chance, turn, strict=True)])
                 if q == 0:
                     continue
                 seen, lost = z, [i for i in kept if turn[i]]
                 start = tuple(-1 if singly and i in lost else x for i, x in enumerate(z))
-                for string, sure, share in drawn(start, psi, [i for i in range(table.D) if turn[i] and i not in kept], q):
+                for string, sure, share in drawn(
+                    start, psi, [i for i in range(table.D) if turn[i] and i not in kept], q
+                ):
                     state = tuple(-1 if i in lost else x for i, x in enumerate(string)), sure
                     after[state] = after.get(state, 0.0) + share
         law = after
@@ -251,7 +306,9 @@ class Pairs(TableDenoiser):
 
 @pytest.mark.parametrize("order", ["random", "analytic"])
 def test_remasking_by_confidence_does_not_keep_the_posterior(order):
-    """What is masked again depends on what was drawn. One token at a time the error is small. Chi-square at 1e-5."""
+    """What is masked again depends on what was drawn. One token at a time the error is small.
+    Chi-square at 1e-5.
+    """
     table, count = Pairs(), 20_000
     law = by_confidence(table, 4, order == "random")
     error = divergence(law, posterior_of(table, table.law))
@@ -260,7 +317,9 @@ def test_remasking_by_confidence_does_not_keep_the_posterior(order):
     assert error > (1e-6 if order == "random" else 1e-2)
     noisy = Noisy(np.full((count, 2), -1), np.ones(count), V)
     assert drawn_as(unmask(table, noisy, keys(0, range(count)), decoder), law) > 1e-5
-    with pytest.raises(ValueError, match="remask = 'conf': expected another one to enumerate its law"):
+    with pytest.raises(
+        ValueError, match="remask = 'conf': expected another one to enumerate its law"
+    ):
         law_of(table, np.array([-1, -1]), decoder)
 
 
@@ -278,21 +337,28 @@ def test_causal_blocks_draw_from_the_posterior_only_without_kept_tokens_on_the_r
     assert abs(to_posterior([1, 0, -1, 0], Decoder("blocks", block=2, causal=True), table)) < 1e-7
 
 
-# -- first hitting --------------------------------------------------------------------------------------------------------------
+# -- first hitting ---------------------------------------------------------------------------------
 
 
 def test_first_hitting_is_random_order_one_at_a_time():
     """The same strings in every draw, as the noise level that is told is the only difference."""
     values = np.tile([[-1, -1, 1, -1], [-1, 0, -1, -1]], (50, 1))
     noisy = Noisy(values, np.full(100, 0.8), V)
-    found = [unmask(TableDenoiser(), noisy, keys(0, range(100)), Decoder(order)) for order in ("random", "first_hitting")]
+    found = [
+        unmask(TableDenoiser(), noisy, keys(0, range(100)), Decoder(order))
+        for order in ("random", "first_hitting")
+    ]
     np.testing.assert_array_equal(*found)
     assert Decoder("first_hitting").is_exact
-    assert law_of(TableDenoiser(), values[0], Decoder("first_hitting")) == law_of(TableDenoiser(), values[0], Decoder())
+    assert law_of(TableDenoiser(), values[0], Decoder("first_hitting")) == law_of(
+        TableDenoiser(), values[0], Decoder()
+    )
 
 
 def test_first_hitting_tells_the_times_of_the_continuous_process():
-    """With n masked tokens at level t, the next level is t u^(1/n) (arXiv:2409.02908). Kolmogorov-Smirnov at 1e-4."""
+    """With n masked tokens at level t, the next level is t u^(1/n) (arXiv:2409.02908).
+    Kolmogorov-Smirnov at 1e-4.
+    """
     heard = []
 
     class Listening(TableDenoiser):
@@ -301,13 +367,18 @@ def test_first_hitting_tells_the_times_of_the_continuous_process():
             return super().posterior(noisy)
 
     count = 4000
-    unmask(Listening(), Noisy(np.full((count, 4), -1), np.full(count, 0.9), V), keys(0, range(count)), Decoder("first_hitting"))
+    unmask(
+        Listening(),
+        Noisy(np.full((count, 4), -1), np.full(count, 0.9), V),
+        keys(0, range(count)),
+        Decoder("first_hitting"),
+    )
     levels = np.array([np.full(count, 0.9), *heard])
     for k in range(4):
         assert kstest((levels[k + 1] / levels[k]) ** (4 - k), "uniform").pvalue > 1e-4
 
 
-# -- uniform replacement --------------------------------------------------------------------------------------------------------
+# -- uniform replacement ---------------------------------------------------------------------------
 
 
 def replaced(length, values, steps, order, noise=0.7):
@@ -316,7 +387,10 @@ def replaced(length, values, steps, order, noise=0.7):
 
 def to_exact(length, values, steps, order, noise=0.7):
     table = Replaced(length)
-    return divergence(replaced(length, values, steps, order, noise), posterior_of(table, table.joint(values, noise)))
+    return divergence(
+        replaced(length, values, steps, order, noise),
+        posterior_of(table, table.joint(values, noise)),
+    )
 
 
 def test_analytic_steps_are_exact_for_one_site_and_eulers_are_not():
@@ -335,7 +409,9 @@ def test_both_steps_converge_to_the_posterior_of_several_sites():
 
 
 def test_steps_are_those_of_sedd():
-    """From the ratios p_t(x with b at i) / p_t(x) of the enumerated p_t, and the exact marginals of x_s given x_t."""
+    """From the ratios p_t(x with b at i) / p_t(x) of the enumerated p_t, and the exact marginals
+    of x_s given x_t.
+    """
     table, now, later = Replaced(2), 0.6, 0.35  # noise levels
 
     def kernel(alpha):
@@ -346,7 +422,12 @@ def test_steps_are_those_of_sedd():
     joint = np.einsum("ab,xa,yb->xy", table.law.reshape(V, V), kernel(1 - later), kernel(1 - later))
     for x, y in product(range(V), repeat=2):
         belief = table.posterior(Noisy(np.array([[x, y]]), np.array([now]), V))
-        laws = {euler: table.corruption.step_law(belief, np.array([[x, y]]), 1 - now, 1 - later, euler)[0] for euler in (0, 1)}
+        laws = {
+            euler: table.corruption.step_law(belief, np.array([[x, y]]), 1 - now, 1 - later, euler)[
+                0
+            ]
+            for euler in (0, 1)
+        }
         exact = joint * step[x][:, None] * step[y][None]  # p(x_s, x_t)
         exact /= exact.sum()
         np.testing.assert_allclose(laws[0], [exact.sum(1), exact.sum(0)], atol=1e-6)
@@ -359,7 +440,9 @@ def test_steps_are_those_of_sedd():
 
 
 def test_eulers_step_on_masks_is_the_analytic_one():
-    """-d log alpha times the ratio p_t(x with a) / p_t(x), with p_t enumerated: (t - s) / t times p(x_i = a | kept tokens)."""
+    """-d log alpha times the ratio p_t(x with a) / p_t(x), with p_t enumerated: (t - s) / t
+    times p(x_i = a | kept tokens).
+    """
     table, t, s = Masked(), 0.6, 0.45
 
     def density(values):
@@ -387,7 +470,7 @@ def test_draws_of_replaced_symbols_follow_the_law(order):
     assert drawn_as(strings, replaced(2, values, 3, other)) < 1e-4
 
 
-# -- options, plans, experiments ------------------------------------------------------------------------------------------------
+# -- options, plans, experiments -------------------------------------------------------------------
 
 
 def test_planned_evaluations_are_those_that_are_made():
@@ -401,18 +484,27 @@ def test_planned_evaluations_are_those_that_are_made():
             heard[0] += len(noisy.values)
             return super().posterior(noisy)
 
-    decoders = [Decoder("random", 8, remask="rescale", eta=0.6, remask_given=given) for given in (False, True)]
+    decoders = [
+        Decoder("random", 8, remask="rescale", eta=0.6, remask_given=given)
+        for given in (False, True)
+    ]
     decoders += [Decoder("analytic", 8), Decoder("analytic", 8, remask="cap", eta=0.3)]
     for decoder in decoders:
         heard[:] = 0
         strings = np.zeros((count, 4), int)
         noisy = Counting.corruption.corrupt(strings, 0.7, vocab_size=V, seed=1)
         unmask(Counting(), noisy, keys(0, range(count)), decoder)
-        assert in_time.evaluations(decoder, 0.7, 4) - 1 - 0.3 < heard[0] / count < in_time.evaluations(decoder, 0.7, 4) + 0.3
+        assert (
+            in_time.evaluations(decoder, 0.7, 4) - 1 - 0.3
+            < heard[0] / count
+            < in_time.evaluations(decoder, 0.7, 4) + 0.3
+        )
 
 
 def test_planned_evaluations_count_the_tokens_that_return():
-    """With "conf", a step masks up to one revealed token again, which another evaluation reveals: an upper bound."""
+    """With "conf", a step masks up to one revealed token again, which another evaluation
+    reveals: an upper bound.
+    """
     decoder, count, made = Decoder("random", 8, remask="conf", eta=1.0), 400, []
 
     class Counting(TableDenoiser):
@@ -422,7 +514,9 @@ def test_planned_evaluations_count_the_tokens_that_return():
 
     noisy = Noisy(np.full((count, Table.D), -1), np.ones(count), Table.V)
     unmask(Counting(), noisy, keys(0, range(count)), decoder)
-    assert Table.D + 1 < sum(made) / count < in_time.evaluations(decoder, 1.0, Table.D) <= Table.D + 8
+    assert (
+        Table.D + 1 < sum(made) / count < in_time.evaluations(decoder, 1.0, Table.D) <= Table.D + 8
+    )
 
 
 CHAIN = {"type": "hmm", "states": 2, "symbols": 3, "length": 10, "persistence": 0.9}
@@ -430,7 +524,12 @@ CHAIN = {"type": "hmm", "states": 2, "symbols": 3, "length": 10, "persistence": 
 
 def gap(corruption="masking", noise=0.8, **backward):
     """Calibration of the hidden states and symbols of chains."""
-    spec = {"items": 400, "clones": 2, "source": CHAIN, "corruption": {"type": corruption, "noise": [noise]}}
+    spec = {
+        "items": 400,
+        "clones": 2,
+        "source": CHAIN,
+        "corruption": {"type": corruption, "noise": [noise]},
+    }
     spec |= {"backward": {"type": "denoiser", **backward}, "probes": [{"type": "tree_levels"}]}
     return ut.calibration(ut.run(ut.Experiment.from_dict(spec)), "unchanged")
 
@@ -452,12 +551,16 @@ def test_the_table_is_not_of_independent_symbols():
 
 @pytest.mark.parametrize("order", ["random", "analytic"])
 def test_remasking_tells_the_denoiser_what_it_sees(order):
-    """One token at a time: the share of masked tokens, as the posterior of what is kept needs; else the noise of the step."""
+    """One token at a time: the share of masked tokens, as the posterior of what is kept needs;
+    else the noise of the step.
+    """
     told, levels = [], set(in_time.levels(0.75, 6).round(12).tolist())
 
     class Told(TableDenoiser):
         def posterior(self, noisy):
-            told.extend(zip(noisy.noise.tolist(), (noisy.values < 0).mean(axis=1).tolist(), strict=True))
+            told.extend(
+                zip(noisy.noise.tolist(), (noisy.values < 0).mean(axis=1).tolist(), strict=True)
+            )
             return super().posterior(noisy)
 
     values = np.where(np.arange(Table.D) < 3, -1, 1)[None].repeat(50, axis=0)

@@ -1,4 +1,6 @@
-"""Exact inference: belief propagation against enumeration, against its twin in torch, and against its own gradient."""
+"""Exact inference: belief propagation against enumeration, against its twin in torch, and
+against its own gradient.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,19 @@ from hypothesis import strategies as st
 from enumeration import joint_entropy, marginals, tree_posterior
 from uturn.core.random import keys
 from uturn.corruption import Gaussian
-from uturn.exact.inference import infer, mutual_information, posterior_entropy, prior_entropy, sample_posterior
+from uturn.exact.inference import (
+    infer,
+    mutual_information,
+    posterior_entropy,
+    prior_entropy,
+    sample_posterior,
+)
 from uturn.exact.rhm import RandomHierarchyModel
 
 EVERYTHING = ("marginals", "upward", "downward", "log_evidence")
 MESSAGES = EVERYTHING[:3]
-# (v, m, s, L, n): one band and several, every branching path of the kernels, v not a multiple of 4 or 16, n != v
+# (v, m, s, L, n): one band and several, every branching path of the kernels, v not a multiple of 4
+# or 16, n != v
 SHAPES = [
     (4, 2, 2, 3, 4),
     (32, 8, 2, 7, 32),
@@ -33,20 +42,37 @@ def grammar(v, m, s, L, n, seed=0, uniform=True):
     if uniform:
         return RandomHierarchyModel(v, m, s, L, num_classes=n, seed=seed)
     rng = np.random.default_rng(seed)
-    probabilities = {level: rng.dirichlet(np.ones(m), size=n if level == L else v) * 0.9 + 0.1 / m for level in range(1, L + 1)}
+    probabilities = {
+        level: rng.dirichlet(np.ones(m), size=n if level == L else v) * 0.9 + 0.1 / m
+        for level in range(1, L + 1)
+    }
     classes = rng.dirichlet(np.ones(n)) * 0.9 + 0.1 / n
     return RandomHierarchyModel(
-        v, m, s, L, num_classes=n, seed=seed, rule_probabilities=probabilities, class_probabilities=classes
+        v,
+        m,
+        s,
+        L,
+        num_classes=n,
+        seed=seed,
+        rule_probabilities=probabilities,
+        class_probabilities=classes,
     )
 
 
 def evidence(rhm, batch, strength=2.0, seed=0):
-    return strength * np.random.default_rng(seed).normal(size=(batch, rhm.num_leaves, rhm.vocab_size))
+    return strength * np.random.default_rng(seed).normal(
+        size=(batch, rhm.num_leaves, rhm.vocab_size)
+    )
 
 
 def largest_difference(a, b, names=MESSAGES):
     return max(
-        float(np.abs(np.asarray(getattr(a, name)[level], np.float64) - np.asarray(getattr(b, name)[level], np.float64)).max())
+        float(
+            np.abs(
+                np.asarray(getattr(a, name)[level], np.float64)
+                - np.asarray(getattr(b, name)[level], np.float64)
+            ).max()
+        )
         for name in names
         for level in getattr(a, name)
     )
@@ -54,7 +80,9 @@ def largest_difference(a, b, names=MESSAGES):
 
 @st.composite
 def small_problem(draw):
-    """A random grammar of at most 4,000 trees (any s, n != v, m and probabilities per level), and evidence, some of it -inf."""
+    """A random grammar of at most 4,000 trees (any s, n != v, m and probabilities per level),
+    and evidence, some of it -inf.
+    """
     v, s = draw(st.integers(2, 4)), draw(st.integers(2, 3))
     L = draw(st.integers(1, 3 if s == 2 else 2))
     n = draw(st.integers(1, 4))
@@ -66,12 +94,21 @@ def small_problem(draw):
         m = dict.fromkeys(m, 1)
     seed = draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
-    probabilities = {k: rng.dirichlet(np.ones(m[k]), size=n if k == L else v) * 0.9 + 0.1 / m[k] for k in m}
+    probabilities = {
+        k: rng.dirichlet(np.ones(m[k]), size=n if k == L else v) * 0.9 + 0.1 / m[k] for k in m
+    }
     if draw(st.booleans()):
         probabilities = None
     classes = rng.dirichlet(np.ones(n)) * 0.9 + 0.1 / n
     rhm = RandomHierarchyModel(
-        v, m, s, L, num_classes=n, seed=seed, rule_probabilities=probabilities, class_probabilities=classes
+        v,
+        m,
+        s,
+        L,
+        num_classes=n,
+        seed=seed,
+        rule_probabilities=probabilities,
+        class_probabilities=classes,
     )
     log_evidence = draw(st.sampled_from([0.5, 3.0, 30.0])) * rng.normal(size=(2, s**L, v))
     possible = rhm.sample(2, seed=seed).leaves  # so that -inf never removes the last string
@@ -80,7 +117,9 @@ def small_problem(draw):
     return rhm, np.where(hard, -np.inf, log_evidence)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(small_problem())
 def test_matches_enumeration(problem):
     rhm, log_evidence = problem
@@ -93,18 +132,22 @@ def test_matches_enumeration(problem):
         for level, p in expected.items():
             np.testing.assert_allclose(double.marginals[level][b], p, rtol=0, atol=1e-11)
             np.testing.assert_allclose(torch.marginals[level][b], p, rtol=0, atol=1e-11)
-            np.testing.assert_allclose(single.marginals[level][b], p, rtol=0, atol=3e-5)  # 30 * 6 * 2**-24 in the log-evidence
+            # 30 * 6 * 2**-24 in the log-evidence.
+            np.testing.assert_allclose(single.marginals[level][b], p, rtol=0, atol=3e-5)
         assert double.log_evidence[b] == pytest.approx(total, abs=1e-10)
         assert single.log_evidence[b] == pytest.approx(total, abs=1e-4)
 
 
-# -- the two backends, and the messages -----------------------------------------------------------------------------------
+# -- the two backends, and the messages ------------------------------------------------------------
 @pytest.mark.parametrize("uniform", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_numba_equals_torch(shape, uniform):
     rhm = grammar(*shape, uniform=uniform)
     log_evidence = evidence(rhm, 37)
-    double, exact = infer(rhm, log_evidence, outputs=EVERYTHING), infer(rhm, log_evidence, "torch", EVERYTHING)
+    double, exact = (
+        infer(rhm, log_evidence, outputs=EVERYTHING),
+        infer(rhm, log_evidence, "torch", EVERYTHING),
+    )
     assert largest_difference(double, exact) < 1e-13
     np.testing.assert_allclose(double.log_evidence, exact.log_evidence, rtol=1e-14, atol=1e-13)
     single = infer(rhm, log_evidence.astype(np.float32), outputs=EVERYTHING)
@@ -115,14 +158,20 @@ def test_numba_equals_torch(shape, uniform):
             assert message.dtype == np.float32
             assert message.shape == (37, rhm.num_nodes(level), rhm.num_symbols(level))
             np.testing.assert_allclose(message.sum(-1), 1, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(single.downward[rhm.depth][:, 0], np.tile(rhm.class_probabilities, (37, 1)), rtol=1e-6)
+    np.testing.assert_allclose(
+        single.downward[rhm.depth][:, 0], np.tile(rhm.class_probabilities, (37, 1)), rtol=1e-6
+    )
     weights = np.exp(log_evidence)
-    np.testing.assert_allclose(double.upward[0], weights / weights.sum(-1, keepdims=True), rtol=1e-13)
+    np.testing.assert_allclose(
+        double.upward[0], weights / weights.sum(-1, keepdims=True), rtol=1e-13
+    )
     assert double.log_evidence.dtype == single.log_evidence.dtype == np.float64
 
 
 def test_single_precision_of_torch_under_contradictory_evidence():
-    """Strings that the grammar does not know, almost without noise: logarithms of messages are in the thousands."""
+    """Strings that the grammar does not know, almost without noise: logarithms of messages are
+    in the thousands.
+    """
     import torch
 
     rhm = grammar(8, 2, 2, 5, 8)
@@ -138,7 +187,9 @@ def test_single_precision_of_torch_under_contradictory_evidence():
     np.testing.assert_allclose(gradient, exact.marginals[0], rtol=0, atol=1e-7)
     for name in MESSAGES:
         for level, message in getattr(mine, name).items():
-            np.testing.assert_allclose(message.detach(), getattr(exact, name)[level], rtol=0, atol=1e-7)
+            np.testing.assert_allclose(
+                message.detach(), getattr(exact, name)[level], rtol=0, atol=1e-7
+            )
 
 
 @pytest.mark.parametrize("uniform", [True, False])
@@ -149,7 +200,9 @@ def test_gradient_of_log_evidence_is_the_leaf_marginal(uniform):
     values = torch.from_numpy(evidence(rhm, 3))
     hard = torch.rand(values.shape, generator=torch.Generator().manual_seed(0)) < 0.3
     truth = torch.from_numpy(rhm.sample(3, seed=2).leaves)
-    values = values.masked_fill(hard.scatter(2, truth[..., None], False), -torch.inf).requires_grad_()
+    values = values.masked_fill(
+        hard.scatter(2, truth[..., None], False), -torch.inf
+    ).requires_grad_()
     beliefs = infer(rhm, values, outputs=("log_evidence", "marginals"))
     (gradient,) = torch.autograd.grad(beliefs.log_evidence.sum(), values, retain_graph=True)
     np.testing.assert_allclose(gradient, beliefs.marginals[0].detach(), rtol=0, atol=1e-13)
@@ -173,11 +226,14 @@ def test_containers_follow_the_input():
     assert largest_difference(infer(rhm, strided), reference, ["marginals"]) == 0
     for outputs in EVERYTHING:
         empty = infer(rhm, array[:0], outputs=(outputs,))
-        assert len(empty.log_evidence if outputs == "log_evidence" else getattr(empty, outputs)[3]) == 0
+        assert (
+            len(empty.log_evidence if outputs == "log_evidence" else getattr(empty, outputs)[3])
+            == 0
+        )
         assert infer(rhm, tensor[:0], outputs=(outputs,)).outputs == (outputs,)
 
 
-# -- extreme evidence -----------------------------------------------------------------------------------------------------
+# -- extreme evidence ------------------------------------------------------------------------------
 def pinned(strings, v, log_wrong):
     return np.where(np.arange(v) == strings[..., None], 0.0, log_wrong)
 
@@ -189,11 +245,14 @@ def test_contradictory_evidence_is_exact(log_wrong, dtype):
     strings = np.random.default_rng(0).integers(8, size=(20, 16))
     assert not rhm.parse(strings).valid[4].any()
     log_evidence = pinned(strings, 8, log_wrong).astype(dtype)
-    log_evidence[-1] = pinned(rhm.sample(1, seed=0).leaves[0], 8, log_wrong)  # a harmless one among them
+    # A harmless one among them.
+    log_evidence[-1] = pinned(rhm.sample(1, seed=0).leaves[0], 8, log_wrong)
     beliefs = infer(rhm, log_evidence, outputs=EVERYTHING)
     exact = infer(rhm, log_evidence.astype(np.float64), "torch", EVERYTHING)
     assert largest_difference(beliefs, exact) < (2e-7 if dtype == np.float32 else 1e-9)
-    np.testing.assert_allclose(beliefs.log_evidence, exact.log_evidence, rtol=2e-7 if dtype == np.float32 else 1e-14)
+    np.testing.assert_allclose(
+        beliefs.log_evidence, exact.log_evidence, rtol=2e-7 if dtype == np.float32 else 1e-14
+    )
     assert (beliefs.log_evidence[:-1] < log_wrong / 2).all()
     trees = sample_posterior(rhm, log_evidence, seed=0, num_draws=3)
     for draw in range(3):
@@ -202,7 +261,9 @@ def test_contradictory_evidence_is_exact(log_wrong, dtype):
     assert all(np.isfinite(e).all() and (e >= -1e-9).all() for e in entropy.values())
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(1e30, np.float32), (1e30, np.float64), (1e299, np.float64)])
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(1e30, np.float32), (1e30, np.float64), (1e299, np.float64)]
+)
 def test_evidence_of_any_size(size, dtype):
     """Far beyond 2**53 nats, where the posterior is one string, against sums of logarithms."""
     for seed, shape in enumerate([(4, 2, 2, 3, 4), (8, 2, 2, 5, 8), (4, 2, 3, 2, 2)]):
@@ -211,7 +272,9 @@ def test_evidence_of_any_size(size, dtype):
         beliefs = infer(rhm, log_evidence, outputs=EVERYTHING)
         exact = infer(rhm, log_evidence.astype(np.float64), "torch", EVERYTHING)
         assert largest_difference(beliefs, exact, ("marginals",)) == 0
-        np.testing.assert_allclose(beliefs.log_evidence, exact.log_evidence, rtol=0, atol=1e-15 * size * rhm.num_leaves)
+        np.testing.assert_allclose(
+            beliefs.log_evidence, exact.log_evidence, rtol=0, atol=1e-15 * size * rhm.num_leaves
+        )
         trees = sample_posterior(rhm, log_evidence)
         assert all((trees[level] == beliefs.marginals[level].argmax(-1)).all() for level in trees)
 
@@ -220,16 +283,23 @@ def test_a_large_constant_of_a_leaf_hides_no_difference():
     rhm = grammar(8, 2, 2, 4, 8)
     differences = 7.0 * np.random.default_rng(0).integers(200, size=(20, 16, 8))
     names = ("marginals", "upward", "downward")
-    plain, shifted = (infer(rhm, differences + constant, outputs=names) for constant in (0, 2.0**50))
+    plain, shifted = (
+        infer(rhm, differences + constant, outputs=names) for constant in (0, 2.0**50)
+    )
     assert largest_difference(plain, shifted) < 1e-12
 
 
 def test_partly_contradictory_evidence():
-    """Contradictions of all sizes, spread over several nodes, so that none of them alone leaves the range of floats."""
+    """Contradictions of all sizes, spread over several nodes, so that none of them alone leaves
+    the range of floats.
+    """
     rng = np.random.default_rng(0)
     for _ in range(120):
         v, s = int(rng.integers(2, 12)), int(rng.integers(2, 5))
-        L, m = int(rng.integers(1, 6 if s == 2 else 3)), int(rng.integers(1, min(6, v ** (s - 1) + 1)))
+        L, m = (
+            int(rng.integers(1, 6 if s == 2 else 3)),
+            int(rng.integers(1, min(6, v ** (s - 1) + 1))),
+        )
         rhm = grammar(v, m, s, L, v, seed=int(rng.integers(1e9)))
         strings = rng.integers(v, size=(16, s**L))
         log_evidence = pinned(strings, v, -(10 ** rng.uniform(0, 2.3, size=(16, 1, 1))))
@@ -239,11 +309,15 @@ def test_partly_contradictory_evidence():
         for values, tolerance in ((single, 3e-6), (single.astype(np.float64), 1e-12)):
             beliefs = infer(rhm, values, outputs=EVERYTHING)
             assert largest_difference(beliefs, exact) < tolerance
-            np.testing.assert_allclose(beliefs.log_evidence, exact.log_evidence, rtol=3 * tolerance, atol=3 * tolerance)
+            np.testing.assert_allclose(
+                beliefs.log_evidence, exact.log_evidence, rtol=3 * tolerance, atol=3 * tolerance
+            )
 
 
 def test_draws_from_contradictory_evidence():
-    """Subtrees that say one thing, a context that says another, both beyond the range of float32."""
+    """Subtrees that say one thing, a context that says another, both beyond the range of
+    float32.
+    """
     rhm = grammar(4, 2, 2, 3, 4)
     rng = np.random.default_rng(2)
     for log_wrong in (-20.0, -45.0, -300.0):
@@ -253,7 +327,9 @@ def test_draws_from_contradictory_evidence():
         trees = sample_posterior(rhm, log_evidence, seed=1, num_draws=draws)
         for level in p:
             frequency = (trees[level][..., None] == np.arange(4)).mean(0)
-            error = np.abs(frequency - p[level]) / np.sqrt(p[level] * (1 - p[level]) / draws + 1 / draws**2)
+            error = np.abs(frequency - p[level]) / np.sqrt(
+                p[level] * (1 - p[level]) / draws + 1 / draws**2
+            )
             assert error.max() < 6  # 1,080 numbers in all
 
 
@@ -270,9 +346,9 @@ def test_impossible_evidence_is_an_error():
     ):
         with pytest.raises(ValueError, match=r"sample\(s\) 0, 2 \(2 in all\)"):
             work()
-    assert infer(rhm, log_evidence[1:2], outputs=("log_evidence",)).log_evidence[0] == pytest.approx(
-        rhm.log_likelihood(rhm.sample(1, seed=0).leaves)[0], rel=1e-14
-    )
+    assert infer(rhm, log_evidence[1:2], outputs=("log_evidence",)).log_evidence[
+        0
+    ] == pytest.approx(rhm.log_likelihood(rhm.sample(1, seed=0).leaves)[0], rel=1e-14)
 
 
 @pytest.mark.parametrize("backend", ["numba", "torch"])
@@ -306,8 +382,12 @@ def test_memory_of_a_deep_tree():
 
 def test_memory_is_recycled_only_when_nothing_refers_to_it():
     rhm = grammar(32, 8, 2, 7, 32)
-    first, second = evidence(rhm, 40).astype(np.float32), evidence(rhm, 40, seed=1).astype(np.float32)
-    kept = infer(rhm, first).marginals[0][3:5, ::7]  # a view of a view is all that is left of the result
+    first, second = (
+        evidence(rhm, 40).astype(np.float32),
+        evidence(rhm, 40, seed=1).astype(np.float32),
+    )
+    # A view of a view is all that is left of the result.
+    kept = infer(rhm, first).marginals[0][3:5, ::7]
     before = kept.copy()
     trees = sample_posterior(rhm, first)[0][:, 1:3]
     drawn = trees.copy()
@@ -318,12 +398,15 @@ def test_memory_is_recycled_only_when_nothing_refers_to_it():
     np.testing.assert_array_equal(trees, drawn)
 
 
-# -- a sample's results do not depend on its batch ------------------------------------------------------------------------
+# -- a sample's results do not depend on its batch -------------------------------------------------
 @pytest.mark.parametrize("shape", [(32, 8, 2, 7, 32), (7, 3, 2, 9, 11), (5, 4, 3, 3, 4)])
 def test_results_do_not_depend_on_the_batch(shape):
     rhm = grammar(*shape)
     log_evidence = evidence(rhm, 64).astype(np.float32)
-    log_evidence[7] = pinned(np.random.default_rng(3).integers(shape[0], size=rhm.num_leaves), shape[0], -300.0)  # redone
+    # Redone.
+    log_evidence[7] = pinned(
+        np.random.default_rng(3).integers(shape[0], size=rhm.num_leaves), shape[0], -300.0
+    )
     everything = infer(rhm, log_evidence, outputs=EVERYTHING)
     stream = keys(5, np.arange(64))
     trees = sample_posterior(rhm, log_evidence, seed=5, num_draws=2)
@@ -333,11 +416,14 @@ def test_results_do_not_depend_on_the_batch(shape):
         if batch == 3:
             rows[0] = 7
         part = infer(rhm, log_evidence[rows], outputs=EVERYTHING)
-        np.testing.assert_array_equal(part.log_evidence, everything.log_evidence[rows])  # bit for bit
+        # Bit for bit.
+        np.testing.assert_array_equal(part.log_evidence, everything.log_evidence[rows])
         drawn = sample_posterior(rhm, log_evidence[rows], seed=stream[rows], num_draws=2)
         for level in range(rhm.depth + 1):
             for name in MESSAGES:
-                np.testing.assert_array_equal(getattr(part, name)[level], getattr(everything, name)[level][rows])
+                np.testing.assert_array_equal(
+                    getattr(part, name)[level], getattr(everything, name)[level][rows]
+                )
             np.testing.assert_array_equal(drawn[level], trees[level][:, rows])
 
 
@@ -346,11 +432,18 @@ def test_chunks_of_the_batch():
     from uturn.exact.inference.engine import prepared_grammar
 
     rhm, whole = grammar(7, 3, 2, 9, 11), grammar(7, 3, 2, 9, 11)
-    prepared_grammar(rhm, np.dtype(np.float32)).chunk = prepared_grammar(rhm, np.dtype(np.float64)).chunk = 32
+    prepared_grammar(rhm, np.dtype(np.float32)).chunk = prepared_grammar(
+        rhm, np.dtype(np.float64)
+    ).chunk = 32
     log_evidence = evidence(rhm, 70).astype(np.float32)
     for b, log_wrong in ((3, -300.0), (40, -1e5), (69, -300.0)):
-        log_evidence[b] = pinned(np.random.default_rng(b).integers(7, size=rhm.num_leaves), 7, log_wrong)
-    a, b = infer(rhm, log_evidence, outputs=EVERYTHING), infer(whole, log_evidence, outputs=EVERYTHING)
+        log_evidence[b] = pinned(
+            np.random.default_rng(b).integers(7, size=rhm.num_leaves), 7, log_wrong
+        )
+    a, b = (
+        infer(rhm, log_evidence, outputs=EVERYTHING),
+        infer(whole, log_evidence, outputs=EVERYTHING),
+    )
     assert largest_difference(a, b) == 0
     np.testing.assert_array_equal(a.log_evidence, b.log_evidence)
     draws, expected = (sample_posterior(x, log_evidence, num_draws=3) for x in (rhm, whole))
@@ -381,9 +474,11 @@ def test_concurrent_calls_agree():
         np.testing.assert_array_equal(a, b)
 
 
-# -- posterior samples -----------------------------------------------------------------------------------------------------
+# -- posterior samples -----------------------------------------------------------------------------
 def chi_square(trees, nodes, p):
-    """Chi-square statistic of drawn strings (draws, leaves) against the enumerated posterior, and its degrees of freedom."""
+    """Chi-square statistic of drawn strings (draws, leaves) against the enumerated posterior,
+    and its degrees of freedom.
+    """
     code = {tuple(string): i for i, string in enumerate(nodes.tolist())}
     counts = np.bincount([code[tuple(string)] for string in trees.tolist()], minlength=len(p))
     expected = p * len(trees)
@@ -423,7 +518,8 @@ def test_an_interrupted_call_waits_for_its_threads(monkeypatch):
             ended.set()
 
     monkeypatch.setattr(threads, "num_threads", 2)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a shell ignore the signal
+    # Jobs in the background of a shell ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             threads.over_blocks(12, block)
@@ -439,7 +535,8 @@ def test_posterior_samples_follow_the_posterior(shape, uniform):
     log_evidence = evidence(rhm, 1, 1.0)
     nodes, p, _ = tree_posterior(rhm, log_evidence[0])
     draws = 20_000
-    # One sample drawn many times, and many samples of the same evidence drawn once: two ways to be wrong.
+    # One sample drawn many times, and many samples of the same evidence drawn once: two ways to be
+    # wrong.
     many = sample_posterior(rhm, log_evidence, seed=1, num_draws=draws)[0][:, 0]
     once = sample_posterior(rhm, np.repeat(log_evidence, draws, 0).astype(np.float32), seed=2)[0]
     for strings in (many, once):
@@ -467,12 +564,22 @@ def test_draws(shape):
     parse = rhm.parse(one[0])
     for level in range(rhm.depth + 1):  # the drawn latents are the parse of the drawn string
         np.testing.assert_array_equal(parse.latents[level], one[level])
-    assert sample_posterior(rhm, log_evidence[:0], seed=3, num_draws=2)[0].shape == (2, 0, rhm.num_leaves)
-    assert sample_posterior(rhm, log_evidence, seed=3, num_draws=0)[0].shape == (0, 5, rhm.num_leaves)
+    assert sample_posterior(rhm, log_evidence[:0], seed=3, num_draws=2)[0].shape == (
+        2,
+        0,
+        rhm.num_leaves,
+    )
+    assert sample_posterior(rhm, log_evidence, seed=3, num_draws=0)[0].shape == (
+        0,
+        5,
+        rhm.num_leaves,
+    )
 
 
-# -- entropies ----------------------------------------------------------------------------------------------------------------
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+# -- entropies -------------------------------------------------------------------------------------
+@settings(
+    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(small_problem())
 def test_entropies_match_enumeration(problem):
     rhm, log_evidence = problem
@@ -491,17 +598,21 @@ def test_entropy_identities():
     rhm = grammar(8, 3, 2, 5, 8)
     nothing = np.zeros((2, 32, 8), np.float32)
     before, after = prior_entropy(rhm), posterior_entropy(rhm, nothing)
-    assert before[0] == pytest.approx(np.log(8) + 31 * np.log(3))  # the closed form of a string's entropy
+    # The closed form of a string's entropy.
+    assert before[0] == pytest.approx(np.log(8) + 31 * np.log(3))
     for level in before:
         np.testing.assert_allclose(after[level], before[level], rtol=1e-12)
-    # A string seen without noise carries its own entropy: mean information = prior entropy, here without any spread.
+    # A string seen without noise carries its own entropy: mean information = prior entropy, here
+    # without any spread.
     seen = pinned(rhm.sample(4, seed=0).leaves, 8, -np.inf)
     for level, gain in mutual_information(rhm, seen).items():
         np.testing.assert_allclose(gain, before[level], rtol=1e-12)
 
 
 def test_messages_and_draws_do_not_depend_on_how_a_tree_is_cut():
-    """Full batches run on whole trees, small ones on bands of levels: the same numbers in every bit."""
+    """Full batches run on whole trees, small ones on bands of levels: the same numbers in every
+    bit.
+    """
     from uturn.exact.inference import engine
 
     rhm = RandomHierarchyModel(32, 8, 2, 9, seed=0)

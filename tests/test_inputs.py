@@ -1,4 +1,6 @@
-"""What parts read: their identity changes with every file, network and function behind them, and with nothing else."""
+"""What parts read: their identity changes with every file, network and function behind them, and
+with nothing else.
+"""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -123,11 +125,19 @@ def test_texts_and_what_is_said_of_them(files):
 
 
 def test_embedded_images_have_the_digest_of_their_file():
-    assert FashionMNISTSource().fingerprint() == ut.fashion_mnist.fingerprints()["test_set.safetensors"]
+    assert (
+        FashionMNISTSource().fingerprint()
+        == ut.fashion_mnist.fingerprints()["test_set.safetensors"]
+    )
 
 
 @pytest.mark.parametrize(
-    ("idea", "options"), [("backward", {"device": "cpu"}), ("backward", {"batch_size": 3}), ("probes", {"batch_size": 7})]
+    ("idea", "options"),
+    [
+        ("backward", {"device": "cpu"}),
+        ("backward", {"batch_size": 3}),
+        ("probes", {"batch_size": 7}),
+    ],
 )
 def test_options_of_execution_are_no_part_of_it(idea, options):
     spec = {
@@ -137,7 +147,14 @@ def test_options_of_execution_are_no_part_of_it(idea, options):
         "backward": {"type": "diffusion", "steps": 2, "device": "cpu"},
         "probes": [{"type": "network_layers", "reference": 8}],
     }
-    other = {**spec, idea: [{**spec["probes"][0], **options}] if idea == "probes" else {**spec["backward"], **options}}
+    other = {
+        **spec,
+        idea: (
+            [{**spec["probes"][0], **options}]
+            if idea == "probes"
+            else {**spec["backward"], **options}
+        ),
+    }
     plain, changed = ut.Experiment.from_dict(spec), ut.Experiment.from_dict(other)
     assert (plain.hash, plain.models()) == (changed.hash, changed.models())
 

@@ -1,4 +1,6 @@
-"""The laboratory computes in JavaScript what the package computes: rules, strings, noise, beliefs, draws and theory."""
+"""The laboratory computes in JavaScript what the package computes: rules, strings, noise,
+beliefs, draws and theory.
+"""
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from enumeration import tree_posterior
 from javascript import CHROMIUM, NODE, evaluate
 from uturn.core import random
 
-pytestmark = pytest.mark.skipif(not (NODE or CHROMIUM), reason="runs JavaScript: neither node nor Chromium is installed")
+pytestmark = pytest.mark.skipif(
+    not (NODE or CHROMIUM), reason="runs JavaScript: neither node nor Chromium is installed"
+)
 
 # Grammars with sparse and with dense rules, s = 2, 3, 4, and one in which every tuple is a rule.
 SIZES = [
@@ -54,11 +58,15 @@ def test_random_numbers(tmp_path):
       const key = keyOf(...seed);
       return [key, uniforms(key, 9), normals(key, 4001)];
     });"""
-    for seed, (key, u, z) in zip(coordinates, evaluate(body, tmp_path, seeds=coordinates), strict=True):
+    for seed, (key, u, z) in zip(
+        coordinates, evaluate(body, tmp_path, seeds=coordinates), strict=True
+    ):
         expected = random.keys(*seed)
         assert key[0] + 2**32 * key[1] == int(expected)
         assert u == random.uniforms(expected.reshape(1), 9)[0].tolist()
-        np.testing.assert_allclose(z, random.normals(expected.reshape(1), 4001)[0], rtol=3e-7, atol=1e-12)
+        np.testing.assert_allclose(
+            z, random.normals(expected.reshape(1), 4001)[0], rtol=3e-7, atol=1e-12
+        )
 
 
 def test_rules_and_strings(tmp_path):
@@ -92,37 +100,64 @@ def test_noise_beliefs_and_draws(name, tmp_path):
         leaves = rhm.sample(1, seed=3).leaves
         for noise, case in zip(NOISE[name], cases, strict=True):
             noisy = channel.corrupt(leaves, noise, vocab_size=rhm.vocab_size, seed=4)
-            np.testing.assert_allclose(np.ravel(case["noisy"]), noisy.values.ravel(), rtol=0, atol=1e-6)
+            np.testing.assert_allclose(
+                np.ravel(case["noisy"]), noisy.values.ravel(), rtol=0, atol=1e-6
+            )
             evidence = channel.log_evidence(noisy, np.float64)
             beliefs = ut.infer(rhm, evidence, outputs=("marginals", "downward", "log_evidence"))
-            assert case["logEvidence"] == pytest.approx(float(beliefs.log_evidence[0]), rel=1e-6, abs=1e-6)
+            assert case["logEvidence"] == pytest.approx(
+                float(beliefs.log_evidence[0]), rel=1e-6, abs=1e-6
+            )
             for output in ("marginals", "downward"):
                 found = by_level(case[output])
                 for level, values in getattr(beliefs, output).items():
-                    np.testing.assert_allclose(found[level].ravel(), values.ravel(), rtol=0, atol=1e-6)
-            for draw, trees in zip(case["draws"], ut.sample_posterior(rhm, evidence, seed=4, num_draws=3)[0], strict=True):
+                    np.testing.assert_allclose(
+                        found[level].ravel(), values.ravel(), rtol=0, atol=1e-6
+                    )
+            for draw, trees in zip(
+                case["draws"],
+                ut.sample_posterior(rhm, evidence, seed=4, num_draws=3)[0],
+                strict=True,
+            ):
                 assert draw["0"] == trees[0].tolist()
-            assert case["effective"] == pytest.approx(float(channel.effective_epsilon(noise, rhm.vocab_size)), abs=1e-6)
+            assert case["effective"] == pytest.approx(
+                float(channel.effective_epsilon(noise, rhm.vocab_size)), abs=1e-6
+            )
 
 
 def test_marginals_of_given_evidence(tmp_path):
-    """Any evidence, also with differences of hundreds of nats, and not what a channel makes of a string."""
+    """Any evidence, also with differences of hundreds of nats, and not what a channel makes of a
+    string.
+    """
     rng = np.random.default_rng(0)
     body = (
-        "return sizes.map((size, k) => { const { upward, ...kept } = propagate(drawGrammar(size), evidence[k]); return kept; });"
+        "return sizes.map((size, k) => { const { upward, ...kept } = propagate(drawGrammar(size),"
+        " evidence[k]); return kept; });"
     )
     models = [model(sizes) for sizes in SIZES]
-    evidence = [rng.normal(scale=3 + 10 * (k == 0), size=(1, rhm.num_leaves, rhm.vocab_size)) for k, rhm in enumerate(models)]
-    given = {"sizes": [settings(sizes) for sizes in SIZES], "evidence": [x.ravel().tolist() for x in evidence]}
-    for rhm, log_evidence, found in zip(models, evidence, evaluate(body, tmp_path, **given), strict=True):
+    evidence = [
+        rng.normal(scale=3 + 10 * (k == 0), size=(1, rhm.num_leaves, rhm.vocab_size))
+        for k, rhm in enumerate(models)
+    ]
+    given = {
+        "sizes": [settings(sizes) for sizes in SIZES],
+        "evidence": [x.ravel().tolist() for x in evidence],
+    }
+    for rhm, log_evidence, found in zip(
+        models, evidence, evaluate(body, tmp_path, **given), strict=True
+    ):
         beliefs = ut.infer(rhm, log_evidence, outputs=("marginals", "log_evidence"))
         assert found["logEvidence"] == pytest.approx(float(beliefs.log_evidence[0]), rel=1e-9)
         for level, values in by_level(found["marginals"]).items():
-            np.testing.assert_allclose(values.ravel(), beliefs.marginals[level].ravel(), rtol=0, atol=1e-9)
+            np.testing.assert_allclose(
+                values.ravel(), beliefs.marginals[level].ravel(), rtol=0, atol=1e-9
+            )
 
 
 def test_draws_follow_the_posterior(tmp_path):
-    """Chi-square against enumeration; false-alarm rate 1e-4. Draws that use evidence times 1.3 are noticed."""
+    """Chi-square against enumeration; false-alarm rate 1e-4. Draws that use evidence times 1.3
+    are noticed.
+    """
     sizes = (3, 2, 2, 2, 0)
     rhm = model(sizes)
     evidence = np.random.default_rng(1).normal(size=(4, 3))
@@ -131,14 +166,18 @@ def test_draws_follow_the_posterior(tmp_path):
       const beliefs = propagate(grammar, own);
       return Array.from({ length: 20000 }, (_, number) => drawPosterior(grammar, beliefs, 0, number)[0]);
     });"""
-    right, wrong = evaluate(body, tmp_path, size=settings(sizes), evidence=evidence.ravel().tolist())
+    right, wrong = evaluate(
+        body, tmp_path, size=settings(sizes), evidence=evidence.ravel().tolist()
+    )
     nodes, probability, _ = tree_posterior(rhm, evidence)
     strings = {tuple(leaves): k for k, leaves in enumerate(nodes[0].tolist())}
 
     def p_value(draws):
         counts = np.bincount([strings[tuple(draw)] for draw in draws], minlength=len(strings))
         usual = probability * len(draws) >= 5
-        observed, expected = (np.r_[x[usual], x[~usual].sum()] for x in (counts, probability * len(draws)))
+        observed, expected = (
+            np.r_[x[usual], x[~usual].sum()] for x in (counts, probability * len(draws))
+        )
         return chisquare(observed[expected > 0], expected[expected > 0]).pvalue
 
     assert p_value(right) > 1e-4
@@ -146,7 +185,16 @@ def test_draws_follow_the_posterior(tmp_path):
 
 
 def test_mean_field_theory(tmp_path):
-    triples = [(32, 8, 2), (32, 17, 2), (16, 4, 2), (16, 2, 3), (8, 9, 3), (5, 6, 4), (8, 3, 2), (16, 20, 3)]
+    triples = [
+        (32, 8, 2),
+        (32, 17, 2),
+        (16, 4, 2),
+        (16, 2, 3),
+        (8, 9, 3),
+        (5, 6, 4),
+        (8, 3, 2),
+        (16, 20, 3),
+    ]
     noise = np.linspace(0, 1, 21)
     body = """return triples.map(([v, m, s]) => {
       const theory = new MeanField({ v, m, s });
@@ -154,7 +202,9 @@ def test_mean_field_theory(tmp_path):
       const curves = noise.map((epsilon) => theory.curves(epsilon, 6));
       return { phase: theory.phase, fixed: theory.fixedPoint, critical: theory.criticalNoise, map, curves };
     });"""
-    for (v, m, s), found in zip(triples, evaluate(body, tmp_path, triples=triples, noise=noise.tolist()), strict=True):
+    for (v, m, s), found in zip(
+        triples, evaluate(body, tmp_path, triples=triples, noise=noise.tolist()), strict=True
+    ):
         theory = ut.theory.MeanField(v, m, s)
         assert found["phase"] == theory.phase
         for name, expected in (("fixed", theory.fixed_point), ("critical", theory.critical_noise)):
@@ -162,19 +212,27 @@ def test_mean_field_theory(tmp_path):
         np.testing.assert_allclose(found["map"], theory.upward_map(noise), atol=1e-12)
         for name in ("upward", "downward", "marginals"):
             expected = getattr(theory.curves(noise, 6), name)
-            np.testing.assert_allclose([curve[name] for curve in found["curves"]], expected, atol=1e-12)
+            np.testing.assert_allclose(
+                [curve[name] for curve in found["curves"]], expected, atol=1e-12
+            )
 
 
 def test_phase_diagram(tmp_path):
     diagram = ut.theory.phase_diagram(32, 2)
     found = evaluate("return phaseDiagram(32, 2);", tmp_path)
     assert [point["m"] for point in found] == diagram.multiplicity.tolist()
-    np.testing.assert_allclose([point["noise"] for point in found], diagram.critical_noise, atol=1e-9)
-    np.testing.assert_allclose([point["density"] for point in found], diagram.rule_density, atol=1e-12)
+    np.testing.assert_allclose(
+        [point["noise"] for point in found], diagram.critical_noise, atol=1e-9
+    )
+    np.testing.assert_allclose(
+        [point["density"] for point in found], diagram.rule_density, atol=1e-12
+    )
 
 
 def test_the_story_is_true(tmp_path):
-    """Means over 24 strings of the grammar of the story: what its five steps say about classes and leaves."""
+    """Means over 24 strings of the grammar of the story: what its five steps say about classes
+    and leaves.
+    """
     body = """const grammar = drawGrammar({ v: 32, m: 6, s: 2, L: 6, seed: 0 });
     return levels.map(([name, noise]) => {
       const own = Array.from({ length: 24 }, (_, string) => {
@@ -184,7 +242,14 @@ def test_the_story_is_true(tmp_path):
       });
       return [0, 1].map((k) => mean(own.map((pair) => pair[k])));
     });"""
-    levels = [("masking", 0), ("masking", 0.2), ("masking", 0.42), ("masking", 0.6), ("epsilon", 0.7), ("epsilon", 0.95)]
+    levels = [
+        ("masking", 0),
+        ("masking", 0.2),
+        ("masking", 0.42),
+        ("masking", 0.6),
+        ("epsilon", 0.7),
+        ("epsilon", 0.95),
+    ]
     clean, little, lost, inverted, below, above = evaluate(body, tmp_path, levels=levels)
     assert clean == [pytest.approx(1), pytest.approx(1)]
     assert little[1] > 0.95 > little[0] > 0.9, "the class is known, leaves are not"

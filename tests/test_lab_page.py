@@ -16,7 +16,9 @@ import uturn as ut
 from browser import next_frame, violations
 from uturn.pages.laboratory import laboratory, write_laboratory
 
-IMAGES = json.loads((Path(ut.__file__).parent / "assets" / "lab" / "images.json").read_text(encoding="utf-8"))
+IMAGES = json.loads(
+    (Path(ut.__file__).parent / "assets" / "lab" / "images.json").read_text(encoding="utf-8")
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,9 @@ def address(tmp_path_factory):
 
 @pytest.fixture
 def visit(browser, address):
-    """Opens the page with a fragment; at the end there must have been no message on the console and no request."""
+    """Opens the page with a fragment; at the end there must have been no message on the console
+    and no request.
+    """
 
     @contextmanager
     def visit(fragment="", width=1280, height=900, **settings):
@@ -55,7 +59,9 @@ def column(page, number):
 
 
 def pixels(png):
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png.removeprefix("data:image/png;base64,")))))
+    return np.asarray(
+        Image.open(io.BytesIO(base64.b64decode(png.removeprefix("data:image/png;base64,"))))
+    )
 
 
 def test_size():
@@ -63,7 +69,9 @@ def test_size():
 
 
 def test_images_are_those_of_the_package():
-    """One original at one noise level, computed again; 8 bits round by at most half a grey level."""
+    """One original at one noise level, computed again; 8 bits round by at most half a grey
+    level.
+    """
     stored, k = IMAGES["originals"][2], 3
     steps, back, seed, clones = IMAGES["steps"], IMAGES["back"][k], IMAGES["seed"], IMAGES["clones"]
     source, backward = ut.sources.FashionMNISTSource(), ut.backward.DiffusionModel(steps=steps)
@@ -71,7 +79,9 @@ def test_images_are_those_of_the_package():
     corruption = backward.forward_process(source)
     turned = ut.u_turn(originals, corruption, backward, back / steps, seed, clones=clones)
     noisy = np.clip(turned.noisy.values[0], -1, 1)
-    np.testing.assert_allclose(pixels(stored["levels"][k]["noisy"]), (noisy[0] + 1) * 127.5, atol=0.51)
+    np.testing.assert_allclose(
+        pixels(stored["levels"][k]["noisy"]), (noisy[0] + 1) * 127.5, atol=0.51
+    )
     classifier = ut.fashion_mnist.load_classifier()
     images = [originals.images[0], *turned.reconstructions[0]]
     for image, read in zip(images, [stored, *stored["levels"][k]["reconstructions"]], strict=True):
@@ -92,23 +102,37 @@ def test_tab_of_images(visit):
         level = [original["levels"][0]["reconstructions"] for original in IMAGES["originals"]]
         original, turns = IMAGES["originals"][3], level[3]
         shown = page.locator("#image-turns img").evaluate_all("(all) => all.map((one) => one.src)")
-        stored = [original["picture"], original["levels"][0]["noisy"], *(turn["picture"] for turn in turns)]
+        stored = [
+            original["picture"],
+            original["levels"][0]["noisy"],
+            *(turn["picture"] for turn in turns),
+        ]
         assert shown == [f"data:image/png;base64,{png}" for png in stored]
         classes = page.locator("#image-turns b").all_inner_texts()
         assert classes == [one["class"] for one in (original, *turns)]
         kept = [
-            sum(turn["class"] == one["class"] for turn in drawn) for one, drawn in zip(IMAGES["originals"], level, strict=True)
+            sum(turn["class"] == one["class"] for turn in drawn)
+            for one, drawn in zip(IMAGES["originals"], level, strict=True)
         ]
         assert page.locator("#image-turns .lost").count() == len(turns) - kept[3]
         words = page.locator("#image-words").inner_text()
-        assert list(map(int, re.findall(r"\d+", words))) == [kept[3], len(turns), len(level), sum(kept), len(turns) * len(level)]
+        assert list(map(int, re.findall(r"\d+", words))) == [
+            kept[3],
+            len(turns),
+            len(level),
+            sum(kept),
+            len(turns) * len(level),
+        ]
         made: dict = {}
         exec(page.locator("#image-python").text_content(), made)
-        np.testing.assert_allclose(pixels(shown[3]), (made["turned"].reconstructions[0, 1, 0] + 1) * 127.5, atol=0.51)
+        np.testing.assert_allclose(
+            pixels(shown[3]), (made["turned"].reconstructions[0, 1, 0] + 1) * 127.5, atol=0.51
+        )
         page.wait_for_timeout(250)
         assert "tab=images" in page.evaluate("location.hash")
         page.locator("#tabs button").first.click()
-        assert page.evaluate("document.getElementById('tree').viewBox.baseVal.width") > 400  # drawn anew, in its width
+        # Drawn anew, in its width.
+        assert page.evaluate("document.getElementById('tree').viewBox.baseVal.width") > 400
         assert page.locator("#image-level").is_hidden()
 
 
@@ -117,7 +141,9 @@ def test_tab_of_images(visit):
 def test_no_width_needs_sideways_scrolling(visit, width, scheme, tab):
     with visit(f"#tab={tab}&view=changes&noise=0.5", width=width, color_scheme=scheme) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        dark = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every((x) => x < 60)")
+        dark = page.evaluate(
+            "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every((x) => x < 60)"
+        )
         assert dark == (scheme == "dark")
 
 
@@ -147,15 +173,22 @@ def test_slider_moves_every_view(visit, name):
 
 def test_numbers_are_those_of_its_python(visit):
     """The code that the page shows gives the beliefs and changes that it shows."""
-    with visit("#v=16&m=4&s=2&L=5&seed=3&string=8&channel=gaussian&noise=0.11&draw=6&clones=5") as page:
+    with visit(
+        "#v=16&m=4&s=2&L=5&seed=3&string=8&channel=gaussian&noise=0.11&draw=6&clones=5"
+    ) as page:
         settled(page)
         shown: dict = {}
         exec(page.locator("#python").inner_text(), shown)
         truth, marginals = shown["tree"].latents, shown["beliefs"].marginals
-        beliefs = [np.take_along_axis(marginals[k], truth[k][..., None], 2).mean() for k in range(5, -1, -1)]
+        beliefs = [
+            np.take_along_axis(marginals[k], truth[k][..., None], 2).mean()
+            for k in range(5, -1, -1)
+        ]
         np.testing.assert_allclose([float(x) for x in column(page, 2)], beliefs, atol=5.1e-4)
         changed = [(shown["clones"][k] != truth[k]).mean() for k in range(5, -1, -1)]
-        np.testing.assert_allclose([float(x.removesuffix(" %")) / 100 for x in column(page, 5)], changed, atol=5.1e-3)
+        np.testing.assert_allclose(
+            [float(x.removesuffix(" %")) / 100 for x in column(page, 5)], changed, atol=5.1e-3
+        )
 
 
 def test_mean_field_column_and_averages(visit):
@@ -169,7 +202,10 @@ def test_mean_field_column_and_averages(visit):
             truth = rhm.sample(1, seed=string).latents
             noisy = channel.corrupt(truth[0], 0.75, vocab_size=16)
             found = ut.infer(rhm, channel.log_evidence(noisy)).marginals
-            means += [np.take_along_axis(found[k], truth[k][..., None], 2).mean() / 24 for k in range(5, -1, -1)]
+            means += [
+                np.take_along_axis(found[k], truth[k][..., None], 2).mean() / 24
+                for k in range(5, -1, -1)
+            ]
         np.testing.assert_allclose([float(x) for x in column(page, 3)], means, atol=5.1e-4)
 
 
@@ -203,7 +239,10 @@ def test_steps_of_the_story(visit):
 
 def test_reconstructions_and_new_noise(visit):
     with visit("#noise=0.6&L=5&view=changes") as page:
-        circles = "[...document.querySelectorAll('#tree circle')].map((node) => node.style.getPropertyValue('--share')).join()"
+        circles = (
+            "[...document.querySelectorAll('#tree circle')].map((node) =>"
+            " node.style.getPropertyValue('--share')).join()"
+        )
         shares = page.evaluate(circles)
         page.locator("#tree rect[data-clone='2']").first.click()
         next_frame(page)
@@ -232,7 +271,9 @@ def test_chain_runs_and_pauses(visit):
         for seed in range(1, steps + 1):
             noisy = channel.corrupt(tree[0], 0.5, vocab_size=32, seed=seed)
             tree = ut.sample_posterior(rhm, channel.log_evidence(noisy), seed=seed)
-        np.testing.assert_allclose(shares, [100 * (tree[k] == start[k]).mean() for k in range(4, -1, -1)], atol=0.51)
+        np.testing.assert_allclose(
+            shares, [100 * (tree[k] == start[k]).mean() for k in range(4, -1, -1)], atol=0.51
+        )
         page.locator("#reset").click()
         assert "After" not in words.inner_text()
 

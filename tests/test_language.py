@@ -1,4 +1,6 @@
-"""Language models as backwards: one form for all kinds, exact draws with exact conditionals, batches that change nothing."""
+"""Language models as backwards: one form for all kinds, exact draws with exact conditionals,
+batches that change nothing.
+"""
 
 import re
 import sys
@@ -29,10 +31,24 @@ TABLE = "tiny_language:table"
 @pytest.mark.parametrize(
     "decoder",
     [
-        *(Decoder(), Decoder("entropy"), Decoder("probability"), Decoder("confidence", steps=2), Decoder("blocks", 3, 2)),
+        *(
+            Decoder(),
+            Decoder("entropy"),
+            Decoder("probability"),
+            Decoder("confidence", steps=2),
+            Decoder("blocks", 3, 2),
+        ),
         Decoder(temperature=0.7, top_k=2, top_p=0.8),
-        *(Decoder("first_hitting"), Decoder("blocks", block=2, causal=True), Decoder("blocks", 1, 2, causal=True)),
-        *(Decoder("analytic", 5), Decoder("analytic", 5, remask="conf", eta=1.0), Decoder("random", 5, remask="cap", eta=0.5)),
+        *(
+            Decoder("first_hitting"),
+            Decoder("blocks", block=2, causal=True),
+            Decoder("blocks", 1, 2, causal=True),
+        ),
+        *(
+            Decoder("analytic", 5),
+            Decoder("analytic", 5, remask="conf", eta=1.0),
+            Decoder("random", 5, remask="cap", eta=0.5),
+        ),
         Decoder("random", 5, remask="cap", eta=0.5, remask_given=True),
     ],
     ids=str,
@@ -46,7 +62,9 @@ def test_the_queue_draws_what_unmasking_draws(decoder):
     found = LanguageDenoiser(model=TABLE, batch_size=3, **options).reconstruct(
         NoisyTokens(values, noise, 3, ut.Masking()), streams
     )
-    assert (found[:, 0] == unmask(TableDenoiser(), Noisy(values, noise, 3), streams.keys(9), decoder)).all()
+    assert (
+        found[:, 0] == unmask(TableDenoiser(), Noisy(values, noise, 3), streams.keys(9), decoder)
+    ).all()
 
 
 def test_the_network_is_told_the_share_of_masked_tokens():
@@ -54,7 +72,9 @@ def test_the_network_is_told_the_share_of_masked_tokens():
 
     class Listening(Table):
         def logits(self, ids, noise):
-            heard.extend(zip((ids == self.mask_id).double().mean(1).tolist(), noise.tolist(), strict=True))
+            heard.extend(
+                zip((ids == self.mask_id).double().mean(1).tolist(), noise.tolist(), strict=True)
+            )
             return super().logits(ids, noise)
 
     texts = [[-1, -1, -1, -1], [0, -1, 2, -1], [-1, -1, -1, PAD]]
@@ -71,7 +91,13 @@ def test_the_network_is_told_the_share_of_masked_tokens():
 
 def test_what_a_result_depends_on_changes_the_fingerprint():
     model = LanguageModel(Table(), 3, mask_id=3)
-    changes = [{"vocab_size": 4}, {"mask_id": 2}, {"shift": True}, {"time": "sigma"}, {"output": "ratios"}]
+    changes = [
+        {"vocab_size": 4},
+        {"mask_id": 2},
+        {"shift": True},
+        {"time": "sigma"},
+        {"output": "ratios"},
+    ]
     changes += [{"corruption": "uniform"}, {"forbidden": (1,)}, {"identity": "other weights"}]
     found = [replace(model, **change).fingerprint() for change in changes]
     assert len({model.fingerprint(), *found}) == 1 + len(changes)
@@ -85,7 +111,9 @@ def test_uniform_replacement_reads_ratios_as_the_posterior():
     alpha = 0.6
     found = model.beliefs(strings, np.full(3, 1 - alpha))
     for row, seen in enumerate(strings):
-        law = table.law * np.where(table.strings == seen, alpha + (1 - alpha) / 3, (1 - alpha) / 3).prod(1)
+        law = table.law * np.where(
+            table.strings == seen, alpha + (1 - alpha) / 3, (1 - alpha) / 3
+        ).prod(1)
         wanted = np.tensordot(law / law.sum(), table.strings[..., None] == np.arange(3), 1)
         np.testing.assert_allclose(found.at(np.full(4, row), np.arange(4)), wanted, atol=1e-6)
 
@@ -93,19 +121,24 @@ def test_uniform_replacement_reads_ratios_as_the_posterior():
 def test_uniform_replacement_draws_from_the_posterior_with_many_steps():
     backward = LanguageDenoiser(model="tiny_language:replaced", steps=24)
     seen = np.array([0, 2, 1, 0])
-    noisy = NoisyTokens(np.repeat(seen[None], 1500, 0), np.full(1500, 0.5), 3, ut.UniformReplacement())
+    noisy = NoisyTokens(
+        np.repeat(seen[None], 1500, 0), np.full(1500, 0.5), 3, ut.UniformReplacement()
+    )
     strings = backward.reconstruct(noisy, Streams(0, np.arange(1500), 0.5))[:, 0]
     table = Table()
     law = table.law * np.where(table.strings == seen, 0.5 + 0.5 / 3, 0.5 / 3).prod(1)
     law /= law.sum()
     counts = np.array([(strings == string).all(1).sum() for string in table.strings])
-    assert np.abs(counts / 1500 - law).sum() / 2 < 0.08  # total variation; chance alone .03, one step .3
-    once = LanguageDenoiser(model="tiny_language:replaced", steps=1).reconstruct(noisy, Streams(0, np.arange(1500), 0.5))[:, 0]
+    # Total variation; chance alone .03, one step .3.
+    assert np.abs(counts / 1500 - law).sum() / 2 < 0.08
+    once = LanguageDenoiser(model="tiny_language:replaced", steps=1).reconstruct(
+        noisy, Streams(0, np.arange(1500), 0.5)
+    )[:, 0]
     counts = np.array([(once == string).all(1).sum() for string in table.strings])
     assert np.abs(counts / 1500 - law).sum() / 2 > 0.15
 
 
-# -- models from disk -------------------------------------------------------------------------------------------------
+# -- models from disk ------------------------------------------------------------------------------
 
 
 def direct(folder, ids, **arguments):
@@ -114,7 +147,10 @@ def direct(folder, ids, **arguments):
 
     with torch.inference_mode():
         return (
-            AutoModelForMaskedLM.from_pretrained(folder).eval()(input_ids=torch.tensor(ids), **arguments).logits.double().numpy()
+            AutoModelForMaskedLM.from_pretrained(folder)
+            .eval()(input_ids=torch.tensor(ids), **arguments)
+            .logits.double()
+            .numpy()
         )
 
 
@@ -128,11 +164,17 @@ def law(logits, forbidden):
 def test_masked_models_of_transformers(tmp_path, kind):
     folder = tiny_language.write(tmp_path / kind, kind)
     model = load_language_model(str(folder))
-    assert (model.prefix, model.suffix, model.mask_id, model.forbidden) == ((2,), (3,), 4, (0, 2, 3, 4))
+    assert (model.prefix, model.suffix, model.mask_id, model.forbidden) == (
+        (2,),
+        (3,),
+        4,
+        (0, 2, 3, 4),
+    )
     assert model.most_tokens == {"esm": 13}.get(kind, 14)
     values = np.array([[6, -1, 8, 9], [5, -1, PAD, PAD]])
     found = model.beliefs(values, np.array([0.5, 0.5]))
-    for row, ids in enumerate([[2, 6, 4, 8, 9, 3], [2, 5, 4, 3]]):  # the shorter one is padded in the batch
+    # The shorter one is padded in the batch.
+    for row, ids in enumerate([[2, 6, 4, 8, 9, 3], [2, 5, 4, 3]]):
         wanted = law(direct(folder, [ids])[0, 2], model.forbidden)
         np.testing.assert_allclose(found.at(np.array([row]), np.array([1]))[0], wanted, atol=2e-5)
 
@@ -147,13 +189,20 @@ def test_models_with_code_of_their_own(tmp_path, kind):
     assert model.mask_id == (len(tiny_language.WORDS) - 1 if kind == "mdlm" else 4)
     found = model.beliefs(np.array([[6, -1, 8, -1]]), np.array([0.5]))
     ids = torch.tensor([[2, 6, model.mask_id, 8, model.mask_id, 3]])
-    given = (ids, torch.tensor([-np.log1p(-0.999 * 0.5)], dtype=torch.float32)) if kind == "mdlm" else (ids,)
+    given = (
+        (ids, torch.tensor([-np.log1p(-0.999 * 0.5)], dtype=torch.float32))
+        if kind == "mdlm"
+        else (ids,)
+    )
     with torch.inference_mode():
         out = model.network(*given)
     out = (out if kind == "mdlm" else out.logits)[0].double().numpy()
     at = {"dream": [1, 3]}.get(kind, [2, 4])  # the positions before, for shifted logits
-    np.testing.assert_allclose(found.at(np.zeros(2, int), np.array([1, 3])), law(out[at], model.forbidden), atol=1e-5)
-    several = model.beliefs(np.array([[6, -1, 8, -1], [5, -1, PAD, PAD]]), np.array([0.5, 0.5]))  # of different lengths
+    np.testing.assert_allclose(
+        found.at(np.zeros(2, int), np.array([1, 3])), law(out[at], model.forbidden), atol=1e-5
+    )
+    # Of different lengths.
+    several = model.beliefs(np.array([[6, -1, 8, -1], [5, -1, PAD, PAD]]), np.array([0.5, 0.5]))
     where = np.zeros(2, int), np.array([1, 3])
     np.testing.assert_allclose(several.at(*where), found.at(*where), atol=1e-5)
 
@@ -166,10 +215,12 @@ def test_entropies_and_probabilities_are_those_of_the_law(tmp_path):
     law_there = found.at(rows, positions)
     entropy = -(law_there * np.log(np.maximum(law_there, 1e-300))).sum(-1)
     np.testing.assert_allclose(found.ranks(Decoder("entropy"))[rows, positions], entropy, atol=1e-5)
-    np.testing.assert_allclose(found.ranks(Decoder("probability"))[rows, positions], -law_there.max(-1), atol=1e-6)
+    np.testing.assert_allclose(
+        found.ranks(Decoder("probability"))[rows, positions], -law_there.max(-1), atol=1e-6
+    )
 
 
-# -- experiments ------------------------------------------------------------------------------------------------------
+# -- experiments -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +241,16 @@ def texts(tmp_path):
 def experiment(model, path, **changes):
     backward = {"type": "language", "model": str(model), **changes.pop("backward", {})}
     source = {"type": "tokens", "path": str(path), **changes.pop("source", {})}
-    table = {"items": 6, "trajectories": 2, "chunk": 2, "corruption": {"type": "masking", "noise": [0.0, 0.5, 1.0]}}
+    table = {
+        "items": 6,
+        "trajectories": 2,
+        "chunk": 2,
+        "corruption": {"type": "masking", "noise": [0.0, 0.5, 1.0]},
+    }
     probes = [{"type": "kept_tokens"}, {"type": "tokens"}, {"type": "changes"}]
-    return ut.Experiment.from_dict({**table, "source": source, "backward": backward, "probes": probes, **changes})
+    return ut.Experiment.from_dict(
+        {**table, "source": source, "backward": backward, "probes": probes, **changes}
+    )
 
 
 def test_an_experiment_with_texts_of_different_lengths(bert, texts):
@@ -220,26 +278,39 @@ def test_batches_lengths_and_interruptions_change_nothing(bert, texts, tmp_path)
     small = ut.run(experiment(bert, texts, chunk=5, backward={"batch_size": 1}))
     assert (whole.token.values == small.token.values).all()
     probes = [{"type": "tokens"}]
-    alone = ut.run(experiment(bert, texts, items=4, trajectories=1, probes=probes), tmp_path / "run").load()
+    alone = ut.run(
+        experiment(bert, texts, items=4, trajectories=1, probes=probes), tmp_path / "run"
+    ).load()
     grown = ut.run(experiment(bert, texts, probes=probes), tmp_path / "run")
     assert (alone.token.values == whole.token.values[:, :4, :1]).all()
     assert (grown.token.values == whole.token.values).all()
 
 
 def test_strings_of_a_grammar_and_tokens_are_the_same_data(bert, tmp_path):
-    # Symbols of a grammar are ids, so that a model can be compared with exact inference on the same strings.
+    # Symbols of a grammar are ids, so that a model can be compared with exact inference on the same
+    # strings.
     grammar = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3}
-    table = {"items": 5, "corruption": {"type": "masking", "noise": [0.6]}, "probes": [{"type": "parsed_levels"}]}
+    table = {
+        "items": 5,
+        "corruption": {"type": "masking", "noise": [0.6]},
+        "probes": [{"type": "parsed_levels"}],
+    }
     model = {"type": "language", "model": "test_language:symbols"}
     strings = ut.Experiment.from_dict({**table, "source": grammar, "backward": model})
-    leaves = np.concatenate([block.data for block in strings.parts.source.blocks(np.arange(5), 0, 5)])
+    leaves = np.concatenate(
+        [block.data for block in strings.parts.source.blocks(np.arange(5), 0, 5)]
+    )
     np.save(tmp_path / "ids.npy", leaves)
     tokens = {"type": "tokens", "path": str(tmp_path / "ids.npy")}
     probes = [{"type": "kept_tokens", "spans": [1]}]
-    found = ut.run(ut.Experiment.from_dict({**table, "source": tokens, "backward": model, "probes": probes}))
+    found = ut.run(
+        ut.Experiment.from_dict({**table, "source": tokens, "backward": model, "probes": probes})
+    )
     parsed = ut.run(strings)
     assert parsed.parsed.dims[-1] == "tree_level"
-    np.testing.assert_allclose(found.kept.values[..., 0], parsed.parsed.sel(tree_level=0).values, atol=1e-6)
+    np.testing.assert_allclose(
+        found.kept.values[..., 0], parsed.parsed.sel(tree_level=0).values, atol=1e-6
+    )
 
 
 class Symbols(torch.nn.Module):
@@ -261,18 +332,25 @@ def test_segments_and_regions(tmp_path, bert):
     made = experiment(bert, path, items=2, source={"segments": ["j"]})
     ds = ut.run(made)
     source = made.parts.source
-    assert source.segments_of([0, 1]).tolist() == [[0, 0, -1, 1, 1, 1, -1, -1], [0, 0, 0, -1, 1, -1, 2, 2]]
+    assert source.segments_of([0, 1]).tolist() == [
+        [0, 0, -1, 1, 1, 1, -1, -1],
+        [0, 0, 0, -1, 1, -1, 2, 2],
+    ]
     assert ds.region.values.tolist() == ["1", "2", "F"]
     same = ds.token.values == ds.token.values[:1]
     for item, line in enumerate(["FFF122", "FFF11122"]):
         for number, region in enumerate("12F"):
             inside = [k for k, one in enumerate(line) if one == region]
-            np.testing.assert_allclose(ds.kept_region.values[:, item, :, number], same[:, item][..., inside].mean(-1), atol=1e-6)
+            np.testing.assert_allclose(
+                ds.kept_region.values[:, item, :, number],
+                same[:, item][..., inside].mean(-1),
+                atol=1e-6,
+            )
     whole = same[:, 0, :, :2].all(-1) * 0.5 + same[:, 0, :, 3:6].all(-1) * 0.5
     np.testing.assert_allclose(ds.kept_segments.values[:, 0], whole, atol=1e-6)
 
 
-# -- bad input --------------------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 
 
 def refused(words, model, path, **changes):
@@ -284,17 +362,26 @@ def refused(words, model, path, **changes):
 def test_texts_that_do_not_fit(bert, texts, tmp_path):
     long = tmp_path / "long.txt"
     long.write_text("a b\n" + "a " * 20 + "\n")
-    refused("line 2: tokens = 20: expected at most 14 by the model; leave longer texts out.*windows", bert, long, items=1)
+    refused(
+        "line 2: tokens = 20: expected at most 14 by the model; leave longer texts out.*windows",
+        bert,
+        long,
+        items=1,
+    )
     refused("texts in it = 0", bert, texts, source={"length": 2})
     strange = tmp_path / "strange.txt"
     strange.write_text("x y z\n")
     refused("unknown tokens = '3 of 3'.*split: smiles", bert, strange, items=1)
 
-    (tmp_path / "marked.txt").write_text("\ufeffa b\n", encoding="utf-8")  # the mark of UTF-8 that some editors write
-    assert experiment(bert, tmp_path / "marked.txt", items=1).parts.source.ids([0]).tolist() == [[5, 6]]
+    # The mark of UTF-8 that some editors write.
+    (tmp_path / "marked.txt").write_text("\ufeffa b\n", encoding="utf-8")
+    assert experiment(bert, tmp_path / "marked.txt", items=1).parts.source.ids([0]).tolist() == [
+        [5, 6]
+    ]
     (tmp_path / "digits.txt").write_text("abc\n\nab1\n")
     refused(
-        "line 3: characters of the text 'ab1' = '1': expected the 64 tokens of the model; replace it",
+        "line 3: characters of the text 'ab1' = '1': expected the 64 tokens of the model;"
+        " replace it",
         "embedded",
         tmp_path / "digits.txt",
     )
@@ -324,11 +411,18 @@ def test_models_that_do_not_fit(bert, texts, tmp_path):
     no_mask = tiny_language.write(tmp_path / "no_mask")
     tiny_language.vocabulary(no_mask, [word.replace("[MASK]", "k") for word in tiny_language.WORDS])
     refused("no mask token.*--mask-id", no_mask, texts, backward={"split": "characters"})
-    refused("corruption = UniformReplacement.*expected Masking", bert, texts, corruption={"type": "uniform", "noise": [0.5]})
+    refused(
+        "corruption = UniformReplacement.*expected Masking",
+        bert,
+        texts,
+        corruption={"type": "uniform", "noise": [0.5]},
+    )
 
 
 class EverySecond(Corruption):
-    """Masks every second token, from a random one on; it says what it does, and inherits nothing from `Masking`."""
+    """Masks every second token, from a random one on; it says what it does, and inherits nothing
+    from `Masking`.
+    """
 
     kinds = ("tokens",)
     process = "channel"
@@ -361,7 +455,8 @@ def test_a_corruption_of_ones_own_that_masks_is_undone(bert, texts):
     assert (token[1][~masked] == token[0][~masked]).all()
     assert (token[1][masked] != token[0][masked]).any()
     refused(
-        "corruption = .*Silent.*expected Masking.. or a corruption with masks = True, which the model",
+        "corruption = .*Silent.*expected Masking.. or a corruption with masks = True, which the"
+        " model",
         bert,
         texts,
         corruption={**own, "type": f"{__name__}:Silent"},
@@ -398,7 +493,9 @@ def test_a_source_of_texts_of_ones_own(bert, texts):
     """It gives what the same texts in a file give."""
     lines = [line for line in texts.read_text().splitlines() if line]
     of_file = ut.run(experiment(bert, texts))
-    own = experiment(bert, texts).to_dict() | {"source": {"type": f"{__name__}:Lines", "lines": lines}}
+    own = experiment(bert, texts).to_dict() | {
+        "source": {"type": f"{__name__}:Lines", "lines": lines}
+    }
     ds = ut.run(ut.Experiment.from_dict(own))
     for name in of_file.data_vars:
         assert ds[name].equals(of_file[name]), name
@@ -409,7 +506,9 @@ def test_a_source_of_texts_of_ones_own(bert, texts):
     assert labelled.kept_segments.notnull().any()
     own["source"]["lines"] = [*lines, "a ?"]
     own["items"] = len(lines) + 2
-    with pytest.raises(ValueError, match=r"at most 7, the texts or windows of source \('test_language:Lab"):
+    with pytest.raises(
+        ValueError, match=r"at most 7, the texts or windows of source \('test_language:Lab"
+    ):
         ut.run(ut.Experiment.from_dict(own))
 
 
@@ -439,17 +538,27 @@ def test_the_corruption_on_the_page_of_own_parts(bert, texts, tmp_path, monkeypa
 
 
 def of_long_texts(change):
-    """Logits that are changed where a text has more than the two tokens with which a network is tried."""
+    """Logits that are changed where a text has more than the two tokens with which a network is
+    tried.
+    """
     return lambda self, ids, noise: (
-        Table.logits(self, ids, noise) if ids.shape[1] == 2 else change(Table.logits(self, ids, noise))
+        Table.logits(self, ids, noise)
+        if ids.shape[1] == 2
+        else change(Table.logits(self, ids, noise))
     )
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda logits: logits * torch.nan, "tiny_language:odd: probabilities that are NaN = .*: expected none; a logit is NaN"),
-        (lambda logits: 1 / 0, r"in .*tiny_language:odd, ids \(5, 4\) \(test_language.py, line \d+\)"),
+        (
+            lambda logits: logits * torch.nan,
+            "tiny_language:odd: probabilities that are NaN = .*: expected none; a logit is NaN",
+        ),
+        (
+            lambda logits: 1 / 0,
+            r"in .*tiny_language:odd, ids \(5, 4\) \(test_language.py, line \d+\)",
+        ),
     ],
 )
 def test_networks_of_ones_own_that_fail_in_a_run(monkeypatch, change, words):
@@ -462,7 +571,7 @@ def test_networks_of_ones_own_that_fail_in_a_run(monkeypatch, change, words):
         backward.reconstruct(noisy, Streams(0, np.arange(5), 1.0))
 
 
-# --- texts of words ----------------------------------------------------------------------------------------------------------
+# --- texts of words -------------------------------------------------------------------------------
 
 WORDS = ["[PAD]", "[UNK]", "[MASK]", "rain", "falls", "a", "aa", "on", "hills", ",", "7"]
 
@@ -481,7 +590,9 @@ def word_level(folder):
 
 @pytest.mark.parametrize("kind", ["transformers", "vocabulary"])
 def test_words_are_shown_with_blanks_and_read_by_other_tokenizers(tmp_path, kind):
-    tokenizer = word_level(tmp_path) if kind == "transformers" else Vocabulary(WORDS, r"(\w+)|[^\w\s]")
+    tokenizer = (
+        word_level(tmp_path) if kind == "transformers" else Vocabulary(WORDS, r"(\w+)|[^\w\s]")
+    )
     ids = tokenizer.encode("rain falls, on 7 hills")
     assert "".join(tokenizer.pieces(ids)) == " rain falls , on 7 hills"
     assert tokenizer.text(ids) == "rain falls , on 7 hills"

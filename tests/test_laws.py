@@ -1,6 +1,7 @@
 """Laws of the U-turn on grammars small enough to enumerate, with negative controls.
 
-Every statistical test has fixed seeds and a false-alarm rate of 1e-3; the controls must fail it by orders of magnitude.
+Every statistical test has fixed seeds and a false-alarm rate of 1e-3; the controls must fail it by
+orders of magnitude.
 """
 
 import numpy as np
@@ -65,18 +66,24 @@ def test_noise_is_independent_of_a_string_with_the_same_seed(corruption, noise):
     noisy = corruption.corrupt(draw.leaves, noise, vocab_size=3, seed=7)
     rebuilt = ut.sample_posterior(RHM, corruption.log_evidence(noisy), seed=7)
     size = len(strings()[0])
-    pairs = np.bincount(index_of(draw.leaves) * size + index_of(rebuilt[0]), minlength=size**2).reshape(size, size)
+    pairs = np.bincount(
+        index_of(draw.leaves) * size + index_of(rebuilt[0]), minlength=size**2
+    ).reshape(size, size)
     assert stats.chisquare(pairs.sum(0), COUNT * strings()[1]).pvalue > 1e-3
     assert asymmetry(pairs) > 1e-3
 
 
 def test_the_epsilon_process_does_not_keep_the_law():
-    """Negative control: its evidence depends on the original, so the reconstructions follow another law."""
+    """Negative control: its evidence depends on the original, so the reconstructions follow
+    another law.
+    """
     assert not ut.EpsilonBelief().is_bayesian
     rhm, epsilon = ut.RandomHierarchyModel(4, 3, 2, 2, seed=1), 0.6
     draw = rhm.sample(200_000, seed=0)
     noisy = ut.EpsilonBelief().corrupt(draw.leaves, epsilon, vocab_size=4)
-    rebuilt = ut.sample_posterior(rhm, ut.EpsilonBelief().log_evidence(noisy, np.float32), seed=2)[0]
+    rebuilt = ut.sample_posterior(rhm, ut.EpsilonBelief().log_evidence(noisy, np.float32), seed=2)[
+        0
+    ]
     nodes, log_p = all_trees(rhm)
     codes = 4 ** np.arange(4)
     counts = np.bincount(rebuilt @ codes, minlength=256)[nodes[0] @ codes]
@@ -84,7 +91,9 @@ def test_the_epsilon_process_does_not_keep_the_law():
 
 
 def test_a_wrong_posterior_is_caught():
-    """Negative control: using the evidence at twice the noise breaks stationarity or exchangeability."""
+    """Negative control: using the evidence at twice the noise breaks stationarity or
+    exchangeability.
+    """
     corruption = ut.UniformReplacement()
     count = 5 * COUNT
     draw = RHM.sample(count, seed=0)
@@ -92,7 +101,9 @@ def test_a_wrong_posterior_is_caught():
     wrong = ut.Noisy(noisy.values, 2 * noisy.noise, 3)
     rebuilt = ut.sample_posterior(RHM, corruption.log_evidence(wrong), seed=2)
     size = len(strings()[0])
-    pairs = np.bincount(index_of(draw.leaves) * size + index_of(rebuilt[0]), minlength=size**2).reshape(size, size)
+    pairs = np.bincount(
+        index_of(draw.leaves) * size + index_of(rebuilt[0]), minlength=size**2
+    ).reshape(size, size)
     assert min(stats.chisquare(pairs.sum(0), count * strings()[1]).pvalue, asymmetry(pairs)) < 1e-6
 
 
@@ -104,7 +115,8 @@ def test_ends_of_the_noise_axis(corruption):
     end = np.inf if isinstance(corruption, ut.Gaussian) else 1.0
     counts = pair_counts(corruption, end)
     p = strings()[1]
-    assert stats.chisquare(counts.ravel(), COUNT * np.outer(p, p).ravel()).pvalue > 1e-3  # full noise: independence
+    # Full noise: independence.
+    assert stats.chisquare(counts.ravel(), COUNT * np.outer(p, p).ravel()).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(("corruption", "noise"), CHANNELS)
@@ -121,7 +133,9 @@ def test_marginal_at_the_truth_is_the_sum_of_squares(corruption, noise):
 
 
 def test_full_density_gives_independent_leaves():
-    """f = 1 and n = v: every string is as likely, so a leaf's posterior depends on its own evidence alone, and chi = 1."""
+    """f = 1 and n = v: every string is as likely, so a leaf's posterior depends on its own
+    evidence alone, and chi = 1.
+    """
     rhm = ut.RandomHierarchyModel(4, 4, 2, 3, seed=0)
     gaussian = ut.Gaussian()
     noisy = gaussian.corrupt(rhm.sample(1, seed=0).leaves, 0.3, vocab_size=4, seed=1)
@@ -136,7 +150,9 @@ def test_full_density_gives_independent_leaves():
 
 
 def test_mean_field_is_belief_propagation_averaged_over_grammars():
-    """Within the grammar-to-grammar spread: shifts in ε, not heights at the transition (theory: sd .0019 at (32, 8, 2))."""
+    """Within the grammar-to-grammar spread: shifts in ε, not heights at the transition (theory:
+    sd .0019 at (32, 8, 2)).
+    """
     from uturn.measures.statistics import shift
 
     grid = np.linspace(0.5, 0.9, 21)
@@ -151,11 +167,17 @@ def test_mean_field_is_belief_propagation_averaged_over_grammars():
                 ut.EpsilonBelief().corrupt(draw.leaves, epsilon, vocab_size=32), np.float32
             )
             marginals = ut.infer(rhm, evidence).marginals
-            levels.append([np.take_along_axis(marginals[k], draw.latents[k][..., None], -1).mean() for k in range(8)])
+            levels.append(
+                [
+                    np.take_along_axis(marginals[k], draw.latents[k][..., None], -1).mean()
+                    for k in range(8)
+                ]
+            )
         curves.append(levels)
     mean = np.mean(curves, axis=0)
     lines = theory.curves(fine, 7).marginals
     for level in range(8):
         assert abs(shift(grid, mean[:, level], fine, lines[:, level])) < 0.01
-    wrong = ut.theory.MeanField(32, 9, 2).curves(fine, 7).marginals  # negative control: one more rule
+    # Negative control: one more rule.
+    wrong = ut.theory.MeanField(32, 9, 2).curves(fine, 7).marginals
     assert abs(shift(grid, mean[:, 7], fine, wrong[:, 7])) > 0.01

@@ -1,7 +1,9 @@
-"""Gaussian mixtures and fields: closed forms, exchangeability of U-turns, score, spectrum, bad input.
+"""Gaussian mixtures and fields: closed forms, exchangeability of U-turns, score, spectrum, bad
+input.
 
-False alarms: the seeds are fixed; thresholds are 4 standard errors (4.5 and 4.7 where the largest of many is taken) or p < 1e-4,
-so that a correct law would fail about one choice of seeds in a hundred.
+False alarms: the seeds are fixed; thresholds are 4 standard errors (4.5 and 4.7 where the largest
+of many is taken) or p < 1e-4, so that a correct law would fail about one choice of seeds in a
+hundred.
 """
 
 import numpy as np
@@ -21,7 +23,9 @@ from uturn.sources import GaussianFieldSource, GaussianMixtureSource, RHMSource,
 
 def lopsided() -> GaussianMixture:
     """Two modes of different weights in three dimensions, different variances."""
-    return GaussianMixture([[-1.0, 0.5, 0.0], [1.5, -0.5, 1.0]], weights=[0.3, 0.7], variance=[0.5, 1.0, 2.0])
+    return GaussianMixture(
+        [[-1.0, 0.5, 0.0], [1.5, -0.5, 1.0]], weights=[0.3, 0.7], variance=[0.5, 1.0, 2.0]
+    )
 
 
 def small_field() -> GaussianMixture:
@@ -31,9 +35,12 @@ def small_field() -> GaussianMixture:
 def dense_log_density(law: GaussianMixture, x: np.ndarray, t: float) -> np.ndarray:
     """The same density by scipy, with full covariance matrices."""
     basis = law.to_basis(np.eye(law.dimension))
-    covariance = np.exp(-2 * t) * basis @ np.diag(law.variance) @ basis.T + (1 - np.exp(-2 * t)) * np.eye(law.dimension)
+    covariance = np.exp(-2 * t) * basis @ np.diag(law.variance) @ basis.T + (
+        1 - np.exp(-2 * t)
+    ) * np.eye(law.dimension)
     parts = [
-        w * stats.multivariate_normal(np.exp(-t) * m, covariance).pdf(x) for w, m in zip(law.weights, law.means, strict=True)
+        w * stats.multivariate_normal(np.exp(-t) * m, covariance).pdf(x)
+        for w, m in zip(law.weights, law.means, strict=True)
     ]
     return np.log(np.sum(parts, axis=0))
 
@@ -52,7 +59,10 @@ def test_responsibilities_give_the_gradient_of_the_log_density(law, t):
     """The oracle has full covariance matrices."""
     h, x = 1e-5, law.diffuse(law.sample(4, seed=3).values, t, seed=4)
     gradient = np.stack(
-        [(dense_log_density(law, x + h * e, t) - dense_log_density(law, x - h * e, t)) / (2 * h) for e in np.eye(law.dimension)],
+        [
+            (dense_log_density(law, x + h * e, t) - dense_log_density(law, x - h * e, t)) / (2 * h)
+            for e in np.eye(law.dimension)
+        ],
         axis=1,
     )
     np.testing.assert_allclose(score(law, x, t), gradient, atol=1e-6)
@@ -72,7 +82,9 @@ def test_one_mode_is_linear_filtering():
 
 
 def exchange_statistics(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """t statistics, over pairs, of antisymmetric functions of (x, y): all vanish if x and y are exchangeable."""
+    """t statistics, over pairs, of antisymmetric functions of (x, y): all vanish if x and y are
+    exchangeable.
+    """
     functions = [
         *(x - y).T,
         *(x**2 - y**2).T,
@@ -83,7 +95,9 @@ def exchange_statistics(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.array([f.mean() / (f.std() / np.sqrt(len(f))) for f in functions])
 
 
-@pytest.mark.parametrize("law", [lopsided(), GaussianMixture(simplex(3, 4, 3.0), variance=[0.3, 1, 1, 1], grid=(2, 2))])
+@pytest.mark.parametrize(
+    "law", [lopsided(), GaussianMixture(simplex(3, 4, 3.0), variance=[0.3, 1, 1, 1], grid=(2, 2))]
+)
 @pytest.mark.parametrize("t", [0.2, 1.0])
 def test_original_and_posterior_draw_are_exchangeable(law, t):
     x0 = law.sample(60_000, seed=6).values
@@ -97,7 +111,11 @@ def test_a_wrong_posterior_is_noticed():
     law, t = lopsided(), 0.5
     x0 = law.sample(60_000, seed=6).values
     observed = law.diffuse(x0, t, seed=7)
-    wrong = GaussianMixture(law.means, [0.5, 0.5], law.variance).sample_posterior(observed, t, seed=8).values
+    wrong = (
+        GaussianMixture(law.means, [0.5, 0.5], law.variance)
+        .sample_posterior(observed, t, seed=8)
+        .values
+    )
     assert np.abs(exchange_statistics(x0, wrong)).max() > 6
     # Tweedie: score = (sqrt(abar) E[x0 | xt] - xt) / (1 - abar). The posterior mean is no draw.
     mean = (observed - np.expm1(-2 * t) * score(law, observed, t)) / np.exp(-t)
@@ -125,7 +143,9 @@ def test_limits_of_the_noise(law):
     drawn = law.sample_posterior(lost, np.inf, seed=4).values
     correlation = np.corrcoef(x0.T, drawn.T)[: law.dimension, law.dimension :]
     assert np.abs(correlation).max() < 4.5 / np.sqrt(20_000)
-    np.testing.assert_allclose(law.responsibilities(lost, np.inf), np.broadcast_to(law.weights, (20_000, law.num_modes)))
+    np.testing.assert_allclose(
+        law.responsibilities(lost, np.inf), np.broadcast_to(law.weights, (20_000, law.num_modes))
+    )
 
 
 def test_far_modes_and_tiny_noise_stay_finite():
@@ -194,7 +214,9 @@ def vectors(source: dict, noise: list[float], **options) -> Experiment:
     )
 
 
-@pytest.mark.parametrize("source", [{"type": "gaussian_mixture", "dimension": 64}, {"type": "gaussian_field", "size": 8}])
+@pytest.mark.parametrize(
+    "source", [{"type": "gaussian_mixture", "dimension": 64}, {"type": "gaussian_field", "size": 8}]
+)
 def test_u_turns_of_vectors_in_an_experiment(source, tmp_path):
     result = run(vectors(source, [0.0, 0.1, np.inf], items=200))
     np.testing.assert_allclose(result.scale_similarity.sel(noise=0), 1, rtol=1e-6)
@@ -207,14 +229,17 @@ def test_u_turns_of_vectors_in_an_experiment(source, tmp_path):
     assert "effective_epsilon" not in result.coords
     np.testing.assert_allclose(result.abar, np.exp(-2 * result.noise))
     other = run(vectors(source, [0.1], items=200, chunk=7), tmp_path / "store")
-    np.testing.assert_array_equal(other.scale_similarity.isel(noise=0), result.scale_similarity.sel(noise=0.1))
+    np.testing.assert_array_equal(
+        other.scale_similarity.isel(noise=0), result.scale_similarity.sel(noise=0.1)
+    )
 
 
 def test_scales_of_a_field_are_kept_as_linear_filtering_says():
     source = GaussianFieldSource(size=16, exponent=2)
     result = run(vectors({"type": "gaussian_field", "size": 16}, [0.3], items=300))
     a, power = np.exp(-0.6), power_law((16, 16), 2)
-    kept = a * power / (a * power + 1 - a)  # correlation of original and posterior draw, component by component
+    # Correlation of original and posterior draw, component by component.
+    kept = a * power / (a * power + 1 - a)
     for scale, chosen in source.scales().items():
         values = result.scale_similarity.sel(scale=scale, noise=0.3)
         expected = (kept * power)[chosen].sum() / power[chosen].sum()
@@ -226,8 +251,12 @@ def test_scales_of_a_field_are_kept_as_linear_filtering_says():
 def test_the_deterministic_identity_holds_bit_for_bit():
     source = GaussianFieldSource(size=8)
     originals = next(source.blocks(np.arange(5), 0, 5))
-    turned = u_turn(originals, Gaussian(), ExactPosterior(), 0.0, Streams(0, originals.items, 0.0, range(3)))
-    np.testing.assert_array_equal(turned.reconstructions, np.repeat(originals.values[:, None], 3, axis=1))
+    turned = u_turn(
+        originals, Gaussian(), ExactPosterior(), 0.0, Streams(0, originals.items, 0.0, range(3))
+    )
+    np.testing.assert_array_equal(
+        turned.reconstructions, np.repeat(originals.values[:, None], 3, axis=1)
+    )
     assert originals.data_of(turned.reconstructions).shape == (5, 3, 64)
 
 
@@ -250,7 +279,8 @@ def test_similarity_of_scales_is_taken_around_the_mean():
     x, y = (law.sample(400, seed=seed).values for seed in (1, 2))
     turns = UTurns(Vectors(np.arange(400), law, x, np.zeros(400, int)), None, y[:, None])
     similarity = Scales().read(turns, Lopsided())["scale_similarity"]
-    assert abs(similarity.mean()) < 4.5 / np.sqrt(400 * 40)  # independent draws; around 0 it would be .98
+    # Independent draws; around 0 it would be .98.
+    assert abs(similarity.mean()) < 4.5 / np.sqrt(400 * 40)
 
 
 @pytest.mark.parametrize(
@@ -261,12 +291,16 @@ def test_similarity_of_scales_is_taken_around_the_mean():
     ],
 )
 def test_sources_that_do_not_fit_into_memory_are_refused_at_once(source, changes, words):
-    sizes = {"vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3} if source is RHMSource else {}
+    sizes = (
+        {"vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3}
+        if source is RHMSource
+        else {}
+    )
     with pytest.raises(ValueError, match=words):
         source(**(sizes | changes))
 
 
-# -- mixtures of one's own --------------------------------------------------------------------------------------------
+# -- mixtures of one's own -------------------------------------------------------------------------
 
 OWN = {
     "means": [[-70.0, 3.0, 12.0], [-64.0, 5.0, 9.0], [-66.0, -2.0, 15.0]],
@@ -280,9 +314,14 @@ OWN = {
 
 
 def test_log_density_and_share_outside():
-    law = GaussianMixture(0.5 + simplex(3, 16, 1.0, seed=1), variance=0.1 * power_law((4, 4), 2), grid=(4, 4))
+    law = GaussianMixture(
+        0.5 + simplex(3, 16, 1.0, seed=1), variance=0.1 * power_law((4, 4), 2), grid=(4, 4)
+    )
     x = law.sample(4, seed=0).values
-    dense = [w * stats.multivariate_normal(m, law.covariance).pdf(x) for w, m in zip(law.weights, law.means, strict=True)]
+    dense = [
+        w * stats.multivariate_normal(m, law.covariance).pdf(x)
+        for w, m in zip(law.weights, law.means, strict=True)
+    ]
     np.testing.assert_allclose(law.log_density(x), np.log(np.sum(dense, axis=0)), atol=1e-9)
     draws = law.sample(4000, seed=1).values
     outside = ((draws < 0) | (draws > 1)).mean(axis=1)
@@ -294,7 +333,11 @@ def dense_joint(x: np.ndarray, t: float) -> np.ndarray:
     parts = zip(OWN["weights"], np.array(OWN["means"]), np.array(OWN["covariances"]), strict=True)
     rest = (1 - np.exp(-2 * t)) * np.eye(3)
     return np.stack(
-        [w * stats.multivariate_normal(np.exp(-t) * m, np.exp(-2 * t) * C + rest).pdf(x) for w, m, C in parts], axis=1
+        [
+            w * stats.multivariate_normal(np.exp(-t) * m, np.exp(-2 * t) * C + rest).pdf(x)
+            for w, m, C in parts
+        ],
+        axis=1,
     )
 
 
@@ -304,15 +347,24 @@ def test_covariances_of_ones_own_give_the_formulas_of_dense_matrices():
     for t in (0.0, 0.4):
         noisy = law.diffuse(x, t, seed=2)
         joint = dense_joint(noisy, t)
-        np.testing.assert_allclose(law.responsibilities(noisy, t), joint / joint.sum(1, keepdims=True), atol=1e-9)
+        np.testing.assert_allclose(
+            law.responsibilities(noisy, t), joint / joint.sum(1, keepdims=True), atol=1e-9
+        )
     np.testing.assert_allclose(law.log_density(x), np.log(dense_joint(x, 0.0).sum(1)), rtol=1e-9)
-    below = [stats.norm.cdf((-66 - m[0]) / np.sqrt(C[0][0])) for m, C in zip(OWN["means"], OWN["covariances"], strict=True)]
-    assert law.share_outside(-66.0, np.inf) == pytest.approx(np.dot(OWN["weights"], below) / 3, abs=1e-9)
+    below = [
+        stats.norm.cdf((-66 - m[0]) / np.sqrt(C[0][0]))
+        for m, C in zip(OWN["means"], OWN["covariances"], strict=True)
+    ]
+    assert law.share_outside(-66.0, np.inf) == pytest.approx(
+        np.dot(OWN["weights"], below) / 3, abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("t", [0.3, 2.0])
 def test_original_and_draw_of_ones_own_mixture_are_exchangeable(t):
-    """Means and second moments of originals and of draws given x_t, also with x_t; 4.5 standard errors."""
+    """Means and second moments of originals and of draws given x_t, also with x_t; 4.5 standard
+    errors.
+    """
     law, count = CorrelatedMixture(**OWN), 40_000
     x = law.sample(count, seed=3).values
     noisy = law.diffuse(x, t, seed=4)
@@ -330,7 +382,10 @@ def test_original_and_draw_of_ones_own_mixture_are_exchangeable(t):
 
 def test_a_covariance_that_is_diagonal_gives_the_mixture_without_it():
     means, v = np.array([[1.0, 5.0], [3.0, 2.0]]), np.array([0.7, 2.5])
-    law, plain = CorrelatedMixture(means, np.diag(v), [0.4, 0.6]), GaussianMixture(means, [0.4, 0.6], v)
+    law, plain = (
+        CorrelatedMixture(means, np.diag(v), [0.4, 0.6]),
+        GaussianMixture(means, [0.4, 0.6], v),
+    )
     x = plain.sample(20, seed=1).values
     np.testing.assert_allclose(law.log_density(x), plain.log_density(x), rtol=1e-12)
     np.testing.assert_allclose(law.power, plain.power, rtol=1e-12)

@@ -1,4 +1,6 @@
-"""Places located to a width: the command as users type it, resumption, cases without a place, and coverage by simulation."""
+"""Places located to a width: the command as users type it, resumption, cases without a place,
+and coverage by simulation.
+"""
 
 import json
 import math
@@ -46,7 +48,7 @@ def numbers(location):
     return location.place, location.items, location.levels, location.calls
 
 
-# --- the command ---------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -65,7 +67,12 @@ def test_strings_are_located_planned_and_studied(folder):
     assert f"noise {ut.statistics.Estimate(value, low, high)!r}" in done.stdout
     # An own computation: the belief in the root of other originals, on a fine grid.
     own = ut.run(
-        experiment(items=400, chunk=400, seed=1, corruption={"type": "masking", "noise": [*np.arange(0.06, 0.5, 0.04), 1.0]})
+        experiment(
+            items=400,
+            chunk=400,
+            seed=1,
+            corruption={"type": "masking", "noise": [*np.arange(0.06, 0.5, 0.04), 1.0]},
+        )
     )
     truth = ut.study(own).half_life.sel(reading=ROOT, axis="noise", estimate="value").item()
     assert low - 0.02 < truth < high + 0.02
@@ -75,7 +82,9 @@ def test_strings_are_located_planned_and_studied(folder):
     assert "at the beginning" not in known.stdout
     first, overlay, *stages = collect([folder / "results"]).sections
     cards = [card for section in (first, overlay, *stages) for card in section["headlines"]]
-    assert [(card["label"], card["place"]) for card in cards] == [(f"located half-life of {ROOT}", [value, low, high])]
+    assert [(card["label"], card["place"]) for card in cards] == [
+        (f"located half-life of {ROOT}", [value, low, high])
+    ]
     assert [mark["at"]["noise"] for mark in overlay["charts"][0]["marks"]] == [[value, low, high]]
     assert "t*" not in overlay["words"] + "".join(stage["words"] for stage in stages)
     (folder / "damaged").mkdir()
@@ -83,7 +92,9 @@ def test_strings_are_located_planned_and_studied(folder):
         shutil.copytree(path, folder / "damaged" / path.name)
     (folder / "damaged" / "located.json").write_text('{"axes": {"noise": [0.1')
     damaged = collect([folder / "damaged"])
-    assert [problem["file"] for problem in damaged.problems] == [str(folder / "damaged" / "located.json")]
+    assert [problem["file"] for problem in damaged.problems] == [
+        str(folder / "damaged" / "located.json")
+    ]
     assert len(damaged.sections) == 1 + len(stages)
 
 
@@ -93,7 +104,9 @@ def stored(folder, level, reading):
 
 
 def left_at(folder, level, reading, largest=1.0):
-    """The share of the way that is left at a level: 1 without noise, and 0 at the largest noise if chance is unknown."""
+    """The share of the way that is left at a level: 1 without noise, and 0 at the largest noise
+    if chance is unknown.
+    """
     if level == 0:
         return 1.0
     here, end = (stored(folder, noise, reading) for noise in (level, largest))
@@ -102,17 +115,42 @@ def left_at(folder, level, reading, largest=1.0):
 
 
 IMAGES = (
-    *("images", "--until", 0.5, "--model", "tiny_denoiser:network", "--classifier", "tiny_classifier:network"),
+    *(
+        "images",
+        "--until",
+        0.5,
+        "--model",
+        "tiny_denoiser:network",
+        "--classifier",
+        "tiny_classifier:network",
+    ),
     *("--no-compare-labels", "--steps", 8, "--levels", 8),
 )
-TEXTS = ("text", "--until", 0.6, "--reading", "kept, span = 1", "--windows", "--length", 12, "--levels", 4)
+TEXTS = (
+    "text",
+    "--until",
+    0.6,
+    "--reading",
+    "kept, span = 1",
+    "--windows",
+    "--length",
+    12,
+    "--levels",
+    4,
+)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unsaved_figures", "unchecked_models")
-@pytest.mark.parametrize(("command", "reading"), [(IMAGES, "same_class"), (TEXTS, "kept, span = 1")], ids=["images", "texts"])
+@pytest.mark.parametrize(
+    ("command", "reading"),
+    [(IMAGES, "same_class"), (TEXTS, "kept, span = 1")],
+    ids=["images", "texts"],
+)
 def test_images_and_texts_are_located_to_the_end(command, reading, tmp_path):
-    """The readings of the stores are above the height at the lower end, and below it at the upper end."""
+    """The readings of the stores are above the height at the lower end, and below it at the
+    upper end.
+    """
     done = uturn(*command, "--workers", 1, "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "located.json").read_text())
@@ -122,7 +160,10 @@ def test_images_and_texts_are_located_to_the_end(command, reading, tmp_path):
     low, high = (left_at(tmp_path / "out", level, reading) for level in found["levels"])
     assert low > 0.5 > high
     assert f"{reading}, half of the way from its start to chance: noise" in done.stdout
-    assert [Path(problem["file"]).name for problem in collect([tmp_path / "out"]).problems] == ["study.png"]  # not drawn
+    # Not drawn.
+    assert [Path(problem["file"]).name for problem in collect([tmp_path / "out"]).problems] == [
+        "study.png"
+    ]
 
 
 @pytest.mark.slow
@@ -132,7 +173,12 @@ def test_levels_of_images_are_whole_steps():
         "items": 2,
         "source": {"type": "fashion_mnist"},
         "corruption": {"type": "diffusion", "noise": [0.25, 0.5, 0.75, 1.0]},
-        "backward": {"type": "diffusion", "model": "tiny_denoiser:network", "steps": 4, "device": "cpu"},
+        "backward": {
+            "type": "diffusion",
+            "model": "tiny_denoiser:network",
+            "steps": 4,
+            "device": "cpu",
+        },
         "probes": [{"type": "network_layers", "reference": 16, "labels": False}],
     }
     found = locate(ut.Experiment.from_dict(spec), "same_class", 0.95)
@@ -150,7 +196,12 @@ def test_levels_of_models_whose_steps_are_no_round_numbers(steps):
         "items": 2,
         "source": {"type": "fashion_mnist"},
         "corruption": {"type": "diffusion", "noise": [0.25, 0.5, 0.75, 1.0]},
-        "backward": {"type": "diffusion", "model": "tiny_denoiser:network", "steps": steps, "device": "cpu"},
+        "backward": {
+            "type": "diffusion",
+            "model": "tiny_denoiser:network",
+            "steps": steps,
+            "device": "cpu",
+        },
         "probes": [{"type": "network_layers", "reference": 16, "labels": False}],
     }
     found = locate(ut.Experiment.from_dict(spec), "same_class", 0.5)
@@ -159,9 +210,12 @@ def test_levels_of_models_whose_steps_are_no_round_numbers(steps):
 
 
 def test_the_exit_code_is_1_if_the_width_is_not_reached(folder):
-    spec = experiment(corruption={"type": "masking", "noise": [0.0, 1e-9, 2e-9]}).to_dict()  # nothing changes
+    # Nothing changes.
+    spec = experiment(corruption={"type": "masking", "noise": [0.0, 1e-9, 2e-9]}).to_dict()
     (folder / "weak.json").write_text(json.dumps(spec))
-    done = uturn("run", "weak.json", "--until", 0.1, "--reading", ROOT, "--store", "runs", cwd=folder)
+    done = uturn(
+        "run", "weak.json", "--until", 0.1, "--reading", ROOT, "--store", "runs", cwd=folder
+    )
     assert done.returncode == 1, done.stderr
     assert "no place: at the largest noise, 2e-09, the reading has not changed" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("next: uturn study")
@@ -171,7 +225,10 @@ def test_the_exit_code_is_1_if_the_width_is_not_reached(folder):
     ("arguments", "message"),
     [
         (["--until", 0.1], "give --reading NAME"),
-        (["--until", 0.1, "--reading", "unchanged"], "expected the name of one reading: 'unchanged, tree_level = 0'"),
+        (
+            ["--until", 0.1, "--reading", "unchanged"],
+            "expected the name of one reading: 'unchanged, tree_level = 0'",
+        ),
         (["--until", 0.1, "--reading", ROOT, "--shard", "1/2"], "leave out --shard"),
         (["--reading", ROOT], "expected --until WIDTH beside them"),
         (["--share", 0.25], "expected --until WIDTH beside them"),
@@ -183,7 +240,7 @@ def test_mistakes_are_one_line(arguments, message, folder):
     assert message in done.stderr.splitlines()[-1]
 
 
-# --- resumption ----------------------------------------------------------------------------------------------------------
+# --- resumption -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +249,9 @@ def alone():
     return {width: numbers(locate(experiment(), ROOT, width)) for width in (0.4, 0.22)}
 
 
-def test_an_interrupted_search_gives_the_numbers_of_an_uninterrupted_one(alone, tmp_path, monkeypatch):
+def test_an_interrupted_search_gives_the_numbers_of_an_uninterrupted_one(
+    alone, tmp_path, monkeypatch
+):
     run, calls = search_runs.run, []
 
     def interrupted(*arguments, **options):
@@ -221,7 +280,10 @@ def test_two_processes_share_a_folder(at, alone, tmp_path, monkeypatch):
         return run(*arguments, **options)
 
     monkeypatch.setattr(search_runs, "run", overtaken)
-    assert [numbers(locate(experiment(), ROOT, 0.4, tmp_path)), *others] == [alone[0.4], alone[0.22]]
+    assert [numbers(locate(experiment(), ROOT, 0.4, tmp_path)), *others] == [
+        alone[0.4],
+        alone[0.22],
+    ]
 
 
 def test_a_store_that_another_process_extends_is_read_again(tmp_path, monkeypatch):
@@ -244,7 +306,10 @@ def test_what_is_told():
     """The originals that two ends need, with the time left, and the standard errors of a test."""
     told = []
     locate(experiment(), ROOT, 0.22, tell=told.append)
-    assert re.fullmatch(r"noise about .* originals needed at noise .* are measured; about [\d.]+ (s|min) left", told[0])
+    assert re.fullmatch(
+        r"noise about .* originals needed at noise .* are measured; about [\d.]+ (s|min) left",
+        told[0],
+    )
     assert "standard errors from the height of the place; +" in told[-1]
 
 
@@ -257,24 +322,35 @@ def test_another_width_measures_no_old_level_again(alone, tmp_path):
 
 
 def test_several_grammars_are_the_independent_groups(tmp_path):
-    source = {"type": "rhm", "vocab_size": 8, "multiplicity": 4, "branching": 2, "depth": 3, "grammars": 2}
+    source = {
+        "type": "rhm",
+        "vocab_size": 8,
+        "multiplicity": 4,
+        "branching": 2,
+        "depth": 3,
+        "grammars": 2,
+    }
     found = locate(experiment(items=8, source=source), ROOT, 0.15, tmp_path)
     last = list(found.runs.values())[-1]
     assert last.sizes["item"] == 4 * len(np.unique(last.grammar))
     assert found.place.low < found.place.value < found.place.high
 
 
-# --- simulated readings --------------------------------------------------------------------------------------------------
+# --- simulated readings ---------------------------------------------------------------------------
 
 
 def simulated(probability, seed, start=1.0, chance=0.1, groups=1):
-    """A function for `Search`: readings 0 or 1, each with the probability p(noise); those of a group are equal."""
+    """A function for `Search`: readings 0 or 1, each with the probability p(noise); those of a
+    group are equal.
+    """
     drawn = {}
 
     def measure(level, originals):
         random = np.random.default_rng([seed, round(1e6 * level)])
         if level not in drawn:
-            drawn[level] = np.repeat(random.random(6000 // groups) < probability(level), groups).astype(float)
+            drawn[level] = np.repeat(
+                random.random(6000 // groups) < probability(level), groups
+            ).astype(float)
         return Readings(drawn[level][:originals], np.arange(originals) // groups, start, chance)
 
     return measure
@@ -289,7 +365,9 @@ def falling(at, width, chance=0.1):
 
 
 def test_coverage_of_the_reported_interval():
-    """At least .93 of the intervals hold the truth. The false-alarm rate, that of a quantile of the binomial law, is 5e-4."""
+    """At least .93 of the intervals hold the truth. The false-alarm rate, that of a quantile of
+    the binomial law, is 5e-4.
+    """
     places = [search(simulated(falling(0.57, 0.08), seed), 0.1).place for seed in range(300)]
     held = sum(place.low <= 0.57 <= place.high for place in places)
     least = binom.ppf(5e-4, 300, 0.93)
@@ -300,9 +378,13 @@ def test_coverage_of_the_reported_interval():
 
 
 def shoulder(share, first, second, width, chance=0.1):
-    """A curve that loses a share of the originals around one noise and the others around another."""
+    """A curve that loses a share of the originals around one noise and the others around
+    another.
+    """
     return lambda noise: (
-        chance + (1 - chance) * (share * expit((first - noise) / width) + (1 - share) * expit((second - noise) / width))
+        chance
+        + (1 - chance)
+        * (share * expit((first - noise) / width) + (1 - share) * expit((second - noise) / width))
     )
 
 
@@ -310,12 +392,17 @@ def place_of(probability, height=0.55):
     return brentq(lambda noise: probability(noise) - height, 0.01, 1)
 
 
-SHOULDERS = {"above the height": shoulder(0.45, 0.33, 0.72, 0.015), "below the height": shoulder(0.72, 0.26, 0.66, 0.012)}
+SHOULDERS = {
+    "above the height": shoulder(0.45, 0.33, 0.72, 0.015),
+    "below the height": shoulder(0.72, 0.26, 0.66, 0.012),
+}
 
 
 @pytest.mark.parametrize("curve", SHOULDERS)
 def test_curves_with_a_shoulder_are_seldom_reached_and_wrong(curve):
-    """At most .09 of the runs; the false-alarm rate is that of a quantile of the binomial law, 5e-3 for each curve."""
+    """At most .09 of the runs; the false-alarm rate is that of a quantile of the binomial law,
+    5e-3 for each curve.
+    """
     place = place_of(SHOULDERS[curve])
     found = [search(simulated(SHOULDERS[curve], seed), 0.06, most=3000) for seed in range(60)]
     wrong = sum(of.reached and not of.place.low <= place <= of.place.high for of in found)
@@ -325,7 +412,11 @@ def test_curves_with_a_shoulder_are_seldom_reached_and_wrong(curve):
 
 @pytest.mark.parametrize(
     "probability",
-    [SHOULDERS["above the height"], falling(0.47, 0.1), lambda noise: 0.1 + 0.9 * math.exp(-3 * noise)],
+    [
+        SHOULDERS["above the height"],
+        falling(0.47, 0.1),
+        lambda noise: 0.1 + 0.9 * math.exp(-3 * noise),
+    ],
     ids=["shoulder", "logistic", "exponential"],
 )
 def test_the_interval_holds_the_place_of_every_monotone_curve(probability):
@@ -336,8 +427,14 @@ def test_the_interval_holds_the_place_of_every_monotone_curve(probability):
 
 
 def test_a_curve_whose_shape_is_not_settled():
-    """A flat part at the height of the place: no interval is reached, and the one that is given holds the whole flat part."""
-    found = search(simulated(lambda noise: 0.55 if 0.3 < noise < 0.7 else 1.0 if noise <= 0.3 else 0.1, 4), 0.05, most=600)
+    """A flat part at the height of the place: no interval is reached, and the one that is given
+    holds the whole flat part.
+    """
+    found = search(
+        simulated(lambda noise: 0.55 if 0.3 < noise < 0.7 else 1.0 if noise <= 0.3 else 0.1, 4),
+        0.05,
+        most=600,
+    )
     assert not found.reached
     assert found.place.low <= 0.3
     assert found.place.high >= 0.7
@@ -348,17 +445,28 @@ def test_a_curve_whose_shape_is_not_settled():
 
 @pytest.mark.parametrize("width", [0.2, 0.11])
 def test_steep_curves_above_a_chance_do_not_run_away(width):
-    """An interval that ends outside the levels, and millions of originals, were the answers of a fit to two levels."""
+    """An interval that ends outside the levels, and millions of originals, were the answers of a
+    fit to two levels.
+    """
     for seed in range(20):
-        found = search(simulated(lambda noise: 0.13 + 0.87 * expit((0.327 - noise) / 0.002), seed, chance=0.13), width)
+        found = search(
+            simulated(
+                lambda noise: 0.13 + 0.87 * expit((0.327 - noise) / 0.002), seed, chance=0.13
+            ),
+            width,
+        )
         assert found.reached, found
         assert 0 <= found.place.low <= 0.327 <= found.place.high <= 1
         assert found.calls < 300
 
 
 def test_originals_of_a_group_are_one():
-    """Five equal readings for each group: the error, the freedom and the added readings are those of the groups."""
-    alone, grouped = (Search(simulated(falling(0.5, 0.1), 3, groups=size), 0.1, 1e-3, 1.0) for size in (1, 5))
+    """Five equal readings for each group: the error, the freedom and the added readings are
+    those of the groups.
+    """
+    alone, grouped = (
+        Search(simulated(falling(0.5, 0.1), 3, groups=size), 0.1, 1e-3, 1.0) for size in (1, 5)
+    )
     alone.more(450, 64)
     grouped.more(450, 320)
     of = {name: search.at(450) for name, search in (("alone", alone), ("grouped", grouped))}
@@ -368,9 +476,14 @@ def test_originals_of_a_group_are_one():
 
 
 def test_the_error_of_a_height_is_that_of_leaving_out_originals():
-    """With unknown chance too, whose originals are taken for others: the jackknife of a difference of two means."""
+    """With unknown chance too, whose originals are taken for others: the jackknife of a
+    difference of two means.
+    """
     random = np.random.default_rng(5)
-    values, ends = (random.random(400) < 0.5).astype(float), (random.random(200) < 0.2).astype(float)
+    values, ends = (
+        (random.random(400) < 0.5).astype(float),
+        (random.random(200) < 0.2).astype(float),
+    )
     search = Search(lambda level, originals: None, 0.1, 1e-3, 1.0)
     search.readings = {
         500: Readings(values, np.arange(400), 1.0, math.nan),
@@ -383,10 +496,17 @@ def test_the_error_of_a_height_is_that_of_leaving_out_originals():
 
 def test_levels_at_which_all_agree_are_not_known_without_error():
     """Half an original of 9 may be on the other side."""
-    search = Search(lambda level, originals: Readings(np.ones(originals), np.arange(originals), 1.0, 0.0), 0.1, 1e-3, 1.0)
+    search = Search(
+        lambda level, originals: Readings(np.ones(originals), np.arange(originals), 1.0, 0.0),
+        0.1,
+        1e-3,
+        1.0,
+    )
     search.more(300, 8)
     assert search.at(300).left == pytest.approx(8.5 / 9)
-    assert search.at(300).error == pytest.approx(math.sqrt(0.5 * ((0.5 / 9) ** 2 + (8.5 / 9) ** 2)) / 9)
+    assert search.at(300).error == pytest.approx(
+        math.sqrt(0.5 * ((0.5 / 9) ** 2 + (8.5 / 9) ** 2)) / 9
+    )
 
 
 def test_the_threshold_rises():
@@ -397,32 +517,51 @@ def test_the_threshold_rises():
 
 @pytest.mark.parametrize(("left", "most_calls"), [(0.9, 81), (0.6, 400)])
 def test_a_curve_that_stays_above_the_height_has_no_place(left, most_calls):
-    """After 48 originals at the largest noise if it stays far above. The remark says how far it has gone, with an interval."""
-    found = [search(simulated(lambda noise: 1 - (1 - left) * noise, seed, chance=0.0), 0.1) for seed in range(40)]
+    """After 48 originals at the largest noise if it stays far above. The remark says how far it
+    has gone, with an interval.
+    """
+    found = [
+        search(simulated(lambda noise: 1 - (1 - left) * noise, seed, chance=0.0), 0.1)
+        for seed in range(40)
+    ]
     assert not any(of.reached for of in found)
     outcomes = [of.outcome for of in found if isinstance(of.outcome, NotFallen)]
     assert len(outcomes) >= 36
-    assert np.mean([outcome.gone.low <= 1 - left <= outcome.gone.high for outcome in outcomes]) > 0.8
-    assert all("no place: at the largest noise, 1, the reading has gone" in outcome.remark for outcome in outcomes)
+    assert (
+        np.mean([outcome.gone.low <= 1 - left <= outcome.gone.high for outcome in outcomes]) > 0.8
+    )
+    assert all(
+        "no place: at the largest noise, 1, the reading has gone" in outcome.remark
+        for outcome in outcomes
+    )
     assert np.median([of.calls for of in found]) < most_calls
 
 
 def test_a_slow_fall_that_passes_the_height_near_its_end_has_a_place():
-    """Of 48 originals, a fifth of the means are on the wrong side: more are asked. False-alarm rate 1e-3 at one run in 30."""
-    found = [search(simulated(lambda noise: 1 - 0.56 * noise, seed, chance=0.0), 0.2, most=2000) for seed in range(60)]
+    """Of 48 originals, a fifth of the means are on the wrong side: more are asked. False-alarm
+    rate 1e-3 at one run in 30.
+    """
+    found = [
+        search(simulated(lambda noise: 1 - 0.56 * noise, seed, chance=0.0), 0.2, most=2000)
+        for seed in range(60)
+    ]
     assert sum(isinstance(of.outcome, NotFallen) for of in found) <= binom.ppf(1 - 1e-3, 60, 1 / 30)
 
 
 def test_a_store_is_no_folder_for_a_search(tmp_path):
     ut.run(experiment(), tmp_path / "finished.zarr")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ValueError, match="it is a store; expected a folder for the stores of the search"):
+    with pytest.raises(
+        ValueError, match="it is a store; expected a folder for the stores of the search"
+    ):
         locate(experiment(), ROOT, 0.2, tmp_path / "finished.zarr")
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_calls_are_fewer_than_those_of_even_levels():
-    """Ten even levels have 5.5 calls an original, and need about 210 originals for a width of .05 (`benchmarks/locate.py`)."""
+    """Ten even levels have 5.5 calls an original, and need about 210 originals for a width of
+    .05 (`benchmarks/locate.py`).
+    """
     calls = [search(simulated(falling(0.57, 0.08), seed), 0.05).calls for seed in range(40)]
     assert np.mean(calls) < 210 * 5.5
 
@@ -443,7 +582,9 @@ def test_a_step_is_found_between_two_levels(width):
 
 
 def test_unknown_chance_is_measured_at_the_largest_noise():
-    """With half the originals of the level that has most, and no reading is measured twice or discarded."""
+    """With half the originals of the level that has most, and no reading is measured twice or
+    discarded.
+    """
     measure, seen = simulated(falling(0.4, 0.08, 0.3), 3, chance=math.nan), {}
 
     def watched(level, originals):
@@ -464,4 +605,6 @@ def test_forecasts_are_near_the_truth():
     assert parts["at the beginning"].items == 16
     measures = [simulated(falling(0.55, 0.08, 0.0), seed, chance=0.0) for seed in range(20)]
     calls = [search(measure, 0.05).calls for measure in measures]
-    assert sum(part.items * sum(part.noise) for part in parts.values()) == pytest.approx(np.mean(calls), rel=0.35)
+    assert sum(part.items * sum(part.noise) for part in parts.values()) == pytest.approx(
+        np.mean(calls), rel=0.35
+    )

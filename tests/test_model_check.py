@@ -57,7 +57,13 @@ def experiment(model=f"{__name__}:function", items=4, **options):
             "items": items,
             "source": {"type": "fashion_mnist"},
             "corruption": {"type": "diffusion", "noise": [0.5]},
-            "backward": {"type": "diffusion", "model": model, "steps": 2, "device": "cpu", **options},
+            "backward": {
+                "type": "diffusion",
+                "model": model,
+                "steps": 2,
+                "device": "cpu",
+                **options,
+            },
             "probes": [{"type": "images"}],
         }
     )
@@ -80,9 +86,17 @@ def said_of(network, scheduler, predicts="v", items=4, **options):
 
 
 WRONG = {
-    "made for t in [0, 1]": ({"inputs": lambda x, t: (x, 1000 * t)}, "v", "if the timestep is divided by 1000"),
+    "made for t in [0, 1]": (
+        {"inputs": lambda x, t: (x, 1000 * t)},
+        "v",
+        "if the timestep is divided by 1000",
+    ),
     "reversed t": ({"inputs": lambda x, t: (x, 999 - t)}, "v", "if time runs backwards, T - t"),
-    "constant t": ({"inputs": lambda x, t: (x, 0 * t + 500)}, "v", "does not depend on its time input"),
+    "constant t": (
+        {"inputs": lambda x, t: (x, 0 * t + 500)},
+        "v",
+        "does not depend on its time input",
+    ),
     "flipped sign": ({"output": lambda y: -y}, "v", "if the sign of its output is changed"),
     "declared noise": ({}, "noise", r"that it predicts the noise: .* if its output is read as v"),
     "declared x0": ({}, "x0", r"that it predicts x_0: .* if its output is read as v"),
@@ -111,7 +125,9 @@ def scaled(network, scheduler):
 
 
 def flowing(network, scheduler):
-    """The same network as one of flow matching, which is told (1 - s) x_0 + s n at the timestep 1000 s and gives n - x_0."""
+    """The same network as one of flow matching, which is told (1 - s) x_0 + s n at the timestep
+    1000 s and gives n - x_0.
+    """
     abar = scheduler.alphas_cumprod.double()
     table = ((1 - abar) / abar).sqrt()
 
@@ -152,7 +168,11 @@ def test_sigma_in_the_place_of_its_logarithm_or_of_another_unit_is_named(embedde
     called = scaled(network, scheduler)
     (line,) = said_of(lambda x, sigma: called(x, 1000 * sigma), scheduler, takes="sigma")
     assert "if sigma is divided by 1000" in line
-    (line,) = said_of(lambda x, sigma: called(x / (1 + sigma**2).sqrt().view(-1, 1, 1, 1), sigma), scheduler, takes="sigma")
+    (line,) = said_of(
+        lambda x, sigma: called(x / (1 + sigma**2).sqrt().view(-1, 1, 1, 1), sigma),
+        scheduler,
+        takes="sigma",
+    )
     assert "does not fit what is declared" in line
 
 
@@ -162,7 +182,9 @@ def test_no_change_fits_a_right_network_better():
     chain = ReverseDiffusion.from_pretrained(ATLAS / "mnist", "ddpm", 4, device="cpu")
     with torch.inference_mode():
         clean = torch.from_numpy(chain.forward.clean(images))
-        errors = Probed(chain.model, chain.forward.scheduler, clean, None, Pieces(chain.device, 64)).errors()
+        errors = Probed(
+            chain.model, chain.forward.scheduler, clean, None, Pieces(chain.device, 64)
+        ).errors()
     assert errors.is_judged
     assert errors.depends_on_time
     assert errors.best[1] > 0.95
@@ -177,7 +199,7 @@ def test_a_network_without_training_cannot_be_judged(embedded):
     assert "cannot be judged" in finding.words
 
 
-# -- calls ------------------------------------------------------------------------------------------------------------
+# -- calls -----------------------------------------------------------------------------------------
 
 
 def begins(lines, words):
@@ -225,7 +247,9 @@ def test_how_a_network_of_edm_computes_is_tried(name, scheduler, embedded):
     forward = ForwardDiffusion(scheduler_like(diffusers.EDMEulerScheduler(), scheduler), 4)
     clean = torch.from_numpy(ut.fashion_mnist.load_test_set()[0][:4])
     with torch.inference_mode():
-        findings = list(check_denoiser(model, forward.scheduler, clean, None, Pieces(torch.device("cpu"), 64)))
+        findings = list(
+            check_denoiser(model, forward.scheduler, clean, None, Pieces(torch.device("cpu"), 64))
+        )
     assert begins([finding.words for finding in findings], words) == [""] * (words is not None)
 
 
@@ -237,7 +261,11 @@ def test_a_network_that_writes_into_its_input_gives_the_same_reconstructions(emb
     network, scheduler = embedded
     images = []
     for inputs in (lambda x, t: (x * 1.5 / 1.5, t), written):
-        given(DenoiserModel(Wrapped(network, inputs), scheduler, predicts="v", image_shape=(1, 28, 28)))
+        given(
+            DenoiserModel(
+                Wrapped(network, inputs), scheduler, predicts="v", image_shape=(1, 28, 28)
+            )
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             images.append(ut.run(experiment(items=2)).image.values)
@@ -249,7 +277,11 @@ class Tokens:
 
     def __init__(self, mistake):
         self.model, self.mistake = load_language_model("embedded", device="cpu"), mistake
-        self.mask_id, self.length, self.tokenizer = self.model.mask_id, self.model.length, self.model.tokenizer
+        self.mask_id, self.length, self.tokenizer = (
+            self.model.mask_id,
+            self.model.length,
+            self.model.tokenizer,
+        )
 
     def logits(self, ids, noise):
         logits = self.model.network(ids)
@@ -304,19 +336,32 @@ class Judge(nn.Module):
 
 @pytest.mark.parametrize(
     ("mistake", "words"),
-    [("", None), ("random", "is random"), ("batch", "mixes the data of a batch"), ("writes", "modifies its input")],
+    [
+        ("", None),
+        ("random", "is random"),
+        ("batch", "mixes the data of a batch"),
+        ("writes", "modifies its input"),
+    ],
 )
 def test_how_a_classifier_computes_is_tried(mistake, words, monkeypatch):
-    monkeypatch.setattr(DiffusionModel, "model_check", lambda *_: [])  # of the embedded denoiser: other tests' matter
+    # Of the embedded denoiser: other tests' matter.
+    monkeypatch.setattr(DiffusionModel, "model_check", lambda *_: [])
     torch.manual_seed(0)
     given(Judge(mistake))
     spec = experiment("fashion_mnist", items=3).to_dict()
-    probe = {"type": "network_layers", "classifier": f"{__name__}:function", "layers": ["first", "second"], "labels": False}
+    probe = {
+        "type": "network_layers",
+        "classifier": f"{__name__}:function",
+        "layers": ["first", "second"],
+        "labels": False,
+    }
     lines = list(map(str, ut.Experiment.from_dict({**spec, "probes": [probe]}).model_check()))
-    assert begins(lines, words) == [f"model check: the classifier '{__name__}:function' "] * bool(words)
+    assert begins(lines, words) == [f"model check: the classifier '{__name__}:function' "] * bool(
+        words
+    )
 
 
-# -- where the lines are ----------------------------------------------------------------------------------------------
+# -- where the lines are ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -336,13 +381,20 @@ def test_the_line_is_printed_and_kept(wrong, tmp_path):
     found = CliRunner().invoke(app, ["images", *options, "--out", str(tmp_path / "out")])
     assert found.exit_code == 0, found.output
     (line,) = warnings_of(Store.open(tmp_path / "out" / "run.zarr").attributes)
-    assert line.startswith(f"model check: the model '{wrong}' does not fit what is declared, that it predicts the noise")
+    assert line.startswith(
+        f"model check: the model '{wrong}' does not fit what is declared, that it predicts the"
+        " noise"
+    )
     assert warnings_of(xr.open_zarr(tmp_path / "out" / "study.zarr").attrs) == [line]
     assert line in html.unescape((tmp_path / "out" / "index.html").read_text())
     # A complete store says it again, without a new check.
-    (tmp_path / "spec.json").write_text(Store.open(tmp_path / "out" / "run.zarr").attributes["spec"])
+    (tmp_path / "spec.json").write_text(
+        Store.open(tmp_path / "out" / "run.zarr").attributes["spec"]
+    )
     with pytest.warns(UserWarning, match="^model check: ") as said:
-        again = CliRunner().invoke(app, ["run", str(tmp_path / "spec.json"), "--store", str(tmp_path / "out" / "run.zarr")])
+        again = CliRunner().invoke(
+            app, ["run", str(tmp_path / "spec.json"), "--store", str(tmp_path / "out" / "run.zarr")]
+        )
     assert again.exit_code == 0, again.output
     assert line in [str(one.message) for one in said]
     spec = experiment(wrong, items=3)
@@ -357,7 +409,7 @@ def test_the_check_changes_no_numbers(tmp_path, monkeypatch):
     assert "warnings" not in checked.attrs
 
 
-# -- images in [0, 1] -------------------------------------------------------------------------------------------------
+# -- images in [0, 1] ------------------------------------------------------------------------------
 
 
 class Bright(ut.sources.ImageSource):
@@ -375,8 +427,17 @@ def test_images_in_the_wrong_range_are_named(tmp_path):
     from PIL import Image
 
     spec = experiment("fashion_mnist", items=3).to_dict()
-    lines = list(map(str, ut.Experiment.from_dict({**spec, "source": {"type": f"{__name__}:Bright"}}).model_check()))
-    assert any("gives values in [0" in line and "nothing lies below 0" in line for line in lines), lines
+    lines = list(
+        map(
+            str,
+            ut.Experiment.from_dict(
+                {**spec, "source": {"type": f"{__name__}:Bright"}}
+            ).model_check(),
+        )
+    )
+    assert any("gives values in [0" in line and "nothing lies below 0" in line for line in lines), (
+        lines
+    )
     for k in range(3):
         image = ut.fashion_mnist.load_test_set()[0][k, 0] / 2 + 0.5
         Image.fromarray(image.astype(np.uint8)).save(tmp_path / f"{k}.png")

@@ -1,4 +1,6 @@
-"""Examples of the pages on noise, U-turns made elsewhere, own parts and samplers run as written, and what the pages say holds."""
+"""Examples of the pages on noise, U-turns made elsewhere, own parts and samplers run as written,
+and what the pages say holds.
+"""
 
 import re
 import shlex
@@ -14,7 +16,11 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$",
+        (DOCS / page).read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
 
 
 def test_the_levels_of_the_embedded_model():
@@ -54,7 +60,9 @@ def test_a_short_probe_of_images(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory):
-    """The names that the blocks of the section on calibration define; a block that begins with `# NAME.py` is a file."""
+    """The names that the blocks of the section on calibration define; a block that begins with
+    `# NAME.py` is a file.
+    """
     page = (DOCS / "sampler.md").read_text()
     section = re.search(r"^## Calibration.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)[0]
     names, folder = {"__name__": "sampler"}, tmp_path_factory.mktemp("sampler")

@@ -1,9 +1,10 @@
-"""Every error of `mutations.py` makes the verdict or test named there fail, which passes without the error.
+"""Every error of `mutations.py` makes the verdict or test named there fail, which passes without
+the error.
 
 Errors in files that differ from the last commit are tried by default, all others with `-m slow`.
 
-Verdicts are taken from the figure's own functions on a part of its smoke-scale measurement: `benchmarks/mutations.py` runs the
-whole figures.
+Verdicts are taken from the figure's own functions on a part of its smoke-scale measurement:
+`benchmarks/mutations.py` runs the whole figures.
 """
 
 import ast
@@ -36,8 +37,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def changed_files():
-    """Names of the files of the package that differ from the last commit; none where there is no git."""
-    commands = (["git", "diff", "--name-only", "HEAD", "--", "src"], ["git", "ls-files", "-o", "--exclude-standard", "--", "src"])
+    """Names of the files of the package that differ from the last commit; none where there is no
+    git.
+    """
+    commands = (
+        ["git", "diff", "--name-only", "HEAD", "--", "src"],
+        ["git", "ls-files", "-o", "--exclude-standard", "--", "src"],
+    )
     names = set()
     for command in commands:
         try:
@@ -57,7 +63,9 @@ def tried(mutations):
     for mutation in mutations:
         module = mutation.target.partition(":")[0].replace(".", "/")
         is_changed = f"src/{module}.py" in CHANGED or f"src/{module}/__init__.py" in CHANGED
-        cases.append(pytest.param(mutation, id=mutation.name, marks=() if is_changed else pytest.mark.slow))
+        cases.append(
+            pytest.param(mutation, id=mutation.name, marks=() if is_changed else pytest.mark.slow)
+        )
     return cases
 
 
@@ -103,11 +111,17 @@ def unharmed(figure):
 
 
 def intervals_see_the_grammars():
-    """Of eight very different grammars, the interval of the mean is at least 2.4 standard errors wide (without grammars: 1.2)."""
+    """Of eight very different grammars, the interval of the mean is at least 2.4 standard errors
+    wide (without grammars: 1.2).
+    """
     rng = np.random.default_rng(0)
     grammar = np.arange(80) // 10
     heights = rng.standard_normal(8)
-    values = xr.DataArray(heights[grammar][None], dims=("noise", "item"), coords={"noise": [0.1], "grammar": ("item", grammar)})
+    values = xr.DataArray(
+        heights[grammar][None],
+        dims=("noise", "item"),
+        coords={"noise": [0.1], "grammar": ("item", grammar)},
+    )
     found = estimate(values, lambda curve: float(curve[0]))
     assert found.high - found.low > 2.4 * heights.std(ddof=1) / np.sqrt(8)
 
@@ -119,12 +133,20 @@ def named_test(name, arguments):
 
     def call():
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-            temporary = SimpleNamespace(mktemp=lambda start: Path(tempfile.mkdtemp(prefix=start, dir=folder)))
-            known = {"tmp_path": Path(folder), "tmp_path_factory": temporary, "monkeypatch": patch, **arguments}
+            temporary = SimpleNamespace(
+                mktemp=lambda start: Path(tempfile.mkdtemp(prefix=start, dir=folder))
+            )
+            known = {
+                "tmp_path": Path(folder),
+                "tmp_path_factory": temporary,
+                "monkeypatch": patch,
+                **arguments,
+            }
 
             def value(one):
                 if one not in known:
-                    known[one] = called(inspect.unwrap(getattr(module, one)))  # a fixture of the module
+                    # A fixture of the module.
+                    known[one] = called(inspect.unwrap(getattr(module, one)))
                 return known[one]
 
             def called(f):
@@ -163,13 +185,20 @@ def test_errors_in_changed_files_are_tried_by_default(monkeypatch):
     module = MUTATIONS[0].target.partition(":")[0]
     monkeypatch.setitem(globals(), "CHANGED", {f"src/{module.replace('.', '/')}.py"})
     marked = {case.id for case in tried(MUTATIONS) if case.marks}
-    assert marked == {mutation.name for mutation in MUTATIONS if not mutation.target.startswith(f"{module}:")}
+    assert marked == {
+        mutation.name for mutation in MUTATIONS if not mutation.target.startswith(f"{module}:")
+    }
 
 
 def test_edits_of_a_syntax_tree_do_not_depend_on_the_layout():
     tree = ast.parse("def f(x):\n    y = (x  # a word\n         + 1)\n    return y * (x + 1)")
-    assert ast.unparse(Assigned("y", "0").edited(tree)) == "def f(x):\n    y = 0\n    return y * (x + 1)"
-    assert ast.unparse(Replaced("x+1", "x").edited(tree)) == "def f(x):\n    y = 0\n    return y * x"
+    assert (
+        ast.unparse(Assigned("y", "0").edited(tree))
+        == "def f(x):\n    y = 0\n    return y * (x + 1)"
+    )
+    assert (
+        ast.unparse(Replaced("x+1", "x").edited(tree)) == "def f(x):\n    y = 0\n    return y * x"
+    )
     for edit in (Replaced("x + 1", "x"), Assigned("z", "0")):
         with pytest.raises(AssertionError, match="expected"):  # what is not there
             edit.edited(tree)
@@ -190,4 +219,7 @@ def test_everything_is_caught_and_nothing_is_left_behind():
     for mutation in MUTATIONS:
         with mutation.applied():
             pass
-    assert (ut.theory.MeanField(8, 3, 2).susceptibility(0.5, 3), ut.inference.sample_posterior) == right
+    assert (
+        ut.theory.MeanField(8, 3, 2).susceptibility(0.5, 3),
+        ut.inference.sample_posterior,
+    ) == right

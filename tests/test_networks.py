@@ -47,14 +47,22 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
         assert str(path) in str(caught.value)
 
-    refused("of kind 'tree_classifier'.*; expected a network of kind vector_classifier", "vector_classifier")
+    refused(
+        "of kind 'tree_classifier'.*; expected a network of kind vector_classifier",
+        "vector_classifier",
+    )
     for damaged in (whole[: len(whole) // 2], b"", b"not a network"):
         path.write_bytes(damaged)
         refused("cannot be read")
     path.unlink()
     refused("(?i)no such file")
     weights = small().state_dict()
-    header = {"format": FORMAT, "kind": "tree_classifier", "options": json.dumps(small().options), "facts": "{}"}
+    header = {
+        "format": FORMAT,
+        "kind": "tree_classifier",
+        "options": json.dumps(small().options),
+        "facts": "{}",
+    }
     for change, words in [
         ({"format": "uturn-network-0"}, "format is 'uturn-network-0'"),
         ({"options": json.dumps({**small().options, "width": 7})}, "size mismatch"),
@@ -64,7 +72,9 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
         refused(words)
     save_file({k: v for k, v in weights.items() if k != "logits.bias"}, path, metadata=header)
     refused("Missing key.*logits.bias")
-    save_file({**weights, "logits.bias": torch.tensor([0, 1, float("nan"), 3, 4])}, path, metadata=header)
+    save_file(
+        {**weights, "logits.bias": torch.tensor([0, 1, float("nan"), 3, 4])}, path, metadata=header
+    )
     refused("weights 'logits.bias' are not finite")
 
 
@@ -73,7 +83,9 @@ def test_what_cannot_be_saved(tmp_path):
         pass
 
     for other in (torch.nn.Linear(2, 2), TreeClassifier(2, 2)):
-        with pytest.raises(ValueError, match=f"{type(other).__name__} is not a network of this package"):
+        with pytest.raises(
+            ValueError, match=f"{type(other).__name__} is not a network of this package"
+        ):
             save_network(other, tmp_path / "network")
     spoilt = small()
     with torch.no_grad():
@@ -112,7 +124,9 @@ def test_blocks_have_one_position_a_node():
     changed[:, 3] = (changed[:, 3] + 1) % 4
     for k, block in enumerate(model.blocks):
         sizes = []
-        block.register_forward_hook(lambda module, inputs, output, sizes=sizes: sizes.append(output))
+        block.register_forward_hook(
+            lambda module, inputs, output, sizes=sizes: sizes.append(output)
+        )
         model(STRINGS)
         model(changed)
         before, after = sizes
@@ -129,7 +143,11 @@ def test_initial_weights_are_he_normal_and_belong_to_the_seed():
             inputs = module.weight[0].numel()
             assert module.weight.var().item() == pytest.approx(2 / inputs, rel=0.05)
             assert not module.bias.any()
-    assert fingerprint(TreeClassifier(16, 2, 3)) == fingerprint(model) != fingerprint(TreeClassifier(16, 2, 3, seed=1))
+    assert (
+        fingerprint(TreeClassifier(16, 2, 3))
+        == fingerprint(model)
+        != fingerprint(TreeClassifier(16, 2, 3, seed=1))
+    )
 
 
 def test_input_is_whitened():

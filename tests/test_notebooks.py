@@ -36,12 +36,21 @@ def from_script(name):
 
 
 def executed(*names):
-    """{name: notebook} of scripts with the outputs of a run in one process, which forgets its names between two of them."""
+    """{name: notebook} of scripts with the outputs of a run in one process, which forgets its
+    names between two of them.
+    """
     notebooks = {name: from_script(name) for name in names}
     whole = from_script(names[0])
-    whole.cells = [cell for one in notebooks.values() for cell in (*one.cells, nbformat.v4.new_code_cell("%reset -f"))]
-    client = nbclient.NotebookClient(whole, timeout=1800, resources={"metadata": {"path": str(EXAMPLES)}}, record_timing=False)
-    # The bars of other libraries would ask for widgets, and their warning names a folder of this machine.
+    whole.cells = [
+        cell
+        for one in notebooks.values()
+        for cell in (*one.cells, nbformat.v4.new_code_cell("%reset -f"))
+    ]
+    client = nbclient.NotebookClient(
+        whole, timeout=1800, resources={"metadata": {"path": str(EXAMPLES)}}, record_timing=False
+    )
+    # The bars of other libraries would ask for widgets, and their warning names a folder of this
+    # machine.
     client.execute(env={**os.environ, "PYTHONWARNINGS": "ignore:IProgress not found"})
     return notebooks
 
@@ -49,9 +58,9 @@ def executed(*names):
 def smaller(picture):
     """A picture (base64) with 128 colours."""
     found = io.BytesIO()
-    Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
-        found, "png", optimize=True
-    )
+    Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB").quantize(
+        128, dither=Image.Dither.NONE
+    ).save(found, "png", optimize=True)
     return base64.b64encode(found.getvalue()).decode()
 
 
@@ -70,14 +79,21 @@ def shown(notebook):
     """The outputs of a notebook as (kind, data) with kinds such as "image/png"."""
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
-            yield from output.data.items() if "data" in output else [(output.get("name", "error"), output.get("text"))]
+            yield from (
+                output.data.items()
+                if "data" in output
+                else [(output.get("name", "error"), output.get("text"))]
+            )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cells_are_those_of_the_script(name):
     path = EXAMPLES / f"{name}.ipynb"
     stored, wanted = nbformat.read(path, 4), from_script(name)
-    cells = [[(cell.cell_type, cell.id, cell.source) for cell in notebook.cells] for notebook in (stored, wanted)]
+    cells = [
+        [(cell.cell_type, cell.id, cell.source) for cell in notebook.cells]
+        for notebook in (stored, wanted)
+    ]
     assert cells[0] == cells[1], f"run python tests/test_notebooks.py {name}"
     assert path.stat().st_size < MOST_BYTES
     assert "image/png" in dict(shown(stored))
@@ -88,10 +104,19 @@ def test_the_cells_are_those_of_the_script(name):
 def test_notebooks_run():
     for name, notebook in executed(*NAMES).items():
         stored = nbformat.read(EXAMPLES / f"{name}.ipynb", 4)
-        assert len({[kind for kind, _ in shown(one)].count("image/png") for one in (notebook, stored)}) == 1, name
+        assert (
+            len({[kind for kind, _ in shown(one)].count("image/png") for one in (notebook, stored)})
+            == 1
+        ), name
         # One bar for each run, which was drawn again in its place and ends with all tasks.
-        runs = "".join(cell.source for cell in notebook.cells if cell.cell_type == "code").count("progress=True")
-        bars = [re.fullmatch(r".*: (\d+) of (\d+)", text) for kind, text in shown(notebook) if kind == "text/plain"]
+        runs = "".join(cell.source for cell in notebook.cells if cell.cell_type == "code").count(
+            "progress=True"
+        )
+        bars = [
+            re.fullmatch(r".*: (\d+) of (\d+)", text)
+            for kind, text in shown(notebook)
+            if kind == "text/plain"
+        ]
         ends = [found.groups() for found in bars if found]
         assert runs == len(ends) > 0, name
         assert all(done == total for done, total in ends), name

@@ -1,4 +1,6 @@
-"""Stores on object storage: an S3 server in a process, through a proxy that fails on purpose, gives the local run bit for bit."""
+"""Stores on object storage: an S3 server in a process, through a proxy that fails on purpose,
+gives the local run bit for bit.
+"""
 
 import json
 import shutil
@@ -23,7 +25,9 @@ from uturn.store.record import Store
 obstore = pytest.importorskip("obstore")
 pytest.importorskip("moto.server")
 
-SPEC = strings("masking", [0.0, 0.4, 1.0], source={"grammars": 2}, seed=3, items=10, trajectories=2, chunk=4)
+SPEC = strings(
+    "masking", [0.0, 0.4, 1.0], source={"grammars": 2}, seed=3, items=10, trajectories=2, chunk=4
+)
 LARGER = {
     **SPEC,
     "items": 15,
@@ -40,14 +44,24 @@ def experiment(spec=SPEC):
 def server(tmp_path_factory):
     """The address of an S3 server in a process of its own."""
     log = tmp_path_factory.mktemp("server") / "log"
-    words = [sys.executable, "-c", "import sys; from moto.server import main; main(sys.argv[1:])", "-p", "0"]
+    words = [
+        sys.executable,
+        "-c",
+        "import sys; from moto.server import main; main(sys.argv[1:])",
+        "-p",
+        "0",
+    ]
     with log.open("w") as file:
         process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
     try:
         while "Running on" not in log.read_text():
             assert process.poll() is None, log.read_text()
             time.sleep(0.05)
-        yield next(line for line in log.read_text().splitlines() if "Running on" in line).split()[-1].rstrip("/")
+        yield (
+            next(line for line in log.read_text().splitlines() if "Running on" in line)
+            .split()[-1]
+            .rstrip("/")
+        )
     finally:
         process.kill()
         process.wait()
@@ -55,7 +69,9 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def proxy(server, monkeypatch, request):
-    """A proxy before the server that does nothing wrong until it is told to, and an empty bucket: `proxy.bucket`."""
+    """A proxy before the server that does nothing wrong until it is told to, and an empty
+    bucket: `proxy.bucket`.
+    """
     with FaultyProxy(server) as proxy:
         for name, value in {
             "AWS_ACCESS_KEY_ID": "name",
@@ -76,7 +92,9 @@ def proxy(server, monkeypatch, request):
 def memory(monkeypatch):
     """Object storage in the memory of this process: the same at every URL's opening."""
     kept = {}
-    monkeypatch.setattr("obstore.store.from_url", lambda url, **_: kept.setdefault(url, obstore.store.MemoryStore()))
+    monkeypatch.setattr(
+        "obstore.store.from_url", lambda url, **_: kept.setdefault(url, obstore.store.MemoryStore())
+    )
     return kept
 
 
@@ -91,7 +109,11 @@ def local(tmp_path_factory):
 
 
 def files_of(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def objects_at(url):
@@ -140,7 +162,10 @@ def test_damage_and_loss_are_noticed_and_mended(proxy, local):
     write(files, "unchanged/c/0/0/0/0", read(files, "unchanged/c/1/0/0/0"))
     write(files, "belief/c/1/1/0", read(files, "belief/c/1/1/0")[:-5])
     sync(files.delete("belief/c/2/1/0"))
-    assert sorted(state for state, _ in Store.open(url).states().values()) == ["damaged"] * 3 + ["done"] * 6
+    assert (
+        sorted(state for state, _ in Store.open(url).states().values())
+        == ["damaged"] * 3 + ["done"] * 6
+    )
     with pytest.warns(UserWarning, match="is damaged"):
         ut.run(experiment(), url)
     assert objects_at(url) == local[0]
@@ -174,7 +199,10 @@ def test_shards_fill_one_store(proxy, local, tmp_path):
     url = f"{proxy.bucket}/shards"
     (tmp_path / "spec.json").write_text(json.dumps(SPEC))
     words = [sys.executable, "-m", "uturn.cli", "run", "spec.json", "--store", url, "--shard"]
-    both = [subprocess.Popen([*words, f"{i}/2"], cwd=tmp_path, stdout=subprocess.PIPE, text=True) for i in (1, 2)]
+    both = [
+        subprocess.Popen([*words, f"{i}/2"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        for i in (1, 2)
+    ]
     try:
         told = [one.communicate(timeout=300)[0] for one in both]
     finally:
@@ -184,7 +212,7 @@ def test_shards_fill_one_store(proxy, local, tmp_path):
     assert objects_at(url) == local[0]
 
 
-# -- folders of results ------------------------------------------------------------------------------------------------
+# -- folders of results ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -204,7 +232,9 @@ def test_a_run_of_a_figure_at_a_url_is_replaced_if_its_constants_have_changed(pr
 
 
 @pytest.mark.slow
-def test_figures_at_a_url_are_those_of_a_folder_and_are_continued(proxy, tmp_path, cache, monkeypatch):
+def test_figures_at_a_url_are_those_of_a_folder_and_are_continued(
+    proxy, tmp_path, cache, monkeypatch
+):
     from uturn.pages import report
     from uturn.paper import reproduce
 
@@ -216,9 +246,13 @@ def test_figures_at_a_url_are_those_of_a_folder_and_are_continued(proxy, tmp_pat
     found, expected = objects_at(url), files_of(tmp_path / "local")
     assert found.keys() == expected.keys()
     dated = (".pdf", "fig10.json", ".html")  # or with the seconds that a figure took
-    assert [key for key in expected if not key.endswith(dated) and found[key] != expected[key]] == []
+    assert [
+        key for key in expected if not key.endswith(dated) and found[key] != expected[key]
+    ] == []
     shutil.rmtree(cache)  # another machine, which measures nothing again
-    monkeypatch.setattr("uturn.paper.workshop.Workshop._compute", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(
+        "uturn.paper.workshop.Workshop._compute", lambda *_: pytest.fail("computed again")
+    )
     assert reproduce(["fig10"], url, workers=1)[0].verdicts == local[0].verdicts
     sync(files_at(url).delete("index.html"))
     assert report([url]) == (f"{url}/index.html", [])
@@ -254,7 +288,7 @@ def test_keys_that_leave_the_folder_are_refused(tmp_path, memory, monkeypatch):
         outputs.OutputFolder("s3://bucket/out", tmp_path / "here").fetch("x")
 
 
-# -- requests that fail -------------------------------------------------------------------------------------------------
+# -- requests that fail ----------------------------------------------------------------------------
 
 
 def test_a_refusal_fails_at_once(proxy):
@@ -266,12 +300,19 @@ def test_a_refusal_fails_at_once(proxy):
 
 
 def test_storage_that_does_not_answer_is_no_damage(proxy, local, monkeypatch):
-    """After the patience is used up the run ends with one line; what is in the store is neither judged nor written again."""
+    """After the patience is used up the run ends with one line; what is in the store is neither
+    judged nor written again.
+    """
     url = ut_run(f"{proxy.bucket}/x")
     opened = Store.open(url)
     monkeypatch.setattr(places, "PATIENCE", 0.2)
     proxy.down = 503
-    for ask in (opened.states, opened.dataset, lambda: Store.open(url), lambda: ut.run(experiment(), url)):
+    for ask in (
+        opened.states,
+        opened.dataset,
+        lambda: Store.open(url),
+        lambda: ut.run(experiment(), url),
+    ):
         with pytest.raises(ValueError, match=r"503.*safe: .*run it again to resume") as error:
             ask()
         assert "\n" not in str(error.value)
@@ -281,7 +322,9 @@ def test_storage_that_does_not_answer_is_no_damage(proxy, local, monkeypatch):
 
 @pytest.mark.slow
 def test_an_outage_ends_a_run_and_what_was_written_is_kept(proxy, local, monkeypatch):
-    """Writes wait in threads; the first one that gives up ends the run, and nothing more is asked of the storage."""
+    """Writes wait in threads; the first one that gives up ends the run, and nothing more is
+    asked of the storage.
+    """
     url, measurements, done = f"{proxy.bucket}/x", measuring.measurements, []
 
     def fails_after_five(self, *args):
@@ -321,7 +364,9 @@ def test_slow_requests_are_repeated(proxy, monkeypatch):
 
 
 def test_two_runs_of_different_specs_never_mix(memory, local, monkeypatch):
-    """One makes the store while the other prepares its own: the second one finds another experiment."""
+    """One makes the store while the other prepares its own: the second one finds another
+    experiment.
+    """
     url, found, seen = "s3://bucket/x", places.is_store, []
 
     def meanwhile(where):

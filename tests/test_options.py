@@ -1,7 +1,8 @@
-"""Every option of every command does something: given a value that is not its default, what the command computes differs.
+"""Every option of every command does something: given a value that is not its default, what the
+command computes differs.
 
-Commands run as a user types them, up to the functions that would load models, measure, or draw: these only record what they are
-asked for. An experiment is recorded as its description.
+Commands run as a user types them, up to the functions that would load models, measure, or draw:
+these only record what they are asked for. An experiment is recorded as its description.
 """
 
 import contextlib
@@ -34,7 +35,9 @@ from uturn.studies.tables import for_terminal as terminal
 
 COMMANDS = typer.main.get_command(app).commands
 SIGNATURES = {
-    (command.name or command.callback.__name__.replace("_", "-")): inspect.signature(command.callback)
+    (command.name or command.callback.__name__.replace("_", "-")): inspect.signature(
+        command.callback
+    )
     for command in app.registered_commands
 }
 ATLAS = '[[models]]\nname = "one"\n[[models]]\nname = "two"\nsteps = 50\n'
@@ -85,17 +88,25 @@ WITH = {  # further arguments of the command, with which an option can be given
     ("check-sampler", "labels"): ["--data", "photos.npy"],
 }
 WITH |= {("check-sampler", name): ["--data", "photos"] for name in ("size", "channels", "classes")}
-WITH |= {("study", name): ["table.csv"] for name in ("columns", "noise_unit", "start", "chance", "coordinate")}
+WITH |= {
+    ("study", name): ["table.csv"]
+    for name in ("columns", "noise_unit", "start", "chance", "coordinate")
+}
 INSTEAD = {  # arguments in place of those of `BASE`
     ("run", "store"): ["spec.toml", "--out", "out"],
     ("study", "save_images"): ["one.zarr", "--out", "out"],
 }
 INSTEAD |= {
-    ("choose", name): ["table.csv", "--keep", "same=.9"] for name in ("columns", "noise_unit", "start", "chance", "coordinate")
+    ("choose", name): ["table.csv", "--keep", "same=.9"]
+    for name in ("columns", "noise_unit", "start", "chance", "coordinate")
 }
-INSTEAD |= {("inverse", name): ["--out", "out", "--sampler", "own:one"] for name in ("batch", "samplers")}
-PAIRS = {("choose", "keep"): (["one.zarr", "--keep", "same=.9"], ["one.zarr", "--keep", "same=.8"])}  # all words, both times
-REFUSED = {("audit", "shard"): "an audit compares finished runs; leave out --shard"}  # options of a group that a command lacks
+INSTEAD |= {
+    ("inverse", name): ["--out", "out", "--sampler", "own:one"] for name in ("batch", "samplers")
+}
+# All words, both times.
+PAIRS = {("choose", "keep"): (["one.zarr", "--keep", "same=.9"], ["one.zarr", "--keep", "same=.8"])}
+# Options of a group that a command lacks.
+REFUSED = {("audit", "shard"): "an audit compares finished runs; leave out --shard"}
 VALUES = {  # values of texts, which cannot be derived from their type
     "out": "other",
     "store": "other",
@@ -186,26 +197,37 @@ def typed(name, parameter):
     value = VALUES.get((name, parameter.name), VALUES.get(parameter.name))
     if value is None:
         value = derived(kind, parameter.default)
-    assert value is not None, f"{name}: give a value for {parameter.name!r} in VALUES, which differs from {parameter.default!r}"
+    assert value is not None, (
+        f"{name}: give a value for {parameter.name!r} in VALUES, which differs from"
+        f" {parameter.default!r}"
+    )
     return [parameter.opts[0], str(value)] if is_option else [str(value)]
 
 
 def derived(kind, default):
-    """Another value than the default, for numbers and for a choice of several; None if the type does not say one."""
+    """Another value than the default, for numbers and for a choice of several; None if the type
+    does not say one.
+    """
     if kind is int:
         return 16 if default is None else default + 1
     if kind is float:
         return 0.25 if default in (None, 0.0) else default / 2
-    choices = [choice.value for choice in kind] if inspect.isclass(kind) and issubclass(kind, Enum) else typing.get_args(kind)
+    choices = (
+        [choice.value for choice in kind]
+        if inspect.isclass(kind) and issubclass(kind, Enum)
+        else typing.get_args(kind)
+    )
     default = default.value if isinstance(default, Enum) else default
     is_choice = typing.get_origin(kind) is not list and choices
     return next(choice for choice in choices if choice != default) if is_choice else None
 
 
-PARAMETERS = [(name, parameter) for name, command in COMMANDS.items() for parameter in command.params]
+PARAMETERS = [
+    (name, parameter) for name, command in COMMANDS.items() for parameter in command.params
+]
 
 
-# -- functions that record ---------------------------------------------------------------------------------------------------
+# -- functions that record -------------------------------------------------------------------------
 
 
 class Described:
@@ -216,8 +238,12 @@ class Described:
     hash = "0" * 64
 
     def __init__(self, spec):
-        self.spec = {"seed": 0, "trajectories": 1, "clones": 1, "chunk": 16} | json.loads(json.dumps(spec))
-        self.parts = SimpleNamespace(source=Part(self.spec["source"]), corruption=Part(spec["corruption"]))
+        self.spec = {"seed": 0, "trajectories": 1, "clones": 1, "chunk": 16} | json.loads(
+            json.dumps(spec)
+        )
+        self.parts = SimpleNamespace(
+            source=Part(self.spec["source"]), corruption=Part(spec["corruption"])
+        )
         self.parts.backward = Part(self.spec["backward"])
 
     def to_dict(self):
@@ -269,7 +295,9 @@ def plain(value):
 
 
 PARTS = {key: {} for key in ("source", "corruption", "backward")}
-RUN = xr.Dataset(attrs={"complete": True, "missing_tasks": 0, "variables": [], "spec": "{}", "description": ""})
+RUN = xr.Dataset(
+    attrs={"complete": True, "missing_tasks": 0, "variables": [], "spec": "{}", "description": ""}
+)
 LOCATED_RUNS = SimpleNamespace(lines=list, runs={}, numbers=dict, reached=True)
 SCHEDULE = xr.Dataset({"abar": ("k", [1.0])}, attrs={"model": "one"})
 
@@ -301,7 +329,9 @@ class Recorder:
 
 @contextlib.contextmanager
 def recording():
-    """The package with functions that record in place of those that take time; gives the list of calls."""
+    """The package with functions that record in place of those that take time; gives the list of
+    calls.
+    """
     with pytest.MonkeyPatch.context() as patch:
         recorder = Recorder(patch)
         recorded, silenced = recorder.recorded, recorder.silenced
@@ -326,9 +356,17 @@ def recording():
         patch.setattr("uturn.studies.named_runs", lambda runs: runs)
         for name in ("study", "with_theory", "difference"):
             recorded(f"uturn.studies.{name}", RUN)
-        silenced("uturn.studies.summary", "uturn.studies.paired.remarks_of", "uturn.pages.results.written", returns=[])
+        silenced(
+            "uturn.studies.summary",
+            "uturn.studies.paired.remarks_of",
+            "uturn.pages.results.written",
+            returns=[],
+        )
         silenced("uturn.studies.paired.table_of", returns="")
-        patch.setattr("uturn.studies.tables.for_terminal", lambda table: table if isinstance(table, str) else terminal(table))
+        patch.setattr(
+            "uturn.studies.tables.for_terminal",
+            lambda table: table if isinstance(table, str) else terminal(table),
+        )
         # Figures, the laboratory and models
         recorded("uturn.paper.reproduce", [])
         recorded("uturn.pages.laboratory.write_laboratory", Path("page.html"))
@@ -339,7 +377,11 @@ def recording():
         silenced("uturn.cli.models._levels", returns="")
         # Tools
         recorded("uturn.tools.atlas.rows.measure_atlas", ends=True)
-        silenced("uturn.tools.audit.decoders.audited_decoders", "uturn.tools.audit.decoders.with_likelihood", returns=[])
+        silenced(
+            "uturn.tools.audit.decoders.audited_decoders",
+            "uturn.tools.audit.decoders.with_likelihood",
+            returns=[],
+        )
         recorded("uturn.tools.audit.measure.write_study", ends=True)
         recorded("uturn.tools.chains.results.write_chains", ends=True)
         silenced("uturn.tools.inverse.results.calls_of", returns={})
@@ -348,11 +390,16 @@ def recording():
         recorded(f"{check}.compared", [])
         recorded(f"{check}.import_function")
         silenced(
-            f"{check}._model_row", returns=SimpleNamespace(verdict="passes", test="denoiser", cells=lambda: ["denoiser"] * 5)
+            f"{check}._model_row",
+            returns=SimpleNamespace(
+                verdict="passes", test="denoiser", cells=lambda: ["denoiser"] * 5
+            ),
         )
         patch.setattr(f"{check}.OwnSteps", lambda *_: Part(type="own"))
         patch.setattr(f"{check}._Checked", checked_by(recorder))
-        patch.setattr(f"{check}.Report", lambda *_: SimpleNamespace(table=str, to_dict=dict, rows=[]))
+        patch.setattr(
+            f"{check}.Report", lambda *_: SimpleNamespace(table=str, to_dict=dict, rows=[])
+        )
         recorded("uturn.tools.check_sampler.command.write_json")
         yield recorder.calls
 
@@ -370,11 +417,15 @@ def plan_of(recorder):
 
 
 def checked_by(recorder):
-    """The class of a sampler under check: records the experiments that are compared, and measures nothing."""
+    """The class of a sampler under check: records the experiments that are compared, and
+    measures nothing.
+    """
 
     class Checked:
         def __init__(self, options, own, originals, steps, forward):
-            recorder.calls.append(("compared", own.spec, plain(steps), plain(forward), len(originals.items)))
+            recorder.calls.append(
+                ("compared", own.spec, plain(steps), plain(forward), len(originals.items))
+            )
 
         def step_row(self, level):
             recorder.calls.append(("step_row", level))
@@ -406,7 +457,9 @@ def folder(tmp_path_factory):
 
 @cache
 def computed(name, arguments):
-    """What a command asks of the package; if nothing, what it prints, without the last line, which repeats its arguments."""
+    """What a command asks of the package; if nothing, what it prints, without the last line,
+    which repeats its arguments.
+    """
     with recording() as calls:
         done = CliRunner().invoke(app, [name, *arguments])
     if not isinstance(done.exception, None | Ended):
@@ -422,7 +475,12 @@ def arguments_of(name, parameter):
     base = INSTEAD.get(key, BASE.get(name, []))
     base = [*base, *WITH.get(key, WITH.get(parameter.name, []))]
     words = typed(name, parameter)
-    replaces_first = parameter.param_type_name == "argument" and not parameter.multiple and base and base[0] != "--out"
+    replaces_first = (
+        parameter.param_type_name == "argument"
+        and not parameter.multiple
+        and base
+        and base[0] != "--out"
+    )
     if replaces_first:
         return base, [*words, *base[1:]]
     return base, [*base, *words]
@@ -434,7 +492,9 @@ def test_values_are_those_of_parameters_that_exist():
         assert key in names or key in {parameter for _, parameter in names}, key
 
 
-@pytest.mark.parametrize(("name", "parameter"), PARAMETERS, ids=[f"{name}-{of.name}" for name, of in PARAMETERS])
+@pytest.mark.parametrize(
+    ("name", "parameter"), PARAMETERS, ids=[f"{name}-{of.name}" for name, of in PARAMETERS]
+)
 def test_a_value_that_is_not_the_default_changes_what_is_computed(folder, name, parameter):
     without, given = arguments_of(name, parameter)
     if (name, parameter.name) in REFUSED:
@@ -442,13 +502,19 @@ def test_a_value_that_is_not_the_default_changes_what_is_computed(folder, name, 
         assert isinstance(refused, ValueError)
         assert REFUSED[name, parameter.name] in str(refused)
         return
-    assert computed(name, tuple(given)) != computed(name, tuple(without)), f"uturn {name} {' '.join(given)}"
+    assert computed(name, tuple(given)) != computed(name, tuple(without)), (
+        f"uturn {name} {' '.join(given)}"
+    )
 
 
 def test_a_text_has_no_derived_value():
     """An option that takes a text, or a list of texts, needs a value in `VALUES`."""
     assert derived(str, None) is derived(list[str], None) is None
-    assert [derived(int, None), derived(float, 0.5), derived(typing.Literal["a", "b"], "a")] == [16, 0.25, "b"]
+    assert [derived(int, None), derived(float, 0.5), derived(typing.Literal["a", "b"], "a")] == [
+        16,
+        0.25,
+        "b",
+    ]
 
 
 @pytest.mark.parametrize("name", ["images", "text", "audit", "chains", "inverse", "atlas"])
@@ -468,8 +534,14 @@ def test_without_options_a_command_names_the_folder_of_its_results(folder, name)
 def test_the_test_sees_an_option_that_is_dropped(folder, monkeypatch):
     whole = computed.__wrapped__("images", ("--out", "out", "--perceptual", "timm:one"))
     build = PresetOptions.from_dict.__func__
-    monkeypatch.setattr(PresetOptions, "from_dict", classmethod(lambda kind, given: build(kind, {**given, "perceptual": None})))
-    assert computed.__wrapped__("images", ("--out", "out", "--perceptual", "timm:one")) == computed("images", ("--out", "out"))
+    monkeypatch.setattr(
+        PresetOptions,
+        "from_dict",
+        classmethod(lambda kind, given: build(kind, {**given, "perceptual": None})),
+    )
+    assert computed.__wrapped__("images", ("--out", "out", "--perceptual", "timm:one")) == computed(
+        "images", ("--out", "out")
+    )
     assert whole != computed("images", ("--out", "out"))
 
 
@@ -477,7 +549,9 @@ def test_the_cores_and_gpus_of_a_worker_reach_the_cluster(monkeypatch, tmp_path)
     """`cpus_per_worker` and `gpus_per_worker` of `uturn.run`: what the workers are started with."""
     node = {"Alive": True, "Resources": {"CPU": 4, "GPU": 2}}
     ray = SimpleNamespace(
-        nodes=lambda: [node], cloudpickle=SimpleNamespace(dumps=lambda _: b""), exceptions=SimpleNamespace(RayError=OSError)
+        nodes=lambda: [node],
+        cloudpickle=SimpleNamespace(dumps=lambda _: b""),
+        exceptions=SimpleNamespace(RayError=OSError),
     )
     asked = []
 
@@ -490,5 +564,11 @@ def test_the_cores_and_gpus_of_a_worker_reach_the_cluster(monkeypatch, tmp_path)
     (tmp_path / "spec.toml").write_text(SPEC)
     experiment = ut.Experiment.from_file(tmp_path / "spec.toml")
     with pytest.raises(Ended):
-        ut.run(experiment, tmp_path / "store", cluster="local", cpus_per_worker=2.0, gpus_per_worker=0.5)
+        ut.run(
+            experiment,
+            tmp_path / "store",
+            cluster="local",
+            cpus_per_worker=2.0,
+            gpus_per_worker=0.5,
+        )
     assert asked == [{"CPU": 2.0, "GPU": 0.5}]

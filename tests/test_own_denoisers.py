@@ -43,14 +43,16 @@ def given(value):
 
 def loaded(value, scheduler="ddpm", **options):
     given(value)
-    return ReverseDiffusion.from_pretrained(f"{__name__}:function", scheduler, STEPS, device="cpu", **options)
+    return ReverseDiffusion.from_pretrained(
+        f"{__name__}:function", scheduler, STEPS, device="cpu", **options
+    )
 
 
 def images(count=3):
     return (0.3 * normals(keys(1, range(count)), 24)).reshape(-1, *SHAPE).clip(-1, 1)
 
 
-# -- every prediction type --------------------------------------------------------------------------------------------
+# -- every prediction type -------------------------------------------------------------------------
 
 
 def vp():
@@ -62,10 +64,11 @@ def flow():
 
 
 def optimal(predicts, takes, scheduler, deviation):
-    """The network that is optimal for pixels N(MEAN, deviation^2), in closed form, computed in float64.
+    """The network that is optimal for pixels N(MEAN, deviation^2), in closed form, computed in
+    float64.
 
-    Written from the definitions, independently of the package: with y = x_0 + sigma n, E[x_0 | y] and E[n | y] = (y - E[x_0 | y])
-    / sigma are those of two Gaussians.
+    Written from the definitions, independently of the package: with y = x_0 + sigma n, E[x_0 | y]
+    and E[n | y] = (y - E[x_0 | y]) / sigma are those of two Gaussians.
     """
 
     def network(noisy, level):
@@ -134,8 +137,11 @@ def test_optimal_networks_of_all_types_agree(schedule, sampler):
             for step in range(STEPS + 1):
                 rebuilt = chain.u_turn(originals, step, streams)
                 expected = known.setdefault(step, rebuilt)
-                # 1 / sqrt(abar), up to 160 here, multiplies the rounding of networks that predict the noise.
-                np.testing.assert_allclose(rebuilt, expected, atol=3e-4, err_msg=f"{predicts}, {takes}, step {step}")
+                # 1 / sqrt(abar), up to 160 here, multiplies the rounding of networks that predict
+                # the noise.
+                np.testing.assert_allclose(
+                    rebuilt, expected, atol=3e-4, err_msg=f"{predicts}, {takes}, step {step}"
+                )
 
 
 @pytest.mark.parametrize("schedule", [vp, edm_schedule, flow])
@@ -143,7 +149,12 @@ def test_from_every_step_a_delta_is_rebuilt_exactly(schedule):
     for predicts, takes, chain in chains(schedule, 0.0, "stored"):
         for step in range(1, STEPS + 1):
             rebuilt = chain.u_turn(images(), step, keys(3, range(3)))
-            np.testing.assert_allclose(rebuilt, np.broadcast_to(MEAN, rebuilt.shape), atol=3e-4, err_msg=f"{predicts}, {takes}")
+            np.testing.assert_allclose(
+                rebuilt,
+                np.broadcast_to(MEAN, rebuilt.shape),
+                atol=3e-4,
+                err_msg=f"{predicts}, {takes}",
+            )
 
 
 @pytest.mark.parametrize("schedule", [vp, edm_schedule, flow])
@@ -156,7 +167,9 @@ def test_a_single_step_gives_the_posterior_mean_in_closed_form(schedule):
         total = a**2 * deviation**2 + s**2
         expected = MEAN.numpy() + deviation**2 * a / total * (noisy - a * MEAN.numpy())
         rebuilt = chain.denoise(noisy, 1, keys(4, range(3)))
-        np.testing.assert_allclose(rebuilt, expected.clip(-1, 1), atol=1e-4, err_msg=f"{predicts}, {takes}")
+        np.testing.assert_allclose(
+            rebuilt, expected.clip(-1, 1), atol=1e-4, err_msg=f"{predicts}, {takes}"
+        )
 
 
 def test_edm_schedule_has_the_levels_of_the_paper():
@@ -164,7 +177,9 @@ def test_edm_schedule_has_the_levels_of_the_paper():
     sigma = ((1 - abar) / abar).sqrt().numpy()
     i = np.arange(18) * 999 / 17  # Eq. 5 with N = 1000, counted from the clean end
     paper = (80 ** (1 / 7) + (999 - i) / 999 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-    np.testing.assert_allclose(np.interp(i, np.arange(1000), sigma), paper[np.argsort(paper)], rtol=0.02)
+    np.testing.assert_allclose(
+        np.interp(i, np.arange(1000), sigma), paper[np.argsort(paper)], rtol=0.02
+    )
 
 
 def test_sigma_is_that_of_the_schedule_and_the_image_is_not_scaled():
@@ -180,7 +195,9 @@ def test_sigma_is_that_of_the_schedule_and_the_image_is_not_scaled():
     chain.denoise(noisy, 5, keys(5, range(3)))
     levels = chain.forward.noise_levels
     np.testing.assert_allclose(seen[0][0], noisy / levels["signal"][5], rtol=1e-5)
-    np.testing.assert_allclose(np.array([sigma[0] for _, sigma in seen]), levels["sigma"][5:0:-1], rtol=1e-5)
+    np.testing.assert_allclose(
+        np.array([sigma[0] for _, sigma in seen]), levels["sigma"][5:0:-1], rtol=1e-5
+    )
 
 
 def test_a_pair_is_the_same_as_its_folder(tmp_path):
@@ -207,7 +224,9 @@ def test_half_precision_is_inside_only():
         def forward(self, noisy, timestep):
             assert timestep.dtype in (torch.float32, torch.int64)
             assert noisy.dtype == torch.float32
-            hidden = self.inner(noisy) + self.time(timestep.float()[:, None])[:, :, None, None] / 1000
+            hidden = (
+                self.inner(noisy) + self.time(timestep.float()[:, None])[:, :, None, None] / 1000
+            )
             found.append(hidden.dtype)
             return hidden
 
@@ -222,7 +241,7 @@ def test_half_precision_is_inside_only():
     assert not np.array_equal(rounded, exact)
 
 
-# -- mistakes ---------------------------------------------------------------------------------------------------------
+# -- mistakes --------------------------------------------------------------------------------------
 
 
 def fine(noisy, timestep):
@@ -231,7 +250,9 @@ def fine(noisy, timestep):
 
 def of(network=fine, scheduler=None, **options):
     scheduler = scheduler or vp()
-    return lambda: DenoiserModel(network, scheduler, **{"predicts": "noise", "image_shape": SHAPE, **options})
+    return lambda: DenoiserModel(
+        network, scheduler, **{"predicts": "noise", "image_shape": SHAPE, **options}
+    )
 
 
 def raises():
@@ -241,12 +262,30 @@ def raises():
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (lambda: None, "what it gives = None: expected (torch.nn.Module, scheduler of diffusers), or a DenoiserModel"),
+        (
+            lambda: None,
+            (
+                "what it gives = None: expected (torch.nn.Module, scheduler of diffusers), or a"
+                " DenoiserModel"
+            ),
+        ),
         (raises, r"KeyError: 'weights' (test_own_denoisers.py, line"),
-        (of(predicts="epsilon"), "DenoiserModel.predicts = 'epsilon': expected one of 'noise', 'x0', 'v', 'flow', 'score'"),
-        (of(scheduler=diffusers.EulerDiscreteScheduler(use_karras_sigmas=True)), "DenoiserModel.scheduler = EulerDiscrete"),
+        (
+            of(predicts="epsilon"),
+            (
+                "DenoiserModel.predicts = 'epsilon': expected one of 'noise', 'x0', 'v', 'flow',"
+                " 'score'"
+            ),
+        ),
+        (
+            of(scheduler=diffusers.EulerDiscreteScheduler(use_karras_sigmas=True)),
+            "DenoiserModel.scheduler = EulerDiscrete",
+        ),
         (of(scheduler=flow()), "DenoiserModel.predicts = 'noise': expected 'x0', 'v' or 'flow'"),
-        (of(lambda noisy, timestep: noisy / 0), "images of noise at timestep 500: numbers that are not finite = 48: expected"),
+        (
+            of(lambda noisy, timestep: noisy / 0),
+            "images of noise at timestep 500: numbers that are not finite = 48: expected",
+        ),
     ],
 )
 def test_mistakes_are_one_line(value, words):
@@ -258,7 +297,7 @@ def test_mistakes_are_one_line(value, words):
     assert "\n" not in line
 
 
-# -- in an experiment -------------------------------------------------------------------------------------------------
+# -- in an experiment ------------------------------------------------------------------------------
 
 NETWORK = """
 import torch
@@ -286,14 +325,22 @@ def spec(**backward):
         "items": 2,
         "source": {"type": "fashion_mnist"},
         "corruption": {"type": "diffusion", "noise": [0.5]},
-        "backward": {"type": "diffusion", "model": "mine:network", "steps": 2, "device": "cpu", **backward},
+        "backward": {
+            "type": "diffusion",
+            "model": "mine:network",
+            "steps": 2,
+            "device": "cpu",
+            **backward,
+        },
         "probes": [{"type": "images"}],
     }
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Runs the spec into one store, with a network that has these weights and this comment in its file."""
+    """Runs the spec into one store, with a network that has these weights and this comment in
+    its file.
+    """
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
@@ -313,15 +360,19 @@ def test_code_and_weights_are_recorded_and_compared(run):
     first = run(0)
     models = json.loads(first.attrs["models"])
     assert len(models["backward"]) == len(models["backward.code"]) == 64
-    assert first.attrs["description"].startswith("Network, predicts x0, unconditional; ddpm, 2 steps")
+    assert first.attrs["description"].startswith(
+        "Network, predicts x0, unconditional; ddpm, 2 steps"
+    )
     with pytest.raises(ValueError, match="the code of backward has changed"):
         run(0, "# the same")
     run(0, "# the same", accept_changes=True)
-    with pytest.raises(ValueError, match=r"holds another experiment: the weights or data of backward have changed"):
+    with pytest.raises(
+        ValueError, match=r"holds another experiment: the weights or data of backward have changed"
+    ):
         run(1, "# the same", accept_changes=True)
 
 
-# -- the example ------------------------------------------------------------------------------------------------------
+# -- the example -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +388,10 @@ def example(tmp_path_factory):
 
 
 def test_the_documents_quote_the_example():
-    page, code = (ROOT / "docs/models.md").read_text(), (ROOT / "examples/own/denoiser.py").read_text()
+    page, code = (
+        (ROOT / "docs/models.md").read_text(),
+        (ROOT / "examples/own/denoiser.py").read_text(),
+    )
     quoted = [block for block in page.split("```python\n")[1:] if "def denoiser" in block]
     assert len(quoted) == 1
     assert quoted[0].split("```")[0] in code
@@ -349,12 +403,34 @@ def test_the_documents_quote_the_example():
 def test_the_example_trains_and_runs(example, data):
     out = f"results-{data}"
     done = uturn(
-        *("images", "--model", "denoiser:denoiser", "--data", data, "--classifier", "denoiser:classifier"),
-        *("--no-compare-labels", "--steps", "10", "--levels", "2", "--items", "6", "--workers", "1", "--out", out),
+        *(
+            "images",
+            "--model",
+            "denoiser:denoiser",
+            "--data",
+            data,
+            "--classifier",
+            "denoiser:classifier",
+        ),
+        *(
+            "--no-compare-labels",
+            "--steps",
+            "10",
+            "--levels",
+            "2",
+            "--items",
+            "6",
+            "--workers",
+            "1",
+            "--out",
+            out,
+        ),
         cwd=example,
     )
     assert done.returncode == 0, done.stderr
     said = xr.open_zarr(example / out / "study.zarr").attrs["description"]
     assert "Denoiser, predicts noise, unconditional" in said
     assert ("6 originals generated by the model (seed 0)" in said) == (data == "generated")
-    assert len(list((example / out).glob("originals/*/item*.npy"))) == (256 if data == "generated" else 0)
+    assert len(list((example / out).glob("originals/*/item*.npy"))) == (
+        256 if data == "generated" else 0
+    )

@@ -1,4 +1,6 @@
-"""Grammars of one's own: different numbers of rules, rules of probability 0, a class prior, and their files in specs."""
+"""Grammars of one's own: different numbers of rules, rules of probability 0, a class prior, and
+their files in specs.
+"""
 
 import json
 
@@ -13,20 +15,27 @@ from uturn.exact.inference.torch_backend import sample_torch
 from uturn.exact.rhm import cumulative_sums
 from uturn.store.record import Store
 
-pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # of logarithms of rules of probability 0
+# Of logarithms of rules of probability 0.
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 RULES = {
     1: [[[0, 1], [1, 1], [2, 0]], [[0, 0]], [[2, 2], [1, 0]]],
     2: [[[0, 1]], [[1, 2], [2, 2], [0, 0]], [[2, 1], [1, 0]]],
     3: [[[0, 0], [1, 1]], [[2, 0], [1, 2], [2, 2]]],
 }
-LAWS = {1: [[0.5, 0.25, 0.25], [1.0], [0.3, 0.7]], 2: [[1.0], [0.2, 0.3, 0.5], [0.0, 1.0]], 3: [[0.5, 0.5], [0.1, 0.6, 0.3]]}
+LAWS = {
+    1: [[0.5, 0.25, 0.25], [1.0], [0.3, 0.7]],
+    2: [[1.0], [0.2, 0.3, 0.5], [0.0, 1.0]],
+    3: [[0.5, 0.5], [0.1, 0.6, 0.3]],
+}
 PRIOR = [0.3, 0.7]
 
 
 @pytest.fixture(params=[None, LAWS], ids=["uniform", "with a rule of probability 0"])
 def rhm(request):
-    return ut.RandomHierarchyModel.from_rules(RULES, rule_probabilities=request.param, class_probabilities=PRIOR)
+    return ut.RandomHierarchyModel.from_rules(
+        RULES, rule_probabilities=request.param, class_probabilities=PRIOR
+    )
 
 
 @pytest.fixture
@@ -72,9 +81,14 @@ def test_sampler_parser_and_likelihood_equal_enumeration(rhm):
     posterior = ut.sample_posterior(rhm, np.zeros((1, 8, 3)), seed=1, num_draws=20_000)[0][:, 0]
 
     def p_value(leaves, law):
-        counts = np.bincount([place[tuple(string)] for string in leaves.tolist()], minlength=len(strings))
+        counts = np.bincount(
+            [place[tuple(string)] for string in leaves.tolist()], minlength=len(strings)
+        )
         common = law * 20_000 >= 5
-        observed, expected = np.append(counts[common], counts[~common].sum()), np.append(law[common], law[~common].sum())
+        observed, expected = (
+            np.append(counts[common], counts[~common].sum()),
+            np.append(law[common], law[~common].sum()),
+        )
         some = expected > 0
         return chisquare(observed[some], 20_000 * expected[some] / expected.sum()).pvalue
 
@@ -84,9 +98,15 @@ def test_sampler_parser_and_likelihood_equal_enumeration(rhm):
 
 
 def test_draws_in_logarithms_are_those_of_products():
-    """For evidence that products of messages can hold. Without evidence the classes have their prior."""
-    rhm = ut.RandomHierarchyModel.from_rules(RULES, rule_probabilities=LAWS, class_probabilities=PRIOR)
-    log_evidence = np.concatenate([np.zeros((300, 8, 3)), 2 * np.random.default_rng(0).normal(size=(100, 8, 3))])
+    """For evidence that products of messages can hold. Without evidence the classes have their
+    prior.
+    """
+    rhm = ut.RandomHierarchyModel.from_rules(
+        RULES, rule_probabilities=LAWS, class_probabilities=PRIOR
+    )
+    log_evidence = np.concatenate(
+        [np.zeros((300, 8, 3)), 2 * np.random.default_rng(0).normal(size=(100, 8, 3))]
+    )
     streams = ut.random.keys(3, range(400))
     expected = ut.sample_posterior(rhm, log_evidence, seed=streams)
     found = sample_torch(rhm, log_evidence, streams, np.zeros(1, np.uint64), None)
@@ -103,7 +123,9 @@ def test_rounding_draws_no_rule_of_probability_0():
 
 
 def test_a_rule_of_probability_0_is_no_rule():
-    rhm = ut.RandomHierarchyModel.from_rules({1: [[[0, 0], [0, 1]], [[1, 1], [0, 1]]]}, rule_probabilities=[[1, 0], [0.5, 0.5]])
+    rhm = ut.RandomHierarchyModel.from_rules(
+        {1: [[[0, 0], [0, 1]], [[1, 1], [0, 1]]]}, rule_probabilities=[[1, 0], [0.5, 0.5]]
+    )
     parse = rhm.parse(np.array([[0, 1], [1, 0]]))
     assert parse.latents[1].tolist() == [[1], [-1]]
     assert rhm.log_likelihood(np.array([[1, 0]]))[0] == -np.inf
@@ -112,9 +134,13 @@ def test_a_rule_of_probability_0_is_no_rule():
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])
 def test_a_grammar_in_a_file_is_a_source(tmp_path, suffix):
     path = tmp_path / f"grammar.{suffix}"
-    rhm = ut.RandomHierarchyModel.from_rules(RULES, rule_probabilities=LAWS, class_probabilities=PRIOR)
+    rhm = ut.RandomHierarchyModel.from_rules(
+        RULES, rule_probabilities=LAWS, class_probabilities=PRIOR
+    )
     if suffix == "json":
-        path.write_text(json.dumps({"rules": RULES, "rule_probabilities": LAWS, "class_probabilities": PRIOR}))
+        path.write_text(
+            json.dumps({"rules": RULES, "rule_probabilities": LAWS, "class_probabilities": PRIOR})
+        )
     else:
         rhm.save(path)
     experiment = ut.Experiment.from_dict(
@@ -139,8 +165,14 @@ def test_rules_that_change_during_a_run_are_not_mixed(tmp_path):
     """A process keeps the rules it began with; one that begins later stops."""
     path = tmp_path / "grammar.json"
     path.write_text(json.dumps({"rules": RULES, "class_probabilities": [0.3, 0.7]}))
-    spec = {"items": 2, "source": {"type": "grammar", "file": str(path)}, "corruption": {"type": "masking", "noise": [0.3]}}
-    experiment = ut.Experiment.from_dict({**spec, "backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]})
+    spec = {
+        "items": 2,
+        "source": {"type": "grammar", "file": str(path)},
+        "corruption": {"type": "masking", "noise": [0.3]},
+    }
+    experiment = ut.Experiment.from_dict(
+        {**spec, "backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]}
+    )
     ut.run(experiment, tmp_path / "run")
     source, (task, *_) = experiment.parts.source, Store.open(str(tmp_path / "run")).tasks()
     before = source.fingerprint()
@@ -150,25 +182,53 @@ def test_rules_that_change_during_a_run_are_not_mixed(tmp_path):
         run_tasks(json.dumps(experiment.to_dict()), str(tmp_path / "run"), [(task, 0)])
 
 
-@pytest.mark.parametrize("text", ['{"rule": {}}', '{"rules": {"1": [[[0, 1]]]}, "vocab_size": 999999999999}'])
+@pytest.mark.parametrize(
+    "text", ['{"rule": {}}', '{"rules": {"1": [[[0, 1]]]}, "vocab_size": 999999999999}']
+)
 def test_a_file_that_is_no_grammar_is_one_line(tmp_path, text):
     path = tmp_path / "grammar.json"
     path.write_text(text)
     (tmp_path / "grammar.yaml").write_text(text)
     for name in ("grammar.json", "grammar.yaml", "missing.json", "missing.safetensors"):
         file = str(tmp_path / name)
-        spec = {"items": 2, "source": {"type": "grammar", "file": file}, "corruption": {"type": "masking", "noise": [0.3]}}
+        spec = {
+            "items": 2,
+            "source": {"type": "grammar", "file": file},
+            "corruption": {"type": "masking", "noise": [0.3]},
+        }
         with pytest.raises(ValueError, match=r"grammar\.(json|yaml)|missing") as error:
-            ut.run(ut.Experiment.from_dict({**spec, "backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]}))
+            ut.run(
+                ut.Experiment.from_dict(
+                    {**spec, "backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]}
+                )
+            )
         assert "\n" not in str(error.value)
 
 
 def test_a_multiplicity_for_each_level_in_a_spec():
-    source = {"type": "rhm", "vocab_size": 4, "multiplicity": [2, 1, 4], "branching": 2, "depth": 3, "zipf_exponent": 1.0}
-    spec = {"items": 4, "source": source, "corruption": {"type": "masking", "noise": [0.3]}, "backward": {"type": "exact"}}
+    source = {
+        "type": "rhm",
+        "vocab_size": 4,
+        "multiplicity": [2, 1, 4],
+        "branching": 2,
+        "depth": 3,
+        "zipf_exponent": 1.0,
+    }
+    spec = {
+        "items": 4,
+        "source": source,
+        "corruption": {"type": "masking", "noise": [0.3]},
+        "backward": {"type": "exact"},
+    }
     experiment = ut.Experiment.from_dict({**spec, "probes": [{"type": "tree_levels"}]})
     assert experiment.parts.source.grammar(0, 0).multiplicity == {1: 2, 2: 1, 3: 4}
     assert ut.Experiment.from_dict(experiment.to_dict()).hash == experiment.hash
     for wrong in ([2, 1], [2, 0, 4], 0):
         with pytest.raises(ValueError, match="multiplicity"):
-            ut.Experiment.from_dict({**spec, "source": {**source, "multiplicity": wrong}, "probes": [{"type": "tree_levels"}]})
+            ut.Experiment.from_dict(
+                {
+                    **spec,
+                    "source": {**source, "multiplicity": wrong},
+                    "probes": [{"type": "tree_levels"}],
+                }
+            )

@@ -28,7 +28,7 @@ from uturn.core.tools import own_tools
 SPEC = strings("masking", [0.0, 0.4], items=4, chunk=2)
 
 
-# -- classes ---------------------------------------------------------------------------------------------------------
+# -- classes ---------------------------------------------------------------------------------------
 
 
 class Reads(ut.Probe):
@@ -87,19 +87,33 @@ def counted(part):
 
 @pytest.mark.parametrize("cls", MAKES)
 def test_a_class_of_any_make_is_a_part(cls):
-    spec = {**SPEC, "probes": [{"type": f"{__name__}:{cls.__name__}", "gain": 3}, {"type": "tree_levels"}]}
+    spec = {
+        **SPEC,
+        "probes": [{"type": f"{__name__}:{cls.__name__}", "gain": 3}, {"type": "tree_levels"}],
+    }
     experiment = ut.Experiment.from_dict(spec)
     part, built_in = experiment.parts.probes
     assert isinstance(part, cls)
-    assert (is_own(part), is_own(built_in), part.own_label) == (True, False, f"probes[0] ('{__name__}:{cls.__name__}')")
+    assert (is_own(part), is_own(built_in), part.own_label) == (
+        True,
+        False,
+        f"probes[0] ('{__name__}:{cls.__name__}')",
+    )
     assert (part.gain, part.kinds, part.fingerprint(), part.least_trajectories) == (3, (), "", 1)
     counted.cache_clear()
-    assert [counted(one) for one in (part, part, build("probes", spec["probes"][0], index=0))] == [3, 3, 3]
+    assert [counted(one) for one in (part, part, build("probes", spec["probes"][0], index=0))] == [
+        3,
+        3,
+        3,
+    ]
     assert len(CALLS) == 2, "kept for the same part"
     CALLS.clear()
     ds = ut.run(experiment)
     assert np.allclose(ds.leaves, 3 * ds.unchanged.isel(tree_level=0), rtol=1e-6)
-    with pytest.raises(ZeroDivisionError, match=rf"in probes\[0\] \('{__name__}:{cls.__name__}'\)\.read \(test_own_parts.py"):
+    with pytest.raises(
+        ZeroDivisionError,
+        match=rf"in probes\[0\] \('{__name__}:{cls.__name__}'\)\.read \(test_own_parts.py",
+    ):
         ut.run(ut.Experiment.from_dict({**spec, "probes": [{**spec["probes"][0], "gain": 0}]}))
 
 
@@ -127,7 +141,9 @@ class Trees(ut.sources.StringSource):
     kind, vocab_size, branching, depth = "strings", 3, 2, 2
 
     def blocks(self, items, seed, num_items):
-        yield ut.sources.Strings(items, GRAMMAR, GRAMMAR.sample(len(items), ut.random.keys(seed, items)))
+        yield ut.sources.Strings(
+            items, GRAMMAR, GRAMMAR.sample(len(items), ut.random.keys(seed, items))
+        )
 
 
 class Unknown(ut.Corruption):
@@ -143,19 +159,30 @@ class Returns(ut.Backward):
     """Gives noisy strings back."""
 
     def reconstruct(self, noisy, streams, clones=1):
-        return noisy.parsed(np.repeat(noisy.values, clones, axis=0), len(streams.items), streams.keys(999, clones))
+        return noisy.parsed(
+            np.repeat(noisy.values, clones, axis=0), len(streams.items), streams.keys(999, clones)
+        )
 
 
 @pytest.mark.parametrize("corruption", ["masking", f"{__name__}:Unknown"])
 def test_strings_of_all_makes(corruption):
-    spec = {"items": 4, "trajectories": 2, "source": {"type": f"{__name__}:Trees"}, "probes": [{"type": "changes"}]}
-    backward = {"type": "denoiser", "steps": 2} if corruption == "masking" else {"type": f"{__name__}:Returns"}
+    spec = {
+        "items": 4,
+        "trajectories": 2,
+        "source": {"type": f"{__name__}:Trees"},
+        "probes": [{"type": "changes"}],
+    }
+    backward = (
+        {"type": "denoiser", "steps": 2}
+        if corruption == "masking"
+        else {"type": f"{__name__}:Returns"}
+    )
     spec |= {"corruption": {"type": corruption, "noise": [0.5]}, "backward": backward}
     experiment = ut.Experiment.from_dict(spec)
     assert ut.run(experiment).change.shape == (1, 4)
 
 
-# -- blocks of every make, and parts that get each other as they are -------------------------------------------------------
+# -- blocks of every make, and parts that get each other as they are -------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +239,11 @@ class Looks(ut.Probe):
         assert isinstance(block, source.block)
         if self.writes:
             getattr(block, self.writes)[...] = 0
-        return {"difference": (block.data_of(u_turns.reconstructions) - block.data[:, None]).std(axis=-1)}
+        return {
+            "difference": (
+                (block.data_of(u_turns.reconstructions) - block.data[:, None]).std(axis=-1)
+            )
+        }
 
 
 def of_blocks(block, **options):
@@ -244,24 +275,35 @@ def test_a_block_of_any_make_is_read_only(block):
 
 def test_a_block_that_does_not_inherit_is_refused():
     foreign = SimpleNamespace(items=np.arange(2), data=np.ones((2, 3)))
-    with pytest.raises(ValueError, match=r"source.blocks = 'SimpleNamespace': .*inherits from uturn.Originals"):
+    with pytest.raises(
+        ValueError, match=r"source.blocks = 'SimpleNamespace': .*inherits from uturn.Originals"
+    ):
         checked_blocks(Numbers("PlainBlock"), [foreign], np.arange(2))
 
 
-# -- digests of code ---------------------------------------------------------------------------------------------------------
+# -- digests of code -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "family"), [("strings", "StringSource"), ("tokens", "TextSource"), ("images", "ImageSource")])
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [("strings", "StringSource"), ("tokens", "TextSource"), ("images", "ImageSource")],
+)
 def test_a_source_of_a_known_kind_inherits_its_members(kind, family, monkeypatch):
     monkeypatch.setattr(Numbers, "kind", kind)
-    with pytest.raises(ValueError, match=f"a source of kind '{kind}' inherits from uturn.sources.{family}, since"):
+    with pytest.raises(
+        ValueError, match=f"a source of kind '{kind}' inherits from uturn.sources.{family}, since"
+    ):
         build("source", {"type": f"{__name__}:Numbers", "block": "PlainBlock"})
 
 
 def test_the_digest_of_code_is_of_its_text():
     """Of a file, of a cell of a notebook, and none without a text."""
     part = build("probes", {"type": f"{__name__}:Plain"})
-    assert code_digest(part) == code_digest(Plain()) == code_digest(test_the_digest_of_code_is_of_its_text)
+    assert (
+        code_digest(part)
+        == code_digest(Plain())
+        == code_digest(test_the_digest_of_code_is_of_its_text)
+    )
     digests = set()
     for number in (1, 2, 1):
         cell, text = f"<cell {number}>", f"class A:\n    def f(self):\n        return {number}\n"
@@ -270,10 +312,14 @@ def test_the_digest_of_code_is_of_its_text():
         exec(compile(text, cell, "exec"), namespace)
         digests |= {code_digest(namespace["A"]()), code_digest(namespace["A"].f)}
     assert len(digests) == 4  # of two classes and of two functions
-    for number in (3, 4):  # a member whose name is that of an attribute of wrapped functions stands for no class
+    # A member whose name is that of an attribute of wrapped functions stands for no class.
+    for number in (3, 4):
         cell, text = (
             f"<cell {number}>",
-            f"class A:\n    def func(self):\n        pass\n    def f(self):\n        return {number}\n",
+            (
+                "class A:\n    def func(self):\n        pass\n    def f(self):\n        return"
+                f" {number}\n"
+            ),
         )
         linecache.cache[cell] = (len(text), None, text.splitlines(True), cell)
         exec(compile(text, cell, "exec"), namespace)
@@ -284,7 +330,7 @@ def test_the_digest_of_code_is_of_its_text():
     assert code_digest(namespace["A"]()) == code_digest(namespace["A"].f) == ""
 
 
-# -- parts that installed packages register ----------------------------------------------------------------------------------
+# -- parts that installed packages register --------------------------------------------------------
 
 MODULE = """
 import numpy as np
@@ -328,30 +374,49 @@ def test_a_registered_part_is_user_defined(site):
     assert is_own(experiment.parts.probes[0])
     assert experiment.models()["probes[0].code"] == code_digest(experiment.parts.probes[0]) != ""
     assert (ut.run(experiment).quarter == 0.25).all()
-    with pytest.raises(KeyError, match=r"in probes\[0\] \('quarter'\)\.read \(quarters.py, line \d+\)"):
+    with pytest.raises(
+        KeyError, match=r"in probes\[0\] \('quarter'\)\.read \(quarters.py, line \d+\)"
+    ):
         ut.run(ut.Experiment.from_dict({**QUARTER, "probes": [{"type": "quarter", "wrong": True}]}))
     with pytest.raises(ValueError, match="code of others, which a stored spec may not name"):
         build("probes", {"type": "quarter"}, trusted=False)
     with pytest.raises(
         ValueError,
-        match=r"source \('quarter'\): the class does not inherit from uturn.Source; write `class Quarter\(ut.Source\)`",
+        match=(
+            r"source \('quarter'\): the class does not inherit from uturn.Source; write `class"
+            r" Quarter\(ut.Source\)`"
+        ),
     ):
         build("source", {"type": "quarter"})
 
 
-# --- pickling, and defaults that stored specs leave out ------------------------------------------------------------------------
+# --- pickling, and defaults that stored specs leave out -------------------------------------------
 
 
 @pytest.mark.parametrize("cls", [cls for cls in MAKES if cls is not Frozen])
 def test_parts_can_be_pickled(cls):
-    """Users send their parts to processes of their own. (Frozen dataclasses with slots lose what is no field.)"""
+    """Users send their parts to processes of their own. (Frozen dataclasses with slots lose what
+    is no field.)
+    """
     part = build("probes", {"type": f"{__name__}:{cls.__name__}", "gain": 5}, index=0)
     again = pickle.loads(pickle.dumps(part))
     assert (again.gain, again.own_label, again.own_table) == (5, part.own_label, part.own_table)
 
 
 def test_the_defaults_of_built_in_parts_stay():
-    """Stored specs leave out options that equal the default, so another default would change what they say."""
-    of_tools = {(idea, kind) for tool in own_tools().values() for idea, kinds in tool.parts.items() for kind in kinds}
-    own = {idea: [kind for kind in kinds if (idea, kind) not in of_tools] for idea, kinds in PARTS.items()}
-    assert defaults_of(own) == json.loads((Path(__file__).parent / "golden" / "defaults.json").read_text())
+    """Stored specs leave out options that equal the default, so another default would change
+    what they say.
+    """
+    of_tools = {
+        (idea, kind)
+        for tool in own_tools().values()
+        for idea, kinds in tool.parts.items()
+        for kind in kinds
+    }
+    own = {
+        idea: [kind for kind in kinds if (idea, kind) not in of_tools]
+        for idea, kinds in PARTS.items()
+    }
+    assert defaults_of(own) == json.loads(
+        (Path(__file__).parent / "golden" / "defaults.json").read_text()
+    )

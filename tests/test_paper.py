@@ -37,7 +37,9 @@ def workshop(tmp_path):
 
 
 def numbered(values):
-    return xr.Dataset({"x": ("name", np.array(values))}, coords={"name": [f"n{i}" for i in range(len(values))]})
+    return xr.Dataset(
+        {"x": ("name", np.array(values))}, coords={"name": [f"n{i}" for i in range(len(values))]}
+    )
 
 
 @pytest.fixture
@@ -108,17 +110,25 @@ def test_figures_share_runs(workshop):
 def test_runs_apart_are_made_side_by_side_unless_there_is_a_cluster(tmp_path, monkeypatch):
     """The command line gives the options of a cluster even where it has none."""
     alone = []
-    monkeypatch.setattr(Workshop, "each", lambda self, figure, work, tasks: alone.extend(label for label, _ in tasks))
+    monkeypatch.setattr(
+        Workshop,
+        "each",
+        lambda self, figure, work, tasks: alone.extend(label for label, _ in tasks),
+    )
     monkeypatch.setattr(Workshop, "run", lambda self, label, experiment: label)
     experiments = {"run": Experiment.from_dict(SPEC)}
     Workshop("smoke", tmp_path, 1, cluster={"cluster": None}).runs("one", experiments, apart=True)
     assert alone == ["one-run"]
-    Workshop("smoke", tmp_path, 1, cluster={"cluster": "local"}).runs("two", experiments, apart=True)
+    Workshop("smoke", tmp_path, 1, cluster={"cluster": "local"}).runs(
+        "two", experiments, apart=True
+    )
     assert alone == ["one-run"]
 
 
 def test_a_run_of_another_experiment_is_replaced(workshop):
-    """The constants of a figure have changed: neither an error, nor further noise levels beside those of before."""
+    """The constants of a figure have changed: neither an error, nor further noise levels beside
+    those of before.
+    """
     workshop.run("run", Experiment.from_dict(SPEC))
     changed = strings("epsilon", [0.25], source={"vocab_size": 4, "depth": 2}, items=2)
     assert workshop.run("run", Experiment.from_dict(changed)).noise.values.tolist() == [0.25]
@@ -157,17 +167,31 @@ def interval(value, half):
         (equal([2, 2], 2), equal([2, 3], 2)),
         (equal([1, 2], [1, 2]), equal([2, 1], [1, 2])),
         (meets(interval(0.5, 0.1), 0.55, 0.8, ""), meets(interval(0.5, 0.1), 0.65, 0.9, "")),
-        (meets(interval(0.5, 0.1), 0.3, 0.8, ""), meets(interval(0.5, 0.4), 0.3, 0.8, "")),  # wider than the range
+        # Wider than the range.
+        (meets(interval(0.5, 0.1), 0.3, 0.8, ""), meets(interval(0.5, 0.4), 0.3, 0.8, "")),
         (holds(interval(0.1, 0.2), 0, 0.5, ""), holds(interval(0.3, 0.2), 0, 0.5, "")),
-        (holds(interval(0.1, 0.2), 0, 0.5, ""), holds(interval(0.1, 0.3), 0, 0.5, "")),  # wider than allowed
-        (holds([interval(0, 1), interval(2, 1)], [0, 2], 3, ""), holds([interval(0, 1), interval(2, 1)], 0, 3, "")),
-        (apart(interval(1, 0.1), interval(2, 0.1), ""), apart(interval(1, 0.6), interval(2, 0.6), "")),
-        (apart(interval(1, 0.1), interval(2, 0.1), ""), apart(interval(2, 0.1), interval(1, 0.1), "")),
+        # Wider than allowed.
+        (holds(interval(0.1, 0.2), 0, 0.5, ""), holds(interval(0.1, 0.3), 0, 0.5, "")),
+        (
+            holds([interval(0, 1), interval(2, 1)], [0, 2], 3, ""),
+            holds([interval(0, 1), interval(2, 1)], 0, 3, ""),
+        ),
+        (
+            apart(interval(1, 0.1), interval(2, 0.1), ""),
+            apart(interval(1, 0.6), interval(2, 0.6), ""),
+        ),
+        (
+            apart(interval(1, 0.1), interval(2, 0.1), ""),
+            apart(interval(2, 0.1), interval(1, 0.1), ""),
+        ),
         (
             increasing([interval(1, 0.1), interval(1.1, 0.9), interval(2, 0.1)]),
             increasing([interval(1, 0.1), interval(0.9, 0.1), interval(2, 0.1)]),
         ),
-        (decreasing([interval(2, 0.1), interval(1, 0.1)]), decreasing([interval(2, 0.6), interval(1, 0.6)])),
+        (
+            decreasing([interval(2, 0.1), interval(1, 0.1)]),
+            decreasing([interval(2, 0.6), interval(1, 0.6)]),
+        ),
     ],
 )
 def test_rules(passes, fails):
@@ -178,7 +202,15 @@ def test_rules(passes, fails):
 
 def test_nothing_passes_without_a_number():
     nan, missing = float("nan"), Estimate(np.nan, np.nan, np.nan)
-    for rule in (below(nan, 1), above(nan, 1), within([0, nan], 1), at_least(nan, 1), below([], 1), above([], 1), within([], 1)):
+    for rule in (
+        below(nan, 1),
+        above(nan, 1),
+        within([0, nan], 1),
+        at_least(nan, 1),
+        below([], 1),
+        above([], 1),
+        within([], 1),
+    ):
         assert not rule.passed
     for rule in (
         holds(missing, 0, np.inf, ""),
@@ -209,5 +241,7 @@ def test_verdicts_are_counted():
 
 
 def test_verdicts_say_their_rules():
-    one = verdict("q", interval(0.5, 0.1), "1", below(0.4, 0.5), above(0.6, 0.5, ""), within(0, 1, "close"))
+    one = verdict(
+        "q", interval(0.5, 0.1), "1", below(0.4, 0.5), above(0.6, 0.5, ""), within(0, 1, "close")
+    )
     assert (one.measured, one.rule) == ("0.50 [0.40, 0.60]", "below 0.5; close")

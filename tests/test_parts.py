@@ -1,4 +1,6 @@
-"""User-defined parts: what they give is checked, their mistakes are named, and nothing stored is executed."""
+"""User-defined parts: what they give is checked, their mistakes are named, and nothing stored is
+executed.
+"""
 
 import json
 import re
@@ -30,11 +32,17 @@ SPEC = strings("masking", [0.0, 0.4], source={"grammars": 2}, items=6, chunk=3, 
 
 def with_part(idea, cls, **options):
     table = {"type": f"{__name__}:{cls}", **options}
-    changed = [table] if idea == "probes" else {**table, "noise": [0.0, 0.4]} if idea == "corruption" else table
+    changed = (
+        [table]
+        if idea == "probes"
+        else {**table, "noise": [0.0, 0.4]}
+        if idea == "corruption"
+        else table
+    )
     return {**SPEC, idea: changed}
 
 
-# -- parts with one mistake each --------------------------------------------------------------------------------------
+# -- parts with one mistake each -------------------------------------------------------------------
 
 
 class Probe(ut.Probe):
@@ -44,8 +52,15 @@ class Probe(ut.Probe):
         self.mistake = mistake
 
     def variables(self, source):
-        dims = {"dims": ("noise", "item", "trajectory", "colour"), "order": ("item", "noise", "trajectory")}
-        return {"leaves": Variable(dims.get(self.mistake, ("noise", "item", "trajectory")), "unchanged leaves")}
+        dims = {
+            "dims": ("noise", "item", "trajectory", "colour"),
+            "order": ("item", "noise", "trajectory"),
+        }
+        return {
+            "leaves": Variable(
+                dims.get(self.mistake, ("noise", "item", "trajectory")), "unchanged leaves"
+            )
+        }
 
     def read(self, u_turns, source):
         same = (u_turns.reconstructions[0] == u_turns.originals.data[:, None]).mean(axis=2)
@@ -66,7 +81,13 @@ class Probe(ut.Probe):
         ("dims", r"variables: dims of leaves = .*'colour'.*expected \('noise', 'item', \.\.\)"),
         ("order", "variables: dims of leaves = "),
         ("raises", r"read: ZeroDivisionError \(test_parts.py, line \d+\)"),
-        ("one row", r"read: shape of leaves = \(1, 2\): expected \(3, 2\), its dims \('item', 'trajectory'\)"),
+        (
+            "one row",
+            (
+                r"read: shape of leaves = \(1, 2\): expected \(3, 2\), its dims \('item',"
+                r" 'trajectory'\)"
+            ),
+        ),
         ("transposed", r"shape of leaves = \(2, 3\)"),
         ("masked", "read: leaves = 'a masked array': expected a plain array, with NaN"),
         ("infinite", "read: leaves = inf: expected numbers that are finite in float32"),
@@ -98,7 +119,9 @@ class Source(ut.Source):
 
     def __init__(self, mistake=""):
         self.mistake = mistake
-        self.inner = RHMSource(**{k: v for k, v in SPEC["source"].items() if k not in ("type", "grammars")})
+        self.inner = RHMSource(
+            **{k: v for k, v in SPEC["source"].items() if k not in ("type", "grammars")}
+        )
         self.vocab_size, self.depth = 8, 3
 
     def blocks(self, items, seed, num_items):
@@ -132,9 +155,14 @@ class Source(ut.Source):
 def test_mistakes_of_a_source(mistake, message):
     spec = ut.Experiment.from_dict(with_part("source", "Source", mistake=mistake))
     if message is None:  # the array that a source is given is its own
-        assert ut.run(spec).unchanged.equals(ut.run(ut.Experiment.from_dict(with_part("source", "Source"))).unchanged)
+        assert ut.run(spec).unchanged.equals(
+            ut.run(ut.Experiment.from_dict(with_part("source", "Source"))).unchanged
+        )
         return
-    assert re.search(rf"^source \('test_parts:Source'\)\.{message}", told(with_part("source", "Source", mistake=mistake)))
+    assert re.search(
+        rf"^source \('test_parts:Source'\)\.{message}",
+        told(with_part("source", "Source", mistake=mistake)),
+    )
 
 
 class Backward(ut.Backward):
@@ -160,7 +188,10 @@ class DrawsOnce(ut.Masking):
 
 @pytest.mark.parametrize(
     ("mistake", "message"),
-    [("fewer", r"reconstruct = \(3, 1, .*expected shape \(3, 2, \.\.\)"), ("nothing", "reconstruct = None")],
+    [
+        ("fewer", r"reconstruct = \(3, 1, .*expected shape \(3, 2, \.\.\)"),
+        ("nothing", "reconstruct = None"),
+    ],
 )
 def test_mistakes_of_a_backward(mistake, message):
     spec = with_part("backward", "Backward", mistake=mistake)
@@ -188,8 +219,20 @@ class FailingMask(ut.Masking):
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        ("Swap", r"corruption = 'test_parts:Swap': expected one with log_evidence, which the backward 'exact' asks for"),
-        ("FailingMask", r"corruption \('test_parts:FailingMask'\).corrupt: IndexError: .*\(test_parts.py, line \d+\)"),
+        (
+            "Swap",
+            (
+                r"corruption = 'test_parts:Swap': expected one with log_evidence, which the"
+                r" backward 'exact' asks for"
+            ),
+        ),
+        (
+            "FailingMask",
+            (
+                r"corruption \('test_parts:FailingMask'\).corrupt: IndexError: .*\(test_parts.py,"
+                r" line \d+\)"
+            ),
+        ),
     ],
 )
 def test_mistakes_of_a_corruption(cls, message):
@@ -214,7 +257,11 @@ class WritingBackward(Backward):
 
 @pytest.mark.parametrize(
     ("idea", "cls", "what"),
-    [("probes", "Writer", "originals.data"), ("probes", "Writer", "noisy.values"), ("backward", "WritingBackward", "")],
+    [
+        ("probes", "Writer", "originals.data"),
+        ("probes", "Writer", "noisy.values"),
+        ("backward", "WritingBackward", ""),
+    ],
 )
 def test_parts_cannot_write_into_what_others_read(idea, cls, what):
     spec = with_part(idea, cls, mistake=what and f"u_turns.{what}")
@@ -233,13 +280,17 @@ class Leaves(ut.Probe):
 
 
 def test_readings_that_are_all_nan_are_named(tmp_path):
-    spec = ut.Experiment.from_dict({**SPEC, "probes": [{"type": f"{__name__}:Leaves"}, {"type": "tree_levels"}]})
+    spec = ut.Experiment.from_dict(
+        {**SPEC, "probes": [{"type": f"{__name__}:Leaves"}, {"type": "tree_levels"}]}
+    )
     assert "warning: all readings of leaves are NaN" in list(check(spec))
     for store in (None, tmp_path / "run"):
         with pytest.warns(UserWarning, match="^all readings of leaves are NaN$"):
             ds = ut.run(spec, store)
         assert json.loads(ds.attrs["warnings"]) == ["all readings of leaves are NaN"]
-    assert json.loads(Store.open(store).attributes["warnings"]) == ["all readings of leaves are NaN"]
+    assert json.loads(Store.open(store).attributes["warnings"]) == [
+        "all readings of leaves are NaN"
+    ]
     assert "warnings" not in ut.run(ut.Experiment.from_dict(SPEC)).attrs
 
 
@@ -251,14 +302,21 @@ class Last(Backward):
         if self.mistake == "none":
             return found
         return {
-            level: nodes.reshape(len(nodes), -1, clones, nodes.shape[-1])[:, :, ::-1].reshape(nodes.shape)
+            level: (
+                nodes.reshape(len(nodes), -1, clones, nodes.shape[-1])[:, :, ::-1].reshape(
+                    nodes.shape
+                )
+            )
             for level, nodes in found.items()
         }
 
 
 def test_a_first_clone_that_depends_on_the_number_of_clones_is_noticed():
     table = {**with_part("backward", "Last"), "items": 6}
-    message = r"backward \('test_parts:Last'\).reconstruct: clone 0 of \d is not the reconstruction with fewer clones"
+    message = (
+        r"backward \('test_parts:Last'\).reconstruct: clone 0 of \d is not the reconstruction with"
+        r" fewer clones"
+    )
     with pytest.raises(ValueError, match=message):
         list(check(ut.Experiment.from_dict(table)))
     right = {**table, "backward": {**table["backward"], "mistake": "none"}}
@@ -266,17 +324,33 @@ def test_a_first_clone_that_depends_on_the_number_of_clones_is_noticed():
 
 
 @pytest.mark.parametrize(
-    ("idea", "base"), [("source", "Source"), ("corruption", "Corruption"), ("backward", "Backward"), ("probes", "Probe")]
+    ("idea", "base"),
+    [
+        ("source", "Source"),
+        ("corruption", "Corruption"),
+        ("backward", "Backward"),
+        ("probes", "Probe"),
+    ],
 )
 def test_a_spec_must_name_a_class_that_inherits(idea, base, tmp_path):
     """It is checked before it is called, in one sentence that says from what to inherit."""
     trace = tmp_path / "trace"
     for kind, message in (
-        ("os:system", f"is a builtin_function_or_method; expected a class that inherits from uturn.{base}"),
-        (f"{__name__}:Stranger", f"the class does not inherit from uturn.{base}; write `class Stranger\\(ut.{base}\\)`"),
+        (
+            "os:system",
+            f"is a builtin_function_or_method; expected a class that inherits from uturn.{base}",
+        ),
+        (
+            f"{__name__}:Stranger",
+            f"the class does not inherit from uturn.{base}; write `class Stranger\\(ut.{base}\\)`",
+        ),
         (f"{__name__}:Empty{base}", "the class lacks "),
     ):
-        table = {"type": kind, "command": f"touch {trace}", **({"noise": [0.5]} if idea == "corruption" else {})}
+        table = {
+            "type": kind,
+            "command": f"touch {trace}",
+            **({"noise": [0.5]} if idea == "corruption" else {}),
+        }
         with pytest.raises(ValueError, match=message) as error:
             ut.Experiment.from_dict({**SPEC, idea: [table] if idea == "probes" else table})
         assert "\n" not in str(error.value)
@@ -316,16 +390,20 @@ class NoUnit(ut.Corruption):
 
 
 def test_a_corruption_needs_a_unit():
-    with pytest.raises(ValueError, match=r"^corruption \('test_parts:NoUnit'\): the class lacks unit"):
+    with pytest.raises(
+        ValueError, match=r"^corruption \('test_parts:NoUnit'\): the class lacks unit"
+    ):
         ut.Experiment.from_dict(with_part("corruption", "NoUnit"))
 
 
-# -- nothing stored is executed ---------------------------------------------------------------------------------------
+# -- nothing stored is executed --------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("unsaved_figures", "unchecked_models")
 def test_a_spec_in_a_store_runs_nothing(tmp_path, monkeypatch):
-    """Its analysis makes the originals again, but only from built-in sources; nothing is imported."""
+    """Its analysis makes the originals again, but only from built-in sources; nothing is
+    imported.
+    """
     spec = {
         **SPEC,
         "items": 3,
@@ -348,7 +426,9 @@ def test_a_spec_in_a_store_runs_nothing(tmp_path, monkeypatch):
     ):
         Store.open(folder).update(spec=json.dumps({**stored, "source": source}))
         assert np.isnan(records_of(Store.open(folder).dataset()).original).all()
-    done = CliRunner().invoke(app, ["study", str(folder), "--out", str(tmp_path / "out"), "--save-images"])
+    done = CliRunner().invoke(
+        app, ["study", str(folder), "--out", str(tmp_path / "out"), "--save-images"]
+    )
     assert done.exit_code == 0, done.output
     assert not trace.exists()
     assert "evil" not in sys.modules
@@ -357,7 +437,7 @@ def test_a_spec_in_a_store_runs_nothing(tmp_path, monkeypatch):
         ut.study(Store.open(folder).dataset())
 
 
-# -- the code of a part -----------------------------------------------------------------------------------------------
+# -- the code of a part ----------------------------------------------------------------------------
 
 
 MODULE = """
@@ -394,34 +474,47 @@ def test_resuming_with_changed_code_is_refused(own_module, tmp_path):
     ut.run(own_module(), store)  # the same
     changed = own_module(MODULE + "\n# changed\n")
     assert changed.hash == first.attrs["spec_hash"]
-    with pytest.raises(ValueError, match=r"the code of probes\[0\] has changed .*accept_changes=True \(--accept-changes\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"the code of probes\[0\] has changed .*accept_changes=True \(--accept-changes\)",
+    ):
         ut.run(changed, store)
     ut.run(changed)  # in memory never refused
     again = ut.run(changed, store, accept_changes=True)
     assert json.loads(again.attrs["models"])["probes[0].code"] != code
     assert json.loads(again.attrs["accepted_changes"]) == [{"probes[0].code": code}]
     ut.run(changed, store)
-    with pytest.raises(ValueError, match=r"the fingerprint of probes\[0\] has changed .*'1' in the store, '2' here"):
+    with pytest.raises(
+        ValueError, match=r"the fingerprint of probes\[0\] has changed .*'1' in the store, '2' here"
+    ):
         ut.run(own_module(MODULE + "\n# changed\n", fingerprint="2"), store)
 
 
-# -- trying a spec before its run -------------------------------------------------------------------------------------
+# -- trying a spec before its run ------------------------------------------------------------------
 
 
 class OneGenerator(TreeLevels):
-    """Adds noise from one generator for all items, so that readings depend on the batch and on what came before."""
+    """Adds noise from one generator for all items, so that readings depend on the batch and on
+    what came before.
+    """
 
     type: str = "one generator"
 
     def read(self, u_turns, source):
-        return {name: values + GENERATOR.random(values.shape) for name, values in super().read(u_turns, source).items()}
+        return {
+            name: values + GENERATOR.random(values.shape)
+            for name, values in super().read(u_turns, source).items()
+        }
 
 
 GENERATOR = np.random.default_rng(0)
 
 
 def test_check_finds_readings_that_depend_on_the_batch():
-    with pytest.raises(ValueError, match=r"unchanged of item 0 at noise 0 is .* in a batch of 2, .*uturn.random.keys"):
+    with pytest.raises(
+        ValueError,
+        match=r"unchanged of item 0 at noise 0 is .* in a batch of 2, .*uturn.random.keys",
+    ):
         list(check(ut.Experiment.from_dict(with_part("probes", "OneGenerator"))))
     lines = list(check(ut.Experiment.from_dict(SPEC)))
     assert any(line.startswith("noise 0: means over items [0, 1]: unchanged 1") for line in lines)
@@ -432,12 +525,14 @@ def test_check_from_the_command_line(tmp_path):
     done = CliRunner().invoke(app, ["check", str(tmp_path / "spec.json")])
     assert done.exit_code == 0
     assert "nothing wrong was found" in done.output
-    (tmp_path / "spec.json").write_text(json.dumps(with_part("probes", "Probe", mistake="keepdims")))
+    (tmp_path / "spec.json").write_text(
+        json.dumps(with_part("probes", "Probe", mistake="keepdims"))
+    )
     done = CliRunner().invoke(app, ["check", str(tmp_path / "spec.json")])
     assert "shape of leaves = (2, 2, 1)" in str(done.exception)
 
 
-# -- the page "Your own data and model" -------------------------------------------------------------------------------
+# -- the page "Your own data and model" ------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -485,13 +580,22 @@ def test_own_series_end_in_a_page(own_folder):
     assert done.returncode == 0, done.stderr
     ds = Store.open(own_folder / "results" / "run.zarr").dataset()
     numbers = xr.open_zarr(own_folder / "results" / "study.zarr").sel(axis="noise")
-    assert numbers.reading.values.tolist() == [*(f"similarity, window = {window}" for window in (1, 4, 16)), "same_sign"]
+    assert numbers.reading.values.tolist() == [
+        *(f"similarity, window = {window}" for window in (1, 4, 16)),
+        "same_sign",
+    ]
     curves = {
-        **{f"similarity, window = {window}": ds.similarity.sel(window=window) for window in (1, 4, 16)},
+        **{
+            f"similarity, window = {window}": ds.similarity.sel(window=window)
+            for window in (1, 4, 16)
+        },
         "same_sign": ds.same_sign.astype(float),
     }
     for name, values in curves.items():
-        curve, chance = values.mean(("item", "trajectory")).values, 0.5 if name == "same_sign" else 0.0
+        curve, chance = (
+            values.mean(("item", "trajectory")).values,
+            (0.5 if name == "same_sign" else 0.0),
+        )
         k = next(k for k in range(len(curve) - 1) if curve[k] > (1 + chance) / 2 >= curve[k + 1])
         step = (curve[k] - (1 + chance) / 2) / (curve[k] - curve[k + 1])
         half, low, high = numbers.half_life.sel(reading=name).values
@@ -502,11 +606,15 @@ def test_own_series_end_in_a_page(own_folder):
     assert lives == sorted(lives)  # slow scales live longer
     assert numbers.series.values.tolist() == ["similarity"]
     page = (own_folder / "results" / "index.html").read_text()
-    (section,) = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])["sections"]
+    (section,) = json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1]
+    )["sections"]
     titles = {chart["title"]: len(chart["lines"]) for chart in section["charts"]}
     assert titles == {"Sign of the mean is kept": 1, "Cosine of block averages": 3}
     assert section["headlines"][0]["label"] == "t*"
-    assert section["headlines"][0]["place"][0] == pytest.approx(float(numbers.half_life.sel(reading="same_sign")[0]), rel=1e-5)
+    assert section["headlines"][0]["place"][0] == pytest.approx(
+        float(numbers.half_life.sel(reading="same_sign")[0]), rel=1e-5
+    )
 
 
 def test_own_rules_run(own_folder):
@@ -516,9 +624,13 @@ def test_own_rules_run(own_folder):
     ds = Store.open(own_folder / "rules").dataset()
     assert np.allclose(ds.belief.sel(noise=0), 1)
     assert np.allclose(ds.unchanged.sel(noise=0), 1)
-    grammar = ut.RandomHierarchyModel.from_rules(**json.loads((own_folder / "rules.json").read_text()))
+    grammar = ut.RandomHierarchyModel.from_rules(
+        **json.loads((own_folder / "rules.json").read_text())
+    )
     nothing = ut.infer(grammar, np.zeros((1, 8, 3), np.float32)).marginals
-    (block,) = ut.sources.GrammarSource(file=str(own_folder / "rules.json")).blocks(np.arange(100), 0, 100)
+    (block,) = ut.sources.GrammarSource(file=str(own_folder / "rules.json")).blocks(
+        np.arange(100), 0, 100
+    )
     for level in range(4):
         expected = nothing[level][0][np.arange(8 // 2**level), block.draw.latents[level]].mean(1)
         np.testing.assert_allclose(ds.belief.sel(noise=1, tree_level=level), expected, rtol=1e-4)

@@ -21,7 +21,10 @@ from uturn.studies import summary
 
 torchvision = pytest.importorskip("torchvision")
 HERE = Path(__file__).stem
-MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+MEAN, STD = (
+    torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
+    torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
+)
 STAGES = (1, 4, 7, 9, 10, 11, 12)  # of SqueezeNet
 
 
@@ -34,7 +37,12 @@ class Source(StoredImages):
     def u_turns(self, draws=4, clones=1, mix=0.5):
         other = images_of_noise(len(self.images), draws, *self.image_shape(), seed=1)
         rebuilt = (1 - mix) * self.images[:, None] + mix * other
-        return UTurns(Images(np.arange(len(self.images)), self.images, np.full(len(self.images), -1)), None, rebuilt, clones)
+        return UTurns(
+            Images(np.arange(len(self.images)), self.images, np.full(len(self.images), -1)),
+            None,
+            rebuilt,
+            clones,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +76,11 @@ def lpips(model, first, second, weights=None):
                 for column in range(width):
                     u, v = a[0, :, row, column].double(), b[0, :, row, column].double()
                     u, v = (z / max(float(z.norm()), 1e-10) for z in (u, v))
-                    w = torch.ones(channels) if weights is None else weights[f"lin{stage}.model.1.weight"].flatten()
+                    w = (
+                        torch.ones(channels)
+                        if weights is None
+                        else weights[f"lin{stage}.model.1.weight"].flatten()
+                    )
                     term += float((w * (u - v) ** 2).sum())
             total += term / (height * width)
             stage += 1
@@ -83,7 +95,10 @@ def test_the_distance_of_lpips(squeezenet, linear, learned):
     spec = Perceptual(classifier="torchvision:squeezenet1_1", weights=squeezenet[1], linear=path)
     found = spec.read(turns, source)["perceptual_distance"]
     for item, draw in np.ndindex(2, 2):
-        pair = torch.from_numpy(source.images[item]), torch.from_numpy(turns.reconstructions[item, draw])
+        pair = (
+            torch.from_numpy(source.images[item]),
+            torch.from_numpy(turns.reconstructions[item, draw]),
+        )
         assert found[item, draw] == pytest.approx(lpips(squeezenet[0], *pair, weights), rel=1e-5)
 
 
@@ -91,7 +106,10 @@ def test_the_layers_of_lpips():
     """The ReLU at the end of each stage: before each pooling, and for AlexNet the others too."""
     assert LPIPS_LAYERS["torchvision:squeezenet1_1"] == tuple(f"features.{k}" for k in STAGES)
     with torch.device("meta"):
-        vgg, alexnet = torchvision.models.vgg16(init_weights=False).features, torchvision.models.alexnet().features
+        vgg, alexnet = (
+            torchvision.models.vgg16(init_weights=False).features,
+            torchvision.models.alexnet().features,
+        )
     before_pooling = [k - 1 for k, module in enumerate(vgg) if isinstance(module, nn.MaxPool2d)]
     assert LPIPS_LAYERS["torchvision:vgg16"] == tuple(f"features.{k}" for k in before_pooling)
     activations = [k for k, module in enumerate(alexnet) if isinstance(module, nn.ReLU)]
@@ -116,19 +134,33 @@ def test_layers_of_other_networks():
     model = tokens().eval()
     for layer, axis in (("conv_proj", 1), ("encoder.layers.encoder_layer_1", -1), ("heads", 1)):
         kept = []
-        handle = model.get_submodule(layer).register_forward_hook(lambda m, i, output, kept=kept: kept.append(output.double()))
+        handle = model.get_submodule(layer).register_forward_hook(
+            lambda m, i, output, kept=kept: kept.append(output.double())
+        )
         with torch.no_grad():
-            model(torch.from_numpy(np.concatenate([source.images, turns.reconstructions.reshape(-1, 3, 16, 16)])))
+            model(
+                torch.from_numpy(
+                    np.concatenate([source.images, turns.reconstructions.reshape(-1, 3, 16, 16)])
+                )
+            )
         handle.remove()
         values = kept[0].movedim(axis, -1).flatten(1, -2) if kept[0].ndim > 2 else kept[0][:, None]
-        cosine = nn.functional.cosine_similarity(values[:6, None], values[6:].view(6, 4, *values.shape[1:]), dim=-1)
+        cosine = nn.functional.cosine_similarity(
+            values[:6, None], values[6:].view(6, 4, *values.shape[1:]), dim=-1
+        )
         spec = Perceptual(classifier=f"{HERE}:tokens", layers=(layer,))
         np.testing.assert_allclose(
-            spec.read(turns, source)["perceptual_distance"], 2 * (1 - cosine).mean(-1).numpy(), rtol=1e-4, atol=1e-6
+            spec.read(turns, source)["perceptual_distance"],
+            2 * (1 - cosine).mean(-1).numpy(),
+            rtol=1e-4,
+            atol=1e-6,
         )
     # By default all blocks count, as in the probe network_layers.
     spec = Perceptual(classifier=f"{HERE}:tokens")
-    assert distance_of(spec, source).layers.layers == load_classifier(f"{HERE}:tokens", image_shape=(3, 16, 16)).layers
+    assert (
+        distance_of(spec, source).layers.layers
+        == load_classifier(f"{HERE}:tokens", image_shape=(3, 16, 16)).layers
+    )
 
 
 def test_laws_of_a_distance(squeezenet):
@@ -136,7 +168,11 @@ def test_laws_of_a_distance(squeezenet):
     spec = Perceptual(classifier="torchvision:squeezenet1_1", weights=squeezenet[1])
     turns = source.u_turns(draws=1)
     there = spec.read(turns, source)["perceptual_distance"]
-    swapped = UTurns(Images(np.arange(6), turns.reconstructions[:, 0], np.full(6, -1)), None, source.images[:, None])
+    swapped = UTurns(
+        Images(np.arange(6), turns.reconstructions[:, 0], np.full(6, -1)),
+        None,
+        source.images[:, None],
+    )
     np.testing.assert_allclose(there, spec.read(swapped, source)["perceptual_distance"], rtol=1e-6)
     same = spec.read(source.u_turns(mix=0.0), source)["perceptual_distance"]
     assert np.abs(same).max() < 1e-9
@@ -154,9 +190,15 @@ def test_clones_are_compared_with_each_other(squeezenet):
     assert Perceptual(**options).variables(source)["small_perceptual_distance"].symmetric
     for item, trajectory, k in np.ndindex(3, 2, 3):
         group = turns.reconstructions[item, 3 * trajectory : 3 * trajectory + 3]
-        others = UTurns(Images(np.arange(1), group[[k]], np.full(1, -1)), None, np.delete(group, k, axis=0)[None])
+        others = UTurns(
+            Images(np.arange(1), group[[k]], np.full(1, -1)),
+            None,
+            np.delete(group, k, axis=0)[None],
+        )
         expected = Perceptual(**options).read(others, source)["small_perceptual_distance"].mean()
-        assert readings["clone_small_perceptual_distance"][item, 3 * trajectory + k] == pytest.approx(expected, rel=1e-5)
+        assert readings["clone_small_perceptual_distance"][
+            item, 3 * trajectory + k
+        ] == pytest.approx(expected, rel=1e-5)
     # Whatever the batches are.
     for size in (2, 5):
         split = Perceptual(**options, batch_size=size).read(turns, source)
@@ -168,12 +210,17 @@ def test_clones_are_compared_with_each_other(squeezenet):
     ("change", "words"),
     [
         (lambda state: {"conv.weight": torch.zeros(3)}, "layers = ..: expected 7"),
-        (lambda state: {**state, "lin2.model.1.weight": -state["lin2.model.1.weight"]}, "smallest weight = -"),
+        (
+            lambda state: {**state, "lin2.model.1.weight": -state["lin2.model.1.weight"]},
+            "smallest weight = -",
+        ),
     ],
 )
 def test_mistakes_are_named(squeezenet, linear, tmp_path, change, words):
     torch.save(change(linear[0]), tmp_path / "file")
-    probe = Perceptual(classifier="torchvision:squeezenet1_1", weights=squeezenet[1], linear=str(tmp_path / "file"))
+    probe = Perceptual(
+        classifier="torchvision:squeezenet1_1", weights=squeezenet[1], linear=str(tmp_path / "file")
+    )
     with pytest.raises(ValueError, match=words) as caught:
         probe.variables(Source())
     assert "\n" not in str(caught.value)
@@ -182,24 +229,39 @@ def test_mistakes_are_named(squeezenet, linear, tmp_path, change, words):
 def test_the_full_state_of_the_package_is_read_too(linear, tmp_path):
     state = linear[0]
     twice = {f"lins.{name[3:]}": weights for name, weights in state.items()}
-    torch.save({**state, **twice, "scaling_layer.shift": torch.zeros(1, 3, 1, 1)}, tmp_path / "whole")
+    torch.save(
+        {**state, **twice, "scaling_layer.shift": torch.zeros(1, 3, 1, 1)}, tmp_path / "whole"
+    )
     layers = [f"features.{k}" for k in STAGES]
     found = read_linear(str(tmp_path / "whole"), layers)
-    assert [tuple(found[layer].shape) for layer in layers] == [(64,), (128,), (256,), (384,), (384,), (512,), (512,)]
+    assert [tuple(found[layer].shape) for layer in layers] == [
+        (64,),
+        (128,),
+        (256,),
+        (384,),
+        (384,),
+        (512,),
+        (512,),
+    ]
     torch.testing.assert_close(found["features.7"], state["lin2.model.1.weight"].flatten())
 
 
-# -- in a run of images -----------------------------------------------------------------------------------------------
+# -- in a run of images ----------------------------------------------------------------------------
 
 
 def forged(star=0.4, items=60, levels=20):
-    """A run of an encoder whose perceptual distance rises in a straight line from 0 at noise 0 to 3 at 2 `star`."""
+    """A run of an encoder whose perceptual distance rises in a straight line from 0 at noise 0
+    to 3 at 2 `star`.
+    """
 
     noise = np.arange(1, levels + 1) / levels
     own = 1 + 0.1 * np.random.default_rng(0).standard_normal(items)
     distance = 3 * np.minimum(noise / (2 * star), 1)[:, None] * own / own.mean()
     spec = {
-        "probes": [{"type": "network_layers", "classifier": "a:b"}, {"type": "perceptual", "classifier": "torchvision:vgg16"}]
+        "probes": [
+            {"type": "network_layers", "classifier": "a:b"},
+            {"type": "perceptual", "classifier": "torchvision:vgg16"},
+        ]
     }
     dims = ("noise", "item", "trajectory")
     run = xr.Dataset(
@@ -208,7 +270,11 @@ def forged(star=0.4, items=60, levels=20):
                 (*dims, "network_layer"),
                 np.linspace(1, 0.1, levels)[:, None, None, None] * np.ones((1, items, 1, 2)),
             ),
-            "perceptual_distance": (dims, distance[..., None], {"long_name": "perceptual distance, torchvision:vgg16, without"}),
+            "perceptual_distance": (
+                dims,
+                distance[..., None],
+                {"long_name": "perceptual distance, torchvision:vgg16, without"},
+            ),
         },
         coords={"noise": noise, "network_layer": ["first", "last"]},
         attrs={"spec": json.dumps(spec)},

@@ -1,4 +1,6 @@
-"""Plans: tasks, U-turns and bytes as in the run that follows, time by a clock that counts calls; nothing is written."""
+"""Plans: tasks, U-turns and bytes as in the run that follows, time by a clock that counts calls;
+nothing is written.
+"""
 
 import re
 
@@ -14,21 +16,48 @@ from uturn.engine.plan import Plan, plan
 from uturn.probes.hidden_layers import HiddenLayers
 from uturn.store.record import Store
 
-pytestmark = pytest.mark.usefixtures("unchecked_models")  # a check is no part of a plan, and takes longer than these runs
+# A check is no part of a plan, and takes longer than these runs.
+pytestmark = pytest.mark.usefixtures("unchecked_models")
 
-STRINGS = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 4, "grammars": 3}
+STRINGS = {
+    "type": "rhm",
+    "vocab_size": 4,
+    "multiplicity": 2,
+    "branching": 2,
+    "depth": 4,
+    "grammars": 3,
+}
 IMAGES = {
     "source": {"type": "fashion_mnist"},
     "corruption": {"type": "diffusion", "noise": [0.0, 0.5, 1.0]},
-    "backward": {"type": "diffusion", "model": "tiny_denoiser:network", "steps": 4, "device": "cpu", "batch_size": 8},
+    "backward": {
+        "type": "diffusion",
+        "model": "tiny_denoiser:network",
+        "steps": 4,
+        "device": "cpu",
+        "batch_size": 8,
+    },
     "probes": [
-        {"type": "network_layers", "classifier": "tiny_classifier:network", "labels": False, "reference": 16, "batch_size": 10},
+        {
+            "type": "network_layers",
+            "classifier": "tiny_classifier:network",
+            "labels": False,
+            "reference": 16,
+            "batch_size": 10,
+        },
         {"type": "images", "first": 4},
     ],
 }
 EXPERIMENTS = {
-    "exact": {"corruption": {"type": "gaussian", "noise": [0.0, 0.5, 1.0]}, "backward": {"type": "exact"}},
-    "clones": {"clones": 3, "corruption": {"type": "masking", "noise": [0.3, 1.0]}, "backward": {"type": "exact"}},
+    "exact": {
+        "corruption": {"type": "gaussian", "noise": [0.0, 0.5, 1.0]},
+        "backward": {"type": "exact"},
+    },
+    "clones": {
+        "clones": 3,
+        "corruption": {"type": "masking", "noise": [0.3, 1.0]},
+        "backward": {"type": "exact"},
+    },
     "images": IMAGES,
 }
 
@@ -44,7 +73,9 @@ def planned(*arguments, **options):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock on which a call of the network takes 1 s and 0.1 s for each image, the reading of a reconstruction 0.5 s."""
+    """A clock on which a call of the network takes 1 s and 0.1 s for each image, the reading of
+    a reconstruction 0.5 s.
+    """
     now = [0.0]
     network, read = ReverseDiffusion.network, HiddenLayers.read
 
@@ -70,7 +101,9 @@ def test_tasks_and_bytes_are_those_of_the_store(name, tmp_path):
     found = planned(one, tmp_path / "x")
     assert not list(tmp_path.iterdir())
     run = ut.run(one, tmp_path / "x")
-    assert found.disk == sum(run[variable].astype(np.float32).nbytes for variable in run.attrs["variables"])
+    assert found.disk == sum(
+        run[variable].astype(np.float32).nbytes for variable in run.attrs["variables"]
+    )
     assert found.tasks == len(list(Store.open(tmp_path / "x").tasks()))
 
 
@@ -84,7 +117,8 @@ def test_only_what_the_store_lacks_is_counted(tmp_path):
     more = planned(experiment("images", trajectories=5), store)
     assert (more.done, more.u_turns) == (0, 3 * done + 5 * (33 - done))
     larger = planned(experiment("images", items=16), store)
-    assert (larger.tasks, larger.done) == (12, 3)  # the last block of items, if it was not full, is measured again
+    # The last block of items, if it was not full, is measured again.
+    assert (larger.tasks, larger.done) == (12, 3)
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
     ut.run(one, store)
     complete = planned(one, store)
@@ -99,7 +133,9 @@ def test_a_plan_ends_soon_and_says_none_below_a_limit():
 
 def test_the_time_is_that_of_the_run(clock):
     """With budget enough, batches become as full as those of the run."""
-    one = experiment("images", corruption={"type": "diffusion", "noise": [0.25, 0.5, 0.75, 1.0]}, items=12)
+    one = experiment(
+        "images", corruption={"type": "diffusion", "noise": [0.25, 0.5, 0.75, 1.0]}, items=12
+    )
     found = planned(one, workers=None, budget=1e4)
     clock[0] = 0.0
     ut.run(one)
@@ -108,7 +144,9 @@ def test_the_time_is_that_of_the_run(clock):
 
 
 def test_levels_that_are_too_slow_are_on_the_line_of_the_others(clock, monkeypatch):
-    """Two levels are timed whatever they take; four originals only at the smallest one, whose gain holds for the others."""
+    """Two levels are timed whatever they take; four originals only at the smallest one, whose
+    gain holds for the others.
+    """
     timed = []
 
     def noted(experiment, tasks):
@@ -116,11 +154,26 @@ def test_levels_that_are_too_slow_are_on_the_line_of_the_others(clock, monkeypat
         return [measure(experiment, level, items) for _, level, items in tasks]
 
     monkeypatch.setattr(planning, "measurements", noted)
-    one = experiment("images", corruption={"type": "diffusion", "noise": [0.25, 0.5, 0.75, 1.0]}, chunk=12, items=12)
+    one = experiment(
+        "images",
+        corruption={"type": "diffusion", "noise": [0.25, 0.5, 0.75, 1.0]},
+        chunk=12,
+        items=12,
+    )
     few, more = planned(one, budget=1), planned(one, budget=20)
     started = [(0.25, 1), (0.5, 1)]
-    assert timed == [*started, (0.25, 1), (0.5, 1), *started, (0.25, 1), (0.5, 1), (0.75, 1), (0.25, 4)]
-    # One original at a time: two trajectories in 1.2 s a call and 0.5 s a reading of each. Four of them: 1.8 s a call.
+    assert timed == [
+        *started,
+        (0.25, 1),
+        (0.5, 1),
+        *started,
+        (0.25, 1),
+        (0.5, 1),
+        (0.75, 1),
+        (0.25, 4),
+    ]
+    # One original at a time: two trajectories in 1.2 s a call and 0.5 s a reading of each. Four of
+    # them: 1.8 s a call.
     alone = sum(12 * (1.2 * calls + 1) for calls in (1, 2, 3, 4))
     assert few.seconds[1] == pytest.approx(alone)
     assert more.seconds[1] == pytest.approx(alone * (1.8 + 4) / (4 * 2.2))
@@ -161,7 +214,9 @@ def test_long_runs_say_what_they_will_take(tmp_path, monkeypatch):
         return Plan(2, 0, 8, 1e4, 1, {1: 90.0})
 
     monkeypatch.setattr("uturn.engine.plan.plan", found)
-    done = CliRunner().invoke(cli.app, ["run", str(tmp_path / "spec.toml"), "--store", str(tmp_path / "x")])
+    done = CliRunner().invoke(
+        cli.app, ["run", str(tmp_path / "spec.toml"), "--store", str(tmp_path / "x")]
+    )
     assert done.exit_code == 0, done.output
     assert "uturn: time: 90 s in 1 process on this machine" in done.stderr
     assert given["least"] == 60

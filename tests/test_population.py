@@ -1,4 +1,6 @@
-"""Population dynamics against what is known exactly: limits, one level enumerated, exact belief propagation, the annealed map."""
+"""Population dynamics against what is known exactly: limits, one level enumerated, exact belief
+propagation, the annealed map.
+"""
 
 import os
 import subprocess
@@ -20,7 +22,9 @@ names = {"ids": lambda x: x if isinstance(x, str) else type(x).__name__}
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 @pytest.mark.parametrize("channel", CHANNELS, **names)
 def test_no_noise_and_full_noise(channel, ensemble):
-    found = population_dynamics(6, 2, 2, channel, [0.0, channel.max_noise], 4, pool=60, ensemble=ensemble, replicates=2)
+    found = population_dynamics(
+        6, 2, 2, channel, [0.0, channel.max_noise], 4, pool=60, ensemble=ensemble, replicates=2
+    )
     assert found.beliefs.shape == found.standard_error.shape == (2, 5)
     np.testing.assert_allclose(found.beliefs[0], 1, atol=1e-12)
     np.testing.assert_allclose(found.beliefs[1, 0], 1 / 6, atol=1e-12)
@@ -28,7 +32,9 @@ def test_no_noise_and_full_noise(channel, ensemble):
 
 
 def one_level(rhm, evidence_and_probability):
-    """Exact mean belief in the root of a tree of one level: sum over classes, rules and observations of the children."""
+    """Exact mean belief in the root of a tree of one level: sum over classes, rules and
+    observations of the children.
+    """
     table = rhm.rules[1]
     n, m, s = table.shape
     total = 0.0
@@ -56,7 +62,9 @@ def test_one_level_is_the_enumeration(s):
         return [((1 - noise) * np.eye(v)[x] + noise / v, 1.0)]
 
     def found(channel):
-        result = population_dynamics(v, m, s, channel, noise, 1, pool=6000, grammar=rhm, replicates=16)
+        result = population_dynamics(
+            v, m, s, channel, noise, 1, pool=6000, grammar=rhm, replicates=16
+        )
         return result.beliefs[1], result.standard_error[1]
 
     for channel, law in ((ut.Masking(), masked), (ut.UniformReplacement(), replaced)):
@@ -68,7 +76,9 @@ def test_one_level_is_the_enumeration(s):
 
 
 @pytest.mark.parametrize(
-    ("channel", "noise"), list(zip(CHANNELS, [0.7, 0.09, 0.35, 0.22], strict=True)), ids=lambda x: type(x).__name__
+    ("channel", "noise"),
+    list(zip(CHANNELS, [0.7, 0.09, 0.35, 0.22], strict=True)),
+    ids=lambda x: type(x).__name__,
 )
 def test_deeper_levels_are_exact_belief_propagation(channel, noise):
     rhm, other = (ut.RandomHierarchyModel(8, 2, 2, 4, seed=seed) for seed in (1, 2))
@@ -76,11 +86,14 @@ def test_deeper_levels_are_exact_belief_propagation(channel, noise):
     evidence = channel.log_evidence(channel.corrupt(draw.leaves, noise, vocab_size=8, seed=6))
     root = ut.infer(rhm, evidence, outputs=("upward",)).upward[4][np.arange(6000), 0, draw.classes]
     found, wrong = (
-        population_dynamics(8, 2, 2, channel, noise, 4, pool=4000, grammar=grammar, replicates=8) for grammar in (rhm, other)
+        population_dynamics(8, 2, 2, channel, noise, 4, pool=4000, grammar=grammar, replicates=8)
+        for grammar in (rhm, other)
     )
 
     def distance(result):
-        return abs(result.beliefs[4] - root.mean()) / np.hypot(result.standard_error[4], root.std() / np.sqrt(6000))
+        return abs(result.beliefs[4] - root.mean()) / np.hypot(
+            result.standard_error[4], root.std() / np.sqrt(6000)
+        )
 
     assert distance(found) < 4.5
     if isinstance(channel, ut.EpsilonBelief):  # precise enough to tell grammars apart
@@ -91,7 +104,9 @@ def test_fresh_rules_by_enumeration():
     # v = m = s = 2: symbol 0 owns (0, 0) and one of the other three tuples, symbol 1 the rest.
     a, b = 0.75, 0.25
     exact = a * a + np.mean([a * b, a * b, b * b])
-    found = population_dynamics(2, 2, 2, ut.EpsilonBelief(), 0.5, 1, pool=4000, ensemble="fresh rules", replicates=12)
+    found = population_dynamics(
+        2, 2, 2, ut.EpsilonBelief(), 0.5, 1, pool=4000, ensemble="fresh rules", replicates=12
+    )
     assert 0 < found.standard_error[1] < 1e-3
     assert abs(found.beliefs[1] - exact) < 5 * found.standard_error[1]
 
@@ -103,7 +118,8 @@ def test_fresh_rules_are_close_to_the_annealed_threshold():
     assert abs(found.value - critical) < 0.003
     assert found.phase == "transition"
     assert found.effective_epsilon == found.value
-    # Shared rules are not: the spread between grammars is .008 about a mean of .8009 (99.9 % ranges for 10 grammars).
+    # Shared rules are not: the spread between grammars is .008 about a mean of .8009 (99.9 % ranges
+    # for 10 grammars).
     found = threshold(16, 4, 2, ut.EpsilonBelief(), pool=2048, replicates=10, tolerance=2e-3)
     assert abs(found.value - 0.8009) < 3.3 * 0.008 / np.sqrt(10)
     assert 0.0026 < found.spread < 0.0142
@@ -113,14 +129,21 @@ def test_fresh_rules_are_close_to_the_annealed_threshold():
 def test_channels_without_transition():
     for ensemble in ENSEMBLES:
         recovered = threshold(8, 1, 2, ut.Gaussian(), pool=4096, ensemble=ensemble, replicates=1)
-        assert (recovered.value, recovered.phase, recovered.bits_per_leaf) == (np.inf, "always recovered", 0)
-        lost = threshold(4, 4, 2, ut.Masking(), pool=256, ensemble=ensemble, replicates=1, tolerance=0.005)
+        assert (recovered.value, recovered.phase, recovered.bits_per_leaf) == (
+            np.inf,
+            "always recovered",
+            0,
+        )
+        lost = threshold(
+            4, 4, 2, ut.Masking(), pool=256, ensemble=ensemble, replicates=1, tolerance=0.005
+        )
         assert (lost.value, lost.phase, lost.bits_per_leaf) == (0, "always lost", 2)
         assert np.isnan(lost.standard_error)
 
 
 def test_tiny_gaussian_noise_is_followed_until_it_decides():
-    # Without redundancy (f = 1) any noise wins, but the typical leaf of the lowest level searched doubts by 1e-12 at first.
+    # Without redundancy (f = 1) any noise wins, but the typical leaf of the lowest level searched
+    # doubts by 1e-12 at first.
     lost = threshold(16, 16, 2, ut.Gaussian(), pool=256, replicates=1, tolerance=0.005)
     assert (lost.value, lost.phase, lost.effective_epsilon) == (0, "always lost", 0)
 
@@ -138,7 +161,15 @@ def test_replicates_that_do_not_agree():
     assert found.value == found.values[1] / 2
     found = setting.estimate(np.array([0.5, 1.0]))
     assert (found.phase, found.values[1]) == ("mixed", np.inf)
-    assert np.isnan([found.value, found.standard_error, found.spread, found.effective_epsilon, found.bits_per_leaf]).all()
+    assert np.isnan(
+        [
+            found.value,
+            found.standard_error,
+            found.spread,
+            found.effective_epsilon,
+            found.bits_per_leaf,
+        ]
+    ).all()
     found = setting.estimate(np.array([1.0, 1.0]))
     assert (found.phase, found.value, found.bits_per_leaf) == ("always recovered", np.inf, 0)
 
@@ -147,7 +178,9 @@ def test_no_rule_is_preferred_in_pools_that_do_not_divide():
     # One node a symbol: it takes either of its two rules.
     rhm = ut.RandomHierarchyModel(4, 2, 2, 1, seed=2)
     exact = one_level(rhm, lambda x: [(0.6 * np.eye(4)[x] + 0.1, 1.0)])
-    found = population_dynamics(4, 2, 2, ut.EpsilonBelief(), 0.4, 1, pool=4, grammar=rhm, replicates=300)
+    found = population_dynamics(
+        4, 2, 2, ut.EpsilonBelief(), 0.4, 1, pool=4, grammar=rhm, replicates=300
+    )
     assert 0 < found.standard_error[1] < 0.01
     assert abs(found.beliefs[1] - exact) < 4 * found.standard_error[1]
 
@@ -168,7 +201,10 @@ print("same")
 def test_numbers_do_not_depend_on_the_threads():
     # In a process of its own: the number of threads of this one may have been limited to one.
     found = subprocess.run(
-        [sys.executable, "-c", THREADS], env={**os.environ, "NUMBA_NUM_THREADS": "2"}, capture_output=True, text=True
+        [sys.executable, "-c", THREADS],
+        env={**os.environ, "NUMBA_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
     )
     assert found.stdout.strip() == "same", found.stderr
 
@@ -176,14 +212,18 @@ def test_numbers_do_not_depend_on_the_threads():
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_numbers_depend_on_the_seed_alone(ensemble):
     def beliefs(noise, seed=3):
-        return population_dynamics(6, 3, 3, ut.Gaussian(), noise, 3, pool=300, ensemble=ensemble, seed=seed, replicates=2).beliefs
+        return population_dynamics(
+            6, 3, 3, ut.Gaussian(), noise, 3, pool=300, ensemble=ensemble, seed=seed, replicates=2
+        ).beliefs
 
     noise = np.array([[0.05, 0.1], [0.2, 0.3]])
     both = beliefs(noise)
     assert both.shape == (2, 2, 4)
-    np.testing.assert_allclose(beliefs(0.2), both[1, 0], rtol=1e-12)  # noise levels share random numbers, and nothing else
+    # Noise levels share random numbers, and nothing else.
+    np.testing.assert_allclose(beliefs(0.2), both[1, 0], rtol=1e-12)
     assert (beliefs(noise, seed=4) != both).all()
-    assert (np.diff(both.reshape(4, 4), axis=0) < 0).all()  # more noise, less belief, since they share them
+    # More noise, less belief, since they share them.
+    assert (np.diff(both.reshape(4, 4), axis=0) < 0).all()
 
 
 def test_children_use_all_members_equally():

@@ -1,4 +1,6 @@
-"""Progress: exact shares inside a task, never backwards, also over several processes; lines in logs."""
+"""Progress: exact shares inside a task, never backwards, also over several processes; lines in
+logs.
+"""
 
 import time
 from contextlib import ExitStack, suppress
@@ -12,11 +14,24 @@ from uturn.core.processes import in_processes
 from uturn.core.progress import add, begun, in_progress, part, progress_bar, steps
 from uturn.engine.measuring import measurements
 
-STRINGS = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 2}
+STRINGS = {
+    "type": "rhm",
+    "vocab_size": 4,
+    "multiplicity": 2,
+    "branching": 2,
+    "depth": 3,
+    "grammars": 2,
+}
 DIFFUSION = {"type": "diffusion", "noise": [0.25, 1.0]}
 EXPERIMENTS = {
-    "exact": {"corruption": {"type": "gaussian", "noise": [0.2, 1.0]}, "backward": {"type": "exact"}},
-    "masking": {"corruption": {"type": "masking", "noise": [0.5, 1.0]}, "backward": {"type": "denoiser", "steps": 8}},
+    "exact": {
+        "corruption": {"type": "gaussian", "noise": [0.2, 1.0]},
+        "backward": {"type": "exact"},
+    },
+    "masking": {
+        "corruption": {"type": "masking", "noise": [0.5, 1.0]},
+        "backward": {"type": "denoiser", "steps": 8},
+    },
     "score": {"corruption": DIFFUSION, "backward": {"type": "score", "steps": 8}},
     "images": {
         "source": {"type": "fashion_mnist"},
@@ -25,7 +40,8 @@ EXPERIMENTS = {
         "probes": [{"type": "network_layers", "reference": 16}, {"type": "images"}],
     },
 }
-LEAST = {"exact": 2, "images": 4}  # different values that a task reports, at least; others report every step
+# Different values that a task reports, at least; others report every step.
+LEAST = {"exact": 2, "images": 4}
 
 
 @pytest.fixture
@@ -94,7 +110,11 @@ def test_a_run_moves_inside_its_tasks_and_never_backwards_or_past_its_end(name, 
     assert len(set(np.round(reported, 9))) >= LEAST.get(name, 8)
     reported.clear()
     values = [0.0]
-    tasks = [((level, block), level, np.arange(6)[4 * block :][:4]) for level in (1, 0) for block in (0, 1)]
+    tasks = [
+        ((level, block), level, np.arange(6)[4 * block :][:4])
+        for level in (1, 0)
+        for block in (0, 1)
+    ]
     for _ in measurements(one, tasks):
         inside = np.array(reported) + finished
         assert max(inside, default=0) <= total + 1e-9
@@ -104,7 +124,9 @@ def test_a_run_moves_inside_its_tasks_and_never_backwards_or_past_its_end(name, 
         reported.clear()
     assert finished == total
     falls = -np.diff(values)
-    assert sum(falls > 1e-9) <= 2 * total, "it falls only where a task is handed over, to the probes and to the caller"
+    assert sum(falls > 1e-9) <= 2 * total, (
+        "it falls only where a task is handed over, to the probes and to the caller"
+    )
     assert in_progress() == 0
 
 
@@ -161,7 +183,7 @@ def test_work_of_other_processes_is_counted_until_it_is_finished(tmp_path):
     assert in_progress() == 0
 
 
-# -- lines in logs -----------------------------------------------------------------------------------------------------------
+# -- lines in logs ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("done", [0, 40])
 def test_a_log_gets_a_line_a_tenth(done, monkeypatch, capsys):
     now = [0.0]
@@ -176,7 +198,10 @@ def test_a_log_gets_a_line_a_tenth(done, monkeypatch, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert [int(line.split()[1]) for line in lines] == list(range(done + 10, 101, 10))
     assert lines[-1] == "run: 100 of 100"
-    assert lines[0] == f"run: {done + 10} of 100, 20 a minute, about {progress.duration(3 * (90 - done))} left"
+    assert (
+        lines[0]
+        == f"run: {done + 10} of 100, 20 a minute, about {progress.duration(3 * (90 - done))} left"
+    )
 
 
 def test_short_or_unwanted_progress_is_silent(capsys):

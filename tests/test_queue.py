@@ -1,4 +1,6 @@
-"""The queue of U-turns: full batches, shared by images at different steps, also when the device runs out of memory."""
+"""The queue of U-turns: full batches, shared by images at different steps, also when the device
+runs out of memory.
+"""
 
 import threading
 
@@ -44,7 +46,9 @@ class Halves(torch.nn.Module):
 
 
 def reverse(name="ddpm", steps=10, network=None, **options):
-    return ReverseDiffusion(network or Network(), scheduler_like(diffusers.DDPMScheduler(), name), steps, **options)
+    return ReverseDiffusion(
+        network or Network(), scheduler_like(diffusers.DDPMScheduler(), name), steps, **options
+    )
 
 
 def images_of(count, seed=0):
@@ -55,10 +59,14 @@ def ladder(backward, images, steps):
     """Work for the queue: noisy images at several steps."""
     streams = keys(0, np.arange(len(images)))
     noisy = {k: backward.corrupt(images, k, streams) for k in steps}
-    return [Work(noisy[k][i], k, streams[i], name=(k, i)) for k in steps for i in range(len(images))]
+    return [
+        Work(noisy[k][i], k, streams[i], name=(k, i)) for k in steps for i in range(len(images))
+    ]
 
 
-@pytest.mark.parametrize("name", [*sorted(SCHEDULERS), "DEISMultistepScheduler", "DPMSolverSinglestepScheduler"])
+@pytest.mark.parametrize(
+    "name", [*sorted(SCHEDULERS), "DEISMultistepScheduler", "DPMSolverSinglestepScheduler"]
+)
 def test_shared_batches_change_nothing(name):
     images, steps = images_of(5), (10, 7, 2, 1, 0)
     queue = reverse(name, batch_size=7)
@@ -66,7 +74,9 @@ def test_shared_batches_change_nothing(name):
     assert len(queued) == 25
     for k in steps:
         alone = reverse(name).u_turn(images, k, keys(0, np.arange(5)))
-        np.testing.assert_allclose(np.stack([queued[k, i] for i in range(5)]), alone, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(
+            np.stack([queued[k, i] for i in range(5)]), alone, rtol=0, atol=2e-6
+        )
 
 
 def test_batches_are_full_and_no_row_is_done_twice():
@@ -94,14 +104,16 @@ def test_work_is_read_as_places_become_free():
     assert not torch.is_inference_mode_enabled()
 
 
-# --- memory ----------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def test_a_batch_that_does_not_fit_is_halved():
     images = images_of(30)
     small = reverse(network=Network(most=5), batch_size=24)
     result = small.u_turn(images, 6, keys(0, np.arange(30)))
-    np.testing.assert_allclose(result, reverse().u_turn(images, 6, keys(0, np.arange(30))), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        result, reverse().u_turn(images, 6, keys(0, np.arange(30))), rtol=0, atol=1e-6
+    )
     assert small.batch_size == 3  # 24, 12, 6, 3
     assert max(small.model.rows) <= 5
 
@@ -122,7 +134,9 @@ def test_a_codec_that_needs_more_memory_does_not_shrink_the_batches_of_the_netwo
     options = {"image_shape": (1, 4, 4), "latent_shape": (1, 2, 4), "batch_size": 8}
     small = reverse(codec=Large(), **options)
     result = small.u_turn(images, 6, streams)
-    np.testing.assert_allclose(result, reverse(codec=Halves(), **options).u_turn(images, 6, streams), atol=1e-6)
+    np.testing.assert_allclose(
+        result, reverse(codec=Halves(), **options).u_turn(images, 6, streams), atol=1e-6
+    )
     assert small.model.rows == [8] * 6 + [1] * 6
 
 
@@ -131,7 +145,10 @@ def test_other_failures_of_the_network_are_not_swallowed():
         def forward(self, noisy, timestep):
             raise RuntimeError("shapes cannot be multiplied")
 
-    with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied\nin the model, of noisy images \(2, 1, 4, 4\)"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"shapes cannot be multiplied\nin the model, of noisy images \(2, 1, 4, 4\)",
+    ):
         reverse(network=Broken()).u_turn(images_of(2), 3, keys(0, [0, 1]))
 
 
@@ -141,7 +158,7 @@ def test_automatic_batch():
         reverse(batch_size="big")
 
 
-# --- conditional models, latents, pure noise -----------------------------------------------------------------------
+# --- conditional models, latents, pure noise ------------------------------------------------------
 
 
 def test_labels_follow_their_images():
@@ -166,10 +183,15 @@ def test_noise_is_added_to_latents():
     latents = codec.encode(torch.from_numpy(images))
     noisy = pixel.corrupt(latents, 6, streams)
     np.testing.assert_array_equal(latent.corrupt(images, 6, streams), noisy)
-    # Without clipping in between: the latents of denoise are clipped to [-1, 1] only after decoding.
+    # Without clipping in between: the latents of denoise are clipped to [-1, 1] only after
+    # decoding.
     raw = reverse()
-    raw_state = dict(raw.queue([Work(x, 6, streams[i], name=i) for i, x in enumerate(noisy.numpy())]))
-    expected = codec.decode(torch.from_numpy(np.stack([raw_state[i] for i in range(3)]))).clamp(-1, 1)
+    raw_state = dict(
+        raw.queue([Work(x, 6, streams[i], name=i) for i, x in enumerate(noisy.numpy())])
+    )
+    expected = codec.decode(torch.from_numpy(np.stack([raw_state[i] for i in range(3)]))).clamp(
+        -1, 1
+    )
     np.testing.assert_allclose(latent.u_turn(images, 6, streams), expected, atol=1e-6)
     assert latent.generate(streams).shape == (3, 1, 4, 4)
 
@@ -177,17 +199,25 @@ def test_noise_is_added_to_latents():
 def test_pure_noise_forgets_the_image():
     streams = keys(0, np.arange(3))
     pure, first = reverse(pure_noise=True), reverse()
-    assert np.array_equal(pure.u_turn(images_of(3, 0), 10, streams), pure.u_turn(images_of(3, 1), 10, streams))
-    assert not np.array_equal(first.u_turn(images_of(3, 0), 10, streams), first.u_turn(images_of(3, 1), 10, streams))
+    assert np.array_equal(
+        pure.u_turn(images_of(3, 0), 10, streams), pure.u_turn(images_of(3, 1), 10, streams)
+    )
+    assert not np.array_equal(
+        first.u_turn(images_of(3, 0), 10, streams), first.u_turn(images_of(3, 1), 10, streams)
+    )
     assert pure.forward.noise_levels["abar"][-1] == 0
     assert pure.forward.noise_levels["log_snr"][-1] == -np.inf
     assert 0 < first.forward.noise_levels["abar"][-1] < 1e-3
-    np.testing.assert_array_equal(pure.forward.noise_levels["abar"][:-1], first.forward.noise_levels["abar"][:-1])
-    np.testing.assert_array_equal(pure.u_turn(images_of(3), 9, streams), first.u_turn(images_of(3), 9, streams))
+    np.testing.assert_array_equal(
+        pure.forward.noise_levels["abar"][:-1], first.forward.noise_levels["abar"][:-1]
+    )
+    np.testing.assert_array_equal(
+        pure.u_turn(images_of(3), 9, streams), first.u_turn(images_of(3), 9, streams)
+    )
     assert pure.fingerprint() != first.fingerprint()
 
 
-# --- runs ------------------------------------------------------------------------------------------------------------
+# --- runs -----------------------------------------------------------------------------------------
 
 SPEC = {
     "items": 6,

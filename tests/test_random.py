@@ -11,11 +11,15 @@ from scipy import stats
 
 from uturn.core.random import keys, normals, philox, streams, uniforms
 
-# Known-answer vectors of philox4x32-10 in the Random123 distribution: (key, counter low, counter high) -> four words.
+# Known-answer vectors of philox4x32-10 in the Random123 distribution: (key, counter low, counter
+# high) -> four words.
 KNOWN = [
     ((0, 0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((2**64 - 1,) * 3, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    ((0x299F31D0A4093822, 0x85A308D3243F6A88, 0x0370734413198A2E), (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+    (
+        (0x299F31D0A4093822, 0x85A308D3243F6A88, 0x0370734413198A2E),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
 ]
 
 
@@ -45,7 +49,8 @@ def test_distributions(dtype):
     assert stats.kstest(uniforms(keys(3, np.arange(100)), 200).ravel(), "uniform").pvalue > 1e-3
     x = normals(keys(4, np.arange(100)), 201, dtype)
     assert stats.kstest(x.ravel(), "norm").pvalue > 1e-3
-    # Across streams, not only along them; and no correlation between neighbouring numbers of a Box-Muller pair.
+    # Across streams, not only along them; and no correlation between neighbouring numbers of a
+    # Box-Muller pair.
     assert stats.kstest(x[:, 0], "norm").pvalue > 1e-3
     assert abs(np.corrcoef(x[:, :-1:2].ravel(), x[:, 1::2].ravel())[0, 1]) < 4 / np.sqrt(x.size / 2)
 
@@ -61,7 +66,7 @@ def test_streams_check_shape():
         streams(np.zeros(4, np.uint64), 3)
 
 
-# -- the message about compilation ------------------------------------------------------------------------------------
+# -- the message about compilation -----------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -71,7 +76,13 @@ def test_compiling_is_announced_once_and_at_a_terminal_only(tmp_path):
     def said(cache):
         """What the command writes to a terminal."""
         master, slave = pty.openpty()
-        subprocess.run(command, env={**os.environ, "NUMBA_CACHE_DIR": str(cache)}, stderr=slave, check=True, timeout=100)
+        subprocess.run(
+            command,
+            env={**os.environ, "NUMBA_CACHE_DIR": str(cache)},
+            stderr=slave,
+            check=True,
+            timeout=100,
+        )
         os.close(slave)
         try:
             return os.read(master, 10_000).decode()
@@ -85,4 +96,9 @@ def test_compiling_is_announced_once_and_at_a_terminal_only(tmp_path):
     assert first.count("\n") == 1
     assert said(tmp_path / "cache") == ""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "other")}
-    assert subprocess.run(command, env=environment, capture_output=True, check=True, timeout=100).stderr == b""
+    assert (
+        subprocess.run(
+            command, env=environment, capture_output=True, check=True, timeout=100
+        ).stderr
+        == b""
+    )

@@ -1,4 +1,6 @@
-"""`uturn.ranks`: ranks against a plain loop, p-values of exact draws, bands for all tests at once."""
+"""`uturn.ranks`: ranks against a plain loop, p-values of exact draws, bands for all tests at
+once.
+"""
 
 import itertools
 
@@ -13,9 +15,13 @@ CLONES = 4
 
 
 def test_p_values_of_exact_draws_are_uniform():
-    """200 experiments of 50 items along the noise axis. Kolmogorov-Smirnov with a false-alarm rate of .001 each, seven tests."""
+    """200 experiments of 50 items along the noise axis. Kolmogorov-Smirnov with a false-alarm
+    rate of .001 each, seven tests.
+    """
     h = np.random.default_rng(0).standard_normal((200, 50, 1, 1 + CLONES, 3))
-    arrays = {f"h{k}": h[..., 1:, k] for k in range(3)} | {f"original_h{k}": h[..., 0, k] for k in range(3)}
+    arrays = {f"h{k}": h[..., 1:, k] for k in range(3)} | {
+        f"original_h{k}": h[..., 0, k] for k in range(3)
+    }
     run = ut.readings(arrays, np.arange(1.0, 201))
     means = ut.calibration(run, "h0", level=0.5).p.values
     assert kstest(means, "uniform").pvalue > 1e-3
@@ -27,7 +33,9 @@ def test_p_values_of_exact_draws_are_uniform():
 
 
 def test_ranks_are_their_definition():
-    """Counts and differences by loops, the p-value by enumeration of all ranks of four items among two clones."""
+    """Counts and differences by loops, the p-value by enumeration of all ranks of four items
+    among two clones.
+    """
     rng = np.random.default_rng(3)
     h = rng.integers(0, 6, (1, 40, 1, 1 + CLONES)).astype(float)  # with ties
     run = ut.readings({"h": h[..., 1:], "original_h": h[..., 0]}, [1.0])
@@ -44,8 +52,12 @@ def test_ranks_are_their_definition():
         np.testing.assert_allclose(some.difference.values[0], cumulated / 40 - np.arange(1, 5) / 5)
     assert not np.array_equal(found["count"], again["count"])
 
-    equal = ut.ranks(ut.readings({"h": np.zeros((1, 400, 1, 4)), "original_h": np.zeros((1, 400, 1))}, [1.0]), "h")
-    assert equal["count"].values.min() > 400 / 5 - 5 * 8  # random ranks of ties are uniform: 5 standard deviations
+    equal = ut.ranks(
+        ut.readings({"h": np.zeros((1, 400, 1, 4)), "original_h": np.zeros((1, 400, 1))}, [1.0]),
+        "h",
+    )
+    # Random ranks of ties are uniform: 5 standard deviations.
+    assert equal["count"].values.min() > 400 / 5 - 5 * 8
     assert equal["count"].values.max() < 400 / 5 + 5 * 8
 
     def gamma(ranks):
@@ -63,18 +75,27 @@ def test_ranks_are_their_definition():
 def test_the_band_holds_all_ranks_at_once():
     """20,000 draws of uniform ranks: a standard error of .0015."""
     low, high = band(60, 9, 0.05)
-    counts = np.random.default_rng(0).multinomial(60, np.full(10, 0.1), size=20_000)[:, :-1].cumsum(1) / 60
+    counts = (
+        np.random.default_rng(0).multinomial(60, np.full(10, 0.1), size=20_000)[:, :-1].cumsum(1)
+        / 60
+    )
     differences = counts - np.arange(1, 10) / 10
     outside = ((differences < low - 1e-9) | (differences > high + 1e-9)).any(1).mean()
     assert 0.03 < outside < 0.05 + 3 * 0.0016
 
 
 def test_the_band_counts_all_tests_of_a_call():
-    """A call tests two readings at six noise levels. Of 4,000 draws of uniform ranks, .2 leave a band of level .2 at most."""
+    """A call tests two readings at six noise levels. Of 4,000 draws of uniform ranks, .2 leave a
+    band of level .2 at most.
+    """
     h = np.random.default_rng(1).standard_normal((6, 50, 1, 1 + CLONES, 2))
-    arrays = {f"h{k}": h[..., 1:, k] for k in range(2)} | {f"original_h{k}": h[..., 0, k] for k in range(2)}
+    arrays = {f"h{k}": h[..., 1:, k] for k in range(2)} | {
+        f"original_h{k}": h[..., 0, k] for k in range(2)
+    }
     found = ut.ranks(ut.readings(arrays, np.arange(1.0, 7)), ["h0", "h1"], level=0.2)
-    counts = np.random.default_rng(2).multinomial(50, np.full(CLONES + 1, 1 / (CLONES + 1)), size=(4000, 12))
+    counts = np.random.default_rng(2).multinomial(
+        50, np.full(CLONES + 1, 1 / (CLONES + 1)), size=(4000, 12)
+    )
     differences = counts[..., :-1].cumsum(-1) / 50 - np.arange(1, CLONES + 1) / (CLONES + 1)
     outside = (differences < found.low.values - 1e-9) | (differences > found.high.values + 1e-9)
     assert 0.02 < outside.any((1, 2)).mean() < 0.2 + 3 * 0.0064

@@ -1,4 +1,6 @@
-"""U-turns made elsewhere: arrays, frames and tables as runs, with the studies of the same readings in a run of our own."""
+"""U-turns made elsewhere: arrays, frames and tables as runs, with the studies of the same
+readings in a run of our own.
+"""
 
 import json
 import os
@@ -36,7 +38,9 @@ NOISE = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
 
 
 def labels(items=60, versions=3, seed=0):
-    """Labels of originals (item,) and of reconstructions (noise, item, trajectory), of which a share `noise` is drawn again."""
+    """Labels of originals (item,) and of reconstructions (noise, item, trajectory), of which a
+    share `noise` is drawn again.
+    """
     rng = np.random.default_rng(seed)
     before = rng.integers(10, size=items)
     after = np.broadcast_to(before[None, :, None], (len(NOISE), items, versions))
@@ -47,25 +51,35 @@ def labels(items=60, versions=3, seed=0):
 def rmsd(items=20, seed=0):
     """Distances (noise, item, trajectory) that rise from 0."""
     rng = np.random.default_rng(seed)
-    return 10 * NOISE[:, None, None] ** rng.uniform(1, 2, (1, items, 1)) + 0.1 * rng.random((len(NOISE), items, 3))
+    return 10 * NOISE[:, None, None] ** rng.uniform(1, 2, (1, items, 1)) + 0.1 * rng.random(
+        (len(NOISE), items, 3)
+    )
 
 
 def half_life(curve, start, end):
-    """The first noise at which a curve (noise,) is halfway from start to end, by linear interpolation from (0, start)."""
+    """The first noise at which a curve (noise,) is halfway from start to end, by linear
+    interpolation from (0, start).
+    """
     x, y = np.r_[0, NOISE], (np.r_[start, curve] - start) / (end - start)
     k = np.flatnonzero((y[:-1] < 0.5) & (y[1:] >= 0.5))[0]
     return x[k] + (x[k + 1] - x[k]) * (0.5 - y[k]) / (y[k + 1] - y[k])
 
 
 def long_form(variables, items=None):
-    """Arrays (noise, item[, trajectory[, clone]]) as a frame with a row for each U-turn, without the rows that have only NaN."""
+    """Arrays (noise, item[, trajectory[, clone]]) as a frame with a row for each U-turn, without
+    the rows that have only NaN.
+    """
     dims = ("noise", "item", "trajectory", "clone")
     data = {name: (dims[: np.ndim(values)], values) for name, values in variables.items()}
-    frame = xr.Dataset(data, {"noise": NOISE} | ({} if items is None else {"item": items})).to_dataframe().reset_index()
+    frame = (
+        xr.Dataset(data, {"noise": NOISE} | ({} if items is None else {"item": items}))
+        .to_dataframe()
+        .reset_index()
+    )
     return frame.dropna(how="all", subset=list(variables)).sample(frac=1, random_state=0)
 
 
-# --- stories ----------------------------------------------------------------------------------------------------------------
+# --- stories --------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("unsaved_figures")
@@ -85,15 +99,29 @@ def test_an_array_of_labels_becomes_a_page(tmp_path):
 def test_a_table_becomes_t_star_and_a_page(tmp_path):
     values = rmsd()
     values[2, 4, 1] = np.nan
-    long_form({"rmsd": values}, [f"1abc_{k}" for k in range(20)]).to_csv(tmp_path / "rmsd.csv", index=False)
-    done = uturn("study", "rmsd.csv", "--noise-unit", "noise (Å)", "--start", "rmsd=0", "--out", "out", cwd=tmp_path)
+    long_form({"rmsd": values}, [f"1abc_{k}" for k in range(20)]).to_csv(
+        tmp_path / "rmsd.csv", index=False
+    )
+    done = uturn(
+        "study",
+        "rmsd.csv",
+        "--noise-unit",
+        "noise (Å)",
+        "--start",
+        "rmsd=0",
+        "--out",
+        "out",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert "20 originals of rmsd.csv · 3 noisy versions of each" in done.stdout
     assert "rmsd: 1 of 300 readings are missing: 1abc_4 at noise 0.5" in done.stdout
     curve = np.nanmean(values, 2).mean(1)
     place = float(xr.open_zarr(tmp_path / "out/study.zarr").half_life[0, 0, 0])
     assert place == pytest.approx(half_life(curve, 0, curve[-1]), rel=1e-5)
-    assert {"index.html", "study.png", "curves.csv", "numbers.csv"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"index.html", "study.png", "curves.csv", "numbers.csv"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
 
 
 def test_parquet_is_read_as_csv_is(tmp_path):
@@ -111,8 +139,14 @@ def test_parquet_is_read_as_csv_is(tmp_path):
         other.to_parquet(tmp_path / name)
         xr.testing.assert_equal(read_readings(tmp_path / name, coords=["kind"]), expected)
     options = ("--start", "rmsd=0", "--coordinate", "kind")
-    for command in (("study",), *([("choose", "--keep", "rmsd=5")] if "choose" in own_tools() else [])):
-        outputs = [uturn(*command, name, *options, cwd=tmp_path).stdout.replace(name, "") for name in ("a.csv", "a.parquet")]
+    for command in (
+        ("study",),
+        *([("choose", "--keep", "rmsd=5")] if "choose" in own_tools() else []),
+    ):
+        outputs = [
+            uturn(*command, name, *options, cwd=tmp_path).stdout.replace(name, "")
+            for name in ("a.csv", "a.parquet")
+        ]
         assert outputs[0] == outputs[1] != ""
 
 
@@ -123,7 +157,8 @@ def test_parquet_without_its_library_is_one_line(tmp_path, monkeypatch):
     assert done.returncode == 2
     assert (
         done.stderr
-        == "uturn: error: cannot read the table a.parquet: needs pyarrow; `pip install pyarrow`, or write it as a CSV file\n"
+        == "uturn: error: cannot read the table a.parquet: needs pyarrow; `pip install pyarrow`, or"
+        " write it as a CSV file\n"
     )
 
 
@@ -131,8 +166,14 @@ def test_parquet_without_its_library_is_one_line(tmp_path, monkeypatch):
     ("change", "message"),
     [
         (lambda table: table, None),
-        (lambda table: {**table, "rmsd": [[x] for x in table["rmsd"]]}, "column rmsd has the type 'list<.*; expected numbers"),
-        (lambda table: {**table, "item": [None, *table["item"][1:]]}, "column item: row 1 = '': expected a value"),
+        (
+            lambda table: {**table, "rmsd": [[x] for x in table["rmsd"]]},
+            "column rmsd has the type 'list<.*; expected numbers",
+        ),
+        (
+            lambda table: {**table, "item": [None, *table["item"][1:]]},
+            "column item: row 1 = '': expected a value",
+        ),
     ],
 )
 def test_a_strangers_parquet_is_right_or_one_line(change, message, tmp_path):
@@ -140,11 +181,22 @@ def test_a_strangers_parquet_is_right_or_one_line(change, message, tmp_path):
     from pyarrow import parquet
 
     # Metadata of pandas that belong to another table.
-    metadata = {b"pandas": json.dumps({"index_columns": ["item"], "column_indexes": [], "columns": []}).encode()}
-    values = {name: column.to_numpy() for name, column in long_form({"rmsd": rmsd()[..., :1]}).drop(columns="trajectory").items()}
-    parquet.write_table(pyarrow.table(change(values)).replace_schema_metadata(metadata), tmp_path / "a.parquet")
+    metadata = {
+        b"pandas": (
+            json.dumps({"index_columns": ["item"], "column_indexes": [], "columns": []}).encode()
+        )
+    }
+    values = {
+        name: column.to_numpy()
+        for name, column in long_form({"rmsd": rmsd()[..., :1]}).drop(columns="trajectory").items()
+    }
+    parquet.write_table(
+        pyarrow.table(change(values)).replace_schema_metadata(metadata), tmp_path / "a.parquet"
+    )
     if message is None:
-        np.testing.assert_allclose(read_readings(tmp_path / "a.parquet").rmsd, rmsd()[..., 0], rtol=1e-6)
+        np.testing.assert_allclose(
+            read_readings(tmp_path / "a.parquet").rmsd, rmsd()[..., 0], rtol=1e-6
+        )
         content = (tmp_path / "a.parquet").read_bytes()
         (tmp_path / "a.parquet").write_bytes(content[:-100])
         message = "cannot read the table"
@@ -161,7 +213,11 @@ def stored(tmp_path_factory):
         {"energy": rng.random((3, 1100, 2)), "kept": rng.random((3, 1100, 2, 4))},
         [0.2, 0.4, 8.0],
         start={"energy": 0, "kept": 1},
-        coords={"layer": list("wxyz"), "fold class": ("item", np.arange(1100) % 7), "log_snr": ("noise", [3.0, 1.0, -2.0])},
+        coords={
+            "layer": list("wxyz"),
+            "fold class": ("item", np.arange(1100) % 7),
+            "log_snr": ("noise", [3.0, 1.0, -2.0]),
+        },
         dims={"kept": ("noise", "item", "trajectory", "layer")},
         changes={"atom": rng.normal(size=(3, 1100, 2, 5))},
         store=place,
@@ -175,11 +231,13 @@ def test_a_store_of_readings_is_one_of_run(stored, tmp_path):
     xr.testing.assert_equal(found, run)
     assert found.attrs == run.attrs
     assert ut.study(found.isel(item=slice(20))).equals(ut.study(run.isel(item=slice(20))))
-    assert {path.name for path in (place / "energy/c/0").iterdir()} == {"0", "1"}  # two chunks of items
+    # Two chunks of items.
+    assert {path.name for path in (place / "energy/c/0").iterdir()} == {"0", "1"}
     opened = Store.open(place)
     assert set(opened.states().values()) == {("done", 2)}
     other = {"energy": np.full((1, 4), 0.5)}
-    ut.readings(other, [0.3], store=shutil.copytree(place, tmp_path / "copy.zarr"))  # replaced as a whole
+    # Replaced as a whole.
+    ut.readings(other, [0.3], store=shutil.copytree(place, tmp_path / "copy.zarr"))
     assert dict(open_run(tmp_path / "copy.zarr").sizes) == {"noise": 1, "item": 4, "trajectory": 1}
 
 
@@ -187,9 +245,13 @@ def test_readings_replace_nothing_else(own_run, tmp_path):
     ut.run(ut.Experiment.from_dict(json.loads(own_run.attrs["spec"])), tmp_path / "run.zarr")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/mine.txt").touch()
-    with pytest.raises(ValueError, match=r"run.zarr' holds a run of U-turns; choose another folder"):
+    with pytest.raises(
+        ValueError, match=r"run.zarr' holds a run of U-turns; choose another folder"
+    ):
         ut.readings({"a": GOOD}, NOISE, store=tmp_path / "run.zarr")
-    with pytest.raises(ValueError, match=r"folder is not a readable store: .*choose another folder"):
+    with pytest.raises(
+        ValueError, match=r"folder is not a readable store: .*choose another folder"
+    ):
         ut.readings({"a": GOOD}, NOISE, store=tmp_path / "folder")
     assert open_run(tmp_path / "run.zarr").attrs["complete"]
     assert (tmp_path / "folder/mine.txt").exists()
@@ -207,7 +269,11 @@ def test_readings_that_were_cut_short_are_no_store(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write", killed)
         with pytest.raises(KeyboardInterrupt):
-            ut.readings({"a": np.random.default_rng(0).random((6, 3))}, np.arange(6), store=tmp_path / "mine.zarr")
+            ut.readings(
+                {"a": np.random.default_rng(0).random((6, 3))},
+                np.arange(6),
+                store=tmp_path / "mine.zarr",
+            )
     assert not list(tmp_path.iterdir())
 
 
@@ -227,9 +293,13 @@ def flipped(name, place):
 
 
 def copied_over(folder):
-    """The store of another run in the same folder: its axes of noise stay beside those of this run, which are the ones named."""
+    """The store of another run in the same folder: its axes of noise stay beside those of this
+    run, which are the ones named.
+    """
     group = zarr.open_group(folder, mode="r+", zarr_format=3, use_consolidated=False)
-    group.create_array("sigma", shape=group["noise"].shape, dtype="float64", dimension_names=("noise",))[...] = 2.0
+    group.create_array(
+        "sigma", shape=group["noise"].shape, dtype="float64", dimension_names=("noise",)
+    )[...] = 2.0
 
 
 def bomb(name):
@@ -237,7 +307,10 @@ def bomb(name):
 
     def change(folder):
         size = 2**31
-        blocks = [struct.pack("<I", 2**17 << 3 | 2 | (k == 1))[:3] + b"\0" for k in (*[0] * (size // 2**17 - 1), 1)]
+        blocks = [
+            struct.pack("<I", 2**17 << 3 | 2 | (k == 1))[:3] + b"\0"
+            for k in (*[0] * (size // 2**17 - 1), 1)
+        ]
         data = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", size) + b"".join(blocks)
         (folder / name).write_bytes(data + struct.pack("<I", google_crc32c.value(data)))
 
@@ -290,7 +363,10 @@ def piped(name):
         (of_array("layer", chunk_shape=[2**30]), "layer: numbers that are read at once = "),
         (without("models"), "is not a readable store: it has no 'models'"),
         (attributes(labels="{}"), "is not a readable store: its arrays = "),
-        (of_array("log_snr", codec={"name": "gzip", "configuration": {"level": 1}}), "log_snr: codecs = "),
+        (
+            of_array("log_snr", codec={"name": "gzip", "configuration": {"level": 1}}),
+            "log_snr: codecs = ",
+        ),
         (bomb("log_snr/c/0"), "the coordinate log_snr is damaged"),
         (bomb("energy/c/0/0/0"), "1 chunks of readings are missing or damaged"),
         (sparse("zarr.json"), r"zarr.json: bytes = 8589934592: expected at most \d+"),
@@ -312,11 +388,15 @@ def test_a_damaged_store_of_readings_is_one_line_at_once(change, message, stored
 def test_a_copy_over_another_store_that_stopped_halfway_is_noticed(tmp_path):
     """The readings have equal shapes, and the chunk and its record fit each other."""
     for name, seed in (("a", 0), ("b", 1), ("again", 0)):
-        ut.readings({"energy": np.random.default_rng(seed).random((3, 5))}, [1, 2, 3], store=tmp_path / name)
+        ut.readings(
+            {"energy": np.random.default_rng(seed).random((3, 5))}, [1, 2, 3], store=tmp_path / name
+        )
     for part in ("energy/c/1", "tasks/records/c/1"):
         shutil.copytree(tmp_path / "a" / part, tmp_path / "again" / part, dirs_exist_ok=True)
         shutil.copytree(tmp_path / "b" / part, tmp_path / "a" / part, dirs_exist_ok=True)
-    with pytest.raises(ValueError, match="1 chunks of readings are missing or damaged; copy the store again"):
+    with pytest.raises(
+        ValueError, match="1 chunks of readings are missing or damaged; copy the store again"
+    ):
         open_run(tmp_path / "a")
     assert open_run(tmp_path / "again").attrs["complete"]  # equal calls make equal stores
 
@@ -327,7 +407,7 @@ def test_another_store_in_the_same_folder_is_not_read(stored, tmp_path):
     xr.testing.assert_identical(open_run(folder).load(), open_run(stored[0]).load())
 
 
-# --- the same run ---------------------------------------------------------------------------------------------------------------
+# --- the same run ---------------------------------------------------------------------------------
 
 
 def test_all_forms_give_the_same_run(tmp_path):
@@ -338,16 +418,23 @@ def test_all_forms_give_the_same_run(tmp_path):
     assert expected.rmsd.dtype == expected.kept.dtype == np.float32
     assert expected.rmsd.dims == ("noise", "item", "trajectory")
     xr.testing.assert_identical(
-        ut.readings({"rmsd": values.tolist(), "kept": kept.tolist()}, NOISE.tolist(), **settings), expected
+        ut.readings({"rmsd": values.tolist(), "kept": kept.tolist()}, NOISE.tolist(), **settings),
+        expected,
     )
     arrays = {
-        "rmsd": xr.DataArray(values, dims=("noise", "item", "trajectory"), coords={"noise": NOISE}).transpose("trajectory", ...),
+        "rmsd": (
+            xr.DataArray(
+                values, dims=("noise", "item", "trajectory"), coords={"noise": NOISE}
+            ).transpose("trajectory", ...)
+        ),
         "kept": xr.DataArray(kept.T, dims=("item", "noise")),
     }
     xr.testing.assert_identical(ut.readings(arrays, **settings), expected)
     xr.testing.assert_identical(ut.readings(xr.Dataset(arrays), NOISE, **settings), expected)
     masked = np.ma.masked_invalid(values)
-    xr.testing.assert_identical(ut.readings({"rmsd": masked, "kept": kept}, NOISE, **settings), expected)
+    xr.testing.assert_identical(
+        ut.readings({"rmsd": masked, "kept": kept}, NOISE, **settings), expected
+    )
     both = {"rmsd": values, "kept": np.repeat(kept[..., None], 3, -1)}  # a table has one shape
     expected = ut.readings(both, NOISE, **settings)
     frame = long_form(both)
@@ -361,7 +448,9 @@ def test_columns_that_are_labels():
     frame["fold"] = "fold " + frame["item"].str[-1]
     frame["log_snr"] = -np.log(frame["noise"])
     run = ut.readings(frame, coords=["fold", "log_snr"], start=0)
-    assert run.fold.values.tolist() == [f"fold {name[-1]}" for name in run.item_name.values.tolist()]
+    assert run.fold.values.tolist() == [
+        f"fold {name[-1]}" for name in run.item_name.values.tolist()
+    ]
     np.testing.assert_allclose(run.log_snr, -np.log(NOISE))
     assert set(run.item_name.values.tolist()) == set(frame["item"])
     assert {"sigma", "abar"} <= set(ut.study(run).axis.values.tolist())
@@ -370,20 +459,52 @@ def test_columns_that_are_labels():
 @pytest.fixture(scope="module")
 def own_run():
     return ut.run(
-        ut.Experiment.from_dict(strings("masking", [0.2, 0.5, 0.8, 1.0], ["parsed_levels"], items=30, trajectories=2, clones=2))
+        ut.Experiment.from_dict(
+            strings(
+                "masking",
+                [0.2, 0.5, 0.8, 1.0],
+                ["parsed_levels"],
+                items=30,
+                trajectories=2,
+                clones=2,
+            )
+        )
     )
 
 
 def test_the_study_equals_that_of_a_run_of_our_own(own_run):
     arrays = {name: own_run[name] for name in ("parsed", "clone_parsed")}
-    run = ut.readings(arrays, start=1, order={"parsed": "tree_level"}, group="tree levels", unit="masked", max_noise=1)
+    run = ut.readings(
+        arrays,
+        start=1,
+        order={"parsed": "tree_level"},
+        group="tree levels",
+        unit="masked",
+        max_noise=1,
+    )
     assert dict(run.sizes) == dict(own_run.sizes)
     found, expected = ut.study(run), ut.study(own_run)
     found, expected = (of.sel(axis=["noise"]) for of in (found, expected))
-    for name in ("curve", "place", "half_life", "width", "start", "gap", "gap_p", "gap_visible", "inversion"):
+    for name in (
+        "curve",
+        "place",
+        "half_life",
+        "width",
+        "start",
+        "gap",
+        "gap_p",
+        "gap_visible",
+        "inversion",
+    ):
         np.testing.assert_array_equal(found[name], expected[name])
     plain = ut.readings(
-        {"parsed": own_run.parsed.transpose("noise", "item", "trajectory", "clone", "tree_level").values},
+        {
+            "parsed": (
+                own_run.parsed.transpose(
+                    "noise", "item", "trajectory", "clone", "tree_level"
+                ).values
+            )
+        },
         own_run.noise.values,
         start=1,
         coords={"tree_level": own_run.tree_level.values},
@@ -392,7 +513,7 @@ def test_the_study_equals_that_of_a_run_of_our_own(own_run):
     np.testing.assert_array_equal(ut.study(plain).curve, expected.curve)
 
 
-# --- where a coordinate lies ----------------------------------------------------------------------------------------------------
+# --- where a coordinate lies ----------------------------------------------------------------------
 
 
 def test_the_length_of_an_axis_says_nothing():
@@ -404,11 +525,18 @@ def test_the_length_of_an_axis_says_nothing():
     assert run.layer.values.tolist() == list("abc")
     assert ut.readings(values, [1, 2, 3]).kept.dims == ("noise", "item", "trajectory")
     for coords in (layers, {"fold": [1, 2, 3]}):
-        with pytest.raises(ValueError, match=r"which is no dim of a reading; give \('noise', values\) or \('item', values\)"):
+        with pytest.raises(
+            ValueError,
+            match=r"which is no dim of a reading; give \('noise', values\) or \('item', values\)",
+        ):
             ut.readings(values, [1, 2, 3], coords=coords)
     with pytest.raises(ValueError, match="layer has 3 values along item"):
         ut.readings(values, [1, 2, 3], coords={"layer": ("item", [1, 2, 3])}, dims=dims)
-    labelled = {"kept": xr.DataArray(values["kept"], {"fold": ("item", [4, 5, 6])}, ("noise", "item", "layer"))}
+    labelled = {
+        "kept": xr.DataArray(
+            values["kept"], {"fold": ("item", [4, 5, 6])}, ("noise", "item", "layer")
+        )
+    }
     xr.testing.assert_equal(
         ut.readings(labelled, [1, 2, 3], coords=layers),
         ut.readings(values, [1, 2, 3], coords=layers | {"fold": ("item", [4, 5, 6])}, dims=dims),
@@ -422,11 +550,17 @@ def test_trajectories_and_clones_in_another_order_are_refused():
     h[:, :, 1] += 3  # the two noisy data of an original are unlike
     start[:, :, 1] += 3
     labels = {"noise": [0.5], "trajectory": [11, 12], "clone": list("uvwxyz")}
-    clones, originals = xr.DataArray(h, labels, dims), xr.DataArray(start, {"trajectory": [11, 12]}, dims[:3])
+    clones, originals = (
+        xr.DataArray(h, labels, dims),
+        xr.DataArray(start, {"trajectory": [11, 12]}, dims[:3]),
+    )
     assert ut.ranks(ut.readings({"h": clones, "original_h": originals}), "h").attrs["passed"]
     with pytest.raises(ValueError, match=r"cannot align .* 'trajectory'"):
         ut.readings({"h": clones, "original_h": originals.isel(trajectory=[1, 0])})
-    one, two = (xr.DataArray(np.ones((2, 2)), {"item": names}, ("noise", "item")) for names in (["x", "y"], ["y", "x"]))
+    one, two = (
+        xr.DataArray(np.ones((2, 2)), {"item": names}, ("noise", "item"))
+        for names in (["x", "y"], ["y", "x"])
+    )
     with pytest.raises(ValueError, match=r"cannot align .* 'item'"):
         ut.readings({"a": one, "b": two}, [1, 2], coords={"item": ["x", "y"]})
     with pytest.raises(ValueError, match=r"cannot align .* 'clone'"):
@@ -435,13 +569,19 @@ def test_trajectories_and_clones_in_another_order_are_refused():
     with pytest.raises(ValueError, match=r"cannot align .* 'trajectory'"):
         ut.readings(
             {"a": clones},
-            changes={"residue": xr.DataArray(moved, {"trajectory": [12, 11]}, ("noise", "item", "trajectory", "residue_site"))},
+            changes={
+                "residue": xr.DataArray(
+                    moved, {"trajectory": [12, 11]}, ("noise", "item", "trajectory", "residue_site")
+                )
+            },
         )
 
 
 def test_noise_levels_that_differ_by_rounding_are_one():
     rows = [(0.7, 1), (0.1 * 7, 2), (1.1 + 2.2, 1), (3.3, 2), (np.inf, 1), (np.inf, 2)]
-    frame = pd.DataFrame([(noise, item, 5.0) for noise, item in rows], columns=["noise", "item", "energy"])
+    frame = pd.DataFrame(
+        [(noise, item, 5.0) for noise, item in rows], columns=["noise", "item", "energy"]
+    )
     run = ut.readings(frame)
     assert run.noise.values.tolist() == [0.7, 3.3, np.inf]
     assert run.energy.notnull().all()
@@ -449,17 +589,24 @@ def test_noise_levels_that_differ_by_rounding_are_one():
         ut.readings(pd.concat([frame, frame.iloc[[0]].assign(noise=0.1 * 7)]))
     with pytest.raises(ValueError, match="expected increasing numbers"):
         ut.readings({"a": GOOD[:2]}, [0.7, 0.1 * 7])
-    one, two = (xr.DataArray(GOOD[:2], {"noise": [level, 3.3]}, ("noise", "item")) for level in (0.7, 0.1 * 7))
+    one, two = (
+        xr.DataArray(GOOD[:2], {"noise": [level, 3.3]}, ("noise", "item"))
+        for level in (0.7, 0.1 * 7)
+    )
     assert ut.readings({"a": one, "b": two}).noise.values.tolist() == [0.7, 3.3]
 
 
-# --- tables of others ----------------------------------------------------------------------------------------------------------
+# --- tables of others -----------------------------------------------------------------------------
 
 
 def test_labels_are_text(tmp_path):
     names = ["07", "007", "7", "NA", "None", "null", "n/a", "nan", "1e3", "1000"]
-    rows = [f"{noise},{name},{name},{noise * k}" for noise in (0.5, 2) for k, name in enumerate(names)]
-    (tmp_path / "a.csv").write_text("\n".join(["noise,item,kind,energy", *rows, "0.5,12,,NA", "2,12,,\n"]))
+    rows = [
+        f"{noise},{name},{name},{noise * k}" for noise in (0.5, 2) for k, name in enumerate(names)
+    ]
+    (tmp_path / "a.csv").write_text(
+        "\n".join(["noise,item,kind,energy", *rows, "0.5,12,,NA", "2,12,,\n"])
+    )
     run = read_readings(tmp_path / "a.csv", coords=["kind"])
     assert run.item_name.values.tolist() == [*names, "12"]
     assert run.kind.values.tolist() == [*names, ""]
@@ -468,23 +615,43 @@ def test_labels_are_text(tmp_path):
     numbers = read_readings(tmp_path / "b.csv", coords=["axis"])
     assert numbers.item.values.tolist() == [9, 10]
     np.testing.assert_array_equal(numbers.axis, [-1.5, np.nan])
-    large = pd.DataFrame({"noise": 1.0, "item": ["9007199254740993", "9007199254740992"], "energy": [1.0, 2.0]})
+    large = pd.DataFrame(
+        {"noise": 1.0, "item": ["9007199254740993", "9007199254740992"], "energy": [1.0, 2.0]}
+    )
     assert ut.readings(large).item_name.values.tolist() == large["item"].tolist()
 
 
-@pytest.mark.parametrize(("separator", "decimal", "suffix"), [(";", ",", "csv"), ("\t", ".", "tsv")])
+@pytest.mark.parametrize(
+    ("separator", "decimal", "suffix"), [(";", ",", "csv"), ("\t", ".", "tsv")]
+)
 def test_columns_of_other_names_and_separators(separator, decimal, suffix, tmp_path):
     table = long_form({"rmsd": rmsd()}, [f"a {k}" for k in range(20)])
     table.to_csv(tmp_path / "plain.csv", index=False)
     expected = read_readings(tmp_path / "plain.csv")
-    named = table.rename(columns={"noise": "Sigma", "item": "Molecule ID", "trajectory": "TRAJECTORY"})
+    named = table.rename(
+        columns={"noise": "Sigma", "item": "Molecule ID", "trajectory": "TRAJECTORY"}
+    )
     named.to_csv(tmp_path / f"other.{suffix}", index=False, sep=separator, decimal=decimal)
     columns = {"noise": "Sigma", "item": "Molecule ID"}
-    xr.testing.assert_allclose(read_readings(tmp_path / f"other.{suffix}", columns=columns), expected)
-    arguments = (f"other.{suffix}", "--columns", "noise=sigma,item=MOLECULE id", "--start", "rmsd=0")
-    done, plain = (uturn("study", *words, cwd=tmp_path) for words in (arguments, ("plain.csv", "--start", "rmsd=0")))
+    xr.testing.assert_allclose(
+        read_readings(tmp_path / f"other.{suffix}", columns=columns), expected
+    )
+    arguments = (
+        f"other.{suffix}",
+        "--columns",
+        "noise=sigma,item=MOLECULE id",
+        "--start",
+        "rmsd=0",
+    )
+    done, plain = (
+        uturn("study", *words, cwd=tmp_path)
+        for words in (arguments, ("plain.csv", "--start", "rmsd=0"))
+    )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.replace(f"other.{suffix}", "plain.csv").splitlines()[:4] == plain.stdout.splitlines()[:4]
+    assert (
+        done.stdout.replace(f"other.{suffix}", "plain.csv").splitlines()[:4]
+        == plain.stdout.splitlines()[:4]
+    )
 
 
 def test_a_decimal_comma_in_any_row(tmp_path):
@@ -494,9 +661,15 @@ def test_a_decimal_comma_in_any_row(tmp_path):
     assert run.noise.values.tolist() == [0, 0.75]
     assert run["shift"].values.ravel().tolist() == [4, 1, -0.5, 3]
     assert run.item_name.values.tolist() == ["x,1", "y"]
-    for cells, name, found in (("0;x;1.234\n0,75;x;-2.500", "shift", "1.234"), ("0;x;4\n0.75;x;1,234", "noise", "0.75")):
-        (tmp_path / "c.csv").write_text(f"noise;item;shift\n{cells}\n")  # thousands with a point, or with a comma
-        with pytest.raises(ValueError, match=rf"column {name} has '{re.escape(found)}' beside decimal commas"):
+    for cells, name, found in (
+        ("0;x;1.234\n0,75;x;-2.500", "shift", "1.234"),
+        ("0;x;4\n0.75;x;1,234", "noise", "0.75"),
+    ):
+        # Thousands with a point, or with a comma.
+        (tmp_path / "c.csv").write_text(f"noise;item;shift\n{cells}\n")
+        with pytest.raises(
+            ValueError, match=rf"column {name} has '{re.escape(found)}' beside decimal commas"
+        ):
             read_readings(tmp_path / "c.csv")
     (tmp_path / "b.csv").write_text("noise;item;shift\n0;3,4;4\n0.75;3,4;0.5\n")
     assert read_readings(tmp_path / "b.csv")["shift"].values.ravel().tolist() == [4, 0.5]
@@ -508,12 +681,16 @@ def test_a_table_of_zeros_is_not_read(text, tmp_path):
     (tmp_path / "a.csv").write_text(text)
     os.truncate(tmp_path / "a.csv", 2**40)
     with pytest.raises(
-        ValueError, match=r"cannot read the table .*a.csv: it is no text in UTF-8.*; expected a CSV or Parquet file"
+        ValueError,
+        match=(
+            r"cannot read the table .*a.csv: it is no text in UTF-8.*; expected a CSV or Parquet"
+            r" file"
+        ),
     ):
         read_readings(tmp_path / "a.csv")
 
 
-# --- calibration ----------------------------------------------------------------------------------------------------------------
+# --- calibration ----------------------------------------------------------------------------------
 
 
 def distance(a, b):
@@ -521,7 +698,9 @@ def distance(a, b):
 
 
 def clones(shrink=1.0, seed=0):
-    """Originals of N(0, 1), and three draws from the posterior of each noisy datum, or draws that are too close to its mean."""
+    """Originals of N(0, 1), and three draws from the posterior of each noisy datum, or draws
+    that are too close to its mean.
+    """
     rng = np.random.default_rng(seed)
     x, noise = rng.normal(size=(80, 4)), np.array([0.5, 2.0])[:, None, None, None, None]
     noisy = x[None, :, None, None] + noise * rng.normal(size=(2, 80, 2, 1, 4))
@@ -534,7 +713,10 @@ def test_calibration_equals_that_of_arrays(shrink, passes):
     x, turned = clones(shrink)
     of = ut.readings_of(x, turned, distance)
     first = np.stack([((x[None, :, None] - turned[:, :, 0]) ** 2).mean(-1)])[0]
-    others = [[((turned[:, :, 0, k] - turned[:, :, 0, j]) ** 2).mean(-1) for j in range(3) if j != k] for k in range(3)]
+    others = [
+        [((turned[:, :, 0, k] - turned[:, :, 0, j]) ** 2).mean(-1) for j in range(3) if j != k]
+        for k in range(3)
+    ]
     twins = np.mean(others, 1).transpose(1, 2, 0)
     np.testing.assert_allclose(of["distance"][:, :, 0], first)
     np.testing.assert_allclose(of["clone_distance"][:, :, 0], twins)
@@ -548,7 +730,11 @@ def test_calibration_equals_that_of_arrays(shrink, passes):
 def test_the_shape_says_what_there_is():
     x, turned = clones()
     assert ut.readings_of(x, turned[:, :, 0, 0], distance)["distance"].dims == ("noise", "item")
-    assert ut.readings_of(x, turned[:, :, :, 0], distance)["distance"].dims == ("noise", "item", "trajectory")
+    assert ut.readings_of(x, turned[:, :, :, 0], distance)["distance"].dims == (
+        "noise",
+        "item",
+        "trajectory",
+    )
     levels = ut.readings_of(x, turned, lambda a, b: (a - b) ** 2, "square")
     assert levels["clone_square"].dims == ("noise", "item", "trajectory", "clone", "square_level")
     with pytest.raises(ValueError, match=r"f = 'skew': expected a symmetric one"):
@@ -557,24 +743,35 @@ def test_the_shape_says_what_there_is():
         ut.readings_of(x[1:], turned, distance)
 
 
-# --- missing readings -----------------------------------------------------------------------------------------------------------
+# --- missing readings -----------------------------------------------------------------------------
 
 
 def test_missing_readings_are_named():
     values = rmsd()[..., 0]
     values[1, 3] = values[:, 7] = np.nan
     said = remarks(ut.study(ut.readings({"rmsd": values}, NOISE, start=0)))
-    assert {"no readings of item 7", "rmsd: 1 of 95 readings are missing: item 3 at noise 0.3"} <= set(said)
+    assert {
+        "no readings of item 7",
+        "rmsd: 1 of 95 readings are missing: item 3 at noise 0.3",
+    } <= set(said)
 
 
-# --- changes of sites -----------------------------------------------------------------------------------------------------------
+# --- changes of sites -----------------------------------------------------------------------------
 
 
 def moved(seed=0):
-    """Changes (noise, item, trajectory, site): a common part of all sites, strongest at the third level, and single parts."""
+    """Changes (noise, item, trajectory, site): a common part of all sites, strongest at the
+    third level, and single parts.
+    """
     rng = np.random.default_rng(seed)
-    common = np.array([0.1, 0.3, 1.0, 0.3, 0.1])[:, None, None, None] * rng.normal(size=(5, 25, 6, 1))
-    return xr.DataArray(common + rng.normal(size=(5, 25, 6, 8)), {"noise": NOISE}, ("noise", "item", "trajectory", "site"))
+    common = np.array([0.1, 0.3, 1.0, 0.3, 0.1])[:, None, None, None] * rng.normal(
+        size=(5, 25, 6, 1)
+    )
+    return xr.DataArray(
+        common + rng.normal(size=(5, 25, 6, 8)),
+        {"noise": NOISE},
+        ("noise", "item", "trajectory", "site"),
+    )
 
 
 def test_susceptibility_without_missing_u_turns():
@@ -590,10 +787,15 @@ def test_susceptibility_without_missing_u_turns():
     parts = [covariances_of(part) for part in five]
     total, variance = (
         np.concatenate([np.ravel(of) for of in some])
-        for some in zip(*((part.change_covariance_sum, part.change_covariance[..., 0]) for part in parts), strict=True)
+        for some in zip(
+            *((part.change_covariance_sum, part.change_covariance[..., 0]) for part in parts),
+            strict=True,
+        )
     )
     assert float(chi.chi[2]) == pytest.approx(total.mean() / variance.mean())
-    assert float(chi.chi[1]) == pytest.approx(ut.susceptibility(np.delete(changed.values[1], 4, axis=0)).value)
+    assert float(chi.chi[1]) == pytest.approx(
+        ut.susceptibility(np.delete(changed.values[1], 4, axis=0)).value
+    )
 
 
 def test_shorter_items():
@@ -601,13 +803,19 @@ def test_shorter_items():
     changed = moved().values[2]
     short = changed.copy()
     short[:, :, 5:] = np.nan
-    assert ut.susceptibility(short).value == pytest.approx(ut.susceptibility(changed[..., :5]).value)
-    np.testing.assert_allclose(ut.correlations(short).correlation[:5], ut.correlations(changed[..., :5]).correlation)
+    assert ut.susceptibility(short).value == pytest.approx(
+        ut.susceptibility(changed[..., :5]).value
+    )
+    np.testing.assert_allclose(
+        ut.correlations(short).correlation[:5], ut.correlations(changed[..., :5]).correlation
+    )
     mixed = moved()
     mixed[:, :12, :, 5:] = np.nan
     readings = covariances_of(mixed)
     xr.testing.assert_allclose(ut.correlations(readings), ut.correlations(mixed))
-    xr.testing.assert_equal(correlation_length(mixed), correlation_length(mixed, present=readings.present_pairs))
+    xr.testing.assert_equal(
+        correlation_length(mixed), correlation_length(mixed, present=readings.present_pairs)
+    )
 
 
 def test_changes_in_a_study():
@@ -619,12 +827,17 @@ def test_changes_in_a_study():
     assert found.peak_at.sel(axis="noise")[0, 0] == pytest.approx(0.5, abs=0.1)
     changed[2, 3, 1] = np.nan
     changed[1, 4, 1:] = np.nan
-    found = ut.study(ut.readings({"rmsd": abs(changed).mean("site")}, start=0, changes={"residue": changed}))
+    found = ut.study(
+        ut.readings({"rmsd": abs(changed).mean("site")}, start=0, changes={"residue": changed})
+    )
     np.testing.assert_allclose(found.chi[0, 2, 0], chi.chi[1], rtol=0.2)
-    assert any("residue: 1 of 25 originals are left out: U-turns are missing" in line for line in remarks(found))
+    assert any(
+        "residue: 1 of 25 originals are left out: U-turns are missing" in line
+        for line in remarks(found)
+    )
 
 
-# --- what is wrong --------------------------------------------------------------------------------------------------------------
+# --- what is wrong --------------------------------------------------------------------------------
 
 GOOD = np.random.default_rng(0).random((5, 6))
 
@@ -657,12 +870,27 @@ def test_mistakes_are_one_line(values, settings, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.drop(columns="noise"), "the columns item, trajectory, rmsd; expected columns noise, item"),
+        (
+            lambda table: table.drop(columns="noise"),
+            "the columns item, trajectory, rmsd; expected columns noise, item",
+        ),
         (lambda table: pd.concat([table, table.tail(1)]), "row 301 of the table repeats noise = "),
-        (lambda table: table.drop(columns="trajectory"), "number several U-turns of an original by a column trajectory"),
-        (lambda table: table.assign(rmsd=["?", *table.rmsd[1:]]), "a.csv: column rmsd: row 1 has '\\?'; expected numbers"),
-        (lambda table: table.assign(rmsd=["1" * 400, *range(1, len(table))]), "a.csv: column rmsd has an integer beyond"),
-        (lambda table: pd.concat([table, table.rmsd], axis=1), "the table has the columns noise, item, trajectory, rmsd, rmsd;"),
+        (
+            lambda table: table.drop(columns="trajectory"),
+            "number several U-turns of an original by a column trajectory",
+        ),
+        (
+            lambda table: table.assign(rmsd=["?", *table.rmsd[1:]]),
+            "a.csv: column rmsd: row 1 has '\\?'; expected numbers",
+        ),
+        (
+            lambda table: table.assign(rmsd=["1" * 400, *range(1, len(table))]),
+            "a.csv: column rmsd has an integer beyond",
+        ),
+        (
+            lambda table: pd.concat([table, table.rmsd], axis=1),
+            "the table has the columns noise, item, trajectory, rmsd, rmsd;",
+        ),
     ],
 )
 def test_mistakes_in_tables_are_one_line(tmp_path, change, message):
@@ -675,12 +903,30 @@ def test_mistakes_in_tables_are_one_line(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text[: text.rindex(",")], "line 301 has 3 cells, the header 4; is the file cut short?"),
-        (lambda text: text[: text.rindex(",") + 1], "the last line ends in '' without a line break"),
-        (lambda text: text[: text.rindex(",") + 1] + "1e", "the last line ends in '1e' without a line break"),
-        (lambda text: text.replace("0.5,3,", '0.5,"3,').replace("0.5,4,", '0.5,4",', 1), "a quote in line .* opens a cell that"),
-        (lambda text: text.replace("0.5,3,", '0.5,"3,', 1), "a quote in line .* opens a cell that ends in line 301"),
-        (lambda text: text[: text.rindex(",") + 1] + "-0.", "the last line ends in '-0.' without a line break"),
+        (
+            lambda text: text[: text.rindex(",")],
+            "line 301 has 3 cells, the header 4; is the file cut short?",
+        ),
+        (
+            lambda text: text[: text.rindex(",") + 1],
+            "the last line ends in '' without a line break",
+        ),
+        (
+            lambda text: text[: text.rindex(",") + 1] + "1e",
+            "the last line ends in '1e' without a line break",
+        ),
+        (
+            lambda text: text.replace("0.5,3,", '0.5,"3,').replace("0.5,4,", '0.5,4",', 1),
+            "a quote in line .* opens a cell that",
+        ),
+        (
+            lambda text: text.replace("0.5,3,", '0.5,"3,', 1),
+            "a quote in line .* opens a cell that ends in line 301",
+        ),
+        (
+            lambda text: text[: text.rindex(",") + 1] + "-0.",
+            "the last line ends in '-0.' without a line break",
+        ),
     ],
 )
 def test_tables_that_are_cut_short_or_swallow_rows_are_one_line(tmp_path, change, message):
@@ -693,21 +939,31 @@ def test_tables_that_are_cut_short_or_swallow_rows_are_one_line(tmp_path, change
 def test_sigma_and_abar_are_axes_where_no_log_snr_says_them():
     given = {"sigma": ("noise", [1.0, 2.0, 4.0]), "abar": ("noise", [0.9, 0.5, 0.1])}
     study = ut.study(
-        ut.readings({"kept": [[1.0] * 4, [0.6] * 4, [0.2] * 4]}, [0.1, 0.2, 0.4], coords=given, chance={"kept": 0.0})
+        ut.readings(
+            {"kept": [[1.0] * 4, [0.6] * 4, [0.2] * 4]},
+            [0.1, 0.2, 0.4],
+            coords=given,
+            chance={"kept": 0.0},
+        )
     )
-    np.testing.assert_allclose(study.half_life.sel(reading="kept", axis=["noise", "sigma", "abar"])[:, 0], [0.25, 2.5, 0.4])
+    np.testing.assert_allclose(
+        study.half_life.sel(reading="kept", axis=["noise", "sigma", "abar"])[:, 0], [0.25, 2.5, 0.4]
+    )
 
 
 @pytest.mark.parametrize("name", ["log_snr", "t_over_T", "step", "timestep"])
 def test_a_label_of_originals_is_no_axis_of_noise(name):
     run = ut.readings({"a": GOOD[:, :5]}, NOISE, start=0, coords={name: ("item", NOISE)})
-    with pytest.raises(ValueError, match=rf"{name} = \[.*: expected numbers, one for each noise level"):
+    with pytest.raises(
+        ValueError, match=rf"{name} = \[.*: expected numbers, one for each noise level"
+    ):
         ut.study(run)
 
 
 def test_labels_of_noise_levels_are_no_groups_of_originals():
     studies = [
-        ut.study(ut.readings({"a": GOOD}, NOISE, start=0, coords={name: ("noise", range(5))})) for name in ("grammar", "x")
+        ut.study(ut.readings({"a": GOOD}, NOISE, start=0, coords={name: ("noise", range(5))}))
+        for name in ("grammar", "x")
     ]
     np.testing.assert_array_equal(studies[0].curve, studies[1].curve)
 
@@ -715,7 +971,10 @@ def test_labels_of_noise_levels_are_no_groups_of_originals():
 def test_the_time_of_a_chain_is_not_taken_for_another_noise():
     """The study of a diffusion model has it in place of the noise."""
     coords = {"t_over_T": ("noise", NOISE / 2 / NOISE[-1])}
-    with pytest.raises(ValueError, match=r"t_over_T = \[.*: expected the noise \[.* in whole steps, or another name"):
+    with pytest.raises(
+        ValueError,
+        match=r"t_over_T = \[.*: expected the noise \[.* in whole steps, or another name",
+    ):
         ut.study(ut.readings({"a": GOOD}, NOISE, start=0, coords=coords))
 
 
@@ -725,15 +984,22 @@ def test_results_replace_no_table_that_is_studied(name, tmp_path):
     (tmp_path / name).write_text(text)
     done = uturn("study", name, "--out", ".", cwd=tmp_path)
     assert done.returncode == 2
-    assert f"out = '.': expected another folder; ['{tmp_path / name}'] would be replaced" in done.stderr
+    assert (
+        f"out = '.': expected another folder; ['{tmp_path / name}'] would be replaced"
+        in done.stderr
+    )
     assert (tmp_path / name).read_text() == text
 
 
 def test_tables_without_a_last_line_break_and_with_blank_lines_are_whole(tmp_path):
     text = long_form({"rmsd": rmsd()}).to_csv(index=False)
-    for k, other in enumerate((text, text.rstrip(), text + "\n  \n", text.replace("\n", "\r\n"), text.replace("\n", "\r"))):
+    for k, other in enumerate(
+        (text, text.rstrip(), text + "\n  \n", text.replace("\n", "\r\n"), text.replace("\n", "\r"))
+    ):
         (tmp_path / f"{k}.csv").write_bytes(other.encode())
-        assert read_readings(tmp_path / f"{k}.csv").rmsd.equals(read_readings(tmp_path / "0.csv").rmsd)
+        assert read_readings(tmp_path / f"{k}.csv").rmsd.equals(
+            read_readings(tmp_path / "0.csv").rmsd
+        )
 
 
 @pytest.mark.parametrize(
@@ -752,30 +1018,50 @@ def test_a_last_number_that_may_be_cut_is_doubted(values, end, doubtful, tmp_pat
     (tmp_path / "a.csv").write_text("\n".join(["noise,item,a", *rows]) + end)
     run = read_readings(tmp_path / "a.csv")
     assert run.a.values.ravel().tolist() == pytest.approx([float(value) for value in values])
-    said = [text for text in warnings_of(run.attrs) if f"ends in {values[-1]!r}, has no line break" in text]
+    said = [
+        text
+        for text in warnings_of(run.attrs)
+        if f"ends in {values[-1]!r}, has no line break" in text
+    ]
     assert len(said) == doubtful
 
 
 def test_what_is_guessed_is_said():
     rng = np.random.default_rng(0)
     unknown = ut.study(
-        ut.readings({"energy": rng.normal(size=(5, 6)) - 5, "tm": 0.9 - 0.8 * NOISE[:, None] * rng.random((5, 6))}, NOISE)
+        ut.readings(
+            {
+                "energy": rng.normal(size=(5, 6)) - 5,
+                "tm": 0.9 - 0.8 * NOISE[:, None] * rng.random((5, 6)),
+            },
+            NOISE,
+        )
     )
     assert "energy: no start is given: no half-life" in remarks(unknown)
     assert "tm: its start is taken as 1, which is a guess: give start" in remarks(unknown)
-    assert headline_of(unknown).claim.endswith("; its start is taken as 1, which is a guess: give start.")  # of cards and pages
-    kept = (np.arange(60) > 0)[None] | (np.arange(5) > 0)[:, None]  # 59 of 60 at the first level, 60 of 60 beyond
+    # Of cards and pages.
+    assert headline_of(unknown).claim.endswith(
+        "; its start is taken as 1, which is a guess: give start."
+    )
+    # 59 of 60 at the first level, 60 of 60 beyond.
+    kept = (np.arange(60) > 0)[None] | (np.arange(5) > 0)[:, None]
     run = ut.readings({"same_fold": kept, "sound": kept}, NOISE)
     assert ut.choose(run, "same_fold", 0.9).keep.words == "same_fold >= 0.9"
     rising = ut.readings({"sound": kept & (np.arange(60) < [[9], [29], [39], [49], [60]])}, NOISE)
-    assert "sound: its start is taken as 0, which is a guess: give start" in remarks(ut.study(rising))
+    assert "sound: its start is taken as 0, which is a guess: give start" in remarks(
+        ut.study(rising)
+    )
     given = ut.study(
-        ut.readings({"energy": rng.normal(size=(5, 6)), "tm": rng.random((5, 6))}, NOISE, start={"energy": 0, "tm": 1})
+        ut.readings(
+            {"energy": rng.normal(size=(5, 6)), "tm": rng.random((5, 6))},
+            NOISE,
+            start={"energy": 0, "tm": 1},
+        )
     )
     assert not [line for line in remarks(given) if "start" in line]
 
 
-# --- the example ----------------------------------------------------------------------------------------------------------------
+# --- the example ----------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("unsaved_figures")
@@ -799,7 +1085,10 @@ def test_structures(tmp_path, monkeypatch, capsys):
     assert "1 of 90 readings are missing: bundle01 at noise 4" in said
     distances = []
     for item in range(3):
-        files = [tmp_path / f"original/bundle{item:02d}.pdb", *tmp_path.glob(f"noise_2/bundle{item:02d}_*")]
+        files = [
+            tmp_path / f"original/bundle{item:02d}.pdb",
+            *tmp_path.glob(f"noise_2/bundle{item:02d}_*"),
+        ]
         x, *versions = (load_structure(file).coord.astype(float) for file in files)
         for y in versions:  # Kabsch: the rotation from the singular vectors of the covariance
             a, b = x - x.mean(0), y - y.mean(0)
@@ -812,12 +1101,19 @@ def test_structures(tmp_path, monkeypatch, capsys):
 
 
 def test_a_column_of_labels_is_a_coordinate():
-    """A number that is the same in all rows of an item labels it, unless it is 0 or 1, or an item has one level."""
-    table = long_form({"rmsd": rmsd(), "mass": np.broadcast_to(np.arange(20)[:, None] + 7.5, (5, 20, 3))})
+    """A number that is the same in all rows of an item labels it, unless it is 0 or 1, or an
+    item has one level.
+    """
+    table = long_form(
+        {"rmsd": rmsd(), "mass": np.broadcast_to(np.arange(20)[:, None] + 7.5, (5, 20, 3))}
+    )
     run = ut.readings(table.assign(charged=(table["item"] > 8).astype(int)), start={"rmsd": 0})
     assert run["mass"].dims == ("item",)
     assert set(run.data_vars) == {"rmsd", "charged"}
-    assert "mass is the same in all rows of an item, so it is a coordinate and no reading" in remarks(ut.study(run))
+    assert (
+        "mass is the same in all rows of an item, so it is a coordinate and no reading"
+        in remarks(ut.study(run))
+    )
     one_level = ut.readings(table[table["noise"] == table["noise"].max()])
     assert set(one_level.data_vars) == {"rmsd", "mass"}
     chosen = ut.readings(table, start={"rmsd": 0}, coords=["mass"])
@@ -837,8 +1133,14 @@ def test_a_table_of_few_u_turns_in_many_places_is_refused_before_memory_is_taken
 
 
 def test_levels_in_a_small_unit_are_not_noise_0():
-    noise, kept = np.array([1.0, 2, 4, 8]), np.array([[1.0] * 20, [1] * 15 + [0] * 5, [1] * 8 + [0] * 12, [0] * 20])
-    of, of_small = (ut.study(ut.readings({"kept": kept}, noise * unit, start=1, chance=0)) for unit in (1, 1e-10))
+    noise, kept = (
+        np.array([1.0, 2, 4, 8]),
+        np.array([[1.0] * 20, [1] * 15 + [0] * 5, [1] * 8 + [0] * 12, [0] * 20]),
+    )
+    of, of_small = (
+        ut.study(ut.readings({"kept": kept}, noise * unit, start=1, chance=0))
+        for unit in (1, 1e-10)
+    )
     assert np.allclose(of_small.half_life * 1e10, of.half_life, equal_nan=True)
     assert np.allclose(of_small.curve, of.curve)
 
@@ -847,21 +1149,41 @@ def test_levels_alike_to_six_digits_have_columns_of_their_own(tmp_path):
     noise = np.array([20000.51, 20000.52, 20001])
     write_study(ut.readings({"d": np.arange(12.0).reshape(3, 4) ** 2}, noise), tmp_path)
     of_items = pd.read_csv(tmp_path / "items.csv")
-    assert of_items[[f"d at {level}" for level in noise]].to_numpy().tolist() == (np.arange(12).reshape(3, 4) ** 2).T.tolist()
+    assert (
+        of_items[[f"d at {level}" for level in noise]].to_numpy().tolist()
+        == (np.arange(12).reshape(3, 4) ** 2).T.tolist()
+    )
 
 
 def test_labels_with_names_of_columns_replace_none(tmp_path):
-    coords = {"item": [*"abcd"], "name": ("item", [*"wxyz"]), "d at 1": ("item", [5] * 4), "value": ("noise", [7, 8, 9])}
-    write_study(ut.readings({"d": np.arange(12).reshape(3, 4) ** 2}, [1.0, 2, 4], coords=coords), tmp_path)
+    coords = {
+        "item": [*"abcd"],
+        "name": ("item", [*"wxyz"]),
+        "d at 1": ("item", [5] * 4),
+        "value": ("noise", [7, 8, 9]),
+    }
+    write_study(
+        ut.readings({"d": np.arange(12).reshape(3, 4) ** 2}, [1.0, 2, 4], coords=coords), tmp_path
+    )
     of_items, curves = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("items", "curves"))
     assert of_items[["name", "name_of_item"]].agg("".join).tolist() == ["abcd", "wxyz"]
-    assert of_items[["d at 1", "d at 1_of_item"]].to_numpy().tolist() == [[0, 5], [1, 5], [4, 5], [9, 5]]
+    assert of_items[["d at 1", "d at 1_of_item"]].to_numpy().tolist() == [
+        [0, 5],
+        [1, 5],
+        [4, 5],
+        [9, 5],
+    ]
     assert curves["value_of_noise"].tolist()[1:] == [7, 8, 9]
     assert curves["value"].tolist()[1:] == [3.5, 31.5, 91.5]
 
 
 def test_readings_that_single_precision_rounds_are_said_to_be():
     noise, of = [1.0, 2.0, 4.0], np.arange(12.0).reshape(3, 4)
-    coarse, fine, equal = (ut.readings({"energy": 1e8 + scale * of}, noise) for scale in (1, 1e6, 1e-7))
-    said = "energy varies by few of the steps of single precision, in which readings are stored: subtract an offset"
+    coarse, fine, equal = (
+        ut.readings({"energy": 1e8 + scale * of}, noise) for scale in (1, 1e6, 1e-7)
+    )
+    said = (
+        "energy varies by few of the steps of single precision, in which readings are stored:"
+        " subtract an offset"
+    )
     assert [said in warnings_of(run.attrs) for run in (coarse, fine, equal)] == [True, False, False]

@@ -1,4 +1,6 @@
-"""U-turns that another program has written to image files: `uturn images --recorded`, the corruption and backward `recorded`."""
+"""U-turns that another program has written to image files: `uturn images --recorded`, the
+corruption and backward `recorded`.
+"""
 
 import hashlib
 import itertools
@@ -43,7 +45,9 @@ def save(path, image):
 def mixed(image, other, level, rng):
     """A stand-in for a U-turn: the original fades into another image."""
     share = level**2
-    return np.clip((1 - share) * image + share * other + 0.05 * level * rng.standard_normal(image.shape), -1, 1)
+    return np.clip(
+        (1 - share) * image + share * other + 0.05 * level * rng.standard_normal(image.shape), -1, 1
+    )
 
 
 def make(folder, names, levels, trajectories=1, clones=1, name_of=PATTERN.format, seed=0):
@@ -60,7 +64,12 @@ def make(folder, names, levels, trajectories=1, clones=1, name_of=PATTERN.format
 
 
 def options(folder, pattern=PATTERN, **changed):
-    chosen = {"data": str(folder / "originals"), "classifiers": [CLASSIFIER], "channels": 1, "compare_labels": False}
+    chosen = {
+        "data": str(folder / "originals"),
+        "classifiers": [CLASSIFIER],
+        "channels": 1,
+        "compare_labels": False,
+    }
     return {**chosen, "recorded": str(folder / pattern), "keep": 2, **changed}
 
 
@@ -75,27 +84,46 @@ def swap(first, second):
     other.rename(second)
 
 
-# --- the story -----------------------------------------------------------------------------------------------------------
+# --- the story ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """24 originals, 9 strengths, 3 versions, 2 clones."""
-    return make(tmp_path_factory.mktemp("recorded"), [f"digit {k:02d}" for k in range(24)], LEVELS, 3, 2)
+    return make(
+        tmp_path_factory.mktemp("recorded"), [f"digit {k:02d}" for k in range(24)], LEVELS, 3, 2
+    )
 
 
 @pytest.fixture(scope="module")
 def measured(recorded):
-    words = ["--recorded", PATTERN, "--data", "originals", "--unit", "strength", "--channels", 1, "--no-compare-labels"]
+    words = [
+        "--recorded",
+        PATTERN,
+        "--data",
+        "originals",
+        "--unit",
+        "strength",
+        "--channels",
+        1,
+        "--no-compare-labels",
+    ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)  # no test looks at a figure
+        # No test looks at a figure.
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
         done = uturn("images", *words, "--classifier", CLASSIFIER, "--out", "out", cwd=recorded)
     assert done.returncode == 0, done.stderr
-    return done, xr.open_zarr(recorded / "out" / "run.zarr").load(), ut.study(xr.open_zarr(recorded / "out" / "run.zarr"))
+    return (
+        done,
+        xr.open_zarr(recorded / "out" / "run.zarr").load(),
+        ut.study(xr.open_zarr(recorded / "out" / "run.zarr")),
+    )
 
 
 def own_classes(folder):
-    """Predicted classes of originals (items,) and reconstructions (levels, items, trajectories, clones), without uturn."""
+    """Predicted classes of originals (items,) and reconstructions (levels, items, trajectories,
+    clones), without uturn.
+    """
 
     def classes(paths):
         pixels = np.stack([np.asarray(Image.open(path), np.float32) for path in paths]) / 127.5 - 1
@@ -105,7 +133,9 @@ def own_classes(folder):
     names = [f"digit {k:02d}" for k in range(24)]
     rows = itertools.product(LEVELS, names, range(3), range(2))
     paths = [folder / f"strength_{level}" / f"{name}_{t}_{c}.png" for level, name, t, c in rows]
-    return classes([folder / "originals" / f"{name}.png" for name in names]), classes(paths).reshape(9, 24, 3, 2)
+    return classes([folder / "originals" / f"{name}.png" for name in names]), classes(
+        paths
+    ).reshape(9, 24, 3, 2)
 
 
 def test_a_folder_equals_an_own_computation(recorded, measured):
@@ -113,11 +143,14 @@ def test_a_folder_equals_an_own_computation(recorded, measured):
     before, after = own_classes(recorded)
     same = after == before[:, None, None]
     np.testing.assert_array_equal(ds.same_class.values, same)
-    np.testing.assert_array_equal(ds.clone_same_class.values[..., 0], after[..., 0] == after[..., 1])
+    np.testing.assert_array_equal(
+        ds.clone_same_class.values[..., 0], after[..., 0] == after[..., 1]
+    )
     curve = np.r_[1, same.mean(axis=(1, 2, 3))]
     of = study.sel(reading="same_class")
     np.testing.assert_allclose(of.curve.sel(estimate="value"), curve, atol=1e-6)
-    # t*: half of the way from 1 to the probability that two originals agree, by a straight line between levels.
+    # t*: half of the way from 1 to the probability that two originals agree, by a straight line
+    # between levels.
     chance = sum(np.mean(before == k) ** 2 for k in range(5))
     half = (1 + chance) / 2
     k = int(np.argmax(curve <= half))
@@ -129,7 +162,9 @@ def test_a_folder_equals_an_own_computation(recorded, measured):
     by_study = of.noise.values[1:][of.curve.sel(estimate="value").values[1:] >= 0.95]
     assert held
     assert held == by_study.tolist()
-    bounds = proportion(xr.DataArray(same.astype(float), dims=ds.same_class.dims, coords={"noise": LEVELS}))
+    bounds = proportion(
+        xr.DataArray(same.astype(float), dims=ds.same_class.dims, coords={"noise": LEVELS})
+    )
     np.testing.assert_allclose(of.curve.values[1:], bounds, atol=1e-6)
     assert study.noise.attrs["long_name"] == "strength"
     assert ds.noise.values.tolist() == LEVELS
@@ -142,7 +177,10 @@ def test_a_folder_equals_an_own_computation(recorded, measured):
 def test_everything_of_a_run_of_a_model_is_there(recorded, measured):
     """Layers, calibration with clones, stored images, the page."""
     _, ds, study = measured
-    first = np.asarray(Image.open(recorded / "strength_0.3" / "digit 01_2_1.png"), np.float32) / 127.5 - 1
+    first = (
+        np.asarray(Image.open(recorded / "strength_0.3" / "digit 01_2_1.png"), np.float32) / 127.5
+        - 1
+    )
     np.testing.assert_array_equal(ds.image.sel(noise=0.3, item=1, trajectory=2, clone=1)[0], first)
     assert ds.file.values[1] == "digit 01.png"
     assert float(study.gap_p.min()) <= 1e-3  # clones share the image they fade into
@@ -153,8 +191,12 @@ def test_everything_of_a_run_of_a_model_is_there(recorded, measured):
 
 
 def test_files_of_a_model_give_the_readings_of_the_model(tmp_path):
-    """Up to the 8 bits of a file: images and classes. Layers differ, since their reference is the folder."""
-    model = measure(image_experiment(steps=2, levels=[0.5], items=4, trajectories=2, keep=4), 0, np.arange(4))
+    """Up to the 8 bits of a file: images and classes. Layers differ, since their reference is
+    the folder.
+    """
+    model = measure(
+        image_experiment(steps=2, levels=[0.5], items=4, trajectories=2, keep=4), 0, np.arange(4)
+    )
     for item, image in enumerate(FashionMNISTSource().images_at(np.arange(4))[0]):
         save(tmp_path / "originals" / f"{item}.png", image[0])
         for trajectory in range(2):
@@ -164,7 +206,7 @@ def test_files_of_a_model_give_the_readings_of_the_model(tmp_path):
     np.testing.assert_array_equal(files.predicted_class[0], model["predicted_class"])
 
 
-# --- missing files -------------------------------------------------------------------------------------------------------
+# --- missing files --------------------------------------------------------------------------------
 
 NAMES = ["a", "b", "c", "d", "e", "f"]
 
@@ -207,7 +249,9 @@ def test_missing_files_are_missing_readings(small, copied):
         else:  # (noise, item, trajectory, clone)
             where = np.isnan(after).reshape(*after.shape[:4], -1).all(-1)
             twins = [[1, 2, 1, 0], [1, 2, 1, 1], [2, 0, 0, 0], [2, 0, 0, 1]]
-            assert np.argwhere(where).tolist() == (twins if name.startswith("clone_") else [twins[0], twins[3]]), name
+            assert np.argwhere(where).tolist() == (
+                twins if name.startswith("clone_") else [twins[0], twins[3]]
+            ), name
         kept = ~np.isnan(after)
         np.testing.assert_allclose(after[kept], before[kept], atol=1e-5, err_msg=name)
     study = ut.study(gaps)
@@ -222,7 +266,9 @@ def test_missing_files_are_missing_readings(small, copied):
     np.testing.assert_allclose(of, proportion(values), atol=1e-6)
     # Calibration and chi are those of the four other originals.
     left = ut.calibration(whole.isel(item=[1, 3, 4, 5]), "same_class")
-    np.testing.assert_allclose(study.sel(reading="same_class").gap.sel(estimate="value")[1:], left.gap)
+    np.testing.assert_allclose(
+        study.sel(reading="same_class").gap.sel(estimate="value")[1:], left.gap
+    )
     others = whole.isel(item=[1, 3, 4, 5])
     np.testing.assert_allclose(study.chi, ut.study(others).chi)
 
@@ -230,11 +276,17 @@ def test_missing_files_are_missing_readings(small, copied):
 @pytest.mark.slow
 def test_further_files_extend_a_run(small, copied, monkeypatch):
     """Only what has come or changed is measured; the readings are those of a new run."""
-    lost = {copied / "strength_0.5" / f"{name}_1_0.png": copied / f"kept_{name}.png" for name in "bc"}
+    lost = {
+        copied / "strength_0.5" / f"{name}_1_0.png": copied / f"kept_{name}.png" for name in "bc"
+    }
     for place, elsewhere in lost.items():
         place.rename(elsewhere)
     asked, images = [], Recordings.images
-    monkeypatch.setattr(Recordings, "images", lambda self, s, c: asked.append((s.noise, [*s.trajectories])) or images(self, s, c))
+    monkeypatch.setattr(
+        Recordings,
+        "images",
+        lambda self, s, c: asked.append((s.noise, [*s.trajectories])) or images(self, s, c),
+    )
     for check_of in ("swapped", "copies"):
         monkeypatch.setattr(Recordings, check_of, lambda *_: [])  # reads images, too
 
@@ -247,20 +299,34 @@ def test_further_files_extend_a_run(small, copied, monkeypatch):
             run(copied, store=copied / "run.zarr")
         done, ds = sorted(asked), xr.open_zarr(copied / "run.zarr").load().sortby("noise")
         xr.testing.assert_allclose(ds.drop_attrs(), whole.load().drop_attrs(), atol=1e-5)
-        return done, json.loads(ds.attrs.get("missing_data", "{}")), json.loads(ds.attrs.get("warnings", "[]"))
+        return (
+            done,
+            json.loads(ds.attrs.get("missing_data", "{}")),
+            json.loads(ds.attrs.get("warnings", "[]")),
+        )
 
     levels, missing, said = measured()
-    assert (levels, len(missing), len(said)) == ([(0.1, [0, 1]), (0.5, [0, 1]), (0.9, [0, 1])], 2, 1)
+    assert (levels, len(missing), len(said)) == (
+        [(0.1, [0, 1]), (0.5, [0, 1]), (0.9, [0, 1])],
+        2,
+        1,
+    )
     assert measured() == ([], missing, said)
-    for left, (place, elsewhere) in zip((1, 0), lost.items(), strict=True):  # the missing files come
+    # The missing files come.
+    for left, (place, elsewhere) in zip((1, 0), lost.items(), strict=True):
         elsewhere.rename(place)
         levels, missing, said = measured()
         assert (levels, len(missing), len(said)) == ([(0.5, [0, 1])], left, left)
-    shutil.copy(small / "strength_0.9" / "a_0_0.png", copied / "strength_0.9" / "b_0_0.png")  # a file changes
+    # A file changes.
+    shutil.copy(small / "strength_0.9" / "a_0_0.png", copied / "strength_0.9" / "b_0_0.png")
     assert measured()[0] == [(0.9, [0, 1])]
-    shutil.copytree(small / "strength_0.5", copied / "strength_0.7")  # further levels and trajectories
+    # Further levels and trajectories.
+    shutil.copytree(small / "strength_0.5", copied / "strength_0.7")
     assert measured()[0] == [(0.7, [0, 1])]
-    for levels, expected in (((0.1, 0.5, 0.7), [(level, [2]) for level in (0.1, 0.5, 0.7, 0.9)]), ((0.9,), [(0.9, [0, 1, 2])])):
+    for levels, expected in (
+        ((0.1, 0.5, 0.7), [(level, [2]) for level in (0.1, 0.5, 0.7, 0.9)]),
+        ((0.9,), [(0.9, [0, 1, 2])]),
+    ):
         for level, name, clone in itertools.product(levels, NAMES, range(2)):
             folder = copied / f"strength_{level}"
             shutil.copy(folder / f"{name}_1_{clone}.png", folder / f"{name}_4_{clone}.png")
@@ -275,12 +341,18 @@ def test_further_files_extend_a_run(small, copied, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda f: (f / "originals" / "b.png").unlink(), "12 recorded files without an original .*b_0_0.png"),
+        (
+            lambda f: (f / "originals" / "b.png").unlink(),
+            "12 recorded files without an original .*b_0_0.png",
+        ),
         (
             lambda f: save(f / "strength_0.1" / "a_0_0.png", np.zeros((20, 28))),
             r"a_0_0.png: .*\(20, 28\): expected \(28, 28\)",
         ),
-        (lambda f: shutil.copytree(f / "strength_0.1", f / "strength_.10"), "strength_.10/a_0_0.png and .* are the same U-turn"),
+        (
+            lambda f: shutil.copytree(f / "strength_0.1", f / "strength_.10"),
+            "strength_.10/a_0_0.png and .* are the same U-turn",
+        ),
     ],
 )
 def test_files_that_do_not_fit_are_named(copied, change, says):
@@ -291,7 +363,9 @@ def test_files_that_do_not_fit_are_named(copied, change, says):
 
 
 def test_few_files_do_not_name_millions_of_u_turns(tmp_path):
-    """A level and a trajectory of its own for each of 400 files: 160,000 U-turns, of which 400 are there."""
+    """A level and a trajectory of its own for each of 400 files: 160,000 U-turns, of which 400
+    are there.
+    """
     for k in range(400):
         (tmp_path / f"0.{k:03d}").mkdir()
         (tmp_path / f"0.{k:03d}" / f"a_{k}.png").touch()
@@ -299,7 +373,14 @@ def test_few_files_do_not_name_millions_of_u_turns(tmp_path):
         _ = RecordedImages(pattern=str(tmp_path / "{noise}" / "{item}_{trajectory}.png")).files
     for k in range(200, 400):
         shutil.rmtree(tmp_path / f"0.{k:03d}")
-    assert len(RecordedImages(pattern=str(tmp_path / "{noise}" / "{item}_{trajectory}.png")).files.table) == 200
+    assert (
+        len(
+            RecordedImages(
+                pattern=str(tmp_path / "{noise}" / "{item}_{trajectory}.png")
+            ).files.table
+        )
+        == 200
+    )
 
 
 @pytest.mark.parametrize(
@@ -308,8 +389,14 @@ def test_few_files_do_not_name_millions_of_u_turns(tmp_path):
         ({"recorded": "strength_{noise}.png"}, "no {item}"),
         ({"recorded": "{item}_{noise}{trajectory}.png"}, r"nothing before {trajectory}"),
         ({"recorded": "nowhere/{item}_{noise}.png"}, "nowhere is not a folder"),
-        ({"levels": [0.1, 0.2]}, r"noise: levels without a recorded file = \[0.2\]: expected some of 0.1, 0.5, 0.9"),
-        ({"trajectories": 3}, r"trajectories = 3: expected at most the 2 of the recorded files \(0, 1\)"),
+        (
+            {"levels": [0.1, 0.2]},
+            r"noise: levels without a recorded file = \[0.2\]: expected some of 0.1, 0.5, 0.9",
+        ),
+        (
+            {"trajectories": 3},
+            r"trajectories = 3: expected at most the 2 of the recorded files \(0, 1\)",
+        ),
     ],
 )
 def test_wrong_options_end_in_one_line(small, monkeypatch, changed, says):
@@ -332,7 +419,9 @@ def test_colours_are_checked_and_grey_is_compared_on_demand(tmp_path):
         "backward": {"type": "recorded", "pattern": str(tmp_path / "{noise}_{item}.png")},
         "probes": [{"type": "images"}],
     }
-    with pytest.raises(ValueError, match=r"0.5_a.png: mode = 'L': expected colours, as its original a.png has"):
+    with pytest.raises(
+        ValueError, match=r"0.5_a.png: mode = 'L': expected colours, as its original a.png has"
+    ):
         ut.run(ut.Experiment.from_dict(spec))
     grey = spec | {"source": spec["source"] | {"channels": 1}}
     assert ut.run(ut.Experiment.from_dict(grey)).image.shape == (1, 2, 1, 1, 28, 28)
@@ -352,7 +441,12 @@ def test_the_resizing_of_the_originals_is_applied_to_the_files(tmp_path):
         shutil.copy(tmp_path / "originals" / f"{name}.png", tmp_path / "out" / f"{name}_0.png")
     spec = {
         "items": 3,
-        "source": {"type": "images", "path": str(tmp_path / "originals"), "size": 32, "channels": 1},
+        "source": {
+            "type": "images",
+            "path": str(tmp_path / "originals"),
+            "size": 32,
+            "channels": 1,
+        },
         "corruption": {"type": "recorded", "noise": [0.0]},
         "backward": {"type": "recorded", "pattern": str(tmp_path / "out" / "{item}_{noise}.png")},
         "probes": [{"type": "images"}],
@@ -363,29 +457,50 @@ def test_the_resizing_of_the_originals_is_applied_to_the_files(tmp_path):
     shutil.copy(tmp_path / "originals" / "b.png", tmp_path / "out" / "a_0.png")
     changed = ut.run(ut.Experiment.from_dict(spec))
     np.testing.assert_array_equal(changed.image[0, 0, 0], images[1])
-    np.testing.assert_array_equal(originals(changed, np.arange(3))[0], images)  # not what was made of them at noise 0
+    # Not what was made of them at noise 0.
+    np.testing.assert_array_equal(originals(changed, np.arange(3))[0], images)
 
 
-# --- names ---------------------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 
 def test_odd_names(tmp_path):
-    """Spaces, dots, brackets, fields with a format, and items with sub-folders in front of equal names."""
+    """Spaces, dots, brackets, fields with a format, and items with sub-folders in front of equal
+    names.
+    """
     names = ["cats/01 [a].b", "dogs/*?", "dogs/01 [a].b", "dogs/x_1_2"]
-    folder = make(tmp_path, names, [0.5], 2, name_of="out [v1.0] {{}} {noise}/{item}.{trajectory:03d}.png".format)
+    folder = make(
+        tmp_path,
+        names,
+        [0.5],
+        2,
+        name_of="out [v1.0] {{}} {noise}/{item}.{trajectory:03d}.png".format,
+    )
     ds = run(folder, "out [v1.0] {{}} {noise}/{item}.{trajectory:03d}.png")
     assert ds.file.values.tolist() == [f"{name}.png" for name in names]
     assert ds.sizes["trajectory"] == 2
     assert not np.isnan(ds.same_class).any()
     for item, file in enumerate(ds.file.values.tolist()[:2]):
         path = folder / "out [v1.0] {} 0.5" / f"{file.removesuffix('.png')}.001.png"
-        np.testing.assert_array_equal(ds.image[0, item, 1, 0], np.asarray(Image.open(path), np.float32) / 127.5 - 1)
+        np.testing.assert_array_equal(
+            ds.image[0, item, 1, 0], np.asarray(Image.open(path), np.float32) / 127.5 - 1
+        )
 
 
 def test_notations_of_noise(tmp_path):
-    """Percent are the user's unit; .1, 0.10 and 1e-1 are one level; arithmetic may leave a last digit."""
-    texts = {"a": {0.1: ".1", 0.3: "0.30", 10.0: "10"}, "b": {0.1: "0.10", 0.3: "3e-1", 10.0: "10.0"}}
-    folder = make(tmp_path, "ab", [0.1, 0.3, 10.0], name_of=lambda noise, item, **_: f"x/s{texts[item][noise]}_{item}.png")
+    """Percent are the user's unit; .1, 0.10 and 1e-1 are one level; arithmetic may leave a last
+    digit.
+    """
+    texts = {
+        "a": {0.1: ".1", 0.3: "0.30", 10.0: "10"},
+        "b": {0.1: "0.10", 0.3: "3e-1", 10.0: "10.0"},
+    }
+    folder = make(
+        tmp_path,
+        "ab",
+        [0.1, 0.3, 10.0],
+        name_of=lambda noise, item, **_: f"x/s{texts[item][noise]}_{item}.png",
+    )
     pattern = "x/s{noise}_{item}.png"
     ds = run(folder, pattern, unit="percent")
     assert ds.noise.values.tolist() == [0.1, 0.3, 10.0]
@@ -394,30 +509,36 @@ def test_notations_of_noise(tmp_path):
     assert not np.isnan(run(folder, pattern, levels=[0.1 + 0.2, 10]).same_class).any()
 
 
-# --- axes ----------------------------------------------------------------------------------------------------------------
+# --- axes -----------------------------------------------------------------------------------------
 
 
 def test_the_schedule_of_a_model(small):
     ds = run(small, schedule="fashion_mnist", clones=1)
-    of_model = schedule("fashion_mnist", 1000, timestep_spacing="linspace").sel(step=[100, 500, 900])
+    of_model = schedule("fashion_mnist", 1000, timestep_spacing="linspace").sel(
+        step=[100, 500, 900]
+    )
     for name in ("abar", "log_snr", "sigma"):
         np.testing.assert_allclose(ds[name], of_model[name])
     assert "log_snr" in ut.study(ds).axis.values
 
 
-# --- pairing -------------------------------------------------------------------------------------------------------------
+# --- pairing --------------------------------------------------------------------------------------
 
 
 def made(rng, level, items=60, draws=3):
     images = FashionMNISTSource().all_images()[0][:, 0]
     chosen = images[rng.permutation(len(images))[:items]]
     others = images[rng.integers(len(images), size=(items, draws))]
-    return chosen.reshape(items, -1), mixed(chosen[:, None], others, level, rng).reshape(items, draws, -1)
+    return chosen.reshape(items, -1), mixed(chosen[:, None], others, level, rng).reshape(
+        items, draws, -1
+    )
 
 
 @pytest.mark.parametrize("level", [0.05, 0.2])
 def test_swapped_pairs_are_found_without_false_alarms(level):
-    """30 folders of 60 originals: no false alarm, which would have a probability below .05 at a rate of .1; 28 swaps or more."""
+    """30 folders of 60 originals: no false alarm, which would have a probability below .05 at a
+    rate of .1; 28 swaps or more.
+    """
     rng, found = np.random.default_rng(0), 0
     for _ in range(30):
         clean, reconstructions = made(rng, level)
@@ -430,7 +551,9 @@ def test_swapped_pairs_are_found_without_false_alarms(level):
 
 
 def test_files_swapped_at_a_larger_noise_are_named(tmp_path):
-    """Files come for a further level, and two originals are swapped there alone; a level without a trace is not judged."""
+    """Files come for a further level, and two originals are swapped there alone; a level without
+    a trace is not judged.
+    """
     folder = make(tmp_path, list("abcdefghij"), [0.1, 0.2, 0.5, 1.0], 2)
     pattern = "strength_{noise}/{item}_{trajectory}_0.png"
     experiment = image_experiment(**options(folder, pattern))
@@ -440,7 +563,9 @@ def test_files_swapped_at_a_larger_noise_are_named(tmp_path):
         run(folder, pattern, folder / "run.zarr", levels=[0.1, 1.0])
         assert not [warning for warning in said if "swapped" in str(warning.message)]
         for draw in ("0_0", "1_0"):
-            swap(folder / "strength_0.2" / f"c_{draw}.png", folder / "strength_0.2" / f"h_{draw}.png")
+            swap(
+                folder / "strength_0.2" / f"c_{draw}.png", folder / "strength_0.2" / f"h_{draw}.png"
+            )
         ds = run(folder, pattern, folder / "run.zarr")
     (words,) = [words for words in json.loads(ds.attrs["warnings"]) if "swapped" in words]
     assert "at 0.2, reconstructions lie closer to another original" in words
@@ -449,14 +574,21 @@ def test_files_swapped_at_a_larger_noise_are_named(tmp_path):
 
 @pytest.mark.parametrize(("share", "is_named"), [(0.36, True), (0.5, False)])
 def test_pairs_are_named_below_the_ratio_that_is_said(share, is_named, tmp_path):
-    """Files of c and h hold a share of their original and the rest of the other: at the ratio share / (1 - share), here .56."""
+    """Files of c and h hold a share of their original and the rest of the other: at the ratio
+    share / (1 - share), here .56.
+    """
     folder = make(tmp_path, list("abcdefghij"), [0.1])
-    c, h = (np.asarray(Image.open(folder / "originals" / f"{name}.png"), float) / 127.5 - 1 for name in "ch")
+    c, h = (
+        np.asarray(Image.open(folder / "originals" / f"{name}.png"), float) / 127.5 - 1
+        for name in "ch"
+    )
     for name, own, other in (("c", c, h), ("h", h, c)):
         save(folder / "strength_0.1" / f"{name}_0_0.png", share * own + (1 - share) * other)
     recordings = image_experiment(**options(folder)).parts.corruption.recordings
     sentences = recordings.swapped(image_experiment(**options(folder)))
-    assert [("c.png and h.png" in words, "their own: 0.56;" in words) for words in sentences] == [(True, True)] * is_named
+    assert [("c.png and h.png" in words, "their own: 0.56;" in words) for words in sentences] == [
+        (True, True)
+    ] * is_named
 
 
 def test_a_plan_holds_the_levels_whose_files_have_changed(tmp_path):
@@ -470,19 +602,25 @@ def test_a_plan_holds_the_levels_whose_files_have_changed(tmp_path):
     assert (changed.done, changed.u_turns) == (1, 4)
 
 
-# --- what is found, and what is not ------------------------------------------------------------------------------------------
+# --- what is found, and what is not ---------------------------------------------------------------
 
 
 def test_trajectories_and_clones_may_be_words(tmp_path):
     """In alphabetical order; numbers beside them count alone."""
     seeds = ["cold", "hot", "warm"]
     folder = make(
-        tmp_path, "ab", [0.3, 0.6], 3, name_of=lambda noise, item, trajectory, **_: f"{noise}/{item}-{seeds[trajectory]}.png"
+        tmp_path,
+        "ab",
+        [0.3, 0.6],
+        3,
+        name_of=lambda noise, item, trajectory, **_: f"{noise}/{item}-{seeds[trajectory]}.png",
     )
     ds = run(folder, "{noise}/{item}-{trajectory}.png")
     for k, seed in enumerate(seeds):
         path = folder / "0.6" / f"b-{seed}.png"
-        np.testing.assert_array_equal(ds.image.sel(noise=0.6)[1, k, 0], np.asarray(Image.open(path), np.float32) / 127.5 - 1)
+        np.testing.assert_array_equal(
+            ds.image.sel(noise=0.6)[1, k, 0], np.asarray(Image.open(path), np.float32) / 127.5 - 1
+        )
     backward = RecordedImages(pattern=str(folder / "{noise}/{item}-{clone}.png"))
     assert (backward.files.clones, backward.files.trajectories) == (seeds, [0])
     for name in "ab":
@@ -522,33 +660,51 @@ def test_files_that_nearly_match_are_counted_and_named(tmp_path):
 
 
 def test_copies_are_named(tmp_path):
-    """Reconstructions that are the originals; equal trajectories; equal clones; at noise 0, and for one draw, they are not."""
+    """Reconstructions that are the originals; equal trajectories; equal clones; at noise 0, and
+    for one draw, they are not.
+    """
 
     def said(levels, trajectories, clones, chosen):
-        folder = make(tmp_path / f"{len(list(tmp_path.iterdir()))}", "abc", levels, trajectories, clones)
+        folder = make(
+            tmp_path / f"{len(list(tmp_path.iterdir()))}", "abc", levels, trajectories, clones
+        )
         for path in folder.glob("strength_*/*.png"):
             item, trajectory, clone = path.stem.split("_")
             other = chosen(path, item, int(trajectory), int(clone))
             path.write_bytes((folder / other if isinstance(other, str) else other).read_bytes())
-        return [line for line in map(str, image_experiment(**options(folder)).model_check()) if "data check: at" in line]
+        return [
+            line
+            for line in map(str, image_experiment(**options(folder)).model_check())
+            if "data check: at" in line
+        ]
 
     originals = said([0.3, 0.9], 2, 1, lambda path, item, *_: f"originals/{item}.png")
     assert originals == [
-        "data check: at 0.9, the largest noise, all reconstructions equal their originals; are they copies of them?"
+        "data check: at 0.9, the largest noise, all reconstructions equal their originals; are they"
+        " copies of them?"
     ]
-    equal = said([0.3, 0.9], 3, 2, lambda path, item, _, clone: path.with_name(f"{item}_0_{clone}.png"))
+    equal = said(
+        [0.3, 0.9], 3, 2, lambda path, item, _, clone: path.with_name(f"{item}_0_{clone}.png")
+    )
     assert [line.partition("all ")[2][:12] for line in equal] == ["trajectories"]
-    equal = said([0.3, 0.9], 3, 2, lambda path, item, trajectory, _: path.with_name(f"{item}_{trajectory}_0.png"))
+    equal = said(
+        [0.3, 0.9],
+        3,
+        2,
+        lambda path, item, trajectory, _: path.with_name(f"{item}_{trajectory}_0.png"),
+    )
     assert [line.partition("all ")[2][:6] for line in equal] == ["clones"]
     assert not said([0.0], 2, 1, lambda path, item, *_: f"originals/{item}.png")[1:]
     assert not said([0.3, 0.9], 3, 2, lambda path, *_: path)
 
 
-# --- originals that change ---------------------------------------------------------------------------------------------------
+# --- originals that change ------------------------------------------------------------------------
 
 
 def test_originals_that_change_and_keep_their_size_stop_a_run(tmp_path):
-    """Of a run that is extended by a level, by trajectories, or resumed; brought back, it goes on."""
+    """Of a run that is extended by a level, by trajectories, or resumed; brought back, it goes
+    on.
+    """
     folder = make(tmp_path, NAMES, [0.1, 0.5, 0.9], 2)
     for path in folder.glob("originals/*.png"):
         Image.open(path).save(path.with_suffix(".bmp"))
@@ -559,8 +715,15 @@ def test_originals_that_change_and_keep_their_size_stop_a_run(tmp_path):
     before = changed.read_bytes()
     Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
     assert len(changed.read_bytes()) == len(before)
-    says = r"contents have changed since they were measured = \['d\.bmp'\]: expected none; bring them back"
-    for sizes in ({"levels": [0.1, 0.5], "trajectories": 2}, {}, {"levels": [0.1, 0.5], "trajectories": 1}):
+    says = (
+        r"contents have changed since they were measured = \['d\.bmp'\]: expected none; bring them"
+        r" back"
+    )
+    for sizes in (
+        {"levels": [0.1, 0.5], "trajectories": 2},
+        {},
+        {"levels": [0.1, 0.5], "trajectories": 1},
+    ):
         with pytest.raises(ValueError, match=says):
             run(folder, pattern, store, **sizes)
     xr.testing.assert_identical(xr.open_zarr(store).load().drop_attrs(), first.load().drop_attrs())
@@ -568,13 +731,16 @@ def test_originals_that_change_and_keep_their_size_stop_a_run(tmp_path):
     assert np.isnan(images[[3]]).all()
     changed.write_bytes(before)
     np.testing.assert_array_equal(
-        originals(first, np.arange(6))[0][3, 0], np.asarray(Image.open(changed)) / np.float32(127.5) - 1
+        originals(first, np.arange(6))[0][3, 0],
+        np.asarray(Image.open(changed)) / np.float32(127.5) - 1,
     )
     assert run(folder, pattern, store).sizes["noise"] == 3
 
 
 def test_a_store_names_no_file_outside_of_its_folder(tmp_path, monkeypatch):
-    """Originals are read by their stored names; nothing is listed, and no pipe and no file outside of the folder is read."""
+    """Originals are read by their stored names; nothing is listed, and no pipe and no file
+    outside of the folder is read.
+    """
     folder = make(tmp_path, "ab", [0.5])
     ds = run(folder, "strength_{noise}/{item}_0_0.png")
     expected, _ = originals(ds, np.arange(2))
@@ -594,14 +760,18 @@ def test_a_store_names_no_file_outside_of_its_folder(tmp_path, monkeypatch):
         spec["source"]["path"] = place
         digest = hashlib.sha256((folder / "strength_0.5" / "a_0_0.png").read_bytes()).hexdigest()
         forged = ds.assign_attrs(spec=json.dumps(spec)).assign_coords(
-            file=("item", np.array([name, "b.png"], object)), file_digest=("item", np.array([digest, digest], object))
+            file=("item", np.array([name, "b.png"], object)),
+            file_digest=("item", np.array([digest, digest], object)),
         )
         assert np.isnan(originals(forged, np.arange(1))[0]).all()
 
 
 @pytest.mark.parametrize(
     "source",
-    [{"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 9}, {"type": "array", "path": "images.npy"}],
+    [
+        {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 9},
+        {"type": "array", "path": "images.npy"},
+    ],
 )
 def test_a_store_that_names_a_source_of_other_data_has_no_originals(tmp_path, monkeypatch, source):
     monkeypatch.chdir(make(tmp_path, "ab", [0.5]))
@@ -609,7 +779,10 @@ def test_a_store_that_names_a_source_of_other_data_has_no_originals(tmp_path, mo
     np.save("images.npy", np.zeros((2, 3, 5), np.uint8))
     built = build("source", source)
     models = json.loads(ds.attrs["models"]) | {"source": built.fingerprint()}
-    forged = ds.assign_attrs(spec=json.dumps(json.loads(ds.attrs["spec"]) | {"source": source}), models=json.dumps(models))
+    forged = ds.assign_attrs(
+        spec=json.dumps(json.loads(ds.attrs["spec"]) | {"source": source}),
+        models=json.dumps(models),
+    )
     images, names = originals(forged, np.arange(2))
     assert images.shape == (2, *ds.image.shape[-3:])
     assert np.isnan(images).all()

@@ -1,4 +1,6 @@
-"""The page of results in a browser: it opens from disk without errors or requests, and its controls do what they should."""
+"""The page of results in a browser: it opens from disk without errors or requests, and its
+controls do what they should.
+"""
 
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +16,9 @@ from test_report import figure
 from uturn.pages import report, write_page
 from uturn.store.outputs import write_dataset
 
-playwright = pytest.importorskip("playwright.sync_api", reason="drives Chromium: playwright is not installed")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="drives Chromium: playwright is not installed"
+)
 SIZES = (1280, 400, 360)
 
 
@@ -29,7 +33,9 @@ def address(tmp_path_factory):
     data["original"] = dims, rng.uniform(-1, 1, (3, 8, 8)).astype("float32")
     data["image"] = ("noise", *dims), rng.uniform(-1, 1, (10, 3, 8, 8)).astype("float32")
     write_dataset(data, folder / "fig7.zarr")
-    spec = strings("masking", [0.0, 0.6, 1.0], ["tree_levels", "tree_nodes"], source={"vocab_size": 4}, items=6)
+    spec = strings(
+        "masking", [0.0, 0.6, 1.0], ["tree_levels", "tree_nodes"], source={"vocab_size": 4}, items=6
+    )
     ut.run(ut.Experiment.from_dict(spec), folder / "runs" / "tree.zarr")
     report([folder / "runs"], folder / "runs.html")
     return write_page(folder).as_uri()
@@ -37,7 +43,9 @@ def address(tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, address):
-    """Opens the page, or another `at` an address; at the end no error and no request may have been seen."""
+    """Opens the page, or another `at` an address; at the end no error and no request may have
+    been seen.
+    """
     contexts, wrong = [], []
 
     def open_page(width=1280, fragment="", scheme="light", at=address):
@@ -46,7 +54,12 @@ def opened(browser, address):
         page = context.new_page()
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: request.url.startswith(("data:", "blob:", at)) or wrong.append(request.url))
+        page.on(
+            "request",
+            lambda request: (
+                request.url.startswith(("data:", "blob:", at)) or wrong.append(request.url)
+            ),
+        )
         page.goto(at + fragment)
         page.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
         return page
@@ -59,13 +72,17 @@ def opened(browser, address):
 
 def slide(page, noise):
     page.locator("#noise").evaluate(
-        "(one, value) => { one.value = value; one.dispatchEvent(new Event('input', {bubbles: true})); }", str(noise)
+        "(one, value) => { one.value = value; one.dispatchEvent(new Event('input', {bubbles:"
+        " true})); }",
+        str(noise),
     )
     next_frame(page)
 
 
 def wait_for(page, condition):
-    """Wait until a condition holds; the policy of the page forbids the waiting of playwright itself."""
+    """Wait until a condition holds; the policy of the page forbids the waiting of playwright
+    itself.
+    """
     for _ in range(1200):  # up to a minute on a busy machine
         with suppress(playwright.Error):  # the page is just loading itself again
             if page.evaluate(condition):
@@ -76,7 +93,9 @@ def wait_for(page, condition):
 
 def unfold(page):
     """Open all readings, of which the charts are drawn then."""
-    page.locator("details.readings").evaluate_all("(all) => all.forEach((one) => { one.open = true; })")
+    page.locator("details.readings").evaluate_all(
+        "(all) => all.forEach((one) => { one.open = true; })"
+    )
     next_frame(page)
 
 
@@ -104,7 +123,10 @@ def test_the_slider_moves_every_view(opened, width):
 
 def test_the_tree_follows_the_slider(opened, address):
     page = opened(at=address.replace("index.html", "runs.html"))
-    shares = "[...document.querySelectorAll('.tree circle')].map((one) => one.style.getPropertyValue('--share'))"
+    shares = (
+        "[...document.querySelectorAll('.tree circle')].map((one) =>"
+        " one.style.getPropertyValue('--share'))"
+    )
     slide(page, 0)
     assert page.evaluate(shares) == ["100%"] * 15
     slide(page, 1)
@@ -115,12 +137,15 @@ def test_the_tree_follows_the_slider(opened, address):
     assert "All nodes of a level have the colour of its mean." in page.locator(".tree").inner_text()
     for width in SIZES:
         page.set_viewport_size({"width": width, "height": 900})
-        wait_for(page, "document.documentElement.scrollWidth <= innerWidth")  # curves are drawn anew a moment later
+        # Curves are drawn anew a moment later.
+        wait_for(page, "document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_the_filter_of_the_verdicts(opened):
     page = opened()
-    heights = page.evaluate("[...document.querySelectorAll('#verdicts th')].map((one) => one.clientHeight)")
+    heights = page.evaluate(
+        "[...document.querySelectorAll('#verdicts th')].map((one) => one.clientHeight)"
+    )
     assert max(heights) < 50  # no heading is cut into two lines
     for width in SIZES:
         page.set_viewport_size({"width": width, "height": 900})
@@ -147,7 +172,9 @@ def test_one_choice_of_axis_moves_all_panels(opened):
         page.wait_for_timeout(100)
     wait_for(page, "[...document.querySelectorAll('.plot')].every((one) => one.layout)")
     page.select_option("#axis", "log_snr")
-    titles = page.evaluate("[...document.querySelectorAll('.plot')].map((one) => one.layout.xaxis.title.text)")
+    titles = page.evaluate(
+        "[...document.querySelectorAll('.plot')].map((one) => one.layout.xaxis.title.text)"
+    )
     assert titles == ["log-SNR (nats)"] * 2
     count = "document.querySelector('.plot').data.length"
     assert page.evaluate(count) == 6
@@ -202,7 +229,9 @@ def test_downloads(opened):
     assert "<svg" in Path(saved.value.path()).read_text()
 
 
-@pytest.mark.parametrize(("scheme", "ground"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 23, 26)")])
+@pytest.mark.parametrize(
+    ("scheme", "ground"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 23, 26)")]
+)
 def test_accessibility_and_colours(opened, address, scheme, ground):
     page = opened(scheme=scheme, at=address.replace("index.html", "runs.html"))
     assert violations(page) == []

@@ -1,4 +1,6 @@
-"""U-turns through diffusers' schedulers: index conventions, randomness by image, and the law of the reconstructions."""
+"""U-turns through diffusers' schedulers: index conventions, randomness by image, and the law of
+the reconstructions.
+"""
 
 import diffusers
 import numpy as np
@@ -16,7 +18,9 @@ MEAN, DEVIATION = 0.1, 0.15  # of the Gaussian data: six standard deviations fit
 
 
 class GaussianDenoiser(torch.nn.Module):
-    """Exact E[noise | x_t] for independent pixels N(MEAN, DEVIATION^2); remembers the timesteps it was called with."""
+    """Exact E[noise | x_t] for independent pixels N(MEAN, DEVIATION^2); remembers the timesteps
+    it was called with.
+    """
 
     def __init__(self, scheduler) -> None:
         super().__init__()
@@ -43,7 +47,9 @@ def make_gaussian(name="ddpm", num_steps=50, **options):
 
 
 def make_fine_gaussian(name, num_steps, **options):
-    """The same noise levels in ten times as many timesteps: at 1,000, the error of a step shows in the variance."""
+    """The same noise levels in ten times as many timesteps: at 1,000, the error of a step shows
+    in the variance.
+    """
     scheduler = make_scheduler(name, num_train_timesteps=10_000, beta_start=1e-5, beta_end=2e-3)
     return ReverseDiffusion(GaussianDenoiser(scheduler), scheduler, num_steps, **options)
 
@@ -63,7 +69,7 @@ def images():
     return np.random.default_rng(1).uniform(-1, 1, (8, 1, 8, 8)).astype(np.float32)
 
 
-# --- index conventions -----------------------------------------------------------------------------------------------
+# --- index conventions ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
@@ -76,20 +82,25 @@ def test_step_zero_is_the_identity(name):
     assert backward.model.called == []
 
 
-@pytest.mark.parametrize("name", [*sorted(SCHEDULERS), "DEISMultistepScheduler", "DPMSolverSinglestepScheduler"])
+@pytest.mark.parametrize(
+    "name", [*sorted(SCHEDULERS), "DEISMultistepScheduler", "DPMSolverSinglestepScheduler"]
+)
 @pytest.mark.parametrize("step", [1, 2, 17, 50])
 def test_noised_to_and_denoised_from_the_same_timestep(name, step):
     backward = make_gaussian(name)
     images, streams = gaussian_images(3, 4), keys(0, range(3))
     inputs = []
-    hook = backward.model.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0].numpy().copy()))
+    hook = backward.model.register_forward_pre_hook(
+        lambda module, arguments: inputs.append(arguments[0].numpy().copy())
+    )
     backward.u_turn(np.zeros_like(images), step, streams)
     first_of_zero = inputs[0]
     inputs.clear()
     backward.model.called.clear()
     backward.u_turn(images, step, streams)
     hook.remove()
-    # The model is called once at each of the last k levels, descending; by Heun's method, twice at all but the first.
+    # The model is called once at each of the last k levels, descending; by Heun's method, twice at
+    # all but the first.
     expected = backward.forward.noise_levels["timestep"][step:0:-1]
     if name == "heun":
         expected = np.concatenate([expected[:1], np.repeat(expected[1:], 2)])
@@ -97,7 +108,9 @@ def test_noised_to_and_denoised_from_the_same_timestep(name, step):
     # Its first input has the noise-to-signal ratio which that timestep stands for.
     noise = normals(streams, 16).reshape(images.shape)
     sigma = (first_of_zero / noise).mean() / ((inputs[0] - first_of_zero) / images).mean()
-    np.testing.assert_allclose(sigma, np.interp(expected[0], np.arange(1000), backward.model.sigmas), rtol=1e-3)
+    np.testing.assert_allclose(
+        sigma, np.interp(expected[0], np.arange(1000), backward.model.sigmas), rtol=1e-3
+    )
     np.testing.assert_allclose(sigma, backward.forward.noise_levels["sigma"][step], rtol=1e-3)
 
 
@@ -124,11 +137,13 @@ def test_forward_noise_has_the_marginal_law():
     backward = make_gaussian("ddpm")
     images = gaussian_images(4, 64)
     abar = backward.forward.noise_levels["abar"][20]
-    noise = (backward.corrupt(images, 20, keys(3, range(4))) - np.sqrt(abar) * images) / np.sqrt(1 - abar)
+    noise = (backward.corrupt(images, 20, keys(3, range(4))) - np.sqrt(abar) * images) / np.sqrt(
+        1 - abar
+    )
     assert_standard_normal(noise, false_alarm=1e-4)
 
 
-# --- randomness ------------------------------------------------------------------------------------------------------
+# --- randomness -----------------------------------------------------------------------------------
 
 
 def test_is_stochastic():
@@ -164,11 +179,13 @@ def test_global_random_state_is_left_alone(tiny_unet, images):
     np.testing.assert_array_equal(first, backward.u_turn(images, 5, keys(0, range(8))))
 
 
-# --- the law of the reconstructions ----------------------------------------------------------------------------------
+# --- the law of the reconstructions ---------------------------------------------------------------
 
 
 def assert_standard_normal(values, false_alarm):
-    """Mean and variance of independent N(0, 1) numbers; each of the two tests takes half of the false-alarm budget."""
+    """Mean and variance of independent N(0, 1) numbers; each of the two tests takes half of the
+    false-alarm budget.
+    """
     n = values.size
     assert abs(values.mean()) * np.sqrt(n) < stats.norm.isf(false_alarm / 4)
     low, high = stats.chi2.ppf([false_alarm / 4, 1 - false_alarm / 4], n - 1)
@@ -188,26 +205,38 @@ def posterior_residual(backward, step, seed=0):
 
 @pytest.mark.parametrize(("name", "eta"), [("ddpm", None), ("ddim", 1.0)])
 def test_stochastic_reverse_steps_draw_from_the_posterior(name, eta):
-    """6,272 pixels, false alarm 1e-3; steps so fine that discretisation stays below the statistical error."""
-    _, noisy, residual = posterior_residual(make_fine_gaussian(name, num_steps=10_000, eta=eta), step=2500)
+    """6,272 pixels, false alarm 1e-3; steps so fine that discretisation stays below the
+    statistical error.
+    """
+    _, noisy, residual = posterior_residual(
+        make_fine_gaussian(name, num_steps=10_000, eta=eta), step=2500
+    )
     assert_standard_normal(residual, false_alarm=1e-3)
     # A posterior draw is independent of x_t once its mean is taken off.
-    assert abs(np.corrcoef(residual.ravel(), noisy.ravel())[0, 1]) * np.sqrt(residual.size) < stats.norm.isf(1e-3 / 2)
+    assert abs(np.corrcoef(residual.ravel(), noisy.ravel())[0, 1]) * np.sqrt(
+        residual.size
+    ) < stats.norm.isf(1e-3 / 2)
 
 
 def test_deterministic_steps_do_not_draw_from_the_posterior():
-    """The negative control: DDIM with eta = 0 keeps the law of the data (false alarm 1e-3) but not the posterior."""
+    """The negative control: DDIM with eta = 0 keeps the law of the data (false alarm 1e-3) but
+    not the posterior.
+    """
     backward = make_fine_gaussian("ddim", num_steps=10_000)
     images, noisy, residual = posterior_residual(backward, step=2500)
     with pytest.raises(AssertionError):
         assert_standard_normal(residual, false_alarm=1e-3)
     assert abs(np.corrcoef(residual.ravel(), noisy.ravel())[0, 1]) > 0.99  # a function of x_t
-    assert_standard_normal((backward.u_turn(images, 2500, keys(0, range(2))) - MEAN) / DEVIATION, false_alarm=1e-3)
+    assert_standard_normal(
+        (backward.u_turn(images, 2500, keys(0, range(2))) - MEAN) / DEVIATION, false_alarm=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_every_scheduler_keeps_the_law_of_the_data(name):
-    """Within 10 % of the variance with 2,000 steps, a quarter of the way and all of it (statistical error 1.8 %)."""
+    """Within 10 % of the variance with 2,000 steps, a quarter of the way and all of it
+    (statistical error 1.8 %).
+    """
     backward = make_fine_gaussian(name, num_steps=2000)
     for step in (500, 2000):
         rebuilt = backward.u_turn(gaussian_images(2, 56), step, keys(0, range(2)))
@@ -215,24 +244,32 @@ def test_every_scheduler_keeps_the_law_of_the_data(name):
         assert rebuilt.var() == pytest.approx(DEVIATION**2, rel=0.1)
 
 
-# --- models ----------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 def test_learned_variance_is_used_or_dropped():
-    """A model with twice the channels: DDPM with a learned range takes them all, DDIM the first half."""
+    """A model with twice the channels: DDPM with a learned range takes them all, DDIM the first
+    half.
+    """
 
     class WithVariance(GaussianDenoiser):
         def forward(self, noisy, timestep):
-            return torch.cat([super().forward(noisy, timestep), torch.full_like(noisy, -1.0)], dim=1)
+            return torch.cat(
+                [super().forward(noisy, timestep), torch.full_like(noisy, -1.0)], dim=1
+            )
 
     scheduler = diffusers.DDPMScheduler(clip_sample=False, variance_type="learned_range")
     images, streams = gaussian_images(2, 8), keys(0, range(2))
     model = WithVariance(scheduler)
     learned = ReverseDiffusion(model, scheduler, 50).u_turn(images, 30, streams)
     # -1 is the lower end of the range, the variance that DDPM uses by default.
-    np.testing.assert_allclose(learned, make_gaussian("ddpm").u_turn(images, 30, streams), atol=1e-5)
+    np.testing.assert_allclose(
+        learned, make_gaussian("ddpm").u_turn(images, 30, streams), atol=1e-5
+    )
     dropped = ReverseDiffusion(model, make_scheduler("ddim"), 50).u_turn(images, 30, streams)
-    np.testing.assert_allclose(dropped, make_gaussian("ddim").u_turn(images, 30, streams), atol=1e-5)
+    np.testing.assert_allclose(
+        dropped, make_gaussian("ddim").u_turn(images, 30, streams), atol=1e-5
+    )
 
 
 def test_fingerprint_tells_models_and_samplers_apart(tiny_unet):
@@ -248,7 +285,7 @@ def test_fingerprint_tells_models_and_samplers_apart(tiny_unet):
         tiny_unet.conv_in.bias -= 1
 
 
-# --- errors ----------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def test_ddim_with_uneven_steps_is_refused():
@@ -260,7 +297,9 @@ def test_ddim_with_uneven_steps_is_refused():
 
 
 def test_schedulers_that_cannot_make_u_turns_are_refused():
-    with pytest.raises(ValueError, match=r"timesteps of PNDMScheduler = .*: expected .* strictly descending"):
+    with pytest.raises(
+        ValueError, match=r"timesteps of PNDMScheduler = .*: expected .* strictly descending"
+    ):
         make_gaussian("PNDMScheduler")
 
 

@@ -1,4 +1,6 @@
-"""Laws of the grammar: distinct tuples, one parse, likelihoods that add up, streams that do not depend on the batch."""
+"""Laws of the grammar: distinct tuples, one parse, likelihoods that add up, streams that do not
+depend on the batch.
+"""
 
 import itertools
 
@@ -39,7 +41,10 @@ def test_parse_of_every_string_of_a_small_grammar():
     rhm = RandomHierarchyModel(3, 2, 2, 2, seed=5)
     strings = np.array(list(itertools.product(range(3), repeat=4)))
     parse = rhm.parse(strings)
-    tables = {level: {tuple(t): y for y, ts in enumerate(table.tolist()) for t in ts} for level, table in rhm.rules.items()}
+    tables = {
+        level: {tuple(t): y for y, ts in enumerate(table.tolist()) for t in ts}
+        for level, table in rhm.rules.items()
+    }
     for row, string in enumerate(strings.tolist()):
         pair = [tables[1].get(tuple(string[:2]), -1), tables[1].get(tuple(string[2:]), -1)]
         root = tables[2].get(tuple(pair), -1)
@@ -53,7 +58,9 @@ def test_parse_of_every_string_of_a_small_grammar():
 
 
 def test_sampling_follows_the_likelihood():
-    rhm = RandomHierarchyModel(3, 2, 2, 2, seed=5, rule_probabilities=zipf(2, 1.0), class_probabilities=[0.5, 0.3, 0.2])
+    rhm = RandomHierarchyModel(
+        3, 2, 2, 2, seed=5, rule_probabilities=zipf(2, 1.0), class_probabilities=[0.5, 0.3, 0.2]
+    )
     strings = np.array(list(itertools.product(range(3), repeat=4)))
     expected = np.exp(rhm.log_likelihood(strings))
     assert expected.sum() == pytest.approx(1, abs=1e-12)
@@ -61,12 +68,14 @@ def test_sampling_follows_the_likelihood():
     counts = np.bincount(drawn, minlength=81)
     assert counts[expected == 0].sum() == 0
     assert stats.chisquare(counts[expected > 0], 20_000 * expected[expected > 0]).pvalue > 1e-3
-    uniform = np.where(expected > 0, 1 / (expected > 0).sum(), 0)  # negative control: another law is rejected
+    # Negative control: another law is rejected.
+    uniform = np.where(expected > 0, 1 / (expected > 0).sum(), 0)
     assert stats.chisquare(counts[expected > 0], 20_000 * uniform[expected > 0]).pvalue < 1e-6
 
 
 def test_rules_are_drawn_uniformly():
-    # Every tuple of every position is as likely as any other, also in the sparse method (rejection) and the dense one.
+    # Every tuple of every position is as likely as any other, also in the sparse method (rejection)
+    # and the dense one.
     for multiplicity, seeds in ((1, 4000), (2, 2000)):  # 3 of 9 tuples, 6 of 9 tuples
         counts = np.zeros((3, 9))
         for seed in range(seeds):
@@ -103,7 +112,8 @@ def test_from_rules_and_files(tmp_path):
     strings = {str(level): table.tolist() for level, table in rhm.rules.items()}
     other = RandomHierarchyModel.from_rules(strings, rule_probabilities=zipf(2, 0.7))
     assert other.fingerprint == rhm.fingerprint
-    assert RandomHierarchyModel.from_rules({1: [[[0, 3]], [[1, 1]]]}).vocab_size == 4  # depth 1: largest symbol + 1
+    # Depth 1: largest symbol + 1.
+    assert RandomHierarchyModel.from_rules({1: [[[0, 3]], [[1, 1]]]}).vocab_size == 4
     with pytest.raises(ValueError, match=r"rules\[1\]: symbol = 700000: expected .*vocab_size"):
         RandomHierarchyModel.from_rules({1: [[[0, 3]], [[1, 700_000]]]})
     (tmp_path / "cut").write_bytes((tmp_path / "grammar.safetensors").read_bytes()[:100])

@@ -13,7 +13,8 @@ SHEETS, STRINGS, SIZE = 16, 1024, 32
 
 
 def forged(rng, posterior_error, law_error, steps=STEPS, variance=1.0):
-    """A run whose laws are a share (function of the number of steps) of a wrong law away from the right ones.
+    """A run whose laws are a share (function of the number of steps) of a wrong law away from the
+    right ones.
 
     Chains start with `variance` times the noise they should.
     """
@@ -31,7 +32,10 @@ def forged(rng, posterior_error, law_error, steps=STEPS, variance=1.0):
                 ("steps", "observation", "sheet", "string"),
                 np.stack([counts(p, posterior_error) for p in posterior], axis=1),
             ),
-            "posterior": (("steps", "observation", "string"), np.broadcast_to(posterior, (len(steps), *posterior.shape))),
+            "posterior": (
+                ("steps", "observation", "string"),
+                np.broadcast_to(posterior, (len(steps), *posterior.shape)),
+            ),
             "law_counts": (("steps", "sheet", "string"), counts(data_law, law_error)),
             "data_law": (("string",), data_law),
             **start(rng, len(steps), variance),
@@ -43,7 +47,9 @@ def forged(rng, posterior_error, law_error, steps=STEPS, variance=1.0):
 
 def start(rng, steps, variance):
     squares = variance * (rng.standard_normal((steps, 256, 16)) ** 2).sum(-1)
-    standardised = np.stack([rng.standard_normal((steps, 256)), (squares - 16) / np.sqrt(32)], axis=-1)
+    standardised = np.stack(
+        [rng.standard_normal((steps, 256)), (squares - 16) / np.sqrt(32)], axis=-1
+    )
     both = np.broadcast_to([0.7, 0.5], (steps, 2))
     return {
         "standardised": (("steps", "item", "quantity"), standardised),
@@ -62,7 +68,10 @@ def constant(k):
 
 
 GOOD = {
-    **{label: first_order if kind == "full" else constant for label, (*_, kind) in schedulers.SAMPLERS.items()},
+    **{
+        label: first_order if kind == "full" else constant
+        for label, (*_, kind) in schedulers.SAMPLERS.items()
+    },
 }
 
 
@@ -102,7 +111,8 @@ def test_verdicts_can_fail(changed, laws, failing):
     _, found = verdicts(changed, laws)
     failed = {k for k, verdict in enumerate(found) if not verdict.passed}
     assert failing <= failed
-    assert failed - failing <= {0, 2}  # orders flatten with a plateau, and 2 compares with the worst of the others
+    # Orders flatten with a plateau, and 2 compares with the worst of the others.
+    assert failed - failing <= {0, 2}
 
 
 def test_a_start_beside_the_first_timestep_fails():
@@ -122,6 +132,8 @@ def test_squared_distance_is_unbiased():
 def test_p_values_of_equal_laws_are_uniform():
     rng = np.random.default_rng(2)
     p = rng.dirichlet(np.ones(10))
-    found = np.array([schedulers.p_value(rng.multinomial(100, p, size=(2, 12)) / 100 - p) for _ in range(200)])
+    found = np.array(
+        [schedulers.p_value(rng.multinomial(100, p, size=(2, 12)) / 100 - p) for _ in range(200)]
+    )
     assert abs(found.mean() - 0.5) < 4 / np.sqrt(12 * 200)
     assert found.min() > 1e-4

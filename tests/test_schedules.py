@@ -1,4 +1,6 @@
-"""`uturn schedule`: noise levels and strength, against the image-to-image pipelines of diffusers themselves."""
+"""`uturn schedule`: noise levels and strength, against the image-to-image pipelines of diffusers
+themselves.
+"""
 
 import __future__
 
@@ -23,7 +25,12 @@ from uturn.measures.strengths import steps_of, strength_of
 from uturn.networks.images.schedules import read_scheduler, schedule
 from uturn.studies.plotting.schedules import draw_schedules
 
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+BETAS = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 SD, SDXL, SD3, FLUX = "stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux"
 PIPELINES = {  # module: class of the text-to-image pipeline
@@ -46,12 +53,21 @@ def source_of(module):
 
 
 def written_by_diffusers(path, name):
-    """A function in a file of diffusers, from its source: importing the pipeline would take its text encoders too."""
+    """A function in a file of diffusers, from its source: importing the pipeline would take its
+    text encoders too.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    [found] = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name]
+    [found] = [
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name
+    ]
     found.decorator_list = []
     space = {"torch": torch}
-    exec(compile(ast.Module([found], []), str(path), "exec", flags=__future__.annotations.compiler_flag), space)
+    exec(
+        compile(
+            ast.Module([found], []), str(path), "exec", flags=__future__.annotations.compiler_flag
+        ),
+        space,
+    )
     return space[name]
 
 
@@ -68,7 +84,9 @@ def called(module, config, steps, size=1024):
     if module in (FLUX, "qwenimage"):
         c = made.config
         shift = written_by_diffusers(source_of(FLUX), "calculate_shift")
-        mu = shift((size // 16) ** 2, c.base_image_seq_len, c.max_image_seq_len, c.base_shift, c.max_shift)
+        mu = shift(
+            (size // 16) ** 2, c.base_image_seq_len, c.max_image_seq_len, c.base_shift, c.max_shift
+        )
         made.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
     else:
         made.set_timesteps(steps)
@@ -91,9 +109,14 @@ CASES = [
 @pytest.mark.parametrize(("module", "config"), CASES)
 @pytest.mark.parametrize("steps", [10, 29])
 def test_strength_gives_the_timesteps_of_the_pipeline(module, config, steps, tmp_path):
-    """Timesteps, number of calls and noise of every strength in the table, and of strengths at random."""
+    """Timesteps, number of calls and noise of every strength in the table, and of strengths at
+    random.
+    """
     ds = schedule(folder_of(tmp_path, PIPELINES[module], config), steps, size=512)
-    get_timesteps, scheduler = written_by_diffusers(source_of(module), "get_timesteps"), called(module, config, steps, 512)
+    get_timesteps, scheduler = (
+        written_by_diffusers(source_of(module), "get_timesteps"),
+        called(module, config, steps, 512),
+    )
     random = np.random.default_rng(0).uniform(1 / steps, 1, 20).round(3)
     for strength in [*ds.strength.values[1:], *random]:
         pipeline = SimpleNamespace(scheduler=copy.deepcopy(scheduler))
@@ -103,40 +126,62 @@ def test_strength_gives_the_timesteps_of_the_pipeline(module, config, steps, tmp
         one = ds.sel(step=k)
         assert int(one.calls) == len(timesteps)
         assert float(one.timestep) == pytest.approx(float(timesteps[0]), rel=1e-6)
-        # As the pipelines noise the image; at its place in the list, set by get_timesteps, where a timestep is listed twice.
-        image, none = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-        a, s = (add_noise(pipeline.scheduler, *pair, timesteps[:1]).item() for pair in ((image, none), (none, image)))
+        # As the pipelines noise the image; at its place in the list, set by get_timesteps, where a
+        # timestep is listed twice.
+        image, none = (
+            torch.ones(1, 1, 1, 1, dtype=torch.float64),
+            torch.zeros(1, 1, 1, 1, dtype=torch.float64),
+        )
+        a, s = (
+            add_noise(pipeline.scheduler, *pair, timesteps[:1]).item()
+            for pair in ((image, none), (none, image))
+        )
         assert float(one.abar) == pytest.approx(a**2 / (a**2 + s**2), rel=1e-9)
         assert float(one.sigma) == pytest.approx(s / a if a else np.inf, rel=1e-9)
-    np.testing.assert_array_equal([steps_of(x, steps, "int(N - " in ds.attrs["rule"]) for x in ds.strength.values], ds.step)
+    np.testing.assert_array_equal(
+        [steps_of(x, steps, "int(N - " in ds.attrs["rule"]) for x in ds.strength.values], ds.step
+    )
     with np.errstate(divide="ignore"):
         np.testing.assert_allclose(ds.log_snr, -2 * np.log(ds.sigma), rtol=1e-9)
 
 
 def rules_of_diffusers():
-    """{class of a pipeline: number of steps of 10 at strength .25}, 2 or 3, for all image-to-image pipelines that cut a list."""
+    """{class of a pipeline: number of steps of 10 at strength .25}, 2 or 3, for all
+    image-to-image pipelines that cut a list.
+    """
     package = Path(importlib.util.find_spec("diffusers").submodule_search_locations[0])
     scheduler = SimpleNamespace(timesteps=torch.arange(10, 0, -1), order=1)
     found = {}
     for path in sorted(package.glob("pipelines/*/pipeline_*img2img*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        if not any(isinstance(node, ast.FunctionDef) and node.name == "get_timesteps" for node in ast.walk(tree)):
+        if not any(
+            isinstance(node, ast.FunctionDef) and node.name == "get_timesteps"
+            for node in ast.walk(tree)
+        ):
             continue
         cut = written_by_diffusers(path, "get_timesteps")
         device = ["cpu"] if "device" in inspect.signature(cut).parameters else []
-        name = next(node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Pipeline"))
+        name = next(
+            node.name
+            for node in tree.body
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Pipeline")
+        )
         found[name] = cut(SimpleNamespace(scheduler=scheduler), 10, 0.25, *device)[1]
     return found
 
 
 @pytest.mark.upstream("diffusers", "0.42")
 def test_the_rule_of_every_image_to_image_pipeline(tmp_path):
-    """The rule is chosen by the name of the pipeline: that of diffusers, and that of its text-to-image pipeline."""
+    """The rule is chosen by the name of the pipeline: that of diffusers, and that of its
+    text-to-image pipeline.
+    """
     rules = rules_of_diffusers()
     assert len(rules) > 20
     for name, steps in rules.items():
         for stored in (name, name.replace("Img2Img", "")):
-            ds = schedule(folder_of(tmp_path / stored, stored, {"_class_name": "DDPMScheduler"}), 10)
+            ds = schedule(
+                folder_of(tmp_path / stored, stored, {"_class_name": "DDPMScheduler"}), 10
+            )
             assert steps_of(0.25, 10, "int(N - " in ds.attrs["rule"]) == steps, stored
 
 
@@ -153,17 +198,26 @@ def test_the_levels_are_those_of_u_turns(tmp_path):
     """With the spacing of `uturn images`, the table is that of its backward."""
     config = {"_class_name": "DDIMScheduler", **BETAS}
     folder = folder_of(tmp_path, "DDIMPipeline", config)
-    for name, spacing in (("ddpm", "linspace"), ("ddim", "trailing"), ("ancestral", "linspace"), ("euler", "linspace")):
+    for name, spacing in (
+        ("ddpm", "linspace"),
+        ("ddim", "trailing"),
+        ("ancestral", "linspace"),
+        ("euler", "linspace"),
+    ):
         ds = schedule(folder, 20, name, timestep_spacing=spacing)
         stored = read_scheduler(folder)[0]
-        levels = ReverseDiffusion(torch.nn.Identity().eval(), scheduler_like(stored, name), 20).forward.noise_levels
+        levels = ReverseDiffusion(
+            torch.nn.Identity().eval(), scheduler_like(stored, name), 20
+        ).forward.noise_levels
         for column in ("abar", "log_snr", "sigma", "t_over_T"):
             np.testing.assert_allclose(ds[column], levels[column], rtol=1e-12)
         np.testing.assert_array_equal(ds.timestep[1:], levels["timestep"][1:])
 
 
 def test_shift_of_a_flow_model():
-    """sigma = shift u / (1 + (shift - 1) u): at u = 1/2 with shift 3, sigma = .75 and abar = .1 (theory of flow matching)."""
+    """sigma = shift u / (1 + (shift - 1) u): at u = 1/2 with shift 3, sigma = .75 and abar = .1
+    (theory of flow matching).
+    """
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(sigmas=[0.5])
     a, s = (1 - scheduler.sigmas[0].item(), scheduler.sigmas[0].item())

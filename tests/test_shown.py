@@ -1,4 +1,6 @@
-"""What tables, figures, pages and files show of a study: its names, its rounding, its axes, and text that is not its own."""
+"""What tables, figures, pages and files show of a study: its names, its rounding, its axes, and
+text that is not its own.
+"""
 
 import csv
 import re
@@ -34,7 +36,9 @@ def two_readings(noise, group=None):
     x = np.asarray(noise)[:, None]
     scale = 10 ** RNG.normal(0, 0.3, 40)[None]
     values = {"fold": np.exp(-x / scale), "path": 9 * (1 - np.exp(-x / scale / 4))}
-    return ut.readings(values, noise, start={"fold": 1, "path": 0}, chance={"fold": 0, "path": 9}, group=group)
+    return ut.readings(
+        values, noise, start={"fold": 1, "path": 0}, chance={"fold": 0, "path": 9}, group=group
+    )
 
 
 def texts_of(axis):
@@ -43,10 +47,14 @@ def texts_of(axis):
 
 def vertical(axis):
     """Places of the dotted vertical lines of a panel."""
-    return [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == ":" and len(set(line.get_xdata())) == 1]
+    return [
+        line.get_xdata()[0]
+        for line in axis.lines
+        if line.get_linestyle() == ":" and len(set(line.get_xdata())) == 1
+    ]
 
 
-# --- names of numbers --------------------------------------------------------------------------------------------------
+# --- names of numbers -----------------------------------------------------------------------------
 
 
 def test_t_star_is_of_a_class_alone():
@@ -55,12 +63,14 @@ def test_t_star_is_of_a_class_alone():
     fold, path = figure.axes
     assert texts_of(fold).startswith("half-life of fold = ")
     assert "t^*" not in texts_of(fold) + texts_of(path)
-    assert vertical(fold) == [pytest.approx(float(study.half_life.sel(reading="fold", axis="noise", estimate="value")))]
+    assert vertical(fold) == [
+        pytest.approx(float(study.half_life.sel(reading="fold", axis="noise", estimate="value")))
+    ]
     assert not vertical(path)  # each in its own panel
     plt.close(figure)
 
 
-# --- one rounding ------------------------------------------------------------------------------------------------------
+# --- one rounding ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", [0.614499997, 0.375499997])  # to six digits halves, and then up
@@ -82,7 +92,7 @@ def look(browser, path):
     return page
 
 
-# --- logarithmic axes -----------------------------------------------------------------------------------------------------
+# --- logarithmic axes -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -122,20 +132,31 @@ def test_charts_of_geometric_levels_are_logarithmic_and_have_noise_0(browser, tm
     page.close()
 
 
-# --- originals ------------------------------------------------------------------------------------------------------------
+# --- originals ------------------------------------------------------------------------------------
 
-TABLE = {"protein": ["1abc", "=cmd|' /C calc'!A0", "7x\u202ey", "2.7"], "lost": [0.35, 0.05, 2.0, 0.85]}
+TABLE = {
+    "protein": ["1abc", "=cmd|' /C calc'!A0", "7x\u202ey", "2.7"],
+    "lost": [0.35, 0.05, 2.0, 0.85],
+}
 LEVELS = [0.1, 0.3, 0.5, 0.9]
 
 
 def proteins():
     rows = [
-        {"noise": x, "item": name, "trajectory": t, "same_fold": float(x + 0.01 * t < lost), "length": 10.0 + k}
+        {
+            "noise": x,
+            "item": name,
+            "trajectory": t,
+            "same_fold": float(x + 0.01 * t < lost),
+            "length": 10.0 + k,
+        }
         for k, (name, lost) in enumerate(zip(TABLE["protein"], TABLE["lost"], strict=True))
         for x in LEVELS
         for t in range(3)
     ]
-    return ut.readings(pandas.DataFrame(rows), start={"same_fold": 1}, chance={"same_fold": 0}, coords=["length"])
+    return ut.readings(
+        pandas.DataFrame(rows), start={"same_fold": 1}, chance={"same_fold": 0}, coords=["length"]
+    )
 
 
 def test_items_have_their_names_readings_and_half_lives():
@@ -162,8 +183,13 @@ def test_the_page_sorts_its_pictures(browser, tmp_path):
     images = RNG.uniform(-1, 1, (2, 4, 1, 6, 6)).astype("float32")
     pictures = {"original": (dims, images[0]), "image": (("shown_noise", *dims), images)}
     same = {"image_same_class": (("shown_noise", "item"), np.ones((2, 4)), {"judge": ""})}
-    labels = {"item_name": ("item", names), "item_half_life": ("item", lost, {"long_name": "half_life of same_class"})}
-    study = study.assign(pictures | same).assign_coords(shown_noise=[0.1, 0.5], item=range(4), **labels)
+    labels = {
+        "item_name": ("item", names),
+        "item_half_life": ("item", lost, {"long_name": "half_life of same_class"}),
+    }
+    study = study.assign(pictures | same).assign_coords(
+        shown_noise=[0.1, 0.5], item=range(4), **labels
+    )
     write_dataset(study, folder / "study.zarr")
     report([folder])
     page = look(browser, folder / "index.html")
@@ -172,13 +198,14 @@ def test_the_page_sorts_its_pictures(browser, tmp_path):
         page.locator(".grid select").select_option(words)
         return [text.split(":")[0] for text in page.locator(".tile span").all_inner_texts()]
 
-    assert order("by half-life of same_class") == ["img2.png", "img10.png", "img9.png", "img1.png"]  # never lost: last
+    # Never lost: last.
+    assert order("by half-life of same_class") == ["img2.png", "img10.png", "img9.png", "img1.png"]
     assert order("by name") == ["img1.png", "img2.png", "img9.png", "img10.png"]
     assert order("as in the run") == names
     page.close()
 
 
-# --- text that is not ours --------------------------------------------------------------------------------------------------
+# --- text that is not ours ------------------------------------------------------------------------
 
 STRANGE = "a\x1b[2Jb\u202egnp.exe\u2066\x00c"
 RAW = ("\x1b", "\u202e", "\u2066", "\x00")
@@ -194,16 +221,28 @@ def test_control_and_direction_characters_are_escaped_in_pages(tmp_path):
     assert "a\\x1b[2Jb\\u202egnp.exe\\u2066\\x00c" in page
     assert "fo\\u202eld" in page
     shown = page[page.index('id="data"') :]
-    assert not re.search(r"(?<!\\)\\u(001b|202e|2066|0000)", shown[: shown.index("</script>")])  # the script would decode these
+    # The script would decode these.
+    assert not re.search(r"(?<!\\)\\u(001b|202e|2066|0000)", shown[: shown.index("</script>")])
 
 
 def test_cells_that_a_spreadsheet_would_run_are_quoted(tmp_path):
-    frame = pandas.DataFrame({"=a": ["=1+1", "@x", "+y", "-z", "-0.5", "plain"], "number": [-1.5, 2, -3, 4, 5, 6]})
+    frame = pandas.DataFrame(
+        {"=a": ["=1+1", "@x", "+y", "-z", "-0.5", "plain"], "number": [-1.5, 2, -3, 4, 5, 6]}
+    )
     text = csv_of(frame)
     assert text.splitlines()[0] == "'=a,number"
-    assert [line.split(",")[0] for line in text.splitlines()[1:]] == ["'=1+1", "'@x", "'+y", "'-z", "-0.5", "plain"]
+    assert [line.split(",")[0] for line in text.splitlines()[1:]] == [
+        "'=1+1",
+        "'@x",
+        "'+y",
+        "'-z",
+        "-0.5",
+        "plain",
+    ]
     assert pandas.read_csv(pandas.io.common.StringIO(text)).number.tolist() == frame.number.tolist()
-    write_study(falls(LEVELS, [0.2] * 3).rename(holds="=holds").assign_attrs(variables=["=holds"]), tmp_path)
+    write_study(
+        falls(LEVELS, [0.2] * 3).rename(holds="=holds").assign_attrs(variables=["=holds"]), tmp_path
+    )
     for name in ("curves.csv", "numbers.csv", "items.csv"):
         with (tmp_path / name).open() as file:
             cells = [cell for row in csv.reader(file) for cell in row]
@@ -211,7 +250,7 @@ def test_cells_that_a_spreadsheet_would_run_are_quoted(tmp_path):
         assert not [cell for cell in cells if cell.startswith("=")]
 
 
-# --- the mean field -----------------------------------------------------------------------------------------------------------
+# --- the mean field -------------------------------------------------------------------------------
 
 GRAMMAR = strings(
     "epsilon",
@@ -235,25 +274,39 @@ def test_the_mean_field_lies_over_a_run_of_a_grammar(grammar, tmp_path):
     mean_field = ut.theory.MeanField(vocab_size=9, multiplicity=3, branching=2)
     expected = mean_field.curves(study.noise.values, 3)
     for level in range(4):
-        for name, of in (("belief", expected.marginals), ("unchanged", expected.marginals), ("upward_belief", expected.upward)):
+        for name, of in (
+            ("belief", expected.marginals),
+            ("unchanged", expected.marginals),
+            ("upward_belief", expected.upward),
+        ):
             reading = study.sel(reading=f"{name}, tree_level = {level}")
             np.testing.assert_allclose(reading.theory, of[:, level])
             measured = reading.curve.sel(estimate="value")[1:]  # without the level that is added
             np.testing.assert_allclose(measured, reading.theory[1:], atol=0.07)  # six grammars
-    np.testing.assert_allclose(study.chi_theory[0], mean_field.susceptibility(study.noise.values, 3))
+    np.testing.assert_allclose(
+        study.chi_theory[0], mean_field.susceptibility(study.noise.values, 3)
+    )
     assert study.theory.sel(reading="change").isnull().all()
     table = next(part for part in parts_of(study) if part.title.startswith("mean field, ε* = "))
-    assert len(table.rows) == int(study.theory.notnull().any("noise").sum())  # at most eight of each variable
+    # At most eight of each variable.
+    assert len(table.rows) == int(study.theory.notnull().any("noise").sum())
     assert tidy(study).curves.theory.notnull().sum() == int(study.theory.notnull().sum())
     write_study(grammar, tmp_path, theory=True)
     (section,) = collect([tmp_path]).sections
     lines = {line["name"]: line for line in section["charts"][0]["lines"]}
-    assert lines["tree level 2, mean field"]["value"] == pytest.approx(expected.marginals[:, 2].tolist())
+    assert lines["tree level 2, mean field"]["value"] == pytest.approx(
+        expected.marginals[:, 2].tolist()
+    )
     assert lines["tree level 2, mean field"]["of"] == 2
     assert any(mark["label"] == "ε* (mean field)" for mark in section["charts"][0]["marks"])
-    write_study({"a": grammar, "b": grammar.drop_vars("change_covariance")}, tmp_path / "both", theory=True)
+    write_study(
+        {"a": grammar, "b": grammar.drop_vars("change_covariance")}, tmp_path / "both", theory=True
+    )
     overlay = collect([tmp_path / "both"]).sections[0]
-    assert [line["name"] for line in overlay["charts"][0]["lines"]] == ["a", "b"], "the theory is that of one run"
+    assert [line["name"] for line in overlay["charts"][0]["lines"]] == [
+        "a",
+        "b",
+    ], "the theory is that of one run"
 
 
 def test_readings_made_elsewhere_have_no_mean_field():

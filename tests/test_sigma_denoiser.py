@@ -1,4 +1,6 @@
-"""A diffusion model as a denoiser of noise of a given standard deviation: it is the model's own prediction."""
+"""A diffusion model as a denoiser of noise of a given standard deviation: it is the model's own
+prediction.
+"""
 
 import diffusers
 import numpy as np
@@ -33,7 +35,12 @@ def test_it_is_the_prediction_of_diffusers_at_all_levels_of_the_table(prediction
     scheduler.set_timesteps(1000)
     with torch.inference_mode():
         output = model(noisy, timesteps)
-        clean = torch.cat([scheduler.step(output[t][None], t, noisy[t][None]).pred_original_sample for t in timesteps])
+        clean = torch.cat(
+            [
+                scheduler.step(output[t][None], t, noisy[t][None]).pred_original_sample
+                for t in timesteps
+            ]
+        )
         abar = scheduler.alphas_cumprod.double().view(-1, 1, 1, 1)
         sigma = ((1 - abar) / abar).sqrt() / 2
         ours = denoiser((noisy / abar.sqrt() + 1) / 2, sigma)
@@ -46,7 +53,8 @@ def test_it_is_the_prediction_of_a_flow_at_all_levels_of_the_table(shift):
     """x_0 = x_t - s (n - x_0), with the levels and timesteps of diffusers."""
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
     model, denoiser = loaded(scheduler)
-    s, timesteps = scheduler.sigmas.double().view(-1, 1, 1, 1)[1:], scheduler.timesteps[1:]  # the first is pure noise
+    # The first is pure noise.
+    s, timesteps = scheduler.sigmas.double().view(-1, 1, 1, 1)[1:], scheduler.timesteps[1:]
     noisy = torch.randn(len(s), 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         clean = noisy - s * model(noisy, timesteps)
@@ -64,11 +72,18 @@ def test_it_recovers_the_image_from_the_right_prediction_of_any_type(predicts):
             return image.expand_as(noisy)
         a, s = prediction.levels.at(level.reshape(-1, 1, 1, 1))
         noise = (noisy - a * image) / s
-        return {"noise": noise, "x0": image.expand_as(noisy), "v": a * noise - s * image, "score": -noise / s}[predicts]
+        return {
+            "noise": noise,
+            "x0": image.expand_as(noisy),
+            "v": a * noise - s * image,
+            "score": -noise / s,
+        }[predicts]
 
     model = DenoiserModel(network, vp("epsilon"), predicts=predicts, image_shape=(1, 8, 8))
     prediction = Prediction(model)
-    denoiser = SigmaDenoiser(DenoisingNetwork(network, torch.float32, prediction=prediction), prediction.scheduler, CPU)
+    denoiser = SigmaDenoiser(
+        DenoisingNetwork(network, torch.float32, prediction=prediction), prediction.scheduler, CPU
+    )
     sigma = torch.linspace(0.0051, 20, 50)
     noise = torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     restored = denoiser((image + 1) / 2 + sigma.view(-1, 1, 1, 1) * noise, sigma)
@@ -93,18 +108,27 @@ def test_between_two_levels_the_timestep_is_a_fraction():
 
 @pytest.mark.parametrize("scheduler", [vp("epsilon"), diffusers.FlowMatchEulerDiscreteScheduler()])
 def test_noise_outside_of_the_table_is_refused(scheduler):
-    denoiser = SigmaDenoiser(DenoisingNetwork(lambda noisy, timestep: noisy, torch.float32), scheduler, CPU)
+    denoiser = SigmaDenoiser(
+        DenoisingNetwork(lambda noisy, timestep: noisy, torch.float32), scheduler, CPU
+    )
     low, high = denoiser.range
     x = torch.zeros(2, 1, 2, 2)
     assert torch.isfinite(denoiser(x, torch.tensor([low, high]))).all()
     for sigma in (0.0, 0.99 * low, 1.01 * high, np.inf, np.nan):
-        with pytest.raises(ValueError, match=rf"sigma = .*: expected noise levels of the model, {low:.4g} \.\. {high:.4g} for"):
+        with pytest.raises(
+            ValueError,
+            match=rf"sigma = .*: expected noise levels of the model, {low:.4g} \.\. {high:.4g} for",
+        ):
             denoiser(x, sigma)
 
 
 def test_it_is_differentiable():
     """With v = c x_t the derivative is a (a - c s) in VP units, where x_t = a (2 x - 1)."""
-    denoiser = SigmaDenoiser(DenoisingNetwork(lambda noisy, timestep: 0.3 * noisy, torch.float32), vp("v_prediction"), CPU)
+    denoiser = SigmaDenoiser(
+        DenoisingNetwork(lambda noisy, timestep: 0.3 * noisy, torch.float32),
+        vp("v_prediction"),
+        CPU,
+    )
     x = torch.full((1, 1, 2, 2), 0.4, requires_grad=True)
     (gradient,) = torch.autograd.grad(denoiser(x, 0.7).sum(), x)
     a = (1 + 4 * 0.7**2) ** -0.5
@@ -118,7 +142,9 @@ def test_a_learned_variance_is_left_out_and_labels_are_passed():
         seen.append(labels)
         return torch.cat([0 * noisy, 1e9 + noisy], dim=1)
 
-    denoiser = SigmaDenoiser(DenoisingNetwork(network, torch.float32), vp("epsilon"), CPU, torch.tensor([3]))
+    denoiser = SigmaDenoiser(
+        DenoisingNetwork(network, torch.float32), vp("epsilon"), CPU, torch.tensor([3])
+    )
     x = torch.rand(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(denoiser(x, 0.5), x, atol=1e-6)  # no noise predicted
     assert seen[0].tolist() == [3]
@@ -126,5 +152,7 @@ def test_a_learned_variance_is_left_out_and_labels_are_passed():
 
 def test_other_schedules_are_refused():
     scheduler = diffusers.EDMEulerScheduler()
-    with pytest.raises(ValueError, match="scheduler = 'EDMEulerScheduler': expected one with alphas_cumprod"):
+    with pytest.raises(
+        ValueError, match="scheduler = 'EDMEulerScheduler': expected one with alphas_cumprod"
+    ):
         SigmaDenoiser(None, scheduler, CPU)

@@ -21,7 +21,9 @@ def problems(tmp_path):
     def problems(added="", css=""):
         (tmp_path / "sub").mkdir(exist_ok=True)
         (tmp_path / "index.html").write_text(GOOD + added)
-        (tmp_path / "sub/index.html").write_text('<p id="ε"><a href="../index.html#top">back</a></p>')
+        (tmp_path / "sub/index.html").write_text(
+            '<p id="ε"><a href="../index.html#top">back</a></p>'
+        )
         (tmp_path / "a.css").write_text("a {background: url('data:image/svg+xml,<svg/>')}" + css)
         return script.problems(tmp_path)
 
@@ -54,4 +56,6 @@ def test_faults(problems, added, words):
 
 
 def test_style_sheets(problems):
-    assert problems(css="@font-face {src: url(https://fonts.example/a.woff2)}") == ["a.css: loads https://fonts.example/a.woff2"]
+    assert problems(css="@font-face {src: url(https://fonts.example/a.woff2)}") == [
+        "a.css: loads https://fonts.example/a.woff2"
+    ]

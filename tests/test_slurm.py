@@ -1,4 +1,6 @@
-"""The job scripts of examples/slurm: with stand-ins for the commands that they call, and on a Slurm of this machine."""
+"""The job scripts of examples/slurm: with stand-ins for the commands that they call, and on a
+Slurm of this machine.
+"""
 
 import os
 import signal
@@ -26,18 +28,23 @@ probes = [{ type = "tree_levels" }]
 """
 # Each stand-in writes its name and arguments to the file `calls`.
 STAND_INS = {
-    "uturn": """
+    "uturn": (
+        """
         trap 'echo "uturn got SIGTERM" >> "$calls"; exit 143' TERM
         for _ in $(seq "${uturn_tenths:-0}"); do sleep 0.1; done
         exit "${uturn_code:-0}"
-    """,
-    "scontrol": """
+    """
+    ),
+    "scontrol": (
+        """
         case $1 in
           show) echo n1; echo n2 ;;
           getaddrs) echo "$2: 10.0.0.${2#n}:6818" ;;
         esac
-    """,
-    "srun": """
+    """
+    ),
+    "srun": (
+        """
         node=n1
         while [[ $1 == --* ]]; do
           [[ $1 == --exclude=n1 ]] && node=n2
@@ -46,8 +53,10 @@ STAND_INS = {
         trap 'kill $!; wait; exit 143' TERM
         SLURMD_NODENAME=$node "$@" &
         wait $!
-    """,
-    "ray": """
+    """
+    ),
+    "ray": (
+        """
         if [[ $1 == start ]]; then
           [[ -z ${ray_fails:-} ]] || exit 1
           echo "token ${#RAY_AUTH_TOKEN} $RAY_AUTH_MODE" >> "$calls"
@@ -55,7 +64,8 @@ STAND_INS = {
           exec sleep 30
         fi
         [[ -e $calls.up ]]
-    """,
+    """
+    ),
 }
 
 
@@ -65,14 +75,30 @@ class Job:
     def __init__(self, folder, script, **variables):
         (folder / "bin").mkdir()
         for name, body in STAND_INS.items():
-            (folder / "bin" / name).write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> "$calls"\n{body}')
+            (folder / "bin" / name).write_text(
+                f'#!/usr/bin/env bash\necho "{name} $*" >> "$calls"\n{body}'
+            )
             (folder / "bin" / name).chmod(0o755)
         self.calls_file = folder / "calls"
-        environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "calls": str(self.calls_file)}
-        slurm = {"SLURM_CPUS_PER_TASK": "3", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "5", "SLURM_JOB_ID": "71"}
-        slurm |= {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NAME": "uturn"}
+        environment = {
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "calls": str(self.calls_file),
+        }
+        slurm = {
+            "SLURM_CPUS_PER_TASK": "3",
+            "SLURM_ARRAY_TASK_ID": "2",
+            "SLURM_ARRAY_TASK_COUNT": "5",
+            "SLURM_JOB_ID": "71",
+        }
+        slurm |= {
+            "SLURM_JOB_NODELIST": "n[1-2]",
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_JOB_NAME": "uturn",
+        }
         command = ["bash", str(script), "run", "a spec.toml", "--store", "s"]
-        self.process = subprocess.Popen(command, env=environment | slurm | variables, cwd=folder, start_new_session=True)
+        self.process = subprocess.Popen(
+            command, env=environment | slurm | variables, cwd=folder, start_new_session=True
+        )
 
     def __enter__(self):
         return self
@@ -110,7 +136,9 @@ def test_array_task_runs_its_share(tmp_path, code):
 
 
 @pytest.mark.parametrize("script", [ARRAY, RAY])
-@pytest.mark.parametrize(("sent", "requeued"), [(signal.SIGTERM, []), (signal.SIGUSR1, ["scontrol requeue 71"])])
+@pytest.mark.parametrize(
+    ("sent", "requeued"), [(signal.SIGTERM, []), (signal.SIGUSR1, ["scontrol requeue 71"])]
+)
 def test_signal_ends_uturn_and_only_the_time_limit_requeues(tmp_path, script, sent, requeued):
     with Job(tmp_path, script, uturn_tenths="200") as job:
         assert job.code_after(sent) == 143
@@ -121,13 +149,20 @@ def test_signal_ends_uturn_and_only_the_time_limit_requeues(tmp_path, script, se
 def test_ray_starts_on_all_nodes_and_ends_with_the_job(tmp_path):
     with Job(tmp_path, RAY, uturn_code="1", uturn_tenths="20") as job:
         assert job.code_after() == 1  # as when a task failed for good
-        (head,), (worker,) = ([c for c in job.calls("ray start") if text in c] for text in ("--head", "--address"))
+        (head,), (worker,) = (
+            [c for c in job.calls("ray start") if text in c] for text in ("--head", "--address")
+        )
         assert "--port=20071" in head
         assert "--node-ip-address=10.0.0.1 " in head
         assert "--address=10.0.0.1:20071" in worker
         assert "--node-ip-address=10.0.0.2 " in worker
         for start in (head, worker):
-            assert {"--block", "--num-cpus=3", "--disable-usage-stats", "--temp-dir=/tmp/ray-71"} <= set(start.split())
+            assert {
+                "--block",
+                "--num-cpus=3",
+                "--disable-usage-stats",
+                "--temp-dir=/tmp/ray-71",
+            } <= set(start.split())
         assert job.calls("token") == ["token 64 token"] * 2
         assert job.calls("uturn") == ["uturn run a spec.toml --store s --cluster 10.0.0.1:20071"]
         with pytest.raises(ProcessLookupError):
@@ -160,19 +195,28 @@ def test_second_sigterm_is_ignored(tmp_path):
     assert "was destroyed" not in said
 
 
-# -- a Slurm of this machine ----------------------------------------------------------------------------------------------
-# Not by default, since Slurm without cgroups may take the processes of the test for those of a job, and kill them.
-needs_slurm = pytest.mark.skipif("UTURN_SLURM" not in os.environ, reason="UTURN_SLURM=1 starts a Slurm (slurm-wlm, munge)")
+# -- a Slurm of this machine -----------------------------------------------------------------------
+# Not by default, since Slurm without cgroups may take the processes of the test for those of a job,
+# and kill them.
+needs_slurm = pytest.mark.skipif(
+    "UTURN_SLURM" not in os.environ, reason="UTURN_SLURM=1 starts a Slurm (slurm-wlm, munge)"
+)
 
 
 @contextmanager
 def slurm(folder):
     """Environment of the commands of a Slurm that runs in a folder."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    packages = os.pathsep.join([str(Path(ut.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    packages = os.pathsep.join(
+        [str(Path(ut.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    )
     try:
         subprocess.run([ONE_NODE, "start", folder], check=True, timeout=60)
-        yield os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path, "PYTHONPATH": packages}
+        yield os.environ | {
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": path,
+            "PYTHONPATH": packages,
+        }
     finally:
         subprocess.run([ONE_NODE, "stop", folder], check=True, timeout=60)
 
@@ -186,14 +230,24 @@ def test_array_job_gives_the_numbers_of_a_local_run(tmp_path):
 
         def said(*command):
             return subprocess.run(
-                command, env=environment, cwd=tmp_path, check=True, timeout=30, stdout=subprocess.PIPE, text=True
+                command,
+                env=environment,
+                cwd=tmp_path,
+                check=True,
+                timeout=30,
+                stdout=subprocess.PIPE,
+                text=True,
             ).stdout
 
         def submitted(*command):
             return said("sbatch", "--parsable", "--time=5", "--cpus-per-task=1", *command).strip()
 
         def task(job, name):
-            return dict(pair.split("=", 1) for pair in said("scontrol", "show", "job", job).split() if "=" in pair)[name]
+            return dict(
+                pair.split("=", 1)
+                for pair in said("scontrol", "show", "job", job).split()
+                if "=" in pair
+            )[name]
 
         submitted("--array=1-3", str(ARRAY), "run", "spec.toml", "--store", "store")
         wait_until(lambda: not said("squeue", "--noheader").strip())
@@ -203,7 +257,12 @@ def test_array_job_gives_the_numbers_of_a_local_run(tmp_path):
         wait_until(lambda: (tmp_path / "long" / "tasks" / "records" / "c").exists())
         said("scancel", f"{job}_1")
         said("scontrol", "requeue", f"{job}_2")
-        wait_until(lambda: task(f"{job}_1", "JobState") == "CANCELLED" and task(f"{job}_2", "JobState") == "PENDING")
+        wait_until(
+            lambda: (
+                task(f"{job}_1", "JobState") == "CANCELLED"
+                and task(f"{job}_2", "JobState") == "PENDING"
+            )
+        )
         assert task(f"{job}_1", "ExitCode") == "143:0"
         assert task(f"{job}_2", "Restarts") == "1"
 

@@ -1,4 +1,6 @@
-"""Estimators on curves whose answers are known, and intervals that hold the truth as often as they say."""
+"""Estimators on curves whose answers are known, and intervals that hold the truth as often as
+they say.
+"""
 
 import runpy
 from pathlib import Path
@@ -57,7 +59,9 @@ def test_inversion():
 
 def test_shift_finds_displacements_of_either_sign():
     for d in (-0.05, 0.0, 0.013):
-        assert shift(X, logistic(0.5 + d, 0.04), X, logistic(0.5, 0.04)) == pytest.approx(d, abs=1e-4)
+        assert shift(X, logistic(0.5 + d, 0.04), X, logistic(0.5, 0.04)) == pytest.approx(
+            d, abs=1e-4
+        )
 
 
 def data(items=40, trajectories=3, grammars=4, seed=0):
@@ -65,7 +69,11 @@ def data(items=40, trajectories=3, grammars=4, seed=0):
     grammar = np.arange(items) * grammars // items
     height = 0.5 + 0.2 * rng.standard_normal(grammars)[grammar]  # grammars differ
     values = height[None, :, None] + 0.05 * rng.standard_normal((2, items, trajectories))
-    return xr.DataArray(values, dims=("noise", "item", "trajectory"), coords={"noise": [0.1, 0.2], "grammar": ("item", grammar)})
+    return xr.DataArray(
+        values,
+        dims=("noise", "item", "trajectory"),
+        coords={"noise": [0.1, 0.2], "grammar": ("item", grammar)},
+    )
 
 
 def plain(curve):
@@ -106,12 +114,14 @@ def test_many_items_make_64_groups():
     found = replicates(values)
     assert found.groups == 64
     assert found.deviations.shape == (64, 2)
-    assert found.error(plain) == pytest.approx(stats.sem(values[0].squeeze().values), rel=0.25)  # 64 numbers: 9 %, 1 s.d.
+    # 64 numbers: 9 %, 1 s.d.
+    assert found.error(plain) == pytest.approx(stats.sem(values[0].squeeze().values), rel=0.25)
     assert replicates(data(items=130, grammars=130)).groups == 64
 
 
 RUNS = 200
-FEWEST = stats.binom.ppf(2e-4, RUNS, 0.92)  # of intervals that hold the truth: one false alarm in 5,000 designs
+# Of intervals that hold the truth: one false alarm in 5,000 designs.
+FEWEST = stats.binom.ppf(2e-4, RUNS, 0.92)
 
 
 def covered(design, runs=RUNS, grammars=True):
@@ -124,7 +134,9 @@ def covered(design, runs=RUNS, grammars=True):
     return hits
 
 
-@pytest.mark.parametrize("name", ["1 grammar, 1 trajectory", "2 grammars", "4 grammars", "16 trajectories"])
+@pytest.mark.parametrize(
+    "name", ["1 grammar, 1 trajectory", "2 grammars", "4 grammars", "16 trajectories"]
+)
 def test_intervals_hold_the_truth(name):
     assert covered(SIMULATED["DESIGNS"][name]) >= FEWEST
 
@@ -152,7 +164,8 @@ def test_trajectories_count_as_far_as_they_differ():
     rng = np.random.default_rng(0)
     kept = rng.random((1, 40)) < 0.3
     copies = readings(np.repeat(kept[..., None], 5, axis=2))
-    np.testing.assert_allclose(proportion(copies), proportion(readings(kept)))  # copies say nothing new
+    # Copies say nothing new.
+    np.testing.assert_allclose(proportion(copies), proportion(readings(kept)))
     exact = stats.binomtest(60, 200).proportion_ci(0.95, "exact")
     spread = readings(rng.permuted(np.arange(200) < 60).reshape(1, 40, 5))
     low, high = proportion(spread).values[0, 1:]
@@ -166,13 +179,22 @@ def test_shares_have_the_effective_number_that_t_and_z_leave():
     for n in (4, 6, 11):
         means = 0.6 + 0.1 * np.cos(np.arange(n))
         p = means.mean()
-        number = p * (1 - p) / (means.var(ddof=1) / n) * (stats.norm.ppf(0.975) / stats.t.ppf(0.975, n - 1)) ** 2
-        ends = stats.beta.ppf([0.025, 0.975], [p * number, p * number + 1], [(1 - p) * number + 1, (1 - p) * number])
+        number = (
+            p
+            * (1 - p)
+            / (means.var(ddof=1) / n)
+            * (stats.norm.ppf(0.975) / stats.t.ppf(0.975, n - 1)) ** 2
+        )
+        ends = stats.beta.ppf(
+            [0.025, 0.975], [p * number, p * number + 1], [(1 - p) * number + 1, (1 - p) * number]
+        )
         np.testing.assert_allclose(proportion(readings(means[None]))[0], [p, *ends])
 
 
 def test_a_spread_that_rests_on_two_originals_is_seen():
-    """5 % of the originals lose half of their 25 sites; in the negative control, all lose sites alike."""
+    """5 % of the originals lose half of their 25 sites; in the negative control, all lose sites
+    alike.
+    """
     rng = np.random.default_rng(3)
     found = {}
     for name, bad in (("rare", rng.random((300, 16)) < 0.05), ("alike", np.zeros((300, 16), bool))):
@@ -183,7 +205,8 @@ def test_a_spread_that_rests_on_two_originals_is_seen():
             assert found[name][one_or_two].mean() > 0.9
             assert found[name][~one_or_two].mean() < 0.1
     assert found["alike"].mean() < 0.01
-    for quiet in (np.ones((1, 16)), np.eye(16)[:1], rng.random((1, 4))):  # no spread; readings 0 and 1; few originals
+    # No spread; readings 0 and 1; few originals.
+    for quiet in (np.ones((1, 16)), np.eye(16)[:1], rng.random((1, 4))):
         assert not rests_on_few(readings(quiet)).any()
     some = readings(np.where(np.arange(16) == 3, np.nan, shares[:1, :, 0]))
     assert rests_on_few(some) == rests_on_few(some[:, np.arange(16) != 3])
@@ -211,7 +234,10 @@ def test_shares_stay_in_their_range_and_are_exact_at_noise_0():
     np.testing.assert_allclose(proportion(values)[0], proportion(values)[2])
     nothing = proportion(readings(np.ones((2, 1, 8))))  # one group
     np.testing.assert_array_equal(nothing, np.array([[1, np.nan, np.nan]] * 2))
-    assert (proportion(readings(np.full((1, 9), 1 / 3))) == proportion(readings(np.full((1, 9, 2), 1 / 3)))).all()
+    assert (
+        proportion(readings(np.full((1, 9), 1 / 3)))
+        == proportion(readings(np.full((1, 9, 2), 1 / 3)))
+    ).all()
 
 
 def test_shares_of_levels_with_missing_readings():
@@ -235,7 +261,9 @@ def test_bounds_of_shares_are_those_of_clopper_and_pearson(kept, items):
     for end, alternative in ((low, "greater"), (high, "less")):
         exact = stats.binomtest(kept, items, alternative=alternative).proportion_ci(0.9, "exact")
         assert end == pytest.approx(exact.low if alternative == "greater" else exact.high, abs=1e-9)
-    np.testing.assert_allclose(mean_bounds(7 * values - 3, -3, 4, 0.9)[:, 0], [7 * low - 3, 7 * high - 3])
+    np.testing.assert_allclose(
+        mean_bounds(7 * values - 3, -3, 4, 0.9)[:, 0], [7 * low - 3, 7 * high - 3]
+    )
     np.testing.assert_allclose(mean_bounds(0.3 * values, 0, np.inf, 0.9)[:, 0], [0.3 * low, np.inf])
 
 
@@ -251,7 +279,10 @@ def test_bounds_are_quantiles_of_random_weights():
             means = values[k].mean("trajectory").values
             label_of, means = label[np.isfinite(means)], means[np.isfinite(means)]
             groups, counts = np.unique(label_of, return_counts=True)
-            x, shape = [means[label_of == g].mean() for g in groups], counts * counts.sum() / (counts**2).sum()
+            x, shape = (
+                [means[label_of == g].mean() for g in groups],
+                counts * counts.sum() / (counts**2).sum(),
+            )
             weights = rng.standard_gamma([1, *shape], (200_000, 1 + len(x)))
             weights /= weights.sum(1, keepdims=True)
             expected = np.quantile(weights @ [0, *x], 0.05), np.quantile(weights @ [1, *x], 0.95)
@@ -261,21 +292,31 @@ def test_bounds_are_quantiles_of_random_weights():
 def hits(run, runs=RUNS):
     """How many intervals of every statistic of a simulated run hold the truth."""
     found = [run(20_000)]
-    found += [run(20_000 + seed) for seed in range(1, runs // np.size(next(iter(found[0].values()))[0]))]
+    found += [
+        run(20_000 + seed) for seed in range(1, runs // np.size(next(iter(found[0].values()))[0]))
+    ]
     counted = {}
     for name in found[0]:
-        truth, _, low, high = np.concatenate([np.reshape(one[name], (4, -1)) for one in found], axis=1)
+        truth, _, low, high = np.concatenate(
+            [np.reshape(one[name], (4, -1)) for one in found], axis=1
+        )
         counted[name] = ((low <= truth) & (truth <= high)).sum()
     return counted
 
 
 @pytest.mark.parametrize(
-    "name", ["p = 0.02, 40 items, 5 copies", "p = 0.1, 10 items, 5 copies", "p = 0.5, 40 items, 5 independent"]
+    "name",
+    [
+        "p = 0.02, 40 items, 5 copies",
+        "p = 0.1, 10 items, 5 copies",
+        "p = 0.5, 40 items, 5 independent",
+    ],
 )
 def test_shares_hold_the_truth(name):
     counted = hits(SIMULATED["simulated"]("proportions")[name])
     assert counted["proportion"] >= FEWEST
-    assert counted["Student's t"] < FEWEST or "0.5" in name  # negative control: no interval where no item changed
+    # Negative control: no interval where no item changed.
+    assert counted["Student's t"] < FEWEST or "0.5" in name
 
 
 def test_a_fall_between_two_levels_can_be_anywhere_between_them():
@@ -289,7 +330,14 @@ def test_a_fall_between_two_levels_can_be_anywhere_between_them():
     assert np.isnan(located(alone, lambda c: 0.95, x)[1:]).all()  # one original
 
 
-@pytest.mark.parametrize("name", ["6 levels, 40 x 1, logistic .02", "11 levels, 40 x 4, step", "21 levels, 40 x 1, logistic .08"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "6 levels, 40 x 1, logistic .02",
+        "11 levels, 40 x 4, step",
+        "21 levels, 40 x 1, logistic .08",
+    ],
+)
 def test_places_on_coarse_grids_hold_the_truth(name):
     counted = hits(SIMULATED["simulated"]("grids")[name])
     assert counted["located"] >= FEWEST
@@ -315,10 +363,19 @@ def test_groups_of_unequal_size_have_fewer_degrees_of_freedom():
 
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
 def test_no_figure_has_fewer_than_six_independent_groups(scale):
-    """A verdict may rest on the interval of any run, and few groups make intervals that are too wide to decide anything."""
+    """A verdict may rest on the interval of any run, and few groups make intervals that are too
+    wide to decide anything.
+    """
     modules = [load_figure(figure) for figure in FIGURES]
-    runs = [run for module in modules if hasattr(module, "experiments") for run in module.experiments(scale).values()]
-    specs = [run.to_dict() for run in runs] + [Experiment.from_file(EXAMPLES / "epsilon.toml").to_dict()]
+    runs = [
+        run
+        for module in modules
+        if hasattr(module, "experiments")
+        for run in module.experiments(scale).values()
+    ]
+    specs = [run.to_dict() for run in runs] + [
+        Experiment.from_file(EXAMPLES / "epsilon.toml").to_dict()
+    ]
     for spec in specs:
         grammars = spec["source"].get("grammars", 1)
         assert (grammars if grammars > 1 else spec["items"]) >= 6

@@ -1,4 +1,6 @@
-"""Stores: readings bound to their places, layouts that are checked, completeness, runs that grow, processes that end."""
+"""Stores: readings bound to their places, layouts that are checked, completeness, runs that
+grow, processes that end.
+"""
 
 import json
 import os
@@ -25,7 +27,9 @@ from uturn.engine import measuring
 from uturn.store.record import VERSION, Store, Variable, _digest_of_labels, open_run
 from uturn.store.resume import attributes_of, layout_of, versions_used
 
-SPEC = strings("masking", [0.0, 0.4, 1.0], source={"grammars": 2}, seed=3, items=10, trajectories=2, chunk=4)
+SPEC = strings(
+    "masking", [0.0, 0.4, 1.0], source={"grammars": 2}, seed=3, items=10, trajectories=2, chunk=4
+)
 
 
 def experiment(noise=None, grammars=None, **changes):
@@ -42,9 +46,14 @@ def files_of(folder):
 
 
 def same_run(store, other):
-    """Whether two stores hold the same numbers, labels and instructions, in any order of their arrays."""
+    """Whether two stores hold the same numbers, labels and instructions, in any order of their
+    arrays.
+    """
     mine, others = (Store.open(path).dataset().load() for path in (store, other))
-    return mine.drop_attrs(deep=False).identical(others.drop_attrs(deep=False)) and mine.spec_hash == others.spec_hash
+    return (
+        mine.drop_attrs(deep=False).identical(others.drop_attrs(deep=False))
+        and mine.spec_hash == others.spec_hash
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +85,7 @@ def measured(monkeypatch):
     return found
 
 
-# -- readings in their places -----------------------------------------------------------------------------------------
+# -- readings in their places ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("names", [["unchanged"], ["unchanged", "belief", "tasks/records"]])
@@ -86,7 +95,11 @@ def test_a_valid_chunk_in_the_place_of_another_is_noticed(store, names, taken, p
     for name in names:
         chunks = store / name / "c"
         rest = next((chunks / taken).rglob("*0")) if (chunks / taken).is_dir() else chunks / taken
-        ends = [path.relative_to(chunks / taken) for path in (chunks / taken).rglob("*") if path.is_file()]
+        ends = [
+            path.relative_to(chunks / taken)
+            for path in (chunks / taken).rglob("*")
+            if path.is_file()
+        ]
         shutil.copyfile(chunks / taken / ends[0], chunks / put / ends[0])
         assert rest.exists()
     states = [state for state, _ in Store.open(store).states().values()]
@@ -107,9 +120,13 @@ def edited(folder, name, change):
 
 FORGED = [
     lambda root: root["attributes"].update(version=4),
-    lambda root: root["attributes"].update(identity=root["attributes"]["identity"].replace('"items": 10', '"items": 9')),
+    lambda root: root["attributes"].update(
+        identity=root["attributes"]["identity"].replace('"items": 10', '"items": 9')
+    ),
     lambda root: array(root, "belief")["chunk_key_encoding"]["configuration"].update(separator="."),
-    lambda root: array(root, "unchanged")["chunk_grid"]["configuration"].update(chunk_shape=[1, 5, 2, 4]),
+    lambda root: array(root, "unchanged")["chunk_grid"]["configuration"].update(
+        chunk_shape=[1, 5, 2, 4]
+    ),
     lambda root: array(root, "tree_level")["attributes"].update(units="days since 2000"),
 ]
 
@@ -134,7 +151,9 @@ def test_a_store_of_a_newer_version_asks_for_an_update(store):
 
 
 def test_metadata_of_single_arrays_are_not_read(store, finished):
-    """Those in `zarr.json` decide, so that a growth that was killed, or another store in the folder, changes nothing."""
+    """Those in `zarr.json` decide, so that a growth that was killed, or another store in the
+    folder, changes nothing.
+    """
     edited(store, "belief", lambda t: t.update(shape=[3, 12, 4], fill_value=0.5))
     edited(store, "noise", lambda t: t["attributes"].clear())
     (store / "tree_level" / "zarr.json").unlink()
@@ -143,13 +162,17 @@ def test_metadata_of_single_arrays_are_not_read(store, finished):
 
 @pytest.mark.parametrize(("seed", "version"), [(4, random.VERSION), (3, random.VERSION + 1)])
 def test_a_chunk_of_another_run_is_noticed(seed, version, store, tmp_path, monkeypatch):
-    """The same place in the store of another seed, or other random numbers, with its record; and the labels of another run."""
+    """The same place in the store of another seed, or other random numbers, with its record; and
+    the labels of another run.
+    """
     other = tmp_path / "other"
     with monkeypatch.context() as patch:
         patch.setattr(random, "VERSION", version)
         ut.run(experiment(seed=seed), other)
     for name in ("unchanged", "belief", "tasks/records"):
-        shutil.copytree(other / name / "c" / "1" / "0", store / name / "c" / "1" / "0", dirs_exist_ok=True)
+        shutil.copytree(
+            other / name / "c" / "1" / "0", store / name / "c" / "1" / "0", dirs_exist_ok=True
+        )
     assert [state for state, _ in Store.open(store).states().values()].count("damaged") == 1
     ut.run(experiment(grammars=5), tmp_path / "third")
     shutil.copytree(tmp_path / "third" / "grammar", store / "grammar", dirs_exist_ok=True)
@@ -180,7 +203,7 @@ def test_coordinates_agree_up_to_rounding(store, recwarn, name, change, sound):
     assert Store.open(store).dataset().attrs["complete"]
 
 
-# -- completeness -----------------------------------------------------------------------------------------------------
+# -- completeness ----------------------------------------------------------------------------------
 
 
 def test_datasets_know_whether_they_are_complete(store, tmp_path):
@@ -203,14 +226,22 @@ def test_chunks_of_any_nan_are_done(tmp_path):
     small = experiment(items=4, grammars=1, noise=[0.4])
     opened = Store.create(tmp_path / "run", *layout_of(small), attributes_of(small, small.models()))
     (task,) = opened.tasks()
-    opened.write(task, {name: np.full_like(values, -np.float32(np.nan)) for name, values in opened.read(task, 2).items()})
+    opened.write(
+        task,
+        {
+            name: np.full_like(values, -np.float32(np.nan))
+            for name, values in opened.read(task, 2).items()
+        },
+    )
     assert not (tmp_path / "run" / "belief" / "c").exists()
     assert opened.states() == {task: ("done", 2)}
 
 
 def test_status(store):
     shutil.rmtree(store / "belief" / "c" / "1" / "1")
-    shutil.copyfile(store / "belief" / "c" / "1" / "0" / "0", store / "belief" / "c" / "2" / "0" / "0")
+    shutil.copyfile(
+        store / "belief" / "c" / "1" / "0" / "0", store / "belief" / "c" / "2" / "0" / "0"
+    )
     before = files_of(store)
     done = CliRunner().invoke(app, ["status", str(store)])
     assert done.exit_code == 0
@@ -220,13 +251,16 @@ def test_status(store):
     assert files_of(store) == before
 
 
-# -- larger runs ------------------------------------------------------------------------------------------------------
+# -- larger runs -----------------------------------------------------------------------------------
 
 
 def test_a_backward_is_asked_for_missing_data_only_when_they_are_written(tmp_path, monkeypatch):
     """A sampler of inverse problems draws for the answer."""
     asked = []
-    monkeypatch.setattr("uturn.backward.denoiser.ExactPosterior.missing", lambda _, asking: asked.append(len(asking.noise)) or {})
+    monkeypatch.setattr(
+        "uturn.backward.denoiser.ExactPosterior.missing",
+        lambda _, asking: asked.append(len(asking.noise)) or {},
+    )
     for noise, expected in (([0.1], [1]), ([0.1], [1]), ([0.1, 0.2], [1, 2]), ([0.1, 0.2], [1, 2])):
         ut.run(experiment(noise), tmp_path / "run", workers=1)
         assert asked == expected
@@ -235,7 +269,8 @@ def test_a_backward_is_asked_for_missing_data_only_when_they_are_written(tmp_pat
 @pytest.mark.parametrize(
     ("larger", "new"),
     [
-        # 10 items in blocks of 4: the third block is cut short, and is measured again with its new items.
+        # 10 items in blocks of 4: the third block is cut short, and is measured again with its new
+        # items.
         (experiment(items=20, grammars=4), [(x, list(range(a, a + 4))) for x in (0.0, 0.4, 1.0) for a in (8, 12, 16)]),
         (experiment(noise=[0.0, 0.2, 0.4, 0.7, 1.0]), [(x, b) for x in (0.2, 0.7) for b in ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9])]),
         (experiment(noise=[1.0, 0.4, 0.0, 0.3]), [(0.3, b) for b in ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9])]),
@@ -253,10 +288,19 @@ def test_an_extended_store_holds_the_numbers_of_a_fresh_one(store, measured, tmp
 
 
 def test_a_store_grows_step_by_step(tmp_path):
-    """From fewer items than a task holds, by levels, items and trajectories, with missing tasks in between."""
-    sizes = [(3, 1, [0.4], 1), (9, 3, [0.0, 0.4], 1), (9, 3, [0.0, 0.2, 0.4], 3), (30, 10, [0.0, 0.1, 0.2, 0.4, 1.0], 4)]
+    """From fewer items than a task holds, by levels, items and trajectories, with missing tasks
+    in between.
+    """
+    sizes = [
+        (3, 1, [0.4], 1),
+        (9, 3, [0.0, 0.4], 1),
+        (9, 3, [0.0, 0.2, 0.4], 3),
+        (30, 10, [0.0, 0.1, 0.2, 0.4, 1.0], 4),
+    ]
     for items, grammars, noise, trajectories in sizes:
-        larger = experiment(items=items, grammars=grammars, noise=noise, trajectories=trajectories, chunk=6)
+        larger = experiment(
+            items=items, grammars=grammars, noise=noise, trajectories=trajectories, chunk=6
+        )
         ut.run(larger, tmp_path / "run", shard=(1, 2))
     ut.run(larger, tmp_path / "run")
     ut.run(larger, tmp_path / "fresh")
@@ -270,10 +314,22 @@ def test_a_store_grows_step_by_step(tmp_path):
         (experiment(items=20), r"expected grammars in proportion to the items \(2 for 10\)"),
         (experiment(items=20, grammars=4, seed=4), r"spec\.seed is 3 in the store, 4 here"),
         (experiment(items=8), r"spec\.items is 10 in the store, 8 here"),
-        (experiment(grammars=4, noise=[0.0, 0.4, 0.55, 1.0]), r"spec\.source\.grammars is 2 in the store, 4 here"),
+        (
+            experiment(grammars=4, noise=[0.0, 0.4, 0.55, 1.0]),
+            r"spec\.source\.grammars is 2 in the store, 4 here",
+        ),
         (experiment(noise=[0.0, 0.5, 1.0, 0.9]), r"spec\.corruption\.noise"),
-        (experiment(chunk=5), r"spec\.chunk is 4 in the store, 5 here; choose another folder; a store grows .* set chunk = 4"),
-        (experiment(clones=2), r"spec\.clones is 1 in the store, 2 here; choose another folder; .* so set clones = 1"),
+        (
+            experiment(chunk=5),
+            (
+                r"spec\.chunk is 4 in the store, 5 here; choose another folder; a store grows .*"
+                r" set chunk = 4"
+            ),
+        ),
+        (
+            experiment(clones=2),
+            r"spec\.clones is 1 in the store, 2 here; choose another folder; .* so set clones = 1",
+        ),
     ],
 )
 def test_only_a_larger_run_extends_a_store(store, other, message):
@@ -300,7 +356,11 @@ class OneChanges(ut.sources.RHMSource):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [("item", "gives item 7 another original"), ("place", "place of the first 10 items would change")]
+    ("changes", "message"),
+    [
+        ("item", "gives item 7 another original"),
+        ("place", "place of the first 10 items would change"),
+    ],
 )
 def test_every_old_item_of_an_own_source_is_compared(tmp_path, changes, message):
     own = {**SPEC["source"], "type": f"{__name__}:OneChanges", "grammars": 1, "changes": changes}
@@ -330,13 +390,19 @@ def test_damage_does_not_spread_into_an_extended_store(store, tmp_path):
 
 def test_a_process_of_the_smaller_run_does_not_undo_a_growth(store, tmp_path):
     """It may go on writing its tasks; only the attributes of the larger run are not its own."""
-    old, larger = Store.open(store), experiment(items=20, grammars=4, noise=[0.0, 0.2, 0.4, 1.0], trajectories=3)
+    old, larger = (
+        Store.open(store),
+        experiment(items=20, grammars=4, noise=[0.0, 0.2, 0.4, 1.0], trajectories=3),
+    )
     readings = {task: old.read(task, 2) for task in old.tasks()}
     ut.run(larger, store)
     for task, values in readings.items():
         old.write(task, values)
     other = experiment(items=40, grammars=8)
-    for change in (lambda: old.update(complete=True), lambda: old.grow(*layout_of(other), attributes_of(other, {}))):
+    for change in (
+        lambda: old.update(complete=True),
+        lambda: old.grow(*layout_of(other), attributes_of(other, {})),
+    ):
         with pytest.raises(ValueError, match="another process has extended the store"):
             change()
     ut.run(larger, store)
@@ -350,14 +416,23 @@ def test_two_processes_extend_one_store(store, tmp_path):
     (tmp_path / "spec.json").write_text(json.dumps(larger.to_dict()))
     (tmp_path / "run.mine.partial").mkdir()
     words = [sys.executable, "-m", "uturn.cli", "run", "spec.json", "--store", "run"]
-    both = [subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     told = [one.communicate()[1] for one in both]
     assert [one.returncode for one in both] == [0, 0], told
     assert sorted(told)[0] == ""
-    assert sorted(told)[1].startswith("uturn: run is extended by items 10 -> 40, noise 0.2, 0.6, 0.8")
+    assert sorted(told)[1].startswith(
+        "uturn: run is extended by items 10 -> 40, noise 0.2, 0.6, 0.8"
+    )
     ut.run(larger, tmp_path / "fresh")
     assert same_run(store, tmp_path / "fresh")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "run", "run.mine.partial", "spec.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "fresh",
+        "run",
+        "run.mine.partial",
+        "spec.json",
+    ]
 
 
 IMAGES = {
@@ -367,7 +442,12 @@ IMAGES = {
     "corruption": {"type": "diffusion", "noise": [0.5, 1.0]},
     "backward": {"type": "diffusion", "model": "tiny_denoiser:network", "steps": 4},
     "probes": [
-        {"type": "network_layers", "classifier": "tiny_classifier:network", "labels": False, "reference": 20},
+        {
+            "type": "network_layers",
+            "classifier": "tiny_classifier:network",
+            "labels": False,
+            "reference": 20,
+        },
         {"type": "images", "first": 2},
     ],
 }
@@ -394,7 +474,8 @@ def test_image_runs_grow(tmp_path, monkeypatch):
     ut.run(small, tmp_path / "run")
     assert len(counts) == 6
     counts.clear()
-    # Two levels. Items 0 and 1: two more trajectories; items 2 and 3 share a block that was cut short; item 4 is new.
+    # Two levels. Items 0 and 1: two more trajectories; items 2 and 3 share a block that was cut
+    # short; item 4 is new.
     extended = ut.run(larger, tmp_path / "run").load()
     assert len(counts) == 2 * (2 * 2 + 2 * 3 + 3)
     fresh = ut.run(larger, tmp_path / "fresh").load()
@@ -405,9 +486,15 @@ def test_image_runs_grow(tmp_path, monkeypatch):
     assert Store.open(tmp_path / "run").dataset().attrs["complete"]
 
 
-# -- processes --------------------------------------------------------------------------------------------------------
+# -- processes -------------------------------------------------------------------------------------
 
-LONG = {**SPEC, "items": 4000, "chunk": 2, "grammars": 1, "source": {**SPEC["source"], "depth": 8, "grammars": 1}}
+LONG = {
+    **SPEC,
+    "items": 4000,
+    "chunk": 2,
+    "grammars": 1,
+    "source": {**SPEC["source"], "depth": 8, "grammars": 1},
+}
 
 
 def processes_of(group):
@@ -428,8 +515,20 @@ def processes_of(group):
 def test_a_stopped_run_leaves_no_processes_behind(tmp_path, stop):
     spec = {key: value for key, value in LONG.items() if key != "grammars"}
     (tmp_path / "spec.json").write_text(json.dumps(spec))
-    words = [sys.executable, "-m", "uturn.cli", "run", "spec.json", "--store", "run", "--workers", "2"]
-    run = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    words = [
+        sys.executable,
+        "-m",
+        "uturn.cli",
+        "run",
+        "spec.json",
+        "--store",
+        "run",
+        "--workers",
+        "2",
+    ]
+    run = subprocess.Popen(
+        words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     records = tmp_path / "run" / "tasks" / "records" / "c"
     deadline = time.monotonic() + 120
     while not (records.exists() and any(records.rglob("*"))):  # workers are at work
@@ -447,12 +546,15 @@ def test_a_stopped_run_leaves_no_processes_behind(tmp_path, stop):
         assert run.returncode == -signal.SIGKILL
     else:
         assert run.returncode == 128 + stop
-        assert told.strip().splitlines() == ["stopped; what is done is in run; run the same command again to resume"]
+        assert told.strip().splitlines() == [
+            "stopped; what is done is in run; run the same command again to resume"
+        ]
         assert not Store.open(tmp_path / "run").dataset().attrs["complete"]
 
 
 INTERRUPTIBLE = (
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from uturn.cli import program; program()"
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from uturn.cli import"
+    " program; program()"
 )
 """The program, which Ctrl-C stops although the processes of a test may ignore it."""
 
@@ -461,14 +563,33 @@ INTERRUPTIBLE = (
 @pytest.mark.parametrize("delay", [0.0, 0.02, 0.1, 0.3])
 @pytest.mark.parametrize(
     "stops",
-    [(signal.SIGINT,) * 3, (signal.SIGTERM,) * 2, (signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)],
+    [
+        (signal.SIGINT,) * 3,
+        (signal.SIGTERM,) * 2,
+        (signal.SIGINT, signal.SIGTERM),
+        (signal.SIGTERM, signal.SIGINT),
+    ],
     ids=lambda stops: "-".join(stop.name for stop in stops),
 )
 def test_further_signals_disturb_no_stop(tmp_path, stops, delay):
     """They arrive while the run ends, or while Python shuts down."""
-    (tmp_path / "spec.json").write_text(json.dumps({key: value for key, value in LONG.items() if key != "grammars"}))
-    words = [sys.executable, "-c", INTERRUPTIBLE, "run", "spec.json", "--store", "run", "--workers", "1"]
-    run = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    (tmp_path / "spec.json").write_text(
+        json.dumps({key: value for key, value in LONG.items() if key != "grammars"})
+    )
+    words = [
+        sys.executable,
+        "-c",
+        INTERRUPTIBLE,
+        "run",
+        "spec.json",
+        "--store",
+        "run",
+        "--workers",
+        "1",
+    ]
+    run = subprocess.Popen(
+        words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     records = tmp_path / "run" / "tasks" / "records" / "c"
     deadline = time.monotonic() + 120
     while not (records.exists() and any(records.rglob("*"))):
@@ -481,17 +602,22 @@ def test_further_signals_disturb_no_stop(tmp_path, stops, delay):
         time.sleep(delay)
     _, told = run.communicate(timeout=60)
     assert run.returncode in {128 + stop for stop in stops}
-    assert told.strip().splitlines() == ["stopped; what is done is in run; run the same command again to resume"]
+    assert told.strip().splitlines() == [
+        "stopped; what is done is in run; run the same command again to resume"
+    ]
     assert "damaged" not in set(Store.open(tmp_path / "run").states().values())
 
 
-# --- specs -------------------------------------------------------------------------------------------------------------------
+# --- specs ----------------------------------------------------------------------------------------
 
 MASKED = {
     "source": {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2},
     "corruption": {"type": "masking", "noise": [0.0, 0.5]},
     "backward": {"type": "exact"},
-    "probes": [{"type": "tree_levels"}, {"type": f"{__name__}:Constant", "value": 2.0, "twice": False}],
+    "probes": [
+        {"type": "tree_levels"},
+        {"type": f"{__name__}:Constant", "value": 2.0, "twice": False},
+    ],
 }
 GARMENTS = {
     "source": {"type": "fashion_mnist"},
@@ -515,9 +641,29 @@ class Constant(ut.Probe):
 
 
 def test_specs_hold_what_differs_from_the_defaults():
-    explicit = {**GARMENTS, "backward": {"type": "diffusion", "steps": 4, "scheduler": "ddpm", "guidance": 1, "eta": None}}
+    explicit = {
+        **GARMENTS,
+        "backward": {
+            "type": "diffusion",
+            "steps": 4,
+            "scheduler": "ddpm",
+            "guidance": 1,
+            "eta": None,
+        },
+    }
     brief, long = (ut.Experiment.from_dict({"items": 2, **parts}) for parts in (GARMENTS, explicit))
-    assert long.to_dict() == brief.to_dict() == {"seed": 0, "items": 2, "trajectories": 1, "clones": 1, "chunk": 16, **GARMENTS}
+    assert (
+        long.to_dict()
+        == brief.to_dict()
+        == {
+            "seed": 0,
+            "items": 2,
+            "trajectories": 1,
+            "clones": 1,
+            "chunk": 16,
+            **GARMENTS,
+        }
+    )
     assert long.hash == brief.hash
     assert filled(brief.to_dict())["backward"]["scheduler"] == "ddpm"
     own = ut.Experiment.from_dict({"items": 2, **MASKED})

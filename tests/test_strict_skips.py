@@ -1,4 +1,6 @@
-"""With UTURN_ALL=1, skips that are not on the list fail. Tests marked `upstream` that fail are skipped if the library moved."""
+"""With UTURN_ALL=1, skips that are not on the list fail. Tests marked `upstream` that fail are
+skipped if the library moved.
+"""
 
 import os
 import subprocess
@@ -42,23 +44,46 @@ SETTINGS = "[pytest]\nmarkers =\n    upstream(library, version): ..\n"
 
 def outcomes(folder, **environment):
     """{test or file: outcome}, and the text, of pytest in a folder."""
-    words = [sys.executable, "-m", "pytest", "-p", "strict_skips", "-p", "no:cacheprovider", "-n", "0", "-rA", "--tb=line"]
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "strict_skips",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        "0",
+        "-rA",
+        "--tb=line",
+    ]
     found = subprocess.run(
         [*words, "--continue-on-collection-errors", str(folder)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTEST_ADDOPTS": "", **environment},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parent),
+            "PYTEST_ADDOPTS": "",
+            **environment,
+        },
         capture_output=True,
         text=True,
         timeout=300,
     ).stdout
     summary = [line.split() for line in found.partition("short test summary info")[2].splitlines()]
-    return {words[1].rpartition("::")[2]: words[0] for words in summary if len(words) > 1 and ".py" in words[1]}, found
+    return {
+        words[1].rpartition("::")[2]: words[0]
+        for words in summary
+        if len(words) > 1 and ".py" in words[1]
+    }, found
 
 
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "pytest.ini").write_text(SETTINGS)
     (tmp_path / "test_some.py").write_text(TESTS)
-    (tmp_path / "test_whole.py").write_text("import pytest\npytest.importorskip('none_such')\ndef test_in_it():\n    pass\n")
+    (tmp_path / "test_whole.py").write_text(
+        "import pytest\npytest.importorskip('none_such')\ndef test_in_it():\n    pass\n"
+    )
     return tmp_path
 
 
@@ -80,5 +105,7 @@ def test_what_is_skipped_fails_unless_its_reason_is_listed(folder):
 
 def test_without_the_word_nothing_fails_but_what_fails(folder):
     found, text = outcomes(folder, UTURN_ALL="")
-    assert [name for name, outcome in found.items() if outcome in ("FAILED", "ERROR")] == ["test_of_this_release"]
+    assert [name for name, outcome in found.items() if outcome in ("FAILED", "ERROR")] == [
+        "test_of_this_release"
+    ]
     assert "5 skipped" in text

@@ -1,4 +1,6 @@
-"""`uturn.study`: the rules of `Variable`, places on all axes against plain loops, differences, medians, hostile attributes."""
+"""`uturn.study`: the rules of `Variable`, places on all axes against plain loops, differences,
+medians, hostile attributes.
+"""
 
 import json
 import re
@@ -30,21 +32,33 @@ from uturn.studies.tables import remarks
 
 DIMS = ("noise", "item", "trajectory")
 RHM = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3}
-STRINGS = {"source": RHM, "corruption": {"type": "masking", "noise": [0.5]}, "backward": {"type": "exact"}}
+STRINGS = {
+    "source": RHM,
+    "corruption": {"type": "masking", "noise": [0.5]},
+    "backward": {"type": "exact"},
+}
 NOISE = np.array([0.1, 0.3, 0.4, 0.7, 1.0])
 
 
 def dataset(variables, noise=NOISE, attrs=None, **coords):
-    """A run made by hand: {name: (values, Variable)}, with the reading instructions in the attribute of each array."""
+    """A run made by hand: {name: (values, Variable)}, with the reading instructions in the
+    attribute of each array.
+    """
     data = {
-        name: (variable.dims, values, {"long_name": variable.long_name, "reading": json.dumps(variable.instructions())})
+        name: (
+            variable.dims,
+            values,
+            {"long_name": variable.long_name, "reading": json.dumps(variable.instructions())},
+        )
         for name, (values, variable) in variables.items()
     }
     return xr.Dataset(data, {"noise": np.asarray(noise, float), **coords}, attrs or {})
 
 
 def falling(end=0.1, items=12, noise=NOISE, seed=0, scatter=0.1, start=1.0):
-    """Readings (noise, item, trajectory) that go from start to about `end`, faster for some items."""
+    """Readings (noise, item, trajectory) that go from start to about `end`, faster for some
+    items.
+    """
     rng = np.random.default_rng(seed)
     finite = np.where(np.isfinite(noise), noise, 2 * np.max(noise[np.isfinite(noise)]))
     steep = 2 + scatter * rng.standard_normal((1, items, 2)) * 5
@@ -52,7 +66,9 @@ def falling(end=0.1, items=12, noise=NOISE, seed=0, scatter=0.1, start=1.0):
 
 
 def plain_place(x, curve, start, chance, share):
-    """The first x at which a curve, 0 of the way at its start, has gone a share of the way to chance; by a loop over segments."""
+    """The first x at which a curve, 0 of the way at its start, has gone a share of the way to
+    chance; by a loop over segments.
+    """
     way = [(value - start) / (chance - start) for value in curve]
     for (a, b), (u, v) in zip(pairwise(x), pairwise(way), strict=True):
         if u < share <= v:
@@ -67,7 +83,9 @@ def places_of(found, reading, axis="noise"):
 def check_places(found, reading, curve, start, chance):
     """The numbers of a reading on the axis noise against `plain_place`."""
     x = np.r_[0, found.noise.values[1:]]
-    expected = [plain_place(x, [start, *curve], start, chance, share) for share in (0.25, 0.5, 0.75)]
+    expected = [
+        plain_place(x, [start, *curve], start, chance, share) for share in (0.25, 0.5, 0.75)
+    ]
     np.testing.assert_allclose(places_of(found, reading), expected, rtol=1e-9)
     one = found.sel(reading=reading, axis="noise")
     np.testing.assert_allclose(one.curve[:, 0], [start, *curve])
@@ -76,7 +94,7 @@ def check_places(found, reading, curve, start, chance):
     np.testing.assert_allclose(one.start, start)
 
 
-# --- where a curve starts and ends ------------------------------------------------------------------------------------------
+# --- where a curve starts and ends ----------------------------------------------------------------
 
 
 def mean(values):
@@ -104,19 +122,33 @@ def test_start_and_chance(rules, start, chance):
         },
         at_first=0.95,
         at_last=-0.1,
-        label=("item", [0] * 6 + [1] * 3 + [2] * 3) if "same:label" in rules.values() else ("item", [0] * 10 + [-1] * 2),
+        label=(
+            ("item", [0] * 6 + [1] * 3 + [2] * 3)
+            if "same:label" in rules.values()
+            else ("item", [0] * 10 + [-1] * 2)
+        ),
         guess=("item", [0] * 8 + [1] * 4),
     )
     found = ut.study(run)
     curve = mean(values)
     check_places(found, "kept", curve, start, curve[-1] if chance is None else chance)
-    assert float(found.chance[0]) == pytest.approx(np.nan if chance is None else chance, nan_ok=True)
-    assert ("where chance is not known, the value at noise 1" in "".join(remarks(found))) == (chance is None)
+    assert float(found.chance[0]) == pytest.approx(
+        np.nan if chance is None else chance, nan_ok=True
+    )
+    assert ("where chance is not known, the value at noise 1" in "".join(remarks(found))) == (
+        chance is None
+    )
 
 
 @pytest.mark.parametrize("labels", [["a", "b", ""], [0, 1, -1], [0.5, 1.5, np.nan]])
 def test_originals_without_a_label_agree_with_none(labels):
-    run = ut.readings({"same": falling()}, NOISE, start=1, chance="same:label", coords={"label": ("item", labels * 4)})
+    run = ut.readings(
+        {"same": falling()},
+        NOISE,
+        start=1,
+        chance="same:label",
+        coords={"label": ("item", labels * 4)},
+    )
     assert float(ut.study(run).chance[0]) == 0.5
     assert list(ut.choose(run, "same", keep=0.5, by="label").by) == labels[:2]
     alone = run.assign_coords(label=("item", labels[2:] * 12))
@@ -126,30 +158,47 @@ def test_originals_without_a_label_agree_with_none(labels):
 def test_start_and_chance_differ_by_level():
     values = np.stack([falling(0.1), falling(0.4, seed=1)], -1)
     variable = Variable((*DIMS, "layer"), "kept", start="top", chance="floor")
-    run = dataset({"kept": (values, variable)}, layer=["a", "b"], top=("layer", [1.0, 0.95]), floor=("layer", [0.0, 0.3]))
+    run = dataset(
+        {"kept": (values, variable)},
+        layer=["a", "b"],
+        top=("layer", [1.0, 0.95]),
+        floor=("layer", [0.0, 0.3]),
+    )
     found = ut.study(run)
     for k, layer in enumerate("ab"):
-        check_places(found, f"kept, layer = {layer}", mean(values[..., k]), [1.0, 0.95][k], [0.0, 0.3][k])
+        check_places(
+            found, f"kept, layer = {layer}", mean(values[..., k]), [1.0, 0.95][k], [0.0, 0.3][k]
+        )
     assert found.level.values.tolist() == ["a", "b"]
     assert found.chance.values.tolist() == [0.0, 0.3]
 
 
 def test_a_start_of_items_moves_with_them():
-    """The start of an item is part of its replicate: with the same fall of all items, the half-life is known exactly."""
+    """The start of an item is part of its replicate: with the same fall of all items, the
+    half-life is known exactly.
+    """
     begin = np.random.default_rng(0).standard_normal(12)
-    values = begin[None, :, None] - np.array([0.1, 0.7, 0.8, 1.0, 1.2])[:, None, None] * np.ones((1, 12, 2))
-    run = dataset({"log": (values, Variable(DIMS, "log-likelihood", start="begin"))}, begin=("item", begin))
+    values = begin[None, :, None] - np.array([0.1, 0.7, 0.8, 1.0, 1.2])[:, None, None] * np.ones(
+        (1, 12, 2)
+    )
+    run = dataset(
+        {"log": (values, Variable(DIMS, "log-likelihood", start="begin"))}, begin=("item", begin)
+    )
     found = ut.study(run)
     check_places(found, "log", mean(values), begin.mean(), mean(values)[-1])
-    assert found.half_life.sel(axis="noise").values[0, 1:].tolist() == [0.1, 0.3]  # the two levels around it, and no more
+    # The two levels around it, and no more.
+    assert found.half_life.sel(axis="noise").values[0, 1:].tolist() == [0.1, 0.3]
     by_chance = run.assign_coords(end=begin.mean() - 1.2)
     by_chance.log.attrs["reading"] = '{"start": "begin", "chance": "end"}'
-    assert np.ptp(ut.study(by_chance).half_life.sel(axis="noise").values) > 0.25  # an end that does not move with them
+    # An end that does not move with them.
+    assert np.ptp(ut.study(by_chance).half_life.sel(axis="noise").values) > 0.25
 
 
 def test_a_distance_rises():
     values = 1.5 - falling(0.2)
-    run = dataset({"distance": (values, Variable(DIMS, "distance", start=0, chance=1.2, bounds=(0, None)))})
+    run = dataset(
+        {"distance": (values, Variable(DIMS, "distance", start=0, chance=1.2, bounds=(0, None)))}
+    )
     found = ut.study(run)
     check_places(found, "distance", mean(values), 0, 1.2)
     assert found.start.item() == 0
@@ -172,13 +221,16 @@ def test_without_a_start_there_are_no_places():
 
 
 def test_equal_start_and_chance_have_no_half_life():
-    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1, chance="same:label"))}, label=("item", np.zeros(12)))
+    run = dataset(
+        {"kept": (falling(), Variable(DIMS, "kept", start=1, chance="same:label"))},
+        label=("item", np.zeros(12)),
+    )
     found = ut.study(run)
     assert np.isnan(found.place).all()
     assert "chance equals the value without noise" in str(found.remark.item())
 
 
-# --- bounds and intervals ---------------------------------------------------------------------------------------------------
+# --- bounds and intervals -------------------------------------------------------------------------
 
 
 def test_bounds_clip_intervals_and_shares_have_those_of_proportions():
@@ -204,18 +256,26 @@ def test_bounds_clip_intervals_and_shares_have_those_of_proportions():
 def test_bounds_that_the_readings_leave_are_not_used(bounds):
     values = 2 * falling() - 0.5
     found, free = (
-        ut.study(dataset({"kept": (values, Variable(DIMS, "kept", bounds=limits))})) for limits in (bounds, (None,) * 2)
+        ut.study(dataset({"kept": (values, Variable(DIMS, "kept", bounds=limits))}))
+        for limits in (bounds, (None,) * 2)
     )
     np.testing.assert_array_equal(found.curve, free.curve)
-    assert f"readings from {values.min():.3g} to {values.max():.3g} leave the bounds" in str(found.remark.item())
+    assert f"readings from {values.min():.3g} to {values.max():.3g} leave the bounds" in str(
+        found.remark.item()
+    )
     rounded = np.clip(falling(), 0, 1).astype(np.float32) + np.float32(1e-7)
     near = ut.study(dataset({"kept": (rounded, Variable(DIMS, "kept", start=1, bounds=(0, 1)))}))
     assert str(near.remark.item()) == ""
 
 
 def test_the_spread_of_grammars_is_said_of_grammars():
-    values = np.array([0.5, 0.51, 0.6, 0.61, 0.91, 0.92, 0.9, 0.905, 0.895, 0.9, 0.89, 0.88])[None, :, None] * np.ones((5, 1, 1))
-    run = dataset({"kept": (values, Variable(DIMS, "kept", start=1, bounds=(0, 1)))}, grammar=("item", np.arange(12) // 2))
+    values = np.array([0.5, 0.51, 0.6, 0.61, 0.91, 0.92, 0.9, 0.905, 0.895, 0.9, 0.89, 0.88])[
+        None, :, None
+    ] * np.ones((5, 1, 1))
+    run = dataset(
+        {"kept": (values, Variable(DIMS, "kept", start=1, bounds=(0, 1)))},
+        grammar=("item", np.arange(12) // 2),
+    )
     (of_grammars,) = ut.study(run).remark.values
     assert "two grammars make the spread" in of_grammars
     single = run.drop_vars("grammar").isel(item=slice(0, None, 2))
@@ -231,9 +291,13 @@ def test_readings_that_are_missing_for_some_items():
     check_places(found, "kept, region = a", mean(values[..., 0]), 1, mean(values[..., 0])[-1])
     there = mean(np.delete(values[..., 1], [3, 4], axis=1))
     check_places(found, "kept, region = b", there, 1, there[-1])
-    alone = ut.study(dataset({"kept": (np.delete(values, [3, 4], axis=1), variable)}, region=["a", "b"]))
+    alone = ut.study(
+        dataset({"kept": (np.delete(values, [3, 4], axis=1), variable)}, region=["a", "b"])
+    )
     np.testing.assert_array_equal(alone.curve[1], found.curve[1])
-    nothing = ut.study(dataset({"kept": (values * np.array([1, np.nan]), variable)}, region=["a", "b"]))
+    nothing = ut.study(
+        dataset({"kept": (values * np.array([1, np.nan]), variable)}, region=["a", "b"])
+    )
     assert np.isnan(nothing.place[1]).all()
     np.testing.assert_array_equal(nothing.place[0], found.place[0])
 
@@ -247,35 +311,55 @@ def test_a_single_original_has_no_intervals():
 
 
 def test_noise_may_be_in_any_order():
-    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, step=("noise", [1, 3, 4, 7, 10]))
+    run = dataset(
+        {"kept": (falling(), Variable(DIMS, "kept", start=1))}, step=("noise", [1, 3, 4, 7, 10])
+    )
     order = [3, 0, 4, 1, 2]
     xr.testing.assert_identical(ut.study(run.isel(noise=order)), ut.study(run))
 
 
-# --- axes -------------------------------------------------------------------------------------------------------------------
+# --- axes -----------------------------------------------------------------------------------------
 
 
 def test_a_width_can_reach_from_the_level_before_its_first_end_to_that_after_its_second():
-    """All originals fall from 1 at .3 to .5 at .6 and to 0 at .9: each end of the width lies anywhere between two levels."""
+    """All originals fall from 1 at .3 to .5 at .6 and to 0 at .9: each end of the width lies
+    anywhere between two levels.
+    """
     values = np.array([1.0, 1.0, 0.5, 0.0])[:, None].repeat(15, 1)
     found = ut.study(ut.readings({"near": values}, [0.1, 0.3, 0.6, 0.9], start=1, chance=0))
-    np.testing.assert_allclose(found.width.sel(reading="near", axis="noise"), [0.3, 0.0, 0.6], atol=1e-9)
+    np.testing.assert_allclose(
+        found.width.sel(reading="near", axis="noise"), [0.3, 0.0, 0.6], atol=1e-9
+    )
 
 
 def test_places_and_widths_on_all_axes():
-    """Steps are interpolated linearly; abar, log-SNR and sigma in the angle whose tangent is sigma."""
+    """Steps are interpolated linearly; abar, log-SNR and sigma in the angle whose tangent is
+    sigma.
+    """
     abar = np.array([0.97, 0.8, 0.65, 0.2, 0.01])
     values = falling()
     run = dataset(
         {"kept": (values, Variable(DIMS, "kept", start=1, chance=0.0))},
         step=("noise", [100, 300, 400, 700, 1000]),
         effective_epsilon=("noise", [0.2, 0.3, 0.6, 0.8, 1.0]),
-        strength=("noise", [0.5, 1.0, 1.5, 2.0, 4.0], {"clean": 0.25, "long_name": "strength of the noise"}),
+        strength=(
+            "noise",
+            [0.5, 1.0, 1.5, 2.0, 4.0],
+            {"clean": 0.25, "long_name": "strength of the noise"},
+        ),
         log_snr=("noise", np.log(abar / (1 - abar))),
         abar=("noise", abar),
     )
     found = ut.study(run)
-    assert found.axis.values.tolist() == ["noise", "effective_epsilon", "step", "strength", "abar", "log_snr", "sigma"]
+    assert found.axis.values.tolist() == [
+        "noise",
+        "effective_epsilon",
+        "step",
+        "strength",
+        "abar",
+        "log_snr",
+        "sigma",
+    ]
     assert found.strength.attrs["long_name"] == "strength of the noise"
     at = [plain_place([0, *NOISE], [1, *mean(values)], 1, 0, share) for share in (0.25, 0.5, 0.75)]
     angles = np.interp(at, [0, *NOISE], [0, *np.arctan(np.sqrt((1 - abar) / abar))])
@@ -300,14 +384,23 @@ def test_places_and_widths_on_all_axes():
 
 
 def test_an_infinite_noise_level_is_chance_and_no_place():
-    """Gaussian diffusion at t = inf: no place lies beyond the last finite level, whose curve goes on to the chance level."""
+    """Gaussian diffusion at t = inf: no place lies beyond the last finite level, whose curve
+    goes on to the chance level.
+    """
     noise = np.array([0.1, 0.5, 1.0, 2.0, np.inf])
     values = falling(0.05, noise=noise, scatter=0.02)
     values[-1] = 0.02
-    run = dataset({"kept": (values, Variable(DIMS, "kept", start=1))}, noise, log_snr=("noise", [2.0, 0.5, -1.0, -4.0, -np.inf]))
+    run = dataset(
+        {"kept": (values, Variable(DIMS, "kept", start=1))},
+        noise,
+        log_snr=("noise", [2.0, 0.5, -1.0, -4.0, -np.inf]),
+    )
     found = ut.study(run)
     curve = mean(values)
-    expected = [plain_place([0, *noise[:-1]], [1, *curve[:-1]], 1, curve[-1], share) for share in (0.25, 0.5, 0.75)]
+    expected = [
+        plain_place([0, *noise[:-1]], [1, *curve[:-1]], 1, curve[-1], share)
+        for share in (0.25, 0.5, 0.75)
+    ]
     np.testing.assert_allclose(places_of(found, "kept"), expected)
     assert np.isfinite(found.half_life).all()
     assert np.isfinite(places_of(found, "kept", "log_snr")).all()
@@ -321,19 +414,23 @@ def test_axes_of_a_run_that_has_noise_zero():
     run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, [0.0, 0.2, 0.5, 0.8, 1.0])
     assert Axes(run).noise.tolist() == [0.0, 0.2, 0.5, 0.8, 1.0]
     found = ut.study(run)
-    np.testing.assert_allclose(found.curve[0, :, 0], mean(run.kept.values))  # the measured value, and not the declared start
+    # The measured value, and not the declared start.
+    np.testing.assert_allclose(found.curve[0, :, 0], mean(run.kept.values))
 
 
-# --- ordered series, records, changes, families -----------------------------------------------------------------------------
+# --- ordered series, records, changes, families ---------------------------------------------------
 
 
 def test_inversion_of_ordered_series():
-    """Where the last level falls below the first; a series for every combination of the other dims."""
+    """Where the last level falls below the first; a series for every combination of the other
+    dims.
+    """
     first, last = mean(falling(0.3, scatter=0)), np.array([0.99, 0.9, 0.4, 0.2, 0.1])
     levels = np.stack([first, (first + last) / 2, last], -1)
     rng = np.random.default_rng(0)
     values = levels[:, None, None, :, None] + 0.02 * rng.standard_normal((1, 20, 2, 3, 1))
-    values = np.concatenate([values, values[:, :, :, ::-1]], axis=-1)  # of the second model the order is the reverse
+    # Of the second model the order is the reverse.
+    values = np.concatenate([values, values[:, :, :, ::-1]], axis=-1)
     run = dataset(
         {
             "kept": (values, Variable((*DIMS, "layer", "model"), "kept", start=1, order="layer")),
@@ -344,19 +441,31 @@ def test_inversion_of_ordered_series():
     )
     found = ut.study(run)
     assert found.series.values.tolist() == ["kept, model = a", "kept, model = b"]
-    assert (found["first"].values.tolist(), found["last"].values.tolist()) == (["x", "x"], ["z", "z"])
+    assert (found["first"].values.tolist(), found["last"].values.tolist()) == (
+        ["x", "x"],
+        ["z", "z"],
+    )
     gap = values[..., 2, 0].mean((1, 2)) - values[..., 0, 0].mean((1, 2))
     k = next(k for k in range(4) if gap[k] > 0 >= gap[k + 1])
     swap = NOISE[k] + (NOISE[k + 1] - NOISE[k]) * gap[k] / (gap[k] - gap[k + 1])
-    assert found.inversion.sel(series="kept, model = a", axis="noise", estimate="value") == pytest.approx(swap)
+    assert found.inversion.sel(
+        series="kept, model = a", axis="noise", estimate="value"
+    ) == pytest.approx(swap)
     assert np.isnan(found.inversion.sel(series="kept, model = b")).all()
     assert found.series_remark.values.tolist() == ["", "the levels do not swap order"]
 
 
 def test_an_inversion_is_sure_where_an_interval_lies_below_0():
-    """Means of last minus first level: above 0, then .01 below it, with a spread of the originals that is large or small."""
-    below = np.array([0.2, 0.2, 0.1, -0.01, -0.01])[:, None] + np.linspace(-1, 1, 21) * [[[1.0]], [[0.01]]]
-    unsure = "not sure: at no noise is the last level below the first, in one test of all noise levels"
+    """Means of last minus first level: above 0, then .01 below it, with a spread of the
+    originals that is large or small.
+    """
+    below = np.array([0.2, 0.2, 0.1, -0.01, -0.01])[:, None] + np.linspace(-1, 1, 21) * [
+        [[1.0]],
+        [[0.01]],
+    ]
+    unsure = (
+        "not sure: at no noise is the last level below the first, in one test of all noise levels"
+    )
     for last, remark in zip(0.5 + below, (unsure, ""), strict=True):
         values = np.stack([np.full_like(last, 0.5), last], -1)[:, :, None]
         reading = Variable((*DIMS, "layer"), "kept", start=1, order="layer")
@@ -373,11 +482,18 @@ def test_an_inversion_is_sure_where_an_interval_lies_below_0():
     ],
 )
 def test_what_has_no_curve_is_named_and_the_rest_is_studied(dims, values, why, tmp_path):
-    other = {"odd": (values, Variable(dims, "odd", start=1, order="site" if "site" in dims else None))}
+    other = {
+        "odd": (values, Variable(dims, "odd", start=1, order="site" if "site" in dims else None))
+    }
     found = ut.study(dataset({"kept": (falling(), Variable(DIMS, "kept", start=1)), **other}))
     assert found.reading.values.tolist() == ["kept"]
     assert f"odd is not studied: {why}" in remarks(found)
-    run = dataset({**other, "record": (np.ones((5, 12)), Variable(("noise", "item"), "record", role="record"))})
+    run = dataset(
+        {
+            **other,
+            "record": (np.ones((5, 12)), Variable(("noise", "item"), "record", role="record")),
+        }
+    )
     alone = write_study(run, tmp_path)  # nothing can be drawn
     assert {f"odd is not studied: {why}", "nothing in the run has a curve"} <= set(remarks(alone))
     assert "nothing in the run has a curve" in repr(alone)
@@ -396,24 +512,35 @@ def test_the_names_of_a_study_are_known(strings):
 def test_changes_are_those_of_the_measures():
     rng = np.random.default_rng(0)
     covariance = (
-        np.exp(-np.arange(6) / 2) * (1 + 0.1 * rng.standard_normal((5, 12, 1))) * np.array([1, 2, 3, 2, 1])[:, None, None]
+        np.exp(-np.arange(6) / 2)
+        * (1 + 0.1 * rng.standard_normal((5, 12, 1)))
+        * np.array([1, 2, 3, 2, 1])[:, None, None]
     )
     total = covariance @ np.array([1, 2, 2, 2, 2, 2]) * np.array([1, 1.5, 3, 1.4, 1.1])[:, None]
     run = dataset(
         {
             "big_change_covariance": (
                 covariance,
-                Variable(("noise", "item", "big_distance"), "covariance", role="changes", unit="blocks"),
+                Variable(
+                    ("noise", "item", "big_distance"), "covariance", role="changes", unit="blocks"
+                ),
             ),
-            "big_change_covariance_sum": (total, Variable(("noise", "item"), "sum", role="changes")),
+            "big_change_covariance_sum": (
+                total,
+                Variable(("noise", "item"), "sum", role="changes"),
+            ),
         },
         big_distance=np.arange(6.0),
     )
     found = ut.study(run).isel(changes=0)
     assert (found.changes.item(), found.unit_of_distance.item()) == ("big", "blocks")
-    plain = run.rename({name: str(name).removeprefix("big_") for name in (*run.data_vars, "big_distance")})
+    plain = run.rename(
+        {name: str(name).removeprefix("big_") for name in (*run.data_vars, "big_distance")}
+    )
     chi = susceptibility(plain)
-    np.testing.assert_array_equal(found.chi[1:], np.stack([chi[name] for name in ("chi", "low", "high")], -1))
+    np.testing.assert_array_equal(
+        found.chi[1:], np.stack([chi[name] for name in ("chi", "low", "high")], -1)
+    )
     np.testing.assert_array_equal(found.correlation[1:, :, 0], correlations(plain).correlation)
     np.testing.assert_allclose(found.chi[1:, 0], total.mean(1) / covariance[..., 0].mean(1))
     assert found.peak_at.sel(axis="noise")[0] == pytest.approx(0.4, abs=0.1)
@@ -433,13 +560,18 @@ def test_a_calibration_leaves_out_incomplete_originals(value, twin):
         variables[name] = (values, Variable(dims, name, start=1, symmetric=True))
         variables[f"clone_{name}"] = (clones, Variable(dims, name, role="record"))
     run = dataset(variables)
-    found, said = ut.study(run), "the calibration of a, b leaves out 1 of 12 originals: readings are missing"
+    found, said = (
+        ut.study(run),
+        "the calibration of a, b leaves out 1 of 12 originals: readings are missing",
+    )
     assert (said in remarks(found)) == (not np.isfinite(value))
     expected = ut.study(run if np.isfinite(value) else run.drop_isel(item=3))
     np.testing.assert_array_equal(found.gap_p, expected.gap_p)
     assert np.isfinite(found.gap_p[:, 1:]).all()
     few = ut.study(run.isel(item=[2, 3]))
-    assert ("the calibration of a is not tested: some of its readings are missing" in remarks(few)) == (not np.isfinite(value))
+    assert (
+        "the calibration of a is not tested: some of its readings are missing" in remarks(few)
+    ) == (not np.isfinite(value))
 
 
 @pytest.fixture(scope="module")
@@ -451,11 +583,21 @@ def strings():
                 "items": 60,
                 "trajectories": 2,
                 "clones": 2,
-                "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 4, "branching": 2, "depth": 3, "grammars": 2},
+                "source": {
+                    "type": "rhm",
+                    "vocab_size": 8,
+                    "multiplicity": 4,
+                    "branching": 2,
+                    "depth": 3,
+                    "grammars": 2,
+                },
                 "corruption": {"type": "masking", "noise": [0.2, 0.5, 0.8, 1.0]},
                 "backward": {"type": "exact"},
                 "probes": [
-                    *({"type": kind} for kind in ("tree_levels", "parsed_levels", "messages", "tree_nodes")),
+                    *(
+                        {"type": kind}
+                        for kind in ("tree_levels", "parsed_levels", "messages", "tree_nodes")
+                    ),
                     {"type": "changes", "name": "leaf"},
                 ],
             }
@@ -480,12 +622,15 @@ def test_families_are_tested_together(strings):
         together[name] = strings[name].assign_attrs(reading=json.dumps(table))
     joint, both = ut.study(together), ut.calibration(strings, ["unchanged", "parsed"])
     rows = np.isin(joint.variable.values, ["unchanged", "parsed"])
-    np.testing.assert_array_equal(np.sort(joint.gap_p.values[rows, 1:].ravel()), np.sort(both.p_holm.values.ravel()))
+    np.testing.assert_array_equal(
+        np.sort(joint.gap_p.values[rows, 1:].ravel()), np.sort(both.p_holm.values.ravel())
+    )
     assert list(passed(joint)) == ["both"]
-    assert (joint.gap_p.values[rows] >= found.gap_p.values[rows])[:, 1:].all()  # more tests, larger p
+    # More tests, larger p.
+    assert (joint.gap_p.values[rows] >= found.gap_p.values[rows])[:, 1:].all()
 
 
-# --- damaged and hostile attributes -----------------------------------------------------------------------------------------
+# --- damaged and hostile attributes ---------------------------------------------------------------
 
 WRONG = {
     "no JSON": "{",
@@ -502,7 +647,9 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("attribute", [*WRONG.values(), 3, ["x"]], ids=[*WRONG, "no text", "a list of texts"])
+@pytest.mark.parametrize(
+    "attribute", [*WRONG.values(), 3, ["x"]], ids=[*WRONG, "no text", "a list of texts"]
+)
 def test_damaged_instructions_are_errors_of_one_line(attribute):
     run = dataset(
         {"kept": (falling(), Variable(DIMS, "kept", start=1))},
@@ -526,13 +673,15 @@ def test_a_damaged_spec_is_an_error_of_one_line(spec):
 
 
 def test_an_unfinished_run():
-    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, attrs={"missing_tasks": 3})
+    run = dataset(
+        {"kept": (falling(), Variable(DIMS, "kept", start=1))}, attrs={"missing_tasks": 3}
+    )
     with pytest.raises(ValueError, match="the run is not finished: 3 tasks are missing"):
         ut.study(run)
     assert "the run is not finished: 3 tasks are missing" in remarks(study_of(run))
 
 
-# --- tables, frames, plain data ---------------------------------------------------------------------------------------------
+# --- tables, frames, plain data -------------------------------------------------------------------
 
 
 def test_tidy(strings):
@@ -542,10 +691,30 @@ def test_tidy(strings):
     one = curves[(curves.reading == "belief, tree_level = 2") & (curves.noise == 0.5)]
     chosen = found.sel(reading="belief, tree_level = 2", noise=0.5)
     assert one[["value", "low", "high"]].values[0].tolist() == chosen.curve.values.tolist()
-    assert (one.level.item(), one.probe.item(), one.variable.item()) == ("2", "tree_levels", "belief")
-    row = numbers[(numbers.of == "belief, tree_level = 2") & (numbers.quantity == "half_life") & (numbers.axis == "noise")]
-    assert row[["value", "low", "high"]].values[0].tolist() == chosen.half_life.sel(axis="noise").values.tolist()
-    quantities = {"place 0.25", "place 0.5", "place 0.75", "half_life", "width", "inversion", "peak_at", "peak"}
+    assert (one.level.item(), one.probe.item(), one.variable.item()) == (
+        "2",
+        "tree_levels",
+        "belief",
+    )
+    row = numbers[
+        (numbers.of == "belief, tree_level = 2")
+        & (numbers.quantity == "half_life")
+        & (numbers.axis == "noise")
+    ]
+    assert (
+        row[["value", "low", "high"]].values[0].tolist()
+        == chosen.half_life.sel(axis="noise").values.tolist()
+    )
+    quantities = {
+        "place 0.25",
+        "place 0.5",
+        "place 0.75",
+        "half_life",
+        "width",
+        "inversion",
+        "peak_at",
+        "peak",
+    }
     assert set(numbers.quantity) == quantities
     both = tidy({"a": found, "b": found})
     assert len(both.curves) == 2 * len(curves)
@@ -567,15 +736,29 @@ def test_runs_are_named_by_what_differs():
     sources = [{"type": "rhm", "multiplicity": m} for m in (2, 4, 8)]
     runs = {f"runs/{k}": specified(source=source) for k, source in enumerate(sources)}
     assert list(named_runs(runs)) == ["multiplicity = 2", "multiplicity = 4", "multiplicity = 8"]
-    two = {"a": specified(seed=1), "b": specified(seed=1, source=sources[0]), "c": specified(source=sources[0])}
-    assert list(named_runs(two)) == ["multiplicity = 4, seed = 1", "multiplicity = 2, seed = 1", "multiplicity = 2, seed = 0"]
+    two = {
+        "a": specified(seed=1),
+        "b": specified(seed=1, source=sources[0]),
+        "c": specified(source=sources[0]),
+    }
+    assert list(named_runs(two)) == [
+        "multiplicity = 4, seed = 1",
+        "multiplicity = 2, seed = 1",
+        "multiplicity = 2, seed = 0",
+    ]
     assert list(named_runs({"a": specified(), "b": specified()})) == ["a", "b"]
     same = {"a": specified(seed=1), "b": specified(seed=1), "c": specified()}
     assert list(named_runs(same)) == ["seed = 1 (a)", "seed = 1 (b)", "seed = 0 (c)"]
     assert list(named_runs({"a": specified()})) == ["a"]
-    tables = {f"{place}.csv": specified(source={"type": "readings", "path": f"/data/{place}.csv"}) for place in "ab"}
+    tables = {
+        f"{place}.csv": specified(source={"type": "readings", "path": f"/data/{place}.csv"})
+        for place in "ab"
+    }
     assert list(named_runs(tables)) == ["a.csv", "b.csv"]
-    types = {"a": specified(), "b": specified(source={"type": "own"}, corruption={"type": "masking", "noise": [1.0]})}
+    types = {
+        "a": specified(),
+        "b": specified(source={"type": "own"}, corruption={"type": "masking", "noise": [1.0]}),
+    }
     first = next(iter(named_runs(types)))
     assert "source.type = rhm" in first
     assert "corruption.type = epsilon" in first
@@ -600,7 +783,10 @@ def test_runs_with_different_units_share_an_axis():
 
 
 def test_readings_in_several_units_share_no_chart():
-    of_units = {unit: ut.readings({"rmsd": NOISE[:, None] * [1, 2, 3]}, NOISE, start=0, units=unit) for unit in ("nm", "Å", "")}
+    of_units = {
+        unit: ut.readings({"rmsd": NOISE[:, None] * [1, 2, 3]}, NOISE, start=0, units=unit)
+        for unit in ("nm", "Å", "")
+    }
     studies = {unit: ut.study(run) for unit, run in of_units.items()}
     message = "unit of rmsd = 'Å': expected 'nm', as in the first run"
     with pytest.raises(ValueError, match=message):
@@ -611,7 +797,7 @@ def test_readings_in_several_units_share_no_chart():
     assert common_axis([studies["nm"], studies[""]]) == "noise"  # an unknown unit
 
 
-# --- folders of results ------------------------------------------------------------------------------------------------------
+# --- folders of results ---------------------------------------------------------------------------
 
 
 def pages_of(folder):
@@ -621,7 +807,9 @@ def pages_of(folder):
 
 
 def runs_of(*multiplicities):
-    return named_runs({str(m): specified(source={"type": "rhm", "multiplicity": m}) for m in multiplicities})
+    return named_runs(
+        {str(m): specified(source={"type": "rhm", "multiplicity": m}) for m in multiplicities}
+    )
 
 
 def test_a_page_shows_the_last_study_of_its_folder(tmp_path):
@@ -664,17 +852,23 @@ def test_what_is_no_study_is_not_replaced(kind, tmp_path):
     before = sorted(str(path) for path in tmp_path.rglob("*"))
     for runs in (specified(), runs_of(2, 4)):
         with pytest.raises(
-            ValueError, match=rf"'{name}' in out = .*: expected another folder; it is none of the studies written there$"
+            ValueError,
+            match=(
+                rf"'{name}' in out = .*: expected another folder; it is none of the studies written"
+                r" there$"
+            ),
         ):
             write_study(runs, out)
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 
 
-# --- what the readings can show ---------------------------------------------------------------------------------------------
+# --- what the readings can show -------------------------------------------------------------------
 
 
 def test_originals_count_equally_if_readings_are_missing():
-    """An original with one version weighs as much as one with four: the mean of originals, their spread, their number."""
+    """An original with one version weighs as much as one with four: the mean of originals, their
+    spread, their number.
+    """
     rng = np.random.default_rng(3)
     values = np.sort(rng.random((5, 9, 4)), 0)[::-1].copy()
     values[:, 2:5, 1:] = np.nan
@@ -691,7 +885,12 @@ def test_originals_count_equally_if_readings_are_missing():
 def test_each_reading_shows_how_many_originals_it_has():
     few = falling(items=11)
     few[:, 4:] = np.nan
-    run = dataset({"kept": (falling(items=11), Variable(DIMS, "kept", start=1)), "part": (few, Variable(DIMS, "part", start=1))})
+    run = dataset(
+        {
+            "kept": (falling(items=11), Variable(DIMS, "kept", start=1)),
+            "part": (few, Variable(DIMS, "part", start=1)),
+        }
+    )
     found = ut.study(run)
     assert found.originals.values.tolist() == [11, 4]
     assert "part: 4 of 11 originals have this reading" in remarks(found)
@@ -711,44 +910,72 @@ def flat(kind, rng):
 def test_a_reading_that_does_not_change_has_no_half_life(kind):
     noise, rng = [0.2, 0.3, 0.6, 0.8], np.random.default_rng(8)
     rules = {}, {"start": 1, "bounds": (None, None)}
-    unknown, given = (ut.study(ut.readings({"r": flat(kind, rng)}, noise, **rule)) for rule in rules)
+    unknown, given = (
+        ut.study(ut.readings({"r": flat(kind, rng)}, noise, **rule)) for rule in rules
+    )
     assert np.isnan(unknown[["place", "half_life", "width", "start"]].to_array()).all()
     assert np.isnan(unknown.curve[0, 0]).all()  # nothing shows a value without noise
     if kind == "tosses":
-        assert "r: no change between 0.2 and 0.8: the 95 % interval of the difference holds 0" in remarks(unknown)
-        assert np.isfinite(given.half_life).all()  # from a start that is known, half of the change lies below the first level
+        assert (
+            "r: no change between 0.2 and 0.8: the 95 % interval of the difference holds 0"
+            in remarks(unknown)
+        )
+        # From a start that is known, half of the change lies below the first level.
+        assert np.isfinite(given.half_life).all()
     same = ut.study(ut.readings({"r": flat(kind, rng)}, [0.0, *noise[1:]]))
     assert np.isnan(same.half_life).all()
     assert [line for line in remarks(same) if line.startswith("r: no change between 0 and 0.8")]
 
 
 def test_few_flat_readings_have_a_half_life():
-    """False alarms of the test of first against last level: .05, so 11 to 30 of 400 with probability .98."""
+    """False alarms of the test of first against last level: .05, so 11 to 30 of 400 with
+    probability .98.
+    """
     rng = np.random.default_rng(1)
     values = np.repeat(rng.normal(size=(1, 16, 1)), 2, 0) + rng.normal(size=(2, 16, 400))
-    run = dataset({"r": (values, Variable(("noise", "item", "kind"), "r", start=0.5, guessed=True))}, [0.2, 0.9])
+    run = dataset(
+        {"r": (values, Variable(("noise", "item", "kind"), "r", start=0.5, guessed=True))},
+        [0.2, 0.9],
+    )
     assert 11 <= np.isfinite(ut.study(run).start).sum() <= 30
 
 
-# --- originals that occur several times -----------------------------------------------------------------------------------
+# --- originals that occur several times -----------------------------------------------------------
 
 
 def test_originals_that_occur_several_times_are_refused():
     """By their labels; copies with labels of their own by their readings, of any kind."""
     tosses = np.sort(np.random.default_rng(0).random((5, 90, 2)) < 0.5, 0)[::-1].astype(float)
     for values in (falling(items=21), tosses):
-        run = dataset({"kept": (values, Variable(DIMS, "kept", start=1, bounds=(0, 1) if values is tosses else (None, None)))})
+        run = dataset(
+            {
+                "kept": (
+                    values,
+                    Variable(
+                        DIMS, "kept", start=1, bounds=(0, 1) if values is tosses else (None, None)
+                    ),
+                )
+            }
+        )
         run = run.assign_coords(item=np.arange(run.sizes["item"]))
         ut.study(run)
         for copies in (2, 3):
             repeated = xr.concat([run] * copies, "item")
             renumbered = repeated.assign_coords(item=np.arange(repeated.sizes["item"]))
-            with pytest.raises(ValueError, match=f"item = 0 occurs {copies} times; expected each original once"):
+            with pytest.raises(
+                ValueError, match=f"item = 0 occurs {copies} times; expected each original once"
+            ):
                 ut.study(repeated)
             for function in (ut.study, lambda ds: ut.choose(ds, "kept", 0.9)):
-                with pytest.raises(ValueError, match=f"occur {copies} times or a multiple of that; expected each original once"):
+                with pytest.raises(
+                    ValueError,
+                    match=(
+                        f"occur {copies} times or a multiple of that; expected each original once"
+                    ),
+                ):
                     function(renumbered)
-    few = ut.readings({"d": np.tile(falling(items=7)[..., 0], 2)}, NOISE, start=1)  # few originals, of many values
+    # Few originals, of many values.
+    few = ut.readings({"d": np.tile(falling(items=7)[..., 0], 2)}, NOISE, start=1)
     with pytest.raises(ValueError, match="occur 2 times or a multiple of that"):
         ut.study(few)
     alone = run.isel(item=[7] * 40)
@@ -762,30 +989,48 @@ def test_originals_that_occur_several_times_are_refused():
 
 
 def test_originals_that_are_alike_are_none_that_are_repeated():
-    """All kept, equal by construction, or few values: 400 runs of 200 originals with readings 0 and 1."""
+    """All kept, equal by construction, or few values: 400 runs of 200 originals with readings 0
+    and 1.
+    """
     kept = Variable(("noise", "item"), "kept", start=1, bounds=(0, 1))
     ut.study(dataset({"kept": (np.ones((5, 60)), kept)}))
     ut.study(dataset({"kept": (NOISE[::-1, None] * np.ones((1, 60)), kept)}))
     rng = np.random.default_rng(2)
     for _ in range(400):
-        _check_originals(dataset({"kept": ((rng.random((5, 200)) < NOISE[::-1, None] ** 2).astype(float), kept)}))
+        _check_originals(
+            dataset({"kept": ((rng.random((5, 200)) < NOISE[::-1, None] ** 2).astype(float), kept)})
+        )
 
 
-# --- inversions and turns -----------------------------------------------------------------------------------------------------
+# --- inversions and turns -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("errors", "is_sure"), [(2.2, False), (3.5, True)])
 def test_an_inversion_is_sure_in_one_test_of_all_levels(errors, is_sure):
-    """The last level lies above the first at nine noises, and at the tenth some standard errors below."""
+    """The last level lies above the first at nine noises, and at the tenth some standard errors
+    below.
+    """
     spread = student.ppf((np.arange(60) + 0.5) / 60, 50)
     spread *= np.sqrt(60) / spread.std(ddof=1)  # the mean has the standard error 1
     first, last = np.zeros((10, 60)), np.tile(spread + 1, (10, 1))
     last[9] -= 1 + errors
     values = xr.DataArray(np.stack([first, last], -1), dims=("noise", "item", "layer"))
-    run = ut.readings({"s": values}, np.linspace(0.1, 1, 10), start=9, chance=-9, bounds=(None, None), order={"s": "layer"})
+    run = ut.readings(
+        {"s": values},
+        np.linspace(0.1, 1, 10),
+        start=9,
+        chance=-9,
+        bounds=(None, None),
+        order={"s": "layer"},
+    )
     remark = ut.study(run).series_remark.item()
     assert remark == (
-        "" if is_sure else "not sure: at no noise is the last level below the first, in one test of all noise levels"
+        ""
+        if is_sure
+        else (
+            "not sure: at no noise is the last level below the first, in one test of all noise"
+            " levels"
+        )
     )
 
 
@@ -796,34 +1041,49 @@ def _moves(curve, seed, originals=40):
 
 
 def test_a_curve_that_turns_has_a_remark_that_says_where():
-    values = np.array([0.3, 0.31, 0.45, 0.6, 0.45, 0.32, 0.3])[:, None] * np.random.default_rng(0).lognormal(0, 0.2, (7, 40))
+    values = np.array([0.3, 0.31, 0.45, 0.6, 0.45, 0.32, 0.3])[:, None] * np.random.default_rng(
+        0
+    ).lognormal(0, 0.2, (7, 40))
     remark = ut.study(ut.readings({"r": values}, np.linspace(0, 0.9, 7))).remark.values[0]
-    assert re.search(r"the curve rises from 0\.3\d* at noise 0 to 0\.59\d* at noise 0\.45 and falls again to 0\.3\d* at", remark)
+    assert re.search(
+        r"the curve rises from 0\.3\d* at noise 0 to 0\.59\d* at noise 0\.45 and falls again to"
+        r" 0\.3\d* at",
+        remark,
+    )
     assert "the last level does not differ from the first, though others do: no half-life" in remark
     assert "no change" not in remark
-    assert re.fullmatch(r"the curve falls from .* and rises again to .*", _moves([0.99, 0.6, 0.1, 0.1, 0.6, 0.9], 1).turn)
+    assert re.fullmatch(
+        r"the curve falls from .* and rises again to .*",
+        _moves([0.99, 0.6, 0.1, 0.1, 0.6, 0.9], 1).turn,
+    )
 
 
 def test_curves_that_only_fall_or_are_flat_do_not_turn():
-    """.01 of curves turn at most: 8 or more of 300 with probability .01. Of flat ones, .05 change: 12 or more of 100, .004."""
+    """.01 of curves turn at most: 8 or more of 300 with probability .01. Of flat ones, .05
+    change: 12 or more of 100, .004.
+    """
     curves = [0.3] * 10, np.linspace(0.9, 0.2, 10), [0.9, 0.6, *[0.4] * 8]
     moves = [[_moves(curve, seed) for seed in range(100)] for curve in curves]
     assert sum(bool(of.turn) for some in moves for of in some) < 8
     assert sum(of.changes for of in moves[0]) < 12
 
 
-# --- the difference of two runs ---------------------------------------------------------------------------------------------
+# --- the difference of two runs -------------------------------------------------------------------
 
 
 def distances(x, speed, names, seed, versions=3):
     """Distances (noise, item, trajectory) that rise with noise, faster for some originals."""
     rng = np.random.default_rng(seed)
-    values = speed[None, :, None] * x[:, None, None] ** 2 + 0.05 * rng.random((len(x), len(names), versions))
+    values = speed[None, :, None] * x[:, None, None] ** 2 + 0.05 * rng.random(
+        (len(x), len(names), versions)
+    )
     return ut.readings({"d": values}, x, start=0, chance=2.0, coords={"item": names})
 
 
 def test_the_difference_of_two_runs_is_paired():
-    """Originals by their names, in any order; the levels that both have; Student's t of the differences of originals."""
+    """Originals by their names, in any order; the levels that both have; Student's t of the
+    differences of originals.
+    """
     rng, x = np.random.default_rng(5), np.array([0.2, 0.4, 0.6, 0.8, 1.0])
     speed, names = rng.uniform(1, 3, 13), np.array([f"m{k:02d}" for k in range(13)])
     second = np.r_[11, 3, 12, 0:3, 4:10]  # other originals, in another order, at other levels
@@ -840,15 +1100,23 @@ def test_the_difference_of_two_runs_is_paired():
         half = student.ppf(0.975, len(apart) - 1) * apart.std(ddof=1) / np.sqrt(len(apart))
         value, low, high = found.curve.values[0, k]
         assert value == pytest.approx(apart.mean(), rel=1e-5)
-        if k != 1:  # where an original is missing, the degrees of freedom are those of nearly equal groups
+        # Where an original is missing, the degrees of freedom are those of nearly equal groups.
+        if k != 1:
             np.testing.assert_allclose([value - low, high - value], half, rtol=5e-3)
     alone = [ut.study(run).curve.sel(noise=0.8).values[0] for run in (a, b)]
-    assert np.ptp(found.curve.sel(noise=0.8).values[0, 1:]) < 0.6 * np.hypot(*(np.ptp(ends[1:]) for ends in alone))
+    assert np.ptp(found.curve.sel(noise=0.8).values[0, 1:]) < 0.6 * np.hypot(
+        *(np.ptp(ends[1:]) for ends in alone)
+    )
 
 
 def test_the_difference_of_half_lives():
-    """The same fall later by .05, for originals that differ: the difference is known much better than either place."""
-    x, centre = np.linspace(0.02, 0.98, 49), 0.4 + 0.1 * np.random.default_rng(3).standard_normal((1, 30))
+    """The same fall later by .05, for originals that differ: the difference is known much better
+    than either place.
+    """
+    x, centre = (
+        np.linspace(0.02, 0.98, 49),
+        0.4 + 0.1 * np.random.default_rng(3).standard_normal((1, 30)),
+    )
     log_snr = np.log((1 - x) / x)
     runs = {
         name: ut.readings(
@@ -869,21 +1137,37 @@ def test_the_difference_of_half_lives():
     assert 0.045 < low < high < 0.055  # what both curves have in common cancels
     assert float(found.half_life.sel(axis="log_snr", estimate="value")[0]) < 0
     back = difference({"late": runs["late"], "early": runs["early"]})
-    np.testing.assert_allclose(back.half_life.values[0, 0], -found.half_life.values[0, 0][[0, 2, 1]], atol=1e-12)
+    np.testing.assert_allclose(
+        back.half_life.values[0, 0], -found.half_life.values[0, 0][[0, 2, 1]], atol=1e-12
+    )
 
 
 def _lost(spread, shift, seed, originals=60):
-    """Readings 0 and 1 of two runs at levels .1 apart: noises at which originals are lost have correlation .9 and a shift."""
+    """Readings 0 and 1 of two runs at levels .1 apart: noises at which originals are lost have
+    correlation .9 and a shift.
+    """
     rng = np.random.default_rng(seed)
-    x, centre, (own, other) = np.linspace(0.1, 1, 10), 0.4 + 0.1 * rng.random(), rng.standard_normal((2, originals))
+    x, centre, (own, other) = (
+        np.linspace(0.1, 1, 10),
+        0.4 + 0.1 * rng.random(),
+        rng.standard_normal((2, originals)),
+    )
     lost_at = centre + spread * own, centre + shift + spread * (0.9 * own + np.sqrt(0.19) * other)
     kept = [np.where(x[:, None] < noise, 1.0, 0.0) for noise in lost_at]
-    return {name: ut.readings({"kept": of}, x, start=1, chance=0) for name, of in zip("ab", kept, strict=True)}
+    return {
+        name: ut.readings({"kept": of}, x, start=1, chance=0)
+        for name, of in zip("ab", kept, strict=True)
+    }
 
 
 def test_a_shift_of_half_lives_that_is_smaller_than_a_step_is_seen():
-    """95 % intervals of 40 runs: five misses or more with probability .05, and 32 seen or more (`coverage_of_studies.py`)."""
-    ends = [difference(_lost(0.05, 0.07, seed)).half_life.sel(axis="noise").values[0] for seed in range(40)]
+    """95 % intervals of 40 runs: five misses or more with probability .05, and 32 seen or more
+    (`coverage_of_studies.py`).
+    """
+    ends = [
+        difference(_lost(0.05, 0.07, seed)).half_life.sel(axis="noise").values[0]
+        for seed in range(40)
+    ]
     assert sum(low <= 0.07 <= high for _, low, high in ends) >= 36
     assert sum(low > 0 for _, low, _ in ends) >= 32
     run = _lost(0.05, 0, 0)["a"]
@@ -899,22 +1183,33 @@ def test_half_lives_of_falls_within_a_step_differ_by_less_than_two_steps():
 def test_differences_of_shares_where_all_originals_agree_have_a_width():
     kept = np.ones((3, 25))
     lost = np.where([[False], [False], [True]], np.arange(25) < 20, True)
-    runs = {name: ut.readings({"kept": of}, [0.2, 0.5, 0.8], start=1) for name, of in (("a", kept), ("b", lost * 1.0))}
+    runs = {
+        name: ut.readings({"kept": of}, [0.2, 0.5, 0.8], start=1)
+        for name, of in (("a", kept), ("b", lost * 1.0))
+    }
     curve = difference(runs).curve.values[0]
     lost_of_25 = 1 - 0.025 ** (1 / 25)
     np.testing.assert_allclose(curve[0], [0, -lost_of_25, lost_of_25])
     low, high = beta.ppf(0.025, 20, 6), beta.ppf(0.975, 21, 5)  # no correlation with a constant
-    np.testing.assert_allclose(curve[2], [-0.2, -0.2 - (0.8 - low), -0.2 + np.hypot(high - 0.8, lost_of_25)], rtol=0.03)
+    np.testing.assert_allclose(
+        curve[2], [-0.2, -0.2 - (0.8 - low), -0.2 + np.hypot(high - 0.8, lost_of_25)], rtol=0.03
+    )
 
 
 def test_differences_of_shares_are_paired():
-    """Newcombe's interval of 20 and 21 kept of 40: narrow if 20 are kept in both, wider than without pairing if only 1 is."""
+    """Newcombe's interval of 20 and 21 kept of 40: narrow if 20 are kept in both, wider than
+    without pairing if only 1 is.
+    """
     item = np.arange(40)
     widths = []
     for second, both in ((item < 21, 20), (item >= 19, 1)):
         kept = {"a": item < 20, "b": second}
-        runs = {name: ut.readings({"kept": of[None] * 1.0}, [0.5], start=1) for name, of in kept.items()}
-        (p, low_p, high_p), (q, low_q, high_q) = (ut.study(run).curve.sel(noise=0.5).values[0] for run in runs.values())
+        runs = {
+            name: ut.readings({"kept": of[None] * 1.0}, [0.5], start=1) for name, of in kept.items()
+        }
+        (p, low_p, high_p), (q, low_q, high_q) = (
+            ut.study(run).curve.sel(noise=0.5).values[0] for run in runs.values()
+        )
         correlation = (both / 40 - p * q) / np.sqrt(p * (1 - p) * q * (1 - q))
 
         def end(of_second, of_first, correlation=correlation):
@@ -936,16 +1231,34 @@ def test_differences_of_other_originals_are_refused():
         "backward": {"type": "exact"},
         "probes": [{"type": "tree_levels"}],
     }
-    own = [ut.run(ut.Experiment.from_dict({"items": 4, "seed": seed, "source": source, **rest})) for seed in (0, 1)]
+    own = [
+        ut.run(ut.Experiment.from_dict({"items": 4, "seed": seed, "source": source, **rest}))
+        for seed in (0, 1)
+    ]
     other = ut.readings({"e": run.d.values}, x, coords={"item": names})
     for pair, message in (
         ({"a": run}, "expected two"),
         (dict(zip("ab", own, strict=True)), "expected the same originals in both runs"),
-        ({"a": run, "b": distances(x, np.ones(3), ["d", "e", "f"], 0)}, "originals that both runs have = 0"),
-        ({"a": run, "b": distances(x + 0.01, np.ones(3), names, 0)}, "noise levels that both runs have = 0"),
+        (
+            {"a": run, "b": distances(x, np.ones(3), ["d", "e", "f"], 0)},
+            "originals that both runs have = 0",
+        ),
+        (
+            {"a": run, "b": distances(x + 0.01, np.ones(3), names, 0)},
+            "noise levels that both runs have = 0",
+        ),
         ({"a": run, "b": other}, "expected readings that both have"),
-        ({name: run.assign_coords(label=("item", of)) for name, of in (("a", [0, 1, 2]), ("b", [0, 2, 1]))}, "label of the"),
-        ({"a": run, "b": run.assign_coords(noise=("noise", x, {"long_name": "t/T"}))}, "expected one axis in common"),
+        (
+            {
+                name: run.assign_coords(label=("item", of))
+                for name, of in (("a", [0, 1, 2]), ("b", [0, 2, 1]))
+            },
+            "label of the",
+        ),
+        (
+            {"a": run, "b": run.assign_coords(noise=("noise", x, {"long_name": "t/T"}))},
+            "expected one axis in common",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             difference(pair)
@@ -956,33 +1269,52 @@ def test_the_command_writes_the_difference(tmp_path):
     x, names, speed = NOISE, [f"m{k}" for k in range(8)], np.linspace(1, 2, 8)
     for k, name in enumerate("ab"):
         table = distances(x, speed + k, names, k).to_dataframe().reset_index()
-        table.assign(item=table["item_name"].astype(str)).drop(columns="item_name").to_csv(tmp_path / f"{name}.csv", index=False)
+        table.assign(item=table["item_name"].astype(str)).drop(columns="item_name").to_csv(
+            tmp_path / f"{name}.csv", index=False
+        )
     stores, out = [str(tmp_path / f"{name}.csv") for name in "ab"], tmp_path / "out"
-    done = CliRunner().invoke(app, ["study", *stores, "--start", "d=0", "--difference", "--out", str(out)])
+    done = CliRunner().invoke(
+        app, ["study", *stores, "--start", "d=0", "--difference", "--out", str(out)]
+    )
     assert done.exit_code == 0, done.output
     assert "paired over 8 originals" in " ".join(done.output.split())
     numbers = json.loads((out / "difference.json").read_text())["readings"][0]
-    expected = difference({name: read_readings(store, start={"d": 0}) for name, store in zip("ab", stores, strict=True)})
+    expected = difference(
+        {
+            name: read_readings(store, start={"d": 0})
+            for name, store in zip("ab", stores, strict=True)
+        }
+    )
     assert [level["low"] for level in numbers["curve"]] == expected.curve.values[0, :, 1].tolist()
     frame = pd.read_csv(out / "difference.csv")
     of_half_life = frame[(frame.quantity == "half_life") & (frame.run.str.contains(" minus "))]
-    np.testing.assert_allclose(of_half_life[["value", "low", "high"]], expected.half_life[0], rtol=1e-9)
+    np.testing.assert_allclose(
+        of_half_life[["value", "low", "high"]], expected.half_life[0], rtol=1e-9
+    )
     assert (out / "difference.png").is_file()
     page = (out / "index.html").read_text()
     assert "difference.json</code>" not in page, "it is no damaged figure"
     assert "difference [95 % interval]" in page
     assert with_interval(expected.curve.values[0, -1]) in page
-    write_study({name: read_readings(store, start={"d": 0}) for name, store in zip("ab", stores, strict=True)}, out)
+    write_study(
+        {
+            name: read_readings(store, start={"d": 0})
+            for name, store in zip("ab", stores, strict=True)
+        },
+        out,
+    )
     assert not list(out.glob("difference.*"))
     alone = CliRunner().invoke(app, ["study", stores[0], "--difference"])
     assert isinstance(alone.exception, ValueError)
 
 
-# --- medians ----------------------------------------------------------------------------------------------------------------
+# --- medians --------------------------------------------------------------------------------------
 
 
 def test_medians_of_readings_with_heavy_tails():
-    """The median of the means of originals, its places, and the same in the difference of two runs; shares stay means."""
+    """The median of the means of originals, its places, and the same in the difference of two
+    runs; shares stay means.
+    """
     rng, x = np.random.default_rng(7), np.linspace(0.05, 1, 20)
     scale = rng.lognormal(0, 1.5, (1, 31, 1))
     values = scale * x[:, None, None] ** 1.5 * rng.lognormal(0, 0.1, (20, 31, 2))
@@ -992,26 +1324,35 @@ def test_medians_of_readings_with_heavy_tails():
     found, usual = ut.study(run, centre="median"), ut.study(run)
     medians = np.median(np.nanmean(run.d.values.astype(float), 2), 1)
     check_places(found, "d", medians, 0, 1)
-    xr.testing.assert_identical(found.sel(reading="kept"), usual.sel(reading="kept").assign_attrs(found.attrs))
+    xr.testing.assert_identical(
+        found.sel(reading="kept"), usual.sel(reading="kept").assign_attrs(found.attrs)
+    )
     assert "the curves of d are medians over originals" in remarks(found)
     assert not [line for line in remarks(usual) if "median" in line]
-    outlier = run.assign(d=run.d.where((run.item != int(scale.argmax())) | run.d.isnull(), 1e4 * x[:, None, None]))
+    outlier = run.assign(
+        d=run.d.where((run.item != int(scale.argmax())) | run.d.isnull(), 1e4 * x[:, None, None])
+    )
     outlier.d.attrs = run.d.attrs
     np.testing.assert_array_equal(ut.study(outlier, centre="median").place[0], found.place[0])
-    twice = difference({"a": run, "b": run.assign(d=(2 * run.d).assign_attrs(run.d.attrs))}, "median")
+    twice = difference(
+        {"a": run, "b": run.assign(d=(2 * run.d).assign_attrs(run.d.attrs))}, "median"
+    )
     np.testing.assert_allclose(twice.curve.sel(reading="d", estimate="value"), medians, rtol=1e-6)
     with pytest.raises(ValueError, match="centre = 'mode': expected one of mean, median"):
         ut.study(run, centre="mode")
 
 
 def test_intervals_of_medians_hold_the_truth():
-    """Of 300 runs of 25 lognormal numbers, .95 would be 273 to 295 with probability .99; `benchmarks/intervals.py` finds .93."""
+    """Of 300 runs of 25 lognormal numbers, .95 would be 273 to 295 with probability .99;
+    `benchmarks/intervals.py` finds .93.
+    """
     draws = np.random.default_rng(11).lognormal(0, 2, (1, 25, 300))
     of = replicates(xr.DataArray(draws, dims=("noise", "item", "run")), "median")
     _, low, high = of.interval(lambda c: c[0]).T
     assert 268 <= ((low <= 1) & (1 <= high)).sum() <= 295
-    groups = xr.DataArray(draws[:, :, :5].repeat(4, 1), dims=("noise", "item", "run")).assign_coords(
-        grammar=("item", np.arange(100) // 4)
-    )
+    groups = xr.DataArray(
+        draws[:, :, :5].repeat(4, 1), dims=("noise", "item", "run")
+    ).assign_coords(grammar=("item", np.arange(100) // 4))
     ends = replicates(groups, "median").interval(lambda c: c[0])
-    np.testing.assert_allclose(ends, of.interval(lambda c: c[0])[:5])  # four copies in a group are one reading
+    # Four copies in a group are one reading.
+    np.testing.assert_allclose(ends, of.interval(lambda c: c[0])[:5])

@@ -1,4 +1,6 @@
-"""The probe `text_class`: classes of texts, against transformers in plain loops and against exact laws."""
+"""The probe `text_class`: classes of texts, against transformers in plain loops and against
+exact laws.
+"""
 
 import json
 from itertools import product
@@ -20,8 +22,21 @@ from uturn.networks.texts.language_files import TextModel
 from uturn.probes import TextClass
 from uturn.sources.tokens import PAD, Tokens
 
-TEXTS = ["the cat sat on a mat", "the dog ran", "a big red cat ran to the mats", "cats sat", "dogs", "big mats", "red", "a cat"]
-LETTERS = [*tiny_texts.SPECIAL, *tiny_texts.LETTERS, *(f"##{letter}" for letter in tiny_texts.LETTERS)]
+TEXTS = [
+    "the cat sat on a mat",
+    "the dog ran",
+    "a big red cat ran to the mats",
+    "cats sat",
+    "dogs",
+    "big mats",
+    "red",
+    "a cat",
+]
+LETTERS = [
+    *tiny_texts.SPECIAL,
+    *tiny_texts.LETTERS,
+    *(f"##{letter}" for letter in tiny_texts.LETTERS),
+]
 CLASSES = 4
 
 
@@ -39,14 +54,21 @@ def folder(tmp_path_factory):
 
 
 def write_labels(path, labels):
-    path.write_text("\n".join(["text,label", *(f"{text},{label}" for text, label in zip(TEXTS, labels, strict=True))]))
+    path.write_text(
+        "\n".join(
+            ["text,label", *(f"{text},{label}" for text, label in zip(TEXTS, labels, strict=True))]
+        )
+    )
 
 
 def experiment(folder, *probes, labels=True, **options):
     return ut.Experiment.from_dict(
         {
             **{"items": 8, "trajectories": 2, "clones": 3, "chunk": 3, "seed": 3},
-            "source": {"type": "tokens", "path": str(folder / ("texts.csv" if labels else "texts.txt"))},
+            "source": {
+                "type": "tokens",
+                "path": str(folder / ("texts.csv" if labels else "texts.txt")),
+            },
             "corruption": {"type": "masking", "noise": [0.0, 0.4, 1.0]},
             "backward": {"type": "language", "model": str(folder / "bert")},
             "probes": [*probes],
@@ -58,12 +80,19 @@ def experiment(folder, *probes, labels=True, **options):
 @pytest.fixture(scope="module")
 def run(folder):
     classifier = {"type": "text_class", "model": str(folder / "classes")}
-    letters = {"type": "text_class", "model": str(folder / "letters"), "name": "letters", "batch_size": 3}
+    letters = {
+        "type": "text_class",
+        "model": str(folder / "letters"),
+        "name": "letters",
+        "batch_size": 3,
+    }
     return ut.run(experiment(folder, {"type": "tokens"}, classifier, letters))
 
 
 def classes_by_hand(folder, name, token_rows):
-    """The class that transformers predicts for each row of ids of the masked model, one text a call."""
+    """The class that transformers predicts for each row of ids of the masked model, one text a
+    call.
+    """
     from transformers import BertForSequenceClassification, BertTokenizer
 
     model = BertForSequenceClassification.from_pretrained(folder / name).eval()
@@ -71,8 +100,14 @@ def classes_by_hand(folder, name, token_rows):
     classes = []
     for row in token_rows:
         words = [tiny_texts.TOKENS[k] for k in row if k != PAD]
-        text = "".join(word.removeprefix("##") if word.startswith("##") else f" {word}" for word in words)
-        ids = [2, *(k for k in row if k != PAD), 3] if name == "classes" else tokenizer(text)["input_ids"]
+        text = "".join(
+            word.removeprefix("##") if word.startswith("##") else f" {word}" for word in words
+        )
+        ids = (
+            [2, *(k for k in row if k != PAD), 3]
+            if name == "classes"
+            else tokenizer(text)["input_ids"]
+        )
         with torch.no_grad():
             classes.append(model(torch.tensor([ids])).logits[0].argmax().item())
     return classes
@@ -81,7 +116,9 @@ def classes_by_hand(folder, name, token_rows):
 @pytest.mark.parametrize(("name", "prefix"), [("classes", ""), ("letters", "letters_")])
 def test_classes_are_those_of_transformers(folder, run, name, prefix):
     tokens = run.token.values.astype(int)
-    after = np.reshape(classes_by_hand(folder, name, tokens.reshape(-1, tokens.shape[-1])), tokens.shape[:4])
+    after = np.reshape(
+        classes_by_hand(folder, name, tokens.reshape(-1, tokens.shape[-1])), tokens.shape[:4]
+    )
     before = after[0, :, 0, 0]  # at noise 0 nothing is changed
     assert len(set(before)) > 1
     np.testing.assert_array_equal(run[f"{prefix}predicted_class"], after)
@@ -91,7 +128,9 @@ def test_classes_are_those_of_transformers(folder, run, name, prefix):
     assert (same[0] == 1).all()
     assert 0 < same[2].mean() < 1
     others = [[after[..., k] == after[..., j] for j in range(3) if j != k] for k in range(3)]
-    np.testing.assert_allclose(run[f"clone_{prefix}same_class"], np.moveaxis(np.mean(others, axis=1), 0, -1))
+    np.testing.assert_allclose(
+        run[f"clone_{prefix}same_class"], np.moveaxis(np.mean(others, axis=1), 0, -1)
+    )
     labels = np.array([0, 3, np.nan, 2, 1, 0, 3, 2])[:, None, None]
     expected = np.where(np.isnan(labels), np.nan, after == labels)
     np.testing.assert_array_equal(run[f"{prefix}label_top1"], expected)
@@ -112,8 +151,12 @@ def test_chance_is_the_probability_that_two_originals_share_a_class(folder, run)
 
 def test_labels_can_be_left_out(folder):
     probe = {"type": "text_class", "model": str(folder / "classes")}
-    assert "label_top1" not in experiment(folder, {**probe, "labels": False}).parts.probes[0].variables(source_of(folder))
-    assert "label_top1" not in experiment(folder, probe, labels=False).parts.probes[0].variables(source_of(folder, labels=False))
+    assert "label_top1" not in experiment(folder, {**probe, "labels": False}).parts.probes[
+        0
+    ].variables(source_of(folder))
+    assert "label_top1" not in experiment(folder, probe, labels=False).parts.probes[0].variables(
+        source_of(folder, labels=False)
+    )
 
 
 def source_of(folder, **options):
@@ -123,7 +166,11 @@ def source_of(folder, **options):
 def test_readings_do_not_depend_on_batches_or_order(folder):
     source, rng = source_of(folder), np.random.default_rng(0)
     before = source.ids(np.arange(8))
-    after = np.where(rng.random((8, 4, before.shape[1])) < 0.5, rng.integers(5, 18, (8, 4, before.shape[1])), before[:, None])
+    after = np.where(
+        rng.random((8, 4, before.shape[1])) < 0.5,
+        rng.integers(5, 18, (8, 4, before.shape[1])),
+        before[:, None],
+    )
     after = np.where(before[:, None] == PAD, PAD, after)
 
     def read(order, **options):
@@ -139,12 +186,16 @@ def test_readings_do_not_depend_on_batches_or_order(folder):
 
 
 def test_texts_that_the_classifier_cannot_read_have_no_reading(folder, tmp_path):
-    short = tiny_texts.write_bert(tmp_path, "ForSequenceClassification", tokens=LETTERS, longest=26, classes=CLASSES)
+    short = tiny_texts.write_bert(
+        tmp_path, "ForSequenceClassification", tokens=LETTERS, longest=26, classes=CLASSES
+    )
     source = source_of(folder, labels=False)
     before = source.ids(np.arange(8))
     after = np.repeat(before[:, None], 4, axis=1)
     after[2, 0, :10] = tiny_texts.TOKENS.index("the")  # 30 letters, more than 24
-    readings = TextClass(model=str(short)).read(UTurns(Tokens(np.arange(8), before, 0), None, after, clones=2), source)
+    readings = TextClass(model=str(short)).read(
+        UTurns(Tokens(np.arange(8), before, 0), None, after, clones=2), source
+    )
     missing = {name: np.argwhere(np.isnan(values)).tolist() for name, values in readings.items()}
     assert missing == {
         "same_class": [[2, 0]],
@@ -154,11 +205,13 @@ def test_texts_that_the_classifier_cannot_read_have_no_reading(folder, tmp_path)
     }
 
 
-# -- a law whose classes are known ------------------------------------------------------------------------------------
+# -- a law whose classes are known -----------------------------------------------------------------
 
 
 class FirstSymbols(torch.nn.Module):
-    """The class of a string of `Table`: its first symbol, and whether the others sum up to an even number."""
+    """The class of a string of `Table`: its first symbol, and whether the others sum up to an
+    even number.
+    """
 
     def forward(self, ids):
         classes = 2 * ids[:, 0] + ids[:, 1:].sum(1) % 2
@@ -166,7 +219,9 @@ class FirstSymbols(torch.nn.Module):
 
 
 def exact_same_class(noise):
-    """P(the class of a posterior draw is that of the original), by enumeration of strings and masks."""
+    """P(the class of a posterior draw is that of the original), by enumeration of strings and
+    masks.
+    """
     table, total = Table(), 0.0
     classes = 2 * table.strings[:, 0] + table.strings[:, 1:].sum(1) % 2
     for mask in product([False, True], repeat=table.D):
@@ -188,7 +243,11 @@ def of_table(tmp_path, temperature=1.0):
                 **{"items": 300, "clones": 2, "chunk": 100},
                 "source": {"type": "tokens", "path": str(tmp_path / "ids.npy")},
                 "corruption": {"type": "masking", "noise": [0.3, 0.6, 1.0]},
-                "backward": {"type": "language", "model": "tiny_language:table", "temperature": temperature},
+                "backward": {
+                    "type": "language",
+                    "model": "tiny_language:table",
+                    "temperature": temperature,
+                },
                 "probes": [{"type": "text_class", "model": "test_text_class:FirstSymbols"}],
             }
         )
@@ -196,7 +255,9 @@ def of_table(tmp_path, temperature=1.0):
 
 
 def test_an_exact_model_keeps_the_class_as_often_as_it_must_and_is_calibrated(tmp_path):
-    """False-alarm rate of the comparison: 2e-4 (three levels at 4 standard errors); of the calibration: 1e-3."""
+    """False-alarm rate of the comparison: 2e-4 (three levels at 4 standard errors); of the
+    calibration: 1e-3.
+    """
     run = of_table(tmp_path)
     same = run.same_class.values[:, :, 0]
     errors = same.mean(-1).std(1, ddof=1) / np.sqrt(same.shape[1])
@@ -216,7 +277,7 @@ def test_a_cold_decoder_is_not_calibrated(tmp_path):
     assert float(found.gap.min()) < 0
 
 
-# -- the command ------------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 def without_line(folder, place):
@@ -232,10 +293,26 @@ def without_line(folder, place):
 
 @pytest.mark.usefixtures("unsaved_figures")
 def test_the_command_takes_a_classifier_and_files_without_model_type(folder, tmp_path):
-    masked, letters = without_line(folder / "bert", tmp_path / "masked"), without_line(folder / "letters", tmp_path / "letters")
+    masked, letters = (
+        without_line(folder / "bert", tmp_path / "masked"),
+        without_line(folder / "letters", tmp_path / "letters"),
+    )
     text = ("text", "--model", masked, "--data", folder / "texts.csv", "--layers", letters)
     classes = ("--classifier", letters, "--classifier-tokenizer", folder / "letters")
-    sizes = ("--items", 3, "--levels", "0.5,1.0", "--trajectories", 1, "--clones", 2, "--keep", 0, "--workers", 1)
+    sizes = (
+        "--items",
+        3,
+        "--levels",
+        "0.5,1.0",
+        "--trajectories",
+        1,
+        "--clones",
+        2,
+        "--keep",
+        0,
+        "--workers",
+        1,
+    )
     refused = uturn(*text, *classes, *sizes, "--out", tmp_path / "out")
     assert refused.returncode == 2
     assert 'lacks the line "model_type", such as "model_type": "bert"' in refused.stderr
@@ -243,15 +320,22 @@ def test_the_command_takes_a_classifier_and_files_without_model_type(folder, tmp
     assert done.returncode == 0, done.stderr
     study = xr.open_zarr(tmp_path / "out" / "study.zarr")
     groups = dict(zip(study.variable.values, study.group.values, strict=True))
-    assert (groups["same_class"], groups["label_top1"], groups["text_similarity"]) == ("class", "class", "layers")
+    assert (groups["same_class"], groups["label_top1"], groups["text_similarity"]) == (
+        "class",
+        "class",
+        "layers",
+    )
     spec = json.loads(xr.open_zarr(tmp_path / "out" / "run.zarr").attrs["spec"])
     tokenizers = {probe["type"]: probe.get("tokenizer") for probe in spec["probes"]}
     assert tokenizers["text_class"] == tokenizers["text_layers"] == str(folder / "letters")
-    with_line, without = TextClass(model=str(folder / "letters")), TextClass(model=str(letters), model_type="bert")
+    with_line, without = (
+        TextClass(model=str(folder / "letters")),
+        TextClass(model=str(letters), model_type="bert"),
+    )
     assert with_line.text_model.load().identity == without.text_model.load().identity
 
 
-# -- bad input --------------------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 
 
 def hostile(folder):
@@ -260,12 +344,18 @@ def hostile(folder):
 
     return {
         "no such folder": ({"model": "no/such/folder"}, "no such folder"),
-        "masked model without a head of classes": (model("bert"), "missing weights = .*: expected all weights of a trained"),
+        "masked model without a head of classes": (
+            model("bert"),
+            "missing weights = .*: expected all weights of a trained",
+        ),
         "another tokenizer": (
             model("classes") | {"tokenizer": str(folder / "letters")},
             "tokens of its tokenizer = 57: expected 43",
         ),
-        "no logits of classes": ({"model": "test_text_class:Wrong"}, r"for 2 texts = \(2, 6, 3\): expected logits"),
+        "no logits of classes": (
+            {"model": "test_text_class:Wrong"},
+            r"for 2 texts = \(2, 6, 3\): expected logits",
+        ),
     }
 
 
@@ -298,11 +388,14 @@ def test_pickled_weights_do_not_run_code(folder, tmp_path, monkeypatch):
 
 
 def test_a_classifier_that_looks_for_its_padding_finds_it(tmp_path):
-    """GPT-2 reads the last token that is not `pad_token_id` of its config.json; the tokenizer has another one, or none."""
+    """GPT-2 reads the last token that is not `pad_token_id` of its config.json; the tokenizer
+    has another one, or none.
+    """
     import transformers
 
     tiny_texts.write_gpt2(tmp_path)
-    config = transformers.GPT2Config.from_pretrained(tmp_path, num_labels=3, pad_token_id=28)  # of the letter '
+    # Of the letter '.
+    config = transformers.GPT2Config.from_pretrained(tmp_path, num_labels=3, pad_token_id=28)
     torch.manual_seed(1)
     transformers.GPT2ForSequenceClassification(config).eval().save_pretrained(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)

@@ -1,4 +1,6 @@
-"""Probes of texts by a second model: hidden states, sentence encoders, likelihoods; against transformers in plain loops."""
+"""Probes of texts by a second model: hidden states, sentence encoders, likelihoods; against
+transformers in plain loops.
+"""
 
 import json
 import re
@@ -16,7 +18,14 @@ from uturn.probes import TextEncoder, TextLayers, TextLikelihood
 from uturn.probes.second_model import prepared
 from uturn.sources.tokens import PAD, Tokens
 
-TEXTS = ["the cat sat on a mat", "the dog ran", "a big red cat ran to the mats", "cats sat", "dogs", "big mats"]
+TEXTS = [
+    "the cat sat on a mat",
+    "the dog ran",
+    "a big red cat ran to the mats",
+    "cats sat",
+    "dogs",
+    "big mats",
+]
 
 
 @pytest.fixture(scope="module")
@@ -64,29 +73,42 @@ def run(folder):
 
 
 def ids_of(run):
-    """Ids of originals {item: ids} and of reconstructions {(noise, item, trajectory, clone): ids}, without padding."""
+    """Ids of originals {item: ids} and of reconstructions {(noise, item, trajectory, clone):
+    ids}, without padding.
+    """
     tokens = run.token.values.astype(int)
-    found = {place: [int(k) for k in tokens[place] if k != PAD] for place in np.ndindex(tokens.shape[:4])}
-    return {item: found[0, item, 0, 0] for item in run.item.values}, found  # at noise 0 nothing is changed
+    found = {
+        place: [int(k) for k in tokens[place] if k != PAD] for place in np.ndindex(tokens.shape[:4])
+    }
+    # At noise 0 nothing is changed.
+    return {item: found[0, item, 0, 0] for item in run.item.values}, found
 
 
 def text_of(ids):
     """The text of pieces of words: pieces that begin with ## continue a word."""
     words = [tiny_texts.TOKENS[k] for k in ids]
-    return "".join(word.removeprefix("##") if word.startswith("##") else f" {word}" for word in words).strip()
+    return "".join(
+        word.removeprefix("##") if word.startswith("##") else f" {word}" for word in words
+    ).strip()
 
 
 def hidden_states(model, before, ids, after):
     with torch.no_grad():
-        found = model(torch.tensor([[*before, *ids, *after]]), output_hidden_states=True).hidden_states
+        found = model(
+            torch.tensor([[*before, *ids, *after]]), output_hidden_states=True
+        ).hidden_states
     return [h[0, len(before) : len(before) + len(ids)].double().numpy() for h in found]
 
 
 def standardised(states):
-    """{key: [(tokens, channels) of each layer]} standardised over the originals, whose keys are integers."""
+    """{key: [(tokens, channels) of each layer]} standardised over the originals, whose keys are
+    integers.
+    """
     found = {}
     for layer in range(len(states[0])):
-        tokens = np.concatenate([states[key][layer] for key in states if isinstance(key, int | np.integer)])
+        tokens = np.concatenate(
+            [states[key][layer] for key in states if isinstance(key, int | np.integer)]
+        )
         deviation = np.sqrt((tokens**2).mean(0) - tokens.mean(0) ** 2)
         for key, layers in states.items():
             found.setdefault(key, []).append((layers[layer] - tokens.mean(0)) / deviation)
@@ -108,11 +130,15 @@ def between(run, f):
 def check_layers(run, states, name, token):
     z = standardised(states)
     layers = range(len(z[0]))
-    pairs = {"text_similarity": lambda a, b: [cosine(z[a][k].mean(0), z[b][k].mean(0)) for k in layers]}
+    pairs = {
+        "text_similarity": lambda a, b: [cosine(z[a][k].mean(0), z[b][k].mean(0)) for k in layers]
+    }
     if token:
         pairs["token_similarity"] = lambda a, b: [cosine(z[a][k], z[b][k]).mean() for k in layers]
     for variable, f in pairs.items():
-        for found, expected in zip((f"{name}{variable}", f"clone_{name}{variable}"), between(run, f), strict=True):
+        for found, expected in zip(
+            (f"{name}{variable}", f"clone_{name}{variable}"), between(run, f), strict=True
+        ):
             np.testing.assert_allclose(run[found], expected, rtol=0, atol=1e-5)
             assert np.ptp(run[found].values[1]) > 0.1
 
@@ -122,7 +148,10 @@ def test_hidden_states_of_the_model_of_the_backward(folder, run):
 
     model = BertForMaskedLM.from_pretrained(folder / "bert").eval()
     originals, reconstructions = ids_of(run)
-    states = {key: hidden_states(model, [2], ids, [3]) for key, ids in (originals | reconstructions).items()}
+    states = {
+        key: hidden_states(model, [2], ids, [3])
+        for key, ids in (originals | reconstructions).items()
+    }
     check_layers(run, states, "", token=True)
     assert run.text_layer.values.tolist() == ["embeddings", "block 1", "block 2", "block 3"]
 
@@ -130,7 +159,9 @@ def test_hidden_states_of_the_model_of_the_backward(folder, run):
 def test_hidden_states_of_a_model_with_other_tokens(folder, run):
     from transformers import AutoModel, AutoTokenizer
 
-    model, tokenizer = (kind.from_pretrained(folder / "gpt2") for kind in (AutoModel, AutoTokenizer))
+    model, tokenizer = (
+        kind.from_pretrained(folder / "gpt2") for kind in (AutoModel, AutoTokenizer)
+    )
     originals, reconstructions = ids_of(run)
     assert [text_of(ids) for ids in originals.values()] == TEXTS
     states = {
@@ -164,9 +195,13 @@ def test_sentence_encoder(folder, run):
 
     vectors = {key: embed(ids) for key, ids in (originals | reconstructions).items()}
     expected = between(run, lambda a, b: cosine(vectors[a], vectors[b]))
-    for found, values in zip(("sentence_similarity", "clone_sentence_similarity"), expected, strict=True):
+    for found, values in zip(
+        ("sentence_similarity", "clone_sentence_similarity"), expected, strict=True
+    ):
         np.testing.assert_allclose(run[found], values, rtol=0, atol=1e-5)
-    chance = [np.mean([cosine(vectors[i], vectors[j]) for j in originals if j != i]) for i in originals]
+    chance = [
+        np.mean([cosine(vectors[i], vectors[j]) for j in originals if j != i]) for i in originals
+    ]
     np.testing.assert_allclose(run.sentence_chance, [chance] * 3, rtol=0, atol=1e-5)
 
 
@@ -202,12 +237,22 @@ def test_likelihood_under_a_causal_model(folder, run):
         given = [0, *tokenizer(text)["input_ids"]]  # after the token for the beginning
         for i in range(1, len(given)):
             with torch.no_grad():
-                total += model(torch.tensor([given[:i]])).logits[0, -1].double().log_softmax(-1)[given[i]].item()
+                total += (
+                    model(torch.tensor([given[:i]]))
+                    .logits[0, -1]
+                    .double()
+                    .log_softmax(-1)[given[i]]
+                    .item()
+                )
         return total / len(text)
 
     expected = np.reshape([reading(ids) for ids in reconstructions.values()], run.token.shape[:4])
     np.testing.assert_allclose(run.gpt_log_likelihood, expected, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(run.gpt_original_log_likelihood, [[reading(ids) for ids in originals.values()]] * 3, atol=1e-5)
+    np.testing.assert_allclose(
+        run.gpt_original_log_likelihood,
+        [[reading(ids) for ids in originals.values()]] * 3,
+        atol=1e-5,
+    )
 
 
 def test_pseudo_likelihood_under_a_masked_model(folder, run):
@@ -220,14 +265,20 @@ def test_pseudo_likelihood_under_a_masked_model(folder, run):
         total = 0.0
         for i in range(len(ids)):
             with torch.no_grad():
-                logits = model(torch.tensor([[2, *ids[:i], 4, *ids[i + 1 :], 3]])).logits[0, 1 + i].double()
+                logits = (
+                    model(torch.tensor([[2, *ids[:i], 4, *ids[i + 1 :], 3]]))
+                    .logits[0, 1 + i]
+                    .double()
+                )
             logits[[0, 2, 3, 4]] = -torch.inf  # [PAD], [CLS], [SEP] and [MASK] are no text
             total += logits.log_softmax(-1)[ids[i]].item()
         return total / len(text_of(ids))
 
     expected = np.reshape([reading(ids) for ids in reconstructions.values()], run.token.shape[:4])
     np.testing.assert_allclose(run.log_likelihood, expected, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(run.original_log_likelihood, [[reading(ids) for ids in originals.values()]] * 3, atol=1e-5)
+    np.testing.assert_allclose(
+        run.original_log_likelihood, [[reading(ids) for ids in originals.values()]] * 3, atol=1e-5
+    )
 
 
 def test_without_a_token_for_the_beginning_the_first_token_is_not_counted(folder):
@@ -241,10 +292,12 @@ def test_without_a_token_for_the_beginning_the_first_token_is_not_counted(folder
             logs = model.network(torch.tensor([row])).logits[0].double().log_softmax(-1)
         expected.append(sum(logs[i - 1, row[i]].item() for i in range(1, len(row))))
     padded = np.array([row + [PAD] * (max(map(len, rows)) - len(row)) for row in rows])
-    np.testing.assert_allclose(causal_log_likelihoods(model, padded, 4), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        causal_log_likelihoods(model, padded, 4), expected, rtol=0, atol=1e-4
+    )
 
 
-# -- how texts are read -----------------------------------------------------------------------------------------------
+# -- how texts are read ----------------------------------------------------------------------------
 
 
 def u_turns(source, after, items=range(6)):
@@ -257,7 +310,11 @@ def drawn(folder):
     """A source, and reconstructions (items, draws, length) that differ from each other."""
     source = experiment(folder, {"type": "tokens"}).parts.source
     before, rng = source.ids(np.arange(6)), np.random.default_rng(0)
-    after = np.where(rng.random((6, 4, before.shape[1])) < 0.5, rng.integers(5, 18, (6, 4, before.shape[1])), before[:, None])
+    after = np.where(
+        rng.random((6, 4, before.shape[1])) < 0.5,
+        rng.integers(5, 18, (6, 4, before.shape[1])),
+        before[:, None],
+    )
     return source, np.where(before[:, None] == PAD, PAD, after)
 
 
@@ -274,7 +331,9 @@ def probes_of(folder, **options):
 
 def test_readings_do_not_depend_on_the_batches(folder, drawn):
     source, after = drawn
-    for small, large in zip(probes_of(folder, batch_size=1), probes_of(folder, batch_size=100), strict=True):
+    for small, large in zip(
+        probes_of(folder, batch_size=1), probes_of(folder, batch_size=100), strict=True
+    ):
         found, expected = (probe.read(u_turns(source, after), source) for probe in (small, large))
         for name, values in expected.items():
             np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5)
@@ -288,8 +347,12 @@ def test_token_similarity_does_not_see_padding(folder, drawn):
         length = int((source.ids([item])[0] != PAD).sum())
         ids, states = source.ids([item])[:, :length], prepared(TextLayers(), source)[1]
         alone, clones = states.read(ids, after[item : item + 1, :, :length], 2)
-        np.testing.assert_allclose(alone["token_similarity"][0], whole["token_similarity"][item], rtol=0, atol=1e-5)
-        np.testing.assert_allclose(clones["text_similarity"][0], whole["clone_text_similarity"][item], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            alone["token_similarity"][0], whole["token_similarity"][item], rtol=0, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            clones["text_similarity"][0], whole["clone_text_similarity"][item], rtol=0, atol=1e-5
+        )
         (equal,) = states.read(ids, ids[:, None])
         assert (equal["text_similarity"] == 1).all()  # in every bit
         assert (equal["token_similarity"] == 1).all()
@@ -316,12 +379,18 @@ def test_named_layers_and_modules_of_ones_own(folder, drawn, monkeypatch):
     monkeypatch.setattr(own_module, "folder", folder / "bert", raising=False)
     default = TextLayers().read(u_turns(source, after), source)
     named = TextLayers(model=str(folder / "bert"), layers=("encoder.layer.*",))
-    own = TextLayers(model="test_text_probes:own_module", layers=("inner.encoder.layer.*",), reference=256)
-    assert named.coordinates(source)["text_layer"].tolist() == [f"encoder.layer.{k}" for k in range(3)]
+    own = TextLayers(
+        model="test_text_probes:own_module", layers=("inner.encoder.layer.*",), reference=256
+    )
+    assert named.coordinates(source)["text_layer"].tolist() == [
+        f"encoder.layer.{k}" for k in range(3)
+    ]
     for probe in (named, own):
         found = probe.read(u_turns(source, after), source)
         # Texts of a module of one's own have no [CLS] and [SEP] around them.
-        assert (np.abs(found["token_similarity"] - default["token_similarity"][..., 1:]).max() < 1e-5) == (probe is named)
+        assert (
+            np.abs(found["token_similarity"] - default["token_similarity"][..., 1:]).max() < 1e-5
+        ) == (probe is named)
     bare = TextModel("test_text_probes:own_module").load()
     assert (bare.tokenizer, bare.takes_padding) == (None, False)
     model = bare.network.inner
@@ -329,18 +398,31 @@ def test_named_layers_and_modules_of_ones_own(folder, drawn, monkeypatch):
     for item, row in enumerate(source_rows(source)):
         states[item] = hidden_states(model, [], row, [])[1:]
         for draw in range(4):
-            states[item, draw] = hidden_states(model, [], [int(k) for k in after[item, draw] if k != PAD], [])[1:]
+            states[item, draw] = hidden_states(
+                model, [], [int(k) for k in after[item, draw] if k != PAD], []
+            )[1:]
     z = standardised(states)
-    expected = [[[cosine(z[i][k], z[i, d][k]).mean() for k in range(3)] for d in range(4)] for i in range(6)]
-    np.testing.assert_allclose(own.read(u_turns(source, after), source)["token_similarity"], expected, rtol=0, atol=1e-5)
+    expected = [
+        [[cosine(z[i][k], z[i, d][k]).mean() for k in range(3)] for d in range(4)] for i in range(6)
+    ]
+    np.testing.assert_allclose(
+        own.read(u_turns(source, after), source)["token_similarity"], expected, rtol=0, atol=1e-5
+    )
 
 
 def test_blocks_that_are_one_module_are_read_each_time(folder, drawn):
     source, after = drawn
     probe = TextLayers(model=str(folder / "albert"), split="characters")
-    assert probe.coordinates(source)["text_layer"].tolist() == ["embeddings", "block 1", "block 2", "block 3"]
+    assert probe.coordinates(source)["text_layer"].tolist() == [
+        "embeddings",
+        "block 1",
+        "block 2",
+        "block 3",
+    ]
     assert probe.read(u_turns(source, after), source)["text_similarity"].shape == (6, 4, 4)
-    shared = TextLayers(model=str(folder / "albert"), split="characters", layers=("**.albert_layers.0",))
+    shared = TextLayers(
+        model=str(folder / "albert"), split="characters", layers=("**.albert_layers.0",)
+    )
     with pytest.raises(ValueError, match="runs more than once"):
         shared.coordinates(source)
 
@@ -350,33 +432,48 @@ def test_a_network_of_this_package(folder, tmp_path):
     from uturn.networks.texts.masked_transformer import MaskedTransformer
 
     letters = f"{tiny_texts.LETTERS} "
-    network = MaskedTransformer(vocab_size=27, length=40, width=16, layers=2, heads=2, characters=letters).eval()
+    network = MaskedTransformer(
+        vocab_size=27, length=40, width=16, layers=2, heads=2, characters=letters
+    ).eval()
     path = str(tmp_path / "letters.safetensors")
     save_network(network, path)
     probes = [{"type": "text_layers"}, {"type": "text_layers", "name": "second", "model": path}]
     probes += [{"type": "text_likelihood", "model": path}]
     backward = {"type": "language", "model": path, "steps": 2}
     found = ut.run(
-        experiment(folder, {"type": "tokens"}, *probes, backward=backward, corruption={"type": "masking", "noise": [0.0, 1.0]})
+        experiment(
+            folder,
+            {"type": "tokens"},
+            *probes,
+            backward=backward,
+            corruption={"type": "masking", "noise": [0.0, 1.0]},
+        )
     )
     assert found.text_layer.values.tolist() == ["blocks.0", "blocks.1"]
-    np.testing.assert_array_equal(found.token_similarity, found.second_token_similarity)  # the same tokens
+    # The same tokens.
+    np.testing.assert_array_equal(found.token_similarity, found.second_token_similarity)
     text = TEXTS[1]
     ids = torch.tensor([letters.index(letter) for letter in text])
     masked = ids.repeat(len(ids), 1).fill_diagonal_(27)
     with torch.no_grad():
         logs = network(masked).double().log_softmax(-1)[range(len(ids)), range(len(ids)), ids]
-    np.testing.assert_allclose(found.original_log_likelihood[0, 1], logs.sum() / len(text), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        found.original_log_likelihood[0, 1], logs.sum() / len(text), rtol=0, atol=1e-5
+    )
 
 
 def test_unreadable_reconstructions_are_nan(folder, drawn, tmp_path):
     source, after = drawn
     tokens = [*tiny_texts.LETTERS, *(f"##{letter}" for letter in tiny_texts.LETTERS)]
-    letters = tiny_texts.write_bert(tmp_path / "letters2", tokens=[*tiny_texts.SPECIAL, *tokens], longest=25)
+    letters = tiny_texts.write_bert(
+        tmp_path / "letters2", tokens=[*tiny_texts.SPECIAL, *tokens], longest=25
+    )
     sentences = after.copy()
     sentences[0, 0, :6] = 9  # "mat mat mat mat mat mat": 18 letters
     sentences[2, 0, :9] = 9  # 27 letters, more than the 23 that fit between [CLS] and [SEP]
-    (tmp_path / "letters2" / "modules.json").write_text(json.dumps([{"path": "", "type": "a.Transformer"}]))
+    (tmp_path / "letters2" / "modules.json").write_text(
+        json.dumps([{"path": "", "type": "a.Transformer"}])
+    )
     second = {"model": str(letters)}
     for probe in (TextLayers(**second), TextEncoder(**second), TextLikelihood(**second)):
         found = probe.read(u_turns(source, sentences), source)
@@ -393,40 +490,58 @@ def test_unreadable_reconstructions_are_nan(folder, drawn, tmp_path):
 
 
 def test_fingerprints(folder):
-    bert, other = (TextLayers(model=str(folder / name)).fingerprint() for name in ("bert", "other_bert"))
+    bert, other = (
+        TextLayers(model=str(folder / name)).fingerprint() for name in ("bert", "other_bert")
+    )
     assert len({bert, other, TextLayers().fingerprint(), ""}) == 3
     split = TextLayers(model=str(folder / "albert"), split="characters").fingerprint()
     assert split != TextLayers(model=str(folder / "albert"), split=r"\w").fingerprint()
     cls = folder.parent / "cls"
     tiny_texts.write_sentence_model(cls, pooling_mode_cls_token=True)
-    assert TextEncoder(model=str(cls)).fingerprint() != TextEncoder(model=str(folder / "sentences")).fingerprint()
+    assert (
+        TextEncoder(model=str(cls)).fingerprint()
+        != TextEncoder(model=str(folder / "sentences")).fingerprint()
+    )
 
 
-# -- bad input --------------------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 
 
 def hostile(folder):
     bert, albert = (str(folder / name) for name in ("bert", "albert"))
     return {
-        "no weights of a head": ({"type": "text_likelihood", "model": str(folder / "sentences")}, "config.json = 'BertModel'"),
+        "no weights of a head": (
+            {"type": "text_likelihood", "model": str(folder / "sentences")},
+            "config.json = 'BertModel'",
+        ),
         "masked, not causal": (
             {"type": "text_likelihood", "model": bert, "likelihood": "causal"},
             "= 'causal': expected 'masked'",
         ),
-        "no such layer": ({"type": "text_layers", "model": bert, "layers": ["encoder.lyer.0"]}, "close names: encoder.layer"),
-        "layer without tokens": ({"type": "text_layers", "model": bert, "layers": ["pooler"]}, r"expected \(batch, tokens"),
+        "no such layer": (
+            {"type": "text_layers", "model": bert, "layers": ["encoder.lyer.0"]},
+            "close names: encoder.layer",
+        ),
+        "layer without tokens": (
+            {"type": "text_layers", "model": bert, "layers": ["pooler"]},
+            r"expected \(batch, tokens",
+        ),
         "unknown tokens": (
             {"type": "text_layers", "model": albert, "split": "\\w+"},
             "expected fewer with the tokenizer of the model; name the right one",
         ),
-        "no module": ({"type": "text_layers", "model": "test_text_probes:source_rows"}, "TypeError: source_rows"),
+        "no module": (
+            {"type": "text_layers", "model": "test_text_probes:source_rows"},
+            "TypeError: source_rows",
+        ),
     }
 
 
 @pytest.mark.parametrize("case", hostile(__import__("pathlib").Path("x")))
 def test_bad_input_is_one_line_with_the_way_out(folder, case):
     probe, words = hostile(folder)[case]
-    with pytest.raises((ValueError, TypeError)) as error:  # a TypeError of a function of the user passes, with a note
+    # A TypeError of a function of the user passes, with a note.
+    with pytest.raises((ValueError, TypeError)) as error:
         ut.run(experiment(folder, probe))
     assert re.search(words, described(error.value, 400))
 
@@ -434,7 +549,9 @@ def test_bad_input_is_one_line_with_the_way_out(folder, case):
 def test_texts_longer_than_the_model(folder, tmp_path):
     short = tiny_texts.write_bert(tmp_path / "short", longest=8)
     for probe in ({"type": "text_layers"}, {"type": "text_encoder"}, {"type": "text_likelihood"}):
-        with pytest.raises(ValueError, match="tokens of a text = 9: expected at most 6; cut the texts"):
+        with pytest.raises(
+            ValueError, match="tokens of a text = 9: expected at most 6; cut the texts"
+        ):
             ut.run(experiment(folder, probe | {"model": str(short)}))
 
 
@@ -444,7 +561,11 @@ def test_texts_longer_than_the_model(folder, tmp_path):
         ("modules.json", "[]"),
         ("sentence_bert_config.json", '{"max_seq_length": -3}'),
         ("1_Pooling/config.json", None),
-        *(("modules.json", (k, path)) for k in (0, 1) for path in ("..", "../outside", "/outside", "a/b")),
+        *(
+            ("modules.json", (k, path))
+            for k in (0, 1)
+            for path in ("..", "../outside", "/outside", "a/b")
+        ),
         ("modules.json", (0, "nowhere")),
     ],
 )
@@ -455,14 +576,21 @@ def test_damaged_files_of_a_sentence_model(tmp_path, name, content, monkeypatch)
         modules[content[0]]["path"] = content[1]
         content = json.dumps(modules)
     (place / name).unlink() if content is None else (place / name).write_text(content)
-    monkeypatch.setattr("uturn.networks.texts.language_files.check_hub", lambda *_: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(
+        "uturn.networks.texts.language_files.check_hub", lambda *_: pytest.fail("the hub was asked")
+    )
     with pytest.raises(ValueError, match=r"cannot be read .*; download the model again"):
         TextEncoder(model=str(place)).text_model.load()
 
 
 def test_code_that_comes_with_a_model_does_not_run(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}})
+    )
     (tmp_path / "mine.py").write_text("raise SystemExit('it ran')")
     for probe in (TextLayers(model=str(tmp_path)), TextLikelihood(model=str(tmp_path))):
-        with pytest.raises(ValueError, match=r"its own code; trust_remote_code \(--trust-remote-code\) runs this code"):
+        with pytest.raises(
+            ValueError,
+            match=r"its own code; trust_remote_code \(--trust-remote-code\) runs this code",
+        ):
             probe.text_model.load()

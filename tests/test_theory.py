@@ -1,4 +1,6 @@
-"""Mean field: golden tables, closed forms, limits, and a brute-force check of the correlation formula."""
+"""Mean field: golden tables, closed forms, limits, and a brute-force check of the correlation
+formula.
+"""
 
 import json
 from pathlib import Path
@@ -15,11 +17,21 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "mean_field.json").read_
 
 
 @pytest.mark.parametrize(
-    "row", GOLDEN, ids=lambda row: f"{row['vocab_size']}-{row['multiplicity']}-{row['branching']}-{row['epsilon']}"
+    "row",
+    GOLDEN,
+    ids=lambda row: (
+        f"{row['vocab_size']}-{row['multiplicity']}-{row['branching']}-{row['epsilon']}"
+    ),
 )
 def test_golden_curves(row):
-    curves = MeanField(row["vocab_size"], row["multiplicity"], row["branching"]).curves(row["epsilon"], row["depth"])
-    for name, mine in (("upward", curves.upward), ("downward", curves.downward), ("marginal", curves.marginals)):
+    curves = MeanField(row["vocab_size"], row["multiplicity"], row["branching"]).curves(
+        row["epsilon"], row["depth"]
+    )
+    for name, mine in (
+        ("upward", curves.upward),
+        ("downward", curves.downward),
+        ("marginal", curves.marginals),
+    ):
         assert np.abs(mine - row[name]).max() < 1e-10
 
 
@@ -49,7 +61,9 @@ def test_closed_forms_for_two_children(v, data):
     if 2 <= m and 2 * m < v + 1:
         assert mf.phase == "transition"
         assert mf.fixed_point == pytest.approx((m - 1) / (v - m), abs=1e-12)
-        assert mf.critical_noise == pytest.approx(v * (v - 2 * m + 1) / ((v - m) * (v - 1)), abs=1e-12)
+        assert mf.critical_noise == pytest.approx(
+            v * (v - 2 * m + 1) / ((v - m) * (v - 1)), abs=1e-12
+        )
     else:
         assert mf.phase == ("always recovered" if m == 1 else "always lost")
         assert (mf.critical_noise, mf.fixed_point, mf.slope, mf.correlation_exponent) == (None,) * 4
@@ -87,11 +101,14 @@ def test_limits_and_shapes():
     assert np.allclose(curves.upward[1, 2], [1 / 32] * 4 + [1 / 10])
     assert np.allclose(curves.downward[..., -1], 1 / 10)
     assert np.allclose(mf.susceptibility([0.0], 4), 1)
-    assert np.allclose(MeanField(8, 8, 2).susceptibility(np.linspace(0, 1, 11), 5), 1)  # f = 1: independent leaves
+    # F = 1: independent leaves.
+    assert np.allclose(MeanField(8, 8, 2).susceptibility(np.linspace(0, 1, 11), 5), 1)
     assert np.isfinite(MeanField(8, 2, 2, num_classes=1).curves([0, 0.5, 1], 3).marginals).all()
 
 
-@pytest.mark.parametrize(("v", "m", "depth", "expected"), [(32, 8, 10, 0.706), (32, 8, 7, 0.562), (16, 4, 7, 0.720)])
+@pytest.mark.parametrize(
+    ("v", "m", "depth", "expected"), [(32, 8, 10, 0.706), (32, 8, 7, 0.562), (16, 4, 7, 0.720)]
+)
 def test_class_crossing(v, m, depth, expected):
     assert MeanField(v, m, 2).class_crossing(depth) == pytest.approx(expected, abs=5e-4)
 
@@ -116,17 +133,27 @@ def test_susceptibility_peaks_at_the_threshold_and_is_stable_at_small_noise():
 
 @pytest.mark.parametrize(
     ("sizes", "depth", "expected"),
-    [((16, 4, 2), 5, 0.763), ((16, 4, 2), 7, 0.784), ((16, 4, 2), 10, 0.795), ((16, 4, 2), 40, 0.800), ((8, 2, 2), 40, 0.907)],
+    [
+        ((16, 4, 2), 5, 0.763),
+        ((16, 4, 2), 7, 0.784),
+        ((16, 4, 2), 10, 0.795),
+        ((16, 4, 2), 40, 0.800),
+        ((8, 2, 2), 40, 0.907),
+    ],
 )
 def test_susceptibility_peaks_where_the_docstring_says(sizes, depth, expected):
     grid = np.linspace(0.7, 0.99, 2901)
-    assert grid[MeanField(*sizes).susceptibility(grid, depth).argmax()] == pytest.approx(expected, abs=6e-4)
+    assert grid[MeanField(*sizes).susceptibility(grid, depth).argmax()] == pytest.approx(
+        expected, abs=6e-4
+    )
 
 
 def competing_rules(v, m, s, grammars):
-    """Rules that compete for a child whose siblings are known: of the same parent, and of all parents, (grammars, 2).
+    """Rules that compete for a child whose siblings are known: of the same parent, and of all
+    parents, (grammars, 2).
 
-    Of a rule y -> (x_1, .., x_s) and its child i they are the rules with the same siblings and another symbol at i.
+    Of a rule y -> (x_1, .., x_s) and its child i they are the rules with the same siblings and
+    another symbol at i.
     """
     counts = np.zeros((grammars, 2))
     for seed in range(grammars):
@@ -135,13 +162,16 @@ def competing_rules(v, m, s, grammars):
         for child in range(s):
             siblings = np.delete(rules, child, axis=1) @ v ** np.arange(s - 1)
             for k, context in enumerate((siblings + v ** (s - 1) * parents, siblings)):
-                sizes = np.bincount(np.unique(context, return_inverse=True)[1])  # all rules of a context differ in the child
+                # All rules of a context differ in the child.
+                sizes = np.bincount(np.unique(context, return_inverse=True)[1])
                 counts[seed, k] += (sizes * (sizes - 1)).sum() / sizes.sum() / s
     return counts
 
 
 def test_competing_rules_of_the_downward_map_are_those_of_random_grammars():
-    """A parent known for certain is a class without an alternative; the belief of its child is then 1/(1 + K) (Eq. 53)."""
+    """A parent known for certain is a class without an alternative; the belief of its child is
+    then 1/(1 + K) (Eq. 53).
+    """
     counted = competing_rules(32, 8, 2, 400)
     expected = [1 / float(MeanField(32, 8, 2, n).curves(0.0, 1).downward[0]) - 1 for n in (1, 32)]
     t = (counted.mean(axis=0) - expected) / (counted.std(axis=0, ddof=1) / np.sqrt(len(counted)))
@@ -150,7 +180,9 @@ def test_competing_rules_of_the_downward_map_are_those_of_random_grammars():
 
 @pytest.mark.parametrize(("v", "m", "s", "n"), [(8, 3, 2, None), (4, 2, 3, None), (6, 2, 2, 3)])
 def test_pair_correlations_against_the_joint_law(v, m, s, n):
-    """The formula without cancellation equals the product of 2x2 matrices of theory section 7, multiplied out."""
+    """The formula without cancellation equals the product of 2x2 matrices of theory section 7,
+    multiplied out.
+    """
     mf, depth = MeanField(v, m, s, n), 4
     for epsilon in (0.3, 0.8):
         curves = mf.curves(epsilon, depth)
@@ -177,7 +209,9 @@ def test_pair_correlations_against_the_joint_law(v, m, s, n):
             mean = joint.sum(1) @ sigma
             assert found[k] == pytest.approx(sigma @ joint @ sigma - mean**2, abs=1e-12)
             assert joint[0].sum() == pytest.approx(curves.marginals[0], abs=1e-12)
-        assert found[0] == pytest.approx(4 * curves.marginals[0] * (1 - curves.marginals[0]), abs=1e-12)
+        assert found[0] == pytest.approx(
+            4 * curves.marginals[0] * (1 - curves.marginals[0]), abs=1e-12
+        )
 
 
 @pytest.mark.parametrize(("v", "m", "s"), [(8, 3, 2), (4, 2, 3), (3, 4, 4)])
@@ -186,10 +220,13 @@ def test_susceptibility_is_the_sum_over_all_ordered_pairs(v, m, s):
     mf, depth = MeanField(v, m, s), 3
     leaves = np.arange(s**depth)
     ancestors = leaves // s ** np.arange(depth + 1)[:, None]
-    common = (ancestors[:, :, None] != ancestors[:, None]).sum(axis=0)  # level of the lowest common ancestor of two leaves
+    # Level of the lowest common ancestor of two leaves.
+    common = (ancestors[:, :, None] != ancestors[:, None]).sum(axis=0)
     for epsilon in (0.2, 0.6, 0.9):
         matrix = mf.pair_correlations(epsilon, depth)[common]
-        assert mf.susceptibility(epsilon, depth) == pytest.approx(matrix.sum() / np.trace(matrix), rel=1e-12)
+        assert mf.susceptibility(epsilon, depth) == pytest.approx(
+            matrix.sum() / np.trace(matrix), rel=1e-12
+        )
 
 
 def test_phase_diagram():

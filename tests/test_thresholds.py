@@ -1,4 +1,6 @@
-"""Verdicts of the figures on thresholds: they pass on data made after the theory, and fail on forged data."""
+"""Verdicts of the figures on thresholds: they pass on data made after the theory, and fail on
+forged data.
+"""
 
 from functools import lru_cache
 
@@ -15,7 +17,11 @@ from uturn.paper import fig15, thresholds
 THRESHOLDS = {"epsilon": 0.7331, "gaussian": 0.068, "masking": 0.272, "uniform": 0.165}
 DEPTHS = (4, 10)
 THEORY = MeanField(32, 8, 2)
-MIDDLE = crossing(np.linspace(0, 1, 2001), THEORY.curves(np.linspace(0, 1, 2001), 10).marginals[:, 10], (1 + 1 / 32) / 2)
+MIDDLE = crossing(
+    np.linspace(0, 1, 2001),
+    THEORY.curves(np.linspace(0, 1, 2001), 10).marginals[:, 10],
+    (1 + 1 / 32) / 2,
+)
 
 
 def fall(noise, center, depth):
@@ -25,34 +31,59 @@ def fall(noise, center, depth):
 
 
 def threshold_runs(scale=None, shift=0.0, fresh_shift=0.0, exact=1.0, shallow=None, grammars=6):
-    """Data of the figure "thresholds": `scale` multiplies true thresholds, `exact` those of belief propagation alone."""
+    """Data of the figure "thresholds": `scale` multiplies true thresholds, `exact` those of
+    belief propagation alone.
+    """
     rng = np.random.default_rng(1)
     scale, points = scale or {}, 13
     names = list(thresholds.CHANNELS)
     true = np.array([THRESHOLDS[name] * scale.get(name, 1.0) for name in names])
     noise = np.array([thresholds._noise(name, points) for name in names])
-    values = np.stack([true * (1 + 0.0026 * rng.standard_normal(len(names))) for _ in range(grammars)], axis=-1)
+    values = np.stack(
+        [true * (1 + 0.0026 * rng.standard_normal(len(names))) for _ in range(grammars)], axis=-1
+    )
     values[0] += shift
-    fresh = np.stack([true * (1 + 0.0005 * rng.standard_normal(len(names))) for _ in range(grammars)], axis=-1)
+    fresh = np.stack(
+        [true * (1 + 0.0005 * rng.standard_normal(len(names))) for _ in range(grammars)], axis=-1
+    )
     fresh[0] = THEORY.critical_noise + fresh_shift + 0.0005 * rng.standard_normal(grammars)
-    beliefs = np.array([[[fall(x, c, level) for level in range(11)] for c in row] for x, row in zip(noise, values, strict=True)])
+    beliefs = np.array(
+        [
+            [[fall(x, c, level) for level in range(11)] for c in row]
+            for x, row in zip(noise, values, strict=True)
+        ]
+    )
     runs = {
-        "population": xr.Dataset(
-            {
-                "threshold": (("channel", "ensemble", "replicate"), np.stack([values, fresh], axis=1)),
-                "belief": (("channel", "grammar", "tree_level", "point"), beliefs),
-                "noise": (("channel", "point"), noise),
-            },
-            coords={"channel": names, "ensemble": ["one grammar", "fresh rules"]},
-        ).transpose("channel", "ensemble", "replicate", "grammar", "point", "tree_level")
+        "population": (
+            xr.Dataset(
+                {
+                    "threshold": (
+                        ("channel", "ensemble", "replicate"),
+                        np.stack([values, fresh], axis=1),
+                    ),
+                    "belief": (("channel", "grammar", "tree_level", "point"), beliefs),
+                    "noise": (("channel", "point"), noise),
+                },
+                coords={"channel": names, "ensemble": ["one grammar", "fresh rules"]},
+            ).transpose("channel", "ensemble", "replicate", "grammar", "point", "tree_level")
+        )
     }
     for name, x, row in zip(names, noise, values, strict=True):
         for depth in DEPTHS:
             place = depth if shallow is None else shallow
-            items = np.array([fall(x, c * exact, place) + 0.01 * rng.standard_normal(points) for c in np.repeat(row, 2)])
+            items = np.array(
+                [
+                    fall(x, c * exact, place) + 0.01 * rng.standard_normal(points)
+                    for c in np.repeat(row, 2)
+                ]
+            )
             runs[f"{name}-depth{depth}"] = xr.Dataset(
                 {"upward_belief": (("noise", "item", "tree_level"), items.T[..., None])},
-                coords={"noise": x, "grammar": ("item", np.repeat(np.arange(grammars), 2)), "item": np.arange(2 * grammars)},
+                coords={
+                    "noise": x,
+                    "grammar": ("item", np.repeat(np.arange(grammars), 2)),
+                    "item": np.arange(2 * grammars),
+                },
             )
     return runs
 
@@ -99,12 +130,18 @@ def test_an_infinite_threshold_is_not_left_out():
 
 @lru_cache
 def axis(name):
-    noise = np.r_[np.geomspace(0.02, 0.3, 40), 0.4, 0.7, 1.5] if name == "gaussian" else np.linspace(0.01, 0.99, 60)
+    noise = (
+        np.r_[np.geomspace(0.02, 0.3, 40), 0.4, 0.7, 1.5]
+        if name == "gaussian"
+        else np.linspace(0.01, 0.99, 60)
+    )
     return noise, part_class("corruption", name)().effective_epsilon(noise, 32)
 
 
 def fig15_runs(smooth=False, class_at=None, leaves=0.0):
-    """Runs whose class curves are displaced mean-field curves, and whose leaves have a little more than their own belief."""
+    """Runs whose class curves are displaced mean-field curves, and whose leaves have a little
+    more than their own belief.
+    """
     rng = np.random.default_rng(2)
     at = {"gaussian": 0.43, "masking": 0.28, "uniform": 0.3} | (class_at or {})
     runs = {}
@@ -135,7 +172,9 @@ def fig15_runs(smooth=False, class_at=None, leaves=0.0):
 def test_fig15_passes_on_theory():
     data, verdicts = fig15.analyse(fig15_runs())
     assert all(outcomes(verdicts)), verdicts
-    assert float(data["shift"].sel(channel="gaussian", tree_level=10, estimate="value")) == pytest.approx(0.43 - MIDDLE, abs=0.01)
+    assert float(
+        data["shift"].sel(channel="gaussian", tree_level=10, estimate="value")
+    ) == pytest.approx(0.43 - MIDDLE, abs=0.01)
     assert len(fig15.draw(data).axes) >= 4
 
 
@@ -154,6 +193,11 @@ def test_fig15_verdicts_can_fail(forged, failing):
 def test_fig15_fails_where_grammars_lie_far_apart(monkeypatch):
     monkeypatch.setattr(fig15, "shift", lambda *_: -0.1)  # slow, and not what is tested
     runs = fig15_runs()
-    apart = [fig15_runs(class_at={"masking": place})["masking"].belief.values for place in (0.15, 0.28, 0.41)]
-    runs["masking"]["belief"] = runs["masking"].belief.copy(data=np.concatenate([b[:, :4] for b in apart], axis=1))
+    apart = [
+        fig15_runs(class_at={"masking": place})["masking"].belief.values
+        for place in (0.15, 0.28, 0.41)
+    ]
+    runs["masking"]["belief"] = runs["masking"].belief.copy(
+        data=np.concatenate([b[:, :4] for b in apart], axis=1)
+    )
     assert outcomes(fig15.analyse(runs)[1])[:3] == [True, False, True]

@@ -1,4 +1,6 @@
-"""Tools are folders: each can be imported first and deleted, and an installed package can bring one."""
+"""Tools are folders: each can be imported first and deleted, and an installed package can bring
+one.
+"""
 
 import json
 import os
@@ -72,7 +74,9 @@ MAIN = "from uturn.cli import main; main()"
 def run(code, *arguments, path):
     environment = {**os.environ, "PYTHONPATH": str(path)}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
 
 
 @pytest.mark.slow
@@ -87,8 +91,19 @@ def test_an_installed_package_brings_a_part_a_command_and_a_section(tmp_path):
     if find_spec("pip") is None:
         pytest.skip("environments made by uv have no pip")
     site, example = tmp_path / "site", ROOT.parents[1] / "examples"
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*install, "--target", str(site), str(example / "tool")], check=True, timeout=300)
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
+    subprocess.run(
+        [*install, "--target", str(site), str(example / "tool")], check=True, timeout=300
+    )
     path = os.pathsep.join((str(site), str(ROOT.parent)))
     (tmp_path / "spec.toml").write_text(SPEC)
     done = run(MAIN, "changed-runs", tmp_path / "spec.toml", "--out", tmp_path / "out", path=path)
@@ -118,16 +133,22 @@ TOOL = Tool(
 SEVEN = 7
 """
     code = (
-        "import uturn\nfrom uturn.paper.registry import FIGURES, ORDER, PAPER_FIGURES, load_figure\n"
-        "print(uturn.seven, uturn.probes.Seven, hasattr(uturn, 'eight'), 'seven' in uturn.__all__)\n"
-        "print('Seven' in dir(uturn.probes), load_figure('own').SEVEN, ORDER[0], 'own' in FIGURES, 'own' in PAPER_FIGURES)\n"
-        "print([*FIGURES][[*FIGURES].index('thresholds') + 1], load_figure('fig7').__name__, FIGURES['second'].lacks)"
+        "import uturn\nfrom uturn.paper.registry import FIGURES, ORDER, PAPER_FIGURES,"
+        " load_figure\nprint(uturn.seven, uturn.probes.Seven, hasattr(uturn, 'eight'), 'seven' in"
+        " uturn.__all__)\nprint('Seven' in dir(uturn.probes), load_figure('own').SEVEN, ORDER[0],"
+        " 'own' in FIGURES, 'own' in"
+        " PAPER_FIGURES)\nprint([*FIGURES][[*FIGURES].index('thresholds') + 1],"
+        " load_figure('fig7').__name__, FIGURES['second'].lacks)"
     )
     done = run(code, path=installed(tmp_path, text))
     names, figures, replaced = done.stdout.splitlines()
     assert names == "7 7 False True", done.stderr
     assert figures == "True 7 second True False"
-    assert replaced == "second uturn.paper.fig7 figure 'second' needs the library none_such; pip install 'uturn[text]'"
+    assert (
+        replaced
+        == "second uturn.paper.fig7 figure 'second' needs the library none_such; pip install"
+        " 'uturn[text]'"
+    )
 
 
 @pytest.mark.parametrize("name", [name for name, tool in own_tools().items() if tool.parts])
@@ -138,14 +159,24 @@ def test_the_defaults_of_the_parts_of_a_tool_stay(name):
 
 
 def test_the_library_of_a_figure_is_in_an_extra_of_the_package():
-    extras = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    needs = [figure.needs for tool in own_tools().values() for figure in tool.figures.values() if figure.needs]
+    extras = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    needs = [
+        figure.needs
+        for tool in own_tools().values()
+        for figure in tool.figures.values()
+        if figure.needs
+    ]
     assert needs
     for library, extra in needs:
         assert any(requirement.startswith(library) for requirement in extras[extra])
 
 
-@pytest.mark.parametrize(("text", "reason"), [("1 / 0", "ZeroDivisionError"), ("TOOL = 3", "TypeError: own_tool:TOOL is a int")])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("1 / 0", "ZeroDivisionError"), ("TOOL = 3", "TypeError: own_tool:TOOL is a int")],
+)
 def test_a_broken_tool_is_left_out_with_a_warning(tmp_path, text, reason):
     path = installed(tmp_path, text)
     done = run(MAIN, "--help", path=path)
@@ -163,7 +194,12 @@ def without_folder(place, name):
             (results / file).write_text('{"format": "of a tool"}')
             Image.new("RGB", (3, 3)).save((results / file).with_suffix(".png"))
     ut.readings({"same": np.ones((3, 4))}, [0.1, 0.5, 0.9], store=results / "run.zarr")
-    part = {idea: {"type": kind} for idea, kinds in tool.parts.items() for kind in kinds if idea != "probes"}
+    part = {
+        idea: {"type": kind}
+        for idea, kinds in tool.parts.items()
+        for kind in kinds
+        if idea != "probes"
+    }
 
     def change(root):  # the store of a run with parts of this tool
         root["attributes"]["spec"] = json.dumps(json.loads(root["attributes"]["spec"]) | part)
@@ -182,7 +218,9 @@ def test_the_package_works_without_the_folder_of_a_tool(tmp_path):
     done = run(FORKS, LOOK, *folders, path="")
     assert done.returncode == 0, done.stderr
     for name, tool in own_tools().items():
-        tools, names, figures, kinds, problems, shown = (tmp_path / name / "shown").read_text().split("\n", 5)
+        tools, names, figures, kinds, problems, shown = (
+            (tmp_path / name / "shown").read_text().split("\n", 5)
+        )
         assert name not in tools
         assert names == str([public for public in ut.__all__ if public not in tool.names])
         listed = [figure for figure in registry.FIGURES if figure not in tool.figures]

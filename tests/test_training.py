@@ -73,20 +73,34 @@ def test_fingerprint_sees_every_bit_and_every_number_type():
     with torch.no_grad():
         second.logits.bias[0] = 1e-30
     assert fingerprint(first) != fingerprint(second)
-    assert fingerprint(network().bfloat16()) not in (fingerprint(first), fingerprint(network().half()))
+    assert fingerprint(network().bfloat16()) not in (
+        fingerprint(first),
+        fingerprint(network().half()),
+    )
 
 
 def test_it_learns_and_stops_at_the_target(tmp_path):
     model = network()
     assert accuracy(model)["accuracy"] < 0.9
-    options = {"recipe": RECIPE, "every": 10, "warmup": 1, "learning_rate": 0.01, "evaluate": accuracy}
-    history = train(model, loss, 500, target=("accuracy", 0.9), checkpoint=tmp_path / "state", **options)
+    options = {
+        "recipe": RECIPE,
+        "every": 10,
+        "warmup": 1,
+        "learning_rate": 0.01,
+        "evaluate": accuracy,
+    }
+    history = train(
+        model, loss, 500, target=("accuracy", 0.9), checkpoint=tmp_path / "state", **options
+    )
     seen = [value for _, value in history.records["accuracy"]]
     assert history.steps == 10 * len(seen) < 500
     assert seen[-1] >= 0.9 > max(seen[:-1], default=0)
     assert accuracy(model)["accuracy"] == seen[-1]
     options["checkpoint"] = tmp_path / "state"
-    assert train(network(), interrupted_at(history.steps), 500, target=("accuracy", 0.9), **options) == history
+    assert (
+        train(network(), interrupted_at(history.steps), 500, target=("accuracy", 0.9), **options)
+        == history
+    )
     del options["checkpoint"]
     never = train(network(), loss, 50, target=("accuracy", 1.1), **options)
     assert never.steps == 50
@@ -159,6 +173,8 @@ def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights():
         value = loss(model, step)
         return value + torch.sqrt(0 * value)  # finite, with an infinite slope
 
-    with pytest.raises(ValueError, match="the norm of the gradient is nan at step 0; lower the learning rate"):
+    with pytest.raises(
+        ValueError, match="the norm of the gradient is nan at step 0; lower the learning rate"
+    ):
         train(model, steep, 10, recipe=RECIPE)
     assert fingerprint(model) == before

@@ -1,4 +1,5 @@
-"""The tutorial works as written: its blocks run in order, and the numbers of the page are those that they compute.
+"""The tutorial works as written: its blocks run in order, and the numbers of the page are those
+that they compute.
 
 `python tests/test_tutorial.py` runs the page and puts its figures into docs/images.
 """
@@ -34,7 +35,8 @@ def prose():
 
 
 def run_page(folder):
-    """Run all blocks in a folder, which must be the working folder and on the import path: the names that they define.
+    """Run all blocks in a folder, which must be the working folder and on the import path: the
+    names that they define.
 
     A block that begins with `# NAME.py` or `# NAME.toml` is a file.
     """
@@ -62,7 +64,8 @@ def page(tmp_path_factory):
         patch.chdir(folder)
         patch.syspath_prepend(str(folder))
         patch.setenv("MPLBACKEND", "Agg")
-        patch.setattr("uturn.engine.run.cores", lambda: 1)  # no processes, each of which would import torch
+        # No processes, each of which would import torch.
+        patch.setattr("uturn.engine.run.cores", lambda: 1)
         names = run_page(folder)
     sys.modules.pop("hidden_bits", None)
     return {**names, "folder": folder}
@@ -76,26 +79,54 @@ def gap(name):
 
 
 def interval(words, of, tolerance):
-    """A number and its interval, as `words value [low, high]` on the page; `of(page)` computes them."""
-    parts = {"value": rf"{words} {N} \[", "low": rf"{words} [\d.]+ \[{N},", "high": rf"{words} [\d.]+ \[[\d.]+, {N}\]"}
-    return {pattern: (lambda page, part=part: getattr(of(page), part), tolerance) for part, pattern in parts.items()}
+    """A number and its interval, as `words value [low, high]` on the page; `of(page)` computes
+    them.
+    """
+    parts = {
+        "value": rf"{words} {N} \[",
+        "low": rf"{words} [\d.]+ \[{N},",
+        "high": rf"{words} [\d.]+ \[[\d.]+, {N}\]",
+    }
+    return {
+        pattern: (lambda page, part=part: getattr(of(page), part), tolerance)
+        for part, pattern in parts.items()
+    }
 
 
-# The numbers of the page: how to find each, its value as the blocks compute it, and how far it may be off on another machine.
+# The numbers of the page: how to find each, its value as the blocks compute it, and how far it may
+# be off on another machine.
 STATED = {
-    rf"farther from its line than {N}": (lambda page: abs(page["measured"] - page["predicted"]).max().item(), 0.005),
+    rf"farther from its line than {N}": (
+        lambda page: abs(page["measured"] - page["predicted"]).max().item(),
+        0.005,
+    ),
     rf"Beyond\s+ε = {N}, where": (lambda page: page["theory"].class_crossing(depth=7), 0.001),
     rf"theory gives {N} at this depth": (lambda page: page["in_theory"], 0.001),
     rf"ε\* = {N} in the limit": (lambda page: page["theory"].critical_noise, 0.001),
     rf"\| masking, exact posterior \| {N} \| passed": (gap("masking, exact posterior"), 0.004),
-    rf"\| masking, one step of denoising \| {N} \| failed": (gap("masking, one step of denoising"), 0.010),
+    rf"\| masking, one step of denoising \| {N} \| failed": (
+        gap("masking, one step of denoising"),
+        0.010,
+    ),
     rf"\| epsilon, exact inference \| {N} \| failed": (gap("epsilon, exact inference"), 0.010),
     rf"keeps its class falls from {N} at": (lambda page: float(page["kept"].sel(noise=0.2)), 0.07),
     rf"to {N} at 0.8, the chance level": (lambda page: float(page["kept"].sel(noise=0.8)), 0.07),
-    rf"logits falls from {N}": (lambda page: float(page["layers"].sel(noise=0.2, network_layer="logits")), 0.03),
-    rf"{N}, and that of the first block": (lambda page: float(page["layers"].sel(noise=0.8, network_layer="logits")), 0.05),
-    rf"first block only from {N}": (lambda page: float(page["layers"].sel(noise=0.2, network_layer="block1")), 0.03),
-    rf"to {N}: the order of high and low": (lambda page: float(page["layers"].sel(noise=0.8, network_layer="block1")), 0.05),
+    rf"logits falls from {N}": (
+        lambda page: float(page["layers"].sel(noise=0.2, network_layer="logits")),
+        0.03,
+    ),
+    rf"{N}, and that of the first block": (
+        lambda page: float(page["layers"].sel(noise=0.8, network_layer="logits")),
+        0.05,
+    ),
+    rf"first block only from {N}": (
+        lambda page: float(page["layers"].sel(noise=0.2, network_layer="block1")),
+        0.03,
+    ),
+    rf"to {N}: the order of high and low": (
+        lambda page: float(page["layers"].sel(noise=0.8, network_layer="block1")),
+        0.05,
+    ),
     **interval("class is lost at ε =", lambda page: page["epsilon"], 0.003),
     **interval("a share of", lambda page: page["class_lost"](page["masked"]), 0.005),
     **interval("half of the class is lost at", lambda page: page["whole"], 0.03),
@@ -113,7 +144,9 @@ def test_the_numbers_of_the_page(page, pattern):
 
 
 def test_every_interval_is_compared():
-    assert 3 * len(re.findall(rf"{N} \[{N}, {N}\]", prose())) == sum("\\[" in pattern for pattern in STATED)
+    assert 3 * len(re.findall(rf"{N} \[{N}, {N}\]", prose())) == sum(
+        "\\[" in pattern for pattern in STATED
+    )
 
 
 def test_the_claims_of_the_page(page):

@@ -1,4 +1,6 @@
-"""The composition U = Backward after Corruption, and clones: several reconstructions of one noisy datum."""
+"""The composition U = Backward after Corruption, and clones: several reconstructions of one
+noisy datum.
+"""
 
 import numpy as np
 import pytest
@@ -10,7 +12,13 @@ from uturn.corruption import Diffusion
 from uturn.sources import FashionMNISTSource, RHMSource, Strings
 
 RHM = RHMSource(vocab_size=6, multiplicity=3, branching=2, depth=3)
-LEVELS = {"gaussian": [0.3, 1.0], "masking": [0.4, 0.8], "uniform": [0.3, 0.6], "epsilon": [0.3, 0.6], "diffusion": [0.25, 1.0]}
+LEVELS = {
+    "gaussian": [0.3, 1.0],
+    "masking": [0.4, 0.8],
+    "uniform": [0.3, 0.6],
+    "epsilon": [0.3, 0.6],
+    "diffusion": [0.25, 1.0],
+}
 
 
 def spec(source, channel, backward, probes, **sizes):
@@ -23,16 +31,35 @@ def spec(source, channel, backward, probes, **sizes):
     }
 
 
-STRINGS = {"type": "rhm", "vocab_size": 6, "multiplicity": 3, "branching": 2, "depth": 3, "grammars": 2}
+STRINGS = {
+    "type": "rhm",
+    "vocab_size": 6,
+    "multiplicity": 3,
+    "branching": 2,
+    "depth": 3,
+    "grammars": 2,
+}
 TREE = [{"type": "tree_levels"}, {"type": "messages"}]
 LAYERS = {"type": "network_layers", "reference": 20}
 SPECS = {
-    **{f"exact {channel}": spec(STRINGS, channel, {"type": "exact"}, TREE) for channel in LEVELS if channel != "diffusion"},
+    **{
+        f"exact {channel}": spec(STRINGS, channel, {"type": "exact"}, TREE)
+        for channel in LEVELS
+        if channel != "diffusion"
+    },
     "denoiser": spec(STRINGS, "masking", {"type": "denoiser", "steps": 4}, TREE),
     "score": spec(STRINGS, "diffusion", {"type": "score", "steps": 8}, TREE),
-    "vectors": spec({"type": "gaussian_mixture", "dimension": 16}, "gaussian", {"type": "exact"}, [{"type": "scales"}]),
+    "vectors": spec(
+        {"type": "gaussian_mixture", "dimension": 16},
+        "gaussian",
+        {"type": "exact"},
+        [{"type": "scales"}],
+    ),
     "images": spec(
-        {"type": "fashion_mnist"}, "diffusion", {"type": "diffusion", "steps": 4}, [LAYERS, {"type": "images", "first": 2}]
+        {"type": "fashion_mnist"},
+        "diffusion",
+        {"type": "diffusion", "steps": 4},
+        [LAYERS, {"type": "images", "first": 2}],
     ),
 }
 TWINS = {
@@ -56,13 +83,17 @@ def test_clone_0_is_the_run_without_clones(name):
             assert list(found.dims) == dims
             assert found.sizes["clone"] == 3
             found = found.isel(clone=0)
-        np.testing.assert_allclose(found, one[variable], rtol=0, atol=2e-4 if name == "images" else 0)
+        np.testing.assert_allclose(
+            found, one[variable], rtol=0, atol=2e-4 if name == "images" else 0
+        )
     for twin in TWINS[name]:
         assert many[twin].dims == many[twin.removeprefix("clone_")].dims
-    assert not np.array_equal(many[max(TWINS[name])].isel(noise=-1), many[max(TWINS[name])].isel(noise=0))
+    assert not np.array_equal(
+        many[max(TWINS[name])].isel(noise=-1), many[max(TWINS[name])].isel(noise=0)
+    )
 
 
-# -- the composition --------------------------------------------------------------------------------------------------
+# -- the composition -------------------------------------------------------------------------------
 
 
 def test_u_turn_corrupts_and_reconstructs():
@@ -73,11 +104,17 @@ def test_u_turn_corrupts_and_reconstructs():
     assert found.reconstructions[0].shape == (7, 4, 8)
     # By hand: the evidence of the noisy data, and posterior draws given it.
     streams = Streams(3, originals.items, 0.5)
-    noisy = ut.Masking().corrupt(originals.data, 0.5, vocab_size=6, seed=streams.keys(ut.random.Purpose.CORRUPTION))
+    noisy = ut.Masking().corrupt(
+        originals.data, 0.5, vocab_size=6, seed=streams.keys(ut.random.Purpose.CORRUPTION)
+    )
     assert np.array_equal(found.noisy.values, noisy.values)
     evidence = ut.Masking().log_evidence(found.noisy)
-    drawn = ut.sample_posterior(rhm, evidence.astype(np.float32), streams.keys(ut.random.Purpose.RECONSTRUCTION), 4)
-    assert all(np.array_equal(found.reconstructions[level], drawn[level].swapaxes(0, 1)) for level in drawn)
+    drawn = ut.sample_posterior(
+        rhm, evidence.astype(np.float32), streams.keys(ut.random.Purpose.RECONSTRUCTION), 4
+    )
+    assert all(
+        np.array_equal(found.reconstructions[level], drawn[level].swapaxes(0, 1)) for level in drawn
+    )
 
 
 def test_beliefs_are_inferred_when_they_are_first_asked_for(monkeypatch):
@@ -89,7 +126,9 @@ def test_beliefs_are_inferred_when_they_are_first_asked_for(monkeypatch):
 
     monkeypatch.setattr(ut.inference, "infer", counted)
     rhm = RHM.grammar(0, 0)
-    found = ut.u_turn(Strings(np.arange(3), rhm, rhm.sample(3, seed=1)), ut.Masking(), ExactPosterior(), 0.5)
+    found = ut.u_turn(
+        Strings(np.arange(3), rhm, rhm.sample(3, seed=1)), ut.Masking(), ExactPosterior(), 0.5
+    )
     assert calls == []
     marginals = found.noisy.beliefs("marginals")
     assert found.noisy.beliefs("marginals") is marginals
@@ -125,7 +164,11 @@ def test_the_queue_gives_the_numbers_of_the_simple_path():
     for originals, noise in zip(blocks, levels, strict=True):
         streams = Streams(2, originals.items, noise, chosen)
         batches[noise] = (originals, forward.observe(originals, noise, streams), streams)
-    queued = dict(backward.reconstruct_stream(((noise, *batch[1:]) for noise, batch in batches.items()), clones=2))
+    queued = dict(
+        backward.reconstruct_stream(
+            ((noise, *batch[1:]) for noise, batch in batches.items()), clones=2
+        )
+    )
     for noise, (originals, _, streams) in batches.items():
         alone = ut.u_turn(originals, forward, backward, noise, streams, clones=2).reconstructions
         assert alone.shape == (3, 4, 1, 28, 28)
@@ -143,7 +186,7 @@ def test_the_forward_process_is_a_corruption_like_the_others():
         forward.corrupt(3 * originals.images, 0.6, ut.random.keys(0, range(50)))
 
 
-# -- clones ------------------------------------------------------------------------------------------------------------
+# -- clones ----------------------------------------------------------------------------------------
 
 
 def test_an_unparsed_node_equals_nothing():
@@ -187,18 +230,26 @@ class Anything(ut.protocols.Corruption):
 
 def test_a_backward_with_its_own_forward_process_takes_no_other():
     with pytest.raises(ValueError, match=r"expected Diffusion\(\), type 'diffusion' in a spec"):
-        ut.Experiment.from_dict({**SPECS["images"], "corruption": {"type": f"{__name__}:Anything", "noise": [0.5]}})
+        ut.Experiment.from_dict(
+            {**SPECS["images"], "corruption": {"type": f"{__name__}:Anything", "noise": [0.5]}}
+        )
     originals = next(FashionMNISTSource().blocks(np.arange(2), 0, 2))
     backward = DiffusionModel(steps=4)
-    with pytest.raises(ValueError, match=r"Diffusion\(\) has no schedule; .* backward.forward_process\(source\)"):
+    with pytest.raises(
+        ValueError, match=r"Diffusion\(\) has no schedule; .* backward.forward_process\(source\)"
+    ):
         ut.u_turn(originals, Diffusion(), backward, 0.5)
     forward = backward.forward_process(FashionMNISTSource())
-    for noise, message in ((0.1, "expected levels on different steps of 4"), (1.5, "noise"), (np.nan, "noise")):
+    for noise, message in (
+        (0.1, "expected levels on different steps of 4"),
+        (1.5, "noise"),
+        (np.nan, "noise"),
+    ):
         with pytest.raises(ValueError, match=message):
             forward.observe(originals, noise, Streams(0, originals.items, noise))
 
 
-# --- the stream ---------------------------------------------------------------------------------------------------------------
+# --- the stream -----------------------------------------------------------------------------------
 
 
 def string_blocks(count, items=4, noise=0.5):
@@ -247,6 +298,10 @@ def test_a_backward_that_reads_all_its_input_does_not_hold_the_whole_run():
 
 def test_a_lazy_backward_holds_one_block():
     read = []
-    stream = ut.u_turns((read.append(block) or block for block in string_blocks(100)), ut.Masking(), ExactPosterior())
+    stream = ut.u_turns(
+        (read.append(block) or block for block in string_blocks(100)),
+        ut.Masking(),
+        ExactPosterior(),
+    )
     next(stream)
     assert len(read) == 1

@@ -1,4 +1,6 @@
-"""Which decoders of masked strings draw from the posterior: exactly by enumeration, and by their draws."""
+"""Which decoders of masked strings draw from the posterior: exactly by enumeration, and by their
+draws.
+"""
 
 from itertools import combinations, product
 
@@ -53,7 +55,9 @@ def divergence(table, values, decoder):
     law = law_of(table, values, decoder)
     assert sum(law.values()) == pytest.approx(1, abs=1e-9)
     with np.errstate(divide="ignore"):
-        return sum(q * (np.log(q) - np.log(posterior[string])) for string, q in law.items() if q > 0)
+        return sum(
+            q * (np.log(q) - np.log(posterior[string])) for string, q in law.items() if q > 0
+        )
 
 
 @pytest.mark.parametrize("values", [MASKED, PARTLY], ids=["all", "partly"])
@@ -71,7 +75,9 @@ def test_others_do_not(table, decoder):
 
 @pytest.mark.parametrize("decoder", [*EXACT, *OTHERS][::2], ids=lambda decoder: decoder.description)
 def test_draws_follow_the_law(table, decoder):
-    """Draws of `unmask` against the enumeration, of which it shares no code but ranks and weights."""
+    """Draws of `unmask` against the enumeration, of which it shares no code but ranks and
+    weights.
+    """
     count = 20_000
     noisy = Noisy(np.tile(MASKED, (count, 1)), np.ones(count), V)
     strings = unmask(table, noisy, keys(0, range(count)), decoder)
@@ -89,14 +95,22 @@ def test_equal_confidences_are_kept_from_left_to_right(count):
     for drawn in product(range(V), repeat=3):
         kept = sorted(range(3), key=lambda k: (-belief[k, drawn[k]], k))[:count]
         state = tuple(drawn[k] if k in kept else -1 for k in range(3))
-        expected[state] = expected.get(state, 0.0) + np.prod([weights[k, drawn[k]] for k in range(3)])
+        expected[state] = expected.get(state, 0.0) + np.prod(
+            [weights[k, drawn[k]] for k in range(3)]
+        )
     states, chances = unmasking._next(decoder, np.full((1, 3), -1), np.ones(1), belief[None], count)
-    assert dict(zip(map(tuple, states.tolist()), chances, strict=True)) == pytest.approx(expected, abs=1e-12)
+    assert dict(zip(map(tuple, states.tolist()), chances, strict=True)) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_a_string_does_not_depend_on_its_batch(table):
     values = np.array([[-1, -1, -1, -1], [1, -1, 0, -1], [-1, 2, -1, -1]])
-    in_time = (Decoder("analytic", 5, remask="conf", eta=1.0), Decoder("random", 4, remask="cap"), Decoder("first_hitting"))
+    in_time = (
+        Decoder("analytic", 5, remask="conf", eta=1.0),
+        Decoder("random", 4, remask="cap"),
+        Decoder("first_hitting"),
+    )
     for decoder in (*EXACT, *OTHERS, *in_time):
         all_of_them = unmask(table, Noisy(values, np.full(3, 0.9), V), keys(0, range(3)), decoder)
         for k in range(3):
@@ -124,7 +138,9 @@ def test_the_denoiser_is_told_the_share_of_masked_tokens():
 
 @pytest.mark.parametrize(("causal", "first"), [(False, 0.9), (True, 0.5)])
 def test_the_denoiser_is_told_the_noise_of_the_data_first(causal, first):
-    """It has its tokens from the channel at noise .9, though only half are masked; a part of a text has no noise of its own."""
+    """It has its tokens from the channel at noise .9, though only half are masked; a part of a
+    text has no noise of its own.
+    """
     told = []
 
     class Listening(TableDenoiser):
@@ -133,16 +149,23 @@ def test_the_denoiser_is_told_the_noise_of_the_data_first(causal, first):
             return super().posterior(noisy)
 
     decoder = Decoder("blocks", block=D, causal=causal)
-    unmask(Listening(), Noisy(np.array([[1, -1, 0, -1]]), np.array([0.9]), V), keys(0, [0]), decoder)
+    unmask(
+        Listening(), Noisy(np.array([[1, -1, 0, -1]]), np.array([0.9]), V), keys(0, [0]), decoder
+    )
     assert told == [first, 0.25]
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_top_p_keeps_the_fewest_symbols_that_reach_p(p):
-    """Against all sets of symbols: of those whose probabilities reach p the smallest, and of these the most probable."""
+    """Against all sets of symbols: of those whose probabilities reach p the smallest, and of
+    these the most probable.
+    """
     sets = [list(some) for size in range(1, 6) for some in combinations(range(5), size)]
     for belief in np.random.default_rng(0).dirichlet(np.ones(5), 100):
-        expected = min((some for some in sets if belief[some].sum() >= p), key=lambda some: (len(some), -belief[some].sum()))
+        expected = min(
+            (some for some in sets if belief[some].sum() >= p),
+            key=lambda some: (len(some), -belief[some].sum()),
+        )
         weights = Decoder(top_p=p).weights(belief)
         assert np.flatnonzero(weights).tolist() == expected
         np.testing.assert_array_equal(weights[expected], belief[expected])
@@ -166,7 +189,7 @@ def test_an_exact_denoiser_with_one_token_a_step_gives_the_law_of_the_grammar():
     np.testing.assert_allclose(list(likely.values()), exact, rtol=1e-5)
 
 
-# --- in experiments --------------------------------------------------------------------------------------------------
+# --- in experiments -------------------------------------------------------------------------------
 
 
 def spec(corruption="masking", **decoder):
@@ -181,26 +204,36 @@ def spec(corruption="masking", **decoder):
 
 
 def test_a_decoder_in_a_spec_is_described_and_part_of_the_identity():
-    plain, blocks, sharp = (ut.Experiment.from_dict(spec(**more)) for more in ({}, {"order": "blocks"}, {"temperature": 0.5}))
+    plain, blocks, sharp = (
+        ut.Experiment.from_dict(spec(**more))
+        for more in ({}, {"order": "blocks"}, {"temperature": 0.5})
+    )
     assert len({plain.hash, blocks.hash, sharp.hash}) == 3
     assert plain.parts.backward.describe() == ""
     assert blocks.parts.backward.describe() == "order blocks of 8, 64 steps"
-    assert sharp.parts.backward.describe() == "order random, 64 steps, temperature 0.5: not a draw from the posterior"
+    assert (
+        sharp.parts.backward.describe()
+        == "order random, 64 steps, temperature 0.5: not a draw from the posterior"
+    )
     assert plain.identity()["backward"] == {"type": "denoiser"}
     assert blocks.identity()["backward"] == {"type": "denoiser", "order": "blocks"}
 
 
 @pytest.mark.parametrize("order", ["random", "blocks", "entropy", "probability"])
 def test_exact_orders_are_calibrated_and_low_temperature_is_not(order):
-    """Two draws from the posterior agree with each other as often as with the original. Bounds: 5 standard errors."""
+    """Two draws from the posterior agree with each other as often as with the original. Bounds:
+    5 standard errors.
+    """
 
     def excess(**decoder):
         ds = ut.run(ut.Experiment.from_dict(spec(order=order, **decoder)))
         name = next(name for name in ds.data_vars if f"clone_{name}" in ds)
-        with_original, with_each_other = (ds[n].isel(tree_level=0).squeeze("noise") for n in (name, f"clone_{name}"))
-        apart = with_each_other.mean([d for d in with_each_other.dims if d != "item"]) - with_original.mean(
-            [d for d in with_original.dims if d != "item"]
+        with_original, with_each_other = (
+            ds[n].isel(tree_level=0).squeeze("noise") for n in (name, f"clone_{name}")
         )
+        apart = with_each_other.mean(
+            [d for d in with_each_other.dims if d != "item"]
+        ) - with_original.mean([d for d in with_original.dims if d != "item"])
         return float(apart.mean() / (apart.std() / len(apart) ** 0.5))
 
     assert abs(excess()) < 5
@@ -210,6 +243,9 @@ def test_exact_orders_are_calibrated_and_low_temperature_is_not(order):
 def test_decoders_are_for_masked_strings():
     with pytest.raises(
         ValueError,
-        match=r"corruption = UniformReplacement.*expected Masking\(\), or a corruption with masks = True, for .*temperature 0\.5",
+        match=(
+            r"corruption = UniformReplacement.*expected Masking\(\), or a corruption with masks ="
+            r" True, for .*temperature 0\.5"
+        ),
     ):
         ut.run(ut.Experiment.from_dict(spec("uniform", temperature=0.5)))

@@ -1,4 +1,6 @@
-"""The fast paths of a whole U-turn give what the plain ones give: forms of evidence, beliefs, joined tasks, runs in memory."""
+"""The fast paths of a whole U-turn give what the plain ones give: forms of evidence, beliefs,
+joined tasks, runs in memory.
+"""
 
 import gc
 import weakref
@@ -26,10 +28,14 @@ CHANNELS = [(channel(), noise) for channel, levels in LEVELS.items() for noise i
 
 def noisy_strings(rhm, corruption, noise, items=5, trajectories=3):
     originals = ut.sources.Strings(np.arange(items), rhm, rhm.sample(items, seed=1))
-    return originals, corruption.observe(originals, noise, Streams(3, originals.items, noise, range(trajectories)))
+    return originals, corruption.observe(
+        originals, noise, Streams(3, originals.items, noise, range(trajectories))
+    )
 
 
-@pytest.fixture(scope="module", params=[(32, 8, 2, 4, 32), (9, 3, 3, 3, 5), (32, 8, 2, 9, 32)], ids=str)
+@pytest.fixture(
+    scope="module", params=[(32, 8, 2, 4, 32), (9, 3, 3, 3, 5), (32, 8, 2, 9, 32)], ids=str
+)
 def rhm(request):
     *sizes, classes = request.param
     return ut.RandomHierarchyModel(*sizes, num_classes=classes, seed=0)
@@ -67,12 +73,14 @@ def test_beliefs_do_not_depend_on_the_batch(monkeypatch):
     originals, noisy = noisy_strings(rhm, ut.Gaussian(), 0.07, 40, 3)
     whole = noisy.true_beliefs(originals.draw.latents)
     few, noisy_few = noisy_strings(rhm, ut.Gaussian(), 0.07, 3, 3)
-    assert np.array_equal(whole[:9], noisy_few.true_beliefs(few.draw.latents))  # another cut of the tree, other lanes
+    # Another cut of the tree, other lanes.
+    assert np.array_equal(whole[:9], noisy_few.true_beliefs(few.draw.latents))
     monkeypatch.setattr(engine, "_LINK_BYTES", 2**17)
     monkeypatch.setattr(engine, "_WHOLE_BYTES", 0)
     monkeypatch.setattr(engine, "_PREPARED", type(engine._PREPARED)())
     assert engine.prepared_grammar(rhm, np.dtype(np.float32), len(whole)).chunk % 3
-    assert np.array_equal(whole, noisy.true_beliefs(originals.draw.latents))  # in chunks that cut originals apart
+    # In chunks that cut originals apart.
+    assert np.array_equal(whole, noisy.true_beliefs(originals.draw.latents))
 
 
 def test_beliefs_of_contradictory_evidence():
@@ -89,7 +97,8 @@ def test_beliefs_of_contradictory_evidence():
             return log[: len(noisy.values)]
 
     noisy = Given().observe(originals, 0.5, Streams(0, originals.items, 0.5))
-    assert noisy.evidence.values is log or np.array_equal(noisy.evidence.values, log)  # the method of the subclass is asked
+    # The method of the subclass is asked.
+    assert noisy.evidence.values is log or np.array_equal(noisy.evidence.values, log)
     found = noisy.true_beliefs(originals.draw.latents)
     for level, marginals in ut.infer(rhm, log.astype(float)).marginals.items():
         true = originals.draw.latents[level][..., None]
@@ -112,7 +121,9 @@ def test_impossible_samples_have_their_numbers_in_the_batch():
 
 
 def test_symbols_outside_the_vocabulary_are_an_error():
-    _originals, noisy = noisy_strings(ut.RandomHierarchyModel(8, 2, 2, 3, seed=0), ut.UniformReplacement(), 0.3)
+    _originals, noisy = noisy_strings(
+        ut.RandomHierarchyModel(8, 2, 2, 3, seed=0), ut.UniformReplacement(), 0.3
+    )
     noisy.values[2, 5] = 8
     with pytest.raises(ValueError, match=r"expected integers -1..7"):
         noisy.beliefs("marginals")
@@ -120,7 +131,9 @@ def test_symbols_outside_the_vocabulary_are_an_error():
 
 @pytest.mark.parametrize("corruption", [ut.Gaussian(), ut.Masking()], ids=str)
 def test_noisy_strings_are_freed_at_once(corruption):
-    """Nothing that they keep refers to them, so their memory is free for the next batch without the garbage collector."""
+    """Nothing that they keep refers to them, so their memory is free for the next batch without
+    the garbage collector.
+    """
     rhm = ut.RandomHierarchyModel(8, 2, 2, 3, seed=0)
     originals, noisy = noisy_strings(rhm, corruption, 0.3)
     noisy.true_beliefs(originals.draw.latents)
@@ -136,16 +149,25 @@ def test_noisy_strings_are_freed_at_once(corruption):
 def test_a_changed_log_evidence_is_asked(monkeypatch):
     rhm = ut.RandomHierarchyModel(8, 2, 2, 3, seed=0)
     right = ut.Gaussian.log_evidence
-    monkeypatch.setattr(ut.Gaussian, "log_evidence", lambda self, noisy, dtype=None: 2 * right(self, noisy, dtype))
+    monkeypatch.setattr(
+        ut.Gaussian, "log_evidence", lambda self, noisy, dtype=None: 2 * right(self, noisy, dtype)
+    )
     _, noisy = noisy_strings(rhm, ut.Gaussian(), 0.3)
     assert np.array_equal(noisy.evidence.values, 2 * right(noisy.channel, noisy, np.float32))
 
 
-# -- the run around it ---------------------------------------------------------------------------------------------------
+# -- the run around it -----------------------------------------------------------------------------
 def experiment(**changes):
     return ut.Experiment.from_dict(
         {
-            **strings("gaussian", [0.1, 0.3, 0.05], source={"depth": 4, "grammars": 3}, items=23, trajectories=2, chunk=4),
+            **strings(
+                "gaussian",
+                [0.1, 0.3, 0.05],
+                source={"depth": 4, "grammars": 3},
+                items=23,
+                trajectories=2,
+                chunk=4,
+            ),
             **changes,
         }
     )
@@ -153,7 +175,9 @@ def experiment(**changes):
 
 def test_joined_tasks_are_the_tasks(monkeypatch, tmp_path):
     together = ut.run(experiment())
-    joined = list(measuring._joined(experiment(), [(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)]))
+    joined = list(
+        measuring._joined(experiment(), [(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)])
+    )
     assert [len(names) for names, _, _ in joined] == [5]
     monkeypatch.setattr("uturn.engine.measuring._JOINED_BYTES", 1)
     alone = ut.run(experiment(), tmp_path / "run")
@@ -167,7 +191,9 @@ def test_fewer_tasks_with_clones_are_joined(monkeypatch):
     monkeypatch.setattr("uturn.engine.measuring._JOINED_BYTES", joined)
     tasks = [(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)]
     for clones, expected in ((1, [5]), (2, [2, 2, 1]), (100, [1] * 5)):
-        assert [len(names) for names, _, _ in measuring._joined(experiment(clones=clones), tasks)] == expected
+        assert [
+            len(names) for names, _, _ in measuring._joined(experiment(clones=clones), tasks)
+        ] == expected
 
 
 def test_own_parts_and_networks_are_not_joined():
@@ -189,7 +215,13 @@ class Labelled(Probe):
 
     def read(self, u_turns, source):
         items = u_turns.originals.items[:, None].astype(float)
-        return {"own": np.where([True, False, False], items, np.where((items % 3 > 0) & [True, True, False], items, np.nan))}
+        return {
+            "own": np.where(
+                [True, False, False],
+                items,
+                np.where((items % 3 > 0) & [True, True, False], items, np.nan),
+            )
+        }
 
 
 def test_a_run_in_memory_is_the_stored_run(tmp_path):
@@ -198,24 +230,37 @@ def test_a_run_in_memory_is_the_stored_run(tmp_path):
     assert set(in_memory.variables) == set(stored.variables)
     for name, values in stored.variables.items():
         other = in_memory[name].variable
-        assert (values.dims, values.attrs, values.dtype) == (other.dims, other.attrs, other.dtype), name
+        assert (values.dims, values.attrs, values.dtype) == (
+            other.dims,
+            other.attrs,
+            other.dtype,
+        ), name
         assert np.array_equal(values, other, equal_nan=values.dtype.kind == "f"), name
     assert set(in_memory.attrs) == set(stored.attrs)
     assert in_memory.attrs["complete"]
 
 
-# -- normal numbers and the Gaussian leaf ----------------------------------------------------------------------------------
+# -- normal numbers and the Gaussian leaf ----------------------------------------------------------
 def test_normals_are_those_of_box_muller():
-    """Against float64: the angle is exact, and the radius is off by the rounding of u to float32."""
+    """Against float64: the angle is exact, and the radius is off by the rounding of u to
+    float32.
+    """
     key = keys(9, np.arange(50))
     found = normals(key, 4 * 250).reshape(50, 250, 4)
     for row in (0, 17, 49):
         for call in range(250):
             words = [int(x) for x in philox(key[row], np.uint64(call))]
             for half, word in enumerate(words):
-                u, turn = np.float64(np.float32(word & 0xFFFFFFFF) + np.float32(1)) * 2.0**-32, (word >> 32) * 2.0**-32
-                wanted = np.sqrt(-2 * np.log(u)) * np.array([np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)])
-                np.testing.assert_allclose(found[row, call, 2 * half : 2 * half + 2], wanted, rtol=0, atol=2e-6)
+                u, turn = (
+                    np.float64(np.float32(word & 0xFFFFFFFF) + np.float32(1)) * 2.0**-32,
+                    (word >> 32) * 2.0**-32,
+                )
+                wanted = np.sqrt(-2 * np.log(u)) * np.array(
+                    [np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)]
+                )
+                np.testing.assert_allclose(
+                    found[row, call, 2 * half : 2 * half + 2], wanted, rtol=0, atol=2e-6
+                )
 
 
 def test_extreme_words_give_finite_normals():
@@ -238,7 +283,9 @@ def test_tails_of_normals():
 
 @pytest.mark.slow
 def test_effective_epsilon_against_plain_integration():
-    """Eq. 63 by a Monte Carlo average of the posterior over 400,000 leaves; five standard errors."""
+    """Eq. 63 by a Monte Carlo average of the posterior over 400,000 leaves; five standard
+    errors.
+    """
     for t, v in ((0.05, 8), (0.02, 32), (0.4, 8)):
         noise = normals(keys(2, np.arange(40)), 10_000 * v, np.float64).reshape(-1, v)
         r = 1 / np.expm1(2 * t)

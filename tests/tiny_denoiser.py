@@ -1,4 +1,6 @@
-"""Tiny denoisers of images: one that takes no time, `--model tiny_denoiser:network`, and networks with random weights."""
+"""Tiny denoisers of images: one that takes no time, `--model tiny_denoiser:network`, and
+networks with random weights.
+"""
 
 import diffusers
 import torch
@@ -7,16 +9,26 @@ from uturn.networks import DenoiserModel
 
 
 def network():
-    """The mean of x_0 given x_0 + sigma n for independent pixels N(-0.5, 0.2^2), the best denoiser of such images."""
+    """The mean of x_0 given x_0 + sigma n for independent pixels N(-0.5, 0.2^2), the best
+    denoiser of such images.
+    """
 
     def clean(noisy, sigma):
         return -0.5 + 0.04 / (0.04 + sigma.reshape(-1, 1, 1, 1) ** 2) * (noisy + 0.5)
 
-    return DenoiserModel(clean, diffusers.DDPMScheduler(clip_sample=False), predicts="x0", takes="sigma", image_shape=(1, 28, 28))
+    return DenoiserModel(
+        clean,
+        diffusers.DDPMScheduler(clip_sample=False),
+        predicts="x0",
+        takes="sigma",
+        image_shape=(1, 28, 28),
+    )
 
 
 def unet(channels=1, seed=0, **options):
-    """A UNet2DModel of images of 8 x 8 pixels, with random weights; `options` replace those of two small blocks."""
+    """A UNet2DModel of images of 8 x 8 pixels, with random weights; `options` replace those of
+    two small blocks.
+    """
     torch.manual_seed(seed)
     settings = {
         "sample_size": 8,

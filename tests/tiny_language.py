@@ -1,4 +1,6 @@
-"""Tiny language models with random weights, as transformers and as code of their own write them; and exact tabular ones."""
+"""Tiny language models with random weights, as transformers and as code of their own write them;
+and exact tabular ones.
+"""
 
 import json
 from functools import lru_cache
@@ -21,32 +23,55 @@ def vocabulary(folder: Path, words=WORDS) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    made = Tokenizer(models.WordPiece({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    made = Tokenizer(
+        models.WordPiece({word: place for place, word in enumerate(words)}, unk_token="[UNK]")
+    )
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", words.index("[CLS]")), ("[SEP]", words.index("[SEP]"))]
+        single="[CLS] $A [SEP]",
+        special_tokens=[("[CLS]", words.index("[CLS]")), ("[SEP]", words.index("[SEP]"))],
     )
     names = {f"{name}_token": token for name, token in SPECIAL.items() if token in words}
-    PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=16, **names).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=16, **names).save_pretrained(
+        folder
+    )
     return folder
 
 
 def write(folder: Path, kind: str = "bert", seed: int = 0, **options) -> Path:
-    """A masked language model of transformers: "bert", "modernbert" or "esm"; or a causal one, "gpt2"."""
+    """A masked language model of transformers: "bert", "modernbert" or "esm"; or a causal one,
+    "gpt2".
+    """
     import transformers
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     table = {"vocab_size": len(WORDS), "max_position_embeddings": 16, "pad_token_id": 0} | options
     name = {"bert": "Bert", "modernbert": "ModernBert", "esm": "Esm", "gpt2": "GPT2"}[kind]
     if kind == "modernbert":
-        table |= {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3, "local_attention": 8}
+        table |= {
+            "cls_token_id": 2,
+            "sep_token_id": 3,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+            "local_attention": 8,
+        }
     if kind == "esm":
         table |= {"mask_token_id": 4, "token_dropout": False}
     if kind == "gpt2":
-        sizes, table = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}, {"vocab_size": len(WORDS)}
+        sizes, table = (
+            {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16},
+            {"vocab_size": len(WORDS)},
+        )
     torch.manual_seed(seed)
     config = getattr(transformers, f"{name}Config")(**sizes, **table)
-    model = getattr(transformers, f"{name}{'LMHeadModel' if kind == 'gpt2' else 'ForMaskedLM'}")(config).eval()
+    model = getattr(transformers, f"{name}{'LMHeadModel' if kind == 'gpt2' else 'ForMaskedLM'}")(
+        config
+    ).eval()
     with torch.no_grad():  # so that logits differ more than those of the usual initial weights
         for weights in model.parameters():
             if weights.ndim > 1:
@@ -93,9 +118,12 @@ _WITHOUT_REPORT = """
 _FORMS = {
     "mdlm": ("input_ids, timesteps", "return self.out(mixed * (1 + timesteps[:, None, None]))"),
     "dream": (
-        "input_ids, attention_mask=None",  # which is that of the attention, (batch, heads, length, length)
-        "mixed = torch.nn.functional.scaled_dot_product_attention(mixed, mixed, mixed, attention_mask)\n"
-        "        return type('Output', (), dict(logits=self.out(mixed)))()",
+        # Which is that of the attention, (batch, heads, length, length).
+        "input_ids, attention_mask=None",
+        (
+            "mixed = torch.nn.functional.scaled_dot_product_attention(mixed, mixed, mixed,"
+            " attention_mask)\n        return type('Output', (), dict(logits=self.out(mixed)))()"
+        ),
     ),
 }
 
@@ -107,16 +135,27 @@ def write_with_code(folder: Path, kind: str, seed: int = 0) -> Path:
     vocabulary(folder)
     arguments, result = _FORMS[kind]
     model_type = {"dream": "Dream"}.get(kind, kind)
-    (folder / "modeling_own.py").write_text(_CODE.format(model_type=model_type, arguments=arguments, result=result))
+    (folder / "modeling_own.py").write_text(
+        _CODE.format(model_type=model_type, arguments=arguments, result=result)
+    )
     if kind == "dream":
         with (folder / "modeling_own.py").open("a") as file:
             file.write(_WITHOUT_REPORT)
     auto = "AutoModelForMaskedLM" if kind == "mdlm" else "AutoModel"
-    table = {"model_type": model_type, "vocab_size": len(WORDS), "architectures": ["Model"], "mask_token_id": 4}
+    table = {
+        "model_type": model_type,
+        "vocab_size": len(WORDS),
+        "architectures": ["Model"],
+        "mask_token_id": 4,
+    }
     table["auto_map"] = {"AutoConfig": "modeling_own.Config", auto: "modeling_own.Model"}
     (folder / "config.json").write_text(json.dumps(table))
     generator = torch.Generator().manual_seed(seed)
-    sizes = {"embed.weight": (len(WORDS), 8), "out.weight": (len(WORDS), 8), "out.bias": (len(WORDS),)}
+    sizes = {
+        "embed.weight": (len(WORDS), 8),
+        "out.weight": (len(WORDS), 8),
+        "out.bias": (len(WORDS),),
+    }
     save_file(
         {name: torch.randn(size, generator=generator) for name, size in sizes.items()},
         folder / "model.safetensors",
@@ -126,7 +165,9 @@ def write_with_code(folder: Path, kind: str, seed: int = 0) -> Path:
 
 
 class Table:
-    """A joint law of strings of `D` symbols out of `V`, whose conditionals are exact; -1, or the id V, is the mask."""
+    """A joint law of strings of `D` symbols out of `V`, whose conditionals are exact; -1, or the
+    id V, is the mask.
+    """
 
     V, D, mask_id = 3, 4, 3
 
@@ -161,7 +202,9 @@ class TableDenoiser(Table):
 
 
 class Shifted(Table):
-    """The same law; the logits of position i stand at position i - 1, and those of the first one at the first."""
+    """The same law; the logits of position i stand at position i - 1, and those of the first one
+    at the first.
+    """
 
     shift = True
 
@@ -171,9 +214,11 @@ class Shifted(Table):
 
 
 class Replaced(Table):
-    """The same law under uniform replacement: the posterior of each symbol as ratios of p_t(x with a at i) to p_t(x).
+    """The same law under uniform replacement: the posterior of each symbol as ratios of p_t(x with
+    a at i) to p_t(x).
 
-    For the symbol that is there, whose ratio is 1, it gives a number of no meaning, as networks do that are not trained on it.
+    For the symbol that is there, whose ratio is 1, it gives a number of no meaning, as networks do
+    that are not trained on it.
     """
 
     mask_id, corruption, output = None, "uniform", "ratios"
@@ -181,12 +226,17 @@ class Replaced(Table):
     def logits(self, ids, noise):
         if ids.shape[1] != self.D:
             return torch.zeros(*ids.shape, self.V)
-        rows, of = np.unique(np.c_[ids.numpy(), noise.numpy()], axis=0, return_inverse=True)  # many are equal
+        # Many are equal.
+        rows, of = np.unique(np.c_[ids.numpy(), noise.numpy()], axis=0, return_inverse=True)
         out = np.zeros((len(rows), self.D, self.V))
         for row, (*one, share) in enumerate(rows.tolist()):
             one, density = tuple(map(int, one)), self.density(round(1 - share, 9))
             for i, a in product(range(self.D), range(self.V)):
-                out[row, i, a] = 2.0 if a == one[i] else np.log(density[(*one[:i], a, *one[i + 1 :])] / density[one])
+                out[row, i, a] = (
+                    2.0
+                    if a == one[i]
+                    else np.log(density[(*one[:i], a, *one[i + 1 :])] / density[one])
+                )
         return torch.from_numpy(out[of])
 
     @lru_cache  # noqa: B019, a few noise levels

@@ -1,4 +1,6 @@
-"""Pipelines of text-conditioned models as diffusers writes them: tiny, with random weights and tokenizers of letters."""
+"""Pipelines of text-conditioned models as diffusers writes them: tiny, with random weights and
+tokenizers of letters.
+"""
 
 import json
 from pathlib import Path
@@ -22,8 +24,15 @@ def _clip_tokenizer(folder):
     from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True)
-    tokens = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    tokens = [
+        *LETTERS,
+        *(f"{letter}</w>" for letter in LETTERS),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    (folder / "vocab.json").write_text(
+        json.dumps({token: number for number, token in enumerate(tokens)})
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n")
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 16}))
     return CLIPTokenizer.from_pretrained(folder)
@@ -32,8 +41,19 @@ def _clip_tokenizer(folder):
 def _clip(width, projection=None):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 2, "num_hidden_layers": 3}
-    names = {"vocab_size": 54, "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53, "max_position_embeddings": 16}
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 3,
+    }
+    names = {
+        "vocab_size": 54,
+        "bos_token_id": 52,
+        "eos_token_id": 53,
+        "pad_token_id": 53,
+        "max_position_embeddings": 16,
+    }
     config = CLIPTextConfig(**sizes, **names, projection_dim=projection or width)
     return (CLIPTextModel if projection is None else CLIPTextModelWithProjection)(config).eval()
 
@@ -41,9 +61,20 @@ def _clip(width, projection=None):
 def _t5(width):
     from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
-    tokens = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -5.0), ("\u2581", -2.0), *((letter, -3.0) for letter in LETTERS)]
+    tokens = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", -5.0),
+        ("\u2581", -2.0),
+        *((letter, -3.0) for letter in LETTERS),
+    ]
     tokenizer = T5TokenizerFast(vocab=tokens, extra_ids=0)
-    return tokenizer, T5EncoderModel(T5Config(vocab_size=30, d_model=width, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).eval()
+    return (
+        tokenizer,
+        T5EncoderModel(
+            T5Config(vocab_size=30, d_model=width, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+        ).eval(),
+    )
 
 
 def _autoencoder(channels, **options):
@@ -128,7 +159,11 @@ def _sdxl(folder, **options):
 
 
 def _sd3(folder, **options):
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
 
     tokenizer, encoder = _t5(24)
     transformer = SD3Transformer2DModel(

@@ -1,4 +1,6 @@
-"""A network of one's own as the model of U-turns; `python denoiser.py` trains it, in a few seconds, and writes 200 images."""
+"""A network of one's own as the model of U-turns; `python denoiser.py` trains it, in a few
+seconds, and writes 200 images.
+"""
 
 import math
 
@@ -17,10 +19,17 @@ class Denoiser(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(64 + 8, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 64))
+        self.layers = nn.Sequential(
+            nn.Linear(64 + 8, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 64)
+        )
 
     def forward(self, noisy, timestep):
-        angle = timestep.reshape(-1, 1) / 1000 * math.pi * torch.tensor([0.5, 1, 2, 4], device=noisy.device)
+        angle = (
+            timestep.reshape(-1, 1)
+            / 1000
+            * math.pi
+            * torch.tensor([0.5, 1, 2, 4], device=noisy.device)
+        )
         inputs = torch.cat([noisy.flatten(1), angle.sin(), angle.cos()], dim=1)
         return self.layers(inputs).reshape(noisy.shape)
 
@@ -33,7 +42,9 @@ def denoiser():
 
 
 def classifier():
-    """Logits for horizontal and vertical stripes, from filters of four phases: `--classifier denoiser:classifier`."""
+    """Logits for horizontal and vertical stripes, from filters of four phases: `--classifier
+    denoiser:classifier`.
+    """
     filters, sums = nn.Conv2d(1, 8, 8, bias=False), nn.Linear(8, 2, bias=False)
     vertical = torch.arange(8) >= 4
     filters.weight.data = stripes(vertical, math.pi / 2 * torch.arange(8)) / 32
@@ -44,7 +55,11 @@ def classifier():
 def stripes(is_vertical, phase):
     """Images (..., 1, 8, 8) of a wave with two periods, horizontal or vertical."""
     wave = torch.sin(torch.arange(8) * math.pi / 2 + phase[..., None, None])
-    return torch.where(is_vertical[..., None, None], wave, wave.mT).expand(*is_vertical.shape, 8, 8).unsqueeze(-3)
+    return (
+        torch.where(is_vertical[..., None, None], wave, wave.mT)
+        .expand(*is_vertical.shape, 8, 8)
+        .unsqueeze(-3)
+    )
 
 
 def draw(count):
@@ -60,7 +75,9 @@ def train(steps=600):
     for _ in range(steps):
         images = draw(128)
         noise, timestep = torch.randn_like(images), torch.randint(1000, (128,))
-        loss = (network(schedule.add_noise(images, noise, timestep), timestep) - noise).square().mean()
+        loss = (
+            (network(schedule.add_noise(images, noise, timestep), timestep) - noise).square().mean()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

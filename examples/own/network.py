@@ -1,4 +1,6 @@
-"""A network whose hidden layers are probed; `python network.py` writes the statistics that standardise its activations."""
+"""A network whose hidden layers are probed; `python network.py` writes the statistics that
+standardise its activations.
+"""
 
 import numpy as np
 import torch
@@ -6,9 +8,13 @@ from torch import nn
 
 
 def network():
-    """A convolutional classifier of series (batch, length); weights that were trained would be loaded here."""
+    """A convolutional classifier of series (batch, length); weights that were trained would be
+    loaded here.
+    """
     torch.manual_seed(0)
-    blocks = [nn.Sequential(nn.Conv1d(width, 8, 5, stride=2, padding=2), nn.ReLU()) for width in (1, 8, 8)]
+    blocks = [
+        nn.Sequential(nn.Conv1d(width, 8, 5, stride=2, padding=2), nn.ReLU()) for width in (1, 8, 8)
+    ]
     return nn.Sequential(nn.Unflatten(1, (1, -1)), *blocks, nn.Flatten(), nn.Linear(64, 2)).eval()
 
 

@@ -1,4 +1,6 @@
-"""Four parts of one's own: time series, their noise, a model that denoises them, and what is compared."""
+"""Four parts of one's own: time series, their noise, a model that denoises them, and what is
+compared.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,7 +16,9 @@ DRAW = 100  # what a random stream is for: numbers above 99 are free
 
 @dataclass
 class Block(Originals):
-    """Some originals: their item numbers (batch,), the series (batch, length), and the law they are drawn from."""
+    """Some originals: their item numbers (batch,), the series (batch, length), and the law they
+    are drawn from.
+    """
 
     items: np.ndarray
     data: np.ndarray
@@ -35,7 +39,9 @@ class NoisySeries(Noisy):
 
 @dataclass
 class Series(Source):
-    """Source: stationary Gaussian series, the sum of a slow and a fast process of equal variance."""
+    """Source: stationary Gaussian series, the sum of a slow and a fast process of equal
+    variance.
+    """
 
     kind = "series"
     length: int = 64
@@ -66,14 +72,17 @@ class Diffusing(Corruption):
 
     def corrupt(self, values, noise, keys):
         abar = np.exp(-2 * noise)
-        noisy = np.sqrt(abar) * values + np.sqrt(1 - abar) * normals(keys, values.shape[1], np.float64)
+        noisy = np.sqrt(abar) * values + np.sqrt(1 - abar) * normals(
+            keys, values.shape[1], np.float64
+        )
         return Noisy(noisy, np.full(len(noisy), noise))
 
 
 class Wiener(Backward):
     """Backward: draws from the exact posterior of Gaussian series.
 
-    A draw from the prior is moved by the gain times the difference of the noisy original and its own noisy version (Matheron).
+    A draw from the prior is moved by the gain times the difference of the noisy original and its
+    own noisy version (Matheron).
     """
 
     kinds = ("series",)
@@ -81,12 +90,16 @@ class Wiener(Backward):
 
     def reconstruct(self, noisy, streams, clones=1):
         law, abar = noisy.law, np.exp(-2 * streams.noise)
-        prior_keys, noise_keys = (split(streams.keys(Purpose.RECONSTRUCTION, clones), part) for part in (0, 1))
+        prior_keys, noise_keys = (
+            split(streams.keys(Purpose.RECONSTRUCTION, clones), part) for part in (0, 1)
+        )
         prior = law.draw(prior_keys)
         total = abar * law.covariance + (1 - abar) * np.eye(law.length)
         gain = np.sqrt(abar) * np.linalg.solve(total, law.covariance)
         observed = np.repeat(noisy.values, clones, axis=0)
-        moved = prior + (observed - Diffusing().corrupt(prior, streams.noise, noise_keys).values) @ gain
+        moved = (
+            prior + (observed - Diffusing().corrupt(prior, streams.noise, noise_keys).values) @ gain
+        )
         return moved.reshape(len(streams.items), -1, law.length)
 
 
@@ -97,7 +110,9 @@ def split(keys, part):
 
 @dataclass
 class Scales(Probe):
-    """Probe: cosine of original and reconstruction in block averages, and whether the sign of the mean is kept."""
+    """Probe: cosine of original and reconstruction in block averages, and whether the sign of
+    the mean is kept.
+    """
 
     kinds = ("series",)
     windows: tuple = (1, 4, 16)
@@ -115,7 +130,13 @@ class Scales(Probe):
                 symmetric=True,
             ),
             "same_sign": Variable(
-                dims, "sign of the mean is kept", start=1, chance=0.5, bounds=(0, 1), group="class", symmetric=True
+                dims,
+                "sign of the mean is kept",
+                start=1,
+                chance=0.5,
+                bounds=(0, 1),
+                group="class",
+                symmetric=True,
             ),
         }
 
@@ -125,11 +146,16 @@ class Scales(Probe):
     def read(self, u_turns, source):
         before, after = u_turns.originals.data[:, None], u_turns.reconstructions
         found = {
-            "similarity": np.stack([cosine(before, after, window) for window in self.windows], axis=-1),
+            "similarity": np.stack(
+                [cosine(before, after, window) for window in self.windows], axis=-1
+            ),
             "same_sign": same_sign(before, after),
         }
         if u_turns.clones > 1:
-            twins = [between_clones(after, u_turns.clones, partial(cosine, window=window)) for window in self.windows]
+            twins = [
+                between_clones(after, u_turns.clones, partial(cosine, window=window))
+                for window in self.windows
+            ]
             found["clone_similarity"] = np.stack(twins, axis=-1)
             found["clone_same_sign"] = between_clones(after, u_turns.clones, same_sign)
         return found

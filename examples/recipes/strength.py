@@ -1,10 +1,12 @@
-"""Which strength for image-to-image and augmentation: the largest at which the class is kept in 95 %, and the diversity it buys.
+"""Which strength for image-to-image and augmentation: the largest at which the class is kept in 95
+%, and the diversity it buys.
 
     python examples/recipes/strength.py [--items 600] [--steps 20] [--out results/strength]
 
-Images are noised and denoised at several strengths, and a classifier reads the class of original and reconstruction. Diversity is
-the squared distance of both in the first layer of the classifier: 0 if nothing has changed, 1 for two unrelated images. The
-model, the classifier and the images are those of the package; docs/images.md says how to name others.
+Images are noised and denoised at several strengths, and a classifier reads the class of original
+and reconstruction. Diversity is the squared distance of both in the first layer of the classifier:
+0 if nothing has changed, 1 for two unrelated images. The model, the classifier and the images are
+those of the package; docs/images.md says how to name others.
 """
 
 import argparse
@@ -20,7 +22,9 @@ STEPS_BACK = (1, 2, 3, 5)  # of the chain: the strengths measured
 
 
 def measure(out, items, steps, levels, reference):
-    """The run, which resumes if it is interrupted; item i has the label i % 10, and a guarantee by class needs 59 of each."""
+    """The run, which resumes if it is interrupted; item i has the label i % 10, and a guarantee
+    by class needs 59 of each.
+    """
     return ut.run(
         ut.Experiment.from_dict({
             "items": items,
@@ -36,17 +40,23 @@ def measure(out, items, steps, levels, reference):
 
 
 def diversity(run, noise, label=None):
-    """Mean distance in the first layer at a noise, of all items or of those with a label; NaN without a noise."""
+    """Mean distance in the first layer at a noise, of all items or of those with a label; NaN
+    without a noise.
+    """
     if np.isnan(noise):
         return np.nan
     distance = run.distance.sel(noise=noise, method="nearest").isel(network_layer=0)
-    return float(distance.isel(item=slice(None) if label is None else run.label.values == label).mean())
+    return float(
+        distance.isel(item=slice(None) if label is None else run.label.values == label).mean()
+    )
 
 
 def draw(run, choice):
     """Curves of all images with their bounds, and the choice by class."""
     with style() as plt:
-        figure, (curves, classes) = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=(1, 1.2), constrained_layout=True)
+        figure, (curves, classes) = plt.subplots(
+            1, 2, figsize=(9, 3.6), width_ratios=(1, 1.2), constrained_layout=True
+        )
         keep, x = choice.keep, choice.keep.levels
         curves.plot(x, keep.mean, "o-", label="class kept, mean")
         curves.plot(x, keep.bound, "v:", color="C0", label="class kept, guaranteed")
@@ -64,7 +74,9 @@ def draw(run, choice):
             classes.annotate(note, (y, label), (4, 0), textcoords="offset points", va="center")
         names = [ut.fashion_mnist.CLASS_NAMES[label] for label in choice.by]
         classes.set(
-            yticks=list(choice.by), yticklabels=names, xlabel=f"largest strength that keeps the class in {100 * GOAL:g} %"
+            yticks=list(choice.by),
+            yticklabels=names,
+            xlabel=f"largest strength that keeps the class in {100 * GOAL:g} %",
         )
         classes.set_xlim(0, 1.45 * x[-1])
         classes.invert_yaxis()
@@ -80,7 +92,10 @@ def main(out="results/strength", items=600, steps=20, levels=STEPS_BACK, referen
         name = "all" if label is None else ut.fashion_mnist.CLASS_NAMES[label]
         kept = part.keep.mean[part.keep.levels == part.noise]
         if len(kept):
-            print(f"{name:12s}  {part.at['strength']:8.3g}  {kept[0]:10.3f}  {diversity(run, part.noise, label):9.3f}")
+            print(
+                f"{name:12s}  {part.at['strength']:8.3g}  {kept[0]:10.3f} "
+                f" {diversity(run, part.noise, label):9.3f}"
+            )
         else:
             print(f"{name:12s}  {part.answer}")
     save_figure(draw(run, choice), Path(out) / "strength.png")

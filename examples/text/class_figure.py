@@ -1,10 +1,11 @@
 """A run of `uturn text --classifier MODEL --layers MODEL` as a figure like Fig. 2.
 
-    python examples/text/class_figure.py results/reaction-classes figure.png --classes out/classes.txt --text 3
+    python examples/text/class_figure.py results/reaction-classes figure.png --classes
+    out/classes.txt --text 3
 
-Above: a text and its reconstructions, with the tokens that were masked (grey) and that changed (red), and the predicted class.
-Below: cosine similarity of the hidden states of the classifier, layer by layer, and the shares of classes, tokens and segments
-that are kept, with 95 % intervals.
+Above: a text and its reconstructions, with the tokens that were masked (grey) and that changed
+(red), and the predicted class. Below: cosine similarity of the hidden states of the classifier,
+layer by layer, and the shares of classes, tokens and segments that are kept, with 95 % intervals.
 """
 
 import argparse
@@ -15,7 +16,15 @@ import xarray as xr
 
 import uturn as ut
 from uturn.studies.plotting.curves import draw_curve, draw_legend, draw_transition
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, level_colors, save_figure, style
+from uturn.studies.plotting.style import (
+    ACCENT,
+    CLASS,
+    MUTED,
+    THEORY,
+    level_colors,
+    save_figure,
+    style,
+)
 from uturn.studies.records import records_of
 
 SHARES = {  # readings of the panel on the right, in the order of the legend
@@ -37,7 +46,9 @@ def draw_text(axis, run: xr.Dataset, item: int, names: list[str]) -> None:
     for k, noise in enumerate(of_text.shown_noise.values):
         level = of_text.isel(shown_noise=k)
         predicted = some.predicted_class.sel(noise=noise).values[item]
-        rows.append((f"{noise:g}", predicted, level.piece.values, level.noised.values, level.changed.values))
+        rows.append(
+            (f"{noise:g}", predicted, level.piece.values, level.noised.values, level.changed.values)
+        )
     width = WIDTH
     axis.set(xlim=(-11, width + 17), ylim=(len(rows) + 0.1, -1.1))
     axis.set_axis_off()
@@ -52,7 +63,12 @@ def draw_text(axis, run: xr.Dataset, item: int, names: list[str]) -> None:
                 axis.text(at + 0.5, y + 0.52, "..", va="center_baseline", color=MUTED)
                 break
             if noised is not None and noised[k] and piece:
-                axis.fill([at, end, end, at], [y + 0.06, y + 0.06, y + 0.94, y + 0.94], color=RED if changed[k] else GREY, lw=0)
+                axis.fill(
+                    [at, end, end, at],
+                    [y + 0.06, y + 0.06, y + 0.94, y + 0.94],
+                    color=RED if changed[k] else GREY,
+                    lw=0,
+                )
             for place, character in enumerate(piece):
                 look = {
                     "family": "DejaVu Sans Mono",
@@ -64,7 +80,13 @@ def draw_text(axis, run: xr.Dataset, item: int, names: list[str]) -> None:
                 color = CLASS if changed is not None and changed[k] else "black"
                 axis.text(at + place + 0.5, y + 0.52, character, color=color, **look)
             at = end
-        name = "unreadable" if np.isnan(predicted) else names[int(predicted)] if names else f"{int(predicted)}"
+        name = (
+            "unreadable"
+            if np.isnan(predicted)
+            else names[int(predicted)]
+            if names
+            else f"{int(predicted)}"
+        )
         same = predicted == before
         axis.text(
             width + 2,
@@ -80,7 +102,9 @@ def draw_text(axis, run: xr.Dataset, item: int, names: list[str]) -> None:
 def draw_figure(run: xr.Dataset, item: int, names: list[str]):
     study = ut.study(run)
     noise = study.noise.values
-    star = study.half_life.sel(axis="noise")[study.reading.values.tolist().index("same_class")].values
+    star = study.half_life.sel(axis="noise")[
+        study.reading.values.tolist().index("same_class")
+    ].values
     with style() as plt:
         figure = plt.figure(figsize=(12, 8.6), layout="constrained")
         above, below = figure.subfigures(2, 1, height_ratios=(0.8, 1), hspace=0.04)
@@ -100,14 +124,32 @@ def draw_figure(run: xr.Dataset, item: int, names: list[str]):
                 label=study.level.values[k] if named else None,
                 **look,
             )
-        left.set(title="layers of the classifier", xlabel="masked fraction", ylabel="cosine similarity of hidden states")
+        left.set(
+            title="layers of the classifier",
+            xlabel="masked fraction",
+            ylabel="cosine similarity of hidden states",
+        )
         for reading, (name, color) in SHARES.items():
             if reading not in study.reading.values:
                 continue
             k = study.reading.values.tolist().index(reading)
             place = study.half_life.values[k, 0]
-            words = f"{name}, half lost at {place[0]:.2f} [{place[1]:.2f}, {place[2]:.2f}]" if np.isfinite(place[0]) else name
-            draw_curve(right, noise, study.curve.values[k], color, 0.15, lw=2.2, marker="o", ms=4, label=words)
+            words = (
+                f"{name}, half lost at {place[0]:.2f} [{place[1]:.2f}, {place[2]:.2f}]"
+                if np.isfinite(place[0])
+                else name
+            )
+            draw_curve(
+                right,
+                noise,
+                study.curve.values[k],
+                color,
+                0.15,
+                lw=2.2,
+                marker="o",
+                ms=4,
+                label=words,
+            )
         chance = float(study.chance.values[study.reading.values == "same_class"][0])
         right.axhline(chance, color=CLASS, lw=1, ls=":", label="class of two different originals")
         right.set(title="kept", xlabel="masked fraction", ylabel="share kept")
@@ -130,14 +172,23 @@ def draw_figure(run: xr.Dataset, item: int, names: list[str]):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("results", type=Path, help="folder with run.zarr")
     parser.add_argument("picture", type=Path, help="file to write, .png or .pdf")
-    parser.add_argument("--classes", type=Path, help="text file with the name of each class on a line")
-    parser.add_argument("--text", type=int, default=0, help="number of the text above the curves (default: 0)")
+    parser.add_argument(
+        "--classes", type=Path, help="text file with the name of each class on a line"
+    )
+    parser.add_argument(
+        "--text", type=int, default=0, help="number of the text above the curves (default: 0)"
+    )
     options = parser.parse_args()
     names = options.classes.read_text().split() if options.classes else []
-    save_figure(draw_figure(xr.open_zarr(options.results / "run.zarr"), options.text, names), options.picture)
+    save_figure(
+        draw_figure(xr.open_zarr(options.results / "run.zarr"), options.text, names),
+        options.picture,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """uturn: forward-backward ("U-turn") experiments on diffusion models.
 
-Corrupt a datum up to a noise level, denoise it back, measure what changed, level by level: theory, exact solution and real
-models under the same few ideas (arXiv:2402.16991). `Experiment` and `run` are the place to start.
+Corrupt a datum up to a noise level, denoise it back, measure what changed, level by level: theory,
+exact solution and real models under the same few ideas (arXiv:2402.16991). `Experiment` and `run`
+are the place to start.
 """
 
 from __future__ import annotations
@@ -76,14 +77,31 @@ _NAMES = {
     "uturn": ["backward", "corruption", "measures", "networks", "probes", "sources", "studies"],
     "uturn.core": ["protocols", "random"],
     "uturn.core.experiment": ["Experiment"],
-    "uturn.core.protocols": ["Backward", "Channel", "Corruption", "Noisy", "Originals", "Probe", "Source", "UTurns", "Variable"],
+    "uturn.core.protocols": [
+        "Backward",
+        "Channel",
+        "Corruption",
+        "Noisy",
+        "Originals",
+        "Probe",
+        "Source",
+        "UTurns",
+        "Variable",
+    ],
     "uturn.core.u_turns": ["u_turn", "u_turns"],
     "uturn.corruption": ["EpsilonBelief", "Gaussian", "Masking", "UniformReplacement"],
     "uturn.engine.run": ["run"],
     "uturn.engine.sweep": ["sweep"],
     "uturn.exact": ["inference", "laws", "population", "rhm", "theory"],
     "uturn.exact.hmm": ["HiddenMarkovModel"],
-    "uturn.exact.inference": ["Beliefs", "infer", "mutual_information", "posterior_entropy", "prior_entropy", "sample_posterior"],
+    "uturn.exact.inference": [
+        "Beliefs",
+        "infer",
+        "mutual_information",
+        "posterior_entropy",
+        "prior_entropy",
+        "sample_posterior",
+    ],
     "uturn.exact.rhm": ["RandomHierarchyModel"],
     "uturn.measures": ["statistics"],
     "uturn.measures.calibration": ["calibrate", "calibration"],

@@ -1,7 +1,8 @@
-"""Write guided_diffusion.npz: outputs of OpenAI's original code for the networks and U-turns of tests/adm_checkpoints.py.
+"""Write guided_diffusion.npz: outputs of OpenAI's original code for the networks and U-turns of
+tests/adm_checkpoints.py.
 
-The original (https://github.com/openai/guided-diffusion, commit 22e0df8, MIT licence) is imported from a clone of it; none of
-it is here:
+The original (https://github.com/openai/guided-diffusion, commit 22e0df8, MIT licence) is imported
+from a clone of it; none of it is here:
 
     PYTHONPATH=tests:PATH_OF_THE_CLONE python tests/golden/make_guided_diffusion.py
 """
@@ -35,15 +36,23 @@ def original_network(seed, dtype, options):
         resblock_updown=o["resblock_updown"],
         use_new_attention_order=o["use_new_attention_order"],
     )
-    network.load_state_dict(adm.state_dict(seed, dtype, **options))  # strict: the names and shapes are the original's
+    # Strict: the names and shapes are the original's.
+    network.load_state_dict(adm.state_dict(seed, dtype, **options))
     return network.eval(), o
 
 
 def outputs():
     for seed, (case, options) in enumerate(adm.CASES.items()):
-        network, o = original_network(seed, torch.float16 if case == adm.HALF else torch.float32, options)
-        noisy, timestep, labels = adm.inputs(seed, o["image_size"], o["in_channels"], o["num_classes"])
-        yield f"output/{case}", network(noisy, timestep, **({} if labels is None else {"y": labels})).numpy()
+        network, o = original_network(
+            seed, torch.float16 if case == adm.HALF else torch.float32, options
+        )
+        noisy, timestep, labels = adm.inputs(
+            seed, o["image_size"], o["in_channels"], o["num_classes"]
+        )
+        yield (
+            f"output/{case}",
+            network(noisy, timestep, **({} if labels is None else {"y": labels})).numpy(),
+        )
 
 
 def u_turns():
@@ -52,18 +61,22 @@ def u_turns():
     for seed, (case, turn) in enumerate(adm.U_TURNS.items()):
         network, o = original_network(seed, torch.float32, turn["options"])
         diffusion = create_gaussian_diffusion(
-            learn_sigma=o["learn_sigma"], noise_schedule=turn["noise_schedule"], timestep_respacing=str(turn["steps"])
+            learn_sigma=o["learn_sigma"],
+            noise_schedule=turn["noise_schedule"],
+            timestep_respacing=str(turn["steps"]),
         )
         images, noise, noises = adm.u_turn_inputs(seed, o["image_size"], turn["step"])
-        arguments = {} if o["num_classes"] is None else {"y": torch.tensor([0, o["num_classes"] - 1])}
+        arguments = (
+            {} if o["num_classes"] is None else {"y": torch.tensor([0, o["num_classes"] - 1])}
+        )
         state = diffusion.q_sample(images, torch.full((2,), turn["step"] - 1), noise)
         states = [state]
         draw = torch.randn_like
         for place, index in enumerate(reversed(range(turn["step"]))):
             torch.randn_like = lambda x, place=place, noises=noises: noises[place]
-            state = diffusion.p_sample(network, state, torch.full((2,), index), clip_denoised=True, model_kwargs=arguments)[
-                "sample"
-            ]
+            state = diffusion.p_sample(
+                network, state, torch.full((2,), index), clip_denoised=True, model_kwargs=arguments
+            )["sample"]
             states.append(state)
         torch.randn_like = draw
         yield f"u_turn/{case}", np.stack(states).astype(np.float32)

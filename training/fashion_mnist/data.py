@@ -19,12 +19,16 @@ COUNT = {"train": 60_000, "test": 10_000}
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Unsigned-byte array stored in one gzipped idx file (big-endian header: type, rank, one size a dimension)."""
+    """Unsigned-byte array stored in one gzipped idx file (big-endian header: type, rank, one
+    size a dimension).
+    """
     with gzip.open(path, "rb") as file:
         content = file.read()
     zero, dtype_code, rank = struct.unpack(">HBB", content[:4])
     if zero != 0 or dtype_code != 0x08:
-        raise ValueError(f"{path}: expected an idx file of unsigned bytes, found header {content[:4].hex()}")
+        raise ValueError(
+            f"{path}: expected an idx file of unsigned bytes, found header {content[:4].hex()}"
+        )
     shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
     return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
@@ -50,7 +54,10 @@ def load(split: str, folder: str | Path | None = None) -> tuple[torch.Tensor, to
     images = read_idx(root / f"{FILE_STEM[split]}-images-idx3-ubyte.gz")
     labels = read_idx(root / f"{FILE_STEM[split]}-labels-idx1-ubyte.gz")
     if images.shape != (COUNT[split], 28, 28) or labels.shape != (COUNT[split],):
-        raise ValueError(f"{root}: expected {COUNT[split]} images of 28x28, found {images.shape} and {labels.shape}")
+        raise ValueError(
+            f"{root}: expected {COUNT[split]} images of 28x28, found {images.shape} and"
+            f" {labels.shape}"
+        )
     return torch.tensor(images), torch.tensor(labels, dtype=torch.int64)
 
 

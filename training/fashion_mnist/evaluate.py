@@ -1,10 +1,12 @@
-"""Measure the embedded Fashion-MNIST models, and write the numbers to manifest.json, the sample sheets and README.md.
+"""Measure the embedded Fashion-MNIST models, and write the numbers to manifest.json, the sample
+sheets and README.md.
 
     python training/fashion_mnist/evaluate.py --threads 2
 
-Measured are the accuracy of the classifier on all 10,000 test images, the classes and the confidence of unconditional
-samples, and, for U-turns of test images against the inversion step, the share with the same predicted class (ten classes,
-five coarse classes, class by class) and the similarity of the hidden layers. Every random number is a function of --seed.
+Measured are the accuracy of the classifier on all 10,000 test images, the classes and the
+confidence of unconditional samples, and, for U-turns of test images against the inversion step, the
+share with the same predicted class (ten classes, five coarse classes, class by class) and the
+similarity of the hidden layers. Every random number is a function of --seed.
 """
 
 from __future__ import annotations
@@ -46,13 +48,16 @@ def measure_classifier(probe: HiddenLayers, folder: str | None) -> dict[str, Any
     }
 
 
-def measure_samples(probe: HiddenLayers, backward: ReverseDiffusion, count: int, seed: int, sheet: Path) -> dict[str, Any]:
+def measure_samples(
+    probe: HiddenLayers, backward: ReverseDiffusion, count: int, seed: int, sheet: Path
+) -> dict[str, Any]:
     samples = backward.generate(keys(seed, 0, range(count)))
     predictions = probe.predict(samples)
     columns = 16
     rows = []
     for c in range(10):
-        chosen = samples[predictions.classes == c][:columns, 0]  # as drawn: the first of each class, not the best
+        # As drawn: the first of each class, not the best.
+        chosen = samples[predictions.classes == c][:columns, 0]
         blank = np.ones((columns - len(chosen), 28, 28), np.float32)
         rows.append(np.concatenate([chosen, blank]))
     save_sheet(np.stack(rows), sheet)
@@ -67,14 +72,24 @@ def measure_samples(probe: HiddenLayers, backward: ReverseDiffusion, count: int,
 
 
 def measure_u_turns(
-    probe: HiddenLayers, backward: ReverseDiffusion, count: int, steps: list[int], seed: int, sheet: Path
+    probe: HiddenLayers,
+    backward: ReverseDiffusion,
+    count: int,
+    steps: list[int],
+    seed: int,
+    sheet: Path,
 ) -> dict[str, Any]:
     every_image = fashion_mnist.load_test_set()[0]
     probe.fit(every_image)
     images = every_image[:count]
     before = probe.predict(images).classes
     coarse = fashion_mnist.COARSE_CLASS
-    result: dict[str, Any] = {"count": count, "num_steps": backward.num_steps, "step": steps, "layers": probe.layers}
+    result: dict[str, Any] = {
+        "count": count,
+        "num_steps": backward.num_steps,
+        "step": steps,
+        "layers": probe.layers,
+    }
     similarity, same, same_coarse, by_class, shown = [], [], [], [], [images[:10, 0]]
     for step in steps:
         started = time.monotonic()
@@ -85,7 +100,10 @@ def measure_u_turns(
         same_coarse.append((coarse[before] == coarse[after]).mean())
         by_class.append([(before == after)[before == c].mean() for c in range(10)])
         shown.append(rebuilt[:10, 0])
-        print(f"U-turn at step {step}: same class {same[-1]:.3f}, {time.monotonic() - started:.0f} s", flush=True)
+        print(
+            f"U-turn at step {step}: same class {same[-1]:.3f}, {time.monotonic() - started:.0f} s",
+            flush=True,
+        )
     save_sheet(np.stack(shown, axis=1), sheet)
     levels = backward.levels()
     result |= {
@@ -99,8 +117,12 @@ def measure_u_turns(
 
 
 def crossing(steps: list[int], values: Any, level: float) -> float | None:
-    """First step at which a falling curve goes below `level`, by linear interpolation; None if it never does."""
-    for (s0, v0), (s1, v1) in zip(zip(steps, values, strict=False), zip(steps[1:], values[1:], strict=False), strict=False):
+    """First step at which a falling curve goes below `level`, by linear interpolation; None if
+    it never does.
+    """
+    for (s0, v0), (s1, v1) in zip(
+        zip(steps, values, strict=False), zip(steps[1:], values[1:], strict=False), strict=False
+    ):
         if v0 >= level > v1:
             return s0 + (s1 - s0) * (v0 - level) / (v0 - v1)
     return None
@@ -109,7 +131,8 @@ def crossing(steps: list[int], values: Any, level: float) -> float | None:
 def summary(u_turns: dict[str, Any]) -> dict[str, Any]:
     """Where the class is lost, and where the order of first block and logits inverts, in steps."""
     steps, similarity = u_turns["step"], np.array(u_turns["similarity"])
-    # Half-way between full agreement and that of independent draws (ten classes: 0.1; coarse: 0.4^2 + 0.4^2 + 3 * 0.1^2).
+    # Half-way between full agreement and that of independent draws (ten classes: 0.1; coarse: 0.4^2
+    # + 0.4^2 + 3 * 0.1^2).
     return {
         "class_lost_at_step": crossing(steps, u_turns["same_class"], (1 + 0.1) / 2),
         "coarse_class_lost_at_step": crossing(steps, u_turns["same_coarse_class"], (1 + 0.35) / 2),
@@ -191,28 +214,47 @@ def plain(value: Any) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default=None, help="folder with the idx.gz files")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-steps", type=int, default=100, help="steps of the whole reverse chain")
+    parser.add_argument(
+        "--num-steps", type=int, default=100, help="steps of the whole reverse chain"
+    )
     parser.add_argument("--samples", type=int, default=1000, help="unconditional samples")
     parser.add_argument("--items", type=int, default=200, help="test images that make U-turns")
-    parser.add_argument("--u-turn-steps", type=int, nargs="+", default=[10, 20, 30, 40, 50, 60, 70, 80, 90, 100])
-    parser.add_argument("--dry-run", action="store_true", help="print the numbers, write no file but the sheets in /tmp")
+    parser.add_argument(
+        "--u-turn-steps", type=int, nargs="+", default=[10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the numbers, write no file but the sheets in /tmp",
+    )
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
     pictures = Path("/tmp") if args.dry_run else ROOT / "docs" / "images"
     probe = HiddenLayers(fashion_mnist.load_classifier(), batch_size=250)
-    backward = ReverseDiffusion.from_pretrained(fashion_mnist.generator_folder(), num_steps=args.num_steps)
+    backward = ReverseDiffusion.from_pretrained(
+        fashion_mnist.generator_folder(), num_steps=args.num_steps
+    )
     measured: dict[str, Any] = {"seed": args.seed, "fingerprints": fashion_mnist.fingerprints()}
     measured["classifier"] = measure_classifier(probe, args.data)
     print(f"test accuracy {measured['classifier']['test_accuracy']:.4f}", flush=True)
-    measured["samples"] = measure_samples(probe, backward, args.samples, args.seed, pictures / "fashion-mnist-samples.png")
+    measured["samples"] = measure_samples(
+        probe, backward, args.samples, args.seed, pictures / "fashion-mnist-samples.png"
+    )
     print(f"classes of samples {measured['samples']['predicted_classes']}", flush=True)
     measured["u_turns"] = measure_u_turns(
-        probe, backward, args.items, args.u_turn_steps, args.seed, pictures / "fashion-mnist-u-turns.png"
+        probe,
+        backward,
+        args.items,
+        args.u_turn_steps,
+        args.seed,
+        pictures / "fashion-mnist-u-turns.png",
     )
     measured["transition"] = summary(measured["u_turns"])
     report = markdown(measured)

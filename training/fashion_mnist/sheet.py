@@ -15,4 +15,6 @@ def save_sheet(images: np.ndarray, path: Path, zoom: int = 2, gap: int = 1) -> N
     canvas[:, :, gap:, gap:] = np.round((images + 1) * 127.5)
     flat = canvas.transpose(0, 2, 1, 3).reshape(rows * (height + gap), columns * (width + gap))
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(flat).resize((flat.shape[1] * zoom, flat.shape[0] * zoom), Image.Resampling.NEAREST).save(path, optimize=True)
+    Image.fromarray(flat).resize(
+        (flat.shape[1] * zoom, flat.shape[0] * zoom), Image.Resampling.NEAREST
+    ).save(path, optimize=True)

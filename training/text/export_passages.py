@@ -14,11 +14,15 @@ import data
 from uturn.core.random import keys, uniforms
 
 PASSAGES = 102  # purpose of the random numbers; numbers above 99 are not used by the package
-_SENTENCE = re.compile(r'(?:^|(?<=[.!?] )|(?<=[.!?]" ))(?<!Mr[.] )(?<!Mrs[.] )(?<!Dr[.] )(?<!St[.] )"?[A-Z]')
+_SENTENCE = re.compile(
+    r'(?:^|(?<=[.!?] )|(?<=[.!?]" ))(?<!Mr[.] )(?<!Mrs[.] )(?<!Dr[.] )(?<!St[.] )"?[A-Z]'
+)
 
 
 def passages(text: str, count: int, length: int, seed: int) -> list[str]:
-    """Passages of a text that begin with a sentence, end with a word and do not overlap: `count` of them, in random order."""
+    """Passages of a text that begin with a sentence, end with a word and do not overlap: `count`
+    of them, in random order.
+    """
     found: list[str] = []
     end = 0
     for match in _SENTENCE.finditer(text):
@@ -33,8 +37,14 @@ def passages(text: str, count: int, length: int, seed: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=None, help="folder of the R data file; that of the Debian package by default")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        default=None,
+        help="folder of the R data file; that of the Debian package by default",
+    )
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--length", type=int, default=64)

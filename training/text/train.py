@@ -1,13 +1,17 @@
 """Train the embedded masked model of characters on five novels by Jane Austen, on a CPU.
 
-    python training/text/train.py --threads 2 --checkpoint /tmp/text.pt --out src/uturn/assets/text/model.safetensors
+    python training/text/train.py --threads 2 --checkpoint /tmp/text.pt --out
+    src/uturn/assets/text/model.safetensors
 
-In a window of 128 characters, k of them are masked, k uniform in 1..128; the k of the windows of a batch are evenly spaced.
-The loss is the mean over windows of the mean cross-entropy of the masked characters. Its expected value is the negative
-log-likelihood per character of a text that is unmasked in random order, one character at a time, which is an upper bound of
--log p (arXiv:2110.02037): it weighs all shares of masked characters as a U-turn over all noise levels does.
+In a window of 128 characters, k of them are masked, k uniform in 1..128; the k of the windows of a
+batch are evenly spaced. The loss is the mean over windows of the mean cross-entropy of the masked
+characters. Its expected value is the negative log-likelihood per character of a text that is
+unmasked in random order, one character at a time, which is an upper bound of -log p
+(arXiv:2110.02037): it weighs all shares of masked characters as a U-turn over all noise levels
+does.
 
-An interrupted run is resumed from its checkpoint by the same command. `evaluate.py` measures the result.
+An interrupted run is resumed from its checkpoint by the same command. `evaluate.py` measures the
+result.
 """
 
 from __future__ import annotations
@@ -28,11 +32,14 @@ from uturn.networks.files import save_network
 from uturn.networks.texts.masked_transformer import MaskedTransformer
 from uturn.networks.training import train
 
-BATCH = 100  # purpose of the random numbers of a batch; numbers above 99 are not used by the package
+# Purpose of the random numbers of a batch; numbers above 99 are not used by the package.
+BATCH = 100
 
 
 class Windows:
-    """Random windows of a text, and which of their characters are masked, as a function of the step."""
+    """Random windows of a text, and which of their characters are masked, as a function of the
+    step.
+    """
 
     def __init__(self, tokens: np.ndarray, batch_size: int, seed: int) -> None:
         self.tokens, self.batch_size, self.seed = tokens, batch_size, seed
@@ -42,12 +49,17 @@ class Windows:
         B, d = self.batch_size, data.LENGTH
         numbers = uniforms(keys(self.seed, BATCH, step, range(B)), d + 2)
         starts = (numbers[:, 0] * (len(self.tokens) - d + 1)).astype(int)
-        shares = (np.arange(B) + numbers[0, 1]) / B  # one number for the batch: its shares are evenly spaced
+        # One number for the batch: its shares are evenly spaced.
+        shares = (np.arange(B) + numbers[0, 1]) / B
         masked = numbers[:, 2:].argsort(1).argsort(1) < 1 + np.floor(shares * d)[:, None]
-        return torch.from_numpy(self.tokens[starts[:, None] + np.arange(d)]), torch.from_numpy(masked)
+        return torch.from_numpy(self.tokens[starts[:, None] + np.arange(d)]), torch.from_numpy(
+            masked
+        )
 
 
-def masked_loss(model: torch.nn.Module, tokens: torch.Tensor, masked: torch.Tensor, bf16: bool) -> torch.Tensor:
+def masked_loss(
+    model: torch.nn.Module, tokens: torch.Tensor, masked: torch.Tensor, bf16: bool
+) -> torch.Tensor:
     """Mean over windows of the mean cross-entropy of the masked tokens."""
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         logits = model(tokens.masked_fill(masked, model.mask_id))
@@ -56,10 +68,20 @@ def masked_loss(model: torch.nn.Module, tokens: torch.Tensor, masked: torch.Tens
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=None, help="folder of the R data file; that of the Debian package by default")
-    parser.add_argument("--out", required=True, type=Path, help="safetensors file to write (float16)")
-    parser.add_argument("--checkpoint", required=True, type=Path, help="file to resume from and to write")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        default=None,
+        help="folder of the R data file; that of the Debian package by default",
+    )
+    parser.add_argument(
+        "--out", required=True, type=Path, help="safetensors file to write (float16)"
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, type=Path, help="file to resume from and to write"
+    )
     parser.add_argument("--steps", type=int, default=4250)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -69,8 +91,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.01)
-    parser.add_argument("--average", type=float, default=0.999, help="decay of the moving average of the weights")
-    parser.add_argument("--every", type=int, default=500, help="steps from one checkpoint and evaluation to the next")
+    parser.add_argument(
+        "--average", type=float, default=0.999, help="decay of the moving average of the weights"
+    )
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=500,
+        help="steps from one checkpoint and evaluation to the next",
+    )
     parser.add_argument("--no-bf16", dest="bf16", action="store_false")
     args = parser.parse_args()
 
@@ -82,7 +111,11 @@ def main() -> None:
     model = MaskedTransformer(**architecture, seed=args.seed)
     windows = Windows(data.encode(data.load("training", args.data)), args.batch_size, args.seed)
     held_out = held_out_windows(data.encode(data.load("held_out", args.data)), 128)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(windows.tokens):,} characters", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(windows.tokens):,}"
+        " characters",
+        flush=True,
+    )
     started = time.monotonic()
 
     def save(average: torch.nn.Module, **facts: Any) -> None:
@@ -94,8 +127,13 @@ def main() -> None:
     def evaluate(average: torch.nn.Module) -> dict[str, float]:
         measured = measure(average, held_out, batch_size=32, bf16=args.bf16)
         found = {f"nats_{share}": nats for share, (nats, _) in measured.items()}
-        words = " ".join(f"{share}: {nats:.3f} ({accuracy:.3f})" for share, (nats, accuracy) in measured.items())
-        print(f"{(time.monotonic() - started) / 60:.1f} min; held out, nats (accuracy): {words}", flush=True)
+        words = " ".join(
+            f"{share}: {nats:.3f} ({accuracy:.3f})" for share, (nats, accuracy) in measured.items()
+        )
+        print(
+            f"{(time.monotonic() - started) / 60:.1f} min; held out, nats (accuracy): {words}",
+            flush=True,
+        )
         save(average)
         return found
 

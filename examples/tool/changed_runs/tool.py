@@ -1,4 +1,6 @@
-"""The probe, the command and the section of the tool. What is slow to import is imported where it is used."""
+"""The probe, the command and the section of the tool. What is slow to import is imported where
+it is used.
+"""
 
 import json
 
@@ -20,7 +22,11 @@ class ChangedRuns(Probe):
 
     def variables(self, source):
         dims = ("noise", "item", "trajectory")
-        return {"run_length": Variable(dims, "mean length of runs of changed leaves", start=0, bounds=(0, None))}
+        return {
+            "run_length": Variable(
+                dims, "mean length of runs of changed leaves", start=0, bounds=(0, None)
+            )
+        }
 
     def read(self, u_turns, source):
         leaves = u_turns.reconstructions[0]  # of tree level 0, (items, trajectories, leaves)
@@ -44,14 +50,19 @@ def changed_runs(spec: Spec, out: Out, *, running: Running) -> None:
     from uturn.store.outputs import output_folder
 
     table = Experiment.from_file(spec).to_dict()
-    experiment = Experiment.from_dict({**table, "probes": [*table["probes"], {"type": "changed_runs"}]})
+    experiment = Experiment.from_dict(
+        {**table, "probes": [*table["probes"], {"type": "changed_runs"}]}
+    )
     datasets = runs_into(out, {"run.zarr": experiment}, running)
     if datasets is None:
         return
     lengths = datasets["run.zarr"].run_length
     means = lengths.mean([dim for dim in lengths.dims if dim != "noise"])
     with output_folder("out", out) as folder:
-        write_json(folder.path / FILE, {"noise": means.noise.values.tolist(), "length": means.values.tolist()})
+        write_json(
+            folder.path / FILE,
+            {"noise": means.noise.values.tolist(), "length": means.values.tolist()},
+        )
         folder.push(FILE)
     write_study(datasets["run.zarr"], out, title="Runs of changed leaves")
     end(out, [], files=[FILE])
@@ -64,5 +75,8 @@ def section(path, read):
     numbers = json.loads(read.content(path))
     longest, noise = max(zip(numbers["length"], numbers["noise"], strict=True))
     claim = f"The longest runs of changed leaves, in the mean, are at noise {noise:g}."
-    content = {"headlines": [card("longest runs", "leaves", [longest, None, None], claim)], "files": [path]}
+    content = {
+        "headlines": [card("longest runs", "leaves", [longest, None, None], claim)],
+        "files": [path],
+    }
     return new_section("changed-runs", "runs", "own-parts", "Runs of changed leaves") | content

@@ -1,6 +1,7 @@
 """Backwards: models that draw reconstructions given noisy data.
 
-In a spec, `type` names the class, and the other keys are its arguments, which `help(ut.backward.DiffusionModel)` lists:
+In a spec, `type` names the class, and the other keys are its arguments, which
+`help(ut.backward.DiffusionModel)` lists:
 
     exact      ExactPosterior    draws from the exact posterior, for strings and vectors
     denoiser   StringDenoiser    the reverse process of a channel, with a denoiser of single leaves
@@ -25,7 +26,9 @@ from uturn.core.protocols import Backward as Backward
 from uturn.core.protocols import UTurns as UTurns
 
 if TYPE_CHECKING:
-    from uturn.networks.images.guided_diffusion import load_guided_diffusion as load_guided_diffusion
+    from uturn.networks.images.guided_diffusion import (
+        load_guided_diffusion as load_guided_diffusion,
+    )
     from uturn.networks.images.pretrained import load_pretrained as load_pretrained
 
 _NAMES = {

@@ -1,4 +1,6 @@
-"""The exact posterior, and reverse processes of channels of strings with an exact or a learned denoiser of single leaves."""
+"""The exact posterior, and reverse processes of channels of strings with an exact or a learned
+denoiser of single leaves.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,14 @@ from uturn.sources.strings import NoisyStrings
 
 
 class ExactPosterior(Spec, Backward):
-    """Draws from the exact posterior: by belief propagation for strings, by a formula for vectors of a Gaussian mixture.
+    """Draws from the exact posterior: by belief propagation for strings, by a formula for vectors
+    of a Gaussian mixture.
 
     The formula holds for Gaussian diffusion, and for a linear operator with Gaussian noise.
 
-    The draws are made by the method `posterior_draws(streams, clones)` of the noisy data, (items, draws, ...). User-defined noisy
-    data with such a method can be drawn too, if their source declares no kind.
+    The draws are made by the method `posterior_draws(streams, clones)` of the noisy data, (items,
+    draws, ...). User-defined noisy data with such a method can be drawn too, if their source
+    declares no kind.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings", "vectors")
@@ -45,20 +49,25 @@ class ExactPosterior(Spec, Backward):
         if corruption.process == "operator":
             block = next(iter(source.blocks(np.arange(1), experiment.seed, 1)))
             for noise in experiment.noise:
-                corruption.observe(block, noise, Streams(experiment.seed, block.items, noise)).posterior(0)
+                corruption.observe(
+                    block, noise, Streams(experiment.seed, block.items, noise)
+                ).posterior(0)
         return {}
 
 
 class StringDenoiser(DecoderOptions, Spec, Backward):
-    """Reverse process of a Bayesian channel of strings, with a denoiser of single leaves (`uturn.corruption.denoising.denoise`).
+    """Reverse process of a Bayesian channel of strings, with a denoiser of single leaves
+    (`uturn.corruption.denoising.denoise`).
 
-    `model`: "exact" for belief propagation, or the file of a trained denoiser (`uturn.networks`) of the same channel. `steps`:
-    evaluations of the denoiser, >= 1. For masking, `order`, `block`, `causal`, `temperature`, `top_k`, `top_p`, `remask`, `eta`,
-    `remask_given` choose how leaves are unmasked (`uturn.corruption.unmasking.Decoder`); the description says if the decoder does
-    not draw from the posterior. For uniform replacement, `order` may be "analytic", its default there, or "euler" (SEDD).
+    `model`: "exact" for belief propagation, or the file of a trained denoiser (`uturn.networks`) of
+    the same channel. `steps`: evaluations of the denoiser, >= 1. For masking, `order`, `block`,
+    `causal`, `temperature`, `top_k`, `top_p`, `remask`, `eta`, `remask_given` choose how leaves are
+    unmasked (`uturn.corruption.unmasking.Decoder`); the description says if the decoder does not
+    draw from the posterior. For uniform replacement, `order` may be "analytic", its default there,
+    or "euler" (SEDD).
 
-    Probes of beliefs read the exact ones for every denoiser. Reconstructions: {tree_level: int64 (items, draws, nodes)}, -1 where
-    a node is ungrammatical.
+    Probes of beliefs read the exact ones for every denoiser. Reconstructions: {tree_level: int64
+    (items, draws, nodes)}, -1 where a node is ungrammatical.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
@@ -76,14 +85,22 @@ class StringDenoiser(DecoderOptions, Spec, Backward):
 
     @property
     def _reveals(self) -> bool:
-        """Whether the decoder reveals leaves; with its defaults, the reverse process of the channel draws them."""
+        """Whether the decoder reveals leaves; with its defaults, the reverse process of the
+        channel draws them.
+        """
         return self.decoder != Decoder(steps=self.steps)
 
     def describe(self) -> str:
         return self.decoder.description + self.decoder.warning if self._reveals else ""
 
-    def reconstruct(self, noisy: NoisyStrings, streams: Streams, clones: int = 1) -> dict[int, np.ndarray]:
-        denoiser = ExactDenoiser(noisy.rhm, noisy.channel) if self.model == "exact" else self._learned(noisy.channel)
+    def reconstruct(
+        self, noisy: NoisyStrings, streams: Streams, clones: int = 1
+    ) -> dict[int, np.ndarray]:
+        denoiser = (
+            ExactDenoiser(noisy.rhm, noisy.channel)
+            if self.model == "exact"
+            else self._learned(noisy.channel)
+        )
         keys = streams.keys(Purpose.DENOISING, clones)
         reverse = reverse_process(self.decoder, noisy.channel) if self._reveals else None
         strings = denoise(denoiser, noisy.repeated(clones), self.steps, keys, reverse)
@@ -95,26 +112,46 @@ class StringDenoiser(DecoderOptions, Spec, Backward):
             reverse_process(self.decoder, corruption)
         if self.model != "exact":
             denoiser = self._learned(corruption)
-            sizes, takes = (source.num_leaves, source.vocab_size), (denoiser.num_leaves, denoiser.vocab_size)
-            expect(sizes == takes, "leaves and symbols of the strings", sizes, f"{takes}, as those of model = {self.model!r}")
+            sizes, takes = (
+                (source.num_leaves, source.vocab_size),
+                (
+                    denoiser.num_leaves,
+                    denoiser.vocab_size,
+                ),
+            )
+            expect(
+                sizes == takes,
+                "leaves and symbols of the strings",
+                sizes,
+                f"{takes}, as those of model = {self.model!r}",
+            )
 
     def _learned(self, corruption: Any) -> Denoiser:
         denoiser = _learned_denoiser(self.model)
         undone = denoiser.corruption
-        expect(undone == corruption, "corruption", corruption, f"{undone!r}, which the model {self.model!r} undoes")
+        expect(
+            undone == corruption,
+            "corruption",
+            corruption,
+            f"{undone!r}, which the model {self.model!r} undoes",
+        )
         return denoiser
 
 
 def reverse_process(decoder: Decoder, corruption: Any) -> Reverse:
-    """The reverse process of a channel with a decoder; ValueError if the decoder is not for this channel."""
+    """The reverse process of a channel with a decoder; ValueError if the decoder is not for this
+    channel.
+    """
     if getattr(corruption, "masks", False):
         return partial(unmask, decoder=decoder)
     steps, euler = decoder.steps or 1, decoder.order == "euler"
-    if isinstance(corruption, UniformReplacement) and decoder == Decoder("euler" if euler else "analytic", steps):
+    if isinstance(corruption, UniformReplacement) and decoder == Decoder(
+        "euler" if euler else "analytic", steps
+    ):
         return lambda denoiser, noisy, keys: corruption.reverse(denoiser, noisy, steps, keys, euler)
     raise ValueError(
-        f"corruption = {corruption!r}: expected Masking(), or a corruption with masks = True, for {decoder.description}; "
-        "leave its options out"
+        f"corruption = {corruption!r}: expected Masking(), or a corruption with masks = True, for"
+        f" {decoder.description}; leave its options out"
     )
 
 

@@ -1,4 +1,6 @@
-"""Diffusion models of images as backwards, batch by batch or through a queue that keeps the network's batches full."""
+"""Diffusion models of images as backwards, batch by batch or through a queue that keeps the
+network's batches full.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,12 @@ from uturn.sources.images import ArraySource, NoisyImages, doubtful_range
 class DiffusionModel(DiffusionOptions, Spec, Queued):
     """A diffusion model, sampled with one of diffusers' schedulers (`ReverseDiffusion`).
 
-    Options: those of `uturn.networks.images.options.DiffusionOptions`. `model`: "fashion_mnist", a folder in diffusers' layout or
-    the name of one on a hub, a guided-diffusion checkpoint with its `preset` (`networks/images/guided_diffusion.py`), or
-    "module:function" (`uturn.networks.DenoiserModel`). `steps`: reverse steps of the whole chain; the noise levels of the
-    experiment are fractions t/T of it. `scheduler`: "ddpm", "ancestral", .., or "stored". `timestep_spacing` as in diffusers
-    ("linspace" by default, "trailing" for DDIM).
+    Options: those of `uturn.networks.images.options.DiffusionOptions`. `model`: "fashion_mnist", a
+    folder in diffusers' layout or the name of one on a hub, a guided-diffusion checkpoint with its
+    `preset` (`networks/images/guided_diffusion.py`), or "module:function"
+    (`uturn.networks.DenoiserModel`). `steps`: reverse steps of the whole chain; the noise levels of
+    the experiment are fractions t/T of it. `scheduler`: "ddpm", "ancestral", .., or "stored".
+    `timestep_spacing` as in diffusers ("linspace" by default, "trailing" for DDIM).
 
     Reconstructions: float32 (items, draws, channels, height, width) in [-1, 1].
     """
@@ -51,9 +54,14 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
 
     def works(self, noisy: Noisy, streams: Streams, clones: int) -> Iterator[Work]:
         reverse = _reverse_diffusion(self)
-        step, labels = reverse.forward.step_of(streams.noise), self.labels_of(noisy, streams, clones)
+        step, labels = (
+            reverse.forward.step_of(streams.noise),
+            self.labels_of(noisy, streams, clones),
+        )
         for row, key in enumerate(streams.keys(Purpose.RECONSTRUCTION, clones)):
-            yield Work(noisy.values[row // clones], step, key, None if labels is None else int(labels[row]))
+            yield Work(
+                noisy.values[row // clones], step, key, None if labels is None else int(labels[row])
+            )
 
     def queue(self, works: Iterator[Work]) -> Iterator[tuple[Any, np.ndarray]]:
         return _reverse_diffusion(self).queue(works)
@@ -61,8 +69,12 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
     def check(self, source: Source, corruption: Corruption) -> None:
         check_diffusion(corruption)
 
-    def forward_process(self, source: Source, corruption: Corruption | None = None) -> ForwardDiffusion:
-        """The forward process of the model; ValueError if the images or labels of the source do not fit the model."""
+    def forward_process(
+        self, source: Source, corruption: Corruption | None = None
+    ) -> ForwardDiffusion:
+        """The forward process of the model; ValueError if the images or labels of the source do
+        not fit the model.
+        """
         self.check_source(source)
         return _reverse_diffusion(self).forward
 
@@ -71,14 +83,26 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         expected = reverse.image_shape
         takes = f"what the model {self.model!r} takes, {expected}"
         takes += "; give the source its `channels` and `size`, or the model `image_size`"
-        expect(expected is None or tuple(expected) == shape, "images: (channels, height, width)", shape, takes)
+        expect(
+            expected is None or tuple(expected) == shape,
+            "images: (channels, height, width)",
+            shape,
+            takes,
+        )
         expects = None if reverse.prompts is not None else reverse.num_classes
         labels = None if expects is None else source.num_labels()
         where = f"classes of the images, on which the model {self.model!r} is conditioned,"
-        expect(labels == expects, where, labels, f"{expects}; give the source labels in the model's order, by `classes`")
+        expect(
+            labels == expects,
+            where,
+            labels,
+            f"{expects}; give the source labels in the model's order, by `classes`",
+        )
 
     def labels_of(self, noisy: Any, streams: Streams, clones: int = 1) -> np.ndarray | None:
-        """The true class of each reconstruction, or the number of its prompt; None for models that take neither."""
+        """The true class of each reconstruction, or the number of its prompt; None for models
+        that take neither.
+        """
         reverse = _reverse_diffusion(self)
         if reverse.num_classes is None:
             return None
@@ -88,7 +112,12 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         labels = np.full(len(noisy.values), -1) if labels is None else labels
         wrong = (labels < 0) | (labels >= reverse.num_classes)
         where = f"labels of the images, on which the model {self.model!r} is conditioned,"
-        expect(not wrong.any(), where, labels[wrong], f"0 .. {reverse.num_classes - 1}, in the model's order")
+        expect(
+            not wrong.any(),
+            where,
+            labels[wrong],
+            f"0 .. {reverse.num_classes - 1}, in the model's order",
+        )
         return np.repeat(labels, clones)
 
     def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:
@@ -96,36 +125,62 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
 
         from uturn.networks.model_check import check_denoiser, is_checked
 
-        reverse, images = _reverse_diffusion(self), np.concatenate([block.data for block in originals])
+        reverse, images = (
+            _reverse_diffusion(self),
+            np.concatenate([block.data for block in originals]),
+        )
         # The range of an array was checked when it was read.
         doubt = "" if isinstance(source, ArraySource) else doubtful_range(images)
         of_images = [Finding(f"the source {source!r} gives {doubt}")] if doubt else []
         if not is_checked(reverse.model, reverse.device):
             return of_images
         items = np.concatenate([block.items for block in originals])
-        labels = np.concatenate([getattr(block, "labels", np.full(len(block.items), -1)) for block in originals])
+        labels = np.concatenate(
+            [getattr(block, "labels", np.full(len(block.items), -1)) for block in originals]
+        )
         noisy = NoisyImages(images, np.zeros(len(images)), labels=labels)
         labels_of_rows = self.labels_of(noisy, Streams(0, items, 0.0))
         with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             clean = torch.from_numpy(reverse.forward.clean(images)).to(reverse.device)
-            classes = None if labels_of_rows is None else torch.from_numpy(labels_of_rows).to(reverse.device)
+            classes = (
+                None
+                if labels_of_rows is None
+                else torch.from_numpy(labels_of_rows).to(reverse.device)
+            )
             pieces = Pieces(reverse.device, reverse.batch_size)
             half = self.dtype != "float32"
-            findings = list(check_denoiser(reverse.model, reverse.forward.scheduler, clean, classes, pieces, half))
-        return [*(finding._replace(words=f"the model {self.model!r} {finding.words}") for finding in findings), *of_images]
+            findings = list(
+                check_denoiser(
+                    reverse.model, reverse.forward.scheduler, clean, classes, pieces, half
+                )
+            )
+        return [
+            *(
+                finding._replace(words=f"the model {self.model!r} {finding.words}")
+                for finding in findings
+            ),
+            *of_images,
+        ]
 
     def chain(self, steps: int) -> DiffusionModel:
         """The model with another number of reverse steps."""
         return self.model_copy(update={"steps": steps})
 
     def generate(self, keys: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-        """Images of the model, float32 (batch, channels, height, width), from pure noise, one for each random stream."""
+        """Images of the model, float32 (batch, channels, height, width), from pure noise, one
+        for each random stream.
+        """
         return _reverse_diffusion(self).generate(keys, labels)
 
     def generated_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images of the model."""
         reverse = _reverse_diffusion(self)
-        expect(reverse.image_shape and reverse.latent_shape, "model", self.model, "one that says how large its images are")
+        expect(
+            reverse.image_shape and reverse.latent_shape,
+            "model",
+            self.model,
+            "one that says how large its images are",
+        )
         return reverse.image_shape  # type: ignore[return-value]
 
     def num_labels(self) -> int | None:
@@ -146,10 +201,16 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         return _reverse_diffusion(self).batch_size
 
     def files(self) -> list[Path]:
-        """The checkpoint, or the files of the model's folder and of the folders in it; and the file of prompts."""
+        """The checkpoint, or the files of the model's folder and of the folders in it; and the
+        file of prompts.
+        """
         path = Path(checked_path("model", self.model))
         prompts = [Path(self.prompt)] if self.prompt and self.prompt.endswith(".txt") else []
-        parts = sorted([*path.glob("*"), *path.glob("*/*")]) if (path / "model_index.json").is_file() else [path]
+        parts = (
+            sorted([*path.glob("*"), *path.glob("*/*")])
+            if (path / "model_index.json").is_file()
+            else [path]
+        )
         return parts + prompts
 
     def fingerprint(self) -> str:
@@ -163,9 +224,14 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
     def describe(self) -> str:
         reverse = _reverse_diffusion(self)
         is_ancestral = type(reverse.forward.scheduler).__name__ == "AncestralScheduler"
-        scheduler = "ancestral" if is_ancestral else self.scheduler  # for flow matching, ddpm is the ancestral step
+        # For flow matching, ddpm is the ancestral step.
+        scheduler = "ancestral" if is_ancestral else self.scheduler
         draws = "draws noise" if reverse.is_stochastic else "deterministic"
-        guided = "" if self.guidance == 1 else f"; guidance {self.guidance:g}: not a draw from the posterior"
+        guided = (
+            ""
+            if self.guidance == 1
+            else f"; guidance {self.guidance:g}: not a draw from the posterior"
+        )
         return f"{reverse.description}; {scheduler}, {self.steps} steps, {draws}{guided}"
 
 

@@ -1,7 +1,8 @@
-"""A queue that keeps the batches of a network full: one call serves data at different steps, of different blocks.
+"""A queue that keeps the batches of a network full: one call serves data at different steps, of
+different blocks.
 
-When a datum is done, the next one takes its place. `Queued` is the backward of such a network: it passes the rows of blocks
-through `run_queue` and reassembles the blocks.
+When a datum is done, the next one takes its place. `Queued` is the backward of such a network: it
+passes the rows of blocks through `run_queue` and reassembles the blocks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from uturn.core.random import Streams
 
 
 class Process(Protocol):
-    """The members of a model used by the queue. Each datum has a `name`, returned with its result and used in errors."""
+    """The members of a model used by the queue. Each datum has a `name`, returned with its
+    result and used in errors.
+    """
 
     @property
     def places(self) -> int:
@@ -32,7 +35,9 @@ class Process(Protocol):
         """The result for a datum without network calls."""
 
     def admitted(self, work: list[Any]) -> list[Any]:
-        """New data in cohorts that advance together, with their `names`, number of `calls`, and calls made so far (`step`)."""
+        """New data in cohorts that advance together, with their `names`, number of `calls`, and
+        calls made so far (`step`).
+        """
 
     def advance(self, cohorts: list[Any]) -> None:
         """One step of all cohorts."""
@@ -42,7 +47,9 @@ class Process(Protocol):
 
 
 def run_queue(process: Process, work: Iterable[Any]) -> Iterator[tuple[Any, np.ndarray]]:
-    """Results `(name, array)` in the order of completion. `work` is read when places become free, so it may be lazy."""
+    """Results `(name, array)` in the order of completion. `work` is read when places become
+    free, so it may be lazy.
+    """
     waiting, cohorts = iter(work), list[Any]()
     while True:
         free, entering = process.places - sum(len(cohort.names) for cohort in cohorts), list[Any]()
@@ -57,7 +64,11 @@ def run_queue(process: Process, work: Iterable[Any]) -> Iterator[tuple[Any, np.n
             return
         process.advance(cohorts)
         progress.add(sum(len(cohort.names) / cohort.calls for cohort in cohorts))
-        ended = [(cohort.names, process.results(cohort)) for cohort in cohorts if cohort.step == cohort.calls]
+        ended = [
+            (cohort.names, process.results(cohort))
+            for cohort in cohorts
+            if cohort.step == cohort.calls
+        ]
         cohorts = [cohort for cohort in cohorts if cohort.step < cohort.calls]
         for names, results in ended:
             yield from zip(names, results, strict=True)
@@ -71,7 +82,9 @@ class Queued(Backward):
 
     @abstractmethod
     def works(self, noisy: Any, streams: Streams, clones: int) -> Iterable[Any]:
-        """The input of the queue for each reconstruction of a block: named tuples with a field `name`."""
+        """The input of the queue for each reconstruction of a block: named tuples with a field
+        `name`.
+        """
 
     @abstractmethod
     def queue(self, works: Iterator[Any]) -> Iterator[tuple[Any, np.ndarray]]:
@@ -85,7 +98,9 @@ class Queued(Backward):
         ((_, reconstructions),) = self.reconstruct_stream([(None, noisy, streams)], clones)
         return reconstructions
 
-    def reconstruct_stream(self, blocks: Iterable[tuple[Any, Any, Streams]], clones: int = 1) -> Iterator[tuple[Any, Any]]:
+    def reconstruct_stream(
+        self, blocks: Iterable[tuple[Any, Any, Streams]], clones: int = 1
+    ) -> Iterator[tuple[Any, Any]]:
         under_way: dict[int, _Block] = {}
 
         def works() -> Iterator[Any]:
@@ -105,7 +120,9 @@ class Queued(Backward):
 
 
 class _Place(NamedTuple):
-    """Block and row of a reconstruction in the queue; its text names item, trajectory, clone and noise in errors."""
+    """Block and row of a reconstruction in the queue; its text names item, trajectory, clone and
+    noise in errors.
+    """
 
     block: int
     row: int
@@ -115,8 +132,12 @@ class _Place(NamedTuple):
     def __str__(self) -> str:
         item, draw = divmod(self.row, self.streams.count * self.clones)
         trajectory, clone = divmod(draw, self.clones)
-        text = f"item {self.streams.items[item]}, trajectory {self.streams.trajectories[trajectory]}"
-        return f"({text}{f', clone {clone}' if self.clones > 1 else ''}, noise {self.streams.noise:g})"
+        text = (
+            f"item {self.streams.items[item]}, trajectory {self.streams.trajectories[trajectory]}"
+        )
+        return (
+            f"({text}{f', clone {clone}' if self.clones > 1 else ''}, noise {self.streams.noise:g})"
+        )
 
 
 @dataclass

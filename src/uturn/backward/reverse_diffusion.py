@@ -1,4 +1,6 @@
-"""U-turns of images with any denoiser and any scheduler of diffusers, with a random stream for each image."""
+"""U-turns of images with any denoiser and any scheduler of diffusers, with a random stream for
+each image.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,12 @@ from uturn.core.messages import one_line
 from uturn.core.pieces import Pieces, half_precision_words
 from uturn.core.progress import units
 from uturn.corruption.diffusion import ForwardDiffusion, checked_images
-from uturn.corruption.schedulers import SCHEDULERS, PipelineTimesteps, scheduler_like, uses_learned_variance
+from uturn.corruption.schedulers import (
+    SCHEDULERS,
+    PipelineTimesteps,
+    scheduler_like,
+    uses_learned_variance,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -31,23 +38,29 @@ if TYPE_CHECKING:
 class ReverseDiffusion:
     """U-turns of images through the noise levels of a diffusion model.
 
-    With N = `num_steps` reverse steps in the whole chain, a U-turn at step k draws x_t from the marginal q(x_t | x_0) at the k-th
-    timestep counted from the clean end, and makes the last k reverse steps, the first of them at that same timestep (section 2 of
-    arXiv:2402.16991). k = 0 is the identity, and k = N starts from the scheduler's first, noisiest level. Attributes:
-    `is_stochastic`, whether reverse steps draw noise, and `forward`, the forward process (`ForwardDiffusion`).
+    With N = `num_steps` reverse steps in the whole chain, a U-turn at step k draws x_t from the
+    marginal q(x_t | x_0) at the k-th timestep counted from the clean end, and makes the last k
+    reverse steps, the first of them at that same timestep (section 2 of arXiv:2402.16991). k = 0 is
+    the identity, and k = N starts from the scheduler's first, noisiest level. Attributes:
+    `is_stochastic`, whether reverse steps draw noise, and `forward`, the forward process
+    (`ForwardDiffusion`).
 
-    `model`: the denoiser, in evaluation mode, called as `model(noisy, timestep)` with noisy (batch, channels, height, width) and
-    timestep (batch,), which may differ in a batch; returns a tensor or an object with `.sample`, in the prediction type the
-    scheduler is configured for. If the output has twice the input channels, the second half is a learned variance, passed only to
-    schedulers that use it. With `num_classes`, it is called as `model(noisy, timestep, labels)`, labels int64 (batch,).
-    `scheduler`: any of diffusers with one denoising pass over a descending list of timesteps; it is copied, never changed.
-    `timestep_spacing`: of the N timesteps, by default "linspace" (both ends included), and "trailing" for the DDIM schedulers,
-    whose step has the fixed length T // N. `eta`: noise of the reverse steps relative to the full noise, for schedulers that take
-    it (DDIM: 0 deterministic, 1 as DDPM). `batch_size`: images denoised at a time, or "auto": 64 on the CPU, 256 elsewhere; it is
-    halved while the device runs out of memory, and changes results by float rounding only. Models with guidance have two rows for
-    every image. `image_shape`, `latent_shape`: (channels, height, width) of the images, read from `model.config` where there is
-    one; of the latents, for `generate`. `device`: by default that of the model. `pure_noise`, `codec`, `timesteps`: as in
-    `ForwardDiffusion`; `codec` has also `decode(latents)`.
+    `model`: the denoiser, in evaluation mode, called as `model(noisy, timestep)` with noisy (batch,
+    channels, height, width) and timestep (batch,), which may differ in a batch; returns a tensor or
+    an object with `.sample`, in the prediction type the scheduler is configured for. If the output
+    has twice the input channels, the second half is a learned variance, passed only to schedulers
+    that use it. With `num_classes`, it is called as `model(noisy, timestep, labels)`, labels int64
+    (batch,). `scheduler`: any of diffusers with one denoising pass over a descending list of
+    timesteps; it is copied, never changed. `timestep_spacing`: of the N timesteps, by default
+    "linspace" (both ends included), and "trailing" for the DDIM schedulers, whose step has the
+    fixed length T // N. `eta`: noise of the reverse steps relative to the full noise, for
+    schedulers that take it (DDIM: 0 deterministic, 1 as DDPM). `batch_size`: images denoised at a
+    time, or "auto": 64 on the CPU, 256 elsewhere; it is halved while the device runs out of memory,
+    and changes results by float rounding only. Models with guidance have two rows for every image.
+    `image_shape`, `latent_shape`: (channels, height, width) of the images, read from `model.config`
+    where there is one; of the latents, for `generate`. `device`: by default that of the model.
+    `pure_noise`, `codec`, `timesteps`: as in `ForwardDiffusion`; `codec` has also
+    `decode(latents)`.
     """
 
     description = ""
@@ -79,49 +92,91 @@ class ReverseDiffusion:
         from uturn.networks.images.pretrained import shape_of
 
         is_training, most = getattr(model, "training", False), scheduler.config.num_train_timesteps
-        expect(not is_training, "training mode of the model", True, "model.eval(), since dropout would corrupt the U-turn")
-        expect(1 <= num_steps <= most, "num_steps", num_steps, f"1 .. {most}, the timesteps of the training schedule")
+        expect(
+            not is_training,
+            "training mode of the model",
+            True,
+            "model.eval(), since dropout would corrupt the U-turn",
+        )
+        expect(
+            1 <= num_steps <= most,
+            "num_steps",
+            num_steps,
+            f"1 .. {most}, the timesteps of the training schedule",
+        )
         fits = batch_size == "auto" if isinstance(batch_size, str) else 1 <= batch_size <= 2**20
         expect(fits, "batch_size", batch_size, "at least 1 image, or 'auto'")
-        self.model, self.codec, self.num_steps, self.num_classes = model, codec, num_steps, num_classes
+        self.model, self.codec, self.num_steps, self.num_classes = (
+            model,
+            codec,
+            num_steps,
+            num_classes,
+        )
         self.device = torch.device(device) if device is not None else _device_of(model)
         if isinstance(batch_size, str):
             batch_size = 64 if self.device.type == "cpu" else 256
         self.pieces = Pieces(self.device, batch_size)
         if getattr(model, "rows_of_an_image", 1) > 1:
             self.pieces.restrict(self.network, max(1, batch_size // model.rows_of_an_image))
-        self.image_shape = image_shape or (shape_of(getattr(model, "config", None)) if codec is None else None)
+        self.image_shape = image_shape or (
+            shape_of(getattr(model, "config", None)) if codec is None else None
+        )
         self.latent_shape = latent_shape if codec is not None else self.image_shape
-        rules: dict[str, Any] = {"timestep_spacing": timestep_spacing, "pure_noise": pure_noise, "timesteps": timesteps}
+        rules: dict[str, Any] = {
+            "timestep_spacing": timestep_spacing,
+            "pure_noise": pure_noise,
+            "timesteps": timesteps,
+        }
         try:
-            self.forward = ForwardDiffusion(scheduler, num_steps, codec=codec, pieces=self.pieces, **rules)
+            self.forward = ForwardDiffusion(
+                scheduler, num_steps, codec=codec, pieces=self.pieces, **rules
+            )
             self.step_arguments = _step_arguments(self.forward.scheduler, eta)
-            self.takes_generator = "generator" in inspect.signature(self.forward.scheduler.step).parameters
+            self.takes_generator = (
+                "generator" in inspect.signature(self.forward.scheduler.step).parameters
+            )
             self.is_stochastic = self._draws_noise()
         except (RuntimeError, AttributeError, TypeError, KeyError, IndexError) as error:
-            reason, others = f"{type(error).__name__}: {one_line(error)}", ", ".join(map(repr, sorted(SCHEDULERS)))
-            where = f"{type(scheduler).__name__} cannot begin in the middle of its chain as others do ({reason})"
+            reason, others = (
+                f"{type(error).__name__}: {one_line(error)}",
+                ", ".join(map(repr, sorted(SCHEDULERS))),
+            )
+            where = (
+                f"{type(scheduler).__name__} cannot begin in the middle of its chain as others do"
+                f" ({reason})"
+            )
             raise ValueError(f"{where}; use another scheduler ({others})") from None
 
     @property
     def batch_size(self) -> int:
-        """Images in the largest batch of the network: the given size, half of it with guidance, less after memory ran out."""
+        """Images in the largest batch of the network: the given size, half of it with guidance,
+        less after memory ran out.
+        """
         return self.pieces.limit(self.network)
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike[str], scheduler: str | None = "ddpm", num_steps: int = 100, **options: Any
+        cls,
+        path: str | os.PathLike[str],
+        scheduler: str | None = "ddpm",
+        num_steps: int = 100,
+        **options: Any,
     ) -> ReverseDiffusion:
-        """Diffusion model from files; see `uturn.networks.images.pretrained.load_pretrained` for what can be read.
+        """Diffusion model from files; see `uturn.networks.images.pretrained.load_pretrained` for
+        what can be read.
 
-        `scheduler`: a key of `SCHEDULERS`, the name of a diffusers class, or "stored" (or None) for the scheduler stored with the
-        model; the noise schedule and the prediction type always come from the stored one. `options`: those of the class, and the
-        fields of `uturn.networks.images.options.DenoiserOptions`: `dtype`, `device`, `condition`, ..
+        `scheduler`: a key of `SCHEDULERS`, the name of a diffusers class, or "stored" (or None) for
+        the scheduler stored with the model; the noise schedule and the prediction type always come
+        from the stored one. `options`: those of the class, and the fields of
+        `uturn.networks.images.options.DenoiserOptions`: `dtype`, `device`, `condition`, ..
         """
         from uturn.networks.images.options import DenoiserOptions
         from uturn.networks.images.pretrained import load_pretrained
 
-        loaded = load_pretrained(path, **{name: options.pop(name) for name in DenoiserOptions.model_fields if name in options})
+        loaded = load_pretrained(
+            path,
+            **{name: options.pop(name) for name in DenoiserOptions.model_fields if name in options},
+        )
         stated = ("image_shape", "num_classes", "codec", "latent_shape", "device", "timesteps")
         options = {name: getattr(loaded, name) for name in stated} | options
         made = cls(loaded.model, scheduler_like(loaded.scheduler, scheduler), num_steps, **options)
@@ -129,22 +184,30 @@ class ReverseDiffusion:
         return made
 
     def u_turn(self, images: Any, step: int, keys: Any, labels: Any = None) -> Any:
-        """Reconstructions of images after noising to `step` k, 0 .. num_steps, and denoising back: `denoise(corrupt(images))`.
+        """Reconstructions of images after noising to `step` k, 0 .. num_steps, and denoising back:
+        `denoise(corrupt(images))`.
 
-        images and reconstructions: float32 (batch, channels, height, width) in [-1, 1], numpy arrays or tensors; for step 0 a
-        copy, bit for bit. keys: uint64 (batch,), one random stream for each image (`uturn.random.keys`); the noise of an image
-        depends on its key alone. labels: int64 (batch,), true classes, for class-conditional models.
+        images and reconstructions: float32 (batch, channels, height, width) in [-1, 1], numpy
+        arrays or tensors; for step 0 a copy, bit for bit. keys: uint64 (batch,), one random stream
+        for each image (`uturn.random.keys`); the noise of an image depends on its key alone.
+        labels: int64 (batch,), true classes, for class-conditional models.
         """
         return self.denoise(self.corrupt(images, step, keys), step, keys, labels)
 
     def corrupt(self, images: Any, step: int, keys: Any) -> Any:
-        """Noisy images x_t (latents, if there is a codec), not clipped: those of `u_turn` with the same arguments."""
+        """Noisy images x_t (latents, if there is a codec), not clipped: those of `u_turn` with
+        the same arguments.
+        """
         clean = checked_images(images, self.image_shape, True)
         return _like(images, self.forward.noised(clean, step, _checked_keys(keys, len(clean))))
 
     def denoise(self, noisy: Any, step: int, keys: Any, labels: Any = None) -> Any:
-        """Reconstructions, clipped to [-1, 1], of noisy images x_t at `step`, in the units of `corrupt`."""
-        values = checked_images(noisy, self.image_shape if step == 0 else self.latent_shape, step == 0)
+        """Reconstructions, clipped to [-1, 1], of noisy images x_t at `step`, in the units of
+        `corrupt`.
+        """
+        values = checked_images(
+            noisy, self.image_shape if step == 0 else self.latent_shape, step == 0
+        )
         keys, labels = _checked_keys(keys, len(values)), self._checked_labels(labels, len(values))
         rows = range(len(values))
         with units(len(values)):
@@ -152,51 +215,76 @@ class ReverseDiffusion:
         return _like(noisy, np.stack([done[k] for k in rows]) if done else values)
 
     def queue(self, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:
-        """Reconstructions of noisy images at different steps, in full batches: `(name, image)` in the order of completion.
+        """Reconstructions of noisy images at different steps, in full batches: `(name, image)` in
+        the order of completion.
 
-        The iterable is read when places become free, so it may be lazy. Images with many steps should come first, so that few
-        batches at the end are not full. The results equal those of `denoise` up to float rounding.
+        The iterable is read when places become free, so it may be lazy. Images with many steps
+        should come first, so that few batches at the end are not full. The results equal those of
+        `denoise` up to float rounding.
         """
         return run_queue(ImageQueue(self), work)
 
     def generate(self, keys: Any, labels: Any = None) -> Any:
-        """Samples from pure noise, one for each key, float32 (batch, channels, height, width); `labels` as in `u_turn`."""
+        """Samples from pure noise, one for each key, float32 (batch, channels, height, width);
+        `labels` as in `u_turn`.
+        """
         import torch
 
         if self.latent_shape is None:
-            raise ValueError("image_shape is not known from the model; give it to ReverseDiffusion(image_shape=...)")
+            raise ValueError(
+                "image_shape is not known from the model; give it to"
+                " ReverseDiffusion(image_shape=...)"
+            )
         blank = torch.zeros(len(keys), *self.latent_shape)
-        noise = self.forward.noise_like(blank, _checked_keys(keys, len(keys))) * self.forward.pure_sigma
+        noise = (
+            self.forward.noise_like(blank, _checked_keys(keys, len(keys))) * self.forward.pure_sigma
+        )
         return self.denoise(noise.numpy(), self.num_steps, keys, labels)
 
     def decoded(self, states: np.ndarray) -> np.ndarray:
-        """Images, clipped to [-1, 1], of states without noise: of latents, if there is a codec; float32 (batch, ...)."""
+        """Images, clipped to [-1, 1], of states without noise: of latents, if there is a codec;
+        float32 (batch, ...).
+        """
         import torch
 
         if self.codec is not None:
             with torch.inference_mode():
-                states = self.pieces(self.codec.decode, torch.from_numpy(states).to(self.device)).cpu().numpy()
+                states = (
+                    self.pieces(self.codec.decode, torch.from_numpy(states).to(self.device))
+                    .cpu()
+                    .numpy()
+                )
         return states.clip(-1, 1)
 
-    def network(self, noisy: torch.Tensor, timesteps: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor:
+    def network(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, *labels: torch.Tensor
+    ) -> torch.Tensor:
         """The model's output for one batch, in the dtype of `noisy`."""
         with noted(f"the model, of noisy images {tuple(noisy.shape)}"):
             output = self.model(noisy, timesteps, *labels)
         return getattr(output, "sample", output).to(noisy.dtype)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of weights, scheduler configuration and number of steps, recorded with results."""
+        """SHA-256 (hexadecimal) of weights, scheduler configuration and number of steps,
+        recorded with results.
+        """
         from uturn.networks.files import fingerprint
 
         scheduler = self.forward.scheduler
-        words = [fingerprint(module) for module in (self.model, self.codec) if hasattr(module, "state_dict")]
+        words = [
+            fingerprint(module)
+            for module in (self.model, self.codec)
+            if hasattr(module, "state_dict")
+        ]
         words += [type(scheduler).__name__, scheduler.to_json_string()]
         words += map(repr, (self.num_steps, self.step_arguments, self.forward.pure_noise))
         words += [] if self.prompts is None else [repr(self.prompts[:3])]
         return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
     def _draws_noise(self) -> bool:
-        """Whether reverse steps draw noise: compares one step (not the last, which draws none) with two random streams."""
+        """Whether reverse steps draw noise: compares one step (not the last, which draws none)
+        with two random streams.
+        """
         import torch
 
         def one_step(seed: int, global_seed: int) -> torch.Tensor:
@@ -209,14 +297,23 @@ class ReverseDiffusion:
             torch.manual_seed(global_seed)
             for timestep in timesteps[: scheduler.order]:
                 if hasattr(scheduler, "scale_model_input"):
-                    scheduler.scale_model_input(state, timestep)  # some schedulers require it before step()
+                    # Some schedulers require it before step().
+                    scheduler.scale_model_input(state, timestep)
                 state = scheduler.step(output, timestep, state, **arguments).prev_sample
             return state
 
         with torch.random.fork_rng(devices=[]):
             reference = one_step(seed=0, global_seed=0)
-            is_own, name = torch.equal(reference, one_step(seed=0, global_seed=1)), type(self.forward.scheduler).__name__
-            expect(is_own, "scheduler", name, "one whose step() draws no noise from torch's global generator, such as 'ddpm'")
+            is_own, name = (
+                torch.equal(reference, one_step(seed=0, global_seed=1)),
+                type(self.forward.scheduler).__name__,
+            )
+            expect(
+                is_own,
+                "scheduler",
+                name,
+                "one whose step() draws no noise from torch's global generator, such as 'ddpm'",
+            )
             return not torch.equal(reference, one_step(seed=1, global_seed=0))
 
     def _checked_labels(self, labels: Any, count: int) -> Sequence[int | None]:
@@ -225,8 +322,17 @@ class ReverseDiffusion:
         if labels is None and self.prompts is not None and self.prompts.rows is None:
             return [0] * count  # one prompt for all
         array = np.asarray(labels)
-        fits = array.dtype.kind in "iu" and array.shape == (count,) and np.isin(array, range(self.num_classes)).all()
-        expect(fits, "labels", labels, f"{count} integers, the classes 0 .. {self.num_classes - 1} of the model")
+        fits = (
+            array.dtype.kind in "iu"
+            and array.shape == (count,)
+            and np.isin(array, range(self.num_classes)).all()
+        )
+        expect(
+            fits,
+            "labels",
+            labels,
+            f"{count} integers, the classes 0 .. {self.num_classes - 1} of the model",
+        )
         return array.tolist()
 
 
@@ -240,8 +346,13 @@ def _step_arguments(scheduler: Any, eta: float | None) -> dict[str, float]:
     """Arguments of the scheduler's `step` that are the same for the whole chain."""
     if eta is None:
         return {}
-    takes_eta, name = "eta" in inspect.signature(scheduler.step).parameters, type(scheduler).__name__
-    expect(takes_eta, f"{name} takes no eta: eta", eta, "none; leave it out, or use scheduler='ddim'")
+    takes_eta, name = (
+        "eta" in inspect.signature(scheduler.step).parameters,
+        type(scheduler).__name__,
+    )
+    expect(
+        takes_eta, f"{name} takes no eta: eta", eta, "none; leave it out, or use scheduler='ddim'"
+    )
     expect(0 <= eta <= 1, "eta", eta, "a number in [0, 1]")
     return {"eta": eta}
 
@@ -273,7 +384,9 @@ class Work(NamedTuple):
 
 @dataclass
 class _Cohort:
-    """Images that entered the queue together at the same timestep, with a scheduler and its history."""
+    """Images that entered the queue together at the same timestep, with a scheduler and its
+    history.
+    """
 
     names: list[Any]
     reverse_steps: int
@@ -294,7 +407,9 @@ class _Cohort:
 
 
 class ImageQueue:
-    """A reverse diffusion as a process of `run_queue`. Works are read outside of torch's inference mode."""
+    """A reverse diffusion as a process of `run_queue`. Works are read outside of torch's
+    inference mode.
+    """
 
     def __init__(self, reverse: ReverseDiffusion) -> None:
         self.reverse = reverse
@@ -311,14 +426,21 @@ class ImageQueue:
 
     def admitted(self, work: list[Work]) -> list[_Cohort]:
         by_step = attrgetter("step")
-        return [self._cohort(list(group), step) for step, group in groupby(sorted(work, key=by_step, reverse=True), by_step)]
+        return [
+            self._cohort(list(group), step)
+            for step, group in groupby(sorted(work, key=by_step, reverse=True), by_step)
+        ]
 
     def _cohort(self, work: list[Work], step: int) -> _Cohort:
         import torch
 
         reverse = self.reverse
         state = torch.from_numpy(np.stack([np.asarray(w.image) for w in work])).to(reverse.device)
-        labels = None if reverse.num_classes is None else torch.tensor([w.label for w in work], device=reverse.device)
+        labels = (
+            None
+            if reverse.num_classes is None
+            else torch.tensor([w.label for w in work], device=reverse.device)
+        )
         scheduler, timesteps = reverse.forward.placed(step)
         arguments: dict[str, Any] = dict(reverse.step_arguments)
         if reverse.takes_generator:
@@ -339,13 +461,23 @@ class ImageQueue:
                     scaled = cohort.scheduler.scale_model_input(cohort.state, cohort.timestep)
                 states.append(scaled)
                 timesteps.append(cohort.timestep.to(reverse.device).expand(len(cohort.names)))
-            labels = [torch.cat([c.labels for c in cohorts if c.labels is not None])] if reverse.num_classes is not None else []
-            outputs = reverse.pieces(reverse.network, torch.cat(states), torch.cat(timesteps), *labels)
-            for cohort, output in zip(cohorts, outputs.split([len(cohort.names) for cohort in cohorts]), strict=True):
+            labels = (
+                [torch.cat([c.labels for c in cohorts if c.labels is not None])]
+                if reverse.num_classes is not None
+                else []
+            )
+            outputs = reverse.pieces(
+                reverse.network, torch.cat(states), torch.cat(timesteps), *labels
+            )
+            for cohort, output in zip(
+                cohorts, outputs.split([len(cohort.names) for cohort in cohorts]), strict=True
+            ):
                 channels = cohort.state.shape[1]
                 if output.shape[1] == 2 * channels and not uses_learned_variance(cohort.scheduler):
                     output = output[:, :channels]
-                cohort.state = cohort.scheduler.step(output, cohort.timestep, cohort.state, **cohort.arguments).prev_sample
+                cohort.state = cohort.scheduler.step(
+                    output, cohort.timestep, cohort.state, **cohort.arguments
+                ).prev_sample
                 cohort.step += 1
 
     def results(self, cohort: _Cohort) -> np.ndarray:
@@ -353,11 +485,15 @@ class ImageQueue:
 
         reverse = self.reverse
         with torch.inference_mode():
-            _check_finite(cohort, cohort.state, "the model or the scheduler diverged", reverse.model)
+            _check_finite(
+                cohort, cohort.state, "the model or the scheduler diverged", reverse.model
+            )
             images = cohort.state
             if reverse.codec is not None:
                 images = reverse.pieces(reverse.codec.decode, cohort.state)
-                _check_finite(cohort, images, "the autoencoder gives NaN or infinity", reverse.codec)
+                _check_finite(
+                    cohort, images, "the autoencoder gives NaN or infinity", reverse.codec
+                )
             return (images.clamp(-1, 1) if reverse.clips else images).cpu().numpy()
 
 
@@ -366,5 +502,10 @@ def _check_finite(cohort: _Cohort, values: torch.Tensor, reason: str, network: A
 
     finite = torch.isfinite(values).flatten(1).all(1).tolist()
     if bad := [str(name) for name, good in zip(cohort.names, finite, strict=True) if not good]:
-        where = f"reconstructions of images {', '.join(bad[:10])} are not finite after {cohort.reverse_steps} steps"
-        raise ValueError(f"{where}: {reason}{half_precision_words(getattr(network, 'dtype', None))}")
+        where = (
+            f"reconstructions of images {', '.join(bad[:10])} are not finite after"
+            f" {cohort.reverse_steps} steps"
+        )
+        raise ValueError(
+            f"{where}: {reason}{half_precision_words(getattr(network, 'dtype', None))}"
+        )

@@ -1,4 +1,6 @@
-"""Reverse diffusion of strings with the exact score: a denoiser with the interface of a network, for diffusers' schedulers."""
+"""Reverse diffusion of strings with the exact score: a denoiser with the interface of a network,
+for diffusers' schedulers.
+"""
 
 from __future__ import annotations
 
@@ -30,54 +32,86 @@ _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 class ScoreModel:
-    """The posterior mean of one-hot strings as a model, `model(noisy, timestep)`, in the prediction type of a scheduler.
+    """The posterior mean of one-hot strings as a model, `model(noisy, timestep)`, in the prediction
+    type of a scheduler.
 
-    Strings are images (batch, vocab_size, rows, num_leaves), 1 at the symbol of each leaf and 0 elsewhere. Each row of an image
-    is an independent string, so that one random stream can serve many strings. From the marginals
-    `D = E[onehot(x_0) | x_t]` of the denoiser and `x_t = a x_0 + s noise` the model returns
+    Strings are images (batch, vocab_size, rows, num_leaves), 1 at the symbol of each leaf and 0
+    elsewhere. Each row of an image is an independent string, so that one random stream can serve
+    many strings. From the marginals `D = E[onehot(x_0) | x_t]` of the denoiser and `x_t = a x_0 + s
+    noise` the model returns
 
-    - "epsilon": `(x_t - a D)/s`, that is `-s` times the score `(a D - x_t)/s**2` (section 2 of arXiv:2402.16991);
+    - "epsilon": `(x_t - a D)/s`, that is `-s` times the score `(a D - x_t)/s**2` (section 2 of
+      arXiv:2402.16991);
     - "v_prediction": `a epsilon - s D` (arXiv:2202.00512); "sample": `D`;
     - flow matching, `a = 1 - sigma, s = sigma`: the velocity `(x_t - D)/sigma` (arXiv:2210.02747).
 
-    With `ExactDenoiser` this is the exact score. `denoiser`: of Gaussian diffusion. `scheduler`: the scheduler of diffusers that
-    will call the model; its noise schedule gives a and s of a timestep, its configuration the prediction type. At fractional
-    timesteps `s/a` is interpolated as the schedulers do it: linearly, or its logarithm if the scheduler spaces steps by noise
-    level (Karras, exponential, beta). `rows`: strings in an image, for `ReverseDiffusion.generate`.
+    With `ExactDenoiser` this is the exact score. `denoiser`: of Gaussian diffusion. `scheduler`:
+    the scheduler of diffusers that will call the model; its noise schedule gives a and s of a
+    timestep, its configuration the prediction type. At fractional timesteps `s/a` is interpolated
+    as the schedulers do it: linearly, or its logarithm if the scheduler spaces steps by noise level
+    (Karras, exponential, beta). `rows`: strings in an image, for `ReverseDiffusion.generate`.
     """
 
     training = False
 
     def __init__(self, denoiser: Denoiser, scheduler: Any, rows: int = 1) -> None:
         undone = denoiser.corruption
-        expect(isinstance(undone, Gaussian), "corruption of the denoiser", undone, "the Gaussian process, Gaussian()")
+        expect(
+            isinstance(undone, Gaussian),
+            "corruption of the denoiser",
+            undone,
+            "the Gaussian process, Gaussian()",
+        )
         config = scheduler.config
         name = type(scheduler).__name__
         self._flow = name.startswith("FlowMatch")
-        has_table = self._flow or (hasattr(scheduler, "alphas_cumprod") and not config.get("use_flow_sigmas", False))
-        expect(has_table, "scheduler", name, "one with a table `alphas_cumprod`, or FlowMatchEulerDiscreteScheduler")
+        has_table = self._flow or (
+            hasattr(scheduler, "alphas_cumprod") and not config.get("use_flow_sigmas", False)
+        )
+        expect(
+            has_table,
+            "scheduler",
+            name,
+            "one with a table `alphas_cumprod`, or FlowMatchEulerDiscreteScheduler",
+        )
         self.prediction_type = "velocity" if self._flow else config.prediction_type
-        is_known, kind = self._flow or self.prediction_type in _PREDICTIONS, config.get("timestep_type", "discrete")
-        expect(is_known, f"{name}: prediction_type", self.prediction_type, f"one of {', '.join(_PREDICTIONS)}")
+        is_known, kind = (
+            self._flow or self.prediction_type in _PREDICTIONS,
+            config.get("timestep_type", "discrete"),
+        )
+        expect(
+            is_known,
+            f"{name}: prediction_type",
+            self.prediction_type,
+            f"one of {', '.join(_PREDICTIONS)}",
+        )
         expect(kind == "discrete", f"{name}: timestep_type", kind, "'discrete'")
         self.denoiser = denoiser
-        self.config = SimpleNamespace(in_channels=denoiser.vocab_size, sample_size=(rows, denoiser.num_leaves))
+        self.config = SimpleNamespace(
+            in_channels=denoiser.vocab_size, sample_size=(rows, denoiser.num_leaves)
+        )
         self._num_train_timesteps = config.num_train_timesteps
-        self._logarithmic = any(config.get(f"use_{kind}_sigmas", False) for kind in ("karras", "exponential", "beta"))
+        self._logarithmic = any(
+            config.get(f"use_{kind}_sigmas", False) for kind in ("karras", "exponential", "beta")
+        )
         if not self._flow:
             abar = scheduler.alphas_cumprod.double().numpy()
             with np.errstate(divide="ignore"):
                 self._sigma = np.sqrt((1 - abar) / abar)
 
     def __call__(self, noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """The prediction for noisy strings (batch, vocab_size, rows, num_leaves) at a timestep, scalar or (batch,)."""
+        """The prediction for noisy strings (batch, vocab_size, rows, num_leaves) at a timestep,
+        scalar or (batch,).
+        """
         import torch
 
         v, d = self.denoiser.vocab_size, self.denoiser.num_leaves
         batch, _, rows, _ = noisy.shape
         times = np.broadcast_to(np.asarray(torch.as_tensor(timestep).cpu(), float), batch)
         a, s = (u.repeat(rows).reshape(-1, 1, 1) for u in self.amplitudes(times))
-        x = np.ascontiguousarray(noisy.detach().cpu().float().numpy().transpose(0, 2, 3, 1)).reshape(-1, d, v)
+        x = np.ascontiguousarray(
+            noisy.detach().cpu().float().numpy().transpose(0, 2, 3, 1)
+        ).reshape(-1, d, v)
         # Rescaled to the variance-preserving process, since schedulers have different units.
         scale = np.sqrt(a**2 + s**2)
         with np.errstate(divide="ignore"):
@@ -92,11 +126,14 @@ class ScoreModel:
             output = (x - a * mean) / s
             if self.prediction_type == "v_prediction":
                 output = a * output - s * mean
-        output = np.ascontiguousarray(output.reshape(batch, rows, d, v).transpose(0, 3, 1, 2))  # schedulers are slow on strides
+        # Schedulers are slow on strides.
+        output = np.ascontiguousarray(output.reshape(batch, rows, d, v).transpose(0, 3, 1, 2))
         return torch.from_numpy(output).to(noisy)
 
     def amplitudes(self, timestep: Any) -> tuple[np.ndarray, np.ndarray]:
-        """a and s of the model's input `x_t = a x_0 + s noise` at timesteps, whole or fractional; float64 arrays."""
+        """a and s of the model's input `x_t = a x_0 + s noise` at timesteps, whole or
+        fractional; float64 arrays.
+        """
         times = np.asarray(timestep, float)
         if self._flow:
             sigma = times / self._num_train_timesteps
@@ -112,7 +149,9 @@ class ScoreModel:
 
 
 def images_of(strings: np.ndarray, vocab_size: int) -> np.ndarray:
-    """One-hot images of strings (batch, rows, num_leaves): float32 (batch, vocab_size, rows, num_leaves)."""
+    """One-hot images of strings (batch, rows, num_leaves): float32 (batch, vocab_size, rows,
+    num_leaves).
+    """
     return (strings[:, None] == np.arange(vocab_size)[:, None, None]).astype(np.float32)
 
 
@@ -122,34 +161,47 @@ def strings_of(images: np.ndarray) -> np.ndarray:
 
 
 def observation_of(noisy: np.ndarray, forward: ForwardDiffusion, step: int) -> Noisy:
-    """Noisy images at a step of a chain as noisy strings of `Gaussian`, (batch * rows, num_leaves, vocab_size)."""
+    """Noisy images at a step of a chain as noisy strings of `Gaussian`, (batch * rows,
+    num_leaves, vocab_size).
+    """
     scale, t = _units(forward, step)
-    values = np.ascontiguousarray(noisy.transpose(0, 2, 3, 1)).reshape(-1, noisy.shape[3], noisy.shape[1]) / np.float32(scale)
+    values = np.ascontiguousarray(noisy.transpose(0, 2, 3, 1)).reshape(
+        -1, noisy.shape[3], noisy.shape[1]
+    ) / np.float32(scale)
     return Noisy(values, np.full(len(values), t), values.shape[2])
 
 
-def noisy_images_of(observation: Noisy, forward: ForwardDiffusion, step: int, rows: int = 1) -> np.ndarray:
-    """Noisy strings of `Gaussian` at the level of a step as noisy images of a chain: the inverse of `observation_of`."""
+def noisy_images_of(
+    observation: Noisy, forward: ForwardDiffusion, step: int, rows: int = 1
+) -> np.ndarray:
+    """Noisy strings of `Gaussian` at the level of a step as noisy images of a chain: the inverse
+    of `observation_of`.
+    """
     scale, _ = _units(forward, step)
     values = observation.values.reshape(-1, rows, *observation.values.shape[1:]) * np.float32(scale)
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 
 
 def _units(forward: ForwardDiffusion, step: int) -> tuple[float, float]:
-    """Scale of x_t at a step relative to the variance-preserving process, and Ornstein-Uhlenbeck time of the step."""
+    """Scale of x_t at a step relative to the variance-preserving process, and Ornstein-Uhlenbeck
+    time of the step.
+    """
     a, abar = (float(forward.noise_levels[name][step]) for name in ("signal", "abar"))
-    # Only flow matching has a level without signal; there the scale is the standard deviation of the noise, 1.
+    # Only flow matching has a level without signal; there the scale is the standard deviation of
+    # the noise, 1.
     scale = a / np.sqrt(abar) if a > 0 else 1.0
     with np.errstate(divide="ignore"):
         return scale, float(0.5 * np.log(np.float64(1) / abar))
 
 
 class StringDiffusion(Spec, Backward):
-    """Reverse diffusion of strings with the exact score (`ScoreModel`) and one of diffusers' schedulers.
+    """Reverse diffusion of strings with the exact score (`ScoreModel`) and one of diffusers'
+    schedulers.
 
-    Noise levels are fractions t/T of the chain. The noise schedule is the linear one of DDPM (T = 1000, beta from 1e-4 to 0.02);
-    flow matching uses straight paths (`flow_match`, or `flow_match_ancestral` with the ancestral step). `scheduler`, `steps`,
-    `eta`, `timestep_spacing` are as in `DiffusionModel`. Probes of beliefs read the exact beliefs given x_t. Reconstructions:
+    Noise levels are fractions t/T of the chain. The noise schedule is the linear one of DDPM (T =
+    1000, beta from 1e-4 to 0.02); flow matching uses straight paths (`flow_match`, or
+    `flow_match_ancestral` with the ancestral step). `scheduler`, `steps`, `eta`, `timestep_spacing`
+    are as in `DiffusionModel`. Probes of beliefs read the exact beliefs given x_t. Reconstructions:
     {tree_level: int64 (items, draws, nodes)}, -1 where ungrammatical.
     """
 
@@ -161,7 +213,9 @@ class StringDiffusion(Spec, Backward):
     eta: float | None = Field(default=None, ge=0, le=1)
     timestep_spacing: Literal["linspace", "leading", "trailing"] | None = None
 
-    def reconstruct(self, noisy: _NoisyScored, streams: Streams, clones: int = 1) -> dict[int, np.ndarray]:
+    def reconstruct(
+        self, noisy: _NoisyScored, streams: Streams, clones: int = 1
+    ) -> dict[int, np.ndarray]:
         reverse = _string_diffusion(self, noisy.rhm)
         step, keys = reverse.forward.step_of(streams.noise), streams.keys(Purpose.DENOISING, clones)
         images = reverse.denoise(np.repeat(noisy.images, clones, axis=0), step, keys)
@@ -170,8 +224,12 @@ class StringDiffusion(Spec, Backward):
     def check(self, source: Source, corruption: Corruption) -> None:
         check_diffusion(corruption)
 
-    def forward_process(self, source: Any, corruption: Corruption | None = None) -> _DiffusedStrings:
-        """The forward process of the scheduler. It is the same for all grammars, so grammar 0 serves to build it."""
+    def forward_process(
+        self, source: Any, corruption: Corruption | None = None
+    ) -> _DiffusedStrings:
+        """The forward process of the scheduler. It is the same for all grammars, so grammar 0
+        serves to build it.
+        """
         return _DiffusedStrings(_string_diffusion(self, source.grammar(0, 0)).forward)
 
 
@@ -186,9 +244,13 @@ class _DiffusedStrings(Diffusion):
     def observe(self, originals: Any, noise: float, streams: Streams) -> _NoisyScored:
         leaves = np.repeat(originals.data, streams.count, axis=0)
         step = self.forward.step_of(noise)
-        images = self.forward.noised(images_of(leaves[:, None], originals.rhm.vocab_size), step, streams.keys(self.purpose))
+        images = self.forward.noised(
+            images_of(leaves[:, None], originals.rhm.vocab_size), step, streams.keys(self.purpose)
+        )
         seen = observation_of(images, self.forward, step)
-        return _NoisyScored(seen.values, seen.noise, seen.vocab_size, originals.rhm, Gaussian(), images=images)
+        return _NoisyScored(
+            seen.values, seen.noise, seen.vocab_size, originals.rhm, Gaussian(), images=images
+        )
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
         axes = dict(self.forward.axes(noise, source))
@@ -200,7 +262,9 @@ class _DiffusedStrings(Diffusion):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _NoisyScored(NoisyStrings):
-    """Noisy strings with their image form (batch, vocab_size, 1, num_leaves) in the units of the scheduler."""
+    """Noisy strings with their image form (batch, vocab_size, 1, num_leaves) in the units of the
+    scheduler.
+    """
 
     images: Any = None
 
@@ -209,11 +273,19 @@ class _NoisyScored(NoisyStrings):
 def _string_diffusion(spec: StringDiffusion, rhm: RandomHierarchyModel) -> ReverseDiffusion:
     ancestral = {"ancestral": "ddpm", "flow_match_ancestral": "flow_match"}
     made, extra = named_scheduler(ancestral.get(spec.scheduler, spec.scheduler))
-    # The defaults of the classes differ; with these values all schedulers have the same noise levels.
-    linear = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    # The defaults of the classes differ; with these values all schedulers have the same noise
+    # levels.
+    linear = {
+        "num_train_timesteps": 1000,
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "beta_schedule": "linear",
+    }
     taken = inspect.signature(made.__init__).parameters
     scheduler = made(**(linear if "beta_schedule" in taken else {}), **extra)
-    options = {k: getattr(spec, k) for k in ("eta", "timestep_spacing") if getattr(spec, k) is not None}
+    options = {
+        k: getattr(spec, k) for k in ("eta", "timestep_spacing") if getattr(spec, k) is not None
+    }
     model = ScoreModel(ExactDenoiser(rhm, Gaussian()), scheduler)
     if spec.scheduler in ancestral:
         scheduler = AncestralScheduler(scheduler)

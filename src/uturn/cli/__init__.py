@@ -3,7 +3,8 @@
 import sys
 
 try:
-    from uturn.cli import figures, studies, experiments, models, pages  # noqa: I001 - registered in the order of the help
+    # Registered in the order of the help.
+    from uturn.cli import figures, studies, experiments, models, pages  # noqa: I001
     from uturn.cli.app import app, register_tools
     from uturn.cli.entry import main, program
 

@@ -15,8 +15,13 @@ from uturn.core.tools import left_out, own_tools, tools
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
-FIGURES, STUDIES, EXPERIMENTS = "Figures of the paper", "Your own models of images and texts", "Experiments from a file"
-SOLVABLE, MODELS, PAGES = "The solvable world", "Files of models", "Pages of results"  # panels of the help
+FIGURES, STUDIES, EXPERIMENTS = (
+    "Figures of the paper",
+    "Your own models of images and texts",
+    "Experiments from a file",
+)
+# Panels of the help.
+SOLVABLE, MODELS, PAGES = "The solvable world", "Files of models", "Pages of results"
 
 
 class _Command(TyperCommand):
@@ -69,7 +74,9 @@ def command(panel: str) -> Callable[[_Function], _Function]:
 
 
 def register_tools() -> None:
-    """Import the modules that register the commands of tools; installed tools that cannot be imported are left out."""
+    """Import the modules that register the commands of tools; installed tools that cannot be
+    imported are left out.
+    """
     for name, tool in tools().items():
         for module in tool.commands:
             try:
@@ -81,7 +88,9 @@ def register_tools() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
     if version:
         typer.echo(f"uturn {uturn.__version__}")
         raise typer.Exit

@@ -22,21 +22,29 @@ from uturn.core.messages import visible
 
 
 def main() -> None:
-    """Entry point: user mistakes end in one line on stderr and exit code 2, never in a traceback."""
+    """Entry point: user mistakes end in one line on stderr and exit code 2, never in a
+    traceback.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does; a pipe or terminal may not encode ε
+        # As stderr does; a pipe or terminal may not encode ε.
+        sys.stdout.reconfigure(errors="backslashreplace")
     stops.watch()
     log = logging.StreamHandler()
     log.setFormatter(_Formatter("uturn: %(message)s"))
     logging.getLogger("uturn").addHandler(log)
     logging.getLogger("uturn").setLevel(logging.INFO)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of requests that zarr drops after a damaged chunk
-    sys.path.append("")  # user-defined parts are imported from the working directory; last, so that no file shadows a library
+    # It tells of requests that zarr drops after a damaged chunk.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    # User-defined parts are imported from the working directory; last, so that no file shadows a
+    # library.
+    sys.path.append("")
     for library in ("DIFFUSERS", "HF_HUB"):  # silence their logs; errors are raised as exceptions
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     warnings.formatwarning = _warning
-    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")  # of zarr, where a signal stops it
-    warnings.filterwarnings("ignore", message=".*decompression bomb")  # of Pillow; such images are refused by name
+    # Of zarr, where a signal stops it.
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
+    # Of Pillow; such images are refused by name.
+    warnings.filterwarnings("ignore", message=".*decompression bomb")
     try:
         code = app(standalone_mode=False, prog_name="uturn")
     except BaseException as error:
@@ -49,8 +57,11 @@ def main() -> None:
 
 
 def _code_of(error: BaseException) -> int:
-    """The exit code of a command that an error has ended, after one line about it; a bug of this package is raised again."""
-    if isinstance(error, SystemExit):  # of user-defined code, which shall not look like an end without errors
+    """The exit code of a command that an error has ended, after one line about it; a bug of this
+    package is raised again.
+    """
+    # Of user-defined code, which shall not look like an end without errors.
+    if isinstance(error, SystemExit):
         if origin(error) is None:  # completion of the shell ends so
             raise error
         _say_error(described(error))
@@ -71,14 +82,18 @@ def _code_of(error: BaseException) -> int:
     text = described(error) if is_own else str(error)
     if usage is not None:
         context = getattr(error, "ctx", None)
-        hint = "" if context is None else f" (`{context.command_path} --help` lists what is expected)"
+        hint = (
+            "" if context is None else f" (`{context.command_path} --help` lists what is expected)"
+        )
         text = usage().replace("Value error, ", "") + hint
     _say_error(" ".join((text or name).split()))
     return 2
 
 
 def program() -> None:
-    """Run `main`; if the client of object storage was used, exit at once: its threads could abort the process at shutdown."""
+    """Run `main`; if the client of object storage was used, exit at once: its threads could
+    abort the process at shutdown.
+    """
     try:
         main()
     except SystemExit as end:

@@ -11,7 +11,17 @@ import typer
 
 import uturn
 from uturn.cli.app import EXPERIMENTS, command
-from uturn.cli.options import OUTPUT, SWEEP, OfTable, OptionalOut, Place, Running, Spec, option, typed
+from uturn.cli.options import (
+    OUTPUT,
+    SWEEP,
+    OfTable,
+    OptionalOut,
+    Place,
+    Running,
+    Spec,
+    option,
+    typed,
+)
 from uturn.cli.pages import study
 from uturn.cli.printing import console, inside, say_next
 from uturn.cli.running import check_out, locate_into, resumable, run_into
@@ -26,7 +36,8 @@ def run(
         str | None,
         option(
             OUTPUT,
-            "Folder of the zarr store to fill, or URL such as s3://bucket/run; by default run.zarr in --out.",
+            "Folder of the zarr store to fill, or URL such as s3://bucket/run; by default run.zarr"
+            " in --out.",
             metavar="STORE",
         ),
     ] = None,
@@ -35,29 +46,35 @@ def run(
         list[str] | None,
         option(
             SWEEP,
-            "Run the spec with these values of a key, such as source.multiplicity=4,6,8, one store each in the folder "
+            "Run the spec with these values of a key, such as source.multiplicity=4,6,8, one store"
+            " each in the folder "
             "--store. Given several times, all combinations are run.",
             "--set",
             metavar="KEY=VALUES",
         ),
     ] = None,
-    pairs: Annotated[bool, option(SWEEP, "Combine the values of --set one by one instead of all with all.", "--zip")] = False,
+    pairs: Annotated[
+        bool,
+        option(SWEEP, "Combine the values of --set one by one instead of all with all.", "--zip"),
+    ] = False,
     *,
     place: Place,
     running: Running,
 ) -> None:
     """Run an experiment from a file into a store. Stored readings are not measured again.
 
-    Measures what U-turns change at each noise level: the share of unchanged latents at each tree level, the similarity in each
-    layer of a network, and the readings of other probes. `xarray.open_zarr(STORE)` opens the results. If the store holds the same
-    experiment with fewer items, noise levels or trajectories, it is extended. With --out, the run is then studied, as
+    Measures what U-turns change at each noise level: the share of unchanged latents at each tree
+    level, the similarity in each layer of a network, and the readings of other probes.
+    `xarray.open_zarr(STORE)` opens the results. If the store holds the same experiment with fewer
+    items, noise levels or trajectories, it is extended. With --out, the run is then studied, as
     `uturn study STORE --out FOLDER` does.
 
-    With --set, a grid of experiments is run, each into the store STORE/NAME, where NAME holds the values, such as
-    multiplicity=4,type=masking. With several --workers, the tasks of all experiments are distributed over them.
+    With --set, a grid of experiments is run, each into the store STORE/NAME, where NAME holds the
+    values, such as multiplicity=4,type=masking. With several --workers, the tasks of all
+    experiments are distributed over them.
 
-    With --until, originals are measured until the half-life of --reading is known to this width, into stores in the folder
-    STORE.
+    With --until, originals are measured until the half-life of --reading is known to this width,
+    into stores in the folder STORE.
 
     Example:
 
@@ -70,7 +87,9 @@ def run(
     """
     expect(changed or not pairs, "zip", pairs, "--set KEY=VALUE,VALUE,.., whose values it combines")
     if store is None and (out is None or changed):
-        raise ValueError(f"store: missing; expected --store STORE{'' if changed else ', or --out FOLDER'}")
+        raise ValueError(
+            f"store: missing; expected --store STORE{'' if changed else ', or --out FOLDER'}"
+        )
     if out is not None:
         check_out(out)
     experiment = uturn.Experiment.from_file(spec)
@@ -81,7 +100,11 @@ def run(
     if changed:
         return _run_sweep(experiment, changed, pairs, store, out, running)
     ds = run_into(store, experiment, running)
-    done = "complete" if ds.attrs["complete"] else f"share {running.shard} done, {ds.attrs['missing_tasks']} tasks missing"
+    done = (
+        "complete"
+        if ds.attrs["complete"]
+        else f"share {running.shard} done, {ds.attrs['missing_tasks']} tasks missing"
+    )
     console().print(f"{store}: {done}, spec {experiment.hash[:12]}")
     for name in ds.attrs["variables"]:
         dims = ", ".join(f"{dim} {size}" for dim, size in ds[name].sizes.items())
@@ -92,7 +115,12 @@ def run(
 
 
 def _run_sweep(
-    experiment: uturn.Experiment, changed: list[str], pairs: bool, folder: str, out: str | None, running: Running
+    experiment: uturn.Experiment,
+    changed: list[str],
+    pairs: bool,
+    folder: str,
+    out: str | None,
+    running: Running,
 ) -> None:
     from uturn.engine.sweep import parsed_values, run_all
 
@@ -115,8 +143,9 @@ def _run_sweep(
 def check(spec: Spec) -> None:
     """Try a spec before its run: build its parts, and run two items through all of them.
 
-    Measures the two items at the first and the last noise level, together and one by one. Reports parts that lack a member or
-    return values of a wrong type, and readings that depend on the batch or differ when repeated.
+    Measures the two items at the first and the last noise level, together and one by one. Reports
+    parts that lack a member or return values of a wrong type, and readings that depend on the batch
+    or differ when repeated.
 
     Example:
 
@@ -130,7 +159,10 @@ def check(spec: Spec) -> None:
     for line in check(uturn.Experiment.from_file(spec)):
         doubts += line.startswith((*CHECKS, "warning:"))
         console().print(line)
-    console().print(f"{spec}: {'no error was found; see the warnings above' if doubts else 'nothing wrong was found'}")
+    console().print(
+        f"{spec}:"
+        f" {'no error was found; see the warnings above' if doubts else 'nothing wrong was found'}"
+    )
     say_next(run=("plan", str(spec)))
 
 
@@ -139,21 +171,29 @@ def plan(
     spec: Spec,
     store: Annotated[
         str | None,
-        typer.Option(metavar="STORE", help="Folder of the store to fill; tasks already in it are not counted."),
+        typer.Option(
+            metavar="STORE",
+            help="Folder of the store to fill; tasks already in it are not counted.",
+        ),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Largest number of processes for which the time is estimated; by default 8."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Largest number of processes for which the time is estimated; by default 8.",
+        ),
     ] = None,
     *,
     place: Place,
 ) -> None:
     """Estimate the cost of a run: tasks, U-turns, disk space, time. Writes nothing.
 
-    Counts tasks and U-turns exactly, and times a few U-turns on this machine for some seconds. Loading models, compilation and
-    the check of networks before a run are not included. Times for more processes than this machine has cores assume a cluster
-    of such machines. With --until, it estimates the cost of a run that ends when the half-life of --reading is known to this
-    width: from the first levels in --store if they are there, otherwise from an assumed curve.
+    Counts tasks and U-turns exactly, and times a few U-turns on this machine for some seconds.
+    Loading models, compilation and the check of networks before a run are not included. Times for
+    more processes than this machine has cores assume a cluster of such machines. With --until, it
+    estimates the cost of a run that ends when the half-life of --reading is known to this width:
+    from the first levels in --store if they are there, otherwise from an assumed curve.
 
     Example:
 
@@ -178,7 +218,9 @@ def plan(
     say_next(run=("run", str(spec), *chosen, "--store", store or "STORE"))
 
 
-def _print_plan(experiment: uturn.Experiment, store: str | None, workers: int | None, before: str = "") -> None:
+def _print_plan(
+    experiment: uturn.Experiment, store: str | None, workers: int | None, before: str = ""
+) -> None:
     from uturn.engine.plan import plan
 
     cost = plan(experiment, store, workers=workers)
@@ -188,8 +230,11 @@ def _print_plan(experiment: uturn.Experiment, store: str | None, workers: int | 
 
 
 @command(EXPERIMENTS)
-def status(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a store.")]) -> None:
-    """Print how many tasks of a run are done, missing and damaged, and the spec. Measures and changes nothing.
+def status(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a store.")],
+) -> None:
+    """Print how many tasks of a run are done, missing and damaged, and the spec. Measures and
+    changes nothing.
 
     Reads all stored readings to find damaged files.
 
@@ -207,7 +252,11 @@ def status(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or
     states = {task: state for task, (state, _) in opened.states().items()}
     out = console()
     counts = Counter(states.values())
-    summary = [f"{counts['done']} of {len(states)} tasks done", f"{counts['missing']} missing", f"{counts['damaged']} damaged"]
+    summary = [
+        f"{counts['done']} of {len(states)} tasks done",
+        f"{counts['missing']} missing",
+        f"{counts['damaged']} damaged",
+    ]
     if counts["part"]:
         summary.insert(1, f"{counts['part']} with fewer trajectories than the spec asks for")
     out.print(f"{store}: {', '.join(summary)}")
@@ -216,7 +265,16 @@ def status(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or
             items = opened.items(task)
             place = f"noise {opened.noise[task.noise_index]:g}, items {items[0]} to {items[-1]}"
             out.print(f"  damaged: {place}; `uturn run` with the same spec measures it again")
-    sizes = f"{len(opened.noise)} noise levels, {opened.num_items} items, {opened.trajectories} trajectories"
+    sizes = (
+        f"{len(opened.noise)} noise levels, {opened.num_items} items, {opened.trajectories}"
+        " trajectories"
+    )
     out.print(f"  {', '.join(opened.variables)}: {sizes}")
     out.print(json.dumps(opened.spec, indent=1, ensure_ascii=False))
-    say_next(run=("report", store) if counts["done"] == len(states) else ("run", "SPEC", "--store", store))
+    say_next(
+        run=(
+            ("report", store)
+            if counts["done"] == len(states)
+            else ("run", "SPEC", "--store", store)
+        )
+    )

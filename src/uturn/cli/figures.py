@@ -30,23 +30,37 @@ def reproduce(
     figures: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="FIGURE", help="Figures to make, by default those of the paper.", autocompletion=lambda: [*FIGURES]
+            metavar="FIGURE",
+            help="Figures to make, by default those of the paper.",
+            autocompletion=lambda: [*FIGURES],
         ),
     ] = None,
-    make_all: Annotated[bool, typer.Option("--all", help="Make the figures of the paper and all others.")] = False,
-    list_only: Annotated[bool, typer.Option("--list", help="List all figures with times and claims; make none.")] = False,
+    make_all: Annotated[
+        bool, typer.Option("--all", help="Make the figures of the paper and all others.")
+    ] = False,
+    list_only: Annotated[
+        bool, typer.Option("--list", help="List all figures with times and claims; make none.")
+    ] = False,
     *,
     scale: Annotated[
-        Scale, typer.Option(help="smoke: few grammars, strings and images, minutes on two cores; paper: many of each.")
+        Scale,
+        typer.Option(
+            help=(
+                "smoke: few grammars, strings and images, minutes on two cores; paper: many of"
+                " each."
+            )
+        ),
     ] = Scale.smoke,
     out: Out = "results",
     machines: Machines,
 ) -> None:
-    """Reproduce the figures of arXiv:2402.16991, with a verdict for each claim; others by name or with --all.
+    """Reproduce the figures of arXiv:2402.16991, with a verdict for each claim; others by name or
+    with --all.
 
-    Measures the noise at which the class of a datum is lost when diffusion is reversed: in the exactly solvable hierarchical
-    model, in images (fig2), in a network trained on the model (fig8), and in data without a hierarchy (s9). Writes each figure as
-    PNG, PDF and data (zarr), and the page `index.html`. The exit code is 1 if a verdict fails. The command can be stopped at any
+    Measures the noise at which the class of a datum is lost when diffusion is reversed: in the
+    exactly solvable hierarchical model, in images (fig2), in a network trained on the model (fig8),
+    and in data without a hierarchy (s9). Writes each figure as PNG, PDF and data (zarr), and the
+    page `index.html`. The exit code is 1 if a verdict fails. The command can be stopped at any
     time; running it again resumes.
 
     Example:
@@ -82,8 +96,11 @@ def reproduce(
             cluster=machines.on_cluster(),
         )
     if any(result.verdicts for result in results):
-        show(_verdict_table(results, scale.value), widest=160)  # verdicts are sentences: also a file has rows that can be read
-    console().print(tally([asdict(verdict) for result in results for verdict in result.verdicts]).words)
+        # Verdicts are sentences: also a file has rows that can be read.
+        show(_verdict_table(results, scale.value), widest=160)
+    console().print(
+        tally([asdict(verdict) for result in results for verdict in result.verdicts]).words
+    )
     say_next(open=inside(out, "index.html"))
     if not all(result.passed for result in results):
         raise typer.Exit(1)
@@ -98,20 +115,32 @@ def _expected_time(names: list[str]) -> str:
 def _figure_table() -> Table:
     """All figures in the order of the page."""
     columns = ("figure", "title", "group", "seconds", "needs", "claim")
-    table = Table(*columns, title="Figures: seconds on two quiet cores, and the library that a figure needs")
+    table = Table(
+        *columns, title="Figures: seconds on two quiet cores, and the library that a figure needs"
+    )
     for entry in FIGURES.values():
         figure = load_figure(entry.name)
         group = "paper" if entry.is_of_paper else "beyond"
         needs = entry.needs[0] if entry.needs else ""
-        table.add_row(entry.name, figure.TITLE, group, f"{max(entry.seconds, 1):.0f}", needs, figure.CLAIM)
+        table.add_row(
+            entry.name, figure.TITLE, group, f"{max(entry.seconds, 1):.0f}", needs, figure.CLAIM
+        )
     return table
 
 
 def _verdict_table(results: list[Any], scale: str) -> Table:
-    marks = {True: Text("pass", "green"), False: Text("FAIL", "bold red"), None: Text("shown", "dim")}
-    table = Table("figure", "quantity", "measured", "expected", "", title=f"Verdicts, scale {scale}")
+    marks = {
+        True: Text("pass", "green"),
+        False: Text("FAIL", "bold red"),
+        None: Text("shown", "dim"),
+    }
+    table = Table(
+        "figure", "quantity", "measured", "expected", "", title=f"Verdicts, scale {scale}"
+    )
     for result in results:
         for verdict in result.verdicts:
             expected = f"{verdict.expected}" + (f" ({verdict.rule})" if verdict.rule else "")
-            table.add_row(result.figure, verdict.quantity, verdict.measured, expected, marks[verdict.passed])
+            table.add_row(
+                result.figure, verdict.quantity, verdict.measured, expected, marks[verdict.passed]
+            )
     return table

@@ -17,8 +17,12 @@ from uturn.presets.images import ImageOptions
 
 @command(SOLVABLE)
 def theory(
-    vocab_size: Annotated[int, typer.Option("--vocab-size", "-v", help="Symbols at each level.")] = 32,
-    multiplicity: Annotated[int, typer.Option("--multiplicity", "-m", help="Rules for each symbol.")] = 8,
+    vocab_size: Annotated[
+        int, typer.Option("--vocab-size", "-v", help="Symbols at each level.")
+    ] = 32,
+    multiplicity: Annotated[
+        int, typer.Option("--multiplicity", "-m", help="Rules for each symbol.")
+    ] = 8,
     branching: Annotated[int, typer.Option("--branching", "-s", help="Children of each node.")] = 2,
     depth: Annotated[
         int,
@@ -34,7 +38,8 @@ def theory(
 ) -> None:
     """Print the mean-field theory of a grammar, and draw its map.
 
-    Computes the phase, the threshold ε\\*, the exponent ν, and the fixed points of the map from level to level with their slopes.
+    Computes the phase, the threshold ε\\*, the exponent ν, and the fixed points of the map from
+    level to level with their slopes.
 
     Example:
 
@@ -70,13 +75,17 @@ def theory(
 
 @command(SOLVABLE)
 def explore(
-    out: Annotated[Path, option(OUTPUT, "File of the page.", metavar="FILE")] = Path("uturn-laboratory.html"),
+    out: Annotated[Path, option(OUTPUT, "File of the page.", metavar="FILE")] = Path(
+        "uturn-laboratory.html"
+    ),
     open_page: Annotated[bool, option(OUTPUT, "Open the page in the browser.", "--open")] = False,
 ) -> None:
-    """Write the laboratory: a page that shows U-turns of the exactly solvable model in a browser, without server or network.
+    """Write the laboratory: a page that shows U-turns of the exactly solvable model in a browser,
+    without server or network.
 
-    For the grammar and the noise chosen on the page, it computes the exact belief in every symbol of the tree and the changes
-    made by U-turns at each tree level, beside mean-field theory. It also shows precomputed U-turns of images.
+    For the grammar and the noise chosen on the page, it computes the exact belief in every symbol
+    of the tree and the changes made by U-turns at each tree level, beside mean-field theory. It
+    also shows precomputed U-turns of images.
 
     Example:
 
@@ -98,33 +107,51 @@ def schedule(
         list[str],
         typer.Argument(
             metavar="MODEL",
-            help="Folder or hub id of a diffusers model (only its configuration is read), a scheduler_config.json, a "
-            "guided-diffusion checkpoint, or fashion_mnist; several models share one figure.",
+            help=(
+                "Folder or hub id of a diffusers model (only its configuration is read), a"
+                " scheduler_config.json, a "
+                "guided-diffusion checkpoint, or fashion_mnist; several models share one figure."
+            ),
             autocompletion=lambda: ["fashion_mnist"],
         ),
     ],
     steps: Annotated[int, typer.Option(help="Number of reverse steps of the whole chain.")] = 50,
-    scheduler: Annotated[str | None, option_of(ImageOptions, "scheduler", show_default="stored")] = None,
+    scheduler: Annotated[
+        str | None, option_of(ImageOptions, "scheduler", show_default="stored")
+    ] = None,
     timestep_spacing: Annotated[
         str | None,
         typer.Option(
-            help="Spacing of the timesteps: linspace (as in uturn images), leading or trailing; by default as stored, "
-            "as in the pipelines.",
+            help=(
+                "Spacing of the timesteps: linspace (as in uturn images), leading or trailing; by"
+                " default as stored, "
+                "as in the pipelines."
+            ),
             autocompletion=lambda: ["linspace", "leading", "trailing"],
         ),
     ] = None,
-    size: Annotated[int, typer.Option(help="Side of the images in pixels, for schedules that depend on resolution.")] = 1024,
+    size: Annotated[
+        int,
+        typer.Option(help="Side of the images in pixels, for schedules that depend on resolution."),
+    ] = 1024,
     preset: Annotated[str | None, option_of(ImageOptions, "preset")] = None,
     plot: Plot = None,
     csv: Annotated[
-        Path | None, option(OUTPUT, "Write the tables to this file, one row for each model and step.", metavar="FILE")
+        Path | None,
+        option(
+            OUTPUT,
+            "Write the tables to this file, one row for each model and step.",
+            metavar="FILE",
+        ),
     ] = None,
 ) -> None:
-    """Print the noise level of each number of reverse steps, and of each `strength` of an image-to-image pipeline.
+    """Print the noise level of each number of reverse steps, and of each `strength` of an
+    image-to-image pipeline.
 
-    For each number of steps k of N: the timestep at which the reverse steps begin, t/T = k/N, the strength that makes k steps in
-    diffusers' image-to-image pipelines, the signal power abar, log-SNR (nats), and sigma, noise over signal. No weights are read.
-    docs/noise.md explains strength in other tools.
+    For each number of steps k of N: the timestep at which the reverse steps begin, t/T = k/N, the
+    strength that makes k steps in diffusers' image-to-image pipelines, the signal power abar,
+    log-SNR (nats), and sigma, noise over signal. No weights are read. docs/noise.md explains
+    strength in other tools.
 
     Example:
 
@@ -150,7 +177,12 @@ def schedule(
             file.write(csv_of(*frames).encode())
         console().print(f"written: {csv}")
     if plot is None:
-        chosen = {"scheduler": scheduler, "timestep_spacing": timestep_spacing, "preset": preset, "size": size}
+        chosen = {
+            "scheduler": scheduler,
+            "timestep_spacing": timestep_spacing,
+            "preset": preset,
+            "size": size,
+        }
         say_next(run=("schedule", *models, *typed(steps=steps, **chosen, plot="schedule.png")))
     else:
         draw_to(plot, lambda: draw_schedules(schedules, [Path(model).name for model in models]))
@@ -166,12 +198,22 @@ def _levels(ds: Any) -> Any:
         parts.append(f"timestep spacing {attrs['timestep_spacing']}")
     if attrs["shift"] != 1:
         parts.append(f"shift {attrs['shift']:.3g}")
-    rule = f"strength as in the image-to-image variant of {attrs['pipeline'] or 'pipelines of this kind'}, {attrs['rule']}"
+    rule = (
+        "strength as in the image-to-image variant of"
+        f" {attrs['pipeline'] or 'pipelines of this kind'}, {attrs['rule']}"
+    )
     forms = {"t_over_T": ".4g", "strength": ".4g", "abar": ".4g", "log_snr": "+.2f", "sigma": ".4g"}
     rows = []
     for k in range(attrs["steps"] + 1):
         at = {name: format(float(ds[name][k]), form) for name, form in forms.items()}
         at |= {"strength": "none"} if k == 0 or at["strength"] == "nan" else {}
-        rows.append((str(k), f"{float(ds['calls'][k]):.0f}", "" if k == 0 else f"{float(ds['timestep'][k]):.5g}", *at.values()))
+        rows.append(
+            (
+                str(k),
+                f"{float(ds['calls'][k]):.0f}",
+                "" if k == 0 else f"{float(ds['timestep'][k]):.5g}",
+                *at.values(),
+            )
+        )
     heads = ("k", "calls", "timestep", "t/T", "strength", "abar", "log-SNR", "sigma")
     return TextTable(f"{attrs['model']}: {', '.join(parts)}; {rule}", heads, rows)

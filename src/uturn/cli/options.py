@@ -1,7 +1,7 @@
 """Options shared by several commands, and options made from the fields of a preset.
 
-A command takes a group of options as one parameter: `running: Running`, `chosen: ImageOptions`. `expanded` turns each field
-of the group into an option.
+A command takes a group of options as one parameter: `running: Running`, `chosen: ImageOptions`.
+`expanded` turns each field of the group into an option.
 """
 
 from __future__ import annotations
@@ -30,11 +30,15 @@ def _field(default: Any, panel: str, text: str, *flags: str, **settings: Any) ->
     return field(default=default, metadata={"option": option(panel, text, *flags, **settings)})
 
 
-Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="TOML or JSON file that describes the experiment.")]
+Spec = Annotated[
+    Path, typer.Argument(metavar="SPEC", help="TOML or JSON file that describes the experiment.")
+]
 _folder = option(OUTPUT, "Folder of the results, or URL of object storage.", metavar="FOLDER")
 Out = Annotated[str, _folder]
 OptionalOut = Annotated[str | None, _folder]
-Plot = Annotated[Path | None, option(OUTPUT, "Draw the figure to this file (PNG, PDF, SVG, ..).", metavar="FILE")]
+Plot = Annotated[
+    Path | None, option(OUTPUT, "Draw the figure to this file (PNG, PDF, SVG, ..).", metavar="FILE")
+]
 _accept = RUN, "Continue although the code of one of your parts has changed.", "--accept-changes"
 AcceptChanges = Annotated[bool, option(*_accept)]
 
@@ -44,13 +48,18 @@ class Machines:
     """The processes or the cluster that measure an experiment."""
 
     workers: int | None = _field(
-        None, RUN, "Number of processes; results do not depend on it. By default chosen for each experiment.", metavar="N", min=1
+        None,
+        RUN,
+        "Number of processes; results do not depend on it. By default chosen for each experiment.",
+        metavar="N",
+        min=1,
     )
     cluster: str | None = _field(
         None,
         CLUSTER,
-        "Measure on a Ray cluster: local starts Ray on this machine, auto joins the cluster running on this machine, "
-        "and ray://host:port or host:port joins a cluster by address. Needs uturn[cluster].",
+        "Measure on a Ray cluster: local starts Ray on this machine, auto joins the cluster running"
+        " on this machine, and ray://host:port or host:port joins a cluster by address. Needs"
+        " uturn[cluster].",
         metavar="ADDRESS",
         autocompletion=lambda: ["local", "auto"],
     )
@@ -61,8 +70,15 @@ class Machines:
 
     def on_cluster(self) -> dict[str, Any]:
         each = self.cpus_per_worker, self.gpus_per_worker
-        expect(self.cluster is not None or each == (None, None), "cpus_per_worker, gpus_per_worker", each, "none without cluster")
-        return {name: getattr(self, name) for name in ("cluster", "cpus_per_worker", "gpus_per_worker")}
+        expect(
+            self.cluster is not None or each == (None, None),
+            "cpus_per_worker, gpus_per_worker",
+            each,
+            "none without cluster",
+        )
+        return {
+            name: getattr(self, name) for name in ("cluster", "cpus_per_worker", "gpus_per_worker")
+        }
 
 
 @dataclass(frozen=True)
@@ -72,18 +88,36 @@ class Running(Machines):
     shard: str = _field(
         "1/1",
         RUN,
-        "Run the I-th of N shares of the tasks; other GPUs or hosts can run the other shares into the same store.",
+        "Run the I-th of N shares of the tasks; other GPUs or hosts can run the other shares into"
+        " the same store.",
         metavar="I/N",
     )
-    resume: bool = _field(True, RUN, "Continue or extend an existing store; --no-resume refuses it.", show_default=False)
+    resume: bool = _field(
+        True,
+        RUN,
+        "Continue or extend an existing store; --no-resume refuses it.",
+        show_default=False,
+    )
     accept_changes: bool = _field(False, *_accept)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `uturn.run`, which checks the two numbers of a share such as "2/8"."""
         number, slash, shares = self.shard.partition("/")
-        expect(slash and number.isdecimal() and shares.isdecimal(), "shard", self.shard, "i/n, such as 2/8")
-        options: dict[str, Any] = {name: getattr(self, name) for name in ("resume", "workers", "accept_changes")}
-        return {**options, "shard": (int(number), int(shares)), "progress": True, **self.on_cluster()}
+        expect(
+            slash and number.isdecimal() and shares.isdecimal(),
+            "shard",
+            self.shard,
+            "i/n, such as 2/8",
+        )
+        options: dict[str, Any] = {
+            name: getattr(self, name) for name in ("resume", "workers", "accept_changes")
+        }
+        return {
+            **options,
+            "shard": (int(number), int(shares)),
+            "progress": True,
+            **self.on_cluster(),
+        }
 
 
 @dataclass(frozen=True)
@@ -93,17 +127,24 @@ class Place:
     until: float | None = _field(
         None,
         UNTIL,
-        "Measure until the interval of the half-life of --reading is as narrow as this: a few originals on "
-        "four levels, then originals at both ends of the interval. The command chooses the numbers of items and levels.",
+        "Measure until the interval of the half-life of --reading is as narrow as this: a few"
+        " originals on four levels, then originals at both ends of the interval. The command"
+        " chooses the numbers of items and levels.",
         metavar="WIDTH",
     )
     reading: str | None = _field(
         None,
         UNTIL,
-        "A reading as `uturn study` names it, which goes from a start to chance (uturn images: by default same_class).",
+        "A reading as `uturn study` names it, which goes from a start to chance (uturn images: by"
+        " default same_class).",
         metavar="NAME",
     )
-    share: float = _field(0.5, UNTIL, "Locate where this share of the way from start to chance is gone.", metavar="SHARE")
+    share: float = _field(
+        0.5,
+        UNTIL,
+        "Locate where this share of the way from start to chance is gone.",
+        metavar="SHARE",
+    )
 
     def __post_init__(self) -> None:
         searched = self.reading, self.share
@@ -113,8 +154,9 @@ class Place:
     def sought(self) -> dict[str, Any]:
         if self.reading is None:
             raise ValueError(
-                "reading: missing; --until goes with a reading that falls from a start to chance: give --reading NAME, such as "
-                "'unchanged, tree_level = 3' or 'kept, span = 1' (the peak of chi is not located in this way)"
+                "reading: missing; --until goes with a reading that falls from a start to chance:"
+                " give --reading NAME, such as 'unchanged, tree_level = 3' or 'kept, span = 1' (the"
+                " peak of chi is not located in this way)"
             )
         return {"reading": self.reading, "width": self.until, "share": self.share}
 
@@ -126,45 +168,62 @@ class OfTable:
     columns: str | None = _field(
         None,
         TABLE,
-        "Columns of a table that have other names than noise, item, trajectory and clone, such as noise=sigma,item=molecule.",
+        "Columns of a table that have other names than noise, item, trajectory and clone, such as"
+        " noise=sigma,item=molecule.",
         metavar="NAME=COLUMN,..",
     )
-    noise_unit: str | None = _field(None, TABLE, "What the noise of a table is, such as strength.", metavar="TEXT")
+    noise_unit: str | None = _field(
+        None, TABLE, "What the noise of a table is, such as strength.", metavar="TEXT"
+    )
     start: list[str] | None = _field(  # noqa: RUF009
-        None, TABLE, "Value of a reading without changes. Can be given several times.", metavar="NAME=VALUE"
+        None,
+        TABLE,
+        "Value of a reading without changes. Can be given several times.",
+        metavar="NAME=VALUE",
     )
     chance: list[str] | None = _field(  # noqa: RUF009
         None,
         TABLE,
-        "Value of a reading for independent data; by default that at the largest noise. Can be given several times.",
+        "Value of a reading for independent data; by default that at the largest noise. Can be"
+        " given several times.",
         metavar="NAME=VALUE",
     )
     coordinate: list[str] | None = _field(  # noqa: RUF009
         None,
         TABLE,
-        "Column with labels of items or a further axis of noise (log_snr), not a reading. Can be given several times.",
+        "Column with labels of items or a further axis of noise (log_snr), not a reading. Can be"
+        " given several times.",
         metavar="COLUMN",
     )
 
     def settings(self, places: list[str]) -> dict[str, Any]:
-        """Arguments of `uturn.studies.readings.read_readings`; ValueError for options if none of the places is a table."""
+        """Arguments of `uturn.studies.readings.read_readings`; ValueError for options if none of
+        the places is a table.
+        """
         from uturn.studies.long_form import is_table
 
         values = {
-            "columns": _by_name("columns", self.columns.split(",") if self.columns else None, "noise=sigma"),
+            "columns": _by_name(
+                "columns", self.columns.split(",") if self.columns else None, "noise=sigma"
+            ),
             "unit": self.noise_unit,
             "start": _by_name("start", self.start),
             "chance": _by_name("chance", self.chance),
             "coords": self.coordinate,
         }
         typed = {name: value for name, value in values.items() if value}
-        expected = "a table (.csv, .tsv, .parquet), for --columns, --noise-unit, --start, --chance and --coordinate"
+        expected = (
+            "a table (.csv, .tsv, .parquet), for --columns, --noise-unit, --start, --chance and"
+            " --coordinate"
+        )
         expect(not typed or any(map(is_table, places)), "store", places[0], expected)
         return typed
 
 
 def typed(**options: Any) -> list[str]:
-    """Options as arguments of a command, without those that are None, False or empty; those that are True are flags."""
+    """Options as arguments of a command, without those that are None, False or empty; those that
+    are True are flags.
+    """
     words: list[str] = []
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
@@ -176,7 +235,9 @@ def typed(**options: Any) -> list[str]:
     return words
 
 
-def _by_name(option: str, pairs: list[str] | None, example: str = "rmsd=0") -> dict[str, float | str]:
+def _by_name(
+    option: str, pairs: list[str] | None, example: str = "rmsd=0"
+) -> dict[str, float | str]:
     """The values of NAME=VALUE by name: numbers, or names of coordinates."""
     from uturn.studies.tables import number_in
 
@@ -188,44 +249,73 @@ def _by_name(option: str, pairs: list[str] | None, example: str = "rmsd=0") -> d
     return values
 
 
-def option_of(study: type[PresetOptions], name: str, panel: str | None = None, **settings: Any) -> Any:
+def option_of(
+    study: type[PresetOptions], name: str, panel: str | None = None, **settings: Any
+) -> Any:
     """The command-line option for a field, with the description of the field."""
     field = study.model_fields[name]
     flag = study.flags.get(name, f"--{name.replace('_', '-')}")
     is_list = field.annotation == list[str]
     negative = f"; --no-{flag[2:]} turns this off" if field.default is True else ""
-    settings = {"show_default": not negative, "show_choices": False, "metavar": "<str>" if is_list else None, **settings}
+    settings = {
+        "show_default": not negative,
+        "show_choices": False,
+        "metavar": "<str>" if is_list else None,
+        **settings,
+    }
     if field.examples:
         settings["autocompletion"] = lambda: field.examples
-    flag = f"{flag}/--no-{flag[2:]}" if bool in (field.annotation, *get_args(field.annotation)) else flag
+    flag = (
+        f"{flag}/--no-{flag[2:]}"
+        if bool in (field.annotation, *get_args(field.annotation))
+        else flag
+    )
     text = f"{(field.description or '').removesuffix('.')}{negative}.{' Can be given several times.' if is_list else ''}"
     return typer.Option(flag, help=text, rich_help_panel=panel, **settings)
 
 
 def expanded(function: Callable[..., None]) -> Callable[..., None]:
-    """A command with an option for each field of its parameters of type `Machines`, `Place`, `OfTable` or `PresetOptions`."""
+    """A command with an option for each field of its parameters of type `Machines`, `Place`,
+    `OfTable` or `PresetOptions`.
+    """
     parameters = inspect.signature(function, eval_str=True).parameters
     groups = {
         name: parameter.annotation
         for name, parameter in parameters.items()
-        if inspect.isclass(parameter.annotation) and issubclass(parameter.annotation, Machines | Place | OfTable | PresetOptions)
+        if inspect.isclass(parameter.annotation)
+        and issubclass(parameter.annotation, Machines | Place | OfTable | PresetOptions)
     }
-    options = {name: _options(groups[name]) if name in groups else [parameter] for name, parameter in parameters.items()}
+    options = {
+        name: _options(groups[name]) if name in groups else [parameter]
+        for name, parameter in parameters.items()
+    }
 
     def command(context: typer.Context, **values: Any) -> None:
         for name, group in groups.items():
             given = {option.name: values.pop(option.name) for option in options[name]}
             if issubclass(group, PresetOptions):
-                sources = {name: getattr(context.get_parameter_source(name), "name", "") for name in given}
-                values[name] = group.from_dict({name: given[name] for name in given if sources[name] == "COMMANDLINE"})
+                sources = {
+                    name: getattr(context.get_parameter_source(name), "name", "") for name in given
+                }
+                values[name] = group.from_dict(
+                    {name: given[name] for name in given if sources[name] == "COMMANDLINE"}
+                )
             else:
                 values[name] = group(**given)
         function(**values)
 
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    flat = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for group in options.values() for option in group]
+    flat = [
+        option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for group in options.values()
+        for option in group
+    ]
     command.__signature__ = inspect.Signature([context, *flat])  # type: ignore[attr-defined]
-    command.__annotations__, command.__name__, command.__doc__ = {}, function.__name__, function.__doc__
+    command.__annotations__, command.__name__, command.__doc__ = (
+        {},
+        function.__name__,
+        function.__doc__,
+    )
     return command
 
 
@@ -234,7 +324,10 @@ def _options(group: Any) -> list[inspect.Parameter]:
     if not issubclass(group, PresetOptions):
         kinds = get_type_hints(group)
         of_fields = [(of, Annotated[kinds[of.name], of.metadata["option"]]) for of in fields(group)]
-        return [inspect.Parameter(of.name, keyword, default=of.default, annotation=kind) for of, kind in of_fields]
+        return [
+            inspect.Parameter(of.name, keyword, default=of.default, annotation=kind)
+            for of, kind in of_fields
+        ]
     for panel, names in group.panels.items():
         for name in names:
             field, option = group.model_fields[name], option_of(group, name, panel)
@@ -244,5 +337,9 @@ def _options(group: Any) -> list[inspect.Parameter]:
             kind, default = (str, field.default) if mixed else (field.annotation, field.default)
             if mixed and default is not None:
                 default = ",".join(map(str, default if isinstance(default, list) else [default]))
-            options.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option]))
+            options.append(
+                inspect.Parameter(
+                    name, keyword, default=default, annotation=Annotated[kind, option]
+                )
+            )
     return options

@@ -22,45 +22,65 @@ def study(
         list[str],
         typer.Argument(
             metavar="STORE",
-            help="Finished stores of any command that runs U-turns, folders with a `run.zarr`, or tables of readings (.csv, "
-            ".tsv, .parquet).",
+            help=(
+                "Finished stores of any command that runs U-turns, folders with a `run.zarr`, or"
+                " tables of readings (.csv, "
+                ".tsv, .parquet)."
+            ),
         ),
     ],
     out: OptionalOut = None,
     centre: Annotated[
         str,
         typer.Option(
-            metavar="mean|median", help="Curves of readings beyond [0, 1]: means or, for heavy tails, medians over originals."
+            metavar="mean|median",
+            help=(
+                "Curves of readings beyond [0, 1]: means or, for heavy tails, medians over"
+                " originals."
+            ),
         ),
     ] = "mean",
     difference: Annotated[
-        bool, option(OUTPUT, "Of two stores, second minus first: paired over originals.", "--difference")
+        bool,
+        option(OUTPUT, "Of two stores, second minus first: paired over originals.", "--difference"),
     ] = False,
-    save_images: Annotated[bool, option(OUTPUT, "Also write the stored reconstructions as PNG files.", "--save-images")] = False,
+    save_images: Annotated[
+        bool, option(OUTPUT, "Also write the stored reconstructions as PNG files.", "--save-images")
+    ] = False,
     theory: Annotated[
-        bool, option(OUTPUT, "Add the mean field to the curves of a run of the ε-process on a grammar.", "--theory")
+        bool,
+        option(
+            OUTPUT,
+            "Add the mean field to the curves of a run of the ε-process on a grammar.",
+            "--theory",
+        ),
     ] = False,
     *,
     table: OfTable,
 ) -> None:
-    """Study finished runs: the curve of each reading, the noise at which it changes, correlated changes, calibration.
+    """Study finished runs: the curve of each reading, the noise at which it changes, correlated
+    changes, calibration.
 
-    For each reading, the study locates the noise at which the reading has gone a quarter, half and three quarters of the way from
-    its value without noise to chance, with 95 % intervals and on all noise axes of the run. For ordered readings, such as the
-    layers of a network, it locates the noise at which the last falls below the first. For changes of sites, it computes the
-    susceptibility and the correlation length. With clones, it tests whether reconstructions are draws from the posterior.
-    Strings, vectors, images, texts and your own data are studied in the same way: reading instructions are stored with the
-    readings. Several stores share one chart for each reading; the names of the curves are the spec fields that differ.
+    For each reading, the study locates the noise at which the reading has gone a quarter, half and
+    three quarters of the way from its value without noise to chance, with 95 % intervals and on all
+    noise axes of the run. For ordered readings, such as the layers of a network, it locates the
+    noise at which the last falls below the first. For changes of sites, it computes the
+    susceptibility and the correlation length. With clones, it tests whether reconstructions are
+    draws from the posterior. Strings, vectors, images, texts and your own data are studied in the
+    same way: reading instructions are stored with the readings. Several stores share one chart for
+    each reading; the names of the curves are the spec fields that differ.
 
-    A table holds readings of U-turns made elsewhere: a row for each U-turn with the columns noise, item (the original), perhaps
-    trajectory (its noisy versions) and clone (reconstructions of one noisy version), and a column for each reading.
+    A table holds readings of U-turns made elsewhere: a row for each U-turn with the columns noise,
+    item (the original), perhaps trajectory (its noisy versions) and clone (reconstructions of one
+    noisy version), and a column for each reading.
 
-    With --difference, two runs on the same originals are also compared: the second minus the first, for the curves at each noise
-    level that both have and for half-lives, with intervals paired over originals, which are matched by their names.
+    With --difference, two runs on the same originals are also compared: the second minus the first,
+    for the curves at each noise level that both have and for half-lives, with intervals paired over
+    originals, which are matched by their names.
 
-    With --out, writes `index.html`, `study.png`, `curves.csv`, `numbers.csv`, `items.csv` (a row for each original)
-    and `study.zarr` to the folder; for several stores the tables have the column run and the spec fields that differ. Measures
-    nothing.
+    With --out, writes `index.html`, `study.png`, `curves.csv`, `numbers.csv`, `items.csv` (a row
+    for each original) and `study.zarr` to the folder; for several stores the tables have the column
+    run and the spec fields that differ. Measures nothing.
 
     Example:
 
@@ -80,19 +100,43 @@ def study(
     twice = [place for k, place in enumerate(where) if place in where[:k]]
     expect(not twice, "stores given twice", twice, "each once")
     taken = [] if out is None else [os.path.join(os.path.realpath(out), name) for name in RESULTS]
-    expect(not set(taken) & set(where), "out", out, f"another folder; {sorted(set(taken) & set(where))} would be replaced")
+    expect(
+        not set(taken) & set(where),
+        "out",
+        out,
+        f"another folder; {sorted(set(taken) & set(where))} would be replaced",
+    )
     settings = table.settings(stores)
     named = studies.named_runs({place: opened(place, **settings) for place in stores})
     several = len(named) > 1
-    expect(len(named) == 2 or not difference, "difference: stores", len(named), "two, A and B for B minus A")
-    expect(not save_images or not (several or out is None), "save_images", save_images, "one store, and --out")
+    expect(
+        len(named) == 2 or not difference,
+        "difference: stores",
+        len(named),
+        "two, A and B for B minus A",
+    )
+    expect(
+        not save_images or not (several or out is None),
+        "save_images",
+        save_images,
+        "one store, and --out",
+    )
     made: Any
     if out is not None:
-        options: Any = {"save_images": save_images, "centre": centre, "difference": difference, "theory": theory}
+        options: Any = {
+            "save_images": save_images,
+            "centre": centre,
+            "difference": difference,
+            "theory": theory,
+        }
         made = pages.write_study(named, out, **options)
     else:
         made = {name: studies.study(run, centre) for name, run in named.items()}
-        made = {name: studies.with_theory(of, named[name]) for name, of in made.items()} if theory else made
+        made = (
+            {name: studies.with_theory(of, named[name]) for name, of in made.items()}
+            if theory
+            else made
+        )
     for name, of in (made if several or out is None else {"": made}).items():
         if several:
             console().print(name, style="bold")
@@ -105,24 +149,36 @@ def study(
         return end(out, parts, save_images=save_images)
     for part in parts:
         show(part)
-    words = typed(difference=difference, theory=theory, centre=None if centre == "mean" else centre, **asdict(table))
+    words = typed(
+        difference=difference,
+        theory=theory,
+        centre=None if centre == "mean" else centre,
+        **asdict(table),
+    )
     say_next(run=("study", *stores, *words, "--out", "FOLDER"))
 
 
 @command(PAGES)
 def report(
-    folders: Annotated[list[str], typer.Argument(metavar="DIR", help="Folders or stores of results; or one URL.")],
+    folders: Annotated[
+        list[str], typer.Argument(metavar="DIR", help="Folders or stores of results; or one URL.")
+    ],
     out: Annotated[
         str | None,
         option(
-            OUTPUT, "File to write; by default DIR/index.html, or ./report.html for a store or several places.", metavar="FILE"
+            OUTPUT,
+            "File to write; by default DIR/index.html, or ./report.html for a store or several"
+            " places.",
+            metavar="FILE",
         ),
     ] = None,
 ) -> None:
-    """Write one page for results of `reproduce`, `run`, `images`, `text` and of all tools. Measures nothing.
+    """Write one page for results of `reproduce`, `run`, `images`, `text` and of all tools. Measures
+    nothing.
 
-    The page is one HTML file that opens without a network. It shows t\\* with its interval, verdicts with a filter, and curves,
-    images and texts at the noise selected by a slider. Unreadable files are named; the rest is shown.
+    The page is one HTML file that opens without a network. It shows t\\* with its interval,
+    verdicts with a filter, and curves, images and texts at the noise selected by a slider.
+    Unreadable files are named; the rest is shown.
 
     Example:
 

@@ -1,4 +1,6 @@
-"""Output of commands: text, tables, and a last line with the file to open or the command to run next."""
+"""Output of commands: text, tables, and a last line with the file to open or the command to run
+next.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,20 @@ _UNFOLDED = 10_000  # width of a file or a pipe, so that each row of a table sta
 
 
 def console() -> Console:
-    """Standard output, as wide as the terminal. Control characters are escaped, because printed text may come from files."""
+    """Standard output, as wide as the terminal. Control characters are escaped, because printed
+    text may come from files.
+    """
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _UNFOLDED
-    out = Console(width=width, highlight=False, markup=False)  # names may contain brackets, rich's markup
+    # Names may contain brackets, rich's markup.
+    out = Console(width=width, highlight=False, markup=False)
     out.push_render_hook(_Visible())
     return out
 
 
 class _Visible(RenderHook):
-    """Hook of a console, and the object printed in place of another: its text with control characters escaped."""
+    """Hook of a console, and the object printed in place of another: its text with control
+    characters escaped.
+    """
 
     def __init__(self, renderable: RenderableType = "") -> None:
         self.renderable = renderable
@@ -43,7 +50,9 @@ class _Visible(RenderHook):
 
 
 def show(table: Table | str, widest: int = _UNFOLDED) -> None:
-    """Print a line of text, or a table without a frame. If it is wider than the terminal or `widest`, its cells fold."""
+    """Print a line of text, or a table without a frame. If it is wider than the terminal or
+    `widest`, its cells fold.
+    """
     out = console()
     out.width = min(out.width, widest)
     if not isinstance(table, str):
@@ -53,7 +62,8 @@ def show(table: Table | str, widest: int = _UNFOLDED) -> None:
         for column in table.columns:
             column.overflow = "fold"
         if out.measure(table, options=out.options.update(width=_UNFOLDED)).maximum > out.width:
-            table.box, table.show_edge, table.padding, table.leading = box.SIMPLE, False, 0, 1  # a blank line between rows
+            # A blank line between rows.
+            table.box, table.show_edge, table.padding, table.leading = box.SIMPLE, False, 0, 1
     out.print(table)
 
 
@@ -62,7 +72,9 @@ def inside(folder: str, name: str) -> str:
 
 
 def picture(path: Path) -> Path:
-    """The file of a picture, checked before anything is drawn: PNG unless its ending says otherwise."""
+    """The file of a picture, checked before anything is drawn: PNG unless its ending says
+    otherwise.
+    """
     endings = ("png", "pdf", "svg", "eps", "jpg", "jpeg", "tif", "tiff", "webp")
     path = path if path.suffix or not path.name else path.with_name(f"{path.name}.png")
     is_file = path.suffix[1:].lower() in endings and not path.is_dir()
@@ -86,6 +98,7 @@ def say_next(*, open: str | Path | None = None, run: tuple[str, ...] = ()) -> No
     if open is None:
         advice = Text(shlex.join(("uturn", *run)), "bold")
     else:
-        place = "" if is_url(open) else f" link {Path(open).resolve().as_uri()}"  # terminals open the link on a click
+        # Terminals open the link on a click.
+        place = "" if is_url(open) else f" link {Path(open).resolve().as_uri()}"
         advice = Text.assemble("open ", (str(open), f"bold{place}"))
     console().print(Text.assemble("next: ", advice), soft_wrap=True)

@@ -1,4 +1,6 @@
-"""Runs of experiments from the command line: their cost, folders of results, advice on resuming, and the last lines."""
+"""Runs of experiments from the command line: their cost, folders of results, advice on resuming,
+and the last lines.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from uturn.core.messages import visible
 
 
 def run_into(store: str | Path, experiment: uturn.Experiment, running: Running) -> Any:
-    """The dataset of an experiment, run into a store; a run of more than a minute here first tells its cost on stderr."""
+    """The dataset of an experiment, run into a store; a run of more than a minute here first
+    tells its cost on stderr.
+    """
     from uturn.engine.plan import plan
 
     options = running.arguments()
@@ -42,13 +46,19 @@ def check_out(out: str, save_images: bool = False, kept: int = 0) -> None:
 
 
 def begin(out: str, save_images: bool = False, kept: int = 0) -> None:
-    """Print the folder of the results; ValueError before anything is loaded if they cannot be written."""
+    """Print the folder of the results; ValueError before anything is loaded if they cannot be
+    written.
+    """
     check_out(out, save_images, kept)
     console().print(f"results: {out}")
 
 
-def runs_into(out: str, experiments: Mapping[str, uturn.Experiment], running: Running) -> dict[str, Any] | None:
-    """The datasets of experiments, {name of the store: experiment}, run into a folder of results; None while shares are left."""
+def runs_into(
+    out: str, experiments: Mapping[str, uturn.Experiment], running: Running
+) -> dict[str, Any] | None:
+    """The datasets of experiments, {name of the store: experiment}, run into a folder of
+    results; None while shares are left.
+    """
     from uturn.store.outputs import output_folder
     from uturn.studies.runs import missing_tasks
 
@@ -64,15 +74,27 @@ def runs_into(out: str, experiments: Mapping[str, uturn.Experiment], running: Ru
     if not missing:
         return datasets
     left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"
-    console().print(f"{out}: share {running.shard} done, {left}; the share that ends last draws the figures")
+    console().print(
+        f"{out}: share {running.shard} done, {left}; the share that ends last draws the figures"
+    )
     return None
 
 
-def locate_into(folder: str, experiment: uturn.Experiment, running: Running, place: Place, out: str | None) -> None:
-    """Locate a place with the stores in a folder, and study all runs into `out`; exit code 1 if the width is not reached."""
+def locate_into(
+    folder: str, experiment: uturn.Experiment, running: Running, place: Place, out: str | None
+) -> None:
+    """Locate a place with the stores in a folder, and study all runs into `out`; exit code 1 if
+    the width is not reached.
+    """
     if running.shard != "1/1" or not running.resume:
-        raise ValueError("until: each batch depends on those before it; leave out --shard and --no-resume")
-    options = {name: value for name, value in running.arguments().items() if name not in ("shard", "resume")}
+        raise ValueError(
+            "until: each batch depends on those before it; leave out --shard and --no-resume"
+        )
+    options = {
+        name: value
+        for name, value in running.arguments().items()
+        if name not in ("shard", "resume")
+    }
     with resumable(folder):
         location = uturn.locate(
             experiment,
@@ -99,8 +121,16 @@ def originals_in(out: str) -> str | None:
     return None if is_url(out) else os.path.abspath(os.path.join(out, "originals"))
 
 
-def end(out: str, parts: Iterable[Any] = (), *lines: str, files: Iterable[str] = (), save_images: bool = False) -> None:
-    """The last lines of a command: tables and lines, names of the files in a folder of results, and the page to open."""
+def end(
+    out: str,
+    parts: Iterable[Any] = (),
+    *lines: str,
+    files: Iterable[str] = (),
+    save_images: bool = False,
+) -> None:
+    """The last lines of a command: tables and lines, names of the files in a folder of results,
+    and the page to open.
+    """
     from uturn.pages.results import written
 
     for part in parts:
@@ -111,7 +141,9 @@ def end(out: str, parts: Iterable[Any] = (), *lines: str, files: Iterable[str] =
 
 
 def opened(place: str, **of_table: Any) -> Any:
-    """The run in a store, in the `run.zarr` of a folder of results, or in a table of readings with the options `of_table`."""
+    """The run in a store, in the `run.zarr` of a folder of results, or in a table of readings
+    with the options `of_table`.
+    """
     from uturn.core.files import check_plain
     from uturn.store.record import open_run
     from uturn.studies.long_form import is_table
@@ -134,5 +166,7 @@ def resumable(place: str | Path) -> Iterator[None]:
     except BaseException as error:
         if not stops.ended_by(error):
             raise
-        typer.echo(f"\nstopped; what is done is in {place}; run the same command again to resume", err=True)
+        typer.echo(
+            f"\nstopped; what is done is in {place}; run the same command again to resume", err=True
+        )
         raise typer.Exit(stops.exit_code) from None

@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM, which end a command: what is done is kept, and further signals do not disturb the way out."""
+"""Ctrl-C and SIGTERM, which end a command: what is done is kept, and further signals do not
+disturb the way out.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,13 @@ from typing import Any
 class Stops:
     """The handler of both signals.
 
-    The first signal raises KeyboardInterrupt. Libraries may turn that into another error on its way out, such as "release
-    unlocked lock" of a condition that was waited for. After a signal, any error that ends the command is therefore a stop.
+    The first signal raises KeyboardInterrupt. Libraries may turn that into another error on its way
+    out, such as "release unlocked lock" of a condition that was waited for. After a signal, any
+    error that ends the command is therefore a stop.
 
-    Further signals are ignored: Slurm may send SIGTERM twice, to the script of a job, which forwards it, and to the processes. A
-    second Ctrl-C after `PATIENCE` seconds ends the process at once, in case the way out takes long; what is in a store is safe.
+    Further signals are ignored: Slurm may send SIGTERM twice, to the script of a job, which
+    forwards it, and to the processes. A second Ctrl-C after `PATIENCE` seconds ends the process at
+    once, in case the way out takes long; what is in a store is safe.
 
     Attributes
     ----------
@@ -37,7 +41,8 @@ class Stops:
         self.hook = sys.unraisablehook
         sys.unraisablehook = self.dropped
         signal.signal(signal.SIGTERM, self.received)
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # it is ignored in the background of a shell
+        # It is ignored in the background of a shell.
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self.received)
 
     def received(self, number: int, _: object) -> None:
@@ -50,7 +55,9 @@ class Stops:
             os._exit(128 + number)
 
     def dropped(self, event: Any) -> None:  # typeshed has no class for it outside its stubs
-        """Raise again where Python has dropped the exception, as in a method `__del__`, which is printed and goes no further."""
+        """Raise again where Python has dropped the exception, as in a method `__del__`, which is
+        printed and goes no further.
+        """
         if not isinstance(event.exc_value, KeyboardInterrupt):
             self.hook(event)
             return
@@ -69,7 +76,9 @@ class Stops:
         return 128 + (self.number or signal.SIGINT)
 
     def end(self) -> None:
-        """Ignore signals while Python shuts down, if one has ended the command: Python would give them back to the system."""
+        """Ignore signals while Python shuts down, if one has ended the command: Python would
+        give them back to the system.
+        """
         if self.number is not None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signal.signal(signal.SIGINT, signal.SIG_IGN)

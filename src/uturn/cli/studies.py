@@ -19,26 +19,30 @@ from uturn.presets.texts import TextOptions
 @command(STUDIES)
 def images(
     out: Out = "results/images",
-    save_images: Annotated[bool, option(OUTPUT, "Also write the stored reconstructions as PNG files.")] = False,
+    save_images: Annotated[
+        bool, option(OUTPUT, "Also write the stored reconstructions as PNG files.")
+    ] = False,
     *,
     place: Place,
     chosen: ImageOptions,
     running: Running,
 ) -> None:
-    """Measure where U-turns of images lose their class, in the layers of classifiers: Figs. 1, 2 and 16 for your own model.
+    """Measure where U-turns of images lose their class, in the layers of classifiers: Figs. 1, 2
+    and 16 for your own model.
 
-    Images are noised to a fraction t/T of a diffusion chain and denoised back. At each t/T the command measures the share of
-    reconstructions that keep the predicted class, and the cosine similarity of reconstruction and original in each layer of the
-    classifier.
+    Images are noised to a fraction t/T of a diffusion chain and denoised back. At each t/T the
+    command measures the share of reconstructions that keep the predicted class, and the cosine
+    similarity of reconstruction and original in each layer of the classifier.
 
-    The study gives, with 95 % intervals: t\\*, where the class is half-way to chance; the width of this transition; the half-life
-    of each layer; and the t/T at which the logits fall below the first layer. With --clones 2 or more, it tests whether
-    reconstructions are draws from the posterior. --recorded studies images that another program has noised and denoised.
+    The study gives, with 95 % intervals: t\\*, where the class is half-way to chance; the width of
+    this transition; the half-life of each layer; and the t/T at which the logits fall below the
+    first layer. With --clones 2 or more, it tests whether reconstructions are draws from the
+    posterior. --recorded studies images that another program has noised and denoised.
 
-    Writes the page `index.html`, `study.png`, `grid.png`, `curves.csv`, `numbers.csv`, `items.csv` (a row for each
-    image) and the run, `run.zarr`. The command can be stopped at any time; running it again resumes. Larger numbers of items,
-    levels or trajectories extend the run. Without options, the command runs the package's Fashion-MNIST model, in a few
-    minutes.
+    Writes the page `index.html`, `study.png`, `grid.png`, `curves.csv`, `numbers.csv`, `items.csv`
+    (a row for each image) and the run, `run.zarr`. The command can be stopped at any time; running
+    it again resumes. Larger numbers of items, levels or trajectories extend the run. Without
+    options, the command runs the package's Fashion-MNIST model, in a few minutes.
 
     Example:
 
@@ -54,26 +58,39 @@ def images(
     begin(out, save_images, chosen.keep)
     experiment = chosen.experiment(originals_in(out))
     if place.until is not None:
-        expect(not save_images, "save_images", save_images, "no --until, whose runs are studied together")
-        return locate_into(out, experiment, running, replace(place, reading=place.reading or "same_class"), out)
-    _study(out, experiment, running, save_images, title="U-turns of images", groups=("class", "layers"))
+        expect(
+            not save_images,
+            "save_images",
+            save_images,
+            "no --until, whose runs are studied together",
+        )
+        return locate_into(
+            out, experiment, running, replace(place, reading=place.reading or "same_class"), out
+        )
+    _study(
+        out, experiment, running, save_images, title="U-turns of images", groups=("class", "layers")
+    )
 
 
 @command(STUDIES)
 def text(out: Out = "results/text", *, place: Place, chosen: TextOptions, running: Running) -> None:
-    """Measure the share of tokens that U-turns of texts keep and how many tokens change together, for your masked language model.
+    """Measure the share of tokens that U-turns of texts keep and how many tokens change together,
+    for your masked language model.
 
-    A share of the tokens of each text is masked (or replaced), and the model draws them again, one at a time. At each noise level
-    the command measures: the share of tokens that are kept, alone and in runs of 2, 4, 8, ..; the susceptibility chi, which is
-    the number of tokens that change together, and the noise of its peak; the correlation C(r) of changes at distance r, and its
-    length xi. Options add the unchanged share of regions and segments, and the readings of other models (--layers, --encoder,
-    --likelihood), or the share of texts that keep their predicted class (--classifier), whose half-life is called t\\*. With
-    --clones 2 or more, the study tests whether reconstructions are draws from the posterior. Numbers have 95 % intervals.
+    A share of the tokens of each text is masked (or replaced), and the model draws them again, one
+    at a time. At each noise level the command measures: the share of tokens that are kept, alone
+    and in runs of 2, 4, 8, ..; the susceptibility chi, which is the number of tokens that change
+    together, and the noise of its peak; the correlation C(r) of changes at distance r, and its
+    length xi. Options add the unchanged share of regions and segments, and the readings of other
+    models (--layers, --encoder, --likelihood), or the share of texts that keep their predicted
+    class (--classifier), whose half-life is called t\\*. With --clones 2 or more, the study tests
+    whether reconstructions are draws from the posterior. Numbers have 95 % intervals.
 
-    Writes the page `index.html`, `study.png`, `tokens.html` (originals and reconstructions with changes marked),
-    `curves.csv`, `numbers.csv`, `items.csv` and the run, `run.zarr`. The command can be stopped at any time;
-    running it again resumes. Larger numbers of items, levels or trajectories extend the run. Without options, the command
-    runs the package's character model, in a few minutes.
+    Writes the page `index.html`, `study.png`, `tokens.html` (originals and reconstructions with
+    changes marked), `curves.csv`, `numbers.csv`, `items.csv` and the run, `run.zarr`. The command
+    can be stopped at any time; running it again resumes. Larger numbers of items, levels or
+    trajectories extend the run. Without options, the command runs the package's character model, in
+    a few minutes.
 
     Example:
 
@@ -92,10 +109,25 @@ def text(out: Out = "results/text", *, place: Place, chosen: TextOptions, runnin
     _study(out, chosen.experiment(), running, title="U-turns of texts", groups=("tokens",))
 
 
-def _study(out: str, experiment: uturn.Experiment, running: Running, save_images: bool = False, **looks: Any) -> None:
-    """Run an experiment into OUT/run.zarr and study it; nothing is studied while other shares have unfinished tasks."""
+def _study(
+    out: str,
+    experiment: uturn.Experiment,
+    running: Running,
+    save_images: bool = False,
+    **looks: Any,
+) -> None:
+    """Run an experiment into OUT/run.zarr and study it; nothing is studied while other shares
+    have unfinished tasks.
+    """
     datasets = runs_into(out, {"run.zarr": experiment}, running)
     if datasets is None:
         return
-    study = pages.write_study(datasets["run.zarr"], out, source=experiment.parts.source, save_images=save_images, **looks)
-    end(out, studies.summary(study, width=console().width), study.attrs["description"], save_images=save_images)
+    study = pages.write_study(
+        datasets["run.zarr"], out, source=experiment.parts.source, save_images=save_images, **looks
+    )
+    end(
+        out,
+        studies.summary(study, width=console().width),
+        study.attrs["description"],
+        save_images=save_images,
+    )

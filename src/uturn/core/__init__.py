@@ -1,1 +1,3 @@
-"""The core: U-turns, the experiment, the four protocols, random streams, progress. It imports no part."""
+"""The core: U-turns, the experiment, the four protocols, random streams, progress. It imports no
+part.
+"""

@@ -1,7 +1,7 @@
 """Standard normal numbers from random words, with operations that compilers turn into vector code.
 
-Every operation is exact or correctly rounded (integers, fused multiply-adds, square root), so that all processors give the same
-bits, with vectors of any width.
+Every operation is exact or correctly rounded (integers, fused multiply-adds, square root), so that
+all processors give the same bits, with vectors of any width.
 """
 
 # mypy: ignore-errors
@@ -14,8 +14,8 @@ from numba import njit
 from numba.core import types
 from numba.extending import intrinsic
 
-# Polynomials with the smallest relative error: 6e-9 for log(1 + f) with sqrt(1/2) <= 1 + f < sqrt(2), and 4e-9 and 1e-10 for sine
-# and cosine up to pi/4.
+# Polynomials with the smallest relative error: 6e-9 for log(1 + f) with sqrt(1/2) <= 1 + f <
+# sqrt(2), and 4e-9 and 1e-10 for sine and cosine up to pi/4.
 _LOG = tuple(
     map(
         np.float32,
@@ -45,24 +45,27 @@ def _fma(typing_context, a, b, c):
 
 @intrinsic
 def _bits(typing_context, x):
-    return types.int32(types.float32), lambda context, builder, signature, arguments: builder.bitcast(
-        arguments[0], ir.IntType(32)
-    )
+    return types.int32(
+        types.float32
+    ), lambda context, builder, signature, arguments: builder.bitcast(arguments[0], ir.IntType(32))
 
 
 @intrinsic
 def _from_bits(typing_context, i):
-    return types.float32(types.int32), lambda context, builder, signature, arguments: builder.bitcast(
-        arguments[0], ir.FloatType()
-    )
+    return types.float32(
+        types.int32
+    ), lambda context, builder, signature, arguments: builder.bitcast(arguments[0], ir.FloatType())
 
 
 @intrinsic
 def wide_vectors(typing_context):
-    """Let the compiler use vectors of 512 bits in the calling function; by default it prefers 256 bits."""
+    """Let the compiler use vectors of 512 bits in the calling function; by default it prefers
+    256 bits.
+    """
 
     def codegen(context, builder, signature, arguments):
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite does not know this attribute
+        # Llvmlite does not know this attribute.
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -70,7 +73,9 @@ def wide_vectors(typing_context):
 
 @njit(inline="always")
 def _log(u):
-    """Natural logarithm of a normal float32 u > 0, to 2 units in the last place of log(u) or of 1e-7."""
+    """Natural logarithm of a normal float32 u > 0, to 2 units in the last place of log(u) or of
+    1e-7.
+    """
     exponent = (_bits(u) - _SQRT_HALF) >> np.int32(23)
     f = _from_bits(np.int32(_bits(u) - (exponent << np.int32(23)))) - _ONE
     p = _LOG[7]
@@ -85,16 +90,25 @@ def _log(u):
 def normal_pair(a, b):
     """Two independent standard normal numbers, float32, from two uint32: Box-Muller.
 
-    With u = (a + 1) 2^-32 in (0, 1] and the angle 2 pi b 2^-32: sqrt(-2 log u) (cos, sin); at most sqrt(64 log 2) = 6.66.
+    With u = (a + 1) 2^-32 in (0, 1] and the angle 2 pi b 2^-32: sqrt(-2 log u) (cos, sin); at most
+    sqrt(64 log 2) = 6.66.
     """
     radius = np.sqrt(np.float32(-2) * _log((np.float32(a) + _ONE) * _UNIT))
-    quarter = np.int32(np.uint32(b + _EIGHTH) >> np.uint32(30))  # the nearest multiple of a quarter turn
-    x = np.float32(np.int32(b - (np.uint32(quarter) << np.uint32(30)))) * _TURN  # the remainder, exact before the product
+    # The nearest multiple of a quarter turn.
+    quarter = np.int32(np.uint32(b + _EIGHTH) >> np.uint32(30))
+    # The remainder, exact before the product.
+    x = np.float32(np.int32(b - (np.uint32(quarter) << np.uint32(30)))) * _TURN
     square = x * x
     sine = _fma(_fma(_fma(_SIN[2], square, _SIN[1]), square, _SIN[0]) * square, x, x)
-    cosine = _fma(_fma(_fma(_COS[2], square, _COS[1]), square, _COS[0]), square * square, _fma(-_HALF, square, _ONE))
+    cosine = _fma(
+        _fma(_fma(_COS[2], square, _COS[1]), square, _COS[0]),
+        square * square,
+        _fma(-_HALF, square, _ONE),
+    )
     swap = quarter & np.int32(1)
     along, across = (sine, cosine) if swap else (cosine, sine)
-    along = _from_bits(np.int32(_bits(along) ^ (((quarter + np.int32(1)) & np.int32(2)) << np.int32(30))))
+    along = _from_bits(
+        np.int32(_bits(along) ^ (((quarter + np.int32(1)) & np.int32(2)) << np.int32(30)))
+    )
     across = _from_bits(np.int32(_bits(across) ^ ((quarter & np.int32(2)) << np.int32(30))))
     return radius * along, radius * across

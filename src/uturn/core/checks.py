@@ -14,14 +14,18 @@ from uturn.core.messages import shown
 LARGEST = np.float64(1e100)
 """Largest number whose squares and their sums are far from the largest float64."""
 MOST_DEPTH = 10_000
-"""Largest number of tree levels. Float64 does not resolve differences between levels at this depth."""
+"""Largest number of tree levels. Float64 does not resolve differences between levels at this
+depth.
+"""
 
 
 def expect(ok: Any, where: str, found: Any, expected: str) -> None:
-    """ValueError "WHERE = FOUND: expected EXPECTED" unless `ok` is true: the one form of errors about a wrong value.
+    """ValueError "WHERE = FOUND: expected EXPECTED" unless `ok` is true: the one form of errors
+    about a wrong value.
 
-    `found` is the value, or the property of it that is wrong, such as its shape. `expected` says what is allowed, then, after a
-    semicolon, the way out. All arguments are computed before the call, and type checkers learn nothing from it.
+    `found` is the value, or the property of it that is wrong, such as its shape. `expected` says
+    what is allowed, then, after a semicolon, the way out. All arguments are computed before the
+    call, and type checkers learn nothing from it.
 
     >>> shape = (3, 8)
     >>> expect(shape == (4, 8), "source ('mine:Strings').blocks: data", shape, "(4, 8): items, leaves")
@@ -49,26 +53,51 @@ def checked_depth(value: Any, instead: str = "lower it") -> int:
     return depth
 
 
-def check_tuples(vocab_size: int, branching: int, symbols: int = 0, multiplicity: int = 0, where: str = "a level") -> None:
-    """ValueError if vocab_size**branching, the number of tuples, exceeds float64 or is below the number of rules."""
+def check_tuples(
+    vocab_size: int, branching: int, symbols: int = 0, multiplicity: int = 0, where: str = "a level"
+) -> None:
+    """ValueError if vocab_size**branching, the number of tuples, exceeds float64 or is below the
+    number of rules.
+    """
     sizes = f"vocab_size = {shown(vocab_size)}, branching"
-    expect(branching * math.log2(vocab_size) <= 1000, sizes, branching, "vocab_size**branching of at most 300 digits")
+    expect(
+        branching * math.log2(vocab_size) <= 1000,
+        sizes,
+        branching,
+        "vocab_size**branching of at most 300 digits",
+    )
     most = vocab_size**branching // max(symbols, 1)  # the tuples of a level are distinct
-    expect(multiplicity <= most, f"{where}: multiplicity", multiplicity, f"at most {most}; lower multiplicity")
+    expect(
+        multiplicity <= most,
+        f"{where}: multiplicity",
+        multiplicity,
+        f"at most {most}; lower multiplicity",
+    )
 
 
 def check_memory(what: str, size: int, instead: str) -> None:
     """ValueError if `size` bytes exceed the memory of this machine."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**36
+    memory = (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if hasattr(os, "sysconf")
+        else 2**36
+    )
     if size > memory:
         needed = f"{size / 2**30:.0f} GB" if size < 2**60 else f"2**{size.bit_length() - 1} bytes"
-        raise ValueError(f"{what} would take {needed}, but this machine has {memory / 2**30:.0f} GB of memory; {instead}")
+        raise ValueError(
+            f"{what} would take {needed}, but this machine has {memory / 2**30:.0f} GB of memory;"
+            f" {instead}"
+        )
 
 
 def checked_path(name: str, value: Any) -> str:
     """`value` as the path of a file or folder, or a ValueError."""
     path = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
-    fits = len(path) <= 4000 and "\0" not in path and all(len(os.fsencode(part)) <= 255 for part in path.split(os.sep))
+    fits = (
+        len(path) <= 4000
+        and "\0" not in path
+        and all(len(os.fsencode(part)) <= 255 for part in path.split(os.sep))
+    )
     expect(path and fits, name, value, "the path of a file or folder")
     return path
 
@@ -88,7 +117,9 @@ def checked_numbers(name: str, value: Any) -> np.ndarray:
     expect(numbers.dtype.kind in "biuf", name, value, f"real numbers, got dtype {numbers.dtype}")
     numbers = numbers.astype(float)
     is_complete = (np.abs(numbers) < LARGEST).all()
-    expect(is_complete, name, value, f"numbers below {LARGEST:g}, none NaN; leave out what is missing")
+    expect(
+        is_complete, name, value, f"numbers below {LARGEST:g}, none NaN; leave out what is missing"
+    )
     return numbers
 
 

@@ -78,7 +78,10 @@ class Originals:
         `reconstructions` as of a U-turn with one trajectory, (batch, 1, ..). Chains of U-turns need
         it. ValueError if a block cannot be continued.
         """
-        raise ValueError(f"{self!r} cannot be continued by its reconstructions; a chain of U-turns needs its method `continued`")
+        raise ValueError(
+            f"{self!r} cannot be continued by its reconstructions; a chain of U-turns needs its"
+            " method `continued`"
+        )
 
     def observed_by(self, corruption: Corruption, noise: float, streams: Streams) -> Noisy:
         """Noisy data, one for each trajectory of each original.

@@ -17,7 +17,9 @@ from uturn.core.messages import one_line
 
 _PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 _RECORDED = "_uturn_origin"  # attribute of an error
-_LIBRARIES = re.compile("|".join([*map(re.escape, (_PACKAGE, sysconfig.get_path("stdlib"))), "<", ".*-packages"]))
+_LIBRARIES = re.compile(
+    "|".join([*map(re.escape, (_PACKAGE, sysconfig.get_path("stdlib"))), "<", ".*-packages"])
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Origin:
 def described(error: BaseException, most: int = 160) -> str:
     """An error in one line.
 
-    An error of user-defined code reads "probes[0] ('mine:Own').read: KeyError: 'x' (mine.py, line 12)".
+    An error of user-defined code reads "probes[0] ('mine:Own').read: KeyError: 'x' (mine.py, line
+    12)".
     """
     text = one_line(error, most)
     kind = type(error).__name__
@@ -57,8 +60,9 @@ def described(error: BaseException, most: int = 160) -> str:
 def origin(error: BaseException) -> Origin | None:
     """The user-defined code that raised an error; None for code of this package and of libraries.
 
-    `noted` has recorded it with the error, or it is found in the traceback: the innermost frame of a user-defined part, or of a
-    file of no installed package, below the first frame of this package.
+    `noted` has recorded it with the error, or it is found in the traceback: the innermost frame of
+    a user-defined part, or of a file of no installed package, below the first frame of this
+    package.
     """
     recorded = getattr(error, _RECORDED, None)
     if isinstance(recorded, Origin):
@@ -69,13 +73,16 @@ def origin(error: BaseException) -> Origin | None:
         part = next((frame for frame in reversed(frames) if frame.label), None)
         code = innermost.code.co_qualname if part is None else f"{part.label}.{part.code.co_name}"
         return Origin(code, Path(innermost.code.co_filename).name, innermost.line)
-    if isinstance(error, AttributeError) and own_label(error.obj):  # a part lacks what a built-in part asks of it
+    # A part lacks what a built-in part asks of it.
+    if isinstance(error, AttributeError) and own_label(error.obj):
         return Origin(own_label(error.obj))
     return None
 
 
 class _Frame(NamedTuple):
-    """A frame of a traceback. `label`: of the user-defined part whose method it is; "" for others."""
+    """A frame of a traceback. `label`: of the user-defined part whose method it is; "" for
+    others.
+    """
 
     label: str
     code: CodeType
@@ -99,10 +106,11 @@ def _user_frames(error: BaseException) -> list[_Frame]:
 
 @contextmanager
 def noted(label: str = "") -> Iterator[None]:
-    """Record the origin of an error of user-defined code with the error, and add the note "in LABEL (mine.py, line 12)".
+    """Record the origin of an error of user-defined code with the error, and add the note "in LABEL
+    (mine.py, line 12)".
 
-    Both pass to the main process with an error of another process, whose traceback does not. `label`: the name of the code, by
-    default that of `origin`.
+    Both pass to the main process with an error of another process, whose traceback does not.
+    `label`: the name of the code, by default that of `origin`.
     """
     try:
         yield

@@ -1,4 +1,6 @@
-"""Atomic writing of files and folders, and caches of results that are valid while their input files do not change."""
+"""Atomic writing of files and folders, and caches of results that are valid while their input
+files do not change.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,15 @@ _clear: list[Callable[[], None]] = []  # functions that empty the caches of `cac
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file that replaces `path` at the end, or is removed after an error; a ValueError says why it cannot be written."""
+    """A new file that replaces `path` at the end, or is removed after an error; a ValueError
+    says why it cannot be written.
+    """
     unfinished = f"{os.fspath(path)}{_UNFINISHED}"
     try:
         with named_errors(path):
             with suppress(FileNotFoundError):
-                os.remove(unfinished)  # left by a killed process, or a link, which would be written through
+                # Left by a killed process, or a link, which would be written through.
+                os.remove(unfinished)
             with open(unfinished, "xb") as file:
                 yield file
             os.replace(unfinished, path)
@@ -49,15 +54,21 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Iterator[Path]:
-    """An empty folder beside `path` that replaces it, or the target of a link, at the end, or is removed after an error.
+    """An empty folder beside `path` that replaces it, or the target of a link, at the end, or is
+    removed after an error.
 
-    A ValueError gives the reason if the folder cannot be written, or if it has content and `replace` is False. A link to a folder
-    with content is itself replaced, since that content may belong to others.
+    A ValueError gives the reason if the folder cannot be written, or if it has content and
+    `replace` is False. A link to a folder with content is itself replaced, since that content may
+    belong to others.
     """
-    given, place = Path(path), Path(os.path.realpath(path))  # `resolve` raises for links in a circle
+    # `resolve` raises for links in a circle.
+    given, place = Path(path), Path(os.path.realpath(path))
     if replace and given.is_symlink() and place.is_dir() and any(place.iterdir()):
         place = given.parent.resolve() / given.name
-    unfinished, old = (place.with_name(f".{place.name}.{secrets.token_hex(4)}{end}") for end in (_UNFINISHED, ".old"))
+    unfinished, old = (
+        place.with_name(f".{place.name}.{secrets.token_hex(4)}{end}")
+        for end in (_UNFINISHED, ".old")
+    )
     try:
         with named_errors(path):
             unfinished.mkdir(parents=True)
@@ -79,7 +90,9 @@ def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Itera
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write plain data, with numpy arrays and numbers, as a JSON file; null for numbers that are not finite."""
+    """Write plain data, with numpy arrays and numbers, as a JSON file; null for numbers that are
+    not finite.
+    """
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):
@@ -90,12 +103,20 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
     with whole_file(path) as file:
         text = json.dumps(finite(plain(content)), indent=1, ensure_ascii=False, allow_nan=False)
-        file.write(text.encode(errors="backslashreplace"))  # texts of files may hold lone surrogates
+        # Texts of files may hold lone surrogates.
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def read_table(path: str | os.PathLike[str]) -> Any:
-    """The content of a TOML or (by the suffix .json) JSON file in UTF-8, with or without a byte order mark."""
-    expect((size := os.path.getsize(path)) <= LARGEST_TABLE, "its bytes", size, f"at most {LARGEST_TABLE}")
+    """The content of a TOML or (by the suffix .json) JSON file in UTF-8, with or without a byte
+    order mark.
+    """
+    expect(
+        (size := os.path.getsize(path)) <= LARGEST_TABLE,
+        "its bytes",
+        size,
+        f"at most {LARGEST_TABLE}",
+    )
     text = read_text(path)
     return json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
 
@@ -107,15 +128,22 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def read_array(path: str | os.PathLike[str]) -> np.ndarray:
-    """The array in a .npy file, read without unpickling; ValueError if there is none, or one of more than 2**31 numbers."""
+    """The array in a .npy file, read without unpickling; ValueError if there is none, or one of
+    more than 2**31 numbers.
+    """
     try:
         check_regular(path)
-        with np.errstate(over="ignore"):  # the size in a damaged header may overflow, or go beyond the end of the file
+        # The size in a damaged header may overflow, or go beyond the end of the file.
+        with np.errstate(over="ignore"):
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        expect(mapped.size <= 2**31, "its size", mapped.size, "at most 2**31 numbers")  # a file may have holes
+        # A file may have holes.
+        expect(mapped.size <= 2**31, "its size", mapped.size, "at most 2**31 numbers")
         return np.array(mapped)
     except Exception as error:  # numpy raises many kinds for damaged headers
-        raise ValueError(f"{os.fspath(path)} is not a readable .npy file ({error}); write one array with numpy.save") from None
+        raise ValueError(
+            f"{os.fspath(path)} is not a readable .npy file ({error}); write one array with"
+            " numpy.save"
+        ) from None
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
@@ -125,7 +153,9 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def check_plain(path: str | os.PathLike[str]) -> None:
-    """ValueError if a path is, or contains, a link, a pipe or a device, which could lead elsewhere."""
+    """ValueError if a path is, or contains, a link, a pipe or a device, which could lead
+    elsewhere.
+    """
     mode = os.lstat(path).st_mode
     if stat.S_ISDIR(mode):
         with os.scandir(path) as entries:
@@ -143,7 +173,10 @@ def named_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"cannot write {str(path)!r} ({error.strerror or error}); make room, or choose another place") from None
+        raise ValueError(
+            f"cannot write {str(path)!r} ({error.strerror or error}); make room, or choose another"
+            " place"
+        ) from None
 
 
 @contextmanager
@@ -166,10 +199,12 @@ def locked_folder(path: str | os.PathLike[str]) -> Iterator[None]:
 def cached_while_unchanged(
     files: Callable[..., Iterable[str | os.PathLike[str] | None]] | None = None, maxsize: int = 8
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Decorator: a `functools.lru_cache` that recomputes results when the modification time or size of an input file changes.
+    """Decorator: a `functools.lru_cache` that recomputes results when the modification time or size
+    of an input file changes.
 
-    `files`: function of the same arguments that returns the paths of the input files; None and missing files are ignored. By
-    default the files are those of the arguments that have some (`files()`).
+    `files`: function of the same arguments that returns the paths of the input files; None and
+    missing files are ignored. By default the files are those of the arguments that have some
+    (`files()`).
     """
 
     def decorated(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -179,8 +214,18 @@ def cached_while_unchanged(
 
         @wraps(function)
         def current(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            paths = files(*args, **kwargs) if files else [path for one in args for path in getattr(one, "files", tuple)()]
-            return kept(_Call((*map(_stamp, paths), *map(_key, args), *map(_key, kwargs.items())), args, kwargs))
+            paths = (
+                files(*args, **kwargs)
+                if files
+                else [path for one in args for path in getattr(one, "files", tuple)()]
+            )
+            return kept(
+                _Call(
+                    (*map(_stamp, paths), *map(_key, args), *map(_key, kwargs.items())),
+                    args,
+                    kwargs,
+                )
+            )
 
         current.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
         _clear.append(kept.cache_clear)

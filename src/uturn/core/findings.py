@@ -9,7 +9,9 @@ CHECKS = MODEL_CHECK, DATA_CHECK = "model check:", "data check:"
 
 
 class Finding(NamedTuple):
-    """What seems wrong in a network or in data, as a sentence. `is_unclear`: that could not be judged."""
+    """What seems wrong in a network or in data, as a sentence. `is_unclear`: that could not be
+    judged.
+    """
 
     words: str
     is_unclear: bool = False

@@ -21,7 +21,8 @@ def is_import_path(text: str) -> bool:
 def import_object(path: str, where: str, expected: str) -> Any:
     """The object with an import path "module:name"; importing it runs the code of its module.
 
-    A ValueError begins with `where`, which names the option, and ends with the `expected` forms of its value.
+    A ValueError begins with `where`, which names the option, and ends with the `expected` forms of
+    its value.
     """
     module, _, name = path.partition(":")
     try:
@@ -34,8 +35,12 @@ def import_object(path: str, where: str, expected: str) -> Any:
         raise ValueError(f"{where} cannot be imported ({reason}); expected {expected}") from error
 
 
-def import_function(path: str, where: str, expected: str, form: str = "a function without arguments") -> Callable[..., Any]:
-    """The user's function with an import path; errors as in `import_object`, and for what is no function of the `form`."""
+def import_function(
+    path: str, where: str, expected: str, form: str = "a function without arguments"
+) -> Callable[..., Any]:
+    """The user's function with an import path; errors as in `import_object`, and for what is no
+    function of the `form`.
+    """
     function = import_object(path, where, expected)
     if not callable(function):
         raise ValueError(f"{where} is a {type(function).__name__}; expected {form}")

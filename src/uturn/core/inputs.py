@@ -1,4 +1,6 @@
-"""What has an identity: parts, and what they read besides their options, such as files, networks, functions of the user."""
+"""What has an identity: parts, and what they read besides their options, such as files,
+networks, functions of the user.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,20 @@ from uturn.core.files import digest_of_file
 
 
 class Input:
-    """A part, or something that a part reads; by default it has no files, no code of the user, and no weights."""
+    """A part, or something that a part reads; by default it has no files, no code of the user,
+    and no weights.
+    """
 
     def files(self) -> Sequence[Any]:
-        """Paths of the files and folders that are read. Results cached from them are computed again when they change."""
+        """Paths of the files and folders that are read. Results cached from them are computed
+        again when they change.
+        """
         return []
 
     def own_code(self) -> Any:
-        """A user-defined function among the options, a digest of whose code is recorded with the results; None without one."""
+        """A user-defined function among the options, a digest of whose code is recorded with the
+        results; None without one.
+        """
         return None
 
     def fingerprint(self) -> str:
@@ -30,7 +38,9 @@ class Input:
 
 @dataclass(frozen=True)
 class Content(Input):
-    """A file that is read as a whole, if there is one; an option may also take other words than paths."""
+    """A file that is read as a whole, if there is one; an option may also take other words than
+    paths.
+    """
 
     path: str | Path
 
@@ -42,13 +52,18 @@ class Content(Input):
 
 
 File = Annotated[str, Content]
-"""Type of a field of a spec: the path of a file. A change of its content is a change of the part."""
+"""Type of a field of a spec: the path of a file. A change of its content is a change of the
+part.
+"""
 
 
 @lru_cache(maxsize=256)
 def marked(cls: type) -> dict[str, Any]:
-    """The fields of a spec whose types are inputs, such as `File`: {name: the input, made from the value of the field}."""
-    kinds = {name: next(_marks((field.annotation, *field.metadata)), None) for name, field in cls.model_fields.items()}  # type: ignore[attr-defined]
+    """The fields of a spec whose types are inputs, such as `File`: {name: the input, made from
+    the value of the field}.
+    """
+    fields = cls.model_fields.items()  # type: ignore[attr-defined]  # of a pydantic model
+    kinds = {name: next(_marks((of.annotation, *of.metadata)), None) for name, of in fields}
     return {name: kind for name, kind in kinds.items() if kind is not None}
 
 

@@ -8,7 +8,9 @@ import numpy as np
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype, boundary: int = 64) -> np.ndarray:
-    """np.empty aligned to a cache line, so that whole lines can be written without passing through the cache."""
+    """np.empty aligned to a cache line, so that whole lines can be written without passing
+    through the cache.
+    """
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.empty(size + boundary, np.uint8)
     shift = -raw.ctypes.data % boundary
@@ -19,13 +21,16 @@ _free: dict[int, deque[np.ndarray]] = {}
 
 
 class _Recycled:
-    """Owner of the memory of arrays; it returns the memory to `_free` when the last array is deleted."""
+    """Owner of the memory of arrays; it returns the memory to `_free` when the last array is
+    deleted.
+    """
 
     def __init__(self, memory: np.ndarray) -> None:
         self.memory = memory
         self.__array_interface__ = memory.__array_interface__
 
-    def __del__(self, free: dict[int, deque[np.ndarray]] = _free, new: type = deque) -> None:  # globals may be gone at exit
+    # Globals may be gone at exit.
+    def __del__(self, free: dict[int, deque[np.ndarray]] = _free, new: type = deque) -> None:
         size, limit = self.memory.nbytes, 2**26
         if size <= limit:
             if sum(n * len(blocks) for n, blocks in list(free.items())) + size > limit:

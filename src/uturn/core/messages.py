@@ -12,27 +12,37 @@ def shown(value: Any) -> str:
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # an integer of thousands of digits
-        text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+        text = (
+            f"an integer of {value.bit_length()} bits"
+            if isinstance(value, int)
+            else type(value).__name__
+        )
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def visible(text: str) -> str:
-    r"""Text for a terminal: control characters, direction marks and lone surrogates, except new lines and tabs, are escaped.
+    r"""Text for a terminal: control characters, direction marks and lone surrogates, except new
+     lines and tabs, are escaped.
 
     >>> visible("a\x1b[2Jb\u202e")
     'a\\x1b[2Jb\\u202e'
     """
     if text.isprintable():
         return text
-    hidden = {char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - {"\n", "\t"}
+    hidden = {
+        char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    } - {"\n", "\t"}
     return text.translate({ord(char): char.encode("unicode_escape").decode() for char in hidden})
 
 
 def one_line(error: BaseException, most: int = 160) -> str:
-    """The text of an error in one line of at most `most` characters; the name of its type if it has no text."""
+    """The text of an error in one line of at most `most` characters; the name of its type if it
+    has no text.
+    """
     text = ""
     with suppress(Exception):  # the text of a user-defined error may itself fail
-        is_pydantic = type(error).__module__.startswith("pydantic_core")  # recognised without an import
+        # Recognised without an import.
+        is_pydantic = type(error).__module__.startswith("pydantic_core")
         text = validation_words(error) if is_pydantic else " ".join(str(error).split())[:most]
     return text or type(error).__name__
 

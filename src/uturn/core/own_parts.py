@@ -23,7 +23,8 @@ def name_of(part: Any, otherwise: str) -> str:
 
 
 def code_digest(code: Any) -> str:
-    """SHA-256 (hexadecimal) of the code of a user-defined part or function: the file of its module, or else its own text.
+    """SHA-256 (hexadecimal) of the code of a user-defined part or function: the file of its module,
+    or else its own text.
 
     Imported modules are not covered. Empty if there is no source text.
     """
@@ -40,14 +41,32 @@ def code_digest(code: Any) -> str:
 
 
 def _text(code: Any) -> str:
-    """Source text of a function or property; of the members of a class and of its bases in the same module; a plain value."""
+    """Source text of a function or property; of the members of a class and of its bases in the
+    same module; a plain value.
+    """
     if inspect.isclass(code):
-        members = [(base, *entry) for base in code.__mro__ if base.__module__ == code.__module__ for entry in vars(base).items()]
-        own = [entry for entry in members if not entry[1].startswith("__") or inspect.isfunction(entry[2])]
-        texts = [(f"{base.__name__}.{name}", "" if inspect.isclass(member) else _text(member)) for base, name, member in own]
+        members = [
+            (base, *entry)
+            for base in code.__mro__
+            if base.__module__ == code.__module__
+            for entry in vars(base).items()
+        ]
+        own = [
+            entry
+            for entry in members
+            if not entry[1].startswith("__") or inspect.isfunction(entry[2])
+        ]
+        texts = [
+            (f"{base.__name__}.{name}", "" if inspect.isclass(member) else _text(member))
+            for base, name, member in own
+        ]
         return "".join(f"{name} = {text}\n" for name, text in texts)
     for name in ("fget", "func", "__func__", "__wrapped__"):
         code = getattr(code, name, code)
     if inspect.isfunction(code):
         return inspect.getsource(code)
-    return repr(code) if isinstance(code, bool | int | float | complex | str | bytes | tuple | None) else ""
+    return (
+        repr(code)
+        if isinstance(code, bool | int | float | complex | str | bytes | tuple | None)
+        else ""
+    )

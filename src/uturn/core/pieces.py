@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 class Pieces:
-    """Calls functions of tensors on pieces of a batch, halved for the rest of the run when the device runs out of memory."""
+    """Calls functions of tensors on pieces of a batch, halved for the rest of the run when the
+    device runs out of memory.
+    """
 
     def __init__(self, device: torch.device, batch_size: int) -> None:
         self.device, self.batch_size = device, batch_size
@@ -26,14 +28,18 @@ class Pieces:
         """Limit the calls of a function to `rows` rows."""
         self._limits[function.__name__] = rows
 
-    def __call__(self, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, function: Callable[..., torch.Tensor], *tensors: torch.Tensor
+    ) -> torch.Tensor:
         """`function(*tensors)`, for a function with independent rows."""
         import torch
 
         def called(rows: int) -> torch.Tensor:
             if rows == len(tensors[0]):
                 return function(*tensors)
-            return torch.cat([function(*piece) for piece in zip(*(t.split(rows) for t in tensors), strict=True)])
+            return torch.cat(
+                [function(*piece) for piece in zip(*(t.split(rows) for t in tensors), strict=True)]
+            )
 
         while True:
             rows = max(1, min(self.limit(function), len(tensors[0])))
@@ -53,14 +59,21 @@ class Pieces:
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
-                raise MemoryError(f"not enough memory on {self.device} for a single image: {message}")
+                raise MemoryError(
+                    f"not enough memory on {self.device} for a single image: {message}"
+                )
             self.restrict(function, rows // 2)
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error of torch means that the device has no memory left."""
-    phrases = "out of memory|allocate memory|not enough memory|alloc_failed|unable to find a valid cudnn algorithm"
-    return isinstance(error, MemoryError) or re.search(phrases, str(error), re.IGNORECASE) is not None
+    phrases = (
+        "out of memory|allocate memory|not enough memory|alloc_failed|unable to find a valid cudnn"
+        " algorithm"
+    )
+    return (
+        isinstance(error, MemoryError) or re.search(phrases, str(error), re.IGNORECASE) is not None
+    )
 
 
 def half_precision_words(dtype: Any) -> str:

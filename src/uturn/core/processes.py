@@ -16,7 +16,8 @@ from typing import Any
 from uturn.core.checks import expect
 from uturn.core.progress import listening, write_to
 
-# New processes inherit these variables before they import the libraries that read them. This process has already read them.
+# New processes inherit these variables before they import the libraries that read them. This
+# process has already read them.
 THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -26,21 +27,33 @@ def cores() -> int:
 
 
 def _check_script(workers: int) -> None:
-    """ValueError if new processes could not import the script that started this one, or would run it again."""
+    """ValueError if new processes could not import the script that started this one, or would
+    run it again.
+    """
     main = sys.modules["__main__"]
     path, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
     if path is None or (spec is not None and spec.name.rpartition(".")[2] == "__main__"):
-        return  # a notebook, python -c, or the __main__ of a package is not imported by new processes
+        # A notebook, python -c, or the __main__ of a package is not imported by new processes.
+        return
     is_guarded = os.path.isfile(path) and b"__name__" in Path(path).read_bytes()
     expected = 'workers=1, or the calls under `if __name__ == "__main__":` in a file'
-    expect(is_guarded, "workers", workers, f"{expected}; the processes import {path}, which would run again")
+    expect(
+        is_guarded,
+        "workers",
+        workers,
+        f"{expected}; the processes import {path}, which would run again",
+    )
 
 
-def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], workers: int, threads: int = 0) -> Iterator[Any]:
-    """Yield the results of `function(*task)` from `workers` new processes, in the order of completion.
+def in_processes(
+    function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], workers: int, threads: int = 0
+) -> Iterator[Any]:
+    """Yield the results of `function(*task)` from `workers` new processes, in the order of
+    completion.
 
-    The first error is raised here; after an error, and when the caller stops early or dies, the processes end. `threads` is the
-    number of threads of a process, by default an equal share of the cores.
+    The first error is raised here; after an error, and when the caller stops early or dies, the
+    processes end. `threads` is the number of threads of a process, by default an equal share of the
+    cores.
     """
     _check_script(workers)
     others = set(multiprocessing.active_children())
@@ -71,7 +84,9 @@ def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]],
 
 
 def _begin(progress: Any, begun: Any) -> None:
-    """Initialise a new process: it ignores Ctrl-C (the parent handles it), ends with the parent, and writes its progress."""
+    """Initialise a new process: it ignores Ctrl-C (the parent handles it), ends with the parent,
+    and writes its progress.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,7 +1,8 @@
-"""Progress of long computations, also within a task: a bar on terminals, a text in notebooks, lines in logs.
+"""Progress of long computations, also within a task: a bar on terminals, a text in notebooks, lines
+in logs.
 
-Work is counted in tasks. Code that computes tasks opens the context `begun`; loops in it report by `steps`, `part`, `portion`,
-`units` or `add`, which do nothing if there is no work.
+Work is counted in tasks. Code that computes tasks opens the context `begun`; loops in it report by
+`steps`, `part`, `portion`, `units` or `add`, which do nothing if there is no work.
 """
 
 from __future__ import annotations
@@ -17,24 +18,30 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Logs get a line after each tenth of the tasks, at most every ten seconds, and after each minute without a line.
+# Logs get a line after each tenth of the tasks, at most every ten seconds, and after each minute
+# without a line.
 _TENTHS, _SECONDS, _MINUTE = 10, 10.0, 60.0
 _LOOK = 0.2  # seconds between updates
 
 
 class _Work:
-    """Unfinished work of this process in tasks: what is `done`, the `end` of the current part, and the `unit` of `add`."""
+    """Unfinished work of this process in tasks: what is `done`, the `end` of the current part,
+    and the `unit` of `add`.
+    """
 
     done: Any = ctypes.c_double()  # in a worker process, memory that its parent reads
     end = unit = 0.0
 
 
 _work = _Work()
-_others: list[Callable[[], float]] = []  # functions: progress of the unfinished work of other processes
+# Functions: progress of the unfinished work of other processes.
+_others: list[Callable[[], float]] = []
 
 
 def in_progress() -> float:
-    """Work done on unfinished tasks, in tasks, in this process and in the processes that it listens to."""
+    """Work done on unfinished tasks, in tasks, in this process and in the processes that it
+    listens to.
+    """
     return math.fsum((_work.done.value, *(done() for done in list(_others))))
 
 
@@ -50,7 +57,9 @@ def _inside(end: float, unit: float) -> Iterator[None]:
 
 @contextmanager
 def begun(tasks: float, unit: float = 0.0) -> Iterator[None]:
-    """Context of work on `tasks` tasks, which leaves `in_progress` at its end. `unit`: size in tasks of one unit of `add`."""
+    """Context of work on `tasks` tasks, which leaves `in_progress` at its end. `unit`: size in
+    tasks of one unit of `add`.
+    """
     before = _work.done.value
     with _inside(before + tasks, unit):
         try:
@@ -68,7 +77,9 @@ def _until(end: float) -> Iterator[None]:
 
 
 def part(share: float) -> AbstractContextManager[None]:
-    """Context for a part of the work that counts as this share of the remaining work of the enclosing part."""
+    """Context for a part of the work that counts as this share of the remaining work of the
+    enclosing part.
+    """
     return _until(_work.done.value + share * max(0.0, _work.end - _work.done.value))
 
 
@@ -78,25 +89,33 @@ def portion(count: float) -> AbstractContextManager[None]:
 
 
 def steps(items: Collection[T]) -> Iterator[T]:
-    """Iterate over items; each counts as an equal part of the remaining work of the enclosing part."""
+    """Iterate over items; each counts as an equal part of the remaining work of the enclosing
+    part.
+    """
     for number, item in enumerate(items):
         with part(1 / (len(items) - number)):
             yield item
 
 
 def units(count: float) -> AbstractContextManager[None]:
-    """Context for the remaining work of the enclosing part, which is reported only by `add`, in `count` units."""
+    """Context for the remaining work of the enclosing part, which is reported only by `add`, in
+    `count` units.
+    """
     return _inside(_work.done.value, max(0.0, _work.end - _work.done.value) / max(count, 1))
 
 
 def add(number: float = 1.0) -> None:
-    """Report that units of the work are done; a negative number takes away those of finished tasks."""
+    """Report that units of the work are done; a negative number takes away those of finished
+    tasks.
+    """
     _work.done.value += number * _work.unit
 
 
 @contextmanager
 def listening(ask: Callable[[], float]) -> Iterator[None]:
-    """Context in which `in_progress` includes the work of other processes: `ask()`, on their unfinished tasks, in tasks."""
+    """Context in which `in_progress` includes the work of other processes: `ask()`, on their
+    unfinished tasks, in tasks.
+    """
     _others.append(ask)
     try:
         yield
@@ -110,8 +129,12 @@ def write_to(cell: Any) -> None:
 
 
 @contextmanager
-def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable[[], str] = str) -> Iterator[Callable[[], None]]:
-    """Context whose value is a function to call after each task; if `wanted`, progress is shown. `note()` follows the title."""
+def progress_bar(
+    wanted: bool, title: str, total: int, done: int, note: Callable[[], str] = str
+) -> Iterator[Callable[[], None]]:
+    """Context whose value is a function to call after each task; if `wanted`, progress is shown.
+    `note()` follows the title.
+    """
     if not wanted or sys.stderr is None:
         yield lambda: None
         return
@@ -141,7 +164,12 @@ class _Count:
 
     def __init__(self, title: str, total: int, done: int, note: Callable[[], str] = str) -> None:
         self.title, self.total, self.done, self.note = title, total, done, note
-        self.finished, self.shown, self._outside, self._start = done, float(done), in_progress(), time.monotonic()
+        self.finished, self.shown, self._outside, self._start = (
+            done,
+            float(done),
+            in_progress(),
+            time.monotonic(),
+        )
 
     def advance(self) -> None:
         self.finished += 1
@@ -153,12 +181,16 @@ class _Count:
     def text(self) -> str:
         """The count in one line, with the rate and the remaining time."""
         number = f"{self.finished}" if self.shown == self.finished else f"{self.shown:.2f}"
-        rate = _rate(self.shown - self.done, self.total - self.shown, time.monotonic() - self._start)
+        rate = _rate(
+            self.shown - self.done, self.total - self.shown, time.monotonic() - self._start
+        )
         return f"{self.title}{self.note()}: {number} of {self.total}{rate}"
 
 
 def _display(count: _Count, stack: ExitStack) -> Callable[[], None]:
-    """What shows a count: a bar on a terminal, a text that is replaced in a notebook, lines in a log."""
+    """What shows a count: a bar on a terminal, a text that is replaced in a notebook, lines in a
+    log.
+    """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if getattr(shell, "kernel", None) is not None:
         from IPython.display import display
@@ -167,18 +199,47 @@ def _display(count: _Count, stack: ExitStack) -> Callable[[], None]:
         return lambda: place.update({"text/plain": count.text()}, raw=True)
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
-        text, columns = TextColumn("{task.description}"), (MofNCompleteColumn(), TimeRemainingColumn())
-        bars = Progress(text, BarColumn(), TaskProgressColumn(), *columns, console=Console(stderr=True), transient=True)
-        task = stack.enter_context(bars).add_task(count.title, total=count.total, completed=count.done)
-        return lambda: bars.update(task, description=count.title + count.note(), completed=count.shown)
+        text, columns = (
+            TextColumn("{task.description}"),
+            (
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            ),
+        )
+        bars = Progress(
+            text,
+            BarColumn(),
+            TaskProgressColumn(),
+            *columns,
+            console=Console(stderr=True),
+            transient=True,
+        )
+        task = stack.enter_context(bars).add_task(
+            count.title, total=count.total, completed=count.done
+        )
+        return lambda: bars.update(
+            task, description=count.title + count.note(), completed=count.shown
+        )
     last, tenths = time.monotonic(), _TENTHS * count.done // max(count.total, 1)
 
     def line() -> None:
         nonlocal last, tenths
-        quiet, now = time.monotonic() - last, math.floor(_TENTHS * count.shown / max(count.total, 1))
-        if (now > tenths and quiet >= _SECONDS) or (quiet >= _MINUTE and count.finished < count.total):
+        quiet, now = (
+            time.monotonic() - last,
+            math.floor(_TENTHS * count.shown / max(count.total, 1)),
+        )
+        if (now > tenths and quiet >= _SECONDS) or (
+            quiet >= _MINUTE and count.finished < count.total
+        ):
             last, tenths = last + quiet, now
             print(count.text(), file=sys.stderr, flush=True)
 

@@ -1,9 +1,10 @@
 """The four ideas, as base classes: Source, Corruption, Backward and Probe.
 
-A part of an experiment inherits from one of them. Methods marked `abstractmethod` are required, as are the values `unit` and
-`max_noise` of a corruption; all other members have defaults. The types in brackets say which data a part takes: `Source[O]`
-makes blocks of originals O, `Corruption[O, N]` turns them into noisy data N, `Backward[N]` reconstructs those, and `Probe[O, N]`
-reads `UTurns[O, N]`. Parts without brackets take any data, and what they take is then checked by `kinds`.
+A part of an experiment inherits from one of them. Methods marked `abstractmethod` are required, as
+are the values `unit` and `max_noise` of a corruption; all other members have defaults. The types in
+brackets say which data a part takes: `Source[O]` makes blocks of originals O, `Corruption[O, N]`
+turns them into noisy data N, `Backward[N]` reconstructs those, and `Probe[O, N]` reads `UTurns[O,
+N]`. Parts without brackets take any data, and what they take is then checked by `kinds`.
 """
 
 from __future__ import annotations
@@ -57,11 +58,15 @@ class Part(Input, ABC):
     kinds: ClassVar[tuple[str, ...]] = ()
     """Kinds of data that a corruption, backward or probe accepts; empty: any."""
     execution: ClassVar[frozenset[str]] = frozenset()
-    """Names of execution-only options, such as the device; a store can be resumed with other values of them."""
+    """Names of execution-only options, such as the device; a store can be resumed with other
+    values of them.
+    """
     batch_invariant: ClassVar[bool] = False
     """Whether the output for an item is bit-identical, whatever else is in its batch."""
     own_label: ClassVar[str] = ""
-    """Name of a user-defined part in messages, such as "source ('mine:Own')". The experiment sets it."""
+    """Name of a user-defined part in messages, such as "source ('mine:Own')". The experiment
+    sets it.
+    """
     own_table: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Table of a user-defined part in its spec. The experiment sets it."""
 
@@ -84,16 +89,21 @@ class Source(Part, Generic[O]):
 
     @abstractmethod
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[O]:
-        """Originals of the items, in order, as one or more blocks; each depends on its item, the seed and `num_items` alone."""
+        """Originals of the items, in order, as one or more blocks; each depends on its item, the
+        seed and `num_items` alone.
+        """
 
     def made_by(self, backward: Backward, seed: int) -> Source[O]:
-        """The source of an experiment with this backward and seed: itself, unless the originals are draws of the model."""
+        """The source of an experiment with this backward and seed: itself, unless the originals
+        are draws of the model.
+        """
         return self
 
     def coordinates(self, seed: int, num_items: int) -> Mapping[str, ArrayLike]:
         """Further coordinates along `item`, such as labels: {name: values (num_items,)}.
 
-        `file` and `file_digest` are texts; a run goes on only while the digests of its items are the same.
+        `file` and `file_digest` are texts; a run goes on only while the digests of its items are
+        the same.
         """
         return {}
 
@@ -122,8 +132,9 @@ class Corruption(Part, Generic[O, N]):
     """A process that turns an original into a noisy datum."""
 
     process: ClassVar[str] = ""
-    """The process: "channel" if the log-evidence about the original is known, "diffusion" for the forward process of a diffusion
-    model."""
+    """The process: "channel" if the log-evidence about the original is known, "diffusion" for
+    the forward process of a diffusion model.
+    """
     purpose: int = Purpose.CORRUPTION
     """Purpose of the random streams of the corruption."""
     unit: ClassVar[str]
@@ -131,21 +142,33 @@ class Corruption(Part, Generic[O, N]):
     max_noise: ClassVar[float]
     """Largest noise level; the smallest is 0."""
     is_bayesian: ClassVar[bool] = True
-    """Whether the evidence is the likelihood of the noisy datum. If so, the original and a posterior draw are exchangeable."""
+    """Whether the evidence is the likelihood of the noisy datum. If so, the original and a
+    posterior draw are exchangeable.
+    """
     is_random: ClassVar[bool] = True
-    """Whether the noisy datum is drawn at random. If not, all trajectories of an item have the same noisy datum."""
+    """Whether the noisy datum is drawn at random. If not, all trajectories of an item have the
+    same noisy datum.
+    """
     needs_vocab_size: ClassVar[bool] = False
     """Whether `corrupt` needs the number of symbols, as the keyword `vocab_size`."""
     masks: ClassVar[bool] = False
-    """Whether each symbol of the noisy datum is that of the original or masked, -1, at places that do not depend on the symbols.
-    Masked language models and decoders of masked symbols undo every such corruption."""
+    """Whether each symbol of the noisy datum is that of the original or masked, -1, at places
+    that do not depend on the symbols. Masked language models and decoders of masked symbols undo
+    every such corruption.
+    """
 
     @abstractmethod
     def corrupt(self, data: np.ndarray, noise: float, keys: np.ndarray) -> N:
-        """Noisy data (batch, ..) of originals (batch, ..), by one random stream for each row, `keys` uint64 (batch,)."""
+        """Noisy data (batch, ..) of originals (batch, ..), by one random stream for each row,
+        `keys` uint64 (batch,).
+        """
 
-    def corrupt_symbols(self, symbols: np.ndarray, noise: ArrayLike, keys: np.ndarray, vocab_size: int) -> Noisy:
-        """`corrupt` of strings or texts, int64 (batch, length), whose number of symbols is recorded with the noisy data."""
+    def corrupt_symbols(
+        self, symbols: np.ndarray, noise: ArrayLike, keys: np.ndarray, vocab_size: int
+    ) -> Noisy:
+        """`corrupt` of strings or texts, int64 (batch, length), whose number of symbols is
+        recorded with the noisy data.
+        """
         options = {"vocab_size": vocab_size} if self.needs_vocab_size else {}
         noisy: Any = self.corrupt(symbols, noise, keys, **options)  # type: ignore[arg-type]
         of_symbols: Noisy = replace(noisy, vocab_size=vocab_size)
@@ -156,18 +179,24 @@ class Corruption(Part, Generic[O, N]):
         return originals.observed_by(self, noise, streams)  # type: ignore[return-value]  # a block makes noisy data of its own kind
 
     def effective_epsilon(self, noise: ArrayLike, vocab_size: int) -> np.ndarray | None:
-        """Effective ε (Eq. 63 of arXiv:2402.16991), v/(v-1) times the mean belief lost by the true symbol of a leaf, or None."""
+        """Effective ε (Eq. 63 of arXiv:2402.16991), v/(v-1) times the mean belief lost by the
+        true symbol of a leaf, or None.
+        """
         return None
 
     def bits_per_leaf(self, noise: ArrayLike, vocab_size: int) -> np.ndarray | None:
-        """Mutual information of a uniformly distributed leaf and its observation, 0 .. log2 v bits; None if it is not known."""
+        """Mutual information of a uniformly distributed leaf and its observation, 0 .. log2 v
+        bits; None if it is not known.
+        """
         return None
 
     def axes(self, noise: np.ndarray, source: Source[O]) -> Axes:
-        """Further coordinates of the noise levels (levels,): {name: (values (levels,), attributes)}.
+        """Further coordinates of the noise levels (levels,): {name: (values (levels,),
+        attributes)}.
 
-        The attribute `clean` is the value without noise, from which `uturn.study` interpolates to the first level. If there is
-        `log_snr`, then `abar`, `log_snr` and `sigma` are interpolated in the angle with tan(angle) = sigma.
+        The attribute `clean` is the value without noise, from which `uturn.study` interpolates to
+        the first level. If there is `log_snr`, then `abar`, `log_snr` and `sigma` are interpolated
+        in the angle with tan(angle) = sigma.
         """
         v = source.num_symbols
         if not v:
@@ -175,16 +204,22 @@ class Corruption(Part, Generic[O, N]):
         axes: dict[str, Axis] = {}
         lost = self.effective_epsilon(noise, v)
         if lost is not None:
-            axes["effective_epsilon"] = Axis(lost, {"long_name": "effective epsilon (Eq. 63)", "clean": 0.0})
+            axes["effective_epsilon"] = Axis(
+                lost, {"long_name": "effective epsilon (Eq. 63)", "clean": 0.0}
+            )
         kept = self.bits_per_leaf(noise, v)
         if kept is not None:
             whole = float(np.log2(v))
-            axes["bits_per_leaf"] = Axis(kept, {"long_name": "information per leaf", "units": "bits", "clean": whole})
+            axes["bits_per_leaf"] = Axis(
+                kept, {"long_name": "information per leaf", "units": "bits", "clean": whole}
+            )
         return axes
 
 
 class Channel(Corruption[O, Noisy]):
-    """A corruption of symbols with known log-evidence about every leaf, and optional reverse steps."""
+    """A corruption of symbols with known log-evidence about every leaf, and optional reverse
+    steps.
+    """
 
     process: ClassVar[str] = "channel"
     is_reversible: ClassVar[bool] = False
@@ -192,14 +227,20 @@ class Channel(Corruption[O, Noisy]):
     clean_noise: ClassVar[float] = 0.0
     """Largest noise at which float64 evidence determines every leaf."""
     misread: ClassVar[float] = -np.inf
-    """For each symbol, the log-probability that an observed leaf has another symbol; see `ExactDenoiser`."""
+    """For each symbol, the log-probability that an observed leaf has another symbol; see
+    `ExactDenoiser`.
+    """
 
     @abstractmethod
     def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
-        """Log-likelihood (nats, up to a constant) of each leaf's observation for each symbol, (batch, num_leaves, vocab_size)."""
+        """Log-likelihood (nats, up to a constant) of each leaf's observation for each symbol,
+        (batch, num_leaves, vocab_size).
+        """
 
     def reverse(self, denoiser: Any, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
-        """Strings int64 (batch, num_leaves) from `steps` evaluations of a denoiser; all samples have the same noise level."""
+        """Strings int64 (batch, num_leaves) from `steps` evaluations of a denoiser; all samples
+        have the same noise level.
+        """
         raise ValueError(f"{self!r} has no reverse steps")
 
     def value_shape(self, num_leaves: int, vocab_size: int) -> tuple[int, ...]:
@@ -225,14 +266,22 @@ class Backward(Part, Generic[N]):
     adds_trajectories: ClassVar[bool] = False
     """Whether trajectories can be reconstructed separately with the same results."""
     shares_batches: ClassVar[bool] = False
-    """Whether `reconstruct_stream` reconstructs the data of several blocks together. A hint for the order of tasks."""
+    """Whether `reconstruct_stream` reconstructs the data of several blocks together. A hint for
+    the order of tasks.
+    """
     by_items: ClassVar[bool] = False
-    """Whether the tasks of one block of items are best measured together, at all noise levels. A hint for the order of tasks."""
+    """Whether the tasks of one block of items are best measured together, at all noise levels. A
+    hint for the order of tasks.
+    """
     blocks_ahead: ClassVar[int | None] = 64
-    """Largest number of blocks (at least 1) that `reconstruct_stream` may have read and not yet answered, before it is called
-    again. None for backwards that read only as many as they have room for."""
+    """Largest number of blocks (at least 1) that `reconstruct_stream` may have read and not yet
+    answered, before it is called again. None for backwards that read only as many as they have
+    room for.
+    """
     has_gaps: ClassVar[bool] = False
-    """Whether reconstructions may be missing, float arrays of NaN alone. Their readings are then NaN; probes do not see them."""
+    """Whether reconstructions may be missing, float arrays of NaN alone. Their readings are then
+    NaN; probes do not see them.
+    """
 
     @property
     def wants_processes(self) -> bool:
@@ -241,22 +290,34 @@ class Backward(Part, Generic[N]):
 
     @abstractmethod
     def reconstruct(self, noisy: N, streams: Streams, clones: int = 1) -> Reconstructions:
-        """`clones` reconstructions of each noisy datum, (items, trajectories * clones, ...); clone 0 is that of `clones=1`."""
+        """`clones` reconstructions of each noisy datum, (items, trajectories * clones, ...);
+        clone 0 is that of `clones=1`.
+        """
 
-    def reconstruct_stream(self, blocks: Iterable[tuple[K, N, Streams]], clones: int = 1) -> Iterator[tuple[K, Reconstructions]]:
-        """Reconstructions of blocks `(key, noisy, streams)`: `(key, reconstructions)`, each key once, in any order."""
+    def reconstruct_stream(
+        self, blocks: Iterable[tuple[K, N, Streams]], clones: int = 1
+    ) -> Iterator[tuple[K, Reconstructions]]:
+        """Reconstructions of blocks `(key, noisy, streams)`: `(key, reconstructions)`, each key
+        once, in any order.
+        """
         for key, noisy, streams in blocks:
             with portion(len(streams.items) * streams.count * clones):
                 reconstructions = self.reconstruct(noisy, streams, clones)
             yield key, reconstructions
 
     def check(self, source: Source, corruption: Corruption) -> None:
-        """ValueError if the backward does not fit the source and the corruption of an experiment. By default any do."""
+        """ValueError if the backward does not fit the source and the corruption of an
+        experiment. By default any do.
+        """
 
-    def forward_process(self, source: Source, corruption: Corruption | None = None) -> Corruption | None:
-        """The corruption to use in place of the `corruption` of an experiment, such as the forward process of a diffusion model.
+    def forward_process(
+        self, source: Source, corruption: Corruption | None = None
+    ) -> Corruption | None:
+        """The corruption to use in place of the `corruption` of an experiment, such as the forward
+        process of a diffusion model.
 
-        None: that of the experiment is used. ValueError if the data of the source do not fit the model.
+        None: that of the experiment is used. ValueError if the data of the source do not fit the
+        model.
         """
         return None
 
@@ -265,15 +326,21 @@ class Backward(Part, Generic[N]):
         return ""
 
     def missing(self, experiment: Experiment) -> Mapping[str, str]:
-        """Reconstructions that it cannot give, {name: reason}; ValueError for data that do not fit the experiment."""
+        """Reconstructions that it cannot give, {name: reason}; ValueError for data that do not
+        fit the experiment.
+        """
         return {}
 
     def doubts(self, experiment: Experiment) -> Sequence[str]:
-        """What is missing or seems wrong in the data that it reads for an experiment, as sentences ("data check: ..")."""
+        """What is missing or seems wrong in the data that it reads for an experiment, as
+        sentences ("data check: ..").
+        """
         return ()
 
     def stale(self, fingerprint: str, noise: Sequence[float]) -> Collection[float] | None:
-        """The noise levels that have changed since the fingerprint was this one; None: unknown, so that no run is resumed."""
+        """The noise levels that have changed since the fingerprint was this one; None: unknown,
+        so that no run is resumed.
+        """
         return None
 
 
@@ -283,7 +350,9 @@ class Probe(Part, Generic[O, N]):
     least_trajectories: ClassVar[int] = 1
     """Trajectories of each original that the probe needs."""
     reads_in_parts: ClassVar[bool] = False
-    """Whether `accumulate` and `readings` take the trajectories of a block in parts. All variables then pool the trajectories."""
+    """Whether `accumulate` and `readings` take the trajectories of a block in parts. All
+    variables then pool the trajectories.
+    """
 
     @property
     def probe_name(self) -> str:
@@ -305,27 +374,42 @@ class Probe(Part, Generic[O, N]):
 
     @abstractmethod
     def read(self, u_turns: UTurns[O, N], source: Source[O]) -> Mapping[str, np.ndarray]:
-        """Readings of a block at one noise level, {name: array (items, ..)}, with trajectories * clones along "trajectory"."""
+        """Readings of a block at one noise level, {name: array (items, ..)}, with trajectories *
+        clones along "trajectory".
+        """
 
     def accumulate(self, kept: Any, u_turns: UTurns[O, N], source: Source[O]) -> Any:
-        """The running state of a block after more of its U-turns, given the state after earlier trajectories (None at first)."""
+        """The running state of a block after more of its U-turns, given the state after earlier
+        trajectories (None at first).
+        """
         return self.read(u_turns, source)
 
     def readings(self, kept: Any, source: Source[O]) -> Mapping[str, np.ndarray]:
-        """The readings of a block, in the form of `read`, from the state of `accumulate` after all its trajectories."""
+        """The readings of a block, in the form of `read`, from the state of `accumulate` after
+        all its trajectories.
+        """
         readings: Mapping[str, np.ndarray] = kept
         return readings
 
     def taken_from(self, source: Source[O]) -> str:
-        """Identity of further data that the probe takes from the source, recorded with the results; empty if there are none."""
+        """Identity of further data that the probe takes from the source, recorded with the
+        results; empty if there are none.
+        """
         return ""
 
 
-BASES: Mapping[str, type[Part]] = {"source": Source, "corruption": Corruption, "backward": Backward, "probes": Probe}
+BASES: Mapping[str, type[Part]] = {
+    "source": Source,
+    "corruption": Corruption,
+    "backward": Backward,
+    "probes": Probe,
+}
 
 
 class Spec(BaseModel, Part):
-    """A part whose options are the fields of its table in a spec. Its files, identity and own code are those of what it reads."""
+    """A part whose options are the fields of its table in a spec. Its files, identity and own
+    code are those of what it reads.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -333,7 +417,9 @@ class Spec(BaseModel, Part):
     """Name of the part in specs."""
 
     def reads(self) -> Sequence[Any]:
-        """What the part reads (`uturn.core.inputs`): by default the files that its fields of type `File` name."""
+        """What the part reads (`uturn.core.inputs`): by default the files that its fields of
+        type `File` name.
+        """
         values = [(kind, getattr(self, name)) for name, kind in marked(type(self)).items()]
         return [kind(value) for kind, value in values if isinstance(value, str)]
 

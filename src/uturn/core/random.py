@@ -1,7 +1,8 @@
-"""Counter-based random numbers: every number is a function of (seed, coordinates, index) and of nothing else.
+"""Counter-based random numbers: every number is a function of (seed, coordinates, index) and of
+nothing else.
 
-The generator is Philox4x32-10 (Salmon et al., SC 2011). There is no state to share or to advance, so results do not
-depend on batch size, order, number of workers or interruptions.
+The generator is Philox4x32-10 (Salmon et al., SC 2011). There is no state to share or to advance,
+so results do not depend on batch size, order, number of workers or interruptions.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from uturn.core.threads import announce_compiling, over_blocks
 
 announce_compiling()  # every module with kernels imports this one
 
-VERSION = 2  # version of the numbers made from a key; stores of another version cannot be resumed, to avoid mixing versions
-_UNIFORM, _FOLD = np.uint64(0), np.uint64(1)  # upper half of the 128-bit counter: keeps the two uses apart
+# Version of the numbers made from a key; stores of another version cannot be resumed, to avoid
+# mixing versions.
+VERSION = 2
+# Upper half of the 128-bit counter: keeps the two uses apart.
+_UNIFORM, _FOLD = np.uint64(0), np.uint64(1)
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -81,7 +85,8 @@ def _uniforms(keys, first, last, out):
 def normal_row(key, out):
     """Fill `out` with the first len(out) standard normal float32 numbers of the stream `key`.
 
-    One Philox call gives four numbers. Sixteen calls are made together, so that the compiler turns them into vector code.
+    One Philox call gives four numbers. Sixteen calls are made together, so that the compiler turns
+    them into vector code.
     """
     wide_vectors()  # type: ignore[call-arg]
     n = len(out)
@@ -141,10 +146,11 @@ def checked_seed(seed: Any, name: str = "seed") -> int:
 
 
 def keys(seed: int, *coordinates: Any) -> np.ndarray:
-    """Keys of independent random streams, one for every tuple of coordinates: uint64 of the broadcast shape of the coordinates.
+    """Keys of independent random streams, one for every tuple of coordinates: uint64 of the
+    broadcast shape of the coordinates.
 
-    `seed`: 0 .. 2**64 - 1. `coordinates`: non-negative integers or integer arrays, such as the item, the trajectory and the noise
-    level of a U-turn.
+    `seed`: 0 .. 2**64 - 1. `coordinates`: non-negative integers or integer arrays, such as the
+    item, the trajectory and the noise level of a U-turn.
 
     Examples
     --------
@@ -152,7 +158,11 @@ def keys(seed: int, *coordinates: Any) -> np.ndarray:
     >>> bool((a[:4] == b).all()), len(set(a.tolist()))
     (True, 10)
     """
-    columns = np.broadcast_arrays(*(np.asarray(c, dtype=np.uint64) for c in coordinates)) if coordinates else []
+    columns = (
+        np.broadcast_arrays(*(np.asarray(c, dtype=np.uint64) for c in coordinates))
+        if coordinates
+        else []
+    )
     shape = columns[0].shape if columns else ()
     key = np.zeros(int(np.prod(shape)), np.uint64)
     for column in [np.full(shape, checked_seed(seed), np.uint64), *columns]:
@@ -165,7 +175,9 @@ Seed = int | np.integer | np.ndarray
 
 
 class Purpose(IntEnum):
-    """Uses of random streams: the first coordinate of a key after the seed. Numbers above 99 are free for users."""
+    """Uses of random streams: the first coordinate of a key after the seed. Numbers above 99 are
+    free for users.
+    """
 
     GRAMMAR = 0
     ORIGINAL = 1
@@ -184,16 +196,19 @@ class Purpose(IntEnum):
     CHAIN = 15
 
 
-# Sub-streams of a sample, so that noise is independent of the string when `sample` and `corrupt` get the same seed. Their numbers
-# are far from those of posterior draws, which `sample_posterior` folds into the same keys.
+# Sub-streams of a sample, so that noise is independent of the string when `sample` and `corrupt`
+# get the same seed. Their numbers are far from those of posterior draws, which `sample_posterior`
+# folds into the same keys.
 STRINGS, NOISE = 2**63 + 1, 2**63 + 2
 
 
 @dataclass(frozen=True)
 class Streams:
-    """The random streams of the U-turns of some `items` (items,) at one noise level, for a range of their `trajectories`.
+    """The random streams of the U-turns of some `items` (items,) at one noise level, for a range of
+    their `trajectories`.
 
-    Keys depend on the value of `noise`, not on its index in a grid, so that a finer grid repeats the same numbers.
+    Keys depend on the value of `noise`, not on its index in a grid, so that a finer grid repeats
+    the same numbers.
     """
 
     seed: int
@@ -206,13 +221,22 @@ class Streams:
         return len(self.trajectories)
 
     def keys(self, purpose: int, clones: int = 1) -> np.ndarray:
-        """One key for each item, trajectory and clone: uint64 (items * trajectories * clones,), in C order.
+        """One key for each item, trajectory and clone: uint64 (items * trajectories * clones,), in
+        C order.
 
         The keys of clone 0 are those of `clones=1`. `purpose`: a `Purpose`, or a number above 99.
         """
         level = np.float64(self.noise).view(np.uint64)
-        first = keys(self.seed, purpose, np.asarray(self.items)[:, None], np.asarray(self.trajectories), level).reshape(-1)
-        others = [_fold_all(first, np.full(len(first), clone, np.uint64)) for clone in range(1, clones)]
+        first = keys(
+            self.seed,
+            purpose,
+            np.asarray(self.items)[:, None],
+            np.asarray(self.trajectories),
+            level,
+        ).reshape(-1)
+        others = [
+            _fold_all(first, np.full(len(first), clone, np.uint64)) for clone in range(1, clones)
+        ]
         return np.stack([first, *others], axis=1).reshape(-1)
 
     def first(self) -> Streams:
@@ -221,29 +245,43 @@ class Streams:
 
 
 def streams(seed: Seed, count: int, purpose: Any = None) -> np.ndarray:
-    """One key for each sample, uint64 (count,): `keys(seed, range(count))`, or `seed` itself if it is already an array of keys.
+    """One key for each sample, uint64 (count,): `keys(seed, range(count))`, or `seed` itself if it
+    is already an array of keys.
 
-    Explicit keys make the numbers of a sample independent of its batch. Different purposes (an integer, or one for each sample)
-    give independent streams from one seed.
+    Explicit keys make the numbers of a sample independent of its batch. Different purposes (an
+    integer, or one for each sample) give independent streams from one seed.
     """
     if isinstance(seed, np.ndarray) and seed.ndim:
         stream_keys = seed
     else:
         stream_keys = keys(seed, np.arange(count, dtype=np.uint64))  # type: ignore[arg-type]  # `keys` checks it
     fits = stream_keys.dtype == np.uint64 and stream_keys.shape == (count,)
-    expect(fits, "seed", seed, f"an integer, or one uint64 key per sample, ({count},), as uturn.random.keys makes them")
-    return stream_keys if purpose is None else _fold_all(stream_keys, np.full(count, purpose, np.uint64))
+    expect(
+        fits,
+        "seed",
+        seed,
+        f"an integer, or one uint64 key per sample, ({count},), as uturn.random.keys makes them",
+    )
+    return (
+        stream_keys
+        if purpose is None
+        else _fold_all(stream_keys, np.full(count, purpose, np.uint64))
+    )
 
 
 def uniforms(keys: np.ndarray, n: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), float64 (len(keys), n): row i holds the first n numbers of stream keys[i]."""
+    """Uniform numbers in [0, 1), float64 (len(keys), n): row i holds the first n numbers of
+    stream keys[i].
+    """
     out = np.empty((len(keys), n))
     over_blocks(len(keys), lambda first, last: _uniforms(keys, first, last, out), n)
     return out
 
 
 def choices(weights: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Indices int64 (..) drawn with probability ~ weights (.., v), by inverting their cumulative sums at uniform numbers (..)."""
+    """Indices int64 (..) drawn with probability ~ weights (.., v), by inverting their cumulative
+    sums at uniform numbers (..).
+    """
     below = np.cumsum(weights, axis=-1, dtype=np.float64)
     heights = u * below[..., -1]
     indices: np.ndarray = np.minimum((below <= heights[..., None]).sum(-1), weights.shape[-1] - 1)
@@ -251,7 +289,8 @@ def choices(weights: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 
 def normals(keys: np.ndarray, n: int, dtype: Any = np.float32) -> np.ndarray:
-    """Standard normal numbers, float32 or float64 (len(keys), n): row i holds the first n numbers of stream keys[i].
+    """Standard normal numbers, float32 or float64 (len(keys), n): row i holds the first n numbers
+    of stream keys[i].
 
     float32 numbers are at most 6.66 in absolute value.
     """
@@ -263,9 +302,11 @@ def normals(keys: np.ndarray, n: int, dtype: Any = np.float32) -> np.ndarray:
 
 @contextmanager
 def globally_seeded(key: int) -> Iterator[None]:
-    """Seeds the global generators of torch, numpy and Python by a key, and restores them at the end.
+    """Seeds the global generators of torch, numpy and Python by a key, and restores them at the
+    end.
 
-    For code of others that draws from them. What it draws then depends on the key alone, if it gets one datum at a time.
+    For code of others that draws from them. What it draws then depends on the key alone, if it gets
+    one datum at a time.
     """
     import torch
 

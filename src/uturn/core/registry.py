@@ -1,6 +1,8 @@
-"""Names of parts in specs, with the import paths of their classes, and the parts that the tables of a spec describe.
+"""Names of parts in specs, with the import paths of their classes, and the parts that the tables of
+a spec describe.
 
-Importing user-defined parts runs their code, so only a spec given by the user may name them, not a spec read from a store.
+Importing user-defined parts runs their code, so only a spec given by the user may name them, not a
+spec read from a store.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from uturn.core.protocols import BASES, Backward, Corruption, Part, Probe, Sourc
 from uturn.core.tools import installed_tools, own_tools
 
 GROUP = "uturn.parts"
-"""Entry points of installed packages: the name of one is the `type` in a spec, its value the class."""
+"""Entry points of installed packages: the name of one is the `type` in a spec, its value the
+class.
+"""
 
 PARTS: dict[str, dict[str, str]] = {
     "source": {
@@ -85,16 +89,23 @@ FAMILIES = {
     "tokens": "uturn.sources.tokens:TextSource",
     "images": "uturn.sources.images:ImageSource",
 }
-"""What sources of a kind of data inherit from, since the built-in parts for this kind ask for its members."""
+"""What sources of a kind of data inherit from, since the built-in parts for this kind ask for
+its members.
+"""
 
 
 def _check_family(part: Source) -> None:
-    """ValueError unless a source of strings, texts or images inherits what the built-in parts for them ask of it."""
+    """ValueError unless a source of strings, texts or images inherits what the built-in parts
+    for them ask of it.
+    """
     if part.kind in FAMILIES:
         family = import_object(FAMILIES[part.kind], f"kind {part.kind!r}", "'module:Class'")
         if not isinstance(part, family):
             needed = f"a source of kind {part.kind!r} inherits from uturn.sources.{family.__name__}"
-            raise ValueError(f"{part.own_label}: {needed}, since the built-in parts for {part.kind} ask for its members")
+            raise ValueError(
+                f"{part.own_label}: {needed}, since the built-in parts for {part.kind} ask for its"
+                " members"
+            )
 
 
 def _check_corrupt(part: Corruption) -> None:
@@ -106,7 +117,9 @@ def _check_corrupt(part: Corruption) -> None:
         signature.bind(None, None, None, **options)
     except TypeError:
         where = f"{part.own_label}: the method is corrupt{signature}"
-        raise ValueError(f"{where}, but it is called as corrupt({given}); see help(ut.Corruption)") from None
+        raise ValueError(
+            f"{where}, but it is called as corrupt({given}); see help(ut.Corruption)"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -128,20 +141,38 @@ def part_class(idea: str, kind: str) -> type:
 
 
 def installed_part(kind: Any) -> str | None:
-    """The import path of a type registered by an installed package, or None; ValueError if two packages register it."""
-    packages = {entry.value: entry.dist.name if entry.dist else "a package" for entry in entry_points(group=GROUP, name=kind)}
+    """The import path of a type registered by an installed package, or None; ValueError if two
+    packages register it.
+    """
+    packages = {
+        entry.value: entry.dist.name if entry.dist else "a package"
+        for entry in entry_points(group=GROUP, name=kind)
+    }
     for name, tool in installed_tools().items():
-        packages |= {path: name for kinds in tool.parts.values() for own, path in kinds.items() if own == kind}
+        packages |= {
+            path: name
+            for kinds in tool.parts.values()
+            for own, path in kinds.items()
+            if own == kind
+        }
     is_one = len(packages) < 2 and all(map(is_import_path, packages))
-    expect(is_one, f"type {kind!r}, as packages register it,", packages, "one 'module:Class'; uninstall the others")
+    expect(
+        is_one,
+        f"type {kind!r}, as packages register it,",
+        packages,
+        "one 'module:Class'; uninstall the others",
+    )
     return next(iter(packages), None)
 
 
-def build(role: str, table: Mapping[str, Any], trusted: bool = True, index: int | None = None) -> Any:
+def build(
+    role: str, table: Mapping[str, Any], trusted: bool = True, index: int | None = None
+) -> Any:
     """The part that a table of a spec describes. `role`, and `index` of a probe: as in `Slot`.
 
-    ValueError if there is no such part, if it lacks a member or rejects its arguments, the other keys of the table. `trusted`:
-    whether the table may name user-defined parts, whose code is then run.
+    ValueError if there is no such part, if it lacks a member or rejects its arguments, the other
+    keys of the table. `trusted`: whether the table may name user-defined parts, whose code is then
+    run.
     """
     name = Slot(role, index)
     kind = table.get("type")
@@ -153,10 +184,22 @@ def build(role: str, table: Mapping[str, Any], trusted: bool = True, index: int 
             raise ValueError(f"{name}: {one_line(error)}") from None
     path = kind if isinstance(kind, str) and is_import_path(kind) else installed_part(kind)
     if path is None:
-        of_tools = (kind for tool in installed_tools().values() for kinds in tool.parts.values() for kind in kinds)
-        known = [*dict.fromkeys([*PARTS[role], *sorted({*entry_points(group=GROUP).names, *of_tools})])]
+        of_tools = (
+            kind
+            for tool in installed_tools().values()
+            for kinds in tool.parts.values()
+            for kind in kinds
+        )
+        known = [
+            *dict.fromkeys([*PARTS[role], *sorted({*entry_points(group=GROUP).names, *of_tools})])
+        ]
         raise ValueError(f"{name}.type = {kind!r}: expected one of {known}, or 'module:Class'")
-    expect(trusted, f"{name}.type", kind, "no code of others, which a stored spec may not name; hand over the spec file instead")
+    expect(
+        trusted,
+        f"{name}.type",
+        kind,
+        "no code of others, which a stored spec may not name; hand over the spec file instead",
+    )
     label = f"{name} ({kind!r})"
     cls = import_object(path, f"{name}.type = {kind!r}", "'module:Class'")
     check_class(label, cls, role)  # before it is called
@@ -170,20 +213,31 @@ def build(role: str, table: Mapping[str, Any], trusted: bool = True, index: int 
 
 
 def check_class(label: str, cls: object, idea: str) -> None:
-    """ValueError unless a class is a part: it inherits from the base class of its idea, and has the required methods."""
+    """ValueError unless a class is a part: it inherits from the base class of its idea, and has
+    the required methods.
+    """
     base = BASES[idea]
     if not isinstance(cls, type):
-        raise ValueError(f"{label} is a {type(cls).__name__}; expected a class that inherits from uturn.{base.__name__} ({DOCS})")
+        raise ValueError(
+            f"{label} is a {type(cls).__name__}; expected a class that inherits from"
+            f" uturn.{base.__name__} ({DOCS})"
+        )
     if not issubclass(cls, base):
         way_out = f"write `class {cls.__name__}(ut.{base.__name__})` ({DOCS})"
-        raise ValueError(f"{label}: the class does not inherit from uturn.{base.__name__}; {way_out}")
+        raise ValueError(
+            f"{label}: the class does not inherit from uturn.{base.__name__}; {way_out}"
+        )
     lacks = sorted(cls.__abstractmethods__)
     if lacks:
-        raise ValueError(f"{label}: the class lacks {', '.join(lacks)}; see help(ut.{base.__name__})")
+        raise ValueError(
+            f"{label}: the class lacks {', '.join(lacks)}; see help(ut.{base.__name__})"
+        )
 
 
 def check_own(part: Part, idea: str) -> None:
-    """ValueError for values of a user-defined part that are missing, or a text where several texts are expected."""
+    """ValueError for values of a user-defined part that are missing, or a text where several
+    texts are expected.
+    """
     label = part.own_label
     for member in ("unit", "max_noise") if idea == "corruption" else ():
         if not hasattr(part, member):
@@ -194,11 +248,20 @@ def check_own(part: Part, idea: str) -> None:
         _check_family(part)
     for member in ("kinds", "undoes", "asks", "execution"):
         names = getattr(part, member, ())
-        expect(not isinstance(names, str), f"{label}.{member}", names, "a tuple of strings")  # parts of a text are "in" it
+        # Parts of a text are "in" it.
+        expect(not isinstance(names, str), f"{label}.{member}", names, "a tuple of strings")
 
 
-def check_fit(source: Source, corruption: Corruption, backward: Backward, probes: Sequence[Probe], trajectories: int) -> None:
-    """ValueError if parts accept different kinds of data, or if the backward does not undo the corruption."""
+def check_fit(
+    source: Source,
+    corruption: Corruption,
+    backward: Backward,
+    probes: Sequence[Probe],
+    trajectories: int,
+) -> None:
+    """ValueError if parts accept different kinds of data, or if the backward does not undo the
+    corruption.
+    """
     type_of_backward = table_of(backward)["type"]
 
     # A part, or the class of one: what they accept is said by values of the class.
@@ -212,8 +275,14 @@ def check_fit(source: Source, corruption: Corruption, backward: Backward, probes
         if fits(part):
             return
         allowed = [key for key in PARTS[slot.role] if fits(part_class(slot.role, key))]
-        expected = f"expected one of {allowed}" if allowed else f"no built-in one does, write your own ({DOCS})"
-        raise ValueError(f"{slot}: type {table_of(part)['type']!r} does not go with {kind}; {expected}")
+        expected = (
+            f"expected one of {allowed}"
+            if allowed
+            else f"no built-in one does, write your own ({DOCS})"
+        )
+        raise ValueError(
+            f"{slot}: type {table_of(part)['type']!r} does not go with {kind}; {expected}"
+        )
 
     kind = source.kind or "the source"
     check_takes(Slot("backward"), backward, takes, kind)
@@ -225,13 +294,17 @@ def check_fit(source: Source, corruption: Corruption, backward: Backward, probes
         least = probe.least_trajectories
         needed = f"at least {least} of each item for {slot}, {table_of(probe)['type']!r}"
         expect(trajectories >= least, "trajectories", trajectories, needed)
-    lacks = [member for member in backward.asks if is_own(corruption) and not hasattr(corruption, member)]
+    lacks = [
+        member for member in backward.asks if is_own(corruption) and not hasattr(corruption, member)
+    ]
     asked = f"one with {', '.join(lacks)}, which the backward {type_of_backward!r} asks for"
     expect(not lacks, "corruption", table_of(corruption)["type"], asked)
 
 
 def as_part(role: str, value: Any, index: int | None = None) -> Any:
-    """The part of a table, or a given part. A user-defined one is built from its table, so that a spec describes it."""
+    """The part of a table, or a given part. A user-defined one is built from its table, so that
+    a spec describes it.
+    """
     if isinstance(value, Mapping):
         return build(role, value, index=index)
     base = BASES[role]
@@ -246,19 +319,36 @@ def as_part(role: str, value: Any, index: int | None = None) -> Any:
 
 
 def table_of(part: Any) -> dict[str, Any]:
-    """The table of a part in a spec: its type, and the options that differ from the defaults of its class."""
+    """The table of a part in a spec: its type, and the options that differ from the defaults of
+    its class.
+    """
     if is_own(part):
         return dict(part.own_table)
     path = f"{type(part).__module__}:{type(part).__qualname__}"
-    kind = next((kind for kinds in PARTS.values() for kind, built_in in kinds.items() if built_in == path), path)
+    kind = next(
+        (kind for kinds in PARTS.values() for kind, built_in in kinds.items() if built_in == path),
+        path,
+    )
     if isinstance(part, BaseModel):
         return {"type": kind, **part.model_dump(mode="json", exclude_defaults=True)}
     if kind != path:  # built-in corruptions without a model have no options
         return {"type": kind}
     is_plain = is_dataclass(part) or not getattr(part, "__dict__", None)
-    expect(is_plain, "options", part, f"a dataclass, whose fields are known; or give a table, {{'type': {path!r}, ..}}")
-    values = [(field, getattr(part, field.name)) for field in (fields(part) if is_dataclass(part) else ()) if field.init]
-    return {"type": kind, **plain({field.name: value for field, value in values if value != field.default})}
+    expect(
+        is_plain,
+        "options",
+        part,
+        f"a dataclass, whose fields are known; or give a table, {{'type': {path!r}, ..}}",
+    )
+    values = [
+        (field, getattr(part, field.name))
+        for field in (fields(part) if is_dataclass(part) else ())
+        if field.init
+    ]
+    return {
+        "type": kind,
+        **plain({field.name: value for field, value in values if value != field.default}),
+    }
 
 
 def filled(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,9 +359,15 @@ def filled(spec: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(kind, str) or kind not in PARTS[idea]:
             return table
         options = getattr(part_class(idea, kind), "model_fields", {})
-        return {name: option.default for name, option in options.items() if not option.is_required()} | table
+        return {
+            name: option.default for name, option in options.items() if not option.is_required()
+        } | table
 
-    tables = {idea: full(idea, spec[idea]) for idea in ("source", "corruption", "backward") if idea in spec}
+    tables = {
+        idea: full(idea, spec[idea])
+        for idea in ("source", "corruption", "backward")
+        if idea in spec
+    }
     if isinstance(spec.get("probes"), list):
         tables["probes"] = [full("probes", table) for table in spec["probes"]]
     return {"clones": 1, **spec, **tables}

@@ -1,6 +1,8 @@
-"""One pool of threads for all compiled kernels, and a message to the user while numba compiles them.
+"""One pool of threads for all compiled kernels, and a message to the user while numba compiles
+them.
 
-Numba's own workqueue is not reentrant, OpenMP threads do not survive a fork, and two pools would compete for the cores.
+Numba's own workqueue is not reentrant, OpenMP threads do not survive a fork, and two pools would
+compete for the cores.
 """
 
 from __future__ import annotations
@@ -18,15 +20,18 @@ import numba
 from numba.core import event
 
 num_threads: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # the variable of that name, or the cores
-_SMALLEST = 2**15  # smallest number of values in a block, since waking a thread takes about 50 microseconds
+# Smallest number of values in a block, since waking a thread takes about 50 microseconds.
+_SMALLEST = 2**15
 
 
 def over_blocks(count: int, block: Callable[[int, int], None], numbers: int = _SMALLEST) -> None:
-    """Call block(first, last) for ranges that cover 0 .. count - 1, on all threads including this one.
+    """Call block(first, last) for ranges that cover 0 .. count - 1, on all threads including this
+    one.
 
     `numbers`: values computed for each entry, at about 2 ns each; small ranges are not distributed.
     """
-    blocks = min(count * numbers // _SMALLEST, count, 6 * num_threads)  # cores are rarely equally free
+    # Cores are rarely equally free.
+    blocks = min(count * numbers // _SMALLEST, count, 6 * num_threads)
     if min(num_threads, blocks) <= 1:
         block(0, count)
         return
@@ -52,7 +57,9 @@ def over_blocks(count: int, block: Callable[[int, int], None], numbers: int = _S
 
 
 def _wait_for(helpers: list[Future[None]]) -> None:
-    """Wait for the helpers' last blocks, even after an interrupt, since the memory they write to is freed afterwards."""
+    """Wait for the helpers' last blocks, even after an interrupt, since the memory they write to
+    is freed afterwards.
+    """
     interrupted = None
     for helper in helpers:
         while not helper.done():
@@ -77,15 +84,25 @@ def _pool() -> ThreadPoolExecutor:
 
 
 class _Announcement(event.Listener):
-    """Prints one line, on terminals and in notebooks, when numba's cache on disk lacks a kernel of this package."""
+    """Prints one line, on terminals and in notebooks, when numba's cache on disk lacks a kernel
+    of this package.
+    """
 
     printed = False
 
     def on_start(self, event: Any) -> None:
         ours = event.data["dispatcher"].py_func.__module__.startswith("uturn.")
-        if ours and not self.printed and ((sys.stderr and sys.stderr.isatty()) or "ipykernel" in sys.modules):
+        if (
+            ours
+            and not self.printed
+            and ((sys.stderr and sys.stderr.isatty()) or "ipykernel" in sys.modules)
+        ):
             self.printed = True
-            print("uturn: compiling kernels for this machine, once (10 to 30 s)", file=sys.stderr, flush=True)
+            print(
+                "uturn: compiling kernels for this machine, once (10 to 30 s)",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def on_end(self, event: Any) -> None:
         pass

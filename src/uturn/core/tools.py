@@ -1,4 +1,6 @@
-"""Tools: the folders of `uturn.tools`, and those that installed packages bring by entry points of the group `uturn.tools`."""
+"""Tools: the folders of `uturn.tools`, and those that installed packages bring by entry points
+of the group `uturn.tools`.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,12 @@ GROUP = "uturn.tools"
 
 @dataclass(frozen=True)
 class ToolFigure:
-    """A figure of `uturn reproduce`: its module, with the members of `uturn.paper.registry.Figure`, and its place.
+    """A figure of `uturn reproduce`: its module, with the members of `uturn.paper.registry.Figure`,
+    and its place.
 
-    `after`: the figure beyond the paper behind which it is listed, by default the last. `seconds`: approximately, at smoke scale
-    on two cores, where `uturn/paper/seconds.json` has no entry; short figures are made first. `needs`: a library, and the extra
-    of this package that installs it.
+    `after`: the figure beyond the paper behind which it is listed, by default the last. `seconds`:
+    approximately, at smoke scale on two cores, where `uturn/paper/seconds.json` has no entry; short
+    figures are made first. `needs`: a library, and the extra of this package that installs it.
     """
 
     module: str
@@ -33,15 +36,18 @@ class ToolFigure:
 
 @dataclass(frozen=True)
 class Tool:
-    """What a tool adds to the package. All values are import paths, so that nothing of a tool is imported before it is used.
+    """What a tool adds to the package. All values are import paths, so that nothing of a tool is
+    imported before it is used.
 
-    `parts`: {"source", "corruption", "backward" or "probes": {type in specs: "module:Class"}}. `commands`: modules that register
-    commands when they are imported (`uturn.cli.app.command`), as `uturn --help` does. `sections`: {name of a file or store in a
-    folder of results: "module:function"}; the function (path, reader) returns the section of the page (`uturn.pages.sections`),
-    and stores that it lists under "covers" have no section of their own. `folders`: of pictures in a folder of results, which its
-    sections show. `figures`, {name: ToolFigure, or its module alone}: further figures of `uturn reproduce`. `names`, {name:
-    "module:name"}: further names of `uturn`, or of a package in it: "seven" is `uturn.seven`, and "probes.Seven" is
-    `uturn.probes.Seven`.
+    `parts`: {"source", "corruption", "backward" or "probes": {type in specs: "module:Class"}}.
+    `commands`: modules that register commands when they are imported (`uturn.cli.app.command`), as
+    `uturn --help` does. `sections`: {name of a file or store in a folder of results:
+    "module:function"}; the function (path, reader) returns the section of the page
+    (`uturn.pages.sections`), and stores that it lists under "covers" have no section of their own.
+    `folders`: of pictures in a folder of results, which its sections show. `figures`, {name:
+    ToolFigure, or its module alone}: further figures of `uturn reproduce`. `names`, {name:
+    "module:name"}: further names of `uturn`, or of a package in it: "seven" is `uturn.seven`, and
+    "probes.Seven" is `uturn.probes.Seven`.
     """
 
     parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -55,18 +61,24 @@ class Tool:
 @cache
 def own_tools() -> dict[str, Tool]:
     folders = pkgutil.iter_modules(importlib.import_module(GROUP).__path__)
-    return {folder.name: importlib.import_module(f"{GROUP}.{folder.name}").TOOL for folder in folders}
+    return {
+        folder.name: importlib.import_module(f"{GROUP}.{folder.name}").TOOL for folder in folders
+    }
 
 
 @cache
 def installed_tools() -> dict[str, Tool]:
-    """The tools of installed packages by the name of their entry point; broken ones are left out with a warning."""
+    """The tools of installed packages by the name of their entry point; broken ones are left out
+    with a warning.
+    """
     found: dict[str, Tool] = {}
     for entry in entry_points(group=GROUP):
         try:
             tool = entry.load()
             if not isinstance(tool, Tool):
-                raise TypeError(f"{entry.value} is a {type(tool).__name__}, not a uturn.core.tools.Tool")
+                raise TypeError(
+                    f"{entry.value} is a {type(tool).__name__}, not a uturn.core.tools.Tool"
+                )
         except Exception as error:  # the code of a package can raise any exception
             left_out(entry.name, error)
         else:
@@ -85,4 +97,6 @@ def named(what: str) -> dict[str, Any]:
 
 
 def left_out(name: str, error: Exception) -> None:
-    warnings.warn(f"the tool {name!r} is left out: {type(error).__name__}: {one_line(error)}", stacklevel=2)
+    warnings.warn(
+        f"the tool {name!r} is left out: {type(error).__name__}: {one_line(error)}", stacklevel=2
+    )

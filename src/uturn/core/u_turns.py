@@ -20,15 +20,22 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def u_turns(
-    blocks: Iterable[tuple[Key, O, float, Streams | int]], corruption: Corruption[O, N], backward: Backward[N], *, clones: int = 1
+    blocks: Iterable[tuple[Key, O, float, Streams | int]],
+    corruption: Corruption[O, N],
+    backward: Backward[N],
+    *,
+    clones: int = 1,
 ) -> Iterator[tuple[Key, UTurns[O, N]]]:
-    """U-turns of a stream of blocks of originals, each at its own noise level, in the order of completion.
+    """U-turns of a stream of blocks of originals, each at its own noise level, in the order of
+    completion.
 
-    A backward that reconstructs the data of several blocks together, such as a queue that keeps the batches of a network full,
-    takes the next block as soon as it has room. Blocks are read lazily, so the U-turns of a large run need not fit into memory.
+    A backward that reconstructs the data of several blocks together, such as a queue that keeps the
+    batches of a network full, takes the next block as soon as it has room. Blocks are read lazily,
+    so the U-turns of a large run need not fit into memory.
 
-    `blocks`: tuples (key, originals, noise, streams), with a hashable key that is unique among the blocks under way, and the rest
-    as in `u_turn`. Yields (key, UTurns), each key once; ValueError if the backward returns other keys or shapes, or ends early.
+    `blocks`: tuples (key, originals, noise, streams), with a hashable key that is unique among the
+    blocks under way, and the rest as in `u_turn`. Yields (key, UTurns), each key once; ValueError
+    if the backward returns other keys or shapes, or ends early.
 
     Examples
     --------
@@ -42,7 +49,12 @@ def u_turns(
     clones = checked_integer("clones", clones, 1)
     most = backward.blocks_ahead
     most = None if most is None else checked_integer("backward.blocks_ahead", most, 1)
-    expect(undoes(backward, corruption), "backward", backward, f"one that undoes {corruption.process!r}")
+    expect(
+        undoes(backward, corruption),
+        "backward",
+        backward,
+        f"one that undoes {corruption.process!r}",
+    )
     return _stream(blocks, corruption, backward, clones, most)
 
 
@@ -57,15 +69,18 @@ def u_turn(
 ) -> UTurns[O, N]:
     """Corrupt originals up to a noise level, and reconstruct them: `u_turns` of one block.
 
-    The parts of an experiment fit together: `source, corruption, backward, probes = experiment.parts`. The corruption of a
-    diffusion model is its forward process, `backward.forward_process(source)`.
+    The parts of an experiment fit together: `source, corruption, backward, probes =
+    experiment.parts`. The corruption of a diffusion model is its forward process,
+    `backward.forward_process(source)`.
 
-    `originals`: a block of a source, such as `next(source.blocks(items, seed, num_items))`, or `uturn.sources.Strings(items, rhm,
-    draw)`. `backward`: one that undoes the process of the corruption. `noise`: level in the unit of the corruption, 0 ..
-    `corruption.max_noise`. `streams`: random streams of the items and trajectories at this noise level; an integer is a seed, for
-    one trajectory of each item. `clones` >= 1: reconstructions of each noisy datum; clone 0 equals the reconstruction of a U-turn
-    with `clones=1`. Reconstructions have the shape (items, trajectories * clones, ...); those of strings are {tree_level: int64
-    (items, trajectories * clones, nodes)}.
+    `originals`: a block of a source, such as `next(source.blocks(items, seed, num_items))`, or
+    `uturn.sources.Strings(items, rhm, draw)`. `backward`: one that undoes the process of the
+    corruption. `noise`: level in the unit of the corruption, 0 .. `corruption.max_noise`.
+    `streams`: random streams of the items and trajectories at this noise level; an integer is a
+    seed, for one trajectory of each item. `clones` >= 1: reconstructions of each noisy datum; clone
+    0 equals the reconstruction of a U-turn with `clones=1`. Reconstructions have the shape (items,
+    trajectories * clones, ...); those of strings are {tree_level: int64 (items, trajectories *
+    clones, nodes)}.
 
     Examples
     --------
@@ -76,7 +91,9 @@ def u_turn(
     >>> turned.reconstructions[0].shape
     (5, 4, 8)
     """
-    ((_, turned),) = u_turns([(None, originals, noise, streams)], corruption, backward, clones=clones)
+    ((_, turned),) = u_turns(
+        [(None, originals, noise, streams)], corruption, backward, clones=clones
+    )
     return turned
 
 
@@ -88,8 +105,10 @@ def _stream(
     most: int | None,
 ) -> Iterator[tuple[Key, UTurns[O, N]]]:
     where = f"{name_of(backward, 'backward')}.reconstruct_stream"
-    waiting: dict[Key, tuple[O, N, Streams]] = {}  # originals, noisy data and streams of the blocks under way
-    failures: list[tuple[Exception, Any]] = []  # errors of source or corruption with their tracebacks
+    # Originals, noisy data and streams of the blocks under way.
+    waiting: dict[Key, tuple[O, N, Streams]] = {}
+    # Errors of source or corruption with their tracebacks.
+    failures: list[tuple[Exception, Any]] = []
     number_read = 0  # blocks read in the current call of the backward
 
     def noisy(some: Iterator[Any]) -> Iterator[tuple[Key, N, Streams]]:
@@ -97,7 +116,11 @@ def _stream(
         try:
             for block in some:
                 key, originals, noise, streams = _checked_block(block, corruption, waiting)
-                waiting[key] = originals, read_only(corruption.observe(originals, noise, streams)), streams
+                waiting[key] = (
+                    originals,
+                    read_only(corruption.observe(originals, noise, streams)),
+                    streams,
+                )
                 number_read += 1
                 del block, originals  # release them while the backward computes
                 yield key, waiting[key][1], streams
@@ -108,10 +131,17 @@ def _stream(
             raise
 
     def answers(some: Iterator[Any]) -> Iterator[Any]:
-        """The answers of the backward. Errors of source and corruption pass without its frames, as they are none of its own."""
+        """The answers of the backward. Errors of source and corruption pass without its frames,
+        as they are none of its own.
+        """
         try:
             stream = backward.reconstruct_stream(noisy(some), clones)
-            expect(isinstance(stream, Iterable), where, stream, "an iterator over (key, reconstructions)")
+            expect(
+                isinstance(stream, Iterable),
+                where,
+                stream,
+                "an iterator over (key, reconstructions)",
+            )
             yield from stream
         except Exception:
             if not failures:
@@ -122,31 +152,52 @@ def _stream(
 
     blocks = iter(blocks)
     for first in blocks:
-        # A backward that reads all its input before it answers gets `most` blocks, and is called again for the next.
+        # A backward that reads all its input before it answers gets `most` blocks, and is called
+        # again for the next.
         some, number_read = chain([first], blocks), 0
         del first
         for answer in answers(some):
-            is_pair = isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Hashable)
-            expect(is_pair and answer[0] in waiting, where, answer, "(key, reconstructions), each key of a block once")
+            is_pair = (
+                isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Hashable)
+            )
+            expect(
+                is_pair and answer[0] in waiting,
+                where,
+                answer,
+                "(key, reconstructions), each key of a block once",
+            )
             key, (originals, observation, streams) = answer[0], waiting.pop(answer[0])
-            made = checked_reconstructions(backward, answer[1], len(originals.items), streams.count * clones)
+            made = checked_reconstructions(
+                backward, answer[1], len(originals.items), streams.count * clones
+            )
             yield key, UTurns(originals, observation, made, clones)
             del answer, originals, observation, made
         if waiting or not number_read:
             left = max(1, len(waiting))
-            raise ValueError(f"{where} ended before the reconstructions of {left} blocks; expected all of them")
+            raise ValueError(
+                f"{where} ended before the reconstructions of {left} blocks; expected all of them"
+            )
 
 
 def _checked_block(
-    block: tuple[Key, O, float, Streams | int], corruption: Corruption[O, N], waiting: Collection[Key]
+    block: tuple[Key, O, float, Streams | int],
+    corruption: Corruption[O, N],
+    waiting: Collection[Key],
 ) -> tuple[Key, O, float, Streams]:
     """A block with its `Streams`; ValueError if the block is malformed."""
     key, originals, noise, streams = block
     expect(key not in waiting, "key", key, "another one for each block under way")
     noise = float(checked_noise(noise, corruption.max_noise, batch=0))
     if not isinstance(streams, Streams):
-        return key, originals, noise, Streams(checked_seed(streams, "streams"), originals.items, noise)
+        return (
+            key,
+            originals,
+            noise,
+            Streams(checked_seed(streams, "streams"), originals.items, noise),
+        )
     if not np.array_equal(streams.items, originals.items):
-        raise ValueError(f"streams: items = {shown(streams.items)}: expected {shown(originals.items)}")
+        raise ValueError(
+            f"streams: items = {shown(streams.items)}: expected {shown(originals.items)}"
+        )
     expect(streams.noise == noise, "streams: noise", streams.noise, f"{noise}")
     return key, originals, noise, streams

@@ -1,12 +1,14 @@
 """Corruptions: the making of noisy data, and their evidence about the original.
 
-A channel of strings has two methods. `corrupt` draws a noisy datum; `log_evidence` is the log-likelihood of each noisy leaf as
-a function of its true symbol, up to a constant at each leaf. `Gaussian`, `Masking` and `UniformReplacement` are Bayesian: their
-evidence is the likelihood of the drawn noisy datum. `EpsilonBelief`, the simplified process of arXiv:2402.16991, is not
-Bayesian: it assigns a fixed belief to the true symbol. `Diffusion` is the forward process of a diffusion model; `Recorded` names
-the noise that another program has added.
+A channel of strings has two methods. `corrupt` draws a noisy datum; `log_evidence` is the
+log-likelihood of each noisy leaf as a function of its true symbol, up to a constant at each leaf.
+`Gaussian`, `Masking` and `UniformReplacement` are Bayesian: their evidence is the likelihood of the
+drawn noisy datum. `EpsilonBelief`, the simplified process of arXiv:2402.16991, is not Bayesian: it
+assigns a fixed belief to the true symbol. `Diffusion` is the forward process of a diffusion model;
+`Recorded` names the noise that another program has added.
 
-In a spec, `type` names the class, and the other keys are its arguments, which `help(ut.corruption.Masking)` lists:
+In a spec, `type` names the class, and the other keys are its arguments, which
+`help(ut.corruption.Masking)` lists:
 
     diffusion  Diffusion           the forward process of a diffusion model
     gaussian   Gaussian            Gaussian diffusion of one-hot leaves, or of vectors
@@ -30,7 +32,12 @@ from uturn.corruption.recorded import Recorded as Recorded
 from uturn.corruption.strings import EpsilonBelief as EpsilonBelief
 from uturn.corruption.uniform import UniformReplacement as UniformReplacement
 
-COMPACT: dict[type, Any] = {channel: channel.log_evidence for channel in (Gaussian, Masking, UniformReplacement, EpsilonBelief)}
-"""Channels whose method `evidence` gives the log-evidence of this function, in a form that the kernels read."""
+COMPACT: dict[type, Any] = {
+    channel: channel.log_evidence
+    for channel in (Gaussian, Masking, UniformReplacement, EpsilonBelief)
+}
+"""Channels whose method `evidence` gives the log-evidence of this function, in a form that the
+kernels read.
+"""
 
 __getattr__, __dir__, _HOMES = lazy(__name__, {})

@@ -1,8 +1,9 @@
 """Reverse processes of the Bayesian channels of strings, driven by the posterior of single leaves.
 
-Exact posterior sampling (`uturn.inference.sample_posterior`) draws whole strings. A denoiser gives the posterior of each single
-leaf, `p(x_0^i | x_t)`. With many small steps of the reverse process, exact or learned denoisers draw from the joint posterior;
-with few steps, leaves are drawn as if they were independent.
+Exact posterior sampling (`uturn.inference.sample_posterior`) draws whole strings. A denoiser gives
+the posterior of each single leaf, `p(x_0^i | x_t)`. With many small steps of the reverse process,
+exact or learned denoisers draw from the joint posterior; with few steps, leaves are drawn as if
+they were independent.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from uturn.exact.rhm import RandomHierarchyModel
 
 _AT_ONCE = 2**23  # largest number of values (sample, leaf, symbol) in memory
-# Sub-streams of a sample for the order of unmasking and the last draw; the sub-streams 0, 1, .. are those of the steps.
+# Sub-streams of a sample for the order of unmasking and the last draw; the sub-streams 0, 1, .. are
+# those of the steps.
 ORDER, LAST = 2**62, 2**62 + 1
 
 
@@ -34,23 +36,32 @@ class Denoiser(Protocol):
     """The channel whose noise it removes; it must have reverse steps."""
 
     def posterior(self, noisy: Noisy) -> np.ndarray:
-        """Probability of each symbol at each leaf given the noisy datum, float32 (batch, num_leaves, vocab_size)."""
+        """Probability of each symbol at each leaf given the noisy datum, float32 (batch,
+        num_leaves, vocab_size).
+        """
 
 
 Reverse = Callable[[Denoiser, Noisy, np.ndarray], np.ndarray]
 
 
 class ExactDenoiser:
-    """The Bayes-optimal denoiser of a grammar: leaf marginals by belief propagation (Eqs. 7, 8 of arXiv:2402.16991).
+    """The Bayes-optimal denoiser of a grammar: leaf marginals by belief propagation (Eqs. 7, 8 of
+    arXiv:2402.16991).
 
-    Unmasking several leaves at once can give a string that the grammar cannot complete, and whose posterior does not exist.
-    Therefore an unmasked leaf has each other symbol with relative probability e**-25 (`Masking.misread`), which changes the
-    posterior of consistent strings by about 1e-11.
+    Unmasking several leaves at once can give a string that the grammar cannot complete, and whose
+    posterior does not exist. Therefore an unmasked leaf has each other symbol with relative
+    probability e**-25 (`Masking.misread`), which changes the posterior of consistent strings by
+    about 1e-11.
     """
 
     def __init__(self, rhm: RandomHierarchyModel, corruption: Channel) -> None:
         check_channel(corruption)
-        self.rhm, self.corruption, self.vocab_size, self.num_leaves = rhm, corruption, rhm.vocab_size, rhm.num_leaves
+        self.rhm, self.corruption, self.vocab_size, self.num_leaves = (
+            rhm,
+            corruption,
+            rhm.vocab_size,
+            rhm.num_leaves,
+        )
 
     def posterior(self, noisy: Noisy) -> np.ndarray:
         """Leaf marginals given the noisy datum, float32 (batch, num_leaves, vocab_size)."""
@@ -62,22 +73,27 @@ class ExactDenoiser:
         return infer(self.rhm, evidence).marginals[0]
 
 
-def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, reverse: Reverse | None = None) -> np.ndarray:
+def denoise(
+    denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, reverse: Reverse | None = None
+) -> np.ndarray:
     """Draw strings given noisy data, with `steps` evaluations of a denoiser.
 
-    Each evaluation but the last makes a step of the reverse process to a lower noise level; after the last one every leaf is
-    drawn from its own posterior.
+    Each evaluation but the last makes a step of the reverse process to a lower noise level; after
+    the last one every leaf is drawn from its own posterior.
 
-    - Gaussian: ancestral sampling of the one-hot leaves (diffusers' DDIM scheduler with eta = 1, which is DDPM). For x_0 held at
-      its posterior mean over a step, this is the Euler step of `dy = E[x_0 | y] dr + dB`, `y = x_t sqrt(abar)/(1 - abar)`, whose
-      time is the signal-to-noise ratio `r = abar/(1 - abar)`. Of K levels, number k = 0, 1, .. is at `r_0 - 6 log(1 - k/K)`.
-    - Masking: leaves are unmasked in random order, in groups of equal size. One at a time (steps >= masked leaves) is exact.
-    - Uniform replacement: `q(x_s | x_t) = sum_a p(x_0 = a | x_t) q(x_s | x_t, x_0 = a)` leaf by leaf (arXiv:2107.03006), the
-      replaced fraction going to 0 in equal steps.
+    - Gaussian: ancestral sampling of the one-hot leaves (diffusers' DDIM scheduler with eta = 1,
+      which is DDPM). For x_0 held at its posterior mean over a step, this is the Euler step of `dy
+      = E[x_0 | y] dr + dB`, `y = x_t sqrt(abar)/(1 - abar)`, whose time is the signal-to-noise
+      ratio `r = abar/(1 - abar)`. Of K levels, number k = 0, 1, .. is at `r_0 - 6 log(1 - k/K)`.
+    - Masking: leaves are unmasked in random order, in groups of equal size. One at a time (steps >=
+      masked leaves) is exact.
+    - Uniform replacement: `q(x_s | x_t) = sum_a p(x_0 = a | x_t) q(x_s | x_t, x_0 = a)` leaf by
+      leaf (arXiv:2107.03006), the replaced fraction going to 0 in equal steps.
 
-    `noisy`: data of the denoiser's channel; noise levels may differ between samples. `keys`: uint64 (batch,), one random stream
-    for each sample (`uturn.random.keys`). `reverse`: a reverse process that replaces the channel's, `reverse(denoiser, noisy,
-    keys)`. Returns strings, int64 (batch, num_leaves); those with noise at most `clean_noise` of the channel are unchanged.
+    `noisy`: data of the denoiser's channel; noise levels may differ between samples. `keys`: uint64
+    (batch,), one random stream for each sample (`uturn.random.keys`). `reverse`: a reverse process
+    that replaces the channel's, `reverse(denoiser, noisy, keys)`. Returns strings, int64 (batch,
+    num_leaves); those with noise at most `clean_noise` of the channel are unchanged.
     """
     steps, channel = checked_integer("steps", steps, 1), denoiser.corruption
     check_channel(channel)
@@ -97,13 +113,25 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, reve
 
 
 def checked_posterior(denoiser: Denoiser, noisy: Noisy) -> np.ndarray:
-    """The posterior of a denoiser as float32, or a ValueError if it is not a distribution at every leaf."""
+    """The posterior of a denoiser as float32, or a ValueError if it is not a distribution at
+    every leaf.
+    """
     belief = np.asarray(denoiser.posterior(noisy), np.float32)
     shape = (len(noisy.noise), denoiser.num_leaves, denoiser.vocab_size)
-    expect(belief.shape == shape, f"shape of the posterior of {type(denoiser).__name__}", belief.shape, str(shape))
+    expect(
+        belief.shape == shape,
+        f"shape of the posterior of {type(denoiser).__name__}",
+        belief.shape,
+        str(shape),
+    )
     total = belief.sum(-1)
     is_law = belief.min(initial=0) >= 0 and np.abs(total - 1).max(initial=0) < 1e-3  # false for NaN
-    expect(is_law, f"sums of the posterior of {type(denoiser).__name__}", total, "1 at each leaf, of numbers >= 0 (a softmax)")
+    expect(
+        is_law,
+        f"sums of the posterior of {type(denoiser).__name__}",
+        total,
+        "1 at each leaf, of numbers >= 0 (a softmax)",
+    )
     return belief
 
 
@@ -117,7 +145,10 @@ def _equal_noise(noise: np.ndarray, most: int) -> Iterator[np.ndarray]:
 def check_channel(corruption: Any) -> None:
     """ValueError for a corruption that has no reverse steps."""
     is_reversible = getattr(corruption, "is_reversible", False) and corruption.is_random
-    known = "Gaussian(), Masking(), UniformReplacement(), or a channel of your own that draws noise and has reverse steps"
+    known = (
+        "Gaussian(), Masking(), UniformReplacement(), or a channel of your own that draws noise and"
+        " has reverse steps"
+    )
     expect(is_reversible, "corruption", corruption, f"{known} (is_reversible)")
 
 
@@ -126,6 +157,10 @@ def checked_observation(denoiser: Denoiser, noisy: Noisy) -> Noisy:
     channel, d, v = denoiser.corruption, denoiser.num_leaves, denoiser.vocab_size
     values = np.asarray(noisy.values)
     found, expected = (*values.shape[1:], noisy.vocab_size), (*channel.value_shape(d, v), v)
-    expect(found == expected, "shape and number of symbols of the noisy values", found, str(expected))
-    noise = np.array(np.broadcast_to(checked_noise(noisy.noise, channel.max_noise, len(values)), len(values)))
+    expect(
+        found == expected, "shape and number of symbols of the noisy values", found, str(expected)
+    )
+    noise = np.array(
+        np.broadcast_to(checked_noise(noisy.noise, channel.max_noise, len(values)), len(values))
+    )
     return Noisy(channel.checked_values(values, noise, v), noise, v)

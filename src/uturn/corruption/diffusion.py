@@ -29,43 +29,53 @@ LONG_NAMES = {
 class Diffusion(Corruption[Any, Noisy]):
     """The forward process of a diffusion model, which the backward of the experiment has.
 
-    A spec names it by the table `{"type": "diffusion"}`. It has no schedule, and adds no noise by itself:
-    `backward.forward_process(source)` is the process with the scheduler and the steps of the backward (`ForwardDiffusion`).
+    A spec names it by the table `{"type": "diffusion"}`. It has no schedule, and adds no noise by
+    itself: `backward.forward_process(source)` is the process with the scheduler and the steps of
+    the backward (`ForwardDiffusion`).
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images", "strings")
     process: ClassVar[str] = "diffusion"
     unit: ClassVar[str] = "inversion time t/T"
     max_noise: ClassVar[float] = 1.0
-    # The keys equal those of the reconstruction, but the numbers differ: Philox here, torch's generator in the reverse steps.
+    # The keys equal those of the reconstruction, but the numbers differ: Philox here, torch's
+    # generator in the reverse steps.
     purpose: int = Purpose.RECONSTRUCTION
 
     def __repr__(self) -> str:
         return "Diffusion()"
 
     def corrupt(self, data: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
-        raise ValueError("Diffusion() has no schedule; the backward has: take backward.forward_process(source)")
+        raise ValueError(
+            "Diffusion() has no schedule; the backward has: take backward.forward_process(source)"
+        )
 
 
 def check_diffusion(corruption: Corruption) -> None:
-    """ValueError if the corruption of an experiment, whose backward has its own schedule, is another than `Diffusion()`."""
+    """ValueError if the corruption of an experiment, whose backward has its own schedule, is
+    another than `Diffusion()`.
+    """
     expected = "Diffusion(), type 'diffusion' in a spec, as the backward has its own schedule"
     expect(type(corruption) is Diffusion, "corruption", corruption, expected)
 
 
 class ForwardDiffusion(Diffusion):
-    """Draws x_t = a x_0 + s xi, xi ~ N(0, 1), from q(x_t | x_0) at a timestep of a scheduler; `noise` = t/T in [0, 1].
+    """Draws x_t = a x_0 + s xi, xi ~ N(0, 1), from q(x_t | x_0) at a timestep of a scheduler;
+    `noise` = t/T in [0, 1].
 
-    With N = `num_steps`, t/T = k/N is the k-th timestep counted from the clean end, and k = 0 is the image itself.
+    With N = `num_steps`, t/T = k/N is the k-th timestep counted from the clean end, and k = 0 is
+    the image itself.
 
-    `scheduler`, `num_steps`, `timestep_spacing`: as in `ReverseDiffusion`. `pure_noise`: whether k = N is pure noise; otherwise
-    it is the scheduler's first level, which keeps a small signal of the image. `codec`, for latent models: an object with
-    `encode(images)`; noise is added to the latents. `timesteps`: a pipeline's own rule for timesteps. `pieces`: device and batch
-    size of the encoder, by default the CPU and all images at once.
+    `scheduler`, `num_steps`, `timestep_spacing`: as in `ReverseDiffusion`. `pure_noise`: whether k
+    = N is pure noise; otherwise it is the scheduler's first level, which keeps a small signal of
+    the image. `codec`, for latent models: an object with `encode(images)`; noise is added to the
+    latents. `timesteps`: a pipeline's own rule for timesteps. `pieces`: device and batch size of
+    the encoder, by default the CPU and all images at once.
 
-    The attribute `noise_levels` has the noise level of each step k = 0 .. N, float64 arrays (N + 1,). With x_t = a x_0 + s xi:
-    `timestep`: argument of the model (-1 at k = 0); `t_over_T`: k / N; `abar`: signal power a^2 / (a^2 + s^2); `log_snr`:
-    log(a^2 / s^2) in nats; `sigma`: s / a; `signal`: a, in the units of the scheduler.
+    The attribute `noise_levels` has the noise level of each step k = 0 .. N, float64 arrays (N +
+    1,). With x_t = a x_0 + s xi: `timestep`: argument of the model (-1 at k = 0); `t_over_T`: k /
+    N; `abar`: signal power a^2 / (a^2 + s^2); `log_snr`: log(a^2 / s^2) in nats; `sigma`: s / a;
+    `signal`: a, in the units of the scheduler.
     """
 
     def __init__(
@@ -91,9 +101,11 @@ class ForwardDiffusion(Diffusion):
         return f"ForwardDiffusion({type(self.scheduler).__name__}, {self.num_steps})"
 
     def corrupt(self, images: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
-        """x_t of images (or of their latents), float32 (batch, channels, height, width), not clipped.
+        """x_t of images (or of their latents), float32 (batch, channels, height, width), not
+        clipped.
 
-        `images`: float32 in [-1, 1], else a ValueError. `keys`: uint64 (batch,), one random stream for each image.
+        `images`: float32 in [-1, 1], else a ValueError. `keys`: uint64 (batch,), one random stream
+        for each image.
         """
         self.checked_steps(np.atleast_1d(checked_noise(noise, 1)))
         values = self.noised(checked_images(images, None, True), self.step_of(noise), keys)
@@ -110,16 +122,24 @@ class ForwardDiffusion(Diffusion):
             if self.pure_noise and step == self.num_steps:
                 return noise * self.pure_sigma
             _, timesteps = self.placed(step)
-            return schedulers.add_noise(self.scheduler, clean, noise, timesteps[:1].expand(len(clean)))
+            return schedulers.add_noise(
+                self.scheduler, clean, noise, timesteps[:1].expand(len(clean))
+            )
 
         return self._in_pieces(images, noisy)
 
     def clean(self, images: np.ndarray) -> np.ndarray:
-        """The data before noise is added, float32 (batch, channels, height, width): images in [-1, 1], or their latents."""
+        """The data before noise is added, float32 (batch, channels, height, width): images in
+        [-1, 1], or their latents.
+        """
         return self._in_pieces(images, lambda clean, rows: clean)
 
-    def _in_pieces(self, images: np.ndarray, function: Callable[[torch.Tensor, slice], torch.Tensor]) -> np.ndarray:
-        """`function(clean, rows)` of images or their latents on the device, for some rows of a batch at a time."""
+    def _in_pieces(
+        self, images: np.ndarray, function: Callable[[torch.Tensor, slice], torch.Tensor]
+    ) -> np.ndarray:
+        """`function(clean, rows)` of images or their latents on the device, for some rows of a
+        batch at a time.
+        """
         import torch
 
         if not len(images):
@@ -142,7 +162,9 @@ class ForwardDiffusion(Diffusion):
         return latents
 
     def noise_like(self, values: torch.Tensor, keys: np.ndarray) -> torch.Tensor:
-        """Standard normal noise with the shape and device of `values`; row i uses keys[i], by Philox."""
+        """Standard normal noise with the shape and device of `values`; row i uses keys[i], by
+        Philox.
+        """
         import torch
 
         noise = normals(keys, int(np.prod(values.shape[1:])), np.float32).reshape(values.shape)
@@ -154,10 +176,13 @@ class ForwardDiffusion(Diffusion):
         return float(getattr(self.scheduler, "init_noise_sigma", 1.0))
 
     def placed(self, step: int) -> tuple[Any, torch.Tensor]:
-        """A new copy of the scheduler (multistep ones keep a history) set to step k, and the timesteps of its k reverse steps."""
+        """A new copy of the scheduler (multistep ones keep a history) set to step k, and the
+        timesteps of its k reverse steps.
+        """
         self._check_step(step)
         scheduler = copy.deepcopy(self.scheduler)
-        start = (self.num_steps - step) * scheduler.order  # two-stage schedulers (order 2) list two timesteps for each step
+        # Two-stage schedulers (order 2) list two timesteps for each step.
+        start = (self.num_steps - step) * scheduler.order
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(start)
         return scheduler, scheduler.timesteps[start:]
@@ -167,7 +192,9 @@ class ForwardDiffusion(Diffusion):
         return round(noise * self.num_steps)
 
     def _measured_levels(self) -> dict[str, np.ndarray]:
-        """The table of noise levels, measured by applying the scheduler to signal 1 and to noise 1."""
+        """The table of noise levels, measured by applying the scheduler to signal 1 and to noise
+        1.
+        """
         timesteps = self.scheduler.timesteps[:: self.scheduler.order].flip(0)
         signal, noise = schedulers.amplitudes(self.scheduler, timesteps)
         a, s = np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise])
@@ -185,16 +212,25 @@ class ForwardDiffusion(Diffusion):
         step = self.checked_steps(levels)
         table = self.noise_levels
         long_names = {"timestep": "timestep of the schedule", **LONG_NAMES}
-        axes = {name: Axis(table[name][step], {"long_name": text}) for name, text in long_names.items()}
-        axes["t_over_T"] = Axis(step / steps, {"long_name": "inversion time t/T of the whole number of steps"})
+        axes = {
+            name: Axis(table[name][step], {"long_name": text}) for name, text in long_names.items()
+        }
+        axes["t_over_T"] = Axis(
+            step / steps, {"long_name": "inversion time t/T of the whole number of steps"}
+        )
         axes["step"] = Axis(step, {"long_name": "reverse steps", "clean": 0.0})
         return axes
 
     def checked_steps(self, noise: np.ndarray) -> np.ndarray:
-        """The step of each noise level; ValueError if two levels have the same step, or if a positive one is rounded to 0."""
+        """The step of each noise level; ValueError if two levels have the same step, or if a
+        positive one is rounded to 0.
+        """
         step = np.array([self.step_of(level) for level in noise])
         is_whole = ((step > 0) == (noise > 0)).all() and len(set(step.tolist())) == len(step)
-        expected = f"levels on different steps of {self.num_steps}; take 0 and levels {1 / self.num_steps} apart, or more steps"
+        expected = (
+            f"levels on different steps of {self.num_steps}; take 0 and levels {1 / self.num_steps}"
+            " apart, or more steps"
+        )
         expect(is_whole, "noise", noise.tolist(), expected)
         return step
 
@@ -204,16 +240,30 @@ class ForwardDiffusion(Diffusion):
 
 
 def checked_images(images: Any, shape: tuple[int, ...] | None, clean: bool) -> np.ndarray:
-    """A batch of images (numpy array or tensor) as a float32 array, without a copy where possible, or a ValueError.
+    """A batch of images (numpy array or tensor) as a float32 array, without a copy where possible,
+    or a ValueError.
 
-    `shape`: (channels, height, width) of an image, if known. Values must be in [-1, 1] if `clean`, else finite.
+    `shape`: (channels, height, width) of an image, if known. Values must be in [-1, 1] if `clean`,
+    else finite.
     """
     array = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
-    expect(array.dtype == np.float32, "dtype of images", array.dtype, "float32 in [-1, 1] (uint8: x / 127.5 - 1)")
+    expect(
+        array.dtype == np.float32,
+        "dtype of images",
+        array.dtype,
+        "float32 in [-1, 1] (uint8: x / 127.5 - 1)",
+    )
     fits = array.ndim == 4 and (shape is None or array.shape[1:] == tuple(shape))
-    expect(fits, "shape of images", array.shape, f"{('batch', *(shape or ('channels', 'height', 'width')))}")
+    expect(
+        fits,
+        "shape of images",
+        array.shape,
+        f"{('batch', *(shape or ('channels', 'height', 'width')))}",
+    )
     low, high = float(array.min(initial=0)), float(array.max(initial=0))
     most = 1.0 if clean else float(np.finfo(np.float32).max)
     is_bounded = low >= -most and high <= most  # false for NaN
-    expect(is_bounded, "range of images", [low, high], f"finite values{' in [-1, 1]' if clean else ''}")
+    expect(
+        is_bounded, "range of images", [low, high], f"finite values{' in [-1, 1]' if clean else ''}"
+    )
     return array

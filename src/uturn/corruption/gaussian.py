@@ -20,17 +20,20 @@ from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
 from uturn.corruption.strings import checked_strings, draw_symbols, log_evidence_of
 from uturn.exact.inference.evidence import SCALED, Evidence
 
-# Scale of the signal-to-noise ratio r over which the density of levels decays, as exp(-r/6). The error of an Euler step of length
-# h is about h^2 |d mmse/dr|, and the uncertainty about a leaf (mmse) decays as exp(-r/4), somewhat faster given its neighbours.
+# Scale of the signal-to-noise ratio r over which the density of levels decays, as exp(-r/6). The
+# error of an Euler step of length h is about h^2 |d mmse/dr|, and the uncertainty about a leaf
+# (mmse) decays as exp(-r/4), somewhat faster given its neighbours.
 _SCALE = 6.0
 
 
 @dataclass(frozen=True)
 class Gaussian(Channel):
-    """Gaussian diffusion of the one-hot leaves (Eqs. 2, 4, 12, 13 of arXiv:2402.16991), Ornstein-Uhlenbeck time.
+    """Gaussian diffusion of the one-hot leaves (Eqs. 2, 4, 12, 13 of arXiv:2402.16991),
+    Ornstein-Uhlenbeck time.
 
-    `x_t = sqrt(abar) onehot(x_0) + sqrt(1 - abar) xi`, `abar = exp(-2 t)`; log-evidence `x_t[a] sqrt(abar)/(1 - abar)`.
-    `noise` is the time t in [0, inf]: at t = 0 the string is known, at t = inf nothing is. For vectors see `uturn.laws`.
+    `x_t = sqrt(abar) onehot(x_0) + sqrt(1 - abar) xi`, `abar = exp(-2 t)`; log-evidence `x_t[a]
+    sqrt(abar)/(1 - abar)`. `noise` is the time t in [0, inf]: at t = 0 the string is known, at t =
+    inf nothing is. For vectors see `uturn.laws`.
     """
 
     unit: ClassVar[str] = "diffusion time t, abar = exp(-2t)"
@@ -41,8 +44,11 @@ class Gaussian(Channel):
     needs_vocab_size: ClassVar[bool] = True
     clean_noise: ClassVar[float] = 5e-7  # one standard deviation is 1e-3 of a one-hot component
 
-    def corrupt(self, leaves: ArrayLike, noise: ArrayLike, seed: Seed = 0, *, vocab_size: int = 0) -> Noisy:
-        """Diffuse strings (batch, num_leaves) for a time `noise` (scalar or (batch,)); `values` are float32.
+    def corrupt(
+        self, leaves: ArrayLike, noise: ArrayLike, seed: Seed = 0, *, vocab_size: int = 0
+    ) -> Noisy:
+        """Diffuse strings (batch, num_leaves) for a time `noise` (scalar or (batch,)); `values` are
+        float32.
 
         `seed`: an integer, or one uint64 key per sample (see `uturn.random.keys`).
         """
@@ -52,11 +58,16 @@ class Gaussian(Channel):
         spread, signal = np.sqrt(1 - abar).astype(np.float32), np.sqrt(abar).astype(np.float32)
         values = recycled((*leaves.shape, vocab_size), np.dtype(np.float32))
         rows = values.reshape(len(leaves), -1)
-        over_blocks(len(leaves), lambda first, last: _diffuse(keys, leaves, spread, signal, first, last, rows), rows.shape[1])
+        over_blocks(
+            len(leaves),
+            lambda first, last: _diffuse(keys, leaves, spread, signal, first, last, rows),
+            rows.shape[1],
+        )
         return Noisy(values, t, vocab_size)
 
     def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
-        """Log-evidence `x_t[a] sqrt(abar)/(1 - abar)` in nats, (batch, num_leaves, vocab_size), by default of the values' dtype.
+        """Log-evidence `x_t[a] sqrt(abar)/(1 - abar)` in nats, (batch, num_leaves, vocab_size), by
+        default of the values' dtype.
 
         At t = 0 it is 0 for the true symbol and -inf for the others.
         """
@@ -69,20 +80,30 @@ class Gaussian(Channel):
 
     def evidence(self, noisy: Noisy) -> Evidence:
         """The log-evidence as the noisy values and their factors."""
-        return Evidence(SCALED, noisy.values, self._gain(noisy.noise).astype(np.float32), log_evidence_of(self, noisy))
+        return Evidence(
+            SCALED,
+            noisy.values,
+            self._gain(noisy.noise).astype(np.float32),
+            log_evidence_of(self, noisy),
+        )
 
     def _gain(self, t: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", over="ignore"):
             gain = np.sqrt(self.abar(t)) / -np.expm1(-2 * t)
-        return np.minimum(gain, 1e30)  # the symbol is certain at times below 1e-30; the product stays finite in float32
+        # The symbol is certain at times below 1e-30; the product stays finite in float32.
+        return np.minimum(gain, 1e30)
 
     def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
-        """`log p(x_t) - Beliefs.log_evidence`, (batch,) in nats: the constant that `log_evidence` leaves out; t > 0."""
+        """`log p(x_t) - Beliefs.log_evidence`, (batch,) in nats: the constant that
+        `log_evidence` leaves out; t > 0.
+        """
         abar = self.abar(noisy.noise)
         variance = -np.expm1(-2 * noisy.noise)
         d, v = noisy.values.shape[1:]
         square = np.square(noisy.values, dtype=np.float64).sum(axis=(1, 2))
-        return -0.5 * (d * v * np.log(2 * np.pi * variance) + d * abar / variance + square / variance)
+        return -0.5 * (
+            d * v * np.log(2 * np.pi * variance) + d * abar / variance + square / variance
+        )
 
     def abar(self, noise: Any) -> np.ndarray:
         """Signal power exp(-2t)."""
@@ -95,12 +116,16 @@ class Gaussian(Channel):
             return -np.log(np.expm1(2 * t))
 
     def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
-        """Effective ε of times (Eq. 63), in [0, 1]: v/(v-1) times the mean belief lost by the true symbol; error below 1e-9."""
+        """Effective ε of times (Eq. 63), in [0, 1]: v/(v-1) times the mean belief lost by the
+        true symbol; error below 1e-9.
+        """
         t = checked_noise(noise, np.inf)
         return np.vectorize(lambda x: _gaussian_leaf(float(x), vocab_size)[0], otypes=[float])(t)
 
     def bits_per_leaf(self, noise: Any, vocab_size: int) -> np.ndarray:
-        """Mutual information of a uniformly distributed leaf and its observation, in bits; error below 1e-9."""
+        """Mutual information of a uniformly distributed leaf and its observation, in bits; error
+        below 1e-9.
+        """
         t = checked_noise(noise, np.inf)
         return np.vectorize(lambda x: _gaussian_leaf(float(x), vocab_size)[1], otypes=[float])(t)
 
@@ -109,16 +134,25 @@ class Gaussian(Channel):
 
         batch, d, v = noisy.values.shape
         if steps > 1:
-            start = 1 / np.expm1(2 * min(noisy.noise[0], 300.0))  # at larger times exp overflows; the signal is negligible
+            # At larger times exp overflows; the signal is negligible.
+            start = 1 / np.expm1(2 * min(noisy.noise[0], 300.0))
             scheduler = _ancestral_scheduler(start, steps)
             abar = scheduler.alphas_cumprod.numpy()
             state = torch.from_numpy(noisy.values.astype(np.float32))
             timesteps = range(steps - 1, 0, -1)  # timestep 0 is the level of the last draw
             for step, timestep in enumerate(progress.steps(timesteps)):
                 mean = torch.from_numpy(checked_posterior(denoiser, noisy))
-                noise = torch.from_numpy(normals(streams(keys, batch, step), d * v).reshape(batch, d, v))
-                state = scheduler.step(mean, timestep, state, eta=1.0, variance_noise=noise).prev_sample
-                noisy = Noisy(state.numpy(), np.full(batch, -0.5 * np.log(abar[timestep - 1], dtype=np.float64)), v)
+                noise = torch.from_numpy(
+                    normals(streams(keys, batch, step), d * v).reshape(batch, d, v)
+                )
+                state = scheduler.step(
+                    mean, timestep, state, eta=1.0, variance_noise=noise
+                ).prev_sample
+                noisy = Noisy(
+                    state.numpy(),
+                    np.full(batch, -0.5 * np.log(abar[timestep - 1], dtype=np.float64)),
+                    v,
+                )
         return draw_symbols(checked_posterior(denoiser, noisy), keys, LAST)
 
     def value_shape(self, num_leaves: int, vocab_size: int) -> tuple[int, ...]:
@@ -145,10 +179,13 @@ class Gaussian(Channel):
 
 
 def _ancestral_scheduler(start: float, steps: int) -> Any:
-    """DDIM scheduler whose training timesteps are the grid itself, from steps - 1 (the observation) to 0 (the last draw)."""
+    """DDIM scheduler whose training timesteps are the grid itself, from steps - 1 (the
+    observation) to 0 (the last draw).
+    """
     import diffusers
 
-    # Below 1e-4 the observation is nearly uninformative, and the scheduler would take square roots of rounding errors.
+    # Below 1e-4 the observation is nearly uninformative, and the scheduler would take square roots
+    # of rounding errors.
     r = max(start, 1e-4) - _SCALE * np.log1p(-np.arange(steps)[::-1] / steps)
     abar = r / (1 + r)
     betas = 1 - abar / np.r_[1.0, abar[:-1]]
@@ -179,14 +216,16 @@ def _diffuse(keys, leaves, spread, signal, first, last, out):
 def _gaussian_leaf(t: float, v: int) -> tuple[float, float]:
     """(effective ε, bits) of one Gaussian leaf, both to 1e-9 for v <= 2000.
 
-    The logits are r + c xi for the true symbol and c xi for the others, r = abar/(1-abar) = c**2. If independent Gumbel noise is
-    added, P(the true one is the largest) = E softmax, and E max = E logsumexp + Euler's constant. Both are integrals over y of
+    The logits are r + c xi for the true symbol and c xi for the others, r = abar/(1-abar) = c**2.
+    If independent Gumbel noise is added, P(the true one is the largest) = E softmax, and E max = E
+    logsumexp + Euler's constant. Both are integrals over y of
 
         g(y) = P(c xi + Gumbel < y) = E exp(-exp(c xi - y)),
 
-    the distribution function of another symbol's logit; that of the true one is g(y - r). The integrands are analytic and decay
-    at both ends, so the error of the trapezoidal rule with step h is exp(-2 pi a/h), where a is the distance of the singularities
-    from the real line: pi/2 in y, pi/2c in xi.
+    the distribution function of another symbol's logit; that of the true one is g(y - r). The
+    integrands are analytic and decay at both ends, so the error of the trapezoidal rule with step h
+    is exp(-2 pi a/h), where a is the distance of the singularities from the real line: pi/2 in y,
+    pi/2c in xi.
     """
     if t == 0:
         return 0.0, float(np.log2(v))
@@ -197,7 +236,8 @@ def _gaussian_leaf(t: float, v: int) -> tuple[float, float]:
         return 0.0, float(np.log2(v))
     c, h = np.sqrt(r), 0.35
     step = min(0.7, h / c)
-    xi = step * np.arange(-np.ceil(8 / step), np.ceil(8 / step) + 1)  # v times the probability of more is below 1e-15 v
+    # V times the probability of more is below 1e-15 v.
+    xi = step * np.arange(-np.ceil(8 / step), np.ceil(8 / step) + 1)
     weight = np.exp(-(xi**2) / 2)
     weight /= weight.sum()
     y = np.arange(-8 * c - 5, r + 8 * c + 30 + np.log(v), h)
@@ -217,7 +257,8 @@ def _gaussian_leaf(t: float, v: int) -> tuple[float, float]:
     true, density = law(r)
     others = law(0.0)[0] ** (v - 1)
     recovered = h * float(density @ others)
-    # E max - Euler's constant, from the difference to a Gumbel variable at r, whose mean is r + Euler's constant.
+    # E max - Euler's constant, from the difference to a Gumbel variable at r, whose mean is r +
+    # Euler's constant.
     largest = r + h * float((np.exp(-np.exp(np.minimum(r - y, 700))) - true * others).sum())
     bits = (np.log(v) + r - largest) / np.log(2)
     return float(np.clip((1 - recovered) * v / (v - 1), 0, 1)), float(np.clip(bits, 0, np.log2(v)))

@@ -1,15 +1,19 @@
-"""Samplers of discrete diffusion that follow time: in each step of the noise level, every site changes by chance.
+"""Samplers of discrete diffusion that follow time: in each step of the noise level, every site
+changes by chance.
 
-**Masks.** From noise level t to s, with alpha = 1 - noise, a masked token is revealed with probability (alpha_s - alpha_t) /
-(1 - alpha_t), and drawn from p(x_i | kept tokens): the ancestral sampler of arXiv:2406.07524, and the analytic (Tweedie) step of
-SEDD (arXiv:2310.16834, section 4.1). The Euler step of SEDD has the rate -alpha'_t / alpha_t times the ratio p_t(x with a at i) /
-p_t(x) = p(x_i = a | kept tokens) alpha_t / (1 - alpha_t); for alpha = 1 - t and a step t - s the probability is (t - s) / t, that
-of the analytic step. Remasking (ReMDM, arXiv:2503.00307) also masks revealed tokens again, see `chances`.
+**Masks.** From noise level t to s, with alpha = 1 - noise, a masked token is revealed with
+probability (alpha_s - alpha_t) / (1 - alpha_t), and drawn from p(x_i | kept tokens): the ancestral
+sampler of arXiv:2406.07524, and the analytic (Tweedie) step of SEDD (arXiv:2310.16834, section
+4.1). The Euler step of SEDD has the rate -alpha'_t / alpha_t times the ratio p_t(x with a at i) /
+p_t(x) = p(x_i = a | kept tokens) alpha_t / (1 - alpha_t); for alpha = 1 - t and a step t - s the
+probability is (t - s) / t, that of the analytic step. Remasking (ReMDM, arXiv:2503.00307) also
+masks revealed tokens again, see `chances`.
 
-**Replaced symbols.** `uturn.corruption.uniform` has the laws of the analytic and of the Euler step of a site.
+**Replaced symbols.** `uturn.corruption.uniform` has the laws of the analytic and of the Euler step
+of a site.
 
-All sites change independently in a step. With order "random", remasking reveals the tokens of a step one after the other instead,
-which keeps the posterior.
+All sites change independently in a step. With order "random", remasking reveals the tokens of a
+step one after the other instead, which keeps the posterior.
 """
 
 from __future__ import annotations
@@ -36,35 +40,47 @@ def levels(noise: Any, steps: int) -> np.ndarray:
 
 
 def chances(
-    decoder: Decoder, now: Any, later: Any, first: Any, drawn: np.ndarray | None = None, sure: np.ndarray | None = None
+    decoder: Decoder,
+    now: Any,
+    later: Any,
+    first: Any,
+    drawn: np.ndarray | None = None,
+    sure: np.ndarray | None = None,
 ) -> tuple[Any, Any]:
-    """Probabilities with which a step reveals a masked token, and with which it masks a revealed one again.
+    """Probabilities with which a step reveals a masked token, and with which it masks a revealed
+    one again.
 
     With alpha = 1 - noise / first, section 3 of arXiv:2503.00307 has
 
         p(revealed | masked) = (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t),    p(masked | revealed) = sigma <= sigma_max,
         sigma_max = min(1, (1 - alpha_s) / alpha_t),
 
-    which keeps the share of masked tokens at each noise level. Section 4.1: "cap" sigma = min(eta, sigma_max), "rescale" sigma =
-    eta sigma_max, "conf" sigma_i = eta sigma_max softmax(-psi)_i over revealed tokens, psi_i the probability of the token when it
-    was drawn, 1 for given tokens (there eta = 1); then tokens are revealed as without remasking.
+    which keeps the share of masked tokens at each noise level. Section 4.1: "cap" sigma = min(eta,
+    sigma_max), "rescale" sigma = eta sigma_max, "conf" sigma_i = eta sigma_max softmax(-psi)_i over
+    revealed tokens, psi_i the probability of the token when it was drawn, 1 for given tokens (there
+    eta = 1); then tokens are revealed as without remasking.
 
-    `now`, `later`: noise levels t and s of the step. `first`: that at which all sites that take part are masked: 1, or without
-    given tokens the first of the levels. `drawn`, `sure`, for "conf": the revealed tokens that take part, bool (rows, sites), and
-    psi.
+    `now`, `later`: noise levels t and s of the step. `first`: that at which all sites that take
+    part are masked: 1, or without given tokens the first of the levels. `drawn`, `sure`, for
+    "conf": the revealed tokens that take part, bool (rows, sites), and psi.
     """
     before, after = 1 - now / first, 1 - later / first
     most = np.minimum(1, (1 - after) / np.maximum(before, 1e-300))
-    sigma = {"cap": np.minimum(decoder.eta, most), "rescale": decoder.eta * most}.get(decoder.remask, 0 * most)
+    sigma = {"cap": np.minimum(decoder.eta, most), "rescale": decoder.eta * most}.get(
+        decoder.remask, 0 * most
+    )
     reveal = (after - (1 - sigma) * before) / (1 - before)
     if decoder.remask == "conf" and drawn is not None and sure is not None:
         weights = np.where(drawn, np.exp(-sure), 0)
-        return reveal, decoder.eta * most * weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
+        return reveal, decoder.eta * most * weights / np.maximum(
+            weights.sum(axis=1, keepdims=True), 1e-300
+        )
     return reveal, sigma
 
 
 def unmask(denoiser: Denoiser, noisy: Noisy, keys: np.ndarray, decoder: Decoder) -> np.ndarray:
-    """Strings int64 (batch, length) drawn given masked ones, see `uturn.corruption.unmasking.unmask`.
+    """Strings int64 (batch, length) drawn given masked ones, see
+    `uturn.corruption.unmasking.unmask`.
 
     In a step without a token to reveal, the denoiser is not evaluated.
     """
@@ -100,26 +116,38 @@ def unmask(denoiser: Denoiser, noisy: Noisy, keys: np.ndarray, decoder: Decoder)
 
 
 def evaluations(decoder: Decoder, noise: float, num_leaves: int) -> int:
-    """Expected number of evaluations for a string, rounded up: of revealed tokens with order "random", of steps otherwise."""
+    """Expected number of evaluations for a string, rounded up: of revealed tokens with order
+    "random", of steps otherwise.
+    """
     now = levels(noise, decoder.steps or 1)
     reveal, _ = chances(decoder, now[:-1], now[1:], 1 if decoder.remask_given else noise)
     share = now[:-1] * reveal  # of the tokens, revealed in each step
     if decoder.order != "random":
-        return decoder.steps or 1 if decoder.remask == "conf" else int(np.ceil((1 - (1 - share) ** num_leaves).sum() - 1e-9))
+        return (
+            decoder.steps or 1
+            if decoder.remask == "conf"
+            else int(np.ceil((1 - (1 - share) ** num_leaves).sum() - 1e-9))
+        )
     returning = decoder.steps or 1 if decoder.remask == "conf" else 0  # at most one token a step
     return int(np.ceil(num_leaves * share.sum() + returning))
 
 
-def law(denoiser: Denoiser, noisy: Noisy, decoder: Decoder, most: int) -> dict[tuple[int, ...], float]:
+def law(
+    denoiser: Denoiser, noisy: Noisy, decoder: Decoder, most: int
+) -> dict[tuple[int, ...], float]:
     """The law of strings drawn from one noisy string, see `uturn.corruption.unmasking.law_of`.
 
-    p'(z') = sum over z of p(z) prod_i k_i(z'_i | z), with the sites in two halves: a product of two matrices. A site that takes
-    part has v symbols, and for masks the values v, masked, and v + 1, masked and to be revealed in this step.
+    p'(z') = sum over z of p(z) prod_i k_i(z'_i | z), with the sites in two halves: a product of two
+    matrices. A site that takes part has v symbols, and for masks the values v, masked, and v + 1,
+    masked and to be revealed in this step.
     """
     values, v, noise = noisy.values[0], noisy.vocab_size, float(noisy.noise[0])
     replacement: Any = denoiser.corruption
     is_masking = not isinstance(replacement, UniformReplacement)
-    expected = "another one to enumerate its law, which does not depend on the probabilities of earlier draws"
+    expected = (
+        "another one to enumerate its law, which does not depend on the probabilities of earlier"
+        " draws"
+    )
     expect(decoder.remask != "conf", "remask", decoder.remask, expected)
     free = np.flatnonzero((values < 0) | decoder.remask_given | (not is_masking))
     if not free.size or noise <= replacement.clean_noise:  # nothing changes, as in `denoise`
@@ -140,7 +168,9 @@ def law(denoiser: Denoiser, noisy: Noisy, decoder: Decoder, most: int) -> dict[t
     for now, later in pairwise(levels(noise, decoder.steps or 1)):
         rows = np.flatnonzero(p)
         if not is_masking:
-            weights = replacement.step_law(belief(rows, now), states[rows], 1 - now, 1 - later, decoder.order == "euler")
+            weights = replacement.step_law(
+                belief(rows, now), states[rows], 1 - now, 1 - later, decoder.order == "euler"
+            )
             p = _moved(p[rows], weights / weights.sum(-1, keepdims=True), A)
             continue
         reveal, again = chances(decoder, now, later, 1 if decoder.remask_given else noise)
@@ -154,7 +184,9 @@ def law(denoiser: Denoiser, noisy: Noisy, decoder: Decoder, most: int) -> dict[t
                 p = _one_revealed(decoder, p, states, belief)
         else:
             weights = decoder.weights(belief(rows, now))
-            kept[..., :v] += reveal * (states[rows] == v)[..., None] * weights / weights.sum(-1, keepdims=True)
+            kept[..., :v] += (
+                reveal * (states[rows] == v)[..., None] * weights / weights.sum(-1, keepdims=True)
+            )
             p = _moved(p[rows], kept, A)
     rows = np.flatnonzero(p)
     strings = np.tile(values, (len(rows), 1))
@@ -163,7 +195,9 @@ def law(denoiser: Denoiser, noisy: Noisy, decoder: Decoder, most: int) -> dict[t
 
 
 def _moved(p: np.ndarray, laws: np.ndarray, A: int) -> np.ndarray:
-    """Probabilities (A**m,) after independent changes of m sites, from those of some states (n,) and laws (n, m, A)."""
+    """Probabilities (A**m,) after independent changes of m sites, from those of some states (n,)
+    and laws (n, m, A).
+    """
     halves = [p[:, None], np.ones((len(p), 1))]
     for site in range(laws.shape[1]):
         half = site >= laws.shape[1] // 2
@@ -172,14 +206,20 @@ def _moved(p: np.ndarray, laws: np.ndarray, A: int) -> np.ndarray:
 
 
 def _one_revealed(decoder: Decoder, p: np.ndarray, states: np.ndarray, belief: Any) -> np.ndarray:
-    """Probabilities after one of the sites to be revealed, uniformly chosen, is revealed in each state that has any."""
+    """Probabilities after one of the sites to be revealed, uniformly chosen, is revealed in each
+    state that has any.
+    """
     A, m = states.max() + 1, states.shape[1]
     rows = np.flatnonzero(p * (states == A - 1).any(axis=1))
     if not rows.size:
         return p
     waiting = states[rows] == A - 1
     weights = decoder.weights(belief(rows, None))
-    weights *= (p[rows] / waiting.sum(axis=1))[:, None, None] * waiting[..., None] / weights.sum(-1, keepdims=True)
+    weights *= (
+        (p[rows] / waiting.sum(axis=1))[:, None, None]
+        * waiting[..., None]
+        / weights.sum(-1, keepdims=True)
+    )
     out = p.copy()
     out[rows] = 0
     for site in range(m):

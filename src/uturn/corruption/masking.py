@@ -19,10 +19,11 @@ from uturn.exact.inference.evidence import Evidence
 
 @dataclass(frozen=True)
 class Masking(Channel):
-    """Masking, or absorbing diffusion: every leaf is kept with probability alpha, else masked (value -1).
+    """Masking, or absorbing diffusion: every leaf is kept with probability alpha, else masked
+    (value -1).
 
-    `noise = 1 - alpha` in [0, 1]. Log-evidence: 0 for all symbols at a masked leaf; at a kept leaf 0 for its symbol and -inf for
-    the others.
+    `noise = 1 - alpha` in [0, 1]. Log-evidence: 0 for all symbols at a masked leaf; at a kept leaf
+    0 for its symbol and -inf for the others.
     """
 
     unit: ClassVar[str] = "masked fraction 1 - alpha"
@@ -33,8 +34,12 @@ class Masking(Channel):
     masks: ClassVar[bool] = True
     misread: ClassVar[float] = -25.0
 
-    def corrupt(self, leaves: ArrayLike, noise: ArrayLike, seed: Seed = 0, *, vocab_size: int = 0) -> Noisy:
-        """Mask leaves of strings (batch, num_leaves) with probability `noise` (scalar or (batch,))."""
+    def corrupt(
+        self, leaves: ArrayLike, noise: ArrayLike, seed: Seed = 0, *, vocab_size: int = 0
+    ) -> Noisy:
+        """Mask leaves of strings (batch, num_leaves) with probability `noise` (scalar or
+        (batch,)).
+        """
         leaves, share = checked_strings(leaves, noise, vocab_size, 1)
         hidden = uniforms(streams(seed, len(leaves), NOISE), leaves.shape[1]) < share[:, None]
         return Noisy(np.where(hidden, -1, leaves), share, vocab_size)
@@ -50,7 +55,9 @@ class Masking(Channel):
         return symbol_evidence(self, noisy, certain, certain - np.inf)
 
     def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
-        """`log p(x_t) - Beliefs.log_evidence`, (batch,) in nats: the log-probability of the positions of the masks."""
+        """`log p(x_t) - Beliefs.log_evidence`, (batch,) in nats: the log-probability of the
+        positions of the masks.
+        """
         from scipy.special import xlogy
 
         kept, d = (noisy.values >= 0).sum(axis=1), noisy.values.shape[1]
@@ -61,7 +68,9 @@ class Masking(Channel):
         return checked_noise(noise, 1)
 
     def bits_per_leaf(self, noise: Any, vocab_size: int) -> np.ndarray:
-        """Mutual information of a uniformly distributed leaf and its observation: alpha log2 v bits."""
+        """Mutual information of a uniformly distributed leaf and its observation: alpha log2 v
+        bits.
+        """
         return (1 - checked_noise(noise, 1)) * np.log2(vocab_size)
 
     def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:

@@ -13,12 +13,14 @@ from uturn.core.random import Purpose
 
 
 class Recorded(Spec, Corruption):
-    """The noise of U-turns made elsewhere, whose reconstructions the backward `recorded` reads from files.
+    """The noise of U-turns made elsewhere, whose reconstructions the backward `recorded` reads from
+    files.
 
-    `noise`: levels in the user's unit, 0 or more. `unit`: name of the noise axis, such as "strength" or "t/T". `coordinates`:
-    further axes, {name: one value for each level, in the order of `noise`}, such as {"log_snr": [4.1, 1.3, -0.8]}. `schedule`: a
-    model, as in `uturn schedule`, whose scheduler gives abar, log_snr and sigma of each level; the level is then t/T (or
-    strength) in [0, 1], of the chain with all training timesteps.
+    `noise`: levels in the user's unit, 0 or more. `unit`: name of the noise axis, such as
+    "strength" or "t/T". `coordinates`: further axes, {name: one value for each level, in the order
+    of `noise`}, such as {"log_snr": [4.1, 1.3, -0.8]}. `schedule`: a model, as in `uturn schedule`,
+    whose scheduler gives abar, log_snr and sigma of each level; the level is then t/T (or strength)
+    in [0, 1], of the chain with all training timesteps.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images",)
@@ -32,7 +34,13 @@ class Recorded(Spec, Corruption):
 
     def corrupt(self, images: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
         """Raises ValueError, because the noise has been added elsewhere."""
-        raise ValueError("the corruption 'recorded' adds no noise: another program has; it goes with the backward 'recorded'")
+        raise ValueError(
+            "the corruption 'recorded' adds no noise: another program has; it goes with the"
+            " backward 'recorded'"
+        )
 
     def axes(self, noise: np.ndarray, source: Source) -> Axes:
-        return {name: Axis(np.array(values), {"long_name": name}) for name, values in self.coordinates.items()}
+        return {
+            name: Axis(np.array(values), {"long_name": name})
+            for name, values in self.coordinates.items()
+        }

@@ -1,4 +1,6 @@
-"""The ε-process, and shared functions of channels of strings: checks, two-valued beliefs, draws of symbols."""
+"""The ε-process, and shared functions of channels of strings: checks, two-valued beliefs, draws
+of symbols.
+"""
 
 from __future__ import annotations
 
@@ -18,46 +20,75 @@ from uturn.exact.rhm import checked_leaves
 _ANY = 2**62  # more symbols than any string has
 
 
-def checked_strings(leaves: Any, noise: Any, vocab_size: int, most: float) -> tuple[np.ndarray, np.ndarray]:
+def checked_strings(
+    leaves: Any, noise: Any, vocab_size: int, most: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Strings as int64 (batch, num_leaves) and noise levels as float64 (batch,), or a ValueError.
 
     `vocab_size` 0: the number of symbols is not known, and any are allowed.
     """
     checked_integer("vocab_size", vocab_size, 0)
     leaves = checked_leaves(leaves, vocab_size or _ANY)
-    return leaves, np.array(np.broadcast_to(checked_noise(noise, most, len(leaves)), len(leaves)), float)
+    return leaves, np.array(
+        np.broadcast_to(checked_noise(noise, most, len(leaves)), len(leaves)), float
+    )
 
 
 def alphabet_of(noisy: Noisy) -> np.ndarray:
     """The symbols 0 .. v - 1 of noisy data; ValueError if their number is not known."""
     v = noisy.vocab_size
-    expect(v > 0, "noisy.vocab_size", v, "the number of symbols; give it as corrupt(.., vocab_size=V)")
+    expect(
+        v > 0, "noisy.vocab_size", v, "the number of symbols; give it as corrupt(.., vocab_size=V)"
+    )
     return np.arange(v)
 
 
-def checked_symbols(values: np.ndarray, noise: np.ndarray, least: int, vocab_size: int, channel: Any) -> np.ndarray:
-    """Noisy symbols as int64; ValueError unless they are integers least..v-1, and >= 0 where noise = 0."""
+def checked_symbols(
+    values: np.ndarray, noise: np.ndarray, least: int, vocab_size: int, channel: Any
+) -> np.ndarray:
+    """Noisy symbols as int64; ValueError unless they are integers least..v-1, and >= 0 where
+    noise = 0.
+    """
     are_symbols = values.dtype.kind in "iu" and ((values >= least) & (values < vocab_size)).all()
-    expect(are_symbols, f"noisy.values of {channel!r}", values, f"integers {least}..{vocab_size - 1}")
-    expect((values[noise == 0] >= 0).all(), f"noisy.values of {channel!r}", -1, "no masked leaf where noise = 0")
+    expect(
+        are_symbols, f"noisy.values of {channel!r}", values, f"integers {least}..{vocab_size - 1}"
+    )
+    expect(
+        (values[noise == 0] >= 0).all(),
+        f"noisy.values of {channel!r}",
+        -1,
+        "no masked leaf where noise = 0",
+    )
     return values.astype(np.int64, copy=False)
 
 
 def symbol_evidence(channel: Any, noisy: Noisy, this: np.ndarray, other: np.ndarray) -> Evidence:
-    """Evidence with the log-evidence `this` (batch,) for an observed symbol, and `other` for the rest."""
+    """Evidence with the log-evidence `this` (batch,) for an observed symbol, and `other` for the
+    rest.
+    """
     values = checked_symbols(noisy.values, noisy.noise, -1, noisy.vocab_size, channel)
-    return Evidence(SYMBOLS, values, other.astype(np.float32) - this.astype(np.float32), log_evidence_of(channel, noisy))
+    return Evidence(
+        SYMBOLS,
+        values,
+        other.astype(np.float32) - this.astype(np.float32),
+        log_evidence_of(channel, noisy),
+    )
 
 
 def log_evidence_of(channel: Any, noisy: Noisy) -> Callable[[np.ndarray], np.ndarray]:
     """The function that gives the log-evidence of some samples, float32."""
-    # It refers to the arrays, not to `noisy`, which refers to the function: a reference cycle would delay freeing memory.
+    # It refers to the arrays, not to `noisy`, which refers to the function: a reference cycle would
+    # delay freeing memory.
     values, noise, v = noisy.values, noisy.noise, noisy.vocab_size
-    return lambda samples: channel.log_evidence(Noisy(values[samples], noise[samples], v), np.float32)
+    return lambda samples: channel.log_evidence(
+        Noisy(values[samples], noise[samples], v), np.float32
+    )
 
 
 class TwoValued(Channel):
-    """A channel whose observation of a leaf is a belief 1 - noise + noise/v in one symbol, and noise/v in each other one."""
+    """A channel whose observation of a leaf is a belief 1 - noise + noise/v in one symbol, and
+    noise/v in each other one.
+    """
 
     batch_invariant: ClassVar[bool] = True
     max_noise: ClassVar[float] = 1.0
@@ -66,19 +97,25 @@ class TwoValued(Channel):
         """Log-evidence in nats, (batch, num_leaves, vocab_size), float64 by default."""
         same = noisy.values[..., None] == alphabet_of(noisy)
         this, other = _two_logs(noisy)
-        return np.where(same, this[:, None, None], other[:, None, None]).astype(dtype or np.float64, copy=False)
+        return np.where(same, this[:, None, None], other[:, None, None]).astype(
+            dtype or np.float64, copy=False
+        )
 
     def evidence(self, noisy: Noisy) -> Evidence:
         """The log-evidence as observed symbols, with one value for them and one for all others."""
         return symbol_evidence(self, noisy, *_two_logs(noisy))
 
     def bits_per_leaf(self, noise: Any, vocab_size: int) -> np.ndarray:
-        """Information about a uniformly distributed leaf, `log2 v` minus the entropy of the belief, in bits."""
+        """Information about a uniformly distributed leaf, `log2 v` minus the entropy of the
+        belief, in bits.
+        """
         from scipy.special import xlogy
 
         other = checked_noise(noise, 1) / vocab_size
         this = 1 - (vocab_size - 1) * other
-        return np.log2(vocab_size) + (xlogy(this, this) + (vocab_size - 1) * xlogy(other, other)) / np.log(2)
+        return np.log2(vocab_size) + (
+            xlogy(this, this) + (vocab_size - 1) * xlogy(other, other)
+        ) / np.log(2)
 
 
 def _two_logs(noisy: Noisy) -> tuple[np.ndarray, np.ndarray]:
@@ -90,9 +127,11 @@ def _two_logs(noisy: Noisy) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class EpsilonBelief(TwoValued):
-    """The ε-process (Eqs. 9, 10, 20, 21 of arXiv:2402.16991): a fixed belief in the true symbol of each leaf, nothing random.
+    """The ε-process (Eqs. 9, 10, 20, 21 of arXiv:2402.16991): a fixed belief in the true symbol of
+    each leaf, nothing random.
 
-    The belief is `1 - ε + ε/v` in the true symbol and `ε/v` in each other one; `noise` = ε in [0, 1].
+    The belief is `1 - ε + ε/v` in the true symbol and `ε/v` in each other one; `noise` = ε in [0,
+    1].
     """
 
     unit: ClassVar[str] = "epsilon"
@@ -100,8 +139,12 @@ class EpsilonBelief(TwoValued):
     is_bayesian: ClassVar[bool] = False
     is_random: ClassVar[bool] = False
 
-    def corrupt(self, leaves: ArrayLike, noise: ArrayLike, seed: Seed = 0, *, vocab_size: int = 0) -> Noisy:
-        """The true leaves, int64 (batch, num_leaves): the noise enters the evidence only. `seed` is not used."""
+    def corrupt(
+        self, leaves: ArrayLike, noise: ArrayLike, seed: Seed = 0, *, vocab_size: int = 0
+    ) -> Noisy:
+        """The true leaves, int64 (batch, num_leaves): the noise enters the evidence only. `seed`
+        is not used.
+        """
         leaves, epsilon = checked_strings(leaves, noise, vocab_size, 1)
         return Noisy(leaves, epsilon, vocab_size)
 
@@ -111,5 +154,7 @@ class EpsilonBelief(TwoValued):
 
 
 def draw_symbols(law: np.ndarray, keys: np.ndarray, stream: int) -> np.ndarray:
-    """Independent draws of a symbol for every leaf, int64 (batch, leaves), from weights (batch, leaves, v)."""
+    """Independent draws of a symbol for every leaf, int64 (batch, leaves), from weights (batch,
+    leaves, v).
+    """
     return choices(law, uniforms(streams(keys, len(law), stream), law.shape[1]))

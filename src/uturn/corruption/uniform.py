@@ -19,7 +19,8 @@ from uturn.corruption.strings import TwoValued, checked_strings, checked_symbols
 
 @dataclass(frozen=True)
 class UniformReplacement(TwoValued):
-    """Uniform replacement: every leaf is kept with probability alpha, else redrawn uniformly from all v symbols.
+    """Uniform replacement: every leaf is kept with probability alpha, else redrawn uniformly from
+    all v symbols.
 
     `noise = 1 - alpha` in [0, 1]. Log-evidence `log(alpha 1[a = observed] + (1 - alpha)/v)`.
     """
@@ -30,8 +31,12 @@ class UniformReplacement(TwoValued):
     needs_vocab_size: ClassVar[bool] = True
     clean_noise: ClassVar[float] = 1e-15
 
-    def corrupt(self, leaves: ArrayLike, noise: ArrayLike, seed: Seed = 0, *, vocab_size: int = 0) -> Noisy:
-        """Redraw leaves of strings (batch, num_leaves) with probability `noise` (scalar or (batch,))."""
+    def corrupt(
+        self, leaves: ArrayLike, noise: ArrayLike, seed: Seed = 0, *, vocab_size: int = 0
+    ) -> Noisy:
+        """Redraw leaves of strings (batch, num_leaves) with probability `noise` (scalar or
+        (batch,)).
+        """
         checked_integer("vocab_size", vocab_size, 1)
         leaves, share = checked_strings(leaves, noise, vocab_size, 1)
         d = leaves.shape[1]
@@ -40,16 +45,22 @@ class UniformReplacement(TwoValued):
         return Noisy(np.where(u[:, :d] < share[:, None], redrawn, leaves), share, vocab_size)
 
     def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
-        """Zeros (batch,), because `Beliefs.log_evidence` is the log-probability of the observation."""
+        """Zeros (batch,), because `Beliefs.log_evidence` is the log-probability of the
+        observation.
+        """
         return np.zeros(len(noisy.values))
 
     def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
-        """Effective ε (Eq. 63), v/(v-1) (1 - p^2 - (v-1) q^2) with p = alpha + (1-alpha)/v, q = (1-alpha)/v."""
+        """Effective ε (Eq. 63), v/(v-1) (1 - p^2 - (v-1) q^2) with p = alpha + (1-alpha)/v, q =
+        (1-alpha)/v.
+        """
         other = checked_noise(noise, 1) / vocab_size
         seen = 1 - (vocab_size - 1) * other
         return (1 - seen * seen - (vocab_size - 1) * other * other) * vocab_size / (vocab_size - 1)
 
-    def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, euler: bool = False) -> np.ndarray:
+    def reverse(
+        self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, euler: bool = False
+    ) -> np.ndarray:
         v = noisy.vocab_size
         levels = (1 - noisy.noise[0] * np.arange(steps, 0, -1) / steps).tolist()
         for step, (now, later) in enumerate(progress.steps(list(pairwise(levels)))):
@@ -57,23 +68,30 @@ class UniformReplacement(TwoValued):
             noisy = Noisy(draw_symbols(law, keys, step), np.full(len(keys), 1 - later), v)
         return draw_symbols(checked_posterior(denoiser, noisy), keys, LAST)
 
-    def step_law(self, belief: np.ndarray, values: np.ndarray, now: float, later: float, euler: bool = False) -> np.ndarray:
-        """Weights (.., v) of the symbol where a share `later` is kept, given the strings `values` (..) where it is `now`.
+    def step_law(
+        self, belief: np.ndarray, values: np.ndarray, now: float, later: float, euler: bool = False
+    ) -> np.ndarray:
+        """Weights (.., v) of the symbol where a share `later` is kept, given the strings `values`
+        (..) where it is `now`.
 
-        From p(x_0 = a | x_t), `belief` (.., v). The analytic step is the sum over a of p(x_0 = a | x_t) q(x_s | x_t, x_0 = a)
-        (arXiv:2107.03006), which equals the Tweedie step of SEDD (arXiv:2310.16834, section 4.1): exact for a single site. The
-        Euler step goes to b with probability (alpha_s - alpha_t) / (alpha_t v) times the ratio p_t(x with b) / p_t(x), and stays
-        otherwise; where this adds up to more than 1, it does not stay. Its alpha_t is at least 1e-3, as in the code of SEDD. To
-        alpha_s = 1 both steps are the belief, as SEDD ends.
+        From p(x_0 = a | x_t), `belief` (.., v). The analytic step is the sum over a of p(x_0 = a |
+        x_t) q(x_s | x_t, x_0 = a) (arXiv:2107.03006), which equals the Tweedie step of SEDD
+        (arXiv:2310.16834, section 4.1): exact for a single site. The Euler step goes to b with
+        probability (alpha_s - alpha_t) / (alpha_t v) times the ratio p_t(x with b) / p_t(x), and
+        stays otherwise; where this adds up to more than 1, it does not stay. Its alpha_t is at
+        least 1e-3, as in the code of SEDD. To alpha_s = 1 both steps are the belief, as SEDD ends.
         """
         v = belief.shape[-1]
         if later == 1:
             return belief
         here = np.arange(v) == values[..., None]
-        # q(x_s = b | x_t, x_0 = a) = q(x_t | b) q(b | a) / q(x_t | a), summed over a with weights p(a | x_t) / q(x_t | a).
+        # q(x_s = b | x_t, x_0 = a) = q(x_t | b) q(b | a) / q(x_t | a), summed over a with weights
+        # p(a | x_t) / q(x_t | a).
         belief = belief.astype(np.float64) / _replaced(here, now, v)
         if not euler:
-            return _replaced(here, now / later, v) * (later * belief + (1 - later) / v * belief.sum(-1, keepdims=True))
+            return _replaced(here, now / later, v) * (
+                later * belief + (1 - later) / v * belief.sum(-1, keepdims=True)
+            )
         ratio = now * belief + (1 - now) / v * belief.sum(-1, keepdims=True)
         law = np.where(here, 0, (later - now) / (max(now, 1e-3) * v) * ratio)
         return np.where(here, np.maximum(1 - law.sum(-1, keepdims=True), 0), law)

@@ -1,9 +1,10 @@
 """Decoders of masked strings: the order in which tokens are revealed, and the law of each token.
 
-If the conditionals p(x_i | kept tokens) of a denoiser are those of one joint law, then revealing one token at a time draws
-exactly from the posterior, for every order that is chosen before the token is drawn. Orders that depend on the drawn token,
-temperatures other than 1, truncated laws and several tokens a step draw from other laws. `uturn.corruption.in_time` has the
-samplers that follow the time of the diffusion and may mask tokens again.
+If the conditionals p(x_i | kept tokens) of a denoiser are those of one joint law, then revealing
+one token at a time draws exactly from the posterior, for every order that is chosen before the
+token is drawn. Orders that depend on the drawn token, temperatures other than 1, truncated laws and
+several tokens a step draw from other laws. `uturn.corruption.in_time` has the samplers that follow
+the time of the diffusion and may mask tokens again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,16 @@ from uturn.corruption import in_time
 from uturn.corruption.denoising import ORDER, Denoiser, checked_observation, checked_posterior
 from uturn.corruption.uniform import UniformReplacement
 
-ORDERS = ("random", "blocks", "entropy", "probability", "confidence", "first_hitting", "analytic", "euler")
+ORDERS = (
+    "random",
+    "blocks",
+    "entropy",
+    "probability",
+    "confidence",
+    "first_hitting",
+    "analytic",
+    "euler",
+)
 REMASKING = ("none", "cap", "rescale", "conf")
 MASKED = -1  # value of a masked position
 _MOST = 2**20  # partial strings that a step may reach
@@ -34,20 +44,24 @@ _TOGETHER = 2**22  # probabilities of the symbols that are drawn together
 class Decoder:
     """The rule by which masked tokens are revealed; ValueError for options that do not go together.
 
-    `order`. "random": uniformly random. "blocks": blocks of `block` neighbours from left to right, random in each. "entropy",
-    "probability": the token with the lowest entropy, or the largest probability, of p(x_i | kept tokens). "confidence": tokens
-    are drawn for all masked positions, and that whose own probability is largest is kept (MaskGIT, LLaDA). "first_hitting":
-    random, and the denoiser is told the noise level at which the next token is revealed in continuous time (arXiv:2409.02908,
-    section 4). "analytic", "euler": `steps` equal steps of the noise level (`uturn.corruption.in_time`).
+    `order`. "random": uniformly random. "blocks": blocks of `block` neighbours from left to right,
+    random in each. "entropy", "probability": the token with the lowest entropy, or the largest
+    probability, of p(x_i | kept tokens). "confidence": tokens are drawn for all masked positions,
+    and that whose own probability is largest is kept (MaskGIT, LLaDA). "first_hitting": random, and
+    the denoiser is told the noise level at which the next token is revealed in continuous time
+    (arXiv:2409.02908, section 4). "analytic", "euler": `steps` equal steps of the noise level
+    (`uturn.corruption.in_time`).
 
-    `steps`: evaluations of the denoiser, in which equal numbers of tokens are revealed, independently of each other; by default
-    one token an evaluation. With `causal`, for each block. "analytic", "euler" and `remask` need it: the number of steps in time.
-    Tokens are drawn with weights p^(1 / `temperature`), of the `top_k` most probable symbols, or the fewest whose probabilities
-    add up to `top_p`. `remask`, `eta`, `remask_given`: schedule by which each step masks revealed tokens again, and its strength
-    in [0, 1]: "cap", "rescale", "conf" (ReMDM, arXiv:2503.00307, section 4.1; `uturn.corruption.in_time.chances`); whether tokens
-    that the noise has left are masked too. With order "analytic" the tokens of a step are revealed independently, with "random"
-    one an evaluation. `causal`, with order "blocks": the denoiser sees only the current block and what lies left of it
-    (arXiv:2503.09573).
+    `steps`: evaluations of the denoiser, in which equal numbers of tokens are revealed,
+    independently of each other; by default one token an evaluation. With `causal`, for each block.
+    "analytic", "euler" and `remask` need it: the number of steps in time. Tokens are drawn with
+    weights p^(1 / `temperature`), of the `top_k` most probable symbols, or the fewest whose
+    probabilities add up to `top_p`. `remask`, `eta`, `remask_given`: schedule by which each step
+    masks revealed tokens again, and its strength in [0, 1]: "cap", "rescale", "conf" (ReMDM,
+    arXiv:2503.00307, section 4.1; `uturn.corruption.in_time.chances`); whether tokens that the
+    noise has left are masked too. With order "analytic" the tokens of a step are revealed
+    independently, with "random" one an evaluation. `causal`, with order "blocks": the denoiser sees
+    only the current block and what lies left of it (arXiv:2503.09573).
     """
 
     order: str = "random"
@@ -67,25 +81,55 @@ class Decoder:
             if getattr(self, name) is not None:
                 checked_integer(name, getattr(self, name), 1)
         expect(0 < self.temperature < math.inf, "temperature", self.temperature, "a number above 0")
-        expect(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0, at most 1")
+        expect(
+            self.top_p is None or 0 < self.top_p <= 1,
+            "top_p",
+            self.top_p,
+            "a number above 0, at most 1",
+        )
         fits = self.remask in REMASKING and 0 <= self.eta <= 1
         expect(fits, "remask, eta", (self.remask, self.eta), f"one of {REMASKING}, and 0 to 1")
         fits = self.remask == "none" or self.order in ("random", "analytic")
         expect(fits, f"order with remask {self.remask!r}", self.order, "'random' or 'analytic'")
-        expect(self.remask != "none" or not self.remask_given, "remask with remask_given", "none", "'cap', 'rescale' or 'conf'")
-        expect(self.order == "blocks" or not self.causal, "order with causal", self.order, "'blocks'")
-        expect(not self.in_time or self.steps, f"steps of {self.description}", self.steps, "the number of steps in time")
+        expect(
+            self.remask != "none" or not self.remask_given,
+            "remask with remask_given",
+            "none",
+            "'cap', 'rescale' or 'conf'",
+        )
+        expect(
+            self.order == "blocks" or not self.causal, "order with causal", self.order, "'blocks'"
+        )
+        expect(
+            not self.in_time or self.steps,
+            f"steps of {self.description}",
+            self.steps,
+            "the number of steps in time",
+        )
 
     def on_texts_of(self, length: int) -> Decoder:
-        """The simplest decoder that gives the same texts of at most `length` tokens: a token a step, blocks as long as a text."""
-        one_block = self.order == "blocks" and self.block >= max(length, 2)  # blocks of one are left to right
-        order, block, causal = ("random", Decoder.block, False) if one_block else (self.order, self.block, self.causal)
-        is_singly = self.steps is not None and not self.in_time and self.steps >= (block if causal else length)
-        return replace(self, order=order, block=block, causal=causal, steps=None if is_singly else self.steps)
+        """The simplest decoder that gives the same texts of at most `length` tokens: a token a
+        step, blocks as long as a text.
+        """
+        # Blocks of one are left to right.
+        one_block = self.order == "blocks" and self.block >= max(length, 2)
+        order, block, causal = (
+            ("random", Decoder.block, False) if one_block else (self.order, self.block, self.causal)
+        )
+        is_singly = (
+            self.steps is not None
+            and not self.in_time
+            and self.steps >= (block if causal else length)
+        )
+        return replace(
+            self, order=order, block=block, causal=causal, steps=None if is_singly else self.steps
+        )
 
     @property
     def in_time(self) -> bool:
-        """Whether tokens change by chance in each step of the noise level (`uturn.corruption.in_time`)."""
+        """Whether tokens change by chance in each step of the noise level
+        (`uturn.corruption.in_time`).
+        """
         return self.order in ("analytic", "euler") or self.remask != "none"
 
     @property
@@ -95,23 +139,35 @@ class Decoder:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the decoder draws from the posterior, given a denoiser whose conditionals belong to one joint law."""
+        """Whether the decoder draws from the posterior, given a denoiser whose conditionals
+        belong to one joint law.
+        """
         return self.is_exact_singly and (self.steps is None or self.in_time)
 
     @property
     def is_exact_singly(self) -> bool:
         """`is_exact` if `steps` is at least the number of masked tokens."""
-        if self.order in ("confidence", "analytic", "euler") or self.remask == "conf" or self.remask_given or self.causal:
+        if (
+            self.order in ("confidence", "analytic", "euler")
+            or self.remask == "conf"
+            or self.remask_given
+            or self.causal
+        ):
             return False
         return self.temperature == 1 and self.top_k is None and self.top_p in (None, 1)
 
     @property
     def warning(self) -> str:
-        """What the decoder draws from, if that is not the posterior with one token a step; "" if it is."""
+        """What the decoder draws from, if that is not the posterior with one token a step; "" if
+        it is.
+        """
         if self.is_exact_singly:
             return ""
         if self.causal and replace(self, causal=False).is_exact_singly:
-            return ": a draw from the posterior only where no kept token lies in a later block than a masked one"
+            return (
+                ": a draw from the posterior only where no kept token lies in a later block than a"
+                " masked one"
+            )
         return ": not a draw from the posterior"
 
     @property
@@ -129,18 +185,23 @@ class Decoder:
         return ", ".join(phrase for phrase in phrases if phrase)
 
     def shown(self, values: np.ndarray) -> np.ndarray:
-        """What the denoiser sees of `values` (rows, positions): all, or nothing right of the current block."""
+        """What the denoiser sees of `values` (rows, positions): all, or nothing right of the
+        current block.
+        """
         if not self.causal:
             return values
         current = (values == MASKED).argmax(axis=1)[:, None] // self.block
         right = np.arange(values.shape[1]) // self.block > current
         return np.where(right & (values >= 0), MASKED, values)
 
-    def told(self, noise: np.ndarray, step: np.ndarray | int, seen: np.ndarray, chance: np.ndarray) -> np.ndarray:
-        """Noise level (rows,) that the denoiser is told: first that of the data, then the share of masked tokens.
+    def told(
+        self, noise: np.ndarray, step: np.ndarray | int, seen: np.ndarray, chance: np.ndarray
+    ) -> np.ndarray:
+        """Noise level (rows,) that the denoiser is told: first that of the data, then the share of
+        masked tokens.
 
-        "first_hitting": each token that is masked at noise level t is revealed at a level uniform in (0, t), here t (1 - chance);
-        the largest of these levels among the masked tokens.
+        "first_hitting": each token that is masked at noise level t is revealed at a level uniform
+        in (0, t), here t (1 - chance); the largest of these levels among the masked tokens.
         """
         masked = seen == MASKED
         if self.order == "first_hitting":
@@ -158,7 +219,9 @@ class Decoder:
             if self.top_k is not None:
                 allowed[..., self.top_k :] = False
             if self.top_p is not None:
-                allowed &= np.cumsum(ordered, axis=-1) - ordered < self.top_p * ordered.sum(-1, keepdims=True)
+                allowed &= np.cumsum(ordered, axis=-1) - ordered < self.top_p * ordered.sum(
+                    -1, keepdims=True
+                )
             np.put_along_axis(weights, order, np.where(allowed, ordered, 0), -1)
         if self.temperature == 1:
             return weights
@@ -168,7 +231,9 @@ class Decoder:
             return np.exp((logs - logs.max(-1, keepdims=True)) / self.temperature)
 
     def ranks(self, belief: np.ndarray) -> np.ndarray:
-        """Numbers (.., positions) by which positions are revealed, the smallest first, given beliefs (.., positions, v)."""
+        """Numbers (.., positions) by which positions are revealed, the smallest first, given
+        beliefs (.., positions, v).
+        """
         if self.order == "entropy":
             logs = np.log(np.maximum(belief, np.finfo(np.float32).tiny))
             return -(belief * logs).sum(-1, dtype=np.float64)
@@ -182,9 +247,14 @@ class Decoder:
         return np.broadcast_to(blocks, shape).astype(float)
 
     def numbers(self, masked: np.ndarray) -> tuple[np.ndarray, Any]:
-        """Number of evaluations (rows,) for masks (rows, positions), and a function: number revealed before evaluation k."""
-        size = self.block if self.causal else masked.shape[1]  # a step does not reveal tokens of two blocks
-        tokens = np.add.reduceat(masked, np.arange(0, masked.shape[1], size), axis=1, dtype=np.int64)
+        """Number of evaluations (rows,) for masks (rows, positions), and a function: number
+        revealed before evaluation k.
+        """
+        # A step does not reveal tokens of two blocks.
+        size = self.block if self.causal else masked.shape[1]
+        tokens = np.add.reduceat(
+            masked, np.arange(0, masked.shape[1], size), axis=1, dtype=np.int64
+        )
         calls = tokens if self.steps is None else np.minimum(tokens, self.steps)
         start = np.cumsum(calls, axis=1) - calls
 
@@ -201,7 +271,9 @@ class NetworkBeliefs(Protocol):
     vocab_size: int
 
     def ranks(self, decoder: Decoder) -> np.ndarray:
-        """Numbers (rows, positions) by which a belief-dependent decoder reveals masked positions, the smallest first."""
+        """Numbers (rows, positions) by which a belief-dependent decoder reveals masked
+        positions, the smallest first.
+        """
 
     def at(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Probability of each symbol at some masked positions (n,) of rows (n,): (n, v)."""
@@ -221,10 +293,11 @@ class _Array:
 
 
 def unmask(denoiser: Denoiser, noisy: Noisy, keys: np.ndarray, decoder: Decoder) -> np.ndarray:
-    """Strings int64 (batch, length) drawn given masked ones (value -1), with the conditionals of a denoiser of masked strings.
+    """Strings int64 (batch, length) drawn given masked ones (value -1), with the conditionals of a
+    denoiser of masked strings.
 
-    The denoiser is evaluated on strings whose noise is the share of masked tokens. `keys`, uint64 (batch,): one random stream for
-    each string, whose draws depend on no other stream.
+    The denoiser is evaluated on strings whose noise is the share of masked tokens. `keys`, uint64
+    (batch,): one random stream for each string, whose draws depend on no other stream.
     """
     if decoder.in_time:
         return in_time.unmask(denoiser, noisy, keys, decoder)
@@ -236,7 +309,9 @@ def unmask(denoiser: Denoiser, noisy: Noisy, keys: np.ndarray, decoder: Decoder)
         active = np.flatnonzero(groups > step)
         count = revealed(active, step + 1) - revealed(active, step)
         seen = decoder.shown(leaves[active])
-        now = Noisy(seen, decoder.told(noisy.noise[active], step, seen, chance[active]), noisy.vocab_size)
+        now = Noisy(
+            seen, decoder.told(noisy.noise[active], step, seen, chance[active]), noisy.vocab_size
+        )
         heights = uniforms(streams(keys[active], len(active), step), d)
         beliefs = _Array(checked_posterior(denoiser, now))
         leaves[active] = reveal(decoder, beliefs, leaves[active], count, chance[active], heights)
@@ -244,12 +319,19 @@ def unmask(denoiser: Denoiser, noisy: Noisy, keys: np.ndarray, decoder: Decoder)
 
 
 def reveal(
-    decoder: Decoder, beliefs: NetworkBeliefs, values: np.ndarray, count: np.ndarray, chance: np.ndarray, heights: np.ndarray
+    decoder: Decoder,
+    beliefs: NetworkBeliefs,
+    values: np.ndarray,
+    count: np.ndarray,
+    chance: np.ndarray,
+    heights: np.ndarray,
 ) -> np.ndarray:
-    """Sequences, int64 (rows, positions): `values`, -1 where masked, with `count` (rows,) more positions revealed by a decoder.
+    """Sequences, int64 (rows, positions): `values`, -1 where masked, with `count` (rows,) more
+    positions revealed by a decoder.
 
-    Uniform numbers (rows, positions): `chance`, the same in all steps, orders positions of equal rank; `heights`, of this step,
-    draws a symbol by inverting the cumulative sum of its law in float64.
+    Uniform numbers (rows, positions): `chance`, the same in all steps, orders positions of equal
+    rank; `heights`, of this step, draws a symbol by inverting the cumulative sum of its law in
+    float64.
     """
     masked = values == MASKED
     if decoder.order == "confidence":
@@ -269,31 +351,46 @@ def reveal(
         sure[rows[part], positions[part]] = -np.take_along_axis(law, drawn[part, None], 1)[:, 0]
     out = values.copy()
     out[rows, positions] = drawn
-    return np.where(smallest(sure, None, masked, count), out, values) if decoder.order == "confidence" else out
+    return (
+        np.where(smallest(sure, None, masked, count), out, values)
+        if decoder.order == "confidence"
+        else out
+    )
 
 
-def smallest(ranks: np.ndarray, chance: np.ndarray | None, among: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Mask of the positions with the `count` smallest ranks; equal ranks in random order, or from left to right."""
+def smallest(
+    ranks: np.ndarray, chance: np.ndarray | None, among: np.ndarray, count: np.ndarray
+) -> np.ndarray:
+    """Mask of the positions with the `count` smallest ranks; equal ranks in random order, or
+    from left to right.
+    """
     second = np.zeros(ranks.shape) if chance is None else chance
     order = np.lexsort((second, np.where(among, ranks, np.inf), ~among), axis=-1)
     place = order.argsort(axis=-1)
     return among & (place < count[:, None])
 
 
-# --- the law of a decoder --------------------------------------------------------------------------------------------
+# --- the law of a decoder -------------------------------------------------------------------------
 
 
-def law_of(denoiser: Denoiser, values: np.ndarray, decoder: Decoder, noise: float | None = None) -> dict[tuple[int, ...], float]:
-    """Probability of every string that a decoder draws from one noisy string, by enumeration: {string: probability}.
+def law_of(
+    denoiser: Denoiser, values: np.ndarray, decoder: Decoder, noise: float | None = None
+) -> dict[tuple[int, ...], float]:
+    """Probability of every string that a decoder draws from one noisy string, by enumeration:
+    {string: probability}.
 
-    The law of the string after each step follows from that before it. For "first_hitting" it is that of denoisers that ignore
-    the noise level; for `remask` "conf" it is not enumerated, because it depends on the probabilities of all earlier draws.
+    The law of the string after each step follows from that before it. For "first_hitting" it is
+    that of denoisers that ignore the noise level; for `remask` "conf" it is not enumerated, because
+    it depends on the probabilities of all earlier draws.
 
-    `values`: symbols (length,), -1 where masked; ValueError if a step reaches more than 2**20 partial strings. `noise`: noise
-    level of `values`, by default the share of masked symbols; needed for a denoiser of replaced symbols.
+    `values`: symbols (length,), -1 where masked; ValueError if a step reaches more than 2**20
+    partial strings. `noise`: noise level of `values`, by default the share of masked symbols;
+    needed for a denoiser of replaced symbols.
     """
     is_replaced = isinstance(denoiser.corruption, UniformReplacement)
-    is_known = noise is not None and decoder.in_time and decoder == Decoder(decoder.order, decoder.steps)
+    is_known = (
+        noise is not None and decoder.in_time and decoder == Decoder(decoder.order, decoder.steps)
+    )
     expected = "order 'analytic' or 'euler' alone, and a noise level, for replaced symbols"
     expect(is_known or not is_replaced, f"{decoder.description}, noise", noise, expected)
     values = np.asarray(values)
@@ -306,7 +403,9 @@ def law_of(denoiser: Denoiser, values: np.ndarray, decoder: Decoder, noise: floa
     for step in range(int(groups[0])):
         count = int(revealed(row, step + 1)[0] - revealed(row, step)[0])
         seen = decoder.shown(states)
-        belief = checked_posterior(denoiser, Noisy(seen, (seen < 0).mean(axis=1), denoiser.vocab_size))
+        belief = checked_posterior(
+            denoiser, Noisy(seen, (seen < 0).mean(axis=1), denoiser.vocab_size)
+        )
         states, chances = _next(decoder, states, chances, belief, count)
     return dict(zip(map(tuple, states.tolist()), chances.tolist(), strict=True))
 
@@ -314,11 +413,15 @@ def law_of(denoiser: Denoiser, values: np.ndarray, decoder: Decoder, noise: floa
 def _next(
     decoder: Decoder, states: np.ndarray, chances: np.ndarray, belief: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Partial strings (.., length) after a step that reveals `count` positions, and their probabilities."""
+    """Partial strings (.., length) after a step that reveals `count` positions, and their
+    probabilities.
+    """
     masked = np.nonzero(states < 0)[1].reshape(len(states), -1)  # as many in all states
     n, v = masked.shape[1], belief.shape[-1]
     size = len(states) * math.comb(n, count) * v**count
-    expect(size <= _MOST, "partial strings in a step", size, f"at most {_MOST}; take shorter strings")
+    expect(
+        size <= _MOST, "partial strings in a step", size, f"at most {_MOST}; take shorter strings"
+    )
     ranks = np.take_along_axis(decoder.ranks(belief), masked, axis=1)
     belief = np.take_along_axis(belief, masked[..., None], axis=1)
     weights = decoder.weights(belief)
@@ -345,7 +448,9 @@ def _next(
 
 
 def _are_first(ranks: np.ndarray, chosen: list[int], random: bool) -> np.ndarray:
-    """Probability (states,) that the chosen positions have the smallest ranks; equal ones by chance, or from left to right."""
+    """Probability (states,) that the chosen positions have the smallest ranks; equal ones by
+    chance, or from left to right.
+    """
     count, inside = len(chosen), np.isin(np.arange(ranks.shape[1]), chosen)
     if not random:
         first = np.argsort(ranks, axis=1, kind="stable")[:, :count]
@@ -358,10 +463,14 @@ def _are_first(ranks: np.ndarray, chosen: list[int], random: bool) -> np.ndarray
     return possible / comb(equal.sum(axis=1), count - sure.sum(axis=1))
 
 
-def _confident(belief: np.ndarray, weights: np.ndarray, chosen: list[int], symbols: np.ndarray) -> np.ndarray:
-    """Probability (states, draws) that the tokens drawn at all other positions have a smaller probability than the chosen ones.
+def _confident(
+    belief: np.ndarray, weights: np.ndarray, chosen: list[int], symbols: np.ndarray
+) -> np.ndarray:
+    """Probability (states, draws) that the tokens drawn at all other positions have a smaller
+    probability than the chosen ones.
 
-    `symbols` (draws, count): what is drawn at the chosen positions. Equal ones are ordered from left to right.
+    `symbols` (draws, count): what is drawn at the chosen positions. Equal ones are ordered from
+    left to right.
     """
     others = np.setdiff1d(np.arange(belief.shape[1]), chosen)
     own = belief[:, chosen, symbols]

@@ -1,1 +1,3 @@
-"""The engine: `run`, and the measurement, planning and distribution of the tasks of an experiment."""
+"""The engine: `run`, and the measurement, planning and distribution of the tasks of an
+experiment.
+"""

@@ -1,7 +1,8 @@
-"""Tasks on a Ray cluster: workers are Ray actors, which load the model once, and the driver gives them bundles of tasks.
+"""Tasks on a Ray cluster: workers are Ray actors, which load the model once, and the driver gives
+them bundles of tasks.
 
-The store is the only record of finished tasks. A bundle that fails, by an error or the death of its worker, is handed out again
-in halves, until the task at fault is alone.
+The store is the only record of finished tasks. A bundle that fails, by an error or the death of its
+worker, is handed out again in halves, until the task at fault is alone.
 """
 
 from __future__ import annotations
@@ -32,19 +33,24 @@ from uturn.core.messages import one_line
 from uturn.core.processes import THREADS
 
 _log = logging.getLogger("uturn")
-MOST_TRIES = 3  # of a task that raises or whose worker dies, and of a worker that cannot store readings
+# Of a task that raises or whose worker dies, and of a worker that cannot store readings.
+MOST_TRIES = 3
 _SECONDS = 10.0  # desired duration of a bundle of small tasks
 _STORE_WAIT = 5.0  # delay before a worker retries after a failed write
 _NO_WORKER = 30.0  # seconds without a worker before a message to the user
-_REST = 600.0  # seconds until another worker is tried in the place of one whose node or store has failed
-_HANGS = 20.0  # a worker whose bundle takes this many times the median of finished ones counts as dead
+# Seconds until another worker is tried in the place of one whose node or store has failed.
+_REST = 600.0
+# A worker whose bundle takes this many times the median of finished ones counts as dead.
+_HANGS = 20.0
 
 
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
-    """Context in which this process is a driver of the cluster at an address; its value is the module ray.
+    """Context in which this process is a driver of the cluster at an address; its value is the
+    module ray.
 
-    "local" starts Ray on the loopback interface, and stops it at the end. An existing connection is used and not closed.
+    "local" starts Ray on the loopback interface, and stops it at the end. An existing connection is
+    used and not closed.
     """
     fits = re.fullmatch(r"local|auto|(ray://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}", address)
     expect(fits, "cluster", address, '"local", "auto", "ray://host:port" or "host:port"')
@@ -60,10 +66,18 @@ def connected(address: str) -> Iterator[Any]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with ExitStack() as stack:
         if address == "local":
-            place = None if len(tempfile.gettempdir()) < 30 else "/tmp"  # paths of sockets have at most 107 characters
-            folder = tempfile.TemporaryDirectory(prefix="uturn-ray-", dir=place, ignore_cleanup_errors=True)
-            # One node on the loopback interface; nothing listens to other hosts. The object store carries only small messages.
-            options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "object_store_memory": 2**27}
+            # Paths of sockets have at most 107 characters.
+            place = None if len(tempfile.gettempdir()) < 30 else "/tmp"
+            folder = tempfile.TemporaryDirectory(
+                prefix="uturn-ray-", dir=place, ignore_cleanup_errors=True
+            )
+            # One node on the loopback interface; nothing listens to other hosts. The object store
+            # carries only small messages.
+            options |= {
+                "include_dashboard": False,
+                "_node_ip_address": "127.0.0.1",
+                "object_store_memory": 2**27,
+            }
             options |= {"_temp_dir": stack.enter_context(folder)}
         stack.callback(ray.shutdown)
         try:
@@ -72,15 +86,18 @@ def connected(address: str) -> Iterator[Any]:
             _init(ray, address, options)
         except (Exception, SystemExit) as error:  # Ray ends the process if the cluster rejects it
             raise ValueError(
-                f"cluster = {address!r}: Ray does not connect ({one_line(error, 400)}); start it there (ray start --head), and "
-                f"give the port of its own (6379) or, with ray://, that of its client server (10001); a cluster that asks for a "
-                f"token needs RAY_AUTH_MODE=token here too"
+                f"cluster = {address!r}: Ray does not connect ({one_line(error, 400)}); start it"
+                " there (ray start --head), and give the port of its own (6379) or, with ray://,"
+                " that of its client server (10001); a cluster that asks for a token needs"
+                " RAY_AUTH_MODE=token here too"
             ) from None
         yield ray
 
 
 def _check_answers(address: str) -> None:
-    """Error if nothing answers at an address; Ray would try for minutes, and then end the process."""
+    """Error if nothing answers at an address; Ray would try for minutes, and then end the
+    process.
+    """
     if address == "auto":
         from ray._private import services
 
@@ -93,11 +110,17 @@ def _check_answers(address: str) -> None:
 
 
 def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
-    """`ray.init`, after which this process has its own signal handlers again; they also handle a SIGTERM that came meanwhile."""
+    """`ray.init`, after which this process has its own signal handlers again; they also handle a
+    SIGTERM that came meanwhile.
+    """
     from ray._private import ray_constants
 
     is_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if is_main else {}
+    before = (
+        {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        if is_main
+        else {}
+    )
     enabled, code = ray_constants.ENABLE_RAY_CLUSTER, None
     try:
         # Otherwise Ray takes another address than 127.0.0.1 for this node.
@@ -116,7 +139,9 @@ def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
 
 
 class Outcome(NamedTuple):
-    """What became of the start of a worker, or of its bundle: `of_node` says whether the node or the store is to blame."""
+    """What became of the start of a worker, or of its bundle: `of_node` says whether the node or
+    the store is to blame.
+    """
 
     host: str
     error: str | None = None
@@ -134,20 +159,30 @@ class Worker:
         self._host = socket.gethostname()
 
     def start(self, make: bytes, folder: str, modules: Mapping[str, str], version: str) -> Outcome:
-        """Make what measures the tasks by the pickled `make`, in the driver's folder, with the user's `modules` {path: text}."""
+        """Make what measures the tasks by the pickled `make`, in the driver's folder, with the
+        user's `modules` {path: text}.
+        """
         import ray
 
         import uturn
 
         try:
             if uturn.__version__ != version:
-                raise ValueError(f"it has uturn {uturn.__version__}, and the driver {version}; install the same version")
+                raise ValueError(
+                    f"it has uturn {uturn.__version__}, and the driver {version}; install the same"
+                    " version"
+                )
             with suppress(OSError):
                 os.chdir(folder)
-            # Ray ends actors without clean-up, so the files lie beside its logs, in the folder of the session.
+            # Ray ends actors without clean-up, so the files lie beside its logs, in the folder of
+            # the session.
             node = ray._private.worker._global_node
             session = None if node is None else node.get_session_dir_path()
-            place = Path(tempfile.mkdtemp(prefix="uturn-modules-", dir=session)) if modules else Path.cwd()
+            place = (
+                Path(tempfile.mkdtemp(prefix="uturn-modules-", dir=session))
+                if modules
+                else Path.cwd()
+            )
             for name, text in modules.items():
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 (place / name).write_text(text, encoding="utf-8")
@@ -171,7 +206,8 @@ class Worker:
 
 
 def whole_batches(u_turns: int, batch: int) -> int:
-    """Number of tasks of `u_turns` U-turns in a bundle for a network: at least four batches, with the fewest places empty.
+    """Number of tasks of `u_turns` U-turns in a bundle for a network: at least four batches, with
+    the fewest places empty.
 
     >>> [whole_batches(u_turns, 256) for u_turns in (1, 100, 150, 5000)]
     [1024, 15, 10, 1]
@@ -181,7 +217,9 @@ def whole_batches(u_turns: int, batch: int) -> int:
 
 
 def bundle_size(waiting: int, workers: int, least: int, seconds: float | None) -> int:
-    """Number of tasks of the next bundle, of those waiting: ten seconds' worth, at least `least`, and fewer at the end."""
+    """Number of tasks of the next bundle, of those waiting: ten seconds' worth, at least
+    `least`, and fewer at the end.
+    """
     timely = 1 if seconds is None else int(_SECONDS / max(seconds, 1e-4))
     return max(1, min(max(least, min(timely, waiting // (4 * workers))), -(-waiting // workers)))
 
@@ -190,7 +228,11 @@ class _Tasks:
     """The tasks of a run that are left, in bundles."""
 
     def __init__(
-        self, tasks: Sequence[Any], label: Callable[[Any], str], least: int, together: Callable[[Any], Any] = id
+        self,
+        tasks: Sequence[Any],
+        label: Callable[[Any], str],
+        least: int,
+        together: Callable[[Any], Any] = id,
     ) -> None:
         self.label, self.least, self.together = label, least, together
         self.waiting, self.left = deque(tasks), set(tasks)
@@ -204,7 +246,9 @@ class _Tasks:
             return self.returned.popleft()
         size = bundle_size(len(self.waiting), workers, self.least, self.seconds)
         bundle = [self.waiting.popleft() for _ in range(min(size, len(self.waiting)))]
-        while bundle and self.waiting and self.together(self.waiting[0]) == self.together(bundle[-1]):
+        while (
+            bundle and self.waiting and self.together(self.waiting[0]) == self.together(bundle[-1])
+        ):
             bundle.append(self.waiting.popleft())
         return bundle
 
@@ -219,10 +263,15 @@ class _Tasks:
         return _HANGS * statistics.median(self.durations) if self.durations else math.inf
 
     def blame(self, bundle: list[Any], error: str) -> None:
-        """Retry tasks after an error or a death, in halves, or a single task again; ValueError if the first ones all fail."""
+        """Retry tasks after an error or a death, in halves, or a single task again; ValueError
+        if the first ones all fail.
+        """
         task = bundle[0]
         if len(bundle) > 1:
-            _log.warning(f"{self.label(task)}, and {len(bundle) - 1} more tasks, are handed out again: {error}")
+            _log.warning(
+                f"{self.label(task)}, and {len(bundle) - 1} more tasks, are handed out again:"
+                f" {error}"
+            )
             self.returned += bundle[: len(bundle) // 2], bundle[len(bundle) // 2 :]
             return
         self.tries[task] += 1
@@ -238,7 +287,9 @@ class _Tasks:
 
 @dataclass(eq=False)
 class _Worker:
-    """A worker as the driver sees it. It rests after three failures of its node or store, so that Ray starts no other there."""
+    """A worker as the driver sees it. It rests after three failures of its node or store, so
+    that Ray starts no other there.
+    """
 
     actor: Any
     answer: Any  # the pending one
@@ -286,42 +337,67 @@ def on_cluster(
     own_code: bool = True,
     silent_after: float = 120.0,
 ) -> Generator[tuple[int, int]]:
-    """Measure tasks on a Ray cluster; yields the numbers of tasks left and of workers that measure, about twice a second.
+    """Measure tasks on a Ray cluster; yields the numbers of tasks left and of workers that measure,
+    about twice a second.
 
-    `make`: function without arguments that returns, in a worker, an object with the members of `uturn.engine.tasks.Tasks`.
-    `cpus`, `gpus`: of a worker, by default one GPU if `wants_gpu` and the cluster has some, and one core. `least_on_gpu`: least
-    number of tasks in a bundle for a worker with a GPU. `own_code`: whether the user's modules are sent to the workers.
-    `together`: function of a task; neighbours of one value are never in different bundles. `silent_after`: least number of
-    seconds after which a worker that does not answer counts as dead.
+    `make`: function without arguments that returns, in a worker, an object with the members of
+    `uturn.engine.tasks.Tasks`. `cpus`, `gpus`: of a worker, by default one GPU if `wants_gpu` and
+    the cluster has some, and one core. `least_on_gpu`: least number of tasks in a bundle for a
+    worker with a GPU. `own_code`: whether the user's modules are sent to the workers. `together`:
+    function of a task; neighbours of one value are never in different bundles. `silent_after`:
+    least number of seconds after which a worker that does not answer counts as dead.
 
-    ValueError if the cluster cannot be reached, no node can measure the tasks, or the first three tasks fail; `TasksFailed`,
-    after all other tasks are done, if a task raised three times, or was alone on three workers that died.
+    ValueError if the cluster cannot be reached, no node can measure the tasks, or the first three
+    tasks fail; `TasksFailed`, after all other tasks are done, if a task raised three times, or was
+    alone on three workers that died.
     """
     for name, share in (("cpus_per_worker", cpus), ("gpus_per_worker", gpus)):
-        expect(share is None or 0.001 <= share < 1e6, name, share, "a number above 0 (at least 0.001)")
+        expect(
+            share is None or 0.001 <= share < 1e6, name, share, "a number above 0 (at least 0.001)"
+        )
     with connected(address) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if gpus is None:
             gpus = 1.0 if wants_gpu and any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
         needs = {"CPU": 1.0 if cpus is None else cpus, "GPU": gpus}
         has_room = any(_room(node, needs) for node in nodes)
-        expect(has_room, f"cpus_per_worker = {needs['CPU']:g}, gpus_per_worker", gpus, "what a node has; no node has as many")
+        expect(
+            has_room,
+            f"cpus_per_worker = {needs['CPU']:g}, gpus_per_worker",
+            gpus,
+            "what a node has; no node has as many",
+        )
         import uturn
 
-        start = ray.cloudpickle.dumps(make), os.getcwd(), _own_modules() if own_code else {}, uturn.__version__
+        start = (
+            ray.cloudpickle.dumps(make),
+            os.getcwd(),
+            _own_modules() if own_code else {},
+            uturn.__version__,
+        )
         work = _Tasks(tasks, label, least_on_gpu if gpus else 1, together or id)
         try:
             yield from _states(ray, work, needs, most_workers or len(tasks), start, silent_after)
         except (ConnectionError, ray.exceptions.RayError) as error:
-            raise ValueError(f"the cluster does not answer ({one_line(error)}); run it again to resume") from None
+            raise ValueError(
+                f"the cluster does not answer ({one_line(error)}); run it again to resume"
+            ) from None
     if work.failed:
         task, reason = next(iter(work.failed.items()))
         more = f", and {len(work.failed) - 1} more" if len(work.failed) > 1 else ""
-        raise TasksFailed(f"{label(task)} failed ({reason}){more}; all other tasks are done; run it again to try those again")
+        raise TasksFailed(
+            f"{label(task)} failed ({reason}){more}; all other tasks are done; run it again to try"
+            " those again"
+        )
 
 
 def _states(
-    ray: Any, work: _Tasks, needs: Mapping[str, float], most: int, start: tuple[Any, ...], silent_after: float
+    ray: Any,
+    work: _Tasks,
+    needs: Mapping[str, float],
+    most: int,
+    start: tuple[Any, ...],
+    silent_after: float,
 ) -> Generator[tuple[int, int]]:
     """Keep a worker in each place of the cluster, and give them bundles until no task is left."""
     workers, failed_starts, able_at = list[_Worker](), 0, time.monotonic()
@@ -365,15 +441,25 @@ def _states(
                 if worker.bundle and now - worker.since > max(silent_after, work.patience()):
                     end(worker, f"it did not answer for {now - worker.since:.0f} s")
                 elif not worker.bundle and (bundle := work.next(len(able))):
-                    worker.bundle, worker.since, worker.answer = bundle, now, worker.actor.measure.remote(bundle)
+                    worker.bundle, worker.since, worker.answer = (
+                        bundle,
+                        now,
+                        worker.actor.measure.remote(bundle),
+                    )
             able_at = now if able else able_at
             errors = [worker.error for worker in workers if worker.rests]
-            if errors and (len(errors) == len(workers) >= min(room, most, len(work.left)) or now - able_at > _NO_WORKER):
+            if errors and (
+                len(errors) == len(workers) >= min(room, most, len(work.left))
+                or now - able_at > _NO_WORKER
+            ):
                 raise ValueError(f"no node can measure: {errors[0]}")
             if now - able_at > _NO_WORKER:
                 able_at = math.inf  # report this only once
                 wanted = " and ".join(f"{share:g} {name}" for name, share in needs.items() if share)
-                _log.warning(f"no worker has started yet: either no node has {wanted} free, or they still load their models")
+                _log.warning(
+                    f"no worker has started yet: either no node has {wanted} free, or they still"
+                    " load their models"
+                )
             if not pending:
                 time.sleep(0.5)
             yield len(work.left), len(able)
@@ -389,14 +475,24 @@ def _room(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
 
 
 def _own_modules() -> dict[str, str]:
-    """The modules that this process has imported and that are not installed, {relative path: source text}."""
+    """The modules that this process has imported and that are not installed, {relative path:
+    source text}.
+    """
     paths = sysconfig.get_paths()
-    places = [*site.getsitepackages(), site.getusersitepackages(), *(paths[name] for name in ("stdlib", "purelib", "platlib"))]
+    places = [
+        *site.getsitepackages(),
+        site.getusersitepackages(),
+        *(paths[name] for name in ("stdlib", "purelib", "platlib")),
+    ]
     installed = [Path(place).resolve() for place in (*places, str(Path(__file__).parents[2]))]
     sources: dict[str, str] = {}
     for name, module in list(sys.modules.items()):
         path = Path(str(getattr(module, "__file__", None) or "")).resolve()
-        if path.suffix == ".py" and not name.startswith("__main") and not any(path.is_relative_to(place) for place in installed):
+        if (
+            path.suffix == ".py"
+            and not name.startswith("__main")
+            and not any(path.is_relative_to(place) for place in installed)
+        ):
             end = "/__init__.py" if path.name == "__init__.py" else ".py"
             with suppress(OSError, UnicodeDecodeError):
                 sources[name.replace(".", "/") + end] = path.read_text(encoding="utf-8")
@@ -405,5 +501,8 @@ def _own_modules() -> dict[str, str]:
 
 def _reason(error: BaseException) -> str:
     text = one_line(error, 4000)
-    known = re.search(r"No module named '[\w.]+'|low on memory|node [\w ]*(?:died|terminated)|process has died", text)
+    known = re.search(
+        r"No module named '[\w.]+'|low on memory|node [\w ]*(?:died|terminated)|process has died",
+        text,
+    )
     return known[0] if known else f"{type(error).__name__}: {text[:160]}"

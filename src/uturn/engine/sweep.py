@@ -24,18 +24,23 @@ from uturn.engine.run import begin, chosen_workers, measured_in_processes, run
 if TYPE_CHECKING:
     import xarray as xr
 
-_LONGEST, _LONGEST_NAME = 50, 200  # bytes of a value in a name, and of a name; file systems take 255
+# Bytes of a value in a name, and of a name; file systems take 255.
+_LONGEST, _LONGEST_NAME = 50, 200
 _MOST = 10_000  # experiments of a sweep
 
 
-def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool = False) -> dict[str, Experiment]:
-    """The experiments of a grid, by name: an experiment with all combinations of the values of some keys of its spec.
+def sweep(
+    experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool = False
+) -> dict[str, Experiment]:
+    """The experiments of a grid, by name: an experiment with all combinations of the values of some
+    keys of its spec.
 
-    `values`: {key: values}. A key is a path in the spec, with dots between its parts and the position in lists: "items",
-    "source.multiplicity", "probes.0.type". Options that the spec leaves at their defaults can be set too. `zip`: combine the
-    first values of all keys, the second ones, and so on, instead of all with all. The last key varies fastest. A name, such as
-    "multiplicity=4,type=masking", holds the values and is valid as the name of a folder. It does not depend on the other values,
-    so that a sweep can be enlarged.
+    `values`: {key: values}. A key is a path in the spec, with dots between its parts and the
+    position in lists: "items", "source.multiplicity", "probes.0.type". Options that the spec leaves
+    at their defaults can be set too. `zip`: combine the first values of all keys, the second ones,
+    and so on, instead of all with all. The last key varies fastest. A name, such as
+    "multiplicity=4,type=masking", holds the values and is valid as the name of a folder. It does
+    not depend on the other values, so that a sweep can be enlarged.
 
     Examples
     --------
@@ -43,26 +48,54 @@ def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool
     >>> corruption, probe = {"type": "epsilon", "noise": [0.0, 1.0]}, {"type": "tree_levels"}
     >>> spec = Experiment(items=4, source=source, corruption=corruption, backward={"type": "exact"}, probes=[probe])
     >>> list(sweep(spec, {"source.multiplicity": [2, 4], "corruption.type": ["masking", "epsilon"]}))
-    ['multiplicity=2,type=masking', 'multiplicity=2,type=epsilon', 'multiplicity=4,type=masking', 'multiplicity=4,type=epsilon']
+    ['multiplicity=2,type=masking', 'multiplicity=2,type=epsilon', 'multiplicity=4,type=masking',
+    'multiplicity=4,type=epsilon']
     >>> list(sweep(spec, {"source.multiplicity": [2, 4], "items": [8, 16]}, zip=True))
     ['multiplicity=2,items=8', 'multiplicity=4,items=16']
     """
     checked_experiment(experiment)
     kinds = (list, tuple, range, np.ndarray)
-    are_lists = isinstance(values, Mapping) and values and all(isinstance(some, kinds) and len(some) for some in values.values())
-    expect(are_lists, "values", values, "lists of values by key, such as {'source.multiplicity': [4, 6]}")
+    are_lists = (
+        isinstance(values, Mapping)
+        and values
+        and all(isinstance(some, kinds) and len(some) for some in values.values())
+    )
+    expect(
+        are_lists,
+        "values",
+        values,
+        "lists of values by key, such as {'source.multiplicity': [4, 6]}",
+    )
     lists = {key: plain(list(some)) for key, some in values.items()}
     lengths = {key: len(some) for key, some in lists.items()}
-    expect(not zip or len(set(lengths.values())) == 1, "zip: numbers of values", lengths, "as many for each key")
+    expect(
+        not zip or len(set(lengths.values())) == 1,
+        "zip: numbers of values",
+        lengths,
+        "as many for each key",
+    )
     count = min(lengths.values()) if zip else math.prod(lengths.values())
     expect(count <= _MOST, "experiments of the sweep", count, f"at most {_MOST}")
     ends = [key.rpartition(".")[2] for key in lists]
-    labels = {key: end if ends.count(end) == 1 else key for key, end in builtins.zip(lists, ends, strict=True)}
+    labels = {
+        key: end if ends.count(end) == 1 else key
+        for key, end in builtins.zip(lists, ends, strict=True)
+    }
     experiments: dict[str, Experiment] = {}
-    for combination in builtins.zip(*lists.values(), strict=True) if zip else itertools.product(*lists.values()):
+    for combination in (
+        builtins.zip(*lists.values(), strict=True) if zip else itertools.product(*lists.values())
+    ):
         chosen = dict(builtins.zip(lists, combination, strict=True))
-        name = _short(",".join(f"{labels[key]}={_text(value)}" for key, value in chosen.items()), _LONGEST_NAME)
-        expect(name not in experiments, "experiments of the sweep", name, "different values; two have this name")
+        name = _short(
+            ",".join(f"{labels[key]}={_text(value)}" for key, value in chosen.items()),
+            _LONGEST_NAME,
+        )
+        expect(
+            name not in experiments,
+            "experiments of the sweep",
+            name,
+            "different values; two have this name",
+        )
         spec = deepcopy(experiment.to_dict())
         for key, value in chosen.items():
             _put(spec, key, value)
@@ -81,7 +114,9 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _put(spec: dict[str, Any], key: str, value: Any) -> None:
-    """Set a value of a spec, in place; ValueError if a table or list on the way to it does not exist."""
+    """Set a value of a spec, in place; ValueError if a table or list on the way to it does not
+    exist.
+    """
     place: Any = spec
     *path, last = key.split(".")
     try:
@@ -89,7 +124,9 @@ def _put(spec: dict[str, Any], key: str, value: Any) -> None:
             place = place[int(name) if isinstance(place, list) else name]
         place[int(last) if isinstance(place, list) else last] = value
     except (LookupError, TypeError, ValueError):
-        raise ValueError(f"{key}: the spec has no such place; expected names in tables and positions in lists") from None
+        raise ValueError(
+            f"{key}: the spec has no such place; expected names in tables and positions in lists"
+        ) from None
 
 
 def _text(value: Any) -> str:
@@ -105,18 +142,28 @@ def _short(text: str, most: int) -> str:
 
 
 def parsed_values(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """Keys and their values, separated by commas: numbers, true, false, null, lists and tables as in JSON or TOML, or else texts.
+    """Keys and their values, separated by commas: numbers, true, false, null, lists and tables as
+    in JSON or TOML, or else texts.
 
     >>> parsed_values(["source.multiplicity=4,6,8", "corruption.type=masking,gaussian", "corruption.noise=[0.1,0.5],[0.2,0.4]"])
-    {'source.multiplicity': [4, 6, 8], 'corruption.type': ['masking', 'gaussian'], 'corruption.noise': [[0.1, 0.5], [0.2, 0.4]]}
+    {'source.multiplicity': [4, 6, 8], 'corruption.type': ['masking', 'gaussian'],
+    'corruption.noise': [[0.1, 0.5], [0.2, 0.4]]}
     """
     values: dict[str, list[Any]] = {}
     for text in texts:
         key, right = (part.strip() for part in text.partition("=")[::2])
-        expect(key and right, "set", text, "KEY=VALUE or KEY=VALUE,VALUE,.., such as source.multiplicity=4,6,8")
-        expect(key not in values, "set", text, f"{key} once; give all of its values at once, {key}=A,B")
+        expect(
+            key and right,
+            "set",
+            text,
+            "KEY=VALUE or KEY=VALUE,VALUE,.., such as source.multiplicity=4,6,8",
+        )
+        expect(
+            key not in values, "set", text, f"{key} once; give all of its values at once, {key}=A,B"
+        )
         whole = parsed_value(f"[{right}]")
-        parts = [part.strip() for part in re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', right)]  # at commas outside of quotes
+        # At commas outside of quotes.
+        parts = [part.strip() for part in re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', right)]
         values[key] = whole if isinstance(whole, list) else [parsed_value(part) for part in parts]
     return values
 
@@ -125,7 +172,8 @@ def parsed_value(text: str) -> Any:
     """A value of JSON or TOML, or else the text itself."""
     with suppress(ValueError):
         return json.loads(text)
-    with suppress(ValueError, TypeError):  # a date of TOML is a text here, such as the name of a folder
+    # A date of TOML is a text here, such as the name of a folder.
+    with suppress(ValueError, TypeError):
         return json.loads(json.dumps(tomllib.loads(f"value = {text}")["value"]))
     return text
 
@@ -141,10 +189,12 @@ def run_all(
     accept_changes: bool = False,
     **cluster: Any,
 ) -> dict[str, xr.Dataset]:
-    """Run experiments into the stores `folder/name`, {name: dataset of the run}; the other arguments are those of `run`.
+    """Run experiments into the stores `folder/name`, {name: dataset of the run}; the other
+    arguments are those of `run`.
 
-    Several processes share the tasks of all experiments; on a cluster the experiments are run one after the other. ValueError
-    before anything is measured, if the noise levels or coordinates of an experiment are wrong; and for the reasons of `run`.
+    Several processes share the tasks of all experiments; on a cluster the experiments are run one
+    after the other. ValueError before anything is measured, if the noise levels or coordinates of
+    an experiment are wrong; and for the reasons of `run`.
     """
     for name, experiment in experiments.items():
         with _named(name):
@@ -155,7 +205,13 @@ def run_all(
     options: dict[str, Any] = {"accept_changes": accept_changes, "shard": shard, "workers": workers}
     if cluster.get("cluster") or workers == 1:
         options |= {"progress": progress, **cluster}
-        return {name: run(experiment, stores[name], resume, **options) for name, experiment in experiments.items()}
-    runs = {name: begin(experiment, stores[name], resume, **options) for name, experiment in experiments.items()}
+        return {
+            name: run(experiment, stores[name], resume, **options)
+            for name, experiment in experiments.items()
+        }
+    runs = {
+        name: begin(experiment, stores[name], resume, **options)
+        for name, experiment in experiments.items()
+    }
     measured_in_processes(list(runs.values()), workers or 1, progress, str(folder))
     return {name: begun.end() for name, begun in runs.items()}

@@ -1,4 +1,6 @@
-"""Tasks of an experiment in its store: the remaining tasks, and their measurement in any process."""
+"""Tasks of an experiment in its store: the remaining tasks, and their measurement in any
+process.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from uturn.store.record import MemoryStore, Store, Task, called
 
 
 def left_of(experiment: Experiment, counts: Mapping[Task, int]) -> dict[Task, int]:
-    """Tasks that are not done, with the first trajectory to be measured; `counts`: number of trajectories done of each task."""
+    """Tasks that are not done, with the first trajectory to be measured; `counts`: number of
+    trajectories done of each task.
+    """
     adds, wanted = experiment.adds_trajectories, experiment.trajectories
     return {task: done if adds else 0 for task, done in counts.items() if done < wanted}
 
@@ -25,21 +29,31 @@ class Tasks:
         self.experiment, self.store = experiment, store
 
     def left(self, tasks: Iterable[Task]) -> dict[Task, int]:
-        """The unfinished tasks, with the first trajectory to measure. Reads all readings; records of damaged ones are cleared."""
+        """The unfinished tasks, with the first trajectory to measure. Reads all readings;
+        records of damaged ones are cleared.
+        """
         return left_of(self.experiment, self.store.done(tasks))
 
     def recorded_left(self, tasks: Sequence[Task]) -> dict[Task, int]:
-        """`left` according to the records alone, which is fast; tasks with damaged readings count as done."""
+        """`left` according to the records alone, which is fast; tasks with damaged readings
+        count as done.
+        """
         assert isinstance(self.store, Store)
         return left_of(self.experiment, self.store.recorded(tasks))
 
     def measure(
-        self, tasks: Iterable[tuple[Task, int]], *, check: bool = False, call: Callable[..., None] = called
+        self,
+        tasks: Iterable[tuple[Task, int]],
+        *,
+        check: bool = False,
+        call: Callable[..., None] = called,
     ) -> Iterator[Task]:
-        """Measure `tasks`, pairs (task, first trajectory); yields each task when its readings are handed to the store.
+        """Measure `tasks`, pairs (task, first trajectory); yields each task when its readings are
+        handed to the store.
 
-        Neighbours of equal first trajectory are measured together. `check`: whether to look for readings that another process
-        has stored in the meantime. `call` calls the function that stores readings; that of `Store.finishing` may do so later.
+        Neighbours of equal first trajectory are measured together. `check`: whether to look for
+        readings that another process has stored in the meantime. `call` calls the function that
+        stores readings; that of `Store.finishing` may do so later.
         """
         for first, group in groupby(tasks, key=lambda pair: pair[1]):
             named = ((task, task.noise_index, self.store.items(task)) for task, _ in group)
@@ -49,13 +63,23 @@ class Tasks:
                 yield task
 
     def _write(self, task: Task, readings: dict[str, np.ndarray], first: int) -> None:
-        """Store the readings of a task, combined with the stored readings of its first trajectories."""
+        """Store the readings of a task, combined with the stored readings of its first
+        trajectories.
+        """
         store = self.store
         if isinstance(store, Store) and first:
             before = store.read(task, first)
-            axes = {name: variable.index("trajectory") - 1 for name, variable in store.dims.items() if "trajectory" in variable}
+            axes = {
+                name: variable.index("trajectory") - 1
+                for name, variable in store.dims.items()
+                if "trajectory" in variable
+            }
             readings = {
-                name: np.concatenate([before[name], values], axis=axes[name]) if name in axes else values
+                name: (
+                    np.concatenate([before[name], values], axis=axes[name])
+                    if name in axes
+                    else values
+                )
                 for name, values in readings.items()
             }
         store.write(task, readings)

@@ -1,7 +1,8 @@
-"""Hidden Markov models of strings: exact posterior, marginals, likelihood and draws, by forward and backward messages.
+"""Hidden Markov models of strings: exact posterior, marginals, likelihood and draws, by forward and
+backward messages.
 
-They have no hierarchy: correlations decay exponentially with distance. All messages are logarithms, so that evidence of any size
-is exact.
+They have no hierarchy: correlations decay exponentially with distance. All messages are logarithms,
+so that evidence of any size is exact.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ _AT_ONCE = 2**16  # terms of a sum over states in memory: half of a usual L2 cac
 class HiddenMarkovModel:
     """Strings x_1 .. x_N whose symbols are emitted by a Markov chain of hidden states s_1 .. s_N.
 
-    `p(s, x) = pi(s_1) prod_i A(s_i, s_{i+1}) prod_i E(s_i, x_i)`, with pi = `initial` (states,), A = `transition` (states,
-    states), the law of the next state (columns) given a state (rows), E = `emission` (states, symbols), and N = `length`.
-    `uturn.infer` and `uturn.sample_posterior` take it in the place of a grammar, with two levels: 0, the symbols, and 1, the
-    hidden states.
+    `p(s, x) = pi(s_1) prod_i A(s_i, s_{i+1}) prod_i E(s_i, x_i)`, with pi = `initial` (states,), A
+    = `transition` (states, states), the law of the next state (columns) given a state (rows), E =
+    `emission` (states, symbols), and N = `length`. `uturn.infer` and `uturn.sample_posterior` take
+    it in the place of a grammar, with two levels: 0, the symbols, and 1, the hidden states.
 
     >>> chain = HiddenMarkovModel([0.5, 0.5], [[0.9, 0.1], [0.1, 0.9]], [[0.8, 0.2], [0.2, 0.8]], length=10)
     >>> {level: nodes.shape for level, nodes in chain.sample(3, seed=0).latents.items()}
@@ -42,16 +43,25 @@ class HiddenMarkovModel:
         shapes = [law.shape for law in laws]
         S, v = shapes[2] if len(shapes[2]) == 2 else (0, 0)
         expected = "(states,), (states, states), (states, symbols)"
-        expect(shapes == [(S,), (S, S), (S, v)], "shapes of initial, transition, emission", shapes, expected)
+        expect(
+            shapes == [(S,), (S, S), (S, v)],
+            "shapes of initial, transition, emission",
+            shapes,
+            expected,
+        )
         self.num_states, self.vocab_size = S, v
         self.initial, self.transition, self.emission = map(checked_law, names, laws, shapes)
         self.num_leaves = checked_integer("length", length, 1)
 
     @classmethod
-    def drawn(cls, states: int, symbols: int, length: int, persistence: float = 0.9, seed: int = 0) -> HiddenMarkovModel:
-        """A chain whose first state is uniform, and whose emission of each state is uniform on the simplex.
+    def drawn(
+        cls, states: int, symbols: int, length: int, persistence: float = 0.9, seed: int = 0
+    ) -> HiddenMarkovModel:
+        """A chain whose first state is uniform, and whose emission of each state is uniform on the
+        simplex.
 
-        A state stays with the probability `persistence`, and otherwise goes to one of the others, all alike.
+        A state stays with the probability `persistence`, and otherwise goes to one of the others,
+        all alike.
         """
         S, v = checked_integer("states", states, 1), checked_integer("symbols", symbols, 1)
         is_share = 0 <= persistence <= 1 and (S > 1 or persistence == 1)
@@ -60,7 +70,12 @@ class HiddenMarkovModel:
         moved = (1 - persistence) / max(S - 1, 1)
         transition = np.full((S, S), moved) + (persistence - moved) * np.eye(S)
         weights = -np.log1p(-uniforms(keys(checked_seed(seed), np.arange(S)), v))
-        return cls(np.full(S, 1 / S), transition, weights / weights.sum(axis=1, keepdims=True), length=length)
+        return cls(
+            np.full(S, 1 / S),
+            transition,
+            weights / weights.sum(axis=1, keepdims=True),
+            length=length,
+        )
 
     def num_nodes(self, tree_level: int) -> int:
         """Number of symbols, or of hidden states, of a string."""
@@ -79,46 +94,68 @@ class HiddenMarkovModel:
         return digest.hexdigest()
 
     def __repr__(self) -> str:
-        return f"HiddenMarkovModel(states={self.num_states}, symbols={self.vocab_size}, length={self.num_leaves})"
+        return (
+            f"HiddenMarkovModel(states={self.num_states}, symbols={self.vocab_size},"
+            f" length={self.num_leaves})"
+        )
 
     def sample(self, count: int, seed: int | np.ndarray = 0) -> Draw:
-        """Draw strings with their hidden states: a `Draw` with level 0, the symbols, and level 1, the states.
+        """Draw strings with their hidden states: a `Draw` with level 0, the symbols, and level 1,
+        the states.
 
-        `seed`: an integer, of which string i depends on (seed, i) only, or one uint64 key for each string.
+        `seed`: an integer, of which string i depends on (seed, i) only, or one uint64 key for each
+        string.
         """
         count, N = checked_integer("count", count, 0), self.num_leaves
-        check_memory(f"{count} strings of {N} symbols", 40 * count * N, "draw fewer, or shorter ones")
+        check_memory(
+            f"{count} strings of {N} symbols", 40 * count * N, "draw fewer, or shorter ones"
+        )
         u, states = uniforms(streams(seed, count, STRINGS), 2 * N), np.zeros((count, N), np.int64)
         for i in range(N):
-            law = self.transition[states[:, i - 1]] if i else np.broadcast_to(self.initial, (count, self.num_states))
+            law = (
+                self.transition[states[:, i - 1]]
+                if i
+                else np.broadcast_to(self.initial, (count, self.num_states))
+            )
             states[:, i] = choices(law, u[:, i])
         leaves = [choices(self.emission[states[:, i]], u[:, N + i]) for i in range(N)]
         return Draw({0: np.stack(leaves, axis=1), 1: states})
 
     def log_likelihood(self, leaves: Any) -> np.ndarray:
-        """Exact log-probability of strings in nats, (batch,) float64; -inf for strings that the chain cannot produce."""
-        return self._forward(self._logs[2].T[checked_leaves(leaves, self.vocab_size, self.num_leaves)])[1]
+        """Exact log-probability of strings in nats, (batch,) float64; -inf for strings that the
+        chain cannot produce.
+        """
+        return self._forward(
+            self._logs[2].T[checked_leaves(leaves, self.vocab_size, self.num_leaves)]
+        )[1]
 
-    # -- messages ----------------------------------------------------------------------------------------------------
+    # -- messages ----------------------------------------------------------------------------------
     @cached_property
     def _logs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Logarithms of the laws of the first state, of the next one, and of the symbol."""
         with np.errstate(divide="ignore"):
             return np.log(self.initial), np.log(self.transition), np.log(self.emission)
 
-    def infer(self, log_evidence: np.ndarray, marginals: bool = True) -> tuple[dict[int, np.ndarray], np.ndarray]:
-        """Marginals of symbols and states, {level: float64 (batch, N, ..)}, and the log-evidence (batch,), -inf if impossible.
+    def infer(
+        self, log_evidence: np.ndarray, marginals: bool = True
+    ) -> tuple[dict[int, np.ndarray], np.ndarray]:
+        """Marginals of symbols and states, {level: float64 (batch, N, ..)}, and the log-evidence
+        (batch,), -inf if impossible.
 
-        With `ell_i(s) = sum_x E(s, x) e_i(x)`: forward `alpha_i(s) ~ ell_i(s) sum_r alpha_{i-1}(r) A(r, s)`, backward
-        `beta_i(s) ~ sum_r A(s, r) ell_{i+1}(r) beta_{i+1}(r)`. The states have `alpha beta`, the symbols
-        `e_i(x) sum_s E(s, x) beta_i(s) sum_r alpha_{i-1}(r) A(r, s)`.
+        With `ell_i(s) = sum_x E(s, x) e_i(x)`: forward `alpha_i(s) ~ ell_i(s) sum_r alpha_{i-1}(r)
+        A(r, s)`, backward `beta_i(s) ~ sum_r A(s, r) ell_{i+1}(r) beta_{i+1}(r)`. The states have
+        `alpha beta`, the symbols `e_i(x) sum_s E(s, x) beta_i(s) sum_r alpha_{i-1}(r) A(r, s)`.
         """
         evidence, start = np.asarray(log_evidence, float), self._logs[0]
         like = self._emitted(evidence)
         alpha, total = self._forward(like)
         if not marginals:
             return {}, total
-        symbols, states, beta = np.empty(evidence.shape), np.empty(like.shape), np.zeros(like[:, 0].shape)
+        symbols, states, beta = (
+            np.empty(evidence.shape),
+            np.empty(like.shape),
+            np.zeros(like[:, 0].shape),
+        )
         for i in range(self.num_leaves - 1, -1, -1):
             before = _product(alpha[:, i - 1], self.transition) if i else start
             states[:, i] = _normalised(alpha[:, i] + beta)
@@ -127,35 +164,51 @@ class HiddenMarkovModel:
             beta -= np.maximum(beta.max(axis=1, keepdims=True), -1e300)
         return {0: symbols, 1: states}, total
 
-    def draw(self, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray) -> tuple[dict[int, np.ndarray], np.ndarray]:
-        """Posterior draws {level: int64 (draws, batch, N)}, and the log-evidence (batch,), -inf where there is no posterior.
+    def draw(
+        self, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray
+    ) -> tuple[dict[int, np.ndarray], np.ndarray]:
+        """Posterior draws {level: int64 (draws, batch, N)}, and the log-evidence (batch,), -inf
+        where there is no posterior.
 
-        The states are drawn from the last to the first, `p(s_i | s_{i+1}, y) ~ alpha_i(s_i) A(s_i, s_{i+1})`, then the symbols.
+        The states are drawn from the last to the first, `p(s_i | s_{i+1}, y) ~ alpha_i(s_i) A(s_i,
+        s_{i+1})`, then the symbols.
         """
         evidence, (_, step, emit), N = np.asarray(log_evidence, float), self._logs, self.num_leaves
         alpha, total = self._forward(self._emitted(evidence))
-        states, symbols = (np.zeros((len(numbers), *evidence.shape[:2]), np.int64) for _ in range(2))
+        states, symbols = (
+            np.zeros((len(numbers), *evidence.shape[:2]), np.int64) for _ in range(2)
+        )
         for n, number in enumerate(numbers):
             u = uniforms(streams(keys, len(evidence), number), 2 * N)
             for i in range(N - 1, -1, -1):
                 logs = alpha[:, i] + (step.T[states[n, :, i + 1]] if i < N - 1 else 0)
                 states[n, :, i] = choices(_normalised(logs), u[:, i])
-                symbols[n, :, i] = choices(_normalised(emit[states[n, :, i]] + evidence[:, i]), u[:, N + i])
+                symbols[n, :, i] = choices(
+                    _normalised(emit[states[n, :, i]] + evidence[:, i]), u[:, N + i]
+                )
         return {0: symbols, 1: states}, total
 
     def completed(self, leaves: np.ndarray, keys: np.ndarray) -> dict[int, np.ndarray]:
-        """Strings (batch, N) with hidden states drawn from their posterior by `keys` (batch,); -1 for impossible strings."""
+        """Strings (batch, N) with hidden states drawn from their posterior by `keys` (batch,);
+        -1 for impossible strings.
+        """
         with np.errstate(divide="ignore"):
             evidence = np.log(np.float64(leaves[..., None] == np.arange(self.vocab_size)))
-        drawn, total = self.draw(evidence, streams(keys, len(leaves), _STATES), np.zeros(1, np.uint64))
+        drawn, total = self.draw(
+            evidence, streams(keys, len(leaves), _STATES), np.zeros(1, np.uint64)
+        )
         return {0: leaves, 1: np.where(np.isfinite(total)[:, None], drawn[1][0], -1)}
 
     def _emitted(self, evidence: np.ndarray) -> np.ndarray:
         """log ell_i(s), (batch, N, states)."""
-        return np.stack([_product(evidence[:, i], self.emission.T) for i in range(self.num_leaves)], axis=1)
+        return np.stack(
+            [_product(evidence[:, i], self.emission.T) for i in range(self.num_leaves)], axis=1
+        )
 
     def _forward(self, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """log alpha_i(s), (batch, N, states) with sum 1 at each site, and the log-evidence (batch,)."""
+        """log alpha_i(s), (batch, N, states) with sum 1 at each site, and the log-evidence
+        (batch,).
+        """
         start, alpha, total = self._logs[0], np.empty(like.shape), np.zeros(len(like))
         for i in range(self.num_leaves):
             message = like[:, i] + (_product(alpha[:, i - 1], self.transition) if i else start)
@@ -166,7 +219,9 @@ class HiddenMarkovModel:
 
 
 def _product(logs: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """log sum_r exp(logs[b, r]) matrix[r, j]; sums that may have lost terms are computed again with the logs of all terms."""
+    """log sum_r exp(logs[b, r]) matrix[r, j]; sums that may have lost terms are computed again
+    with the logs of all terms.
+    """
     top = np.maximum(logs.max(axis=1, keepdims=True), -1e300)
     sums = np.einsum("br,rj->bj", np.exp(logs - top), matrix)
     lost, size = np.flatnonzero((sums < _SMALLEST).any(axis=1)), max(1, _AT_ONCE // matrix.size)

@@ -1,4 +1,6 @@
-"""The Random Hierarchy Model: a context-free grammar of fixed depth, drawn at random (arXiv:2307.02129)."""
+"""The Random Hierarchy Model: a context-free grammar of fixed depth, drawn at random
+(arXiv:2307.02129).
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,32 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from uturn.core import display
-from uturn.core.checks import check_memory, check_tuples, checked_array, checked_depth, checked_integer, checked_path, expect
+from uturn.core.checks import (
+    check_memory,
+    check_tuples,
+    checked_array,
+    checked_depth,
+    checked_integer,
+    checked_path,
+    expect,
+)
 from uturn.core.files import check_regular, whole_file
 from uturn.core.random import STRINGS, checked_seed, keys, streams, uniform_row, uniforms
 from uturn.core.threads import over_blocks
 
 Rules = Mapping[int, np.ndarray]
-_MOST_UNUSED = 2**16  # size of an alphabet, told by the largest leaf symbol, up to which most symbols may occur in no rule
+# Size of an alphabet, told by the largest leaf symbol, up to which most symbols may occur in no
+# rule.
+_MOST_UNUSED = 2**16
 _MOST_DRAWN = 32  # nodes of a level in the drawing of a grammar
 _FILE_FORMAT, _FILE_VERSION = "uturn.rhm", "1"
 
 
 @dataclass(frozen=True, repr=False)
 class Draw:
-    """Strings with their trees: `latents[tree_level]` is an int64 array (count, nodes), from 0 = leaves to depth = class."""
+    """Strings with their trees: `latents[tree_level]` is an int64 array (count, nodes), from 0 =
+    leaves to depth = class.
+    """
 
     latents: dict[int, np.ndarray]
 
@@ -54,8 +68,9 @@ class Draw:
 class Parse:
     """The parse of each string, which is unique where it exists.
 
-    `valid[tree_level]` bool (batch, nodes): whether the subtree below a node is grammatical. `latents[tree_level]` int64 (batch,
-    nodes): its symbol, -1 if not valid. `rules[tree_level]` int64 (batch, nodes), levels 1..depth: its rule, -1 if not valid.
+    `valid[tree_level]` bool (batch, nodes): whether the subtree below a node is grammatical.
+    `latents[tree_level]` int64 (batch, nodes): its symbol, -1 if not valid. `rules[tree_level]`
+    int64 (batch, nodes), levels 1..depth: its rule, -1 if not valid.
     """
 
     latents: dict[int, np.ndarray]
@@ -68,7 +83,9 @@ class Parse:
 
 
 def zipf(multiplicity: int, exponent: float) -> np.ndarray:
-    """Rule probabilities (multiplicity,) proportional to k**-(1 + exponent), k = 1..multiplicity (arXiv:2505.07067)."""
+    """Rule probabilities (multiplicity,) proportional to k**-(1 + exponent), k = 1..multiplicity
+    (arXiv:2505.07067).
+    """
     multiplicity = checked_integer("multiplicity", multiplicity, 1)
     check_memory(f"{multiplicity} rule probabilities", 8 * multiplicity, "lower multiplicity")
     weights = np.arange(1, multiplicity + 1, dtype=float) ** -(1.0 + exponent)
@@ -78,9 +95,10 @@ def zipf(multiplicity: int, exponent: float) -> np.ndarray:
 class RandomHierarchyModel:
     """Random Hierarchy Model (Cagnetta et al., arXiv:2307.02129; section 3 of arXiv:2402.16991).
 
-    The root (tree level L, the class) takes one of `num_classes` values. Every symbol `y` of tree level l owns m rules
-    `y -> (x_1, .., x_s)` over the alphabet of level l-1; level 0 is the string. All tuples of a level are distinct, drawn
-    uniformly without replacement among the v**s possible ones, so a string has at most one parse.
+    The root (tree level L, the class) takes one of `num_classes` values. Every symbol `y` of tree
+    level l owns m rules `y -> (x_1, .., x_s)` over the alphabet of level l-1; level 0 is the
+    string. All tuples of a level are distinct, drawn uniformly without replacement among the v**s
+    possible ones, so a string has at most one parse.
 
     Parameters
     ----------
@@ -97,8 +115,8 @@ class RandomHierarchyModel:
     seed : int
         The same arguments and seed give the same rules on every machine.
     rule_probabilities : array, or {tree_level: array}, optional
-        Probabilities of the rules of a symbol, shape (m,) or (symbols, m), rows adding up to 1. Uniform by default; see `zipf`. A
-        rule of probability 0 is no rule of the grammar.
+        Probabilities of the rules of a symbol, shape (m,) or (symbols, m), rows adding up to 1.
+        Uniform by default; see `zipf`. A rule of probability 0 is no rule of the grammar.
     class_probabilities : array (n,), optional
         Uniform by default.
 
@@ -138,16 +156,32 @@ class RandomHierarchyModel:
         key = keys(checked_seed(seed))
         levels = range(1, L + 1)
         if isinstance(multiplicity, Mapping):
-            expect(set(multiplicity) == set(levels), "levels of multiplicity", list(multiplicity), f"every level 1..{L}")
-            sizes = {level: checked_integer(f"multiplicity[{level}]", multiplicity[level], 1) for level in levels}
+            expect(
+                set(multiplicity) == set(levels),
+                "levels of multiplicity",
+                list(multiplicity),
+                f"every level 1..{L}",
+            )
+            sizes = {
+                level: checked_integer(f"multiplicity[{level}]", multiplicity[level], 1)
+                for level in levels
+            }
         else:
             sizes = dict.fromkeys(levels, checked_integer("multiplicity", multiplicity, 1))
         for level in levels:
             where = "the root (num_classes)" if level == L else f"tree level {level}"
             check_tuples(v, s, n if level == L else v, sizes[level], where)
-        check_memory("the rules", 16 * s * (n * sizes[L] + v * sum(sizes[k] for k in levels[:-1])), "lower multiplicity or depth")
+        check_memory(
+            "the rules",
+            16 * s * (n * sizes[L] + v * sum(sizes[k] for k in levels[:-1])),
+            "lower multiplicity or depth",
+        )
         rules = {
-            level: _distinct_tuples(v, s, (n if level == L else v) * sizes[level], int(key), level).reshape(-1, sizes[level], s)
+            level: (
+                _distinct_tuples(
+                    v, s, (n if level == L else v) * sizes[level], int(key), level
+                ).reshape(-1, sizes[level], s)
+            )
             for level in levels
         }
         self._set(rules, v, _laws_by_level(rule_probabilities, L), class_probabilities)
@@ -161,37 +195,69 @@ class RandomHierarchyModel:
         rule_probabilities: Any = None,
         class_probabilities: Any = None,
     ) -> RandomHierarchyModel:
-        """A model with given rules; ValueError if a tuple occurs twice in a level, or sizes disagree.
+        """A model with given rules; ValueError if a tuple occurs twice in a level, or sizes
+        disagree.
 
-        `rules`: {tree_level: integer array (symbols, multiplicity, branching)}, levels 1..depth as ints or decimal strings, depth
-        being the root; values are 0-based symbols of the level below. In lists, symbols may have different numbers of rules; then
-        the probabilities are lists of this form, too. `vocab_size`: by default the number of symbols of level 1, or the largest
-        leaf symbol + 1 if depth is 1.
+        `rules`: {tree_level: integer array (symbols, multiplicity, branching)}, levels 1..depth as
+        ints or decimal strings, depth being the root; values are 0-based symbols of the level
+        below. In lists, symbols may have different numbers of rules; then the probabilities are
+        lists of this form, too. `vocab_size`: by default the number of symbols of level 1, or the
+        largest leaf symbol + 1 if depth is 1.
         """
         lists, L = _by_level("rules", rules), len(rules)
         laws, tables = _laws_by_level(rule_probabilities, L), {}
         for level, rows in lists.items():
-            if isinstance(rows, list | tuple) and len({len(row) for row in rows if isinstance(row, list | tuple)}) > 1:
+            if (
+                isinstance(rows, list | tuple)
+                and len({len(row) for row in rows if isinstance(row, list | tuple)}) > 1
+            ):
                 rows, laws[level] = _filled(level, rows, laws[level])
             table = tables[level] = checked_array(f"rules[{level}]", rows)
             fits = table.ndim == 3 and table.size and table.dtype.kind in "iu"
-            expect(fits, f"rules[{level}]", rows, "integers of shape (symbols, multiplicity, branching)")
+            expect(
+                fits,
+                f"rules[{level}]",
+                rows,
+                "integers of shape (symbols, multiplicity, branching)",
+            )
         branchings = {table.shape[2] for table in tables.values()}
-        expect(len(branchings) == 1 and min(branchings) > 1, "rules: branching", branchings, "one number >= 2 for all levels")
+        expect(
+            len(branchings) == 1 and min(branchings) > 1,
+            "rules: branching",
+            branchings,
+            "one number >= 2 for all levels",
+        )
         if vocab_size is None:
             v = int(tables[1].max()) + 1 if L == 1 else tables[1].shape[0]
-            expect(v <= max(tables[1].size, _MOST_UNUSED), "rules[1]: symbol", v - 1, "0, 1, .., or vocab_size to be given")
+            expect(
+                v <= max(tables[1].size, _MOST_UNUSED),
+                "rules[1]: symbol",
+                v - 1,
+                "0, 1, .., or vocab_size to be given",
+            )
         else:
             v = checked_integer("vocab_size", vocab_size, 1)
         for level, table in tables.items():
-            expect(level == L or len(table) == v, f"rules[{level}]: symbols", len(table), f"vocab_size = {v} below the root")
+            expect(
+                level == L or len(table) == v,
+                f"rules[{level}]: symbols",
+                len(table),
+                f"vocab_size = {v} below the root",
+            )
             _check_symbols(f"rules[{level}]", table, v)
         model = cls.__new__(cls)
         model._set(tables, v, laws, class_probabilities)
         for level, table in tables.items():
-            tuples, counts = np.unique(table[model.rule_probabilities[level] > 0], axis=0, return_counts=True)
+            tuples, counts = np.unique(
+                table[model.rule_probabilities[level] > 0], axis=0, return_counts=True
+            )
             twice = tuples[counts > 1][:1].tolist()
-            expect(not twice, f"rules[{level}]: tuple", twice, "distinct tuples, since a string would have several parses")
+            expect(
+                not twice,
+                f"rules[{level}]: tuple",
+                twice,
+                "distinct tuples, since a string would have several parses",
+            )
         return model
 
     def _set(self, rules: Rules, v: int, laws: dict[int, Any], class_probabilities: Any) -> None:
@@ -203,9 +269,11 @@ class RandomHierarchyModel:
             level: checked_law(f"rule_probabilities[{level}]", laws[level], table.shape[:2])
             for level, table in self.rules.items()
         }
-        self.class_probabilities = checked_law("class_probabilities", class_probabilities, (self.num_classes,))
+        self.class_probabilities = checked_law(
+            "class_probabilities", class_probabilities, (self.num_classes,)
+        )
 
-    # -- sizes -------------------------------------------------------------------------------------------------------
+    # -- sizes -------------------------------------------------------------------------------------
     @property
     def multiplicity(self) -> int | dict[int, int]:
         """Rules per symbol: an int, or {tree_level: int} where it differs between levels."""
@@ -219,7 +287,9 @@ class RandomHierarchyModel:
 
     @property
     def rule_density(self) -> float | dict[int, float]:
-        """Share f = m / v**(s-1) of the possible tuples used by the rules of a level with v symbols, in (0, 1]."""
+        """Share f = m / v**(s-1) of the possible tuples used by the rules of a level with v
+        symbols, in (0, 1].
+        """
         tuples = self.vocab_size ** (self.branching - 1)
         m = self.multiplicity
         return m / tuples if isinstance(m, int) else {level: k / tuples for level, k in m.items()}
@@ -238,7 +308,10 @@ class RandomHierarchyModel:
         digest = hashlib.sha256(f"{self.vocab_size} {self.branching} {self.depth}".encode())
         for level in self.rules:
             for array in (self.rules[level], self.rule_probabilities[level]):
-                digest.update(str(array.shape).encode() + array.astype(array.dtype.newbyteorder("<")).tobytes())
+                digest.update(
+                    str(array.shape).encode()
+                    + array.astype(array.dtype.newbyteorder("<")).tobytes()
+                )
         digest.update(self.class_probabilities.astype("<f8").tobytes())
         return digest.hexdigest()
 
@@ -249,34 +322,62 @@ class RandomHierarchyModel:
         )
 
     def _repr_html_(self) -> str:
-        """Sizes, and the uppermost levels of the tree in which class 0 and all symbols below it take their first rule."""
+        """Sizes, and the uppermost levels of the tree in which class 0 and all symbols below it
+        take their first rule.
+        """
         levels = [np.array([0])]
         for level in range(self.depth, 0, -1):
             if len(levels[-1]) * self.branching > _MOST_DRAWN:
                 break
             levels.append(self.rules[level][levels[-1], 0].reshape(-1))
         m, f = self.multiplicity, self.rule_density
-        sizes = (self.vocab_size, m, self.branching, self.depth, self.num_classes, f"{self.branching}**{self.depth}", f)
-        names = ("vocab_size v", "multiplicity m", "branching s", "depth L", "num_classes n", "leaves", "rule density f")
+        sizes = (
+            self.vocab_size,
+            m,
+            self.branching,
+            self.depth,
+            self.num_classes,
+            f"{self.branching}**{self.depth}",
+            f,
+        )
+        names = (
+            "vocab_size v",
+            "multiplicity m",
+            "branching s",
+            "depth L",
+            "num_classes n",
+            "leaves",
+            "rule density f",
+        )
         drawn = (
-            "The whole tree" if len(levels) > self.depth else f"The upper {len(levels)} of {self.depth + 1} levels of the tree"
+            "The whole tree"
+            if len(levels) > self.depth
+            else f"The upper {len(levels)} of {self.depth + 1} levels of the tree"
         )
         note = f"{drawn} of class 0, if every symbol takes its first rule; colours are symbols."
         drawing = display.tree([level.tolist() for level in levels], self.vocab_size)
-        return display.page("Random Hierarchy Model", display.table(names, [[*map(_in_words, sizes)]]), drawing, note=note)
+        return display.page(
+            "Random Hierarchy Model",
+            display.table(names, [[*map(_in_words, sizes)]]),
+            drawing,
+            note=note,
+        )
 
-    # -- drawing and reading strings -------------------------------------------------------------------------------
+    # -- drawing and reading strings ---------------------------------------------------------------
     def sample(self, count: int, seed: int | np.ndarray = 0) -> Draw:
         """Draw strings and their latents by ancestral sampling.
 
-        `seed`: with an integer, string i depends on (seed, i) only, so `sample(10, seed)` equals the first ten strings of
-        `sample(100, seed)`. A uint64 array (count,) holds one key for each string (`uturn.random.keys`).
+        `seed`: with an integer, string i depends on (seed, i) only, so `sample(10, seed)` equals
+        the first ten strings of `sample(100, seed)`. A uint64 array (count,) holds one key for each
+        string (`uturn.random.keys`).
         """
         count = checked_integer("count", count, 0)
         what = f"{count} strings of {self.branching}**{self.depth} leaves"
         check_memory(what, 16 * count * self.num_leaves, "draw fewer, or shorter ones")
         key, L = streams(seed, count, STRINGS), self.depth
-        latents = {level: np.empty((count, self.num_nodes(level)), np.int64) for level in range(L, -1, -1)}
+        latents = {
+            level: np.empty((count, self.num_nodes(level)), np.int64) for level in range(L, -1, -1)
+        }
         cumulative = {level: cumulative_sums(p) for level, p in self.rule_probabilities.items()}
         of_class = cumulative_sums(self.class_probabilities)
         latents[L][:, 0] = np.searchsorted(of_class, uniforms(key, 1)[:, 0], side="right")
@@ -285,14 +386,24 @@ class RandomHierarchyModel:
             offset = 1  # number of nodes above the level; node i of the tree uses random number i
             for level in range(L, 0, -1):
                 of_level = self.rules[level], cumulative[level]
-                _draw_children(key, np.uint64(offset), latents[level], *of_level, first, last, latents[level - 1])
+                _draw_children(
+                    key,
+                    np.uint64(offset),
+                    latents[level],
+                    *of_level,
+                    first,
+                    last,
+                    latents[level - 1],
+                )
                 offset += self.num_nodes(level)
 
         over_blocks(count, block, 8 * self.num_leaves)
         return Draw({level: latents[level] for level in range(L + 1)})
 
     def parse(self, leaves: Any) -> Parse:
-        """Symbol, rule and validity of every node of strings (batch, num_leaves); -1 where there is none."""
+        """Symbol, rule and validity of every node of strings (batch, num_leaves); -1 where there
+        is none.
+        """
         nodes = self.checked_leaves(leaves)
         latents, valid, rules = {0: nodes}, {0: np.ones(nodes.shape, bool)}, {}
         for level in range(1, self.depth + 1):
@@ -305,14 +416,18 @@ class RandomHierarchyModel:
         return Parse(latents, valid, rules)
 
     def log_likelihood(self, leaves: Any) -> np.ndarray:
-        """Exact log-probability of strings in nats, (batch,) float64; -inf for strings that the grammar cannot produce."""
+        """Exact log-probability of strings in nats, (batch,) float64; -inf for strings that the
+        grammar cannot produce.
+        """
         parse = self.parse(leaves)
         root, valid = parse.latents[self.depth][:, 0], parse.valid[self.depth][:, 0]
         with np.errstate(divide="ignore"):
             total = np.where(valid, np.log(self.class_probabilities)[root], -np.inf)
             for level in range(1, self.depth + 1):
                 # Invalid strings index with -1, which has no effect because their total is -inf.
-                total += np.log(self.rule_probabilities[level])[parse.latents[level], parse.rules[level]].sum(axis=1)
+                total += np.log(self.rule_probabilities[level])[
+                    parse.latents[level], parse.rules[level]
+                ].sum(axis=1)
         return total
 
     def checked_leaves(self, leaves: Any) -> np.ndarray:
@@ -321,46 +436,75 @@ class RandomHierarchyModel:
 
     @cached_property
     def _readers(self) -> dict[int, _TupleIndex]:
-        return {level: _TupleIndex(table, self.rule_probabilities[level], self.vocab_size) for level, table in self.rules.items()}
+        return {
+            level: _TupleIndex(table, self.rule_probabilities[level], self.vocab_size)
+            for level, table in self.rules.items()
+        }
 
-    # -- files -------------------------------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> None:
         """Write the rules and probabilities to a safetensors file with a format version."""
         tensors = {"class_probabilities": self.class_probabilities}
         for level in self.rules:
             tensors[f"rules.{level}"] = self.rules[level]
             tensors[f"rule_probabilities.{level}"] = self.rule_probabilities[level]
-        metadata = {"format": _FILE_FORMAT, "version": _FILE_VERSION, "vocab_size": str(self.vocab_size)}
+        metadata = {
+            "format": _FILE_FORMAT,
+            "version": _FILE_VERSION,
+            "vocab_size": str(self.vocab_size),
+        }
         with whole_file(checked_path("path", path)) as file:
             file.write(save(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> RandomHierarchyModel:
-        """Read a grammar written by `save`; ValueError if the file is missing, damaged or of another kind."""
+        """Read a grammar written by `save`; ValueError if the file is missing, damaged or of
+        another kind.
+        """
         path = checked_path("path", path)
         try:
             check_regular(path)
             with safe_open(str(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
                 form = metadata.get("format"), metadata.get("version")
-                expect(form == (_FILE_FORMAT, _FILE_VERSION), f"{path}: format", form, f"{_FILE_FORMAT} version {_FILE_VERSION}")
+                expect(
+                    form == (_FILE_FORMAT, _FILE_VERSION),
+                    f"{path}: format",
+                    form,
+                    f"{_FILE_FORMAT} version {_FILE_VERSION}",
+                )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} is not a readable grammar file ({error}); write one with rhm.save(path)") from None
+            raise ValueError(
+                f"{path} is not a readable grammar file ({error}); write one with rhm.save(path)"
+            ) from None
         levels = [name.split(".")[1] for name in tensors if name.startswith("rules.")]
         return cls.from_rules(
             {level: tensors[f"rules.{level}"] for level in levels},
             vocab_size=int(metadata["vocab_size"]),
-            rule_probabilities={int(level): tensors[f"rule_probabilities.{level}"] for level in levels},
+            rule_probabilities={
+                int(level): tensors[f"rule_probabilities.{level}"] for level in levels
+            },
             class_probabilities=tensors["class_probabilities"],
         )
 
 
 def checked_leaves(leaves: Any, vocab_size: int, num_leaves: int | None = None) -> np.ndarray:
-    """Strings as an int64 array (batch, num_leaves) with symbols 0..v-1, or a ValueError; by default of any length."""
+    """Strings as an int64 array (batch, num_leaves) with symbols 0..v-1, or a ValueError; by
+    default of any length.
+    """
     array = checked_array("leaves", leaves)
-    fits = array.dtype.kind in "iu" and array.ndim == 2 and array.shape[1] == (num_leaves or array.shape[1])
-    expect(fits, f"leaves: {array.dtype} of shape", array.shape, f"integers of shape (batch, {num_leaves or 'num_leaves'})")
+    fits = (
+        array.dtype.kind in "iu"
+        and array.ndim == 2
+        and array.shape[1] == (num_leaves or array.shape[1])
+    )
+    expect(
+        fits,
+        f"leaves: {array.dtype} of shape",
+        array.shape,
+        f"integers of shape (batch, {num_leaves or 'num_leaves'})",
+    )
     _check_symbols("leaves", array, vocab_size)
     return array.astype(np.int64, copy=False)
 
@@ -368,13 +512,20 @@ def checked_leaves(leaves: Any, vocab_size: int, num_leaves: int | None = None) 
 def _check_symbols(name: str, symbols: np.ndarray, vocab_size: int) -> None:
     extremes = [int(symbols.min()), int(symbols.max())] if symbols.size else [0, 0]
     wrong = [symbol for symbol in extremes if not 0 <= symbol < vocab_size]
-    expect(not wrong, f"{name}: symbol", wrong, f"symbols 0..{vocab_size - 1} (vocab_size = {vocab_size})")
+    expect(
+        not wrong,
+        f"{name}: symbol",
+        wrong,
+        f"symbols 0..{vocab_size - 1} (vocab_size = {vocab_size})",
+    )
 
 
 class _TupleIndex:
-    """Index of tuples in the flattened rule table, by a trie whose prefixes are numbered position by position.
+    """Index of tuples in the flattened rule table, by a trie whose prefixes are numbered position
+    by position.
 
-    A prefix number is below the number of rules, so prefix * v + symbol fits in 64 bits for any v**s.
+    A prefix number is below the number of rules, so prefix * v + symbol fits in 64 bits for any
+    v**s.
     """
 
     def __init__(self, table: np.ndarray, probabilities: np.ndarray, v: int) -> None:
@@ -428,12 +579,16 @@ def _draw_children(keys, offset, parents, rules, cumulative, first, last, out):
 
 
 def _distinct_tuples(v: int, s: int, count: int, key: int, level: int) -> np.ndarray:
-    """`count` of the v**s tuples, (count, s), drawn uniformly without replacement, in random order."""
+    """`count` of the v**s tuples, (count, s), drawn uniformly without replacement, in random
+    order.
+    """
     total = v**s
     if 2 * count >= total:  # dense: a random permutation of all tuples
-        return tuples(np.argsort(uniforms(keys(key, [level]), total)[0], kind="stable")[:count], v, s)
-    # Sparse: draw with replacement and keep first occurrences, which is uniform sampling without replacement. The loop ends after
-    # a few rounds because at least half of the draws are new.
+        return tuples(
+            np.argsort(uniforms(keys(key, [level]), total)[0], kind="stable")[:count], v, s
+        )
+    # Sparse: draw with replacement and keep first occurrences, which is uniform sampling without
+    # replacement. The loop ends after a few rounds because at least half of the draws are new.
     rows = np.empty((0, s), np.int64)
     for attempt in range(1, 1000):
         u = uniforms(keys(key, [level], [attempt]), 2 * count * s).reshape(-1, s)
@@ -461,8 +616,17 @@ def _by_level(name: str, tables: Any, depth: int | None = None) -> dict[int, Any
     """A mapping with levels 1..depth, given as ints or decimal strings, or a ValueError."""
     entries = tables.items() if isinstance(tables, Mapping) else ()
     by_level = {int(str(key)): value for key, value in entries if str(key).isdecimal()}
-    is_whole = by_level and len(by_level) == len(tables) and set(by_level) == set(range(1, (depth or len(tables)) + 1))
-    expect(is_whole, name, tables, f"every level 1..{depth or 'depth'} (depth = the root) once, as integers")
+    is_whole = (
+        by_level
+        and len(by_level) == len(tables)
+        and set(by_level) == set(range(1, (depth or len(tables)) + 1))
+    )
+    expect(
+        is_whole,
+        name,
+        tables,
+        f"every level 1..{depth or 'depth'} (depth = the root) once, as integers",
+    )
     return by_level
 
 
@@ -474,21 +638,34 @@ def _laws_by_level(probabilities: Any, depth: int) -> dict[int, Any]:
 
 
 def _filled(level: int, table: Any, probabilities: Any) -> tuple[list[Any], list[Any]]:
-    """Rules and probabilities of a level with equally many for each symbol: copies of the first rule with probability 0."""
+    """Rules and probabilities of a level with equally many for each symbol: copies of the first
+    rule with probability 0.
+    """
     sizes = [len(rules) if isinstance(rules, list | tuple) else 0 for rules in table]
     laws = [np.full(size, 1 / max(size, 1)) for size in sizes]
     if probabilities is not None:
-        laws = [np.ravel(law) for law in probabilities] if isinstance(probabilities, Iterable) else []
+        laws = (
+            [np.ravel(law) for law in probabilities] if isinstance(probabilities, Iterable) else []
+        )
     fits, where = all(sizes) and [len(law) for law in laws] == sizes, f"rule_probabilities[{level}]"
-    expect(fits, where, probabilities, f"one for each of the rules, {sizes}, and at least one rule of each symbol")
+    expect(
+        fits,
+        where,
+        probabilities,
+        f"one for each of the rules, {sizes}, and at least one rule of each symbol",
+    )
     rules = [[*row, *[row[0]] * (max(sizes) - len(row))] for row in table]
     return rules, [[*law, *[0.0] * (max(sizes) - len(law))] for law in laws]
 
 
 def cumulative_sums(probabilities: np.ndarray) -> np.ndarray:
-    """Cumulative sums along the last axis, in which rounding reaches no entry of probability 0: 1 from the last positive one."""
+    """Cumulative sums along the last axis, in which rounding reaches no entry of probability 0:
+    1 from the last positive one.
+    """
     sums = np.cumsum(probabilities, axis=-1)
-    return np.where(np.cumsum(probabilities[..., ::-1], axis=-1)[..., ::-1] <= probabilities, 1.0, sums)
+    return np.where(
+        np.cumsum(probabilities[..., ::-1], axis=-1)[..., ::-1] <= probabilities, 1.0, sums
+    )
 
 
 def _frozen(values: Any, dtype: Any) -> np.ndarray:
@@ -498,13 +675,18 @@ def _frozen(values: Any, dtype: Any) -> np.ndarray:
 
 
 def checked_law(name: str, probabilities: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Probabilities along the last axis, float64 and read-only, or a ValueError; None is the uniform law."""
+    """Probabilities along the last axis, float64 and read-only, or a ValueError; None is the
+    uniform law.
+    """
     if probabilities is None:
         return _frozen(np.full(shape, 1 / shape[-1]), np.float64)
     values = np.asarray(probabilities, dtype=np.float64)
     array = np.broadcast_to(values, shape)
-    fits = values.ndim and (array >= 0).all() and np.allclose(array.sum(axis=-1), 1, rtol=0, atol=1e-6)
+    fits = (
+        values.ndim and (array >= 0).all() and np.allclose(array.sum(axis=-1), 1, rtol=0, atol=1e-6)
+    )
     expect(fits, name, probabilities, "probabilities adding up to 1 along the last axis")
     total = array.sum(axis=-1, keepdims=True)
-    # Sums that are 1 up to rounding are not renormalised, so that saving and loading changes no bit.
+    # Sums that are 1 up to rounding are not renormalised, so that saving and loading changes no
+    # bit.
     return _frozen(np.where(np.abs(total - 1) < 1e-12, array, array / total), np.float64)

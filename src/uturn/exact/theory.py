@@ -1,4 +1,5 @@
-"""Mean-field theory of the ε-process: the annealed average of belief propagation over the rules (arXiv:2402.16991).
+"""Mean-field theory of the ε-process: the annealed average of belief propagation over the rules
+(arXiv:2402.16991).
 
 All formulas use complements (1 - belief), which avoids cancellation at small noise.
 """
@@ -12,13 +13,22 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy.optimize import brentq
 
-from uturn.core.checks import check_memory, check_tuples, checked_depth, checked_integer, checked_noise, expect
+from uturn.core.checks import (
+    check_memory,
+    check_tuples,
+    checked_depth,
+    checked_integer,
+    checked_noise,
+    expect,
+)
 
 Phase = Literal["transition", "always lost", "always recovered"]
 
 
 class Curves(NamedTuple):
-    """Beliefs in the true symbol, in [0, 1]: arrays (..., depth + 1), tree level last, 0 = leaves, depth = class."""
+    """Beliefs in the true symbol, in [0, 1]: arrays (..., depth + 1), tree level last, 0 =
+    leaves, depth = class.
+    """
 
     upward: np.ndarray
     downward: np.ndarray
@@ -27,10 +37,12 @@ class Curves(NamedTuple):
 
 @dataclass(frozen=True)
 class MeanField:
-    """Mean-field theory of belief propagation on the Random Hierarchy Model (section 5, appendix B of arXiv:2402.16991).
+    """Mean-field theory of belief propagation on the Random Hierarchy Model (section 5, appendix B
+    of arXiv:2402.16991).
 
-    `vocab_size` v, `multiplicity` m, `branching` s, with v * m <= v**s. `num_classes` n: root symbols, v by default; only the
-    last upward step and the prior depend on it, so the threshold does not.
+    `vocab_size` v, `multiplicity` m, `branching` s, with v * m <= v**s. `num_classes` n: root
+    symbols, v by default; only the last upward step and the prior depend on it, so the threshold
+    does not.
 
     Examples
     --------
@@ -47,10 +59,22 @@ class MeanField:
     def __post_init__(self) -> None:
         if self.num_classes is None:
             object.__setattr__(self, "num_classes", self.vocab_size)
-        for name, least in (("vocab_size", 2), ("multiplicity", 1), ("branching", 2), ("num_classes", 1)):
+        for name, least in (
+            ("vocab_size", 2),
+            ("multiplicity", 1),
+            ("branching", 2),
+            ("num_classes", 1),
+        ):
             object.__setattr__(self, name, checked_integer(name, getattr(self, name), least))
-        check_tuples(self.vocab_size, self.branching, max(self.vocab_size, self._n), self.multiplicity)
-        expect(self.vocab_size <= 2**50, "vocab_size", self.vocab_size, "at most 2**50, the precision of float64")
+        check_tuples(
+            self.vocab_size, self.branching, max(self.vocab_size, self._n), self.multiplicity
+        )
+        expect(
+            self.vocab_size <= 2**50,
+            "vocab_size",
+            self.vocab_size,
+            "at most 2**50, the precision of float64",
+        )
 
     @property
     def _n(self) -> int:
@@ -58,18 +82,22 @@ class MeanField:
 
     @cached_property
     def _inverse_T(self) -> float:
-        return 1 / (self.vocab_size**self.branching - 1)  # of an int of any size: 0.0 when it is huge
+        # Of an int of any size: 0.0 when it is huge.
+        return 1 / (self.vocab_size**self.branching - 1)
 
-    # -- the map and its fixed points ------------------------------------------------------------------------------
+    # -- the map and its fixed points --------------------------------------------------------------
     def upward_map(self, belief: Any) -> np.ndarray:
-        """One upward step `F(p) = [p**s + (m-1) b] / [p**s + (m v - 1) b]`, `b = (1 - p**s)/(v**s - 1)` (Eqs. 11, 41).
+        """One upward step `F(p) = [p**s + (m-1) b] / [p**s + (m v - 1) b]`, `b = (1 - p**s)/(v**s -
+        1)` (Eqs. 11, 41).
 
         Both p and F are beliefs in the true symbol, in [0, 1].
         """
         return 1 - self._lost_above(1 - np.asarray(belief, float), self.vocab_size)
 
     def _lost_above(self, lost: np.ndarray, symbols: int) -> np.ndarray:
-        """1 - F(p) from 1 - p, for a parent with `symbols` possible values: m (symbols - 1) b / [p**s + (m symbols - 1) b]."""
+        """1 - F(p) from 1 - p, for a parent with `symbols` possible values: m (symbols - 1) b /
+        [p**s + (m symbols - 1) b].
+        """
         m, s = self.multiplicity, self.branching
         power = _power(lost, s)
         b = -np.expm1(s * _log_kept(lost)) * self._inverse_T
@@ -79,19 +107,24 @@ class MeanField:
         """Derivative F'(p) of the upward map."""
         v, m, s = self.vocab_size, self.multiplicity, self.branching
         p = np.asarray(belief, float)
-        # F = (x + (m-1)(1-x)/T) / (x + (m v - 1)(1-x)/T) with x = p**s; the numerator of dF/dx is m (v-1)/T.
+        # F = (x + (m-1)(1-x)/T) / (x + (m v - 1)(1-x)/T) with x = p**s; the numerator of dF/dx is m
+        # (v-1)/T.
         x = p**s
         below = x + (m * v - 1) * (1 - x) * self._inverse_T
         return m * (v - 1) * self._inverse_T / below**2 * s * p ** (s - 1)
 
     @property
     def slope_at_one(self) -> float:
-        """F'(1) = s m (v-1)/(v**s - 1) (Eq. 42). If it is below 1, the class can be recovered at small noise."""
+        """F'(1) = s m (v-1)/(v**s - 1) (Eq. 42). If it is below 1, the class can be recovered at
+        small noise.
+        """
         return self.branching * self.multiplicity * (self.vocab_size - 1) * self._inverse_T
 
     @cached_property
     def phase(self) -> Phase:
-        """Fate of the class in deep trees: "transition" (lost above ε*), "always lost" or "always recovered" for 0 < ε < 1."""
+        """Fate of the class in deep trees: "transition" (lost above ε*), "always lost" or
+        "always recovered" for 0 < ε < 1.
+        """
         v, m, s = self.vocab_size, self.multiplicity, self.branching
         tuples = v**s - 1
         if s * m * (v - 1) >= tuples:
@@ -104,13 +137,14 @@ class MeanField:
     def fixed_point(self) -> float | None:
         """Repulsive fixed point p* of F in (1/v, 1); None without a transition.
 
-        For s = 2, p* = (m-1)/(v-m). In general it is the root of F(p) - p after division by the factors of the trivial roots 1
-        and 1/v.
+        For s = 2, p* = (m-1)/(v-m). In general it is the root of F(p) - p after division by the
+        factors of the trivial roots 1 and 1/v.
         """
         if self.phase != "transition":
             return None
         v, m, s = self.vocab_size, self.multiplicity, self.branching
-        # Numerator over (1-p): p**s + (1/T) [(m-1) - (m v - 1) p] (1 + p + .. + p**(s-1)), highest power first.
+        # Numerator over (1-p): p**s + (1/T) [(m-1) - (m v - 1) p] (1 + p + .. + p**(s-1)), highest
+        # power first.
         ones = np.ones(s)
         polynomial = np.r_[ones * (1 - m * v), 0] + np.r_[0, ones * (m - 1)]
         polynomial = polynomial * self._inverse_T
@@ -132,29 +166,44 @@ class MeanField:
 
     @property
     def correlation_exponent(self) -> float | None:
-        """`ν = log s / log F'(p*)`: the correlation length grows as `|ε - ε*|**-ν` (arXiv:2410.13770); None without one."""
+        """`ν = log s / log F'(p*)`: the correlation length grows as `|ε - ε*|**-ν`
+        (arXiv:2410.13770); None without one.
+        """
         slope = self.slope
         return None if slope is None else float(np.log(self.branching) / np.log(slope))
 
     @property
     def decay_exponent(self) -> float | None:
-        """2 - 2/ν: at ε* of deep trees the correlation falls as `r**-(2 - 2/ν)`; None without a transition."""
+        """2 - 2/ν: at ε* of deep trees the correlation falls as `r**-(2 - 2/ν)`; None without a
+        transition.
+        """
         nu = self.correlation_exponent
         return None if nu is None else 2 - 2 / nu
 
-    # -- finite depth --------------------------------------------------------------------------------------------------
+    # -- finite depth ------------------------------------------------------------------------------
     def curves(self, epsilon: Any, depth: int) -> Curves:
-        """Beliefs in the true symbol of every tree level (Eqs. 41, 53, 57-62), for `epsilon` (...) in [0, 1], depth <= 10,000."""
+        """Beliefs in the true symbol of every tree level (Eqs. 41, 53, 57-62), for `epsilon`
+        (...) in [0, 1], depth <= 10,000.
+        """
         lost, q = self._messages(epsilon, depth)
-        marginal = 1 - np.stack([self._lost_marginal(lost[..., k], q[..., k], k == depth) for k in range(depth + 1)], axis=-1)
+        marginal = 1 - np.stack(
+            [self._lost_marginal(lost[..., k], q[..., k], k == depth) for k in range(depth + 1)],
+            axis=-1,
+        )
         return Curves(1 - lost, q, marginal)
 
     def _messages(self, epsilon: Any, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """(1 - upward belief, downward belief) per level, (..., depth + 1)."""
         v, m, s = self.vocab_size, self.multiplicity, self.branching
-        depth = checked_depth(depth, instead="`fixed_point` and `critical_noise` are the limit of deep trees")
+        depth = checked_depth(
+            depth, instead="`fixed_point` and `critical_noise` are the limit of deep trees"
+        )
         noise = checked_noise(epsilon, 1)
-        check_memory(f"depth = {depth} at {noise.size} noise levels", 64 * noise.size * depth, "lower one of them")
+        check_memory(
+            f"depth = {depth} at {noise.size} noise levels",
+            64 * noise.size * depth,
+            "lower one of them",
+        )
         lost = [noise * ((v - 1) / v)]
         for level in range(1, depth + 1):
             lost.append(self._lost_above(lost[-1], self._n if level == depth else v))
@@ -175,15 +224,19 @@ class MeanField:
         return wrong / ((1 - lost) * q + wrong)
 
     def class_crossing(self, depth: int) -> float | None:
-        """ε at which the marginals of the class and of the leaves cross (inversion of the levels); None if they do not cross.
+        """ε at which the marginals of the class and of the leaves cross (inversion of the levels);
+        None if they do not cross.
 
-        At finite depth it can lie below `ε*`: it is .706 for (v, m, s) = (32, 8, 2) at L = 10, where `ε* = .731`.
+        At finite depth it can lie below `ε*`: it is .706 for (v, m, s) = (32, 8, 2) at L = 10,
+        where `ε* = .731`.
         """
         grid = np.linspace(0, 1, 2001)[1:-1]
 
         def gap(epsilon: Any) -> np.ndarray:
             lost, q = self._messages(epsilon, depth)
-            return self._lost_marginal(lost[..., 0], q[..., 0], False) - self._lost_marginal(lost[..., -1], q[..., -1], True)
+            return self._lost_marginal(lost[..., 0], q[..., 0], False) - self._lost_marginal(
+                lost[..., -1], q[..., -1], True
+            )
 
         gaps = gap(grid)
         change = np.flatnonzero((gaps[:-1] > 0) & (gaps[1:] <= 0))
@@ -192,12 +245,13 @@ class MeanField:
         k = change[-1]
         return float(brentq(gap, grid[k], grid[k + 1], xtol=1e-13))
 
-    # -- correlations ----------------------------------------------------------------------------------------------
+    # -- correlations ------------------------------------------------------------------------------
     def pair_correlations(self, epsilon: Any, depth: int) -> np.ndarray:
-        """Connected correlation of sigma = ±1 (changed or not) of two leaves (arXiv:2410.13770, mean field), (..., depth + 1).
+        """Connected correlation of sigma = ±1 (changed or not) of two leaves (arXiv:2410.13770,
+        mean field), (..., depth + 1).
 
-        Entry k: leaves whose lowest common ancestor is at level k, hence at distances `s**(k-1) .. s**k - 1`; entry 0 is the
-        variance 4 P (1 - P).
+        Entry k: leaves whose lowest common ancestor is at level k, hence at distances `s**(k-1) ..
+        s**k - 1`; entry 0 is the variance 4 P (1 - P).
         """
         m, s = self.multiplicity, self.branching
         lost, q = self._messages(epsilon, depth)
@@ -211,7 +265,8 @@ class MeanField:
             g = (q[..., k] * (m - 1) + (1 - q[..., k]) * m) * self._inverse_T
             z = q[..., k] * ps + g * missing
             result.append(4 * g * (q[..., k] - g) * e**2 * ps / z**2 * damping)
-            # From a node at level k to its child: a = P(child right | node right), b = P(child right | node wrong).
+            # From a node at level k to its child: a = P(child right | node right), b = P(child
+            # right | node wrong).
             bend = p * -np.expm1((s - 1) * _log_kept(e))  # p - p**s
             above = ps + (m - 1) * bend * self._inverse_T
             a = above / (above + (m - 1) * e * self._inverse_T)
@@ -221,25 +276,31 @@ class MeanField:
         return np.stack(result, axis=-1)
 
     def susceptibility(self, epsilon: Any, depth: int) -> np.ndarray:
-        """Susceptibility (...), `chi = sum_ij C_ij / sum_i C_ii` over all pairs i, j of leaves (arXiv:2410.13770); chi(0) = 1.
+        """Susceptibility (...), `chi = sum_ij C_ij / sum_i C_ii` over all pairs i, j of leaves
+        (arXiv:2410.13770); chi(0) = 1.
 
-        At finite depth the peak is not at `ε*`: for (v, m, s) = (16, 4, 2), where `ε* = .800`, it is at .763, .784, .795 for
-        L = 5, 7, 10. With depth it approaches `ε*` for this grammar and for (32, 8, 2), but not for all: for (8, 2, 2), where
-        `ε* = .952`, it stays at .907.
+        At finite depth the peak is not at `ε*`: for (v, m, s) = (16, 4, 2), where `ε* = .800`, it
+        is at .763, .784, .795 for L = 5, 7, 10. With depth it approaches `ε*` for this grammar and
+        for (32, 8, 2), but not for all: for (8, 2, 2), where `ε* = .952`, it stays at .907.
         """
         s = self.branching
         if checked_depth(depth) * np.log2(s) > 1000:
-            raise ValueError(f"depth = {depth}, branching = {s}: more leaves than floating-point numbers can count; lower depth")
+            raise ValueError(
+                f"depth = {depth}, branching = {s}: more leaves than floating-point numbers can"
+                " count; lower depth"
+            )
         c = self.pair_correlations(epsilon, depth)
-        pairs = (s - 1) * float(s) ** np.arange(depth)  # partners of a leaf whose common ancestor is at level 1, 2, ..
+        # Partners of a leaf whose common ancestor is at level 1, 2, ..
+        pairs = (s - 1) * float(s) ** np.arange(depth)
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = (c[..., 1:] * pairs).sum(axis=-1) / c[..., 0]
         return 1 + np.where(c[..., 0] > 0, ratio, 0.0)
 
 
 class PhaseDiagram(NamedTuple):
-    """Threshold against multiplicity: arrays (multiplicities,). `critical_noise` is 0 if the class is always lost, and 1 if it is
-    always recovered."""
+    """Threshold against multiplicity: arrays (multiplicities,). `critical_noise` is 0 if the
+    class is always lost, and 1 if it is always recovered.
+    """
 
     multiplicity: np.ndarray
     rule_density: np.ndarray
@@ -248,7 +309,8 @@ class PhaseDiagram(NamedTuple):
 
 
 def phase_diagram(vocab_size: int, branching: int, multiplicities: Any = None) -> PhaseDiagram:
-    """The threshold ε*(m) of Fig. 6 of arXiv:2402.16991; by default for all m of 1..v**(s-1), if these are at most 100,000.
+    """The threshold ε*(m) of Fig. 6 of arXiv:2402.16991; by default for all m of 1..v**(s-1), if
+    these are at most 100,000.
 
     Examples
     --------
@@ -263,9 +325,14 @@ def phase_diagram(vocab_size: int, branching: int, multiplicities: Any = None) -
     ms = list(range(1, tuples + 1)) if multiplicities is None else np.ravel(multiplicities).tolist()
     theories = [MeanField(v, m, s) for m in ms]
     extreme = {"always lost": 0.0, "always recovered": 1.0}
-    noise = [extreme[mf.phase] if mf.critical_noise is None else mf.critical_noise for mf in theories]
+    noise = [
+        extreme[mf.phase] if mf.critical_noise is None else mf.critical_noise for mf in theories
+    ]
     return PhaseDiagram(
-        np.array(ms), np.array([m / tuples for m in ms]), np.array(noise), np.array([mf.phase for mf in theories])
+        np.array(ms),
+        np.array([m / tuples for m in ms]),
+        np.array(noise),
+        np.array([mf.phase for mf in theories]),
     )
 
 

@@ -1,1 +1,3 @@
-"""Measures: tests and statistics of experiments: calibration of posterior draws, correlated changes."""
+"""Measures: tests and statistics of experiments: calibration of posterior draws, correlated
+changes.
+"""

@@ -1,4 +1,5 @@
-"""Cloning, speciation and collapse: the times at which diffusion decides the class, and recalls a training datum.
+"""Cloning, speciation and collapse: the times at which diffusion decides the class, and recalls a
+training datum.
 
 Noisy data are `x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi` with `abar = exp(-2t)` (arXiv:2402.18491).
 """
@@ -17,26 +18,39 @@ from uturn.measures.statistics import check_dims, proportion
 
 
 def cloning_probability(same: Any) -> Any:
-    """Probability phi(t) that two clones of one noisy datum fall in the same class (arXiv:2402.18491).
+    """Probability phi(t) that two clones of one noisy datum fall in the same class
+    (arXiv:2402.18491).
 
-    `same`: DataArray (noise, item, clone[, trajectory]), the twin `clone_same_class` or `clone_same_label` of a run with several
-    clones. Returns a DataArray (noise, estimate): the mean, and its 95 % interval (`uturn.statistics.proportion`).
+    `same`: DataArray (noise, item, clone[, trajectory]), the twin `clone_same_class` or
+    `clone_same_label` of a run with several clones. Returns a DataArray (noise, estimate): the
+    mean, and its 95 % interval (`uturn.statistics.proportion`).
     """
     check_dims("same", same, ("noise", "item", "clone"), ("trajectory",))
-    fits = same.sizes["clone"] > 1 and "clone_" in str(same.name or "clone_") and not same.isnull().any()
-    expect(fits, "same", same.name, "a complete twin of several clones, such as ds.clone_same_class")
+    fits = (
+        same.sizes["clone"] > 1
+        and "clone_" in str(same.name or "clone_")
+        and not same.isnull().any()
+    )
+    expect(
+        fits, "same", same.name, "a complete twin of several clones, such as ds.clone_same_class"
+    )
     return proportion(same)
 
 
-def mixture_cloning_probability(noise: Any, squared_distance: float, variance: float = 1.0) -> np.ndarray:
-    """phi(t) of two equally frequent Gaussians of the same isotropic covariance (arXiv:2402.18491), float64 (...).
+def mixture_cloning_probability(
+    noise: Any, squared_distance: float, variance: float = 1.0
+) -> np.ndarray:
+    """phi(t) of two equally frequent Gaussians of the same isotropic covariance (arXiv:2402.18491),
+    float64 (...).
 
-    With m = half the distance of the means and Gamma = abar variance + 1 - abar, the component z of x_t along the axis through
-    the means decides: a clone belongs to mode 1 with probability `r(z) = 1/(1 + exp(-2 sqrt(abar) m z / Gamma))`, and
+    With m = half the distance of the means and Gamma = abar variance + 1 - abar, the component z of
+    x_t along the axis through the means decides: a clone belongs to mode 1 with probability `r(z) =
+    1/(1 + exp(-2 sqrt(abar) m z / Gamma))`, and
 
         phi(t) = E[r(z)**2 + (1 - r(z))**2],    z ~ N(sqrt(abar) m, Gamma).
 
-    `noise`: times t >= 0, (...). `squared_distance` of the two means; `variance` of each component of a mode.
+    `noise`: times t >= 0, (...). `squared_distance` of the two means; `variance` of each component
+    of a mode.
 
     >>> mixture_cloning_probability([0.0, 3.0, np.inf], squared_distance=256).round(3).tolist()
     [1.0, 0.569, 0.5]
@@ -53,24 +67,31 @@ def mixture_cloning_probability(noise: Any, squared_distance: float, variance: f
 
 
 def covariance_eigenvalues(data: Any) -> np.ndarray:
-    """Eigenvalues of the covariance of data (items, ...), divided by items - 1, largest first: (min(items - 1, components),)."""
+    """Eigenvalues of the covariance of data (items, ...), divided by items - 1, largest first:
+    (min(items - 1, components),).
+    """
     values = _checked_data(data, 2)
     values = values - values.mean(axis=0)
-    # The products of items have the eigenvalues of those of components, and are fewer for large images.
+    # The products of items have the eigenvalues of those of components, and are fewer for large
+    # images.
     products = values @ values.T if len(values) < values.shape[1] else values.T @ values
     eigenvalues = np.linalg.eigvalsh(products)[::-1].clip(0) / (len(values) - 1)
     return eigenvalues[: min(len(values) - 1, values.shape[1])]
 
 
 def largest_eigenvalue(data: Any) -> float:
-    """Largest eigenvalue Lambda of the covariance of data (items, ...), whose further axes are components."""
+    """Largest eigenvalue Lambda of the covariance of data (items, ...), whose further axes are
+    components.
+    """
     return float(covariance_eigenvalues(data)[0])
 
 
 def speciation_time(eigenvalue: float) -> float:
-    """Time t_S at which the class of a reconstruction is decided: `Lambda exp(-2 t_S) = 1`, abar_S = 1/Lambda (arXiv:2402.18491).
+    """Time t_S at which the class of a reconstruction is decided: `Lambda exp(-2 t_S) = 1`, abar_S
+    = 1/Lambda (arXiv:2402.18491).
 
-    Lambda is the largest eigenvalue of the covariance of the data, in units of the noise at full time. 0 for Lambda <= 1.
+    Lambda is the largest eigenvalue of the covariance of the data, in units of the noise at full
+    time. 0 for Lambda <= 1.
 
     >>> round(speciation_time(65.0), 3)
     2.087
@@ -81,12 +102,13 @@ def speciation_time(eigenvalue: float) -> float:
 def collapse_time(eigenvalues: Any, count: int) -> float:
     """Time t_C below which the exact posterior of `count` training data recalls one of them.
 
-    The noisy data of n points of a Gaussian law are told apart where the capacity of the channel reaches the rate of the code,
+    The noisy data of n points of a Gaussian law are told apart where the capacity of the channel
+    reaches the rate of the code,
 
         (1/2) sum_i log(1 + lambda_i / (exp(2 t_C) - 1)) = log n,
 
-    with the eigenvalues lambda_i (components,) of the covariance. For d equal ones this is the formula of arXiv:2402.18491,
-    `t_C = (1/2) log(1 + sigma^2 / (n^(2/d) - 1))`.
+    with the eigenvalues lambda_i (components,) of the covariance. For d equal ones this is the
+    formula of arXiv:2402.18491, `t_C = (1/2) log(1 + sigma^2 / (n^(2/d) - 1))`.
 
     >>> round(collapse_time(np.ones(64), 1000), 4), round(0.5 * float(np.log(1 + 1 / (1000 ** (2 / 64) - 1))), 4)
     (0.8195, 0.8195)
@@ -109,11 +131,13 @@ def collapse_time(eigenvalues: Any, count: int) -> float:
 
 
 def recall_probability(data: Any, noise: Any, seed: int = 0, observations: int = 500) -> np.ndarray:
-    """Probability that two clones are the same training datum, for the exact posterior of a finite set of data.
+    """Probability that two clones are the same training datum, for the exact posterior of a finite
+    set of data.
 
-    It is E sum_i p(x_i | x_t)^2 with p(x_i | x_t) ~ `exp(-|x_t - sqrt(abar) x_i|^2 / (2 (1 - abar)))`: near 1 below
-    `collapse_time`, and 1/n at full noise. Of n training data (items, ...) at times (levels,) > 0, with `observations` noisy data
-    at each, of data 0, 1, .. in turn: the sums, (levels, observations).
+    It is E sum_i p(x_i | x_t)^2 with p(x_i | x_t) ~ `exp(-|x_t - sqrt(abar) x_i|^2 / (2 (1 -
+    abar)))`: near 1 below `collapse_time`, and 1/n at full noise. Of n training data (items, ...)
+    at times (levels,) > 0, with `observations` noisy data at each, of data 0, 1, .. in turn: the
+    sums, (levels, observations).
     """
     x, times = _checked_data(data, 1), checked_noise(noise, np.inf)
     expect(times.ndim == 1 and (times > 0).all(), "noise", noise, "times above 0 (levels,)")
@@ -121,7 +145,9 @@ def recall_probability(data: Any, noise: Any, seed: int = 0, observations: int =
     agreement = []
     for k, t in enumerate(times):
         abar, rest = np.exp(-2 * t), -np.expm1(-2 * t)
-        xi = normals(keys(seed, Purpose.CALIBRATION, k, np.arange(observations)), x.shape[1], np.float64)
+        xi = normals(
+            keys(seed, Purpose.CALIBRATION, k, np.arange(observations)), x.shape[1], np.float64
+        )
         noisy = np.sqrt(abar) * x[chosen] + np.sqrt(rest) * xi
         log_p = (np.sqrt(abar) * noisy @ x.T - abar * (x**2).sum(axis=1) / 2) / rest
         p = np.exp(log_p - log_p.max(axis=1, keepdims=True))

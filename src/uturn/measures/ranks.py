@@ -1,4 +1,6 @@
-"""Ranks of an original among its clones: simulation-based calibration of a posterior sampler, reading by reading."""
+"""Ranks of an original among its clones: simulation-based calibration of a posterior sampler,
+reading by reading.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +20,28 @@ _LEAST = 1e-12  # p-values below are not distinguished from rounding
 _STEPS = 20  # bisections of the tail probability of a band
 
 
-def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3, seed: int = 0) -> xr.Dataset:
-    """Test whether the rank of an original among its clones is uniform, for readings h(x; y) of one datum.
+def ranks(
+    ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3, seed: int = 0
+) -> xr.Dataset:
+    """Test whether the rank of an original among its clones is uniform, for readings h(x; y) of one
+    datum.
 
-    If the K clones are draws from p(x_0 | y), the number of clones with h(x̂_k; y) < h(x_0; y) is uniform on 0, .., K (Talts et
-    al., arXiv:1804.06788). Trajectory 0 counts; ties are broken at random. The count n F(r) of n items of rank at most r is
-    binomial with probability (r + 1) / (K + 1); with B_r of this law, the statistic is
+    If the K clones are draws from p(x_0 | y), the number of clones with h(x̂_k; y) < h(x_0; y) is
+    uniform on 0, .., K (Talts et al., arXiv:1804.06788). Trajectory 0 counts; ties are broken at
+    random. The count n F(r) of n items of rank at most r is binomial with probability (r + 1) / (K
+    + 1); with B_r of this law, the statistic is
 
         gamma = min_r 2 min(P(B_r <= n F(r)), P(B_r >= n F(r)))    (Säilynoja, Bürkner and Vehtari 2022, arXiv:2103.10522).
 
-    The band holds all F(r) at once with a probability of at least 1 - level, over all tests of the call (Bonferroni).
+    The band holds all F(r) at once with a probability of at least 1 - level, over all tests of the
+    call (Bonferroni).
 
-    `ds`, `level`: as in `uturn.calibration`. `variable`: ranked variables, those with a twin `original_<variable>`. `seed`: of
-    the random ranks of ties. The Dataset has `difference` (.., rank), F(r) - (r + 1) / (K + 1), with the simultaneous band `low`,
-    `high`; `count` (.., of_rank), number of items with each rank 0, .., K; `p`, `p_holm`, p-value of gamma and its adjustment by
-    Holm; `mean_rank`, mean of rank / K, 1/2 for exact draws. Further dims and attributes as in `uturn.calibration`.
+    `ds`, `level`: as in `uturn.calibration`. `variable`: ranked variables, those with a twin
+    `original_<variable>`. `seed`: of the random ranks of ties. The Dataset has `difference` (..,
+    rank), F(r) - (r + 1) / (K + 1), with the simultaneous band `low`, `high`; `count` (..,
+    of_rank), number of items with each rank 0, .., K; `p`, `p_holm`, p-value of gamma and its
+    adjustment by Holm; `mean_rank`, mean of rank / K, 1/2 for exact draws. Further dims and
+    attributes as in `uturn.calibration`.
 
     Examples
     --------
@@ -46,12 +55,20 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
     names, level = checked_variables(ds, variable), checked_share("level", level)
     for name in names:
         is_ranked = "clone" not in ds[twin_of(ds, name)].dims
-        expect(is_ranked, "variable", name, f"a ranked variable, with a twin original_{name}; this one compares two data")
+        expect(
+            is_ranked,
+            "variable",
+            name,
+            f"a ranked variable, with a twin original_{name}; this one compares two data",
+        )
     complete = items_tested(ds, names)
     expect(complete.any(), "variable", variable, "at least one item with all its readings")
     ds = ds.isel(item=complete)
     K, items = ds.sizes["clone"], ds.sizes["item"]
-    ties = uniforms(keys(checked_seed(seed), Purpose.RANKS, np.asarray(ds.item.values, np.int64)), ds.sizes["noise"])
+    ties = uniforms(
+        keys(checked_seed(seed), Purpose.RANKS, np.asarray(ds.item.values, np.int64)),
+        ds.sizes["noise"],
+    )
     of_names = [_ranks(ds, name, ties, not isinstance(variable, str)) for name in names]
     rank = xr.concat(of_names, "reading") if len(of_names) > 1 else of_names[0]
     rank = rank.transpose("noise", ..., "item")
@@ -60,7 +77,11 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
     low, high = band(items, K, level / rank.isel(item=0).size)
     tails, below = _tails(items, K), count[..., :-1].cumsum(-1)
     gamma = tails[np.arange(K), below].min(-1)
-    p = np.array([1 - _inside(tails, of) for of in gamma.ravel()]).clip(_LEAST, 1).reshape(gamma.shape)
+    p = (
+        np.array([1 - _inside(tails, of) for of in gamma.ravel()])
+        .clip(_LEAST, 1)
+        .reshape(gamma.shape)
+    )
     dims, adjusted = rank.dims[:-1], holm(p)
     return xr.Dataset(
         {
@@ -73,13 +94,22 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
             "mean_rank": (dims, rank.values.mean(-1) / K),
         },
         {**rank.isel(item=0, drop=True).coords, "rank": np.arange(K), "of_rank": np.arange(K + 1)},
-        {"variable": ", ".join(names), "passed": bool((adjusted > level).all()), "level": level, "items": items, "clones": K},
+        {
+            "variable": ", ".join(names),
+            "passed": bool((adjusted > level).all()),
+            "level": level,
+            "items": items,
+            "clones": K,
+        },
     )
 
 
 def band(items: int, clones: int, level: float) -> np.ndarray:
-    """Ends (2, K) of the band that holds all F(r) - (r + 1) / (K + 1) with a probability of at least 1 - level."""
-    tails, low, high = _tails(items, clones), np.log(level / clones), 0.0  # the lower end holds by Bonferroni
+    """Ends (2, K) of the band that holds all F(r) - (r + 1) / (K + 1) with a probability of at
+    least 1 - level.
+    """
+    # The lower end holds by Bonferroni.
+    tails, low, high = _tails(items, clones), np.log(level / clones), 0.0
     for _ in range(_STEPS):
         middle = (low + high) / 2
         low, high = (middle, high) if 1 - _inside(tails, np.exp(middle)) <= level else (low, middle)
@@ -87,7 +117,9 @@ def band(items: int, clones: int, level: float) -> np.ndarray:
 
 
 def _ranks(ds: xr.Dataset, name: str, ties: np.ndarray, several: bool) -> xr.DataArray:
-    """Ranks of the originals among their clones, (item, noise, ..); `ties`: uniform numbers (item, noise)."""
+    """Ranks of the originals among their clones, (item, noise, ..); `ties`: uniform numbers
+    (item, noise).
+    """
     first = ds[[name, twin_of(ds, name)]].isel(trajectory=0, drop=True)
     clones, original = first[name], first[twin_of(ds, name)]
     below, equal = (clones < original).sum("clone"), (clones == original).sum("clone")
@@ -100,7 +132,9 @@ def _ranks(ds: xr.Dataset, name: str, ties: np.ndarray, several: bool) -> xr.Dat
 
 @lru_cache(maxsize=4)
 def _tails(items: int, clones: int) -> np.ndarray:
-    """Two-sided tail probabilities of the counts n F(r) under uniform ranks, (ranks K, counts n + 1)."""
+    """Two-sided tail probabilities of the counts n F(r) under uniform ranks, (ranks K, counts n
+    + 1).
+    """
     from scipy.stats import binom
 
     counts, shares = np.arange(items + 1), np.arange(1, clones + 1)[:, None] / (clones + 1)
@@ -124,7 +158,11 @@ def _inside(tails: np.ndarray, gamma: float) -> float:
 
 
 def _bounds(tails: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest counts (K,) with tail probabilities above gamma; smallest > largest if there are none."""
+    """Smallest and largest counts (K,) with tail probabilities above gamma; smallest > largest
+    if there are none.
+    """
     above = tails * _EQUAL > gamma
     items = tails.shape[1] - 1
-    return np.where(above.any(1), above.argmax(1), 1), np.where(above.any(1), items - above[:, ::-1].argmax(1), 0)
+    return np.where(above.any(1), above.argmax(1), 1), np.where(
+        above.any(1), items - above[:, ::-1].argmax(1), 0
+    )

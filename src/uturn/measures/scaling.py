@@ -1,4 +1,6 @@
-"""Scaling of correlated changes: correlation length, and finite-size collapse with the exponent of the length."""
+"""Scaling of correlated changes: correlation length, and finite-size collapse with the exponent
+of the length.
+"""
 
 from __future__ import annotations
 
@@ -10,36 +12,57 @@ import xarray as xr
 from scipy.optimize import minimize
 
 from uturn.core.checks import checked_numbers, expect
-from uturn.measures.changes import correlated, covariances_of, effective_number, presence, replicated
+from uturn.measures.changes import (
+    correlated,
+    covariances_of,
+    effective_number,
+    presence,
+    replicated,
+)
 from uturn.measures.statistics import Estimate, check_dims, replicates
 
 
 def correlation_length(
-    changed: Any, exponent: float | None = None, confidence: float = 0.95, present: xr.DataArray | None = None, name: str = ""
+    changed: Any,
+    exponent: float | None = None,
+    confidence: float = 0.95,
+    present: xr.DataArray | None = None,
+    name: str = "",
 ) -> xr.Dataset:
-    """Correlation length ξ at every noise level, by a fit of `C(r)/C(0) = A r**-a exp(-r/ξ)` for r > 0.
+    """Correlation length ξ at every noise level, by a fit of `C(r)/C(0) = A r**-a exp(-r/ξ)` for r
+    > 0.
 
-    The fit minimises the sum of squares over the distances. The interval is computed for 1/ξ, which is 0 where no decay beyond
-    the power law is seen.
+    The fit minimises the sum of squares over the distances. The interval is computed for 1/ξ, which
+    is 0 where no decay beyond the power law is seen.
 
-    `changed`, `present`, `name`: as in `uturn.measures.changes.correlations`, of arrays with the distance "index"; or a DataArray
-    (noise, item, distance) of covariances. `exponent`: a >= 0 of the power law at the transition, such as
-    `MeanField.decay_exponent`; by default it is fitted (0 .. 4) at each noise level, which makes ξ less certain. Returns a
-    Dataset (noise): `length`, `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0. Degrees of freedom:
-    n_eff - 1; the ends are NaN if n_eff < 5. All are NaN at a noise where no C(r) with r > 0 is above 0
-    (`uturn.measures.changes.correlated`): independent sites have no correlation length.
+    `changed`, `present`, `name`: as in `uturn.measures.changes.correlations`, of arrays with the
+    distance "index"; or a DataArray (noise, item, distance) of covariances. `exponent`: a >= 0 of
+    the power law at the transition, such as `MeanField.decay_exponent`; by default it is fitted (0
+    .. 4) at each noise level, which makes ξ less certain. Returns a Dataset (noise): `length`,
+    `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0. Degrees of
+    freedom: n_eff - 1; the ends are NaN if n_eff < 5. All are NaN at a noise where no C(r) with r >
+    0 is above 0 (`uturn.measures.changes.correlated`): independent sites have no correlation
+    length.
     """
     if isinstance(changed, xr.DataArray) and "trajectory" not in changed.dims:
         changed = changed.to_dataset(name="change_covariance")
     readings = covariances_of(changed, name=name)
     covariance = readings["change_covariance"]
     check_dims("covariance", covariance, ("noise", "item", "distance"), ())
-    exponents = np.linspace(0, 4, 81) if exponent is None else checked_numbers("exponent", [exponent])
+    exponents = (
+        np.linspace(0, 4, 81) if exponent is None else checked_numbers("exponent", [exponent])
+    )
     expect((exponents >= 0).all(), "exponent", exponent, "a number >= 0, or None to fit it")
     r = covariance.distance.values[1:]
-    expect(len(r) > 2, "covariance: distances above 0", len(r), "at least 3, to fit a correlation length")
+    expect(
+        len(r) > 2,
+        "covariance: distances above 0",
+        len(r),
+        "at least 3, to fit a correlation length",
+    )
     rates = np.r_[0, np.geomspace(0.01 / r[-1], 10 / r[0], 300)]
-    shapes = r ** -exponents[:, None, None] * np.exp(-np.multiply.outer(rates, r - r[0]))  # (exponents, rates, distances)
+    # (exponents, rates, distances).
+    shapes = r ** -exponents[:, None, None] * np.exp(-np.multiply.outer(rates, r - r[0]))
     shapes /= np.linalg.norm(shapes, axis=-1, keepdims=True)
 
     present_in = presence(readings, present)
@@ -47,18 +70,32 @@ def correlation_length(
     has_length = correlated(covariance, present_in)
 
     def rate(mean: np.ndarray) -> np.ndarray:
-        """1/ξ of every noise level: the amplitude is linear, so the best shape has the largest projection."""
+        """1/ξ of every noise level: the amplitude is linear, so the best shape has the largest
+        projection.
+        """
         curve = of_present(mean)
         with np.errstate(invalid="ignore", divide="ignore"):
             y = curve[:, 1:] / curve[:, :1]
         projection = np.einsum("nr,aqr->qna", y, shapes).max(axis=-1)  # (rates, noise)
-        best = np.where(np.isfinite(y).all(axis=1) & (projection.max(axis=0) > 0), projection.argmax(axis=0), -1)
-        return np.array([np.nan if k < 0 else _peak(rates, projection[:, n], k) for n, k in enumerate(best)])
+        best = np.where(
+            np.isfinite(y).all(axis=1) & (projection.max(axis=0) > 0), projection.argmax(axis=0), -1
+        )
+        return np.array(
+            [np.nan if k < 0 else _peak(rates, projection[:, n], k) for n, k in enumerate(best)]
+        )
 
-    value, low, high = of.interval(rate, confidence, effective_number(covariance.isel(distance=0))).T
+    value, low, high = of.interval(
+        rate, confidence, effective_number(covariance.isel(distance=0))
+    ).T
     with np.errstate(divide="ignore"):
-        lengths = {"length": 1 / value, "low": 1 / high, "high": 1 / np.where(np.isnan(low), np.nan, np.maximum(low, 0))}
-    data = {name: ("noise", np.where(has_length, values, np.nan)) for name, values in lengths.items()}
+        lengths = {
+            "length": 1 / value,
+            "low": 1 / high,
+            "high": 1 / np.where(np.isnan(low), np.nan, np.maximum(low, 0)),
+        }
+    data = {
+        name: ("noise", np.where(has_length, values, np.nan)) for name, values in lengths.items()
+    }
     return xr.Dataset(data, coords={"noise": covariance.noise})
 
 
@@ -73,7 +110,8 @@ def _peak(x: np.ndarray, y: np.ndarray, k: int) -> float:
 
 
 def collapse_curves(runs: Sequence[xr.Dataset]) -> xr.DataArray:
-    """The curves that `collapse` fits, DataArray (noise, item, size, part), from runs with the probe `changes`, one for a size.
+    """The curves that `collapse` fits, DataArray (noise, item, size, part), from runs with the
+    probe `changes`, one for a size.
 
     Part 0 is the covariance of the changes at the largest distance, part 1 the variance of a site.
     """
@@ -83,9 +121,11 @@ def collapse_curves(runs: Sequence[xr.Dataset]) -> xr.DataArray:
 
 
 class Collapse(NamedTuple):
-    """The exponent ν and the critical noise, with intervals, and the spread that is left; NaN if no collapse can be fitted.
+    """The exponent ν and the critical noise, with intervals, and the spread that is left; NaN if no
+    collapse can be fitted.
 
-    `spread`: variance between the collapsed curves over the variance along them, >= 0; 0 is a perfect collapse.
+    `spread`: variance between the collapsed curves over the variance along them, >= 0; 0 is a
+    perfect collapse.
     """
 
     exponent: Estimate
@@ -93,21 +133,35 @@ class Collapse(NamedTuple):
     spread: float
 
 
-def collapse(curves: xr.DataArray, sizes: Sequence[float], start: tuple[float, float], confidence: float = 0.95) -> Collapse:
-    """Finite-size collapse of correlations at the largest distance r = N, with ν and the critical noise fitted.
+def collapse(
+    curves: xr.DataArray,
+    sizes: Sequence[float],
+    start: tuple[float, float],
+    confidence: float = 0.95,
+) -> Collapse:
+    """Finite-size collapse of correlations at the largest distance r = N, with ν and the critical
+    noise fitted.
 
-    At the transition C(r)/C(0) falls as `r**-(2 - 2/ν)` (`MeanField.decay_exponent`). The only other length is
-    `ξ ~ |ε - ε*|**-ν`, so the curves `N**(2 - 2/ν) C(N)/C(0)` of trees with N leaves are one function of `(ε - ε*) N**(1/ν)`. The
-    fit minimises the variance between the curves, interpolated linearly where all of them exist.
+    At the transition C(r)/C(0) falls as `r**-(2 - 2/ν)` (`MeanField.decay_exponent`). The only
+    other length is `ξ ~ |ε - ε*|**-ν`, so the curves `N**(2 - 2/ν) C(N)/C(0)` of trees with N
+    leaves are one function of `(ε - ε*) N**(1/ν)`. The fit minimises the variance between the
+    curves, interpolated linearly where all of them exist.
 
-    `curves`: those of `collapse_curves`. `sizes`: N of every size, at least two. `start`: (ν, critical noise), where the search
-    begins, with ν between 0.5 and 20.
+    `curves`: those of `collapse_curves`. `sizes`: N of every size, at least two. `start`: (ν,
+    critical noise), where the search begins, with ν between 0.5 and 20.
     """
     check_dims("curves", curves, ("noise", "item", "size", "part"), ())
     noise, N = checked_numbers("noise", curves.noise.values), checked_numbers("sizes", sizes)
-    expect(len(noise) > 1 and (np.diff(noise) > 0).all(), "noise", noise.tolist(), "at least two increasing levels")
+    expect(
+        len(noise) > 1 and (np.diff(noise) > 0).all(),
+        "noise",
+        noise.tolist(),
+        "at least two increasing levels",
+    )
     fits = N.shape == (curves.sizes["size"],) and len(np.unique(N)) > 1 and (N > 0).all()
-    expect(fits, "sizes", N.tolist(), "a positive number for each of at least two sizes of the curves")
+    expect(
+        fits, "sizes", N.tolist(), "a positive number for each of at least two sizes of the curves"
+    )
     checked_numbers("curves", curves.values)
     begin = checked_numbers("start", start)
     fits = begin.shape == (2,) and 0.5 < begin[0] < 20 and begin[1]
@@ -121,19 +175,30 @@ def collapse(curves: xr.DataArray, sizes: Sequence[float], start: tuple[float, f
         common = np.linspace(x[:, 0].max(), x[:, -1].min(), 200)
         if common[0] >= common[-1]:
             return np.inf
-        scaled = np.array([np.interp(common, *curve) for curve in zip(x, y * N[:, None] ** (2 - 2 / nu), strict=True)])
+        scaled = np.array(
+            [
+                np.interp(common, *curve)
+                for curve in zip(x, y * N[:, None] ** (2 - 2 / nu), strict=True)
+            ]
+        )
         return float(scaled.var(axis=0).sum() / (scaled.mean(axis=0).var() * len(common)))
 
     def fitted(means: np.ndarray, begin: np.ndarray) -> np.ndarray:
-        options = {"initial_simplex": begin * np.array([[1, 1], [1.1, 1], [1, 1.02]]), "xatol": 1e-4}
-        with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changes; spreads of inf
+        options = {
+            "initial_simplex": begin * np.array([[1, 1], [1.1, 1], [1, 1.02]]),
+            "xatol": 1e-4,
+        }
+        # 0/0 where nothing changes; spreads of inf.
+        with np.errstate(invalid="ignore", divide="ignore"):
             y = (means[..., 0] / means[..., 1]).T
             best = minimize(spread, begin, args=(y,), method="Nelder-Mead", options=options)
         return np.array([*best.x, best.fun] if np.isfinite(best.fun) else [np.nan] * 3)
 
     of = replicates(curves.transpose("noise", "item", "size", "part"))
     whole = fitted(of.mean, begin)
-    # A search can end in another minimum. Those of the replicates begin where the fit of the whole ended, so that the interval
-    # is about the one minimum, and a poor start does not widen it.
-    exponent, critical, left = of.interval(lambda means: whole if means is of.mean else fitted(means, whole[:2]), confidence)
+    # A search can end in another minimum. Those of the replicates begin where the fit of the whole
+    # ended, so that the interval is about the one minimum, and a poor start does not widen it.
+    exponent, critical, left = of.interval(
+        lambda means: whole if means is of.mean else fitted(means, whole[:2]), confidence
+    )
     return Collapse(Estimate(*exponent.tolist()), Estimate(*critical.tolist()), float(left[0]))

@@ -6,14 +6,17 @@ _DIGITS = 4  # of a strength
 
 
 def steps_of(strength: float, steps: int, counts_down: bool) -> int:
-    """Number of steps that a pipeline makes for a strength in [0, 1], in the arithmetic of the pipelines."""
+    """Number of steps that a pipeline makes for a strength in [0, 1], in the arithmetic of the
+    pipelines.
+    """
     if counts_down:
         return steps - int(max(steps - min(steps * strength, steps), 0))
     return min(int(steps * strength), steps)
 
 
 def strength_of(k: int, steps: int, counts_down: bool) -> float:
-    """The strength with 4 digits nearest to k/N that gives k steps; k/N itself may be rounded to another number of steps.
+    """The strength with 4 digits nearest to k/N that gives k steps; k/N itself may be rounded to
+    another number of steps.
 
     >>> strength_of(29, 100, counts_down=False), int(100 * 0.29)
     (0.2901, 28)

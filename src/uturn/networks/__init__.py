@@ -1,4 +1,6 @@
-"""Neural networks: the networks of this package with their training, networks of other libraries, and their files."""
+"""Neural networks: the networks of this package with their training, networks of other
+libraries, and their files.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Small classifiers of strings, vectors and images. Their blocks are the layers that a hidden-layer probe reads."""
+"""Small classifiers of strings, vectors and images. Their blocks are the layers that a
+hidden-layer probe reads.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,16 @@ from uturn.core.checks import checked_integer, expect
 
 
 class _Blocks(nn.Module):
-    """Blocks in a row, `blocks.0`, `blocks.1`, .., and a linear map `logits`, with the initial weights of a seed.
+    """Blocks in a row, `blocks.0`, `blocks.1`, .., and a linear map `logits`, with the initial
+    weights of a seed.
 
-    Weights are normal with variance 2 / (number of inputs of a unit), biases zero (arXiv:1502.01852).
+    Weights are normal with variance 2 / (number of inputs of a unit), biases zero
+    (arXiv:1502.01852).
     """
 
-    def __init__(self, options: dict[str, Any], blocks: Iterable[Sequence[nn.Module]], width: int, seed: int) -> None:
+    def __init__(
+        self, options: dict[str, Any], blocks: Iterable[Sequence[nn.Module]], width: int, seed: int
+    ) -> None:
         super().__init__()
         self.options = options
         self.blocks = nn.Sequential(*(nn.Sequential(*layers) for layers in blocks))
@@ -34,28 +40,50 @@ class _Blocks(nn.Module):
 
 
 class TreeClassifier(_Blocks):
-    """Convolutional network with the shape of the tree: one convolution and ReLU for each tree level (Fig. 8, arXiv:2402.16991).
+    """Convolutional network with the shape of the tree: one convolution and ReLU for each tree
+    level (Fig. 8, arXiv:2402.16991).
 
-    For strings with `vocab_size` v, `branching` s and `depth` L; by default v classes. Filters have size and stride s, so that
-    the output of `blocks.k` (k = 0 .. L-1) has one position for each node of tree level k + 1, and `width` channels. With
-    PyTorch's smaller initial weights, or without whitening of the one-hot input, deep trees stay at chance.
+    For strings with `vocab_size` v, `branching` s and `depth` L; by default v classes. Filters have
+    size and stride s, so that the output of `blocks.k` (k = 0 .. L-1) has one position for each
+    node of tree level k + 1, and `width` channels. With PyTorch's smaller initial weights, or
+    without whitening of the one-hot input, deep trees stay at chance.
     """
 
     def __init__(
-        self, vocab_size: int, branching: int, depth: int, num_classes: int | None = None, width: int = 256, seed: int = 0
+        self,
+        vocab_size: int,
+        branching: int,
+        depth: int,
+        num_classes: int | None = None,
+        width: int = 256,
+        seed: int = 0,
     ) -> None:
         num_classes = vocab_size if num_classes is None else num_classes
-        sizes = {"vocab_size": vocab_size, "branching": branching, "depth": depth, "num_classes": num_classes, "width": width}
+        sizes = {
+            "vocab_size": vocab_size,
+            "branching": branching,
+            "depth": depth,
+            "num_classes": num_classes,
+            "width": width,
+        }
         options = {name: checked_integer(name, size, 1) for name, size in sizes.items()}
         channels = pairwise([vocab_size] + [width] * depth)
-        blocks = ((nn.Conv1d(*units, kernel_size=branching, stride=branching), nn.ReLU()) for units in channels)
+        blocks = (
+            (nn.Conv1d(*units, kernel_size=branching, stride=branching), nn.ReLU())
+            for units in channels
+        )
         super().__init__(options, blocks, width, seed)
 
     def forward(self, leaves: torch.Tensor) -> torch.Tensor:
         """Logits (batch, num_classes) of strings, int64 (batch, branching**depth)."""
         v, s, L = (self.options[name] for name in ("vocab_size", "branching", "depth"))
         fits = leaves.shape[1:] == (s**L,) and not leaves.is_floating_point()
-        expect(fits, "leaves: dtype, shape", (leaves.dtype, tuple(leaves.shape)), f"integers (batch, {s**L})")
+        expect(
+            fits,
+            "leaves: dtype, shape",
+            (leaves.dtype, tuple(leaves.shape)),
+            f"integers (batch, {s**L})",
+        )
         symbols = [int(leaves.min()), int(leaves.max())] if leaves.numel() else [0]
         expect(0 <= min(symbols) <= max(symbols) < v, "leaves", symbols, f"symbols 0 .. {v - 1}")
         # Whitened: each input has mean 0 and variance close to 1 under uniform symbols.
@@ -65,10 +93,24 @@ class TreeClassifier(_Blocks):
 
 
 class VectorClassifier(_Blocks):
-    """Fully connected network for vectors: `num_layers` blocks of a linear map and ReLU with `width` units, and a linear map."""
+    """Fully connected network for vectors: `num_layers` blocks of a linear map and ReLU with
+    `width` units, and a linear map.
+    """
 
-    def __init__(self, num_inputs: int, num_classes: int, width: int = 256, num_layers: int = 4, seed: int = 0) -> None:
-        options = {"num_inputs": num_inputs, "num_classes": num_classes, "width": width, "num_layers": num_layers}
+    def __init__(
+        self,
+        num_inputs: int,
+        num_classes: int,
+        width: int = 256,
+        num_layers: int = 4,
+        seed: int = 0,
+    ) -> None:
+        options = {
+            "num_inputs": num_inputs,
+            "num_classes": num_classes,
+            "width": width,
+            "num_layers": num_layers,
+        }
         units = pairwise([num_inputs] + [width] * num_layers)
         super().__init__(options, ((nn.Linear(*sizes), nn.ReLU()) for sizes in units), width, seed)
 
@@ -78,22 +120,41 @@ class VectorClassifier(_Blocks):
 
 
 class ImageClassifier(_Blocks):
-    """Convolutional network for images: blocks of a 3x3 convolution, normalisation and ReLU, and a linear map of the mean.
+    """Convolutional network for images: blocks of a 3x3 convolution, normalisation and ReLU, and a
+    linear map of the mean.
 
-    `widths`, `strides`: channels and stride of each block. Channels are normalised in groups of eight, or all together if their
-    number is no multiple of eight (arXiv:1803.08494).
+    `widths`, `strides`: channels and stride of each block. Channels are normalised in groups of
+    eight, or all together if their number is no multiple of eight (arXiv:1803.08494).
     """
 
     def __init__(
-        self, image_channels: int, num_classes: int, widths: Sequence[int], strides: Sequence[int], seed: int = 0
+        self,
+        image_channels: int,
+        num_classes: int,
+        widths: Sequence[int],
+        strides: Sequence[int],
+        seed: int = 0,
     ) -> None:
-        options = {"image_channels": image_channels, "num_classes": num_classes, "widths": [*widths], "strides": [*strides]}
+        options = {
+            "image_channels": image_channels,
+            "num_classes": num_classes,
+            "widths": [*widths],
+            "strides": [*strides],
+        }
         blocks = []
-        for (before, after), stride in zip(pairwise([image_channels, *widths]), strides, strict=True):
-            convolution = nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=False)
-            blocks.append((convolution, nn.GroupNorm(after // 8 if after % 8 == 0 else 1, after), nn.ReLU()))
+        for (before, after), stride in zip(
+            pairwise([image_channels, *widths]), strides, strict=True
+        ):
+            convolution = nn.Conv2d(
+                before, after, kernel_size=3, stride=stride, padding=1, bias=False
+            )
+            blocks.append(
+                (convolution, nn.GroupNorm(after // 8 if after % 8 == 0 else 1, after), nn.ReLU())
+            )
         super().__init__(options, blocks, widths[-1], seed)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (batch, num_classes) of images, floating point (batch, image_channels, height, width)."""
+        """Logits (batch, num_classes) of images, floating point (batch, image_channels, height,
+        width).
+        """
         return self.logits(self.blocks(images).mean(dim=(2, 3)))

@@ -1,4 +1,6 @@
-"""Other libraries: errors while reading with them, models on their hub, their progress bars, and the devices of torch."""
+"""Other libraries: errors while reading with them, models on their hub, their progress bars, and
+the devices of torch.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +17,38 @@ if TYPE_CHECKING:
 
 @contextmanager
 def reading(what: str, instead: str, extra: str = "text-to-image") -> Iterator[None]:
-    """Context for reading a file: any error becomes a ValueError of one line, WHAT cannot be read (..); INSTEAD.
+    """Context for reading a file: any error becomes a ValueError of one line, WHAT cannot be read
+    (..); INSTEAD.
 
     `extra`: the extra of this package that installs the library.
     """
     try:
         yield
     except ImportError as error:
-        raise ValueError(f"{what} needs a package that is missing ({one_line(error)}); pip install 'uturn[{extra}]'") from error
-    except Exception as error:  # for damaged files, libraries raise many undocumented kinds of exceptions
+        raise ValueError(
+            f"{what} needs a package that is missing ({one_line(error)}); pip install"
+            f" 'uturn[{extra}]'"
+        ) from error
+    except (
+        Exception
+    ) as error:  # for damaged files, libraries raise many undocumented kinds of exceptions
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(f"{what} cannot be read ({kind}{one_line(error)}); {instead}") from error
 
 
 def library(name: str, what: str, extra: str = "text-to-image") -> Any:
-    """Import a module of an optional library; ValueError names the option `what` that needs it, and the way to install it."""
+    """Import a module of an optional library; ValueError names the option `what` that needs it,
+    and the way to install it.
+    """
     with reading(what, "install it again", extra):
         return importlib.import_module(name)
 
 
 @contextmanager
 def without_bars(*libraries: Any) -> Iterator[None]:
-    """Context in which libraries (logging modules such as `transformers.utils.logging`) draw no progress bars."""
+    """Context in which libraries (logging modules such as `transformers.utils.logging`) draw no
+    progress bars.
+    """
     drawing = [logging for logging in libraries if logging.is_progress_bar_enabled()]
     for logging in drawing:
         logging.disable_progress_bar()
@@ -49,7 +61,9 @@ def without_bars(*libraries: Any) -> Iterator[None]:
 
 @contextmanager
 def without_lists(logging: Any) -> Iterator[None]:
-    """Context in which a library, by its `logging` (`transformers.utils.logging`), does not list missing or unused weights."""
+    """Context in which a library, by its `logging` (`transformers.utils.logging`), does not list
+    missing or unused weights.
+    """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -59,13 +73,16 @@ def without_lists(logging: Any) -> Iterator[None]:
 
 
 def check_hub(name: str, file: str = "model_index.json") -> None:
-    """ValueError if there is no such model in the cache or on the hub. The hub is asked once; libraries would retry for 25 s."""
+    """ValueError if there is no such model in the cache or on the hub. The hub is asked once;
+    libraries would retry for 25 s.
+    """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     with fetching(name):
         try:
             if not isinstance(try_to_load_from_cache(name, file), str):
-                get_hf_file_metadata(hf_hub_url(name, file))  # times out after 10 s, or HF_HUB_ETAG_TIMEOUT
+                # Times out after 10 s, or HF_HUB_ETAG_TIMEOUT.
+                get_hf_file_metadata(hf_hub_url(name, file))
         except Exception as error:
             status = getattr(getattr(error, "response", None), "status_code", 0)
             if status not in (408, 429) and status < 500:  # a busy hub may answer a retry
@@ -73,13 +90,20 @@ def check_hub(name: str, file: str = "model_index.json") -> None:
 
 
 def fetching(name: str) -> AbstractContextManager[None]:
-    """Context for fetching a model from a hub: any error becomes a ValueError of one line with advice."""
-    advice = f"log in if it has a licence; `hf download {name} --local-dir FOLDER` fetches it where there is a network"
+    """Context for fetching a model from a hub: any error becomes a ValueError of one line with
+    advice.
+    """
+    advice = (
+        f"log in if it has a licence; `hf download {name} --local-dir FOLDER` fetches it where"
+        " there is a network"
+    )
     return reading(f"{name}: no such folder, and on the hub it", advice)
 
 
 def checked_device(device: str | None) -> torch.device:
-    """The device with this name, by default "cuda" if available, otherwise "cpu"; ValueError if it cannot be used."""
+    """The device with this name, by default "cuda" if available, otherwise "cpu"; ValueError if
+    it cannot be used.
+    """
     import torch
 
     if device is None:
@@ -89,6 +113,7 @@ def checked_device(device: str | None) -> torch.device:
         torch.ones(1, device=checked).cpu()  # fails for devices without values ("meta")
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise ValueError(
-            f"device = {device!r} cannot be used here ({one_line(error)}); expected cpu, cuda, mps or None"
+            f"device = {device!r} cannot be used here ({one_line(error)}); expected cpu, cuda, mps"
+            " or None"
         ) from error
     return checked

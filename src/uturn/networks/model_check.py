@@ -1,7 +1,9 @@
-"""A check of networks on a few originals: reproducible calls, and the declared conventions of a denoiser.
+"""A check of networks on a few originals: reproducible calls, and the declared conventions of a
+denoiser.
 
-A denoiser with a wrong convention (of its time, its input or its output) gives plausible reconstructions, but the error of its
-predictions, from x_t = a x_0 + s n at three noise levels, is clearly smaller with the right convention.
+A denoiser with a wrong convention (of its time, its input or its output) gives plausible
+reconstructions, but the error of its predictions, from x_t = a x_0 + s n at three noise levels, is
+clearly smaller with the right convention.
 """
 
 from __future__ import annotations
@@ -21,12 +23,21 @@ from uturn.networks.images.own_denoisers import OwnNetwork
 ABAR = (0.95, 0.7, 0.3)
 """Signal power a^2 / (a^2 + s^2) of the noise levels."""
 FITS = 0.8
-"""An alternative is reported if, at any level, its error is below this fraction of the declared error."""
+"""An alternative is reported if, at any level, its error is below this fraction of the declared
+error.
+"""
 _JUDGED = 0.8  # trained denoisers have errors below this fraction of the linear prediction's
 WRITES = "modifies its input; it is given a copy, so results do not change"
-_MOST_ON_CPU = 3e8  # parameters; a cluster driver without a GPU would need minutes for larger networks
+# Parameters; a cluster driver without a GPU would need minutes for larger networks.
+_MOST_ON_CPU = 3e8
 _ROWS = 8  # rows in the compared calls
-_OUTPUTS = {"noise": "the noise", "x0": "x_0", "v": "v", "flow": "the flow n - x_0", "score": "the score"}
+_OUTPUTS = {
+    "noise": "the noise",
+    "x0": "x_0",
+    "v": "v",
+    "flow": "the flow n - x_0",
+    "score": "the score",
+}
 
 
 def is_checked(network: Any, device: torch.device) -> bool:
@@ -41,16 +52,20 @@ def writes_into(network: Callable[..., Any], *inputs: torch.Tensor) -> bool:
     return not all(map(torch.equal, copies, inputs))
 
 
-def check_calls(call: Callable[..., torch.Tensor], *inputs: torch.Tensor, half: bool = False) -> Iterator[str]:
-    """Faults in the computation of a network, from a few calls on the same data, as predicates ("is random: ..").
+def check_calls(
+    call: Callable[..., torch.Tensor], *inputs: torch.Tensor, half: bool = False
+) -> Iterator[str]:
+    """Faults in the computation of a network, from a few calls on the same data, as predicates ("is
+    random: ..").
 
-    `call(*inputs)`: the network as in the run, of tensors (batch, ..). `half`: it computes in half precision, in which rounding
-    depends on the number of rows.
+    `call(*inputs)`: the network as in the run, of tensors (batch, ..). `half`: it computes in half
+    precision, in which rounding depends on the number of rows.
     """
     count = len(inputs[0])
     every = torch.arange(0, count, -(-count // _ROWS))
     some = every[: (len(every) + 1) // 2]
-    others = some.repeat(2)[: len(every)].flip(0)  # in reverse order, with copies in place of the other data
+    # In reverse order, with copies in place of the other data.
+    others = some.repeat(2)[: len(every)].flip(0)
 
     def called(rows: torch.Tensor) -> torch.Tensor:
         return call(*(tensor[rows.to(tensor.device)] for tensor in inputs)).float()
@@ -63,7 +78,10 @@ def check_calls(call: Callable[..., torch.Tensor], *inputs: torch.Tensor, half: 
 
     same = 2e-2 if half else 1e-4  # relative to the largest output, for the same number of rows
     if differs(every, same):
-        yield "is random: a second call on the same data gives other values (dropout, randn_like), so results cannot be repeated"
+        yield (
+            "is random: a second call on the same data gives other values (dropout, randn_like), so"
+            " results cannot be repeated"
+        )
     elif differs(others, same):
         yield "mixes the data of a batch: its output for one datum depends on the others"
     elif differs(some, 0.1 if half else 1e-2):
@@ -71,21 +89,29 @@ def check_calls(call: Callable[..., torch.Tensor], *inputs: torch.Tensor, half: 
 
 
 class Errors(NamedTuple):
-    """Mean squared errors of a denoiser's prediction of x_0 at the levels `ABAR`, each (levels,)."""
+    """Mean squared errors of a denoiser's prediction of x_0 at the levels `ABAR`, each
+    (levels,).
+    """
 
     declared: torch.Tensor  # with the declared conventions
     changed: dict[str, torch.Tensor]  # with one change each, by its description
-    linear: torch.Tensor  # of the linear prediction m + k (x_t / a - m), m the mean of the other originals
+    # Of the linear prediction m + k (x_t / a - m), m the mean of the other originals.
+    linear: torch.Tensor
     depends_on_time: bool  # whether the output does
 
     @property
     def is_judged(self) -> bool:
         """Whether any prediction is better than the linear one."""
-        return any(bool((error < _JUDGED * self.linear).any()) for error in (self.declared, *self.changed.values()))
+        return any(
+            bool((error < _JUDGED * self.linear).any())
+            for error in (self.declared, *self.changed.values())
+        )
 
     @property
     def best(self) -> tuple[str, float, int]:
-        """The change with the smallest ratio of its error to the declared error, this ratio, and the index of its level."""
+        """The change with the smallest ratio of its error to the declared error, this ratio, and
+        the index of its level.
+        """
         errors = torch.stack([*self.changed.values()])
         ratios = torch.where(errors < _JUDGED * self.linear, errors / self.declared, torch.inf)
         change, level = divmod(int(ratios.argmin()), len(ABAR))
@@ -95,11 +121,19 @@ class Errors(NamedTuple):
 class Probed:
     """A denoiser with noisy originals and the inputs of its calls, without guidance.
 
-    `clean`: float32 images or latents (originals, channels, height, width), on the device of the model; `labels`: int64
-    (originals,). `is_tried`: the scheduler has the levels `ABAR`; otherwise (EDM) x and time are as in sampling.
+    `clean`: float32 images or latents (originals, channels, height, width), on the device of the
+    model; `labels`: int64 (originals,). `is_tried`: the scheduler has the levels `ABAR`; otherwise
+    (EDM) x and time are as in sampling.
     """
 
-    def __init__(self, model: Any, scheduler: Any, clean: torch.Tensor, labels: torch.Tensor | None, pieces: Pieces) -> None:
+    def __init__(
+        self,
+        model: Any,
+        scheduler: Any,
+        clean: torch.Tensor,
+        labels: torch.Tensor | None,
+        pieces: Pieces,
+    ) -> None:
         self.scheduler, self.clean, self.model, self.pieces = scheduler, clean, model, pieces
         self.own = model.network if isinstance(model.network, OwnNetwork) else None
         count = len(clean)
@@ -107,7 +141,9 @@ class Probed:
             labels = torch.full((count,), model.condition.null_class, device=clean.device)
         self.label_inputs = () if labels is None else (labels.repeat(len(ABAR)),)
         self.x_0 = clean.repeat(len(ABAR), 1, 1, 1)
-        noise = torch.randn(self.x_0.shape, generator=torch.Generator().manual_seed(0)).to(clean.device)
+        noise = torch.randn(self.x_0.shape, generator=torch.Generator().manual_seed(0)).to(
+            clean.device
+        )
         levels = _levels(scheduler)
         self.is_tried = levels is not None
         if levels is None:
@@ -118,19 +154,26 @@ class Probed:
         self.takes_sigma = prediction is not None and prediction.takes_sigma
         a, s, time = (level.to(clean.device).repeat_interleave(count) for level in levels)
         self.a, s = a.view(-1, 1, 1, 1), s.view(-1, 1, 1, 1)
-        self.signal, self.sigma = (torch.ones_like(self.a), s / self.a) if self.takes_sigma else (self.a, s)
+        self.signal, self.sigma = (
+            (torch.ones_like(self.a), s / self.a) if self.takes_sigma else (self.a, s)
+        )
         self.time = self.sigma.flatten() if self.takes_sigma else time
         self.x = self.signal * self.x_0 + self.sigma * noise
 
     def output(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Output of the network for noisy data, times and, if it is class-conditioned, labels; without a learned variance."""
+        """Output of the network for noisy data, times and, if it is class-conditioned, labels;
+        without a learned variance.
+        """
         return self.pieces(self.model.called, *inputs)[:, : self.clean.shape[1]]
 
     def errors(self) -> Errors:
         """The errors with the declared conventions and with each change."""
         output = self.output(self.x, self.time, *self.label_inputs)
         kinds = {kind: words for kind, words in _OUTPUTS.items() if kind != self.predicts}
-        changed = {f"its output is read as {words}": self._error(output, kind) for kind, words in kinds.items()}
+        changed = {
+            f"its output is read as {words}": self._error(output, kind)
+            for kind, words in kinds.items()
+        }
         changed["the sign of its output is changed"] = self._error(-output)
         depends_on_time = False
         for words, x, time in self._changes():
@@ -142,11 +185,15 @@ class Probed:
                 continue
             changed[words] = self._error(other)
             if x is self.x:
-                depends_on_time |= not bool((other - output).abs().max() <= 1e-6 * output.abs().max())
+                depends_on_time |= not bool(
+                    (other - output).abs().max() <= 1e-6 * output.abs().max()
+                )
         return Errors(self._error(output), changed, self._linear_error(), depends_on_time)
 
     def _error(self, output: torch.Tensor, read_as: str | None = None) -> torch.Tensor:
-        predicted, _ = clean_and_noise(read_as or self.predicts, output, self.x, self.signal, self.sigma)
+        predicted, _ = clean_and_noise(
+            read_as or self.predicts, output, self.x, self.signal, self.sigma
+        )
         return self._mean_square(predicted).nan_to_num(torch.inf)
 
     def _linear_error(self) -> torch.Tensor:
@@ -154,16 +201,21 @@ class Probed:
         mean = (clean.sum(0, keepdim=True) - clean) / max(len(clean) - 1, 1)
         variance = (clean - mean).square().mean()
         mean = mean.repeat(len(ABAR), 1, 1, 1)
-        return self._mean_square(mean + variance / (variance + sigma**2) * (self.x / self.signal - mean))
+        return self._mean_square(
+            mean + variance / (variance + sigma**2) * (self.x / self.signal - mean)
+        )
 
     def _mean_square(self, predicted: torch.Tensor) -> torch.Tensor:
         return (predicted - self.x_0).square().reshape(len(ABAR), -1).mean(1)
 
     def _changes(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-        """Changed inputs of the network, with one change each: its description, noisy data, times."""
+        """Changed inputs of the network, with one change each: its description, noisy data,
+        times.
+        """
         x, time, name = self.x, self.time, "sigma" if self.takes_sigma else "the timestep"
         yield f"{name} is divided by 1000", x, time / 1000
-        # On a GPU, an index out of range ends the process; networks read from files take any number.
+        # On a GPU, an index out of range ends the process; networks read from files take any
+        # number.
         if self.takes_sigma or self.own is None or x.device.type == "cpu":
             yield f"{name} is multiplied by 1000", x, time * 1000
         if not self.takes_sigma:
@@ -176,40 +228,57 @@ class Probed:
 
 
 def check_denoiser(
-    model: Any, scheduler: Any, clean: torch.Tensor, labels: torch.Tensor | None, pieces: Pieces, half: bool = False
+    model: Any,
+    scheduler: Any,
+    clean: torch.Tensor,
+    labels: torch.Tensor | None,
+    pieces: Pieces,
+    half: bool = False,
 ) -> Iterator[Finding]:
-    """Faults of a denoiser of images or latents, in predicates ("does not fit .."); arguments as in `Probed` and `check_calls`.
+    """Faults of a denoiser of images or latents, in predicates ("does not fit .."); arguments as in
+    `Probed` and `check_calls`.
 
-    The originals are noised to `ABAR`, and x_0 is predicted as declared and with one change each, of time, input or output. A
-    change is reported if its mean squared error is below `FITS` times the declared one at any level. If no variant predicts
-    better than a linear function of the noisy data, the network cannot be judged. Shifts of a few timesteps are not detected.
+    The originals are noised to `ABAR`, and x_0 is predicted as declared and with one change each,
+    of time, input or output. A change is reported if its mean squared error is below `FITS` times
+    the declared one at any level. If no variant predicts better than a linear function of the noisy
+    data, the network cannot be judged. Shifts of a few timesteps are not detected.
     """
     probed = Probed(model, scheduler, clean, labels, pieces)
     inputs = (probed.x, probed.time, *probed.label_inputs)
     yield from map(Finding, check_calls(probed.output, *inputs, half=half))
-    if probed.own is not None and writes_into(probed.own.network, *(tensor[:2] for tensor in inputs)):
+    if probed.own is not None and writes_into(
+        probed.own.network, *(tensor[:2] for tensor in inputs)
+    ):
         yield Finding(WRITES)
     if not probed.is_tried:
         return
     errors = probed.errors()
     change, ratio, level = errors.best
     if not errors.depends_on_time:
-        yield Finding("does not depend on its time input; expected a network that uses the noise level")
+        yield Finding(
+            "does not depend on its time input; expected a network that uses the noise level"
+        )
     elif not errors.is_judged:
         yield Finding(
-            "cannot be judged: neither as declared nor with one change does it predict originals better than a linear function "
-            "of the noisy image, as networks that are untrained, or trained on other data",
+            "cannot be judged: neither as declared nor with one change does it predict originals"
+            " better than a linear function of the noisy image, as networks that are untrained, or"
+            " trained on other data",
             is_unclear=True,
         )
     elif ratio < FITS:
         yield Finding(
-            f"does not fit what is declared, that it predicts {_OUTPUTS.get(probed.predicts, probed.predicts)}: the error of its "
-            f"prediction of originals at abar = {ABAR[level]} is {ratio:.2g} of that if {change}"
+            "does not fit what is declared, that it predicts"
+            f" {_OUTPUTS.get(probed.predicts, probed.predicts)}: the error of its prediction of"
+            f" originals at abar = {ABAR[level]} is {ratio:.2g} of that if {change}"
         )
 
 
-def _as_sampled(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy data and times in the form used in sampling, at as many timesteps as `ABAR` has levels."""
+def _as_sampled(
+    scheduler: Any, clean: torch.Tensor, noise: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noisy data and times in the form used in sampling, at as many timesteps as `ABAR` has
+    levels.
+    """
     chosen = torch.linspace(0, len(scheduler.timesteps) - 1, len(ABAR)).long()
     times, noisy = scheduler.timesteps[chosen.to(scheduler.timesteps.device)], []
     for time, x_0, n in zip(times, clean.chunk(len(ABAR)), noise.chunk(len(ABAR)), strict=True):
@@ -219,8 +288,12 @@ def _as_sampled(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor) -> tup
 
 
 def _levels(scheduler: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """a, s and the timesteps of `ABAR`, (levels,); None for a scheduler without such levels (EDM)."""
-    if not is_flow(scheduler) and not hasattr(getattr(scheduler, "base", scheduler), "alphas_cumprod"):
+    """a, s and the timesteps of `ABAR`, (levels,); None for a scheduler without such levels
+    (EDM).
+    """
+    if not is_flow(scheduler) and not hasattr(
+        getattr(scheduler, "base", scheduler), "alphas_cumprod"
+    ):
         return None
     abar, levels = torch.tensor(ABAR), Levels(scheduler)
     if levels.is_flow:

@@ -1,4 +1,6 @@
-"""Training of the small networks of this package: a resumable loop with a progress bar and an optional target."""
+"""Training of the small networks of this package: a resumable loop with a progress bar and an
+optional target.
+"""
 
 from __future__ import annotations
 
@@ -43,15 +45,18 @@ def train(
     average: float | None = None,
     progress: bool = False,
 ) -> History:
-    """Minimise a loss with AdamW; the model is trained in place and left in evaluation mode. ValueError if it diverges.
+    """Minimise a loss with AdamW; the model is trained in place and left in evaluation mode.
+    ValueError if it diverges.
 
-    `loss(model, step)` is a scalar. It must draw its batch from `step` alone (see `uturn.random`), so that a resumed training
-    equals an uninterrupted one. `recipe`: plain data that identify the training: architecture, data, seed. `checkpoint`: file for
-    the state of the training, written every `every` steps, from which it resumes; one of another recipe is refused. The learning
-    rate rises linearly over `warmup` steps and, if `decay`, is multiplied by a cosine that falls from 1 to 0 over all `steps`.
-    `clip`: largest norm of the gradient. `evaluate(model)` gives {quantity: value}, recorded every `every` steps and at the end.
-    `target`, (quantity, value): stop as soon as an evaluation reaches the value. `average`: decay of an exponential moving
-    average of the weights, such as 0.999, which is evaluated, and left in the model.
+    `loss(model, step)` is a scalar. It must draw its batch from `step` alone (see `uturn.random`),
+    so that a resumed training equals an uninterrupted one. `recipe`: plain data that identify the
+    training: architecture, data, seed. `checkpoint`: file for the state of the training, written
+    every `every` steps, from which it resumes; one of another recipe is refused. The learning rate
+    rises linearly over `warmup` steps and, if `decay`, is multiplied by a cosine that falls from 1
+    to 0 over all `steps`. `clip`: largest norm of the gradient. `evaluate(model)` gives {quantity:
+    value}, recorded every `every` steps and at the end. `target`, (quantity, value): stop as soon
+    as an evaluation reaches the value. `average`: decay of an exponential moving average of the
+    weights, such as 0.999, which is evaluated, and left in the model.
     """
     for name, given in (("steps", steps), ("every", every)):
         checked_integer(name, given, 1)
@@ -61,10 +66,18 @@ def train(
         "steps": steps, "every": every, "learning_rate": learning_rate, "weight_decay": weight_decay, "warmup": warmup,
         "decay": decay, "clip": clip, "target": target, "average": average,
     }  # fmt: skip
-    identity = json.dumps({**settings, **{f"recipe.{name}": value for name, value in recipe.items()}}, sort_keys=True)
+    identity = json.dumps(
+        {**settings, **{f"recipe.{name}": value for name, value in recipe.items()}}, sort_keys=True
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
-    parts: dict[str, Any] = {"model": model, "optimizer": optimizer} | ({} if averaged is None else {"average": averaged})
+    averaged = (
+        None
+        if average is None
+        else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
+    )
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer} | (
+        {} if averaged is None else {"average": averaged}
+    )
     step, finished = 0, False
     records: dict[str, list[tuple[int, float]]] = {}
     if checkpoint is not None:
@@ -74,11 +87,21 @@ def train(
             with reading(f"checkpoint = {str(checkpoint)!r}", "move it away to begin anew"):
                 state = read_plain(str(checkpoint))
                 there, here = json.loads(state["recipe"]), json.loads(identity)
-                if other := [name for name in {**there, **here} if there.get(name) != here.get(name)]:
-                    differences = [f"{name} is {there.get(name)!r} there, {here.get(name)!r} here" for name in other[:4]]
-                    raise ValueError(f"it is the checkpoint of another training: {'; '.join(differences)}")
+                if other := [
+                    name for name in {**there, **here} if there.get(name) != here.get(name)
+                ]:
+                    differences = [
+                        f"{name} is {there.get(name)!r} there, {here.get(name)!r} here"
+                        for name in other[:4]
+                    ]
+                    raise ValueError(
+                        f"it is the checkpoint of another training: {'; '.join(differences)}"
+                    )
                 step, finished = int(state["step"]), bool(state["finished"])
-                records = {name: list(map(tuple, pairs)) for name, pairs in json.loads(state["records"]).items()}
+                records = {
+                    name: list(map(tuple, pairs))
+                    for name, pairs in json.loads(state["records"]).items()
+                }
                 for name, part in parts.items():
                     part.load_state_dict(state[name])
 
@@ -99,7 +122,10 @@ def train(
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item()
             for what, number in (("the loss", losses[-1]), ("the norm of the gradient", norm)):
                 if not math.isfinite(number):
-                    raise ValueError(f"{what} is {number} at step {step}; lower the learning rate ({learning_rate})")
+                    raise ValueError(
+                        f"{what} is {number} at step {step}; lower the learning rate"
+                        f" ({learning_rate})"
+                    )
             optimizer.step()
             if averaged is not None:
                 averaged.update_parameters(model)
@@ -117,9 +143,16 @@ def train(
             if target is not None:
                 finished = values[target[0]] >= target[1]
             if checkpoint is not None:
-                state = {"recipe": identity, "step": step, "finished": finished, "records": json.dumps(records)}
+                state = {
+                    "recipe": identity,
+                    "step": step,
+                    "finished": finished,
+                    "records": json.dumps(records),
+                }
                 with whole_file(checkpoint) as file:
-                    torch.save({**state, **{name: part.state_dict() for name, part in parts.items()}}, file)
+                    torch.save(
+                        {**state, **{name: part.state_dict() for name, part in parts.items()}}, file
+                    )
     if averaged is not None:
         model.load_state_dict(averaged.module.state_dict())
     model.eval()

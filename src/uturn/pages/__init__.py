@@ -1,6 +1,7 @@
 """The page of results: one HTML file for the outputs of commands, which needs no network.
 
-`collect` reads the results in a folder into sections of plain data, and `write_page` makes a page of them.
+`collect` reads the results in a folder into sections of plain data, and `write_page` makes a page
+of them.
 """
 
 from __future__ import annotations

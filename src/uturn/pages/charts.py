@@ -1,4 +1,6 @@
-"""Labelled data as charts of plain data: lines with intervals against noise, on all noise axes of the data."""
+"""Labelled data as charts of plain data: lines with intervals against noise, on all noise axes
+of the data.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,18 @@ AXES = {
 """Coordinates that a chart can use as its axis instead of the noise itself: {name: label}."""
 _ENDS = ["value", "low", "high"]  # labels of a dim with a number and its interval
 _MOST_LINES, _MOST_POINTS = 24, 400
-_NO_LINES = {"item", "row", "column", "channel", "position", "trajectory", "clone", "shown_noise", "shown_item", "node"}
+_NO_LINES = {
+    "item",
+    "row",
+    "column",
+    "channel",
+    "position",
+    "trajectory",
+    "clone",
+    "shown_noise",
+    "shown_item",
+    "node",
+}
 
 
 def number(value: Any) -> float | None:
@@ -40,12 +53,17 @@ def numbers(values: Any) -> list[float | None]:
 def charts_of(data: xr.Dataset) -> list[dict[str, Any]]:
     """A chart for each curve in the data of a figure; charts against noise come first."""
     charts = []
-    for name, of in ((str(name), of) for name, of in data.data_vars.items() if of.dtype.kind in "fiu"):
+    for name, of in (
+        (str(name), of) for name, of in data.data_vars.items() if of.dtype.kind in "fiu"
+    ):
         values = of.mean("grammar") if "grammar" in of.dims else of
         x = _axis_of(values)
         if x is not None and not _NO_LINES & set(values.dims):
             group = name.replace("_", " ")
-            title, unit = str(of.attrs.get("long_name", "")) or group, str(of.attrs.get("units", ""))
+            title, unit = (
+                str(of.attrs.get("long_name", "")) or group,
+                str(of.attrs.get("units", "")),
+            )
             charts.append(chart(name, title, values, x, y=unit, group=group))
     return sorted(with_curves(charts), key=lambda chart: not chart["slides"])
 
@@ -55,7 +73,9 @@ def with_curves(charts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     charts = [chart for chart in charts if chart["lines"]]
     titles = Counter(chart["title"] for chart in charts)
     for chart in charts:
-        chart["title"] += f" ({chart['group']})" if titles[chart["title"]] > 1 and chart["group"] else ""
+        chart["title"] += (
+            f" ({chart['group']})" if titles[chart["title"]] > 1 and chart["group"] else ""
+        )
     return charts
 
 
@@ -70,11 +90,12 @@ def chart(
 ) -> dict[str, Any]:
     """A chart of at most 24 curves, evenly spaced, for the page.
 
-    `values` (x, ..), with the dim `estimate` if there are intervals; `x`: dim of the axis; `marks`: places on it, made by `mark`;
-    `theory` (x, ..): curves of the mean field. `look`: `y`, the unit of the vertical axis; `joined`, whether lines skip levels
-    without a value; `shown`; `group`, which distinguishes charts with one title; `slides`, whether the chart follows the slider,
-    by default if its axis is noise. In lines, `on` is the number of earlier lines that coincide with a line, and `of` the line to
-    which one of the theory belongs.
+    `values` (x, ..), with the dim `estimate` if there are intervals; `x`: dim of the axis; `marks`:
+    places on it, made by `mark`; `theory` (x, ..): curves of the mean field. `look`: `y`, the unit
+    of the vertical axis; `joined`, whether lines skip levels without a value; `shown`; `group`,
+    which distinguishes charts with one title; `slides`, whether the chart follows the slider, by
+    default if its axis is noise. In lines, `on` is the number of earlier lines that coincide with a
+    line, and `of` the line to which one of the theory belongs.
     """
     some = values.isel({x: evenly_spaced(values.sizes[x], _MOST_POINTS)})
     lines = list(_lines(some, x))
@@ -83,8 +104,14 @@ def chart(
     if theory is not None:
         predicted = _lines(theory.isel({x: evenly_spaced(theory.sizes[x], _MOST_POINTS)}), x)
         number_of = {line["name"]: k for k, line in enumerate(lines)}
-        found = [line | {"on": 0, "of": number_of[line["name"]]} for line in predicted if line["name"] in number_of]
-        lines += [line | {"name": f"{line['name']}, mean field".removeprefix(", ")} for line in found]
+        found = [
+            line | {"on": 0, "of": number_of[line["name"]]}
+            for line in predicted
+            if line["name"] in number_of
+        ]
+        lines += [
+            line | {"name": f"{line['name']}, mean field".removeprefix(", ")} for line in found
+        ]
     count = math.prod(size for dim, size in values.sizes.items() if dim not in (x, _bound(values)))
     return {
         "name": name,
@@ -104,7 +131,9 @@ def mark(label: str, place: dict[str, Any]) -> dict[str, Any]:
 
 
 def _axis_of(values: xr.DataArray) -> str | None:
-    """The dim for the axis of a chart: noise, or else the longest dim of increasing numbers; None if there is no curve."""
+    """The dim for the axis of a chart: noise, or else the longest dim of increasing numbers;
+    None if there is no curve.
+    """
     dims = [str(dim) for dim in values.dims if dim != _bound(values)]
     noises = [dim for dim in dims if _is_noise(dim)]
     if noises:
@@ -112,7 +141,10 @@ def _axis_of(values: xr.DataArray) -> str | None:
     ordered = [
         dim
         for dim in dims
-        if values.sizes[dim] > 2 and dim in values.coords and values[dim].dtype.kind in "fiu" and (np.diff(values[dim]) > 0).all()
+        if values.sizes[dim] > 2
+        and dim in values.coords
+        and values[dim].dtype.kind in "fiu"
+        and (np.diff(values[dim]) > 0).all()
     ]
     return max(ordered, key=lambda dim: values.sizes[dim], default=None)
 
@@ -122,18 +154,35 @@ def _is_noise(dim: str) -> bool:
 
 
 def _axes(values: xr.DataArray, x: str) -> list[dict[str, Any]]:
-    label_of_axis = str(values[x].attrs.get("long_name", x.replace("_", " "))).replace("epsilon", "ε")
-    first = {"name": "noise" if _is_noise(x) else x, "words": label_of_axis, "values": numbers(values[x].values)}
+    label_of_axis = str(values[x].attrs.get("long_name", x.replace("_", " "))).replace(
+        "epsilon", "ε"
+    )
+    first = {
+        "name": "noise" if _is_noise(x) else x,
+        "words": label_of_axis,
+        "values": numbers(values[x].values),
+    }
     axes = [first | {"log": _is_noise(x) and is_geometric(values[x].values)}]
     for name, label in AXES.items():
-        if name in values.coords and values[name].dims == (x,) and np.isfinite(values[name]).sum() > 1:
+        if (
+            name in values.coords
+            and values[name].dims == (x,)
+            and np.isfinite(values[name]).sum() > 1
+        ):
             axes.append({"name": name, "words": label, "values": numbers(values[name].values)})
     return axes
 
 
 def _bound(values: xr.DataArray) -> Any:
     """The dim that holds a number and the ends of its interval; None if there is none."""
-    return next((dim for dim in values.dims if dim in values.coords and values[dim].values.tolist() == _ENDS), None)
+    return next(
+        (
+            dim
+            for dim in values.dims
+            if dim in values.coords and values[dim].values.tolist() == _ENDS
+        ),
+        None,
+    )
 
 
 def _lines(values: xr.DataArray, x: str) -> Iterator[dict[str, Any]]:
@@ -144,8 +193,17 @@ def _lines(values: xr.DataArray, x: str) -> Iterator[dict[str, Any]]:
     flat = flat.transpose("_line", x, *([bound] if bound else []), missing_dims="ignore")
     for k in evenly_spaced(flat.sizes["_line"], _MOST_LINES):
         line = flat.isel(_line=k)
-        labels = [(str(dim).replace("_", " "), line[dim].item()) for dim in others if dim in line.coords]
+        labels = [
+            (str(dim).replace("_", " "), line[dim].item()) for dim in others if dim in line.coords
+        ]
         names = [value if isinstance(value, str) else f"{dim} {value:.4g}" for dim, value in labels]
-        table = line.values if bound else np.stack([line.values, *[np.full(line.shape, np.nan)] * 2], -1)
+        table = (
+            line.values
+            if bound
+            else np.stack([line.values, *[np.full(line.shape, np.nan)] * 2], -1)
+        )
         if np.isfinite(table[:, 0].astype(float)).sum() > 1:
-            yield {"name": ", ".join(names), **{end: numbers(table[:, n]) for n, end in enumerate(_ENDS)}}
+            yield {
+                "name": ", ".join(names),
+                **{end: numbers(table[:, n]) for n, end in enumerate(_ENDS)},
+            }

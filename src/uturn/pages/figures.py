@@ -1,4 +1,6 @@
-"""Sections of a page for figures of `uturn reproduce`: verdicts, curves, pictures, and their runs."""
+"""Sections of a page for figures of `uturn reproduce`: verdicts, curves, pictures, and their
+runs.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,11 @@ BEYOND = "Beyond the paper"
 
 @dataclass(frozen=True)
 class Verdict:
-    """One number of a figure and the expectation of theory or of the paper, as texts with units and intervals.
+    """One number of a figure and the expectation of theory or of the paper, as texts with units and
+    intervals.
 
-    `rule` says which comparison was made, `passed` its outcome: None for a number that is shown and not judged.
+    `rule` says which comparison was made, `passed` its outcome: None for a number that is shown and
+    not judged.
     """
 
     quantity: str
@@ -44,7 +48,9 @@ class Verdict:
 
 @dataclass
 class Result:
-    """A reproduced figure, the content of `figN.json`: its verdicts and the names of its files in the output folder."""
+    """A reproduced figure, the content of `figN.json`: its verdicts and the names of its files
+    in the output folder.
+    """
 
     figure: str
     title: str
@@ -83,7 +89,9 @@ def tally(verdicts: Sequence[Mapping[str, Any]]) -> Tally:
 
 
 def is_figure(path: Path, read: Reader) -> bool:
-    """Whether a JSON file is the result of a figure, by its content, or a damaged one beside a picture or data of its name."""
+    """Whether a JSON file is the result of a figure, by its content, or a damaged one beside a
+    picture or data of its name.
+    """
     is_named = re.fullmatch(r"fig\d+", path.stem) is not None
     try:
         content = json.loads(read.content(path))
@@ -119,11 +127,17 @@ def is_beyond(section: Mapping[str, Any]) -> bool:
 
 def figure_section(path: Path, read: Reader) -> dict[str, Any]:
     """The section of a figure; ValueError if its JSON file is damaged."""
-    result = TypeAdapter(Result).validate_json(read.content(path), strict=True)  # entries of another version are left out
+    # Entries of another version are left out.
+    result = TypeAdapter(Result).validate_json(read.content(path), strict=True)
     # The page reads and links these files, so only plain names in the same folder are allowed.
     names = [result.scale, *result.files.values()]
     expect(result.figure == path.stem, "figure", result.figure, repr(path.stem))
-    expect(all(re.fullmatch(r"\w[\w.-]*", name) for name in names), "scale, files", names, "names in the folder of the figure")
+    expect(
+        all(re.fullmatch(r"\w[\w.-]*", name) for name in names),
+        "scale, files",
+        names,
+        "names in the folder of the figure",
+    )
     files = {kind: path.parent / name for kind, name in result.files.items()}
     number = re.fullmatch(r"(?:fig)?(S?\d+)", result.figure, re.IGNORECASE)
     title = f"Figure {number[1].upper()}. {result.title}" if number else result.title
@@ -133,7 +147,9 @@ def figure_section(path: Path, read: Reader) -> dict[str, Any]:
     section["verdicts"] = [asdict(verdict) for verdict in result.verdicts]
     count = tally(section["verdicts"])
     section["facts"] = f"{_outcome(count)}; scale {result.scale}, {result.seconds:.0f} s."
-    section["files"] = [files[kind] for kind in ("pdf", "data") if kind in files and files[kind].exists()]
+    section["files"] = [
+        files[kind] for kind in ("pdf", "data") if kind in files and files[kind].exists()
+    ]
     if "png" in files:
         read.add_picture(section, files["png"], "figure")
     folder = path.parent / result.scale
@@ -155,24 +171,34 @@ def figure_section(path: Path, read: Reader) -> dict[str, Any]:
 
 
 def _add_transition(section: dict[str, Any], data: xr.Dataset) -> None:
-    """Add t*, if the data have it, as a headline and a mark in the charts; mark ε* of mean-field theory."""
+    """Add t*, if the data have it, as a headline and a mark in the charts; mark ε* of mean-field
+    theory.
+    """
     charts = [chart for chart in section["charts"] if chart["slides"]]
     star = data["transition"].values.tolist() if "transition" in data else [np.nan] * 3
     marks = []
     if np.isfinite(star[0]):
         axis = charts[0]["axes"][0]["words"] if charts else "noise"
         count = tally(section["verdicts"])
-        supported = f"{section['words']} {count._replace(shown=0).words}" if section["words"] else ""
-        section["headlines"].append(card("t*", axis, star, "half of the class is lost at this noise", supports=supported))
+        supported = (
+            f"{section['words']} {count._replace(shown=0).words}" if section["words"] else ""
+        )
+        section["headlines"].append(
+            card("t*", axis, star, "half of the class is lost at this noise", supports=supported)
+        )
         marks.append(mark("t*", {"noise": star}))
     if "critical_noise" in data.attrs:
-        marks.append(mark("ε* (mean field)", {"noise": [data.attrs["critical_noise"], np.nan, np.nan]}))
+        marks.append(
+            mark("ε* (mean field)", {"noise": [data.attrs["critical_noise"], np.nan, np.nan]})
+        )
     for chart in charts:
         chart["marks"] += marks
 
 
 def _tree(stores: Sequence[Path], read: Reader) -> dict[str, Any] | None:
-    """The tree of the first raw run of a figure that has readings of single nodes; None if there is none."""
+    """The tree of the first raw run of a figure that has readings of single nodes; None if there
+    is none.
+    """
     for store in stores:
         if (store / "node_belief").is_dir():
             with read.noting(store):

@@ -1,9 +1,11 @@
-"""Pages as HTML, by the templates in `assets/`. Templates escape all text from results, and page scripts insert it as text.
+"""Pages as HTML, by the templates in `assets/`. Templates escape all text from results, and page
+scripts insert it as text.
 
-Control characters and direction marks in it are written as escapes (`visible`), since they could make it look like other text.
+Control characters and direction marks in it are written as escapes (`visible`), since they could
+make it look like other text.
 
-The content security policy of the page of results allows only the scripts of this package, by their hashes, and no external
-resources.
+The content security policy of the page of results allows only the scripts of this package, by their
+hashes, and no external resources.
 """
 
 from __future__ import annotations
@@ -47,28 +49,50 @@ def rendered(template: str, **values: Any) -> str:
 @lru_cache(1)
 def _environment() -> Environment:
     spaces: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    loader: Any = {"loader": FileSystemLoader(_ASSETS), "autoescape": True, "undefined": StrictUndefined}
-    environment = Environment(finalize=lambda value: visible(value) if type(value) is str else value, **loader, **spaces)
+    loader: Any = {
+        "loader": FileSystemLoader(_ASSETS),
+        "autoescape": True,
+        "undefined": StrictUndefined,
+    }
+    environment = Environment(
+        finalize=lambda value: visible(value) if type(value) is str else value, **loader, **spaces
+    )
     environment.filters["sentence"] = _sentence
     environment.filters["marked"] = _marked
     return environment
 
 
 def _sentence(words: str) -> str:
-    """A text with a full stop, and a capital letter unless it begins with the name of a reading (followed by "," or ":")."""
+    """A text with a full stop, and a capital letter unless it begins with the name of a reading
+    (followed by "," or ":").
+    """
     first = words[:1].upper() if re.match("[a-z]+ ", words) else words[:1]
     return first + words[1:] + ("" if words.endswith(".") else ".")
 
 
 def results_page(collected: Collected, folder: Path) -> str:
-    """The page of the given sections; links to files are relative to `folder`, the folder of the page."""
+    """The page of the given sections; links to files are relative to `folder`, the folder of the
+    page.
+    """
     sections = collected.sections
     for section in sections:
         files = [path for path in section["files"] if not path.is_symlink()]
         section["links"] = [{"name": path.name, "href": _link(path, folder)} for path in files]
     judged = [section for section in sections if section["verdicts"]]
     verdicts = [(verdict, section) for section in judged for verdict in section["verdicts"]]
-    shown = ("id", "title", "short", "word", "charts", "grid", "slides", "gallery", "tree", "tokens", "headlines")
+    shown = (
+        "id",
+        "title",
+        "short",
+        "word",
+        "charts",
+        "grid",
+        "slides",
+        "gallery",
+        "tree",
+        "tokens",
+        "headlines",
+    )
     data = json.dumps(
         {"sections": [{key: _visible(section[key]) for key in shown} for section in sections]},
         ensure_ascii=False,
@@ -79,7 +103,10 @@ def results_page(collected: Collected, folder: Path) -> str:
     return rendered(
         "report/page.html",
         style=asset("report/page.css"),
-        hashes=" ".join(f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'" for text in (script, plotly)),
+        hashes=" ".join(
+            f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'"
+            for text in (script, plotly)
+        ),
         version=uturn.__version__,
         sections=sections,
         groups=_groups(sections),
@@ -94,7 +121,9 @@ def results_page(collected: Collected, folder: Path) -> str:
 
 
 def _groups(sections: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The headings of groups, by the id of the first section of each. Results that are no figures follow those that are."""
+    """The headings of groups, by the id of the first section of each. Results that are no
+    figures follow those that are.
+    """
     headings = {}
     group = ""
     for section in sections:
@@ -136,7 +165,9 @@ def token_page(data: xr.Dataset) -> str:
     return rendered(
         "report/tokens.html",
         description=data.attrs.get("description", ""),
-        of_characters=all(len(token.text) == 1 for _, rows in items for row in rows for token in row.tokens),
+        of_characters=all(
+            len(token.text) == 1 for _, rows in items for row in rows for token in row.tokens
+        ),
         regions=[(name, _edge(k)) for k, name in enumerate(names)],
         separators="shown_separator" in data,
         items=items,
@@ -149,13 +180,18 @@ def _edge(region: int) -> str:
 
 
 def _marked(tokens: Sequence[Token]) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
-    """Runs of tokens of one region, with the line of the region; each token as (unmarked blank before it, tag, text)."""
+    """Runs of tokens of one region, with the line of the region; each token as (unmarked blank
+    before it, tag, text).
+    """
     first = True
     for region, run in groupby(tokens, key=lambda token: token.region):
         pieces = []
         for token in run:
             blank = " " if len(token.text) > 1 and token.text.startswith(" ") else ""
-            tag = "mark" if token.changed else "i" if token.noised else "b" if token.separates else ""
-            pieces.append(("" if first else blank, tag, token.text[len(blank) :]))  # so the line below a run has no gaps
+            tag = (
+                "mark" if token.changed else "i" if token.noised else "b" if token.separates else ""
+            )
+            # So the line below a run has no gaps.
+            pieces.append(("" if first else blank, tag, token.text[len(blank) :]))
             first = False
         yield _edge(region), pieces

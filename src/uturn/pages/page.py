@@ -1,4 +1,6 @@
-"""The page of results: folders of results as sections of plain data, and as one HTML file that opens without a network."""
+"""The page of results: folders of results as sections of plain data, and as one HTML file that
+opens without a network.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,12 @@ def write_page(folder: str | Path) -> Path:
 
 
 def report(places: Sequence[str | Path], out: str | Path | None = None) -> tuple[str, list[str]]:
-    """Write a page for results in folders of commands, stores, folders that hold stores, or at one URL of object storage.
+    """Write a page for results in folders of commands, stores, folders that hold stores, or at one
+    URL of object storage.
 
-    The file `out` is by default `index.html` in the folder, or, for a store or several places, `report.html` in the working
-    directory. Gives the path or URL of the page, and a message for each unreadable file; a ValueError if there are no results.
+    The file `out` is by default `index.html` in the folder, or, for a store or several places,
+    `report.html` in the working directory. Gives the path or URL of the page, and a message for
+    each unreadable file; a ValueError if there are no results.
     """
     expect(places, "folders", places, "one or more folders of results")
     if len(places) == 1 and is_url(places[0]):
@@ -46,17 +50,32 @@ def report(places: Sequence[str | Path], out: str | Path | None = None) -> tuple
     folders = []
     for place in (checked_path("folder", place) for place in places):
         expect(not is_url(place), "folder", place, "a URL alone, without other folders")
-        what = "a folder that a command has written" + ("" if Path(place).exists() else "; no such folder")
+        what = "a folder that a command has written" + (
+            "" if Path(place).exists() else "; no such folder"
+        )
         expect(Path(place).is_dir(), "folder", place, what)
         folders.append(Path(place))
     alone = len(folders) == 1 and not (folders[0] / "zarr.json").exists()
-    path = Path(out) if out is not None else folders[0] / "index.html" if alone else Path("report.html")
-    expect(path.suffix.lower() in (".html", ".htm") and not path.is_dir(), "out", str(path), "a file that ends in .html")
+    path = (
+        Path(out)
+        if out is not None
+        else folders[0] / "index.html"
+        if alone
+        else Path("report.html")
+    )
+    expect(
+        path.suffix.lower() in (".html", ".htm") and not path.is_dir(),
+        "out",
+        str(path),
+        "a file that ends in .html",
+    )
     return str(path), _write(folders, path)
 
 
 def fetch(folder: OutputFolder) -> None:
-    """Copy the files that a page shows into the working copy of a URL: small files and data of figures, not runs."""
+    """Copy the files that a page shows into the working copy of a URL: small files and data of
+    figures, not runs.
+    """
     if not folder.is_remote:
         return
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -76,15 +95,21 @@ def _write(folders: list[Path], path: Path) -> list[str]:
         names = ", ".join(map(str, folders))
         if problems:
             raise ValueError(f"no results in {names} can be read; {'; '.join(problems)}")
-        raise ValueError(f"no results in {names}; run `uturn reproduce --out {folders[0]}` or another command first")
+        raise ValueError(
+            f"no results in {names}; run `uturn reproduce --out {folders[0]}` or another command"
+            " first"
+        )
     with whole_file(path) as file:
         page = results_page(collected, path.parent)
-        file.write(page.encode(errors="backslashreplace"))  # file names may contain bytes that are not UTF-8
+        # File names may contain bytes that are not UTF-8.
+        file.write(page.encode(errors="backslashreplace"))
     return problems
 
 
 def collect(folders: Sequence[str | Path]) -> Collected:
-    """Sections for all results in folders of commands, stores of `run`, or folders that hold such stores."""
+    """Sections for all results in folders of commands, stores of `run`, or folders that hold
+    such stores.
+    """
     collected, homes = Collected(), list[Path]()
     sections = collected.sections
     for folder in map(Path, folders):
@@ -94,7 +119,10 @@ def collect(folders: Sequence[str | Path]) -> Collected:
     ids = Counter[str]()
     for section, home in zip(sections, homes, strict=True):
         if names[section["short"]] > 1:  # add the folder to figures with the same name
-            section["short"], section["title"] = f"{section['short']} ({home})", f"{section['title']} ({home})"
+            section["short"], section["title"] = (
+                f"{section['short']} ({home})",
+                f"{section['title']} ({home})",
+            )
         ids[section["id"]] += 1
         if ids[section["id"]] > 1:  # ids must be unique in a page
             section["id"] += f"-{ids[section['id']]}"
@@ -115,9 +143,17 @@ def _collect(folder: Path, read: Reader) -> None:
         add(folder.resolve() if folder.is_symlink() else folder, studies.store_section)
         return
     of_tools = {name: partial(_section_of_tool, path) for name, path in named("sections").items()}
-    of_files: dict[str, _Section] = {studies.LOCATED: studies.located_section, **of_tools, "study.zarr": studies.study_section}
+    of_files: dict[str, _Section] = {
+        studies.LOCATED: studies.located_section,
+        **of_tools,
+        "study.zarr": studies.study_section,
+    }
     others = {*of_files, "difference.json"}
-    of_figures = [path for path in folder.glob("*.json") if path.name not in others and figures.is_figure(path, read)]
+    of_figures = [
+        path
+        for path in folder.glob("*.json")
+        if path.name not in others and figures.is_figure(path, read)
+    ]
     begin = len(read.collected.sections)
     for path in sorted(of_figures, key=figures.order):
         add(path, figures.figure_section)
@@ -131,12 +167,16 @@ def _collect(folder: Path, read: Reader) -> None:
         add(folder, studies.overlay_section)
         for path in several:
             add(path, studies.study_section)
-    for path in sorted(path for path in folder.glob("*.zarr") if path not in shown and _has_spec(path, read)):
+    for path in sorted(
+        path for path in folder.glob("*.zarr") if path not in shown and _has_spec(path, read)
+    ):
         add(path, studies.store_section)
 
 
 def _section_of_tool(function: str, path: Path, read: Reader) -> dict[str, Any]:
-    section: dict[str, Any] = import_object(function, f"section {function}", "'module:function'")(path, read)
+    section: dict[str, Any] = import_object(function, f"section {function}", "'module:function'")(
+        path, read
+    )
     return section
 
 

@@ -14,19 +14,28 @@ from uturn.measures.statistics import Estimate, with_ends
 from uturn.paper import calibration_runs as trials
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, verdict
 from uturn.paper.workshop import Workshop, file_name
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, name_rows, row_interval, style
+from uturn.studies.plotting.style import (
+    ACCENT,
+    CLASS,
+    MUTED,
+    THEORY,
+    name_rows,
+    row_interval,
+    style,
+)
 
 TITLE = "Does a sampler draw from the posterior? Clones can deny it"
 CLAIM = (
-    "Two reconstructions of one noisy datum reveal most errors of a sampler without ground truth; a sampler that ignores the "
-    "datum passes."
+    "Two reconstructions of one noisy datum reveal most errors of a sampler without ground truth; a"
+    " sampler that ignores the datum passes."
 )
 CAPTION = (
-    "Gap E f(x0, x̂) - E f(x̂, x̂') between an original and its clones, 0 for draws from the posterior. (a) Samplers of strings "
-    "and of a Gaussian mixture, 200 originals each, at the reading and noise with the smallest p-value; bars: 95 % intervals; "
-    "full marks: p by Holm (at the right) <= .001. Below the second line: a sampler that only joint readings detect, and one "
-    "that the test cannot detect. (b) Share of 200 experiments with exact inference whose p-value is at most a; band: binomial "
-    "error of all tests (.001)."
+    "Gap E f(x0, x̂) - E f(x̂, x̂') between an original and its clones, 0 for draws from the"
+    " posterior. (a) Samplers of strings and of a Gaussian mixture, 200 originals each, at the"
+    " reading and noise with the smallest p-value; bars: 95 % intervals; full marks: p by Holm (at"
+    " the right) <= .001. Below the second line: a sampler that only joint readings detect, and one"
+    " that the test cannot detect. (b) Share of 200 experiments with exact inference whose p-value"
+    " is at most a; band: binomial error of all tests (.001)."
 )
 LEVEL = 1e-3
 LEVELS = (0.01, 0.05, 0.2)
@@ -64,13 +73,19 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def _worst(tests: xr.Dataset) -> xr.Dataset:
-    """The test with the smallest p-value; if several have it, the one with the largest gap relative to its detectable size."""
+    """The test with the smallest p-value; if several have it, the one with the largest gap
+    relative to its detectable size.
+    """
     stacked = tests.stack(test=("noise", "reading"))
-    return stacked.isel(test=int(np.lexsort((-np.abs(stacked.gap) / stacked.visible, stacked.p))[0]))
+    return stacked.isel(
+        test=int(np.lexsort((-np.abs(stacked.gap) / stacked.visible, stacked.p))[0])
+    )
 
 
 def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdict]:
-    exact, wrong, blind, (sites,) = ([x for x in tried if kinds[x] == kind] for kind in ("exact", "wrong", "blind", "sites"))
+    exact, wrong, blind, (sites,) = (
+        [x for x in tried if kinds[x] == kind] for kind in ("exact", "wrong", "blind", "sites")
+    )
     smallest = {label: float(tests.p_holm.min()) for label, tests in tried.items()}
 
     def gap_of(label: str) -> str:
@@ -80,11 +95,14 @@ def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdi
 
     adjusted = holm(np.concatenate([np.ravel(tried[label].p) for label in exact]))
     single = tried[sites].reading.str.endswith("= 0")
-    leaves, joint = (tried[sites].p_holm.isel(reading=chosen).values for chosen in (single, ~single))
+    leaves, joint = (
+        tried[sites].p_holm.isel(reading=chosen).values for chosen in (single, ~single)
+    )
     return [
         verdict(
             f"calibration of exact samplers, {trials.ITEMS} originals each",
-            f"{len(adjusted)} tests, smallest p by Holm {adjusted.min():.2g}; {'; '.join(map(gap_of, exact))}",
+            f"{len(adjusted)} tests, smallest p by Holm {adjusted.min():.2g};"
+            f" {'; '.join(map(gap_of, exact))}",
             "0: original and clones are exchangeable",
             above(adjusted, LEVEL, f"exact randomisation test: no p by Holm <= {LEVEL:g}"),
         ),
@@ -104,20 +122,28 @@ def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdi
         verdict(
             "draws that ignore the noisy datum",
             "; ".join(map(gap_of, blind)),
-            "no gap: consistent, though nothing of the original is kept (the test does not measure sharpness)",
+            "no gap: consistent, though nothing of the original is kept (the test does not measure"
+            " sharpness)",
             above([smallest[label] for label in blind], LEVEL, f"no p by Holm <= {LEVEL:g}"),
         ),
     ]
 
 
 def false_alarms(repetitions: list[xr.Dataset]) -> xr.Dataset:
-    """Share of experiments (grammars) with p <= a: `share` (test, a), a test for each channel, noise and tree level."""
+    """Share of experiments (grammars) with p <= a: `share` (test, a), a test for each channel,
+    noise and tree level.
+    """
     p = []
     for ds in repetitions:
         draws = ds.isel(trajectory=0).transpose("item", "clone", "noise", "tree_level")
         f, r = draws.parsed.values, draws.clone_parsed.values
         groups = [np.flatnonzero(ds.grammar.values == g) for g in range(GROUPS)]
-        p.append([calibrate(f[items], r[items], relabellings=5000, seed=g).p_value.ravel() for g, items in enumerate(groups)])
+        p.append(
+            [
+                calibrate(f[items], r[items], relabellings=5000, seed=g).p_value.ravel()
+                for g, items in enumerate(groups)
+            ]
+        )
     values = np.concatenate(p, axis=1)
     a = np.r_[LEVELS, np.linspace(0.01, 1, 100)]
     return xr.Dataset({"share": (("test", "a"), (values[:, :, None] <= a).mean(axis=0))}, {"a": a})
@@ -127,10 +153,14 @@ def _rates(shares: xr.Dataset) -> Verdict:
     of_levels = shares.share.values[:, : len(LEVELS)]
     p = binom.sf(np.round(of_levels * GROUPS) - 1, GROUPS, np.array(LEVELS))
     return verdict(
-        f"share of {GROUPS} experiments with exact inference whose p-value is at most {', '.join(f'{a:g}' for a in LEVELS)}",
-        "; ".join(f"{mean:.4f}, at most {most:.3f}" for mean, most in zip(of_levels.mean(0), of_levels.max(0), strict=True))
-        + f" ({len(of_levels)} tests: channels, noise levels, tree levels); smallest p of a larger share by Holm "
-        f"{holm(p).min():.2g}",
+        f"share of {GROUPS} experiments with exact inference whose p-value is at most"
+        f" {', '.join(f'{a:g}' for a in LEVELS)}",
+        "; ".join(
+            f"{mean:.4f}, at most {most:.3f}"
+            for mean, most in zip(of_levels.mean(0), of_levels.max(0), strict=True)
+        )
+        + f" ({len(of_levels)} tests: channels, noise levels, tree levels); smallest p of a larger"
+        f" share by Holm {holm(p).min():.2g}",
         "not above these",
         above(holm(p), LEVEL, f"binomial test of each share: no p by Holm <= {LEVEL:g}"),
     )
@@ -138,7 +168,9 @@ def _rates(shares: xr.Dataset) -> Verdict:
 
 def draw(data: xr.Dataset) -> Any:
     with style() as plt:
-        figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5.4), width_ratios=[2.1, 1], layout="constrained")
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(14, 5.4), width_ratios=[2.1, 1], layout="constrained"
+        )
         _draw_samplers(left, data)
         _draw_rates(right, data)
     return figure
@@ -148,19 +180,35 @@ _LOOKS = {"exact": ACCENT, "wrong": CLASS, "sites": "#e69f00", "blind": MUTED}
 
 
 def _draw_samplers(axes: Any, data: xr.Dataset) -> None:
-    kinds, look = data.kind.values, {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 9.5}
+    kinds, look = (
+        data.kind.values,
+        {
+            "transform": axes.get_yaxis_transform(),
+            "va": "center",
+            "fontsize": 9.5,
+        },
+    )
     order = [k for kind in _LOOKS for k in np.flatnonzero(kinds == kind)]
     for row, k in enumerate(order):
         p, color = float(data.p_holm[k]), _LOOKS[str(kinds[k])]
-        row_interval(axes, row, data.gap[k].values, color, ms=7, mfc=color if p <= LEVEL else "white")
+        row_interval(
+            axes, row, data.gap[k].values, color, ms=7, mfc=color if p <= LEVEL else "white"
+        )
         axes.text(1.01, row, f"{p:.2g}", color=color, **look)
     count = [int((kinds == kind).sum()) for kind in _LOOKS]
     for edge in np.cumsum(count)[:2]:
         axes.axhline(edge - 0.5, color=MUTED, lw=0.8, ls=":")
     axes.axvline(0, color=THEORY, lw=1, zorder=1)
-    name_rows(axes, [str(name) for name in data.sampler.values[order]], [_LOOKS[str(kind)] for kind in kinds[order]])
+    name_rows(
+        axes,
+        [str(name) for name in data.sampler.values[order]],
+        [_LOOKS[str(kind)] for kind in kinds[order]],
+    )
     axes.text(1.01, -0.95, "p by Holm", color=THEORY, **look)
-    axes.set(xlabel=r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$", title="(a) samplers on trial")
+    axes.set(
+        xlabel=r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$",
+        title="(a) samplers on trial",
+    )
 
 
 def _draw_rates(axes: Any, data: xr.Dataset) -> None:
@@ -171,6 +219,11 @@ def _draw_rates(axes: Any, data: xr.Dataset) -> None:
     axes.plot(a, a, color=THEORY, lw=1)
     axes.plot(a, shares.max("test"), color=ACCENT, lw=1.6, label=f"largest of {tests} tests")
     axes.plot(a, shares.mean("test"), color=ACCENT, lw=1.6, ls="--", label="mean")
-    axes.set(xlabel="$a$", ylabel=f"share of {GROUPS} experiments with $p\\leq a$", xlim=(0, 0.3), ylim=(0, 0.42))
+    axes.set(
+        xlabel="$a$",
+        ylabel=f"share of {GROUPS} experiments with $p\\leq a$",
+        xlim=(0, 0.3),
+        ylim=(0, 0.42),
+    )
     axes.set_title("(b) exact inference: false alarms")
     axes.legend(loc="upper left")

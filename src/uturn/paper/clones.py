@@ -1,4 +1,6 @@
-"""When a reverse process decides on a class, and on a training datum (arXiv:2402.18491): two clones show both times."""
+"""When a reverse process decides on a class, and on a training datum (arXiv:2402.18491): two
+clones show both times.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +26,22 @@ from uturn.studies.plotting.style import MUTED, bars, level_colors, mark_noise, 
 
 TITLE = "When a reverse process decides, shown by two clones"
 CLAIM = (
-    "Two reconstructions of one noisy datum have the same class below one noise level, and are the same training datum below a "
-    "smaller one, both where theory predicts it."
+    "Two reconstructions of one noisy datum have the same class below one noise level, and are the"
+    " same training datum below a smaller one, both where theory predicts it."
 )
 CAPTION = (
-    "(a) Probability that two clones have the same class, for mixtures of two Gaussians (points; lines: formula) and for the "
-    "embedded model of Fashion-MNIST, against the distance from the speciation time t_S = log(Lambda)/2, with Lambda the largest "
-    "eigenvalue of the covariance; bars: 95 % intervals. (b) Probability that two clones are the same training datum, for the "
-    "exact posterior of n Gaussian data in d dimensions, against the collapse time t_C."
+    "(a) Probability that two clones have the same class, for mixtures of two Gaussians (points;"
+    " lines: formula) and for the embedded model of Fashion-MNIST, against the distance from the"
+    " speciation time t_S = log(Lambda)/2, with Lambda the largest eigenvalue of the covariance;"
+    " bars: 95 % intervals. (b) Probability that two clones are the same training datum, for the"
+    " exact posterior of n Gaussian data in d dimensions, against the collapse time t_C."
 )
 LEVEL = 1e-3  # false-alarm rate of a verdict
 TRAINING_IMAGES = 60_000  # of the embedded model
 MIXTURE: dict[str, Any] = {"type": "gaussian_mixture", "dimension": 256, "num_modes": 2}
 SEPARATIONS = (0.5, 1.0, 2.0)  # of the means of mixtures, over sqrt(dimension)
-CODES = ((16, 16), (32, 256), (48, 4096))  # dimension and number of Gaussian training data, with equal log(n)/d
+# Dimension and number of Gaussian training data, with equal log(n)/d.
+CODES = ((16, 16), (32, 256), (48, 4096))
 
 
 def mixture_experiment(separation: float, scale: Scale) -> Experiment:
@@ -52,23 +56,41 @@ def mixture_experiment(separation: float, scale: Scale) -> Experiment:
 
 def image_experiment(scale: Scale) -> Experiment:
     """The embedded model of Fashion-MNIST with two clones, which differ by the noise of DDPM."""
-    items, steps, noise = (40, 25, [0.2, 0.6]) if scale == "smoke" else (200, 100, [0.2, 0.4, 0.6, 0.8])
-    backward = {"type": "diffusion", "scheduler": "ddpm", "steps": steps, "timestep_spacing": "trailing"}
+    items, steps, noise = (
+        (40, 25, [0.2, 0.6]) if scale == "smoke" else (200, 100, [0.2, 0.4, 0.6, 0.8])
+    )
+    backward = {
+        "type": "diffusion",
+        "scheduler": "ddpm",
+        "steps": steps,
+        "timestep_spacing": "trailing",
+    }
     common = ("fashion_mnist", "diffusion", noise, "network_layers")
     return experiment_of(*common, backward=backward, items=items, clones=2, chunk=40)
 
 
 def recall(scale: Scale) -> xr.Dataset:
-    """Probability that the exact posterior of n Gaussian training data recalls one of them, against t / t_C."""
+    """Probability that the exact posterior of n Gaussian training data recalls one of them,
+    against t / t_C.
+    """
     relative = np.linspace(0.4, 2, 17)
     observations = 1000 if scale == "smoke" else 4000
-    rows, times = [], [cloning.collapse_time(np.ones(dimension), count) for dimension, count in CODES]
+    rows, times = (
+        [],
+        [cloning.collapse_time(np.ones(dimension), count) for dimension, count in CODES],
+    )
     for k, (dimension, count) in enumerate(CODES):
         data = normals(keys(0, Purpose.CALIBRATION, 1, k, np.arange(count)), dimension, np.float64)
-        rows.append(cloning.recall_probability(data, relative * times[k], observations=observations))
+        rows.append(
+            cloning.recall_probability(data, relative * times[k], observations=observations)
+        )
     return xr.Dataset(
         {"recalled": (("code", "noise", "item"), np.array(rows)), "collapse_time": ("code", times)},
-        {"noise": relative, "dimension": ("code", [d for d, _ in CODES]), "count": ("code", [n for _, n in CODES])},
+        {
+            "noise": relative,
+            "dimension": ("code", [d for d, _ in CODES]),
+            "count": ("code", [n for _, n in CODES]),
+        },
     )
 
 
@@ -76,7 +98,9 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     scale, runs = workshop.scale, {}
     for separation in SEPARATIONS:
         label = f"mixture-{separation:g}"
-        runs[label] = workshop.keep(f"clones-{label}", run, experiment=mixture_experiment(separation, scale))
+        runs[label] = workshop.keep(
+            f"clones-{label}", run, experiment=mixture_experiment(separation, scale)
+        )
     runs["recall"] = workshop.keep("clones-recall", recall, scale=scale)
     return {**runs, **workshop.runs("clones", {"images": image_experiment(scale)})}
 
@@ -84,18 +108,31 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = xr.merge([speciation(runs), fashion(runs["images"])], combine_attrs="no_conflicts")
     data["recalled"] = runs["recall"].recalled.mean("item").rename(noise="recall_noise")
-    return data, [phi_verdict(runs), speciation_verdict(data), collapse_verdict(runs["recall"]), fashion_verdict(data)]
+    return data, [
+        phi_verdict(runs),
+        speciation_verdict(data),
+        collapse_verdict(runs["recall"]),
+        fashion_verdict(data),
+    ]
 
 
 def speciation(runs: dict[str, xr.Dataset]) -> xr.Dataset:
-    """phi of the mixtures against t - t_S, the time `fallen` at which it has fallen halfway, and that of the formula."""
+    """phi of the mixtures against t - t_S, the time `fallen` at which it has fallen halfway, and
+    that of the formula.
+    """
     parts = []
     for separation in SEPARATIONS:
         ds, D = runs[f"mixture-{separation:g}"], separation**2 * MIXTURE["dimension"]
-        time, same, formula = ds.noise.values, ds.clone_same_label, cloning.mixture_cloning_probability(ds.noise.values, D)
+        time, same, formula = (
+            ds.noise.values,
+            ds.clone_same_label,
+            cloning.mixture_cloning_probability(ds.noise.values, D),
+        )
         source = mixture_experiment(separation, "smoke").parts.source
         assert isinstance(source, GaussianMixtureSource)
-        t_s = cloning.speciation_time(cloning.largest_eigenvalue(source.fresh(np.arange(4000), 0).values))
+        t_s = cloning.speciation_time(
+            cloning.largest_eigenvalue(source.fresh(np.arange(4000), 0).values)
+        )
         part = {
             "phi": (("point", "estimate"), cloning.cloning_probability(same).values),
             "phi_formula": ("point", formula),
@@ -116,14 +153,22 @@ def phi_verdict(runs: dict[str, xr.Dataset]) -> Verdict:
     p, worst = [], 0.0
     for separation in SEPARATIONS:
         same = runs[f"mixture-{separation:g}"].clone_same_label.isel(trajectory=0, clone=0)
-        formula = cloning.mixture_cloning_probability(same.noise.values, separation**2 * MIXTURE["dimension"])
+        formula = cloning.mixture_cloning_probability(
+            same.noise.values, separation**2 * MIXTURE["dimension"]
+        )
         count, n = same.sum("item").values.round(), same.sizes["item"]
-        p.append((2 * np.minimum(binom.cdf(count, n, formula), binom.sf(count - 1, n, formula))).clip(max=1))
+        p.append(
+            (2 * np.minimum(binom.cdf(count, n, formula), binom.sf(count - 1, n, formula))).clip(
+                max=1
+            )
+        )
         worst = max(worst, float(np.abs(count / n - formula).max()))
     values = np.concatenate(p)
     return verdict(
-        "probability that two clones have the same class, mixtures of two Gaussians, against the formula",
-        f"{len(values)} points, largest difference {worst:.3f}, smallest p by Holm {holm(values).min():.2g}",
+        "probability that two clones have the same class, mixtures of two Gaussians, against the"
+        " formula",
+        f"{len(values)} points, largest difference {worst:.3f}, smallest p by Holm"
+        f" {holm(values).min():.2g}",
         "one-dimensional integral (arXiv:2402.18491)",
         above(holm(values), LEVEL, f"binomial test of each point: no p by Holm <= {LEVEL:g}"),
     )
@@ -133,7 +178,8 @@ def speciation_verdict(data: xr.Dataset) -> Verdict:
     expected, halves = data.fallen_formula.values, listed(data.fallen)
     after = data.fallen.sel(estimate="value").values - data.speciation_time.values
     return verdict(
-        "time at which phi has fallen halfway, and its distance from t_S = log(Lambda)/2 (Lambda of 4,000 vectors)",
+        "time at which phi has fallen halfway, and its distance from t_S = log(Lambda)/2 (Lambda of"
+        " 4,000 vectors)",
         "; ".join(
             f"|m1 - m2|^2 = {distance:g}: {half}, t_S + {late:.3f}"
             for distance, half, late in zip(data.distance.values, halves, after, strict=True)
@@ -152,8 +198,11 @@ def collapse_verdict(ds: xr.Dataset) -> Verdict:
     widths = [crossing(relative, c, 0.3) - crossing(relative, c, 0.7) for c in curves]
     names = [f"d = {d}, n = {n}" for d, n in CODES]
     return verdict(
-        "time at which two clones of n Gaussian training data are the same datum half of the time, over t_C; width of the fall",
-        "; ".join(f"{name}: {h:.3f}, {w:.2f}" for name, h, w in zip(names, half, widths, strict=True)),
+        "time at which two clones of n Gaussian training data are the same datum half of the time,"
+        " over t_C; width of the fall",
+        "; ".join(
+            f"{name}: {h:.3f}, {w:.2f}" for name, h, w in zip(names, half, widths, strict=True)
+        ),
         "1, and narrower at larger d, for equal log(n)/d",
         within(half[-1] - 1, 0.1, "largest d: within .1 of 1"),
         below(abs(half[-1] - 1), abs(half[0] - 1), "nearer than at the smallest d"),
@@ -162,11 +211,20 @@ def collapse_verdict(ds: xr.Dataset) -> Verdict:
 
 
 def fashion(ds: xr.Dataset) -> xr.Dataset:
-    """Cloning of Fashion-MNIST: phi, and the times of speciation and collapse, all on the axis t/T too."""
+    """Cloning of Fashion-MNIST: phi, and the times of speciation and collapse, all on the axis
+    t/T too.
+    """
     eigenvalues = cloning.covariance_eigenvalues(FashionMNISTSource().all_images()[0])
-    speciated, collapsed = cloning.speciation_time(eigenvalues[0]), cloning.collapse_time(eigenvalues, TRAINING_IMAGES)
+    speciated, collapsed = (
+        cloning.speciation_time(eigenvalues[0]),
+        cloning.collapse_time(eigenvalues, TRAINING_IMAGES),
+    )
     abar = load_scheduler().alphas_cumprod.numpy().astype(float)
-    places = np.interp(-np.exp(-2 * np.array([speciated, collapsed])), -abar, (np.arange(len(abar)) + 1) / len(abar))
+    places = np.interp(
+        -np.exp(-2 * np.array([speciated, collapsed])),
+        -abar,
+        (np.arange(len(abar)) + 1) / len(abar),
+    )
     shares = np.unique(ds.original_class.isel(noise=0), return_counts=True)[1] / ds.sizes["item"]
     noise, chance = np.r_[0, ds.noise.values], float((shares**2).sum())
 
@@ -176,11 +234,20 @@ def fashion(ds: xr.Dataset) -> xr.Dataset:
     attrs = {"fashion_speciation": places[0], "fashion_collapse": places[1]}
     return xr.Dataset(
         {
-            "fashion_phi": (("image_noise", "estimate"), cloning.cloning_probability(ds.clone_same_class).values),
+            "fashion_phi": (
+                ("image_noise", "estimate"),
+                cloning.cloning_probability(ds.clone_same_class).values,
+            ),
             "fashion_kept": ("estimate", list(estimate(ds.same_class, half))),
             "fashion_cloned": ("estimate", list(estimate(ds.clone_same_class, half))),
-            "fashion_fall": ("estimate", list(estimate(ds.clone_same_class, lambda c: float(c[0] - c[-1])))),
-            "fashion_since_speciation": ("image_noise", 0.5 * np.log(1 / ds.abar.values) - speciated),
+            "fashion_fall": (
+                "estimate",
+                list(estimate(ds.clone_same_class, lambda c: float(c[0] - c[-1]))),
+            ),
+            "fashion_since_speciation": (
+                "image_noise",
+                0.5 * np.log(1 / ds.abar.values) - speciated,
+            ),
         },
         {"image_noise": ds.noise.values, "estimate": ESTIMATE},
         {**attrs, "fashion_eigenvalue": eigenvalues[0], "fashion_abar": 1 / eigenvalues[0]},
@@ -190,14 +257,22 @@ def fashion(ds: xr.Dataset) -> xr.Dataset:
 def fashion_verdict(data: xr.Dataset) -> Verdict:
     phi, attrs = data.fashion_phi, data.attrs
     (star,), (half,) = (listed(data[f"fashion_{name}"]) for name in ("kept", "cloned"))
-    texts = (f"{x:g}: {interval}" for x, interval in zip(phi.image_noise.values, listed(phi), strict=True))
+    texts = (
+        f"{x:g}: {interval}"
+        for x, interval in zip(phi.image_noise.values, listed(phi), strict=True)
+    )
     return verdict(
-        "Fashion-MNIST: two clones with the same predicted class at t/T; speciation and collapse (60,000 images, Gaussian law)",
-        f"phi at {'; '.join(texts)}; phi halfway to chance at {half}, t* of U-turns {star}; "
-        f"largest eigenvalue {attrs['fashion_eigenvalue']:.1f}, abar_S = {attrs['fashion_abar']:.4f}, "
-        f"t_S/T = {attrs['fashion_speciation']:.2f}; t_C/T = {attrs['fashion_collapse']:.2f}",
+        "Fashion-MNIST: two clones with the same predicted class at t/T; speciation and collapse"
+        " (60,000 images, Gaussian law)",
+        f"phi at {'; '.join(texts)}; phi halfway to chance at {half}, t* of U-turns {star}; largest"
+        f" eigenvalue {attrs['fashion_eigenvalue']:.1f}, abar_S = {attrs['fashion_abar']:.4f},"
+        f" t_S/T = {attrs['fashion_speciation']:.2f}; t_C/T = {attrs['fashion_collapse']:.2f}",
         "phi falls with noise; speciation at larger noise than collapse",
-        above(float(data.fashion_fall.sel(estimate="low")), 0, "interval of the fall from first to last above 0"),
+        above(
+            float(data.fashion_fall.sel(estimate="low")),
+            0,
+            "interval of the fall from first to last above 0",
+        ),
         above(attrs["fashion_speciation"], attrs["fashion_collapse"], "t_S > t_C"),
     )
 
@@ -214,17 +289,28 @@ def _draw_speciation(axes: Any, data: xr.Dataset) -> None:
     for k, color in enumerate(level_colors(data.sizes["distance"])):
         axes.plot(data.since_speciation[k], data.phi_formula[k], color=color, lw=1.4)
         bars(axes, data.since_speciation[k], data.phi[k], fmt="o", ms=4, lw=1, color=color)
-        axes.plot([], [], "o-", ms=4, color=color, label=rf"$|m_1-m_2|^2={float(data.distance[k]):g}$")
+        axes.plot(
+            [], [], "o-", ms=4, color=color, label=rf"$|m_1-m_2|^2={float(data.distance[k]):g}$"
+        )
     look = {"fmt": "s--", "ms": 5, "lw": 1, "color": MUTED, "label": "Fashion-MNIST, DDPM"}
     bars(axes, data.fashion_since_speciation, data.fashion_phi, **look)
     mark_noise(axes, 0, "$t_S$", aside=0.05)
-    axes.set(xlabel="$t-t_S$", ylabel=r"same class of two clones, $\varphi$", ylim=(0, 1.04), title="(a) speciation")
+    axes.set(
+        xlabel="$t-t_S$",
+        ylabel=r"same class of two clones, $\varphi$",
+        ylim=(0, 1.04),
+        title="(a) speciation",
+    )
     axes.legend(loc="lower left", fontsize=8.5)
 
 
 def _draw_collapse(axes: Any, data: xr.Dataset) -> None:
-    for (d, n), curve, color in zip(CODES, data.recalled.values, level_colors(len(CODES)), strict=True):
-        axes.plot(data.recall_noise, curve, "o-", ms=4, lw=1.4, color=color, label=f"$d={d}$, $n={n}$")
+    for (d, n), curve, color in zip(
+        CODES, data.recalled.values, level_colors(len(CODES)), strict=True
+    ):
+        axes.plot(
+            data.recall_noise, curve, "o-", ms=4, lw=1.4, color=color, label=f"$d={d}$, $n={n}$"
+        )
     mark_noise(axes, 1, "$t_C$", aside=0.02)
     axes.set(xlabel="$t/t_C$", ylabel="same training datum of two clones", ylim=(0, 1.04))
     axes.set_title("(b) collapse onto training data")

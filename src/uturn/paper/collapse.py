@@ -1,4 +1,6 @@
-"""Finite-size collapse of the correlation of the most distant leaves: the part of figure `correlations` with several depths."""
+"""Finite-size collapse of the correlation of the most distant leaves: the part of figure
+`correlations` with several depths.
+"""
 
 from __future__ import annotations
 
@@ -31,17 +33,24 @@ def epsilons(scale: Scale) -> list[float]:
 
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
-    return {f"depth{L}": grammar("epsilon", PAPER, L, epsilons(scale), scale, factor=5) for L in depths(scale)}
+    return {
+        f"depth{L}": grammar("epsilon", PAPER, L, epsilons(scale), scale, factor=5)
+        for L in depths(scale)
+    }
 
 
 def theory_curves(theory: MeanField, noise: np.ndarray, sizes: Sequence[int]) -> xr.DataArray:
     """Mean-field curves in the form of `collapse_curves`, with a single item."""
     curves = np.stack([theory.pair_correlations(noise, L)[:, [L, 0]] for L in sizes], axis=1)
-    return xr.DataArray(curves[:, None], dims=("noise", "item", "size", "part"), coords={"noise": noise})
+    return xr.DataArray(
+        curves[:, None], dims=("noise", "item", "size", "part"), coords={"noise": noise}
+    )
 
 
 def fitted(curves: xr.DataArray, sizes: Sequence[int], theory: MeanField) -> Collapse:
-    return collapse(curves, [float(theory.branching) ** L for L in sizes], start_of(theory), CONFIDENCE)
+    return collapse(
+        curves, [float(theory.branching) ** L for L in sizes], start_of(theory), CONFIDENCE
+    )
 
 
 def start_of(theory: MeanField) -> tuple[float, float]:
@@ -50,12 +59,17 @@ def start_of(theory: MeanField) -> tuple[float, float]:
 
 
 def collapsed(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    """Correlations (noise, depth) of the most distant leaves, those of the mean field, and the exponents of all fits."""
+    """Correlations (noise, depth) of the most distant leaves, those of the mean field, and the
+    exponents of all fits.
+    """
     theory = MeanField(*PAPER)
     sizes = sorted(int(label.removeprefix("depth")) for label in runs if label.startswith("depth"))
     curves = collapse_curves([runs[f"depth{L}"] for L in sizes])
     noise, critical = curves.noise.values, theory.critical_noise or np.nan
-    measured, expected = fitted(curves, sizes, theory), fitted(theory_curves(theory, noise, sizes), sizes, theory)
+    measured, expected = (
+        fitted(curves, sizes, theory),
+        fitted(theory_curves(theory, noise, sizes), sizes, theory),
+    )
     deeper = []
     for depths in DEEPER:  # in a window of noise that narrows as N**(-1/ν)
         window = np.linspace(-0.11, 0.07, 73) * (theory.slope or np.nan) ** (4 - depths[0])
@@ -70,8 +84,14 @@ def collapsed(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         {
             "farthest": (("noise", "depth"), ratio(repeated.mean)),
             "farthest_error": (("noise", "depth"), repeated.error(ratio)),
-            "farthest_theory": (("fine", "depth"), ratio(theory_curves(theory, fine, sizes).values[:, 0])),
-            "fitted_nu": (("fit", "estimate"), [fit.exponent for fit in (measured, expected, *deeper)]),
+            "farthest_theory": (
+                ("fine", "depth"),
+                ratio(theory_curves(theory, fine, sizes).values[:, 0]),
+            ),
+            "fitted_nu": (
+                ("fit", "estimate"),
+                [fit.exponent for fit in (measured, expected, *deeper)],
+            ),
             "fitted_noise": ("estimate", list(measured.critical_noise)),
         },
         {"noise": noise, "depth": sizes, "fine": fine, "fit": ["measured", "mean field", *ranges]},
@@ -83,8 +103,12 @@ def collapsed(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         verdict(
             f"ν by collapse of C(N)/C(0), ε-process {PAPER}, L = {sizes[0]} .. {sizes[-1]}",
             str(nu),
-            f"{expected.exponent.value:.3f} (mean field, same fit and depths); {limit:.3f} for infinite depth",
-            Rule(nu.low < expected.exponent.value < nu.high, "the 99.9 % interval holds the mean field at these depths"),
+            f"{expected.exponent.value:.3f} (mean field, same fit and depths); {limit:.3f} for"
+            " infinite depth",
+            Rule(
+                nu.low < expected.exponent.value < nu.high,
+                "the 99.9 % interval holds the mean field at these depths",
+            ),
             below(nu.high - nu.low, 0.8, "and is narrower than 0.8"),
         ),
         verdict(
@@ -101,7 +125,8 @@ def collapsed(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             below(measured.spread, 0.15),
         ),
         verdict(
-            "ν by collapse of the mean field: L = " + ", ".join(f"{m[0]} .. {m[-1]}" for m in (sizes, *DEEPER)),
+            "ν by collapse of the mean field: L = "
+            + ", ".join(f"{m[0]} .. {m[-1]}" for m in (sizes, *DEEPER)),
             ", ".join(f"{fit.exponent.value:.3f}" for fit in (expected, *deeper)),
             f"approaches log s / log F'(p*) = {limit:.3f}",
             below(distances[-1], 0.02, "within 0.02 at the largest depths"),
@@ -111,7 +136,9 @@ def collapsed(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def draw_curves(left: Any, middle: Any, data: xr.Dataset) -> None:
-    """The curves of all depths, and the same with both axes rescaled by the fitted ν and critical ε."""
+    """The curves of all depths, and the same with both axes rescaled by the fitted ν and
+    critical ε.
+    """
     nu, critical = float(data.fitted_nu[0, 0]), float(data.fitted_noise[0])
     for color, L in zip(level_colors(data.sizes["depth"]), data.depth.values, strict=True):
         part, N = data.sel(depth=L), 2.0**L
@@ -128,11 +155,15 @@ def draw_curves(left: Any, middle: Any, data: xr.Dataset) -> None:
     left.plot([], [], color=MUTED, lw=1.4, label="mean field")
     middle.legend(*left.get_legend_handles_labels(), loc="upper left")
     rescaled = rf"$(\epsilon-\epsilon_c)\,N^{{1/\nu}}$, $\nu={nu:.2f}$"
-    middle.set(xlabel=rescaled, ylabel=r"$N^{2-2/\nu}\,C(N)/C(0)$", title="collapsed", xlim=(-1.6, 1.0))
+    middle.set(
+        xlabel=rescaled, ylabel=r"$N^{2-2/\nu}\,C(N)/C(0)$", title="collapsed", xlim=(-1.6, 1.0)
+    )
 
 
 def draw_exponents(axes: Any, data: xr.Dataset) -> None:
-    ranges = [f"mean field\n$L={depths[0]}$ to ${depths[-1]}$" for depths in (data.depth.values, *DEEPER)]
+    ranges = [
+        f"mean field\n$L={depths[0]}$ to ${depths[-1]}$" for depths in (data.depth.values, *DEEPER)
+    ]
     for row, bounds in enumerate(data.fitted_nu.values):  # the theory has no interval
         row_interval(axes, row, bounds, THEORY if row else CLASS, ms=7)
     axes.axvline(data.attrs["nu"], color=MUTED, ls="--", lw=1.2)

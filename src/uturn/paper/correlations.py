@@ -1,4 +1,6 @@
-"""How far changes are correlated: C(r) of a grammar through its transition, its correlation length, controls, and images."""
+"""How far changes are correlated: C(r) of a grammar through its transition, its correlation
+length, controls, and images.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,16 @@ from uturn.measures import changes
 from uturn.measures.scaling import correlation_length
 from uturn.measures.statistics import ESTIMATE, Estimate, estimate, with_ends
 from uturn.paper import chi, collapse
-from uturn.paper.correlated_runs import PAPER, PATCHES, SITES, beside_exact, controls, exact_of, images, independent_changes
+from uturn.paper.correlated_runs import (
+    PAPER,
+    PATCHES,
+    SITES,
+    beside_exact,
+    controls,
+    exact_of,
+    images,
+    independent_changes,
+)
 from uturn.paper.verdicts import Verdict, above, apart, estimates, holds, listed, shows, verdict
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.curves import draw_curve
@@ -20,21 +31,25 @@ from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, bars, level_color
 
 TITLE = "Correlations of changes against distance"
 CLAIM = (
-    "The closer the noise is to the critical one, the farther apart are sites that still change together; trees of all sizes "
-    "follow one curve once the noise is scaled with their size."
+    "The closer the noise is to the critical one, the farther apart are sites that still change"
+    " together; trees of all sizes follow one curve once the noise is scaled with their size."
 )
 CAPTION = (
-    "Correlation C(r)/C(0) of the changes of two sites at distance r, within one original. Top left: ε-process, (32, 8, 2), "
-    "deepest tree of the last row: U-turns (points; bars: 95 % intervals over grammars), exact covariances of the same "
-    "strings (lines) and mean field (dashed); r = 2^k if the common ancestor is at level k; dotted: the power law r^-(2 - 2/ν) "
-    "at ε*. Top right: correlation length ξ from a fit of A r^-(2 - 2/ν) exp(-r/ξ) on both sides of ε*, with the same symbols; "
-    "it grows towards ε* until it exceeds the tree. Middle left: the C(r) of a flat mixture does not fall with r, although its "
-    "chi is large; a Gaussian field loses its correlation over a few sites; dashed: exact, for a reconstruction that is "
-    "independent of the original. Middle right: Fashion-MNIST, embedded model, against the distance of the patches in pixels. "
-    "Last row: finite-size collapse. Correlation of the most distant leaves (common ancestor: the root) in trees of N = 2^L "
-    "leaves, exact belief propagation (points; bars: standard error over grammars) and mean field (lines); the same with both "
-    "axes rescaled by the fitted ν and critical ε; ν by the same fit of the measured curves (bar: 99.9 % interval) and of the "
-    "mean field at the same and at larger depths, which approaches ν = log s / log F'(p*) = 1.893 (dashed)."
+    "Correlation C(r)/C(0) of the changes of two sites at distance r, within one original. Top"
+    " left: ε-process, (32, 8, 2), deepest tree of the last row: U-turns (points; bars: 95 %"
+    " intervals over grammars), exact covariances of the same strings (lines) and mean field"
+    " (dashed); r = 2^k if the common ancestor is at level k; dotted: the power law r^-(2 - 2/ν) at"
+    " ε*. Top right: correlation length ξ from a fit of A r^-(2 - 2/ν) exp(-r/ξ) on both sides of"
+    " ε*, with the same symbols; it grows towards ε* until it exceeds the tree. Middle left: the"
+    " C(r) of a flat mixture does not fall with r, although its chi is large; a Gaussian field"
+    " loses its correlation over a few sites; dashed: exact, for a reconstruction that is"
+    " independent of the original. Middle right: Fashion-MNIST, embedded model, against the"
+    " distance of the patches in pixels. Last row: finite-size collapse. Correlation of the most"
+    " distant leaves (common ancestor: the root) in trees of N = 2^L leaves, exact belief"
+    " propagation (points; bars: standard error over grammars) and mean field (lines); the same"
+    " with both axes rescaled by the fitted ν and critical ε; ν by the same fit of the measured"
+    " curves (bar: 99.9 % interval) and of the mean field at the same and at larger depths, which"
+    " approaches ν = log s / log F'(p*) = 1.893 (dashed)."
 )
 SHOWN = (0.64, 0.68, 0.7, 0.71, 0.73)
 IMAGE_TIMES = (0.2, 0.6, 1.0)
@@ -47,7 +62,10 @@ GAUSSIAN = "gaussian-depth9"
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    shared, trees = {**controls(workshop.scale), **images(workshop.scale)}, collapse.experiments(workshop.scale)
+    shared, trees = (
+        {**controls(workshop.scale), **images(workshop.scale)},
+        collapse.experiments(workshop.scale),
+    )
     deepest, experiment = list(trees.items())[-1]
     return {
         **workshop.runs("collapse", trees),
@@ -65,9 +83,16 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run, own = runs[f"depth{depth}"], runs["exact-epsilon"].change_covariance
     noise, exponent = run.noise.values, theory.decay_exponent or np.nan
     exact = theory.pair_correlations(noise, depth)
-    expected = xr.DataArray(exact[:, None], dims=("noise", "item", "distance"), coords={"noise": noise, "distance": run.distance})
+    expected = xr.DataArray(
+        exact[:, None],
+        dims=("noise", "item", "distance"),
+        coords={"noise": noise, "distance": run.distance},
+    )
     data = trees.assign(
-        epsilon=(("noise", "distance", "estimate"), with_ends(changes.correlations(run), "correlation")),
+        epsilon=(
+            ("noise", "distance", "estimate"),
+            with_ends(changes.correlations(run), "correlation"),
+        ),
         theory=(("noise", "distance"), exact / exact[:, :1]),
         length=(("noise", "estimate"), with_ends(correlation_length(run, exponent), "length")),
         exact=changes.correlations(runs["exact-epsilon"]).correlation,
@@ -75,7 +100,11 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         length_exact=correlation_length(own, exponent).length,
     )
     data = data.assign_coords(estimate=ESTIMATE)
-    data.attrs = {"critical_noise": theory.critical_noise, "exponent": exponent, "nu": theory.correlation_exponent}
+    data.attrs = {
+        "critical_noise": theory.critical_noise,
+        "exponent": exponent,
+        "nu": theory.correlation_exponent,
+    }
     for label, shown_run, at, name in _shown(runs):
         curve = curves_at(shown_run, at, name)
         data[label] = (f"r_{label}", "estimate"), with_ends(curve, "correlation")
@@ -89,8 +118,10 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     return data, [
         _against_exact(data, both),
         shows(
-            "the annealed mean field beside it: C(r)/C(0), mean and largest difference; ξ over that of the mean field",
-            f"{float(off.mean()):+.4f}; {float(np.abs(off).max()):.4f}; {', '.join(f'{x:.2f}' for x in ratio)}",
+            "the annealed mean field beside it: C(r)/C(0), mean and largest difference; ξ over that"
+            " of the mean field",
+            f"{float(off.mean()):+.4f}; {float(np.abs(off).max()):.4f};"
+            f" {', '.join(f'{x:.2f}' for x in ratio)}",
             "0; 0; 1 for the annealed average",
         ),
         _lengths(data, both),
@@ -103,8 +134,14 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 def _shown(runs: dict[str, xr.Dataset]) -> list[tuple[str, xr.Dataset, float, str]]:
     """What the third and fourth panels show: label, run, noise level, name of the probe."""
     peak = runs[GAUSSIAN].noise.values[_largest(runs[GAUSSIAN])]
-    shown = [(label, runs[label], np.inf, "") for label in SITES] + [("strings", runs[GAUSSIAN], peak, "")]
-    return shown + [(f"images_{name or 'pixels'}_{t:g}", runs["images"], t, name) for name in PATCHES for t in IMAGE_TIMES]
+    shown = [(label, runs[label], np.inf, "") for label in SITES] + [
+        ("strings", runs[GAUSSIAN], peak, "")
+    ]
+    return shown + [
+        (f"images_{name or 'pixels'}_{t:g}", runs["images"], t, name)
+        for name in PATCHES
+        for t in IMAGE_TIMES
+    ]
 
 
 def _largest(run: xr.Dataset) -> int:
@@ -114,7 +151,9 @@ def _largest(run: xr.Dataset) -> int:
 def curves_at(run: xr.Dataset, noise: float, name: str = "") -> xr.Dataset:
     """Correlations against distance at the noise level of a run that is closest to `noise`."""
     levels = np.nan_to_num(run.noise.values, posinf=1e9)
-    return changes.correlations(run, name=name).isel(noise=int(np.argmin(np.abs(levels - min(noise, 1e9)))))
+    return changes.correlations(run, name=name).isel(
+        noise=int(np.argmin(np.abs(levels - min(noise, 1e9))))
+    )
 
 
 def _against_exact(data: xr.Dataset, both: xr.DataArray) -> Verdict:
@@ -125,10 +164,18 @@ def _against_exact(data: xr.Dataset, both: xr.DataArray) -> Verdict:
     intervals = estimates(both, gaps, 1 - ALARM / data.exact.isel(distance=slice(1, None)).size)
     values, low, high = np.array(intervals).T
     return verdict(
-        "C(r)/C(0) against the exact value of the same strings, ε-process: mean and largest difference over r and ε",
-        f"{values.mean():+.4f}; {np.abs(values).max():.4f}; intervals up to {(high - low).max():.3f} wide",
+        "C(r)/C(0) against the exact value of the same strings, ε-process: mean and largest"
+        " difference over r and ε",
+        f"{values.mean():+.4f}; {np.abs(values).max():.4f}; intervals up to"
+        f" {(high - low).max():.3f} wide",
         "0: covariances of the exact posterior",
-        holds(intervals, 0.0, WIDTH, f"{len(intervals)} intervals hold 0 (false alarms {ALARM:g}) and are narrower than {WIDTH}"),
+        holds(
+            intervals,
+            0.0,
+            WIDTH,
+            f"{len(intervals)} intervals hold 0 (false alarms {ALARM:g}) and are narrower than"
+            f" {WIDTH}",
+        ),
     )
 
 
@@ -143,7 +190,9 @@ def _lengths(data: xr.Dataset, both: xr.DataArray) -> Verdict:
     noise = data.noise.values[judged]
 
     def logarithm(c: np.ndarray) -> np.ndarray:
-        means = xr.DataArray(c[:, None], dims=("noise", "item", "distance"), coords={"distance": distance})
+        means = xr.DataArray(
+            c[:, None], dims=("noise", "item", "distance"), coords={"distance": distance}
+        )
         lengths = correlation_length(means, data.attrs["exponent"]).length
         return np.log(lengths.where(np.isfinite(lengths)).values)
 
@@ -156,18 +205,29 @@ def _lengths(data: xr.Dataset, both: xr.DataArray) -> Verdict:
     *_, mean = estimates(judged_both, ratios, 1 - ALARM)
     *each, _ = estimates(judged_both, ratios, 1 - ALARM / len(noise))
     return verdict(
-        f"ξ against that of the exact covariances, ε from {noise[0]:g} to {noise[-1]:g} where it is below N/4",
-        f"{', '.join(f'{x:.1f}' for x in data.length.values[judged, 0])}; mean logarithm of the ratio {mean} (99.9 % interval)",
+        f"ξ against that of the exact covariances, ε from {noise[0]:g} to {noise[-1]:g} where it is"
+        " below N/4",
+        f"{', '.join(f'{x:.1f}' for x in data.length.values[judged, 0])}; mean logarithm of the"
+        f" ratio {mean} (99.9 % interval)",
         ", ".join(f"{float(x):.1f}" for x in data.length_exact.values[judged]),
-        holds(mean, 0.0, LENGTH_WIDTH, f"the interval of the mean holds 0 and is narrower than {LENGTH_WIDTH}"),
+        holds(
+            mean,
+            0.0,
+            LENGTH_WIDTH,
+            f"the interval of the mean holds 0 and is narrower than {LENGTH_WIDTH}",
+        ),
         holds(each, 0.0, np.inf, f"so do those of every ε (false alarms {ALARM:g})"),
     )
 
 
 def _controls(runs: dict[str, xr.Dataset]) -> list[Verdict]:
     def compared(label: str, near: slice, far: slice) -> tuple[Estimate, Estimate]:
-        """Mean covariance at large over that at small distances at t = T, and its difference from the exact value."""
-        both = beside_exact(runs[label].change_covariance.isel(noise=[-1]), runs[f"exact-{label}"].change_covariance)
+        """Mean covariance at large over that at small distances at t = T, and its difference
+        from the exact value.
+        """
+        both = beside_exact(
+            runs[label].change_covariance.isel(noise=[-1]), runs[f"exact-{label}"].change_covariance
+        )
 
         def ratios(c: np.ndarray) -> list[float]:
             measured, known = (curve[far].mean() / curve[near].mean() for curve in c[0])
@@ -184,9 +244,11 @@ def _controls(runs: dict[str, xr.Dataset]) -> list[Verdict]:
     within_width = f"the interval of the difference holds 0 and is narrower than {FAR_WIDTH}"
     return [
         verdict(
-            "C(r) at large over small distances: flat mixture at t = T; grammar (32, 8, 2), L = 9, Gaussian, at its largest chi",
+            "C(r) at large over small distances: flat mixture at t = T; grammar (32, 8, 2), L = 9,"
+            " Gaussian, at its largest chi",
             f"{mixture}, minus the exact value: {gap}; {grammar} (99.9 % intervals)",
-            f"{known:.3f} for these means and originals, as all sites change with the mode; near 0 in a grammar",
+            f"{known:.3f} for these means and originals, as all sites change with the mode; near 0"
+            " in a grammar",
             holds(gap, 0.0, FAR_WIDTH, within_width),
             apart(grammar, mixture, "intervals apart"),
         ),
@@ -201,7 +263,9 @@ def _controls(runs: dict[str, xr.Dataset]) -> list[Verdict]:
 
 def _images(run: xr.Dataset, name: str) -> Verdict:
     near, far = (listed(with_ends(curves_at(run, 0.6, name), "correlation"))[k] for k in (1, 3))
-    covariance = run[f"{name}_change_covariance" if name else "change_covariance"].sel(noise=[0.6], method="nearest")
+    covariance = run[f"{name}_change_covariance" if name else "change_covariance"].sel(
+        noise=[0.6], method="nearest"
+    )
     fall = estimate(covariance, lambda c: float((c[0, 1] - c[0, 3]) / c[0, 0]), 0.99)
     return verdict(
         f"C(r)/C(0) of Fashion-MNIST at t/T = 0.6, {PATCHES[name][0]}, at 1 and at 3 sites",
@@ -215,7 +279,10 @@ def draw(data: xr.Dataset) -> Any:
     with style() as plt:
         figure = plt.figure(figsize=(12.5, 13.2), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=[9, 4.2])
-        grid, (left, middle, right) = top.subplots(2, 2), bottom.subplots(1, 3, width_ratios=[1, 1, 0.95])
+        grid, (left, middle, right) = (
+            top.subplots(2, 2),
+            bottom.subplots(1, 3, width_ratios=[1, 1, 0.95]),
+        )
         _draw_epsilon(grid[0, 0], data)
         _draw_lengths(grid[0, 1], data)
         _draw_controls(grid[1, 0], data)
@@ -229,14 +296,27 @@ def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
     r = data.distance.values[1:]
     for color, epsilon in zip(level_colors(len(SHOWN)), SHOWN, strict=True):
         part = data.sel(noise=epsilon, method="nearest").isel(distance=slice(1, None))
-        bounds, there = np.maximum(part.epsilon.values, [-np.inf, 1e-6, -np.inf]), part.epsilon.values[:, 0] > 0
+        bounds, there = (
+            np.maximum(part.epsilon.values, [-np.inf, 1e-6, -np.inf]),
+            part.epsilon.values[:, 0] > 0,
+        )
         axes.plot(r, part.exact, color=color, lw=1.4)
         axes.plot(r, part.theory, color=color, lw=1, ls="--", alpha=0.6)
-        look = {"fmt": "o", "ms": 4.5, "lw": 1, "color": color, "label": rf"$\epsilon={float(part.noise):.2f}$"}
+        look = {
+            "fmt": "o",
+            "ms": 4.5,
+            "lw": 1,
+            "color": color,
+            "label": rf"$\epsilon={float(part.noise):.2f}$",
+        }
         bars(axes, r[there], bounds[there], **look)
     law = 1.15 * r ** -data.attrs["exponent"]
-    axes.plot(r, law * 1.3, color=MUTED, ls=":", lw=1.4, label=rf"$r^{{-{data.attrs['exponent']:.2f}}}$")
-    axes.set(xscale="log", yscale="log", ylim=(3e-4, 1.2), xlabel="distance $r$", ylabel="$C(r)/C(0)$")
+    axes.plot(
+        r, law * 1.3, color=MUTED, ls=":", lw=1.4, label=rf"$r^{{-{data.attrs['exponent']:.2f}}}$"
+    )
+    axes.set(
+        xscale="log", yscale="log", ylim=(3e-4, 1.2), xlabel="distance $r$", ylabel="$C(r)/C(0)$"
+    )
     axes.set_title(rf"$\epsilon$-process, $\epsilon^*={data.attrs['critical_noise']:.3f}$")
     ticks(axes, r)
     axes.legend(loc="lower left")
@@ -245,19 +325,31 @@ def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
 def _draw_lengths(axes: Any, data: xr.Dataset) -> None:
     away = data.noise.values - data.attrs["critical_noise"]
     size = float(data.distance[-1])
-    for sign, color, side_name in ((-1, ACCENT, r"$\epsilon<\epsilon^*$"), (1, CLASS, r"$\epsilon>\epsilon^*$")):
+    for sign, color, side_name in (
+        (-1, ACCENT, r"$\epsilon<\epsilon^*$"),
+        (1, CLASS, r"$\epsilon>\epsilon^*$"),
+    ):
         side = (np.sign(away) == sign) & (data.length.values[:, 0] < 4 * size)
-        part = data.isel(noise=np.flatnonzero(side)[:: int(sign)])  # from small distances to large ones
+        # From small distances to large ones.
+        part = data.isel(noise=np.flatnonzero(side)[:: int(sign)])
         x = np.abs(part.noise - data.attrs["critical_noise"])
         bars(axes, x, part.length.clip(max=1e5), fmt="o", ms=5, lw=1, color=color, label=side_name)
         axes.plot(x, part.length_exact, color=color, lw=1.4)
         axes.plot(x, part.length_theory, color=color, lw=1, ls="--", alpha=0.6)
     x, nu = np.array([0.012, 0.04]), data.attrs["nu"]
-    axes.plot(x, 40 * (x / 0.02) ** -nu, color=MUTED, ls=":", lw=1.4, label=rf"slope $-\nu=-{nu:.2f}$")
+    axes.plot(
+        x, 40 * (x / 0.02) ** -nu, color=MUTED, ls=":", lw=1.4, label=rf"slope $-\nu=-{nu:.2f}$"
+    )
     axes.axhline(size, color=MUTED, lw=0.8, ls="--")
-    axes.text(0.1, size * 1.06, "size of the tree", color=MUTED, ha="right", va="bottom", fontsize=9.5)
+    axes.text(
+        0.1, size * 1.06, "size of the tree", color=MUTED, ha="right", va="bottom", fontsize=9.5
+    )
     axes.set(xscale="log", yscale="log", ylim=(2, 5 * size))
-    axes.set(xlabel=r"$|\epsilon-\epsilon^*|$", ylabel=r"correlation length $\xi$", title="correlation length")
+    axes.set(
+        xlabel=r"$|\epsilon-\epsilon^*|$",
+        ylabel=r"correlation length $\xi$",
+        title="correlation length",
+    )
     ticks(axes, [0.01, 0.02, 0.05, 0.1])
     axes.legend(loc="lower left")
 
@@ -273,11 +365,20 @@ def _draw_controls(axes: Any, data: xr.Dataset) -> None:
         exact = data.get(f"{label}_exact", data[f"r_{label}"] * np.nan).values[1:]
         if label == "mixture":  # its distances have few pairs each
             group = np.floor(2 * np.log2(r) + 1e-9)  # half octaves
-            r, curve, exact = (np.array([x[group == g].mean(axis=0) for g in np.unique(group)]) for x in (r, curve, exact))
+            r, curve, exact = (
+                np.array([x[group == g].mean(axis=0) for g in np.unique(group)])
+                for x in (r, curve, exact)
+            )
         draw_curve(axes, r, curve, color, 0.2, marker="o", ms=4.5, label=law_name, lw=1.4)
         axes.plot(r, exact, "--", color=MUTED)
     axes.axhline(0, color=MUTED, lw=0.8)
-    axes.set(xscale="log", xlabel="distance $r$", ylabel="$C(r)/C(0)$", title="with and without a hierarchy", ylim=(-0.03, 0.75))
+    axes.set(
+        xscale="log",
+        xlabel="distance $r$",
+        ylabel="$C(r)/C(0)$",
+        title="with and without a hierarchy",
+        ylim=(-0.03, 0.75),
+    )
     ticks(axes, [1, 2, 5, 10, 20, 50, 100, 500])
     axes.legend(loc="upper right")
 
@@ -293,5 +394,7 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
             distance = data[f"r_{label}"].values[1:] * PIXELS[name]
             draw_curve(axes, distance, data[label].values[1:], color, 0.12, ms=4, lw=1.3, **look)
     axes.axhline(0, color=MUTED, lw=0.8)
-    axes.set(xlabel="distance in pixels", ylabel="$C(r)/C(0)$", title="Fashion-MNIST", ylim=(-0.15, 1))
+    axes.set(
+        xlabel="distance in pixels", ylabel="$C(r)/C(0)$", title="Fashion-MNIST", ylim=(-0.15, 1)
+    )
     axes.legend(loc="upper right")

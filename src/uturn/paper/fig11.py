@@ -1,4 +1,6 @@
-"""Fig. 11: the upward messages of all nodes and symbols at the bottom of the tree, with the mean-field values."""
+"""Fig. 11: the upward messages of all nodes and symbols at the bottom of the tree, with the
+mean-field values.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +23,27 @@ from uturn.studies.plotting.style import MUTED, THEORY, level_colors, style
 TITLE = "Every message at the bottom of the tree"
 CLAIM = "Single nodes differ in how well they are known, but their average follows the theory."
 CAPTION = (
-    "Upward messages of one string for every node and every symbol of the five lowest levels, in a grammar of depth 10 at one ε. "
-    "Coloured: the true symbol of each node; grey: all others. Lines: mean-field values for the true and for a wrong symbol; "
-    "triangles: mean over the nodes. Rules make the messages of nodes differ, their mean follows the theory."
+    "Upward messages of one string for every node and every symbol of the five lowest levels, in a"
+    " grammar of depth 10 at one ε. Coloured: the true symbol of each node; grey: all others."
+    " Lines: mean-field values for the true and for a wrong symbol; triangles: mean over the nodes."
+    " Rules make the messages of nodes differ, their mean follows the theory."
 )
 DEPTH, LEVELS, NOISE = 10, 5, 0.4
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     grammars, strings = (24, 4) if workshop.scale == "smoke" else (96, 16)
-    return {"messages": workshop.keep("fig11-messages", upward_messages, grammars=grammars, strings=strings)}
+    return {
+        "messages": workshop.keep(
+            "fig11-messages", upward_messages, grammars=grammars, strings=strings
+        )
+    }
 
 
 def upward_messages(grammars: int, strings: int) -> xr.Dataset:
-    """The messages of all nodes for the first string of the first grammar, and means over nodes for every string."""
+    """The messages of all nodes for the first string of the first grammar, and means over nodes
+    for every string.
+    """
     means = []
     first: dict[str, np.ndarray] = {}
     for seed in keys(0, Purpose.PICTURE, np.arange(grammars)).tolist():
@@ -42,7 +51,10 @@ def upward_messages(grammars: int, strings: int) -> xr.Dataset:
         draw = rhm.sample(strings, keys(seed, Purpose.PICTURE, np.arange(strings)))
         noisy = EpsilonBelief().corrupt(draw.leaves, NOISE, vocab_size=rhm.vocab_size)
         up = infer(rhm, EpsilonBelief().log_evidence(noisy, np.float64), outputs=("upward",)).upward
-        right = [np.take_along_axis(up[k], draw.latents[k][..., None], 2).mean(axis=(1, 2)) for k in range(LEVELS)]
+        right = [
+            np.take_along_axis(up[k], draw.latents[k][..., None], 2).mean(axis=(1, 2))
+            for k in range(LEVELS)
+        ]
         means.append(np.stack(right, axis=-1))
         if not first:
             first["upward"] = nodes({k: up[k] for k in range(LEVELS)})
@@ -67,10 +79,13 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     slope = (less - more) / (2 * step)  # -dp/dε: a curve displaced to larger ε lies higher
     data = data.assign(mean_field=("level", lines))
     messages = by_level(data.upward)
-    exact = np.where(np.arange(v) == by_level(data.true_symbol)[0][:, None], 1 - noise + noise / v, noise / v)
+    exact = np.where(
+        np.arange(v) == by_level(data.true_symbol)[0][:, None], 1 - noise + noise / v, noise / v
+    )
     error = float(np.abs(messages[0] - exact).max())
     total = float(abs(data.upward.sum("symbol") - 1).max())
-    moved = (data.mean_belief - lines) / np.where(np.arange(levels) > 0, slope, np.nan)  # the leaves do not fluctuate
+    # The leaves do not fluctuate.
+    moved = (data.mean_belief - lines) / np.where(np.arange(levels) > 0, slope, np.nan)
     above_leaves = range(1, levels)
     shifts = [mean_estimate(moved.mean("string").values[:, level]) for level in above_leaves]
     spread = moved.std(("grammar", "string"), ddof=1).values
@@ -78,18 +93,29 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     drawn = (means - lines) / slope
     nearest = [int(np.argmin(abs(curves[1] - means[level]))) for level in above_leaves]
     return data, [
-        vanishes("messages of the leaves against Eq. 21; sums over symbols against 1: largest difference", [error, total]),
+        vanishes(
+            "messages of the leaves against Eq. 21; sums over symbols against 1: largest"
+            " difference",
+            [error, total],
+        ),
         verdict(
-            f"mean message at the true symbol, {data.sizes['grammar']} grammars, as a shift in ε, levels 1 .. {levels - 1}",
+            f"mean message at the true symbol, {data.sizes['grammar']} grammars, as a shift in ε,"
+            f" levels 1 .. {levels - 1}",
             ", ".join(f"{s:+.4f}" for s in shifts),
             "0",
             within([s.value for s in shifts], TOLERANCE, f"all within {TOLERANCE}"),
         ),
         verdict(
-            f"the string of the picture, mean over nodes, as a shift in ε, levels 1 .. {levels - 1}",
+            "the string of the picture, mean over nodes, as a shift in ε, levels 1 .."
+            f" {levels - 1}",
             ", ".join(f"{drawn[level]:+.4f}" for level in above_leaves),
-            "0; standard deviation between strings " + ", ".join(f"{spread[level]:.4f}" for level in above_leaves),
-            within(drawn[1:], TOLERANCE + 3.5 * spread[1:], f"within {TOLERANCE} + 3.5 standard deviations"),
+            "0; standard deviation between strings "
+            + ", ".join(f"{spread[level]:.4f}" for level in above_leaves),
+            within(
+                drawn[1:],
+                TOLERANCE + 3.5 * spread[1:],
+                f"within {TOLERANCE} + 3.5 standard deviations",
+            ),
             equal(nearest, list(above_leaves), "nearest to the mean field of its own level"),
         ),
     ]
@@ -105,14 +131,35 @@ def draw(data: xr.Dataset) -> Any:
     levels, v = data.sizes["level"], data.sizes["symbol"]
     colors = level_colors(data.attrs["depth"] + 1)  # as in the figures of all levels
     with style() as plt:
-        figure, panels = plt.subplots(1, levels, figsize=(14, 4.4), sharey=True, layout="constrained")
+        figure, panels = plt.subplots(
+            1, levels, figsize=(14, 4.4), sharey=True, layout="constrained"
+        )
         for level, axes in enumerate(panels):
             right, messages = _true(data, level), by_level(data.upward)[level]
             wrong = np.arange(v) != by_level(data.true_symbol)[level][:, None]
             place = np.broadcast_to(np.arange(1, len(right) + 1)[:, None], messages.shape)
             size, true_size = (2, 2.4) if len(right) > 300 else (3, 3.6)
-            axes.plot(place[wrong], messages[wrong], ".", color="#b5b5b5", ms=size, mew=0, rasterized=True, zorder=1)
-            axes.plot(place[:, 0], right, "o", color=colors[level], ms=true_size, mew=0, alpha=0.8, rasterized=True, zorder=2)
+            axes.plot(
+                place[wrong],
+                messages[wrong],
+                ".",
+                color="#b5b5b5",
+                ms=size,
+                mew=0,
+                rasterized=True,
+                zorder=1,
+            )
+            axes.plot(
+                place[:, 0],
+                right,
+                "o",
+                color=colors[level],
+                ms=true_size,
+                mew=0,
+                alpha=0.8,
+                rasterized=True,
+                zorder=2,
+            )
             p = float(data.mean_field[level])
             for value in (p, (1 - p) / (v - 1)):
                 axes.axhline(value, color=THEORY, lw=1.5, zorder=3)

@@ -1,4 +1,6 @@
-"""Fig. 12: upward messages per level against ε, belief propagation and mean field (from the run of fig. 7)."""
+"""Fig. 12: upward messages per level against ε, belief propagation and mean field (from the run
+of fig. 7).
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,22 @@ from uturn.studies.plotting.levels import draw_levels
 TITLE = "Upward messages of every level"
 CLAIM = "The higher a node of the tree, the more abruptly its symbol is lost at the critical noise."
 CAPTION = (
-    "What the leaves below a node say about its true symbol (upward message, mean over nodes), against the noise ε on the "
-    "leaves. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Lines: the "
-    "mean-field map, iterated from the leaves. Up the tree the fall becomes a step at ε*, where all curves meet. Right: how far "
-    "along ε each level is displaced from the mean field."
+    "What the leaves below a node say about its true symbol (upward message, mean over nodes),"
+    " against the noise ε on the leaves. Points: exact belief propagation, mean over grammars,"
+    " bars: standard deviation between grammars. Lines: the mean-field map, iterated from the"
+    " leaves. Up the tree the fall becomes a step at ε*, where all curves meet. Right: how far"
+    " along ε each level is displaced from the mean field."
 )
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run = runs["epsilon"].load()
-    v, L, theory, fine = PARAMETERS["vocab_size"], PARAMETERS["depth"], mean_field(PARAMETERS), np.linspace(0, 1, 4001)
+    v, L, theory, fine = (
+        PARAMETERS["vocab_size"],
+        PARAMETERS["depth"],
+        mean_field(PARAMETERS),
+        np.linspace(0, 1, 4001),
+    )
     critical = theory.critical_noise or np.nan
     up, noise = run.upward_belief, run.noise.values
     levels, what = range(1, L + 1), "shift in ε of the upward messages, BP against mean field"
@@ -35,9 +43,13 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     middle = (noise >= 0.4) & (noise <= 0.9)
     meeting = estimate(up.isel(noise=middle), lambda c: inversion(noise[middle], c[:, L], c[:, 0]))
     some = (1, L // 2, L)
-    widths = estimates(up, lambda c: [transition(noise, c[:, level], 1.0, 1 / v).width for level in some])
+    widths = estimates(
+        up, lambda c: [transition(noise, c[:, level], 1.0, 1 / v).width for level in some]
+    )
     return data, [
-        vanishes("messages of the leaves, largest difference to 1 - ε + ε/v (Eq. 21)", error, single=True),
+        vanishes(
+            "messages of the leaves, largest difference to 1 - ε + ε/v (Eq. 21)", error, single=True
+        ),
         shifted,
         verdict(
             "ε where class and leaves carry the same message, p_L = p_0",

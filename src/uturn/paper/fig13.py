@@ -1,4 +1,6 @@
-"""Fig. 13: downward messages per level against ε, belief propagation and theory (from the run of fig. 7)."""
+"""Fig. 13: downward messages per level against ε, belief propagation and theory (from the run of
+fig. 7).
+"""
 
 from __future__ import annotations
 
@@ -21,26 +23,37 @@ from uturn.studies.plotting.levels import draw_levels
 
 GRAMMARS = 300  # drawn for the theory
 TITLE = "Downward messages of every level"
-CLAIM = "What the rest of the tree says about a node is never certain, since several rules fit the same surroundings."
+CLAIM = (
+    "What the rest of the tree says about a node is never certain, since several rules fit the same"
+    " surroundings."
+)
 CAPTION = (
-    "What all other leaves say about the true symbol of a node (downward message, mean over nodes), against the noise ε on the "
-    "leaves. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Even without noise "
-    "a context does not determine a symbol: several rules may fit it, so the messages stay below 1 and fluctuate. The annealed "
-    "mean field (dashed) counts those rules on average and lies too low at small ε; drawing them at random (lines) leaves no "
-    "such gap."
+    "What all other leaves say about the true symbol of a node (downward message, mean over nodes),"
+    " against the noise ε on the leaves. Points: exact belief propagation, mean over grammars,"
+    " bars: standard deviation between grammars. Even without noise a context does not determine a"
+    " symbol: several rules may fit it, so the messages stay below 1 and fluctuate. The annealed"
+    " mean field (dashed) counts those rules on average and lies too low at small ε; drawing them"
+    " at random (lines) leaves no such gap."
 )
 
 
 @lru_cache(maxsize=2)
 def quenched_downward(
-    vocab_size: int, multiplicity: int, branching: int, depth: int, noise: tuple[float, ...], grammars: int, paths: int = 8
+    vocab_size: int,
+    multiplicity: int,
+    branching: int,
+    depth: int,
+    noise: tuple[float, ...],
+    grammars: int,
+    paths: int = 8,
 ) -> np.ndarray:
-    """Downward belief in the true symbol with the rules kept, only the siblings' messages in mean field: mean over the paths of
-    each grammar, (grammars, noise, tree_level).
+    """Downward belief in the true symbol with the rules kept, only the siblings' messages in mean
+    field: mean over the paths of each grammar, (grammars, noise, tree_level).
 
-    The annealed map (Eq. 53) replaces the number K of rules that compete with the true one by its mean, but the mean of 1/(1+K)
-    is larger than 1/(1 + mean K). Here random rules are drawn along paths from the root to a leaf, and Eq. 8 is applied to them
-    with siblings that send the mean-field upward message. At ε = 0 this is exact, up to the number of paths.
+    The annealed map (Eq. 53) replaces the number K of rules that compete with the true one by its
+    mean, but the mean of 1/(1+K) is larger than 1/(1 + mean K). Here random rules are drawn along
+    paths from the root to a leaf, and Eq. 8 is applied to them with siblings that send the
+    mean-field upward message. At ε = 0 this is exact, up to the number of paths.
     """
     v, m, s, L = vocab_size, multiplicity, branching, depth
     up = MeanField(v, m, s).curves(np.array(noise), L).upward
@@ -60,7 +73,9 @@ def quenched_downward(
                 weight = np.repeat(message, m, axis=1)
                 for sibling in range(s):
                     if sibling != child:
-                        weight *= np.where(rules[:, sibling] == true[sibling], right, (1 - right) / (v - 1))
+                        weight *= np.where(
+                            rules[:, sibling] == true[sibling], right, (1 - right) / (v - 1)
+                        )
                 message = weight @ symbols[rules[:, child]]
                 message /= message.sum(axis=1, keepdims=True)
                 symbol = int(true[child])
@@ -96,13 +111,19 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def _without_noise(belief: xr.DataArray, expected: np.ndarray, theory: MeanField) -> Verdict:
-    """Without noise the siblings of a path are known for certain: drawn paths, with beliefs `expected`, follow the exact law."""
+    """Without noise the siblings of a path are known for certain: drawn paths, with beliefs
+    `expected`, follow the exact law.
+    """
     L = expected.shape[1]
     measured = grammar_means(belief).sel(noise=0).transpose("grammar", "tree_level").values[:, :L]
     p = ttest_ind(measured, expected, equal_var=False).pvalue
     exact, drawn, annealed = (
         ", ".join(f"{value:.3f}" for value in levels)
-        for levels in (measured.mean(axis=0), expected.mean(axis=0), theory.curves(0.0, L).downward[:L])
+        for levels in (
+            measured.mean(axis=0),
+            expected.mean(axis=0),
+            theory.curves(0.0, L).downward[:L],
+        )
     )
     return verdict(
         f"messages without noise, levels 0 .. {L - 1}",

@@ -12,29 +12,55 @@ from uturn.measures.statistics import estimate, grammar_means, inversion, transi
 from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, increasing, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import CLASS, MUTED, level_bar, level_colors, mark_noise, style, ticks
+from uturn.studies.plotting.style import (
+    CLASS,
+    MUTED,
+    level_bar,
+    level_colors,
+    mark_noise,
+    style,
+    ticks,
+)
 
 TITLE = "Reconstruction of every level in Gaussian diffusion"
-CLAIM = "The class of a string is kept for long and lost abruptly at one diffusion time, while its leaves fade from the start."
-CAPTION = (
-    "Left: probability that a latent of each tree level keeps its symbol when Gaussian diffusion is reversed from time t, by "
-    "exact belief propagation (mean over grammars; shading: standard deviation between grammars, for leaves and class). Right: "
-    "the curve of the class sharpens as the tree grows deeper."
+CLAIM = (
+    "The class of a string is kept for long and lost abruptly at one diffusion time, while its"
+    " leaves fade from the start."
 )
-REFERENCE_TIME, TOLERANCE = 0.067, 0.007  # of exact belief propagation at (32, 8, 2); the ensemble spread is a few percent
-NOISE = np.r_[np.geomspace(0.02, 0.045, 6)[:-1], np.linspace(0.045, 0.1, 12), np.geomspace(0.1, 1.5, 12)[1:]].round(6)
+CAPTION = (
+    "Left: probability that a latent of each tree level keeps its symbol when Gaussian diffusion is"
+    " reversed from time t, by exact belief propagation (mean over grammars; shading: standard"
+    " deviation between grammars, for leaves and class). Right: the curve of the class sharpens as"
+    " the tree grows deeper."
+)
+# Of exact belief propagation at (32, 8, 2); the ensemble spread is a few percent.
+REFERENCE_TIME, TOLERANCE = 0.067, 0.007
+NOISE = np.r_[
+    np.geomspace(0.02, 0.045, 6)[:-1], np.linspace(0.045, 0.1, 12), np.geomspace(0.1, 1.5, 12)[1:]
+].round(6)
 
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     grammars, items, depths = (6, 96, (4, 7, 10)) if scale == "smoke" else (24, 240, (4, 6, 8, 10))
     sources = {f"depth{L}": rhm(**PAPER, depth=L, grammars=grammars) for L in depths}
     sizes: dict[str, Any] = {"items": items, "chunk": 24}
-    return {label: experiment_of(source, "gaussian", NOISE, "tree_levels", **sizes) for label, source in sources.items()}
+    return {
+        label: experiment_of(source, "gaussian", NOISE, "tree_levels", **sizes)
+        for label, source in sources.items()
+    }
 
 
 def tree() -> Experiment:
     """Four strings of 64 leaves, whose nodes are kept one by one."""
-    return experiment_of(rhm(**PAPER, depth=6), "gaussian", NOISE, "tree_levels", "tree_nodes", items=4, trajectories=16)
+    return experiment_of(
+        rhm(**PAPER, depth=6),
+        "gaussian",
+        NOISE,
+        "tree_levels",
+        "tree_nodes",
+        items=4,
+        trajectories=16,
+    )
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -54,7 +80,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     location = estimate(deepest.belief, lambda c: fall(c).location)
     sharpness = [estimate(belief, lambda c: fall(c).sharpness) for belief in beliefs.values()]
     swap = estimate(deepest.belief, lambda c: inversion(time, c[:, -1], c[:, 0]))
-    place = np.nan_to_num(swap.value, nan=float(time[0]))  # without a swap there is nothing to interpolate at
+    # Without a swap there is nothing to interpolate at.
+    place = np.nan_to_num(swap.value, nan=float(time[0]))
     before, after = (deepest.belief.mean("item").interp(noise=place * f).values for f in (0.7, 1.4))
     epsilon = float(np.interp(location.value, time, deepest.effective_epsilon.values))
     critical = mean_field(PAPER).critical_noise or np.nan
@@ -80,7 +107,11 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "effective ε at t* (Eq. 63)",
             f"{epsilon:.3f}",
             f"about 0.43, below ε* = {critical:.3f}",
-            within(epsilon - 0.43, 0.06, "within 0.06: Eq. 63 maps the shape of the curves, not the threshold"),
+            within(
+                epsilon - 0.43,
+                0.06,
+                "within 0.06: Eq. 63 maps the shape of the curves, not the threshold",
+            ),
         ),
         verdict(
             f"sharpness t*/width of the class curve, L = {', '.join(map(str, depths))}",
@@ -93,7 +124,11 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             swap,
             "near t*",
             within(swap.value / location.value - 1, 0.2, "within 20 % of t*"),
-            above([before[-1] - before[0], after[0] - after[-1]], 0, "class above leaves before, below after"),
+            above(
+                [before[-1] - before[0], after[0] - after[-1]],
+                0,
+                "class above leaves before, below after",
+            ),
         ),
     ]
 
@@ -101,7 +136,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 def draw(data: xr.Dataset) -> Any:
     time, chance = data.noise.values, 1 / data.attrs["vocab_size"]
     with style() as plt:
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), width_ratios=[1.25, 1], sharey=True, layout="constrained")
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(11, 4.4), width_ratios=[1.25, 1], sharey=True, layout="constrained"
+        )
         _draw_levels(left, data)
         level_bar(plt, left, data.sizes["tree_level"], "tree level (0 = leaves)")
         _draw_depths(right, data)
@@ -120,16 +157,29 @@ def _draw_levels(axes: Any, data: xr.Dataset) -> None:
         mean, spread = curve.mean("grammar"), curve.std("grammar")
         axes.plot(data.noise, mean, color=color, lw=2.4 if edge else 1.2, zorder=3)
         if edge:
-            axes.fill_between(data.noise, mean - spread, mean + spread, color=color, alpha=0.18, lw=0)
+            axes.fill_between(
+                data.noise, mean - spread, mean + spread, color=color, alpha=0.18, lw=0
+            )
     mark_noise(axes, star, f"$t^*={star:.3f}$", aside=0.04 * star)
     axes.set(ylabel="P(symbol unchanged)", ylim=(0, 1.03), title=f"all levels, $L={L}$")
 
 
 def _draw_depths(axes: Any, data: xr.Dataset) -> None:
     for k, depth in enumerate(data.depth.values):
-        shade, curve = 0.35 + 0.65 * k / max(data.sizes["depth"] - 1, 1), data.class_belief.sel(depth=depth)
+        shade, curve = (
+            0.35 + 0.65 * k / max(data.sizes["depth"] - 1, 1),
+            data.class_belief.sel(depth=depth),
+        )
         mean, spread = curve.mean("grammar"), curve.std("grammar")
-        axes.plot(data.noise, mean, color=CLASS, alpha=shade, label=f"$L={depth}$", marker="os^D"[k % 4], ms=3.5)
+        axes.plot(
+            data.noise,
+            mean,
+            color=CLASS,
+            alpha=shade,
+            label=f"$L={depth}$",
+            marker="os^D"[k % 4],
+            ms=3.5,
+        )
         axes.fill_between(data.noise, mean - spread, mean + spread, color=CLASS, alpha=0.09, lw=0)
     axes.set(title="class, growing depth")
     axes.legend()

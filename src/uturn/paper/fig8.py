@@ -1,4 +1,6 @@
-"""Fig. 8: layers of a network trained to classify strings, original against posterior sample, in the ε-process."""
+"""Fig. 8: layers of a network trained to classify strings, original against posterior sample, in
+the ε-process.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,30 @@ from uturn.paper.workshop import Scale, Workshop, accuracy
 from uturn.probes.hidden_layers import HiddenLayers
 from uturn.sources import RHMSource
 from uturn.studies.plotting.levels import draw_similarities
-from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, mark_noise, style
+from uturn.studies.plotting.style import (
+    CLASS,
+    MUTED,
+    THEORY,
+    level_bar,
+    level_colors,
+    mark_noise,
+    style,
+)
 
 TITLE = "Layers of a network that learned the grammar"
-CLAIM = "In a network that learned the grammar, the last layer changes abruptly near the critical noise, the first smoothly."
+CLAIM = (
+    "In a network that learned the grammar, the last layer changes abruptly near the critical"
+    " noise, the first smoothly."
+)
 CAPTION = (
-    "A convolutional network with one block a tree level is trained to classify strings; U-turns draw from the exact posterior "
-    "in the ε-process. Left: cosine similarity of standardised post-activations of original and reconstruction, layer by layer "
-    "(bars: 95 % intervals of the first block and of the logits); triangles: independent strings; open circles: share of "
-    "reconstructions in which the network sees the same class, scaled to 0 by chance. Right: probability that a latent of each "
-    "tree level keeps its symbol, exact (points) and in mean-field theory (lines). Dashed: where mean-field theory has class and "
-    "leaves swap order at this depth; dotted: ε*; red: where logits and first block swap."
+    "A convolutional network with one block a tree level is trained to classify strings; U-turns"
+    " draw from the exact posterior in the ε-process. Left: cosine similarity of standardised"
+    " post-activations of original and reconstruction, layer by layer (bars: 95 % intervals of the"
+    " first block and of the logits); triangles: independent strings; open circles: share of"
+    " reconstructions in which the network sees the same class, scaled to 0 by chance. Right:"
+    " probability that a latent of each tree level keeps its symbol, exact (points) and in"
+    " mean-field theory (lines). Dashed: where mean-field theory has class and leaves swap order at"
+    " this depth; dotted: ε*; red: where logits and first block swap."
 )
 # First coordinates of the random streams with the purpose CLASSIFIER.
 _TRAIN, _HELD_OUT, _TEST, _REFERENCE, _BATCH = range(5)
@@ -51,7 +66,12 @@ class Setup(NamedTuple):
 
     @property
     def source(self) -> RHMSource:
-        return RHMSource(vocab_size=self.vocab_size, multiplicity=self.multiplicity, branching=self.branching, depth=self.depth)
+        return RHMSource(
+            vocab_size=self.vocab_size,
+            multiplicity=self.multiplicity,
+            branching=self.branching,
+            depth=self.depth,
+        )
 
 
 def setup(scale: Scale) -> Setup:
@@ -63,7 +83,9 @@ def setup(scale: Scale) -> Setup:
 
 
 def strings(source: RHMSource, part: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Strings and classes of a part of the data (training, held out, ..): (uint8 (count, num_leaves), int64 (count,))."""
+    """Strings and classes of a part of the data (training, held out, ..): (uint8 (count,
+    num_leaves), int64 (count,)).
+    """
     rhm = source.grammar(0, SEED)
     leaves, classes = [], []
     for start in range(0, count, 20_000):  # latents of all strings at once would take much memory
@@ -76,26 +98,48 @@ def strings(source: RHMSource, part: int, count: int) -> tuple[np.ndarray, np.nd
 
 def trained_classifier(workshop: Workshop) -> Path:
     chosen = setup(workshop.scale)
-    network = {name: value for name, value in chosen._asdict().items() if name not in ("items", "noise")}
-    recipe = {**network, "seed": SEED, "batch": 256, "learning_rate": 1e-3, "weight_decay": 0.01, "target": 0.995}
+    network = {
+        name: value for name, value in chosen._asdict().items() if name not in ("items", "noise")
+    }
+    recipe = {
+        **network,
+        "seed": SEED,
+        "batch": 256,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.01,
+        "target": 0.995,
+    }
 
     def prepared() -> tuple[Any, Any, Any]:
         leaves, classes = strings(chosen.source, _TRAIN, chosen.training_strings)
 
         def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
-            rows = (uniforms(keys(SEED, Purpose.CLASSIFIER, _BATCH, [step]), recipe["batch"])[0] * len(leaves)).astype(int)
+            rows = (
+                uniforms(keys(SEED, Purpose.CLASSIFIER, _BATCH, [step]), recipe["batch"])[0]
+                * len(leaves)
+            ).astype(int)
             return leaves[rows].astype(np.int64), classes[rows]
 
-        network = TreeClassifier(chosen.vocab_size, chosen.branching, chosen.depth, width=chosen.width, seed=SEED)
+        network = TreeClassifier(
+            chosen.vocab_size, chosen.branching, chosen.depth, width=chosen.width, seed=SEED
+        )
         held_out, right = strings(chosen.source, _HELD_OUT, 4000)
         return network, batch, (held_out.astype(np.int64), right)
 
-    return workshop.classifier("fig8-classifier", recipe, prepared, weight_decay=recipe["weight_decay"], decay=False, every=200)
+    return workshop.classifier(
+        "fig8-classifier",
+        recipe,
+        prepared,
+        weight_decay=recipe["weight_decay"],
+        decay=False,
+        every=200,
+    )
 
 
 def examined(classifier: Path, statistics: Path, source: RHMSource) -> xr.Dataset:
-    """Test accuracy of the network, and random pairs of strings, per layer: mean similarity of pairs of one class and of
-    independent pairs."""
+    """Test accuracy of the network, and random pairs of strings, per layer: mean similarity of
+    pairs of one class and of independent pairs.
+    """
     network: Any = load_network(classifier)
     leaves, classes = strings(source, _TEST, 10_000)
     probe = HiddenLayers(network, "every block").load_statistics(statistics)
@@ -107,7 +151,10 @@ def examined(classifier: Path, statistics: Path, source: RHMSource) -> xr.Datase
     return xr.Dataset(
         {
             "accuracy": accuracy(network, leaves.astype(np.int64), classes),
-            "random_pairs": (("pair", "network_layer"), np.stack([c.similarity.mean(axis=0) for c in compared])),
+            "random_pairs": (
+                ("pair", "network_layer"),
+                np.stack([c.similarity.mean(axis=0) for c in compared]),
+            ),
         },
         coords={"pair": list(pairs), "network_layer": list(probe.layers)},
         attrs={"test_strings": len(leaves), "training_steps": network.facts["steps"]},
@@ -117,12 +164,21 @@ def examined(classifier: Path, statistics: Path, source: RHMSource) -> xr.Datase
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     chosen, grammars = setup(workshop.scale), 24 if workshop.scale == "smoke" else 96
     classifier = trained_classifier(workshop)
-    statistics = workshop.layer_statistics("fig8-statistics", classifier, lambda: strings(chosen.source, _REFERENCE, 4000)[0])
+    statistics = workshop.layer_statistics(
+        "fig8-statistics", classifier, lambda: strings(chosen.source, _REFERENCE, 4000)[0]
+    )
     source, common = chosen.source.model_dump(), ("epsilon", chosen.noise, "tree_levels")
-    layers = {"type": "network_layers", "classifier": str(classifier), "statistics": str(statistics)}
-    many = {**source, "grammars": grammars}  # the same U-turns without the network: how much a grammar matters
+    layers = {
+        "type": "network_layers",
+        "classifier": str(classifier),
+        "statistics": str(statistics),
+    }
+    # The same U-turns without the network: how much a grammar matters.
+    many = {**source, "grammars": grammars}
     experiments = {
-        "layers": experiment_of(source, *common, layers, items=chosen.items, trajectories=2, chunk=50, seed=SEED),
+        "layers": experiment_of(
+            source, *common, layers, items=chosen.items, trajectories=2, chunk=50, seed=SEED
+        ),
         "grammars": experiment_of(many, *common, items=64 * grammars, chunk=64 * 24, seed=SEED),
     }
     files = {"classifier": classifier, "statistics": statistics}
@@ -136,7 +192,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     v, L, theory = source["vocab_size"], source["depth"], mean_field(source)
     # Swap of class and leaves at this depth, and in deep trees.
     crossing, star = theory.class_crossing(L) or np.nan, theory.critical_noise or np.nan
-    # With less noise all curves are 1, with more they are at their floors: their order there is random.
+    # With less noise all curves are 1, with more they are at their floors: their order there is
+    # random.
     near = (noise >= crossing / 2) & (noise <= (1 + star) / 2)
 
     def swap(curves: np.ndarray, high: int, low: int = 0) -> float:
@@ -149,9 +206,13 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     # Agreement of the predicted class, scaled like the similarities: 1 for no change, 0 for chance.
     predicted = (run.same_class.astype(float) - 1 / v) / (1 - 1 / v)
     first, logits = (run.similarity.isel(network_layer=k, drop=True) for k in (0, -1))
-    of_class, of_layers, later = estimates(xr.concat([first, logits, predicted], "curve").transpose(..., "curve"), swaps)
+    of_class, of_layers, later = estimates(
+        xr.concat([first, logits, predicted], "curve").transpose(..., "curve"), swaps
+    )
     exact = estimate(run.belief, lambda c: swap(c, -1))  # class and leaves of the same U-turns
-    each_grammar = np.array([swap(c, -1) for c in grammar_means(many.belief).transpose("grammar", ...).values])
+    each_grammar = np.array(
+        [swap(c, -1) for c in grammar_means(many.belief).transpose("grammar", ...).values]
+    )
     over, allowed = ("item", "trajectory"), 3 * float(each_grammar.std(ddof=1))
     floors = network.random_pairs.sel(pair="independent").values
     data = xr.Dataset(
@@ -182,14 +243,20 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "ε at which the predicted class and the first block swap order",
             f"{of_class}; class and leaves of the same U-turns: {exact}",
             f"{crossing:.4f} (mean field, class and leaves, L = {L})",
-            within(of_class.value - crossing, allowed, f"within 3 standard deviations between grammars ({allowed:.4f})"),
+            within(
+                of_class.value - crossing,
+                allowed,
+                f"within 3 standard deviations between grammars ({allowed:.4f})",
+            ),
         ),
         verdict(
             "ε at which logits and first block swap order",
-            f"{of_layers}, later than the predicted class by {later}; similarity of logits of another class there: "
-            f"{lost:.2f} (independent strings: {floors[-1]:.2f})",
+            f"{of_layers}, later than the predicted class by {later}; similarity of logits of"
+            f" another class there: {lost:.2f} (independent strings: {floors[-1]:.2f})",
             f"later than the verdict, as logits tell more than the class; before ε* = {star:.4f}",
-            above(later.low, 0, "interval of the difference above 0, interval of the swap below ε*"),
+            above(
+                later.low, 0, "interval of the difference above 0, interval of the swap below ε*"
+            ),
             below(of_layers.high, star, ""),
         ),
         *_falls(run, floors, 1 / v),
@@ -197,14 +264,20 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def _falls(run: xr.Dataset, floor: np.ndarray, chance: float) -> list[Verdict]:
-    """Place and width of the falls of class belief, logits and first block of the same items; each falls to its own floor."""
+    """Place and width of the falls of class belief, logits and first block of the same items;
+    each falls to its own floor.
+    """
     similarity = run.similarity.mean("trajectory")
     layers = (similarity.isel(network_layer=k, drop=True) for k in (-1, 0))
-    together = xr.concat([run.belief.isel(tree_level=-1, drop=True), *layers], dim="curve").transpose("noise", "item", "curve")
+    together = xr.concat(
+        [run.belief.isel(tree_level=-1, drop=True), *layers], dim="curve"
+    ).transpose("noise", "item", "curve")
 
     def falls(c: np.ndarray) -> list[float]:
         bottoms = (chance, floor[-1], floor[0])
-        belief, logits, block = (transition(run.noise.values, c[:, k], 1.0, bottom) for k, bottom in enumerate(bottoms))
+        belief, logits, block = (
+            transition(run.noise.values, c[:, k], 1.0, bottom) for k, bottom in enumerate(bottoms)
+        )
         places = [belief.location, logits.location, logits.location - belief.location]
         return [*places, belief.width, logits.width, block.width, block.width - logits.width]
 
@@ -212,10 +285,13 @@ def _falls(run: xr.Dataset, floor: np.ndarray, chance: float) -> list[Verdict]:
     half = width.value / 2
     return [
         verdict(
-            "half of the fall of the logits, and how much later than that of the exact class belief",
+            "half of the fall of the logits, and how much later than that of the exact class"
+            " belief",
             f"{logits}; {later}",
             f"{belief.value:.4f}: the logits lose the class where it is lost",
-            within(later.value, half, f"within half the width of the fall of the class ({half:.4f})"),
+            within(
+                later.value, half, f"within half the width of the fall of the class ({half:.4f})"
+            ),
         ),
         verdict(
             "width of the fall (a quarter to three quarters) of logits and first block",
@@ -229,7 +305,9 @@ def _falls(run: xr.Dataset, floor: np.ndarray, chance: float) -> list[Verdict]:
 def draw(data: xr.Dataset) -> Any:
     attrs = data.attrs
     with style() as plt:
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), sharex=True, layout="constrained")
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(11, 4.6), sharex=True, layout="constrained"
+        )
         _draw_layers(left, data)
         _draw_levels(plt, right, data)
         for axes in (left, right):
@@ -237,7 +315,14 @@ def draw(data: xr.Dataset) -> Any:
             mark_noise(axes, attrs["critical_noise"], r"$\epsilon^*$", aside=0.008)
             axes.set(xlabel=r"noise $\epsilon$", xlim=(0.4, 1))
         right.plot([], [], color=THEORY, lw=1, ls="--", label="class and leaves swap (mean field)")
-        right.legend(loc="lower left", fontsize=8.5, frameon=True, facecolor="white", edgecolor="none", framealpha=1)
+        right.legend(
+            loc="lower left",
+            fontsize=8.5,
+            frameon=True,
+            facecolor="white",
+            edgecolor="none",
+            framealpha=1,
+        )
     return figure
 
 
@@ -250,7 +335,17 @@ def _draw_layers(axes: Any, data: xr.Dataset) -> None:
     swap, *ends = data.inversion.values
     axes.axvspan(*ends, color=CLASS, alpha=0.15, lw=0)
     axes.axvline(swap, color=CLASS, lw=1, label="logits and block 1 swap")
-    axes.plot(noise, data.verdict, "o", mfc="none", ms=4, mew=1, color=CLASS, label="same predicted class, scaled", zorder=5)
+    axes.plot(
+        noise,
+        data.verdict,
+        "o",
+        mfc="none",
+        ms=4,
+        mew=1,
+        color=CLASS,
+        label="same predicted class, scaled",
+        zorder=5,
+    )
     axes.plot([], [], "<", color=MUTED, ms=5, label="independent strings")
     axes.legend(loc="lower left", fontsize=8.5)
     axes.set(ylabel="cosine similarity", title="layers of the trained network", ylim=(None, 1.03))
@@ -262,7 +357,14 @@ def _draw_levels(plt: Any, axes: Any, data: xr.Dataset) -> None:
     for level, color in enumerate(level_colors(L + 1)):
         edge = level in (0, L)
         axes.plot(fine, lines[:, level], color=color, lw=1.8 if edge else 0.9, zorder=2)
-        axes.plot(data.noise, data.belief.isel(tree_level=level), "o" if edge else ".", ms=4, color=color, zorder=3)
+        axes.plot(
+            data.noise,
+            data.belief.isel(tree_level=level),
+            "o" if edge else ".",
+            ms=4,
+            color=color,
+            zorder=3,
+        )
     axes.plot([], [], "o", color=MUTED, ms=4, label="exact (belief propagation)")
     axes.plot([], [], color=MUTED, label="mean-field theory")
     axes.set(ylabel="P(symbol unchanged)", title="levels of the tree", ylim=(0, 1.03))

@@ -29,9 +29,10 @@ def reproduce(
 ) -> list[Result]:
     """Measure, analyse and draw figures of the paper; results of earlier calls are reused.
 
-    Writes for each figure `out/<figure>.png`, `.pdf`, `.json` (verdicts) and `.zarr` (the labelled data of the plot), the raw
-    runs under `out/<scale>/`, and after each figure the page `out/index.html`. `out` is a folder or a URL of object storage.
-    `cluster`: arguments of `uturn.run` for a cluster.
+    Writes for each figure `out/<figure>.png`, `.pdf`, `.json` (verdicts) and `.zarr` (the labelled
+    data of the plot), the raw runs under `out/<scale>/`, and after each figure the page
+    `out/index.html`. `out` is a folder or a URL of object storage. `cluster`: arguments of
+    `uturn.run` for a cluster.
     """
     unknown = [name for name in figures if name not in FIGURES]
     if unknown:
@@ -42,7 +43,8 @@ def reproduce(
         if reason := FIGURES[name].lacks:
             raise ValueError(reason)
     cluster = cluster or {}
-    connection: AbstractContextManager[Any] = nullcontext()  # the runs of all figures use one connection
+    # The runs of all figures use one connection.
+    connection: AbstractContextManager[Any] = nullcontext()
     if cluster.get("cluster") is not None:
         from uturn.engine.cluster import connected
 
@@ -51,14 +53,23 @@ def reproduce(
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"cannot write to {folder.path}: {error.strerror}; choose another folder") from None
+            raise ValueError(
+                f"cannot write to {folder.path}: {error.strerror}; choose another folder"
+            ) from None
         fetch(folder)
         workshop = Workshop(scale, folder.inside(scale), workers, progress, cluster)
         results: list[Result] = []
         for name in dict.fromkeys(figures):
             figure = load_figure(name)
             announce(f"{name}: {figure.TITLE}")
-            start, files = time.monotonic(), {"png": f"{name}.png", "pdf": f"{name}.pdf", "data": f"{name}.zarr"}
+            start, files = (
+                time.monotonic(),
+                {
+                    "png": f"{name}.png",
+                    "pdf": f"{name}.pdf",
+                    "data": f"{name}.zarr",
+                },
+            )
             paths = {kind: folder.path / file for kind, file in files.items()}
             data, verdicts = figure.analyse(figure.measure(workshop))
             write_dataset(data, paths["data"])
@@ -66,7 +77,15 @@ def reproduce(
             seconds = time.monotonic() - start
             texts = {"title": figure.TITLE, "caption": figure.CAPTION, "claim": figure.CLAIM}
             is_of_paper = FIGURES[name].is_of_paper
-            result = Result(name, **texts, scale=scale, verdicts=verdicts, files=files, seconds=seconds, is_of_paper=is_of_paper)
+            result = Result(
+                name,
+                **texts,
+                scale=scale,
+                verdicts=verdicts,
+                files=files,
+                seconds=seconds,
+                is_of_paper=is_of_paper,
+            )
             results.append(result)
             write_json(folder.path / f"{name}.json", asdict(result))
             write_page(folder.path)

@@ -1,7 +1,9 @@
-"""The identity of a computation: a text that changes with all that its result depends on, for results that are kept.
+"""The identity of a computation: a text that changes with all that its result depends on, for
+results that are kept.
 
-It holds the arguments of the function, the code of the function and of all that it reaches in the same part of the package
-(functions, classes, values of constants), and the versions of the package and of its random numbers.
+It holds the arguments of the function, the code of the function and of all that it reaches in the
+same part of the package (functions, classes, values of constants), and the versions of the package
+and of its random numbers.
 """
 
 from __future__ import annotations
@@ -24,14 +26,16 @@ from uturn.core.experiment import Experiment
 from uturn.core.files import digest_of_file
 
 OF_FIGURES = ("uturn.paper", "uturn.tools")
-"""Packages whose code is followed. All other code of `uturn` is identified by the version of the package."""
+"""Packages whose code is followed. All other code of `uturn` is identified by the version of the
+package.
+"""
 
 
 def identity_of(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
     """The identity of `function(**arguments)`.
 
-    Arguments are plain data, arrays, experiments, files (identified by their content), objects with a method `identity`, and
-    lists, mappings and dataclasses of these.
+    Arguments are plain data, arrays, experiments, files (identified by their content), objects with
+    a method `identity`, and lists, mappings and dataclasses of these.
     """
     described = {
         "function": _Description(function).of(function),
@@ -43,19 +47,29 @@ def identity_of(function: Callable[..., Any], arguments: Mapping[str, Any]) -> s
 
 
 class _Description:
-    """Values as plain data, for one computation; functions and classes that are met again are named only."""
+    """Values as plain data, for one computation; functions and classes that are met again are
+    named only.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         own = getattr(_unwrapped(function), "__module__", None) or ""
-        self._followed = (*OF_FIGURES, own.partition(".")[0]) if not own.startswith("uturn.") else OF_FIGURES
+        self._followed = (
+            (*OF_FIGURES, own.partition(".")[0]) if not own.startswith("uturn.") else OF_FIGURES
+        )
         self._met: dict[int, Any] = {}  # by id, with a reference, so that no id is used twice
 
     def of(self, value: Any) -> Any:
         value = _unwrapped(value)
-        if value is None or isinstance(value, str | int | float | bool | complex | bytes | range | np.generic):
+        if value is None or isinstance(
+            value, str | int | float | bool | complex | bytes | range | np.generic
+        ):
             return repr(value)
         if isinstance(value, np.ndarray):
-            return [str(value.dtype), value.shape, hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()]
+            return [
+                str(value.dtype),
+                value.shape,
+                hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest(),
+            ]
         if isinstance(value, Mapping):
             return ["mapping", *([self.of(key), self.of(value[key])] for key in value)]
         if isinstance(value, set | frozenset):
@@ -99,8 +113,17 @@ class _Description:
         self._met[id(function)] = function
         closure = [cell.cell_contents for cell in function.__closure__ or ()]
         defaults = [function.__defaults__, function.__kwdefaults__]
-        reached = {name: self.of(value) for name, value in _reached(function.__code__, function.__globals__)}
-        return [name, self._of_code(function.__code__), self.of(closure), self.of(defaults), reached]
+        reached = {
+            name: self.of(value)
+            for name, value in _reached(function.__code__, function.__globals__)
+        }
+        return [
+            name,
+            self._of_code(function.__code__),
+            self.of(closure),
+            self.of(defaults),
+            reached,
+        ]
 
     def _of_class(self, kind: type) -> Any:
         name = f"{kind.__module__}.{kind.__qualname__}"
@@ -109,26 +132,38 @@ class _Description:
         self._met[id(kind)] = kind
         members = {}
         for key, member in vars(kind).items():
-            is_of_python = key.startswith("__") and not isinstance(_unwrapped(member), FunctionType)  # __module__, __doc__, ..
+            # __module__, __doc__, ..
+            is_of_python = key.startswith("__") and not isinstance(_unwrapped(member), FunctionType)
             if not is_of_python:
                 members[key] = self.of(member)
         return [name, members]
 
     def _of_code(self, code: CodeType) -> Any:
-        """Instructions, names and constants of compiled code, without documentation and numbers of lines."""
-        constants = [self._of_code(one) if isinstance(one, CodeType) else self.of(one) for one in code.co_consts]
+        """Instructions, names and constants of compiled code, without documentation and numbers
+        of lines.
+        """
+        constants = [
+            self._of_code(one) if isinstance(one, CodeType) else self.of(one)
+            for one in code.co_consts
+        ]
         if code.co_consts and isinstance(code.co_consts[0], str):
             constants[0] = "documentation"
         return [code.co_code.hex(), code.co_names, code.co_varnames, code.co_freevars, constants]
 
     def _is_followed(self, module: str) -> bool:
-        return any(module == package or module.startswith(f"{package}.") for package in self._followed)
+        return any(
+            module == package or module.startswith(f"{package}.") for package in self._followed
+        )
 
 
 def _attributes(value: Any) -> dict[str, Any]:
     """The attributes of an object, without what its cached properties remember."""
     attributes = getattr(value, "__dict__", {})
-    return {name: one for name, one in attributes.items() if not isinstance(getattr(type(value), name, None), cached_property)}
+    return {
+        name: one
+        for name, one in attributes.items()
+        if not isinstance(getattr(type(value), name, None), cached_property)
+    }
 
 
 def _unwrapped(value: Any) -> Any:

@@ -1,4 +1,6 @@
-"""The figures of `uturn reproduce`: those of arXiv:2402.16991, those beyond it, and those that tools bring."""
+"""The figures of `uturn reproduce`: those of arXiv:2402.16991, those beyond it, and those that
+tools bring.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Entry:
     needs: tuple[str, str] | None = None
     """A library, and the extra of this package that installs it."""
     uses: str = ""
-    """The figure whose runs this one uses too. That figure is made before it, and its time includes these runs."""
+    """The figure whose runs this one uses too. That figure is made before it, and its time
+    includes these runs.
+    """
     expected_seconds: float = 120.0
     """Used where no time was measured, as for figures of installed packages."""
 
@@ -43,7 +47,9 @@ class Entry:
 
     @property
     def lacks(self) -> str:
-        """What the figure needs and is not installed, with the way to install it, in one line. Empty if nothing is missing."""
+        """What the figure needs and is not installed, with the way to install it, in one line.
+        Empty if nothing is missing.
+        """
         if self.needs is None or find_spec(self.needs[0]):
             return ""
         library, extra = self.needs
@@ -80,7 +86,9 @@ def _entries() -> Iterator[Entry]:
 
 @cache
 def measured_seconds() -> dict[str, float]:
-    seconds: dict[str, float] = json.loads((Path(__file__).parent / "seconds.json").read_text(encoding="utf-8"))
+    seconds: dict[str, float] = json.loads(
+        (Path(__file__).parent / "seconds.json").read_text(encoding="utf-8")
+    )
     return seconds
 
 
@@ -99,7 +107,9 @@ def _place(entry: Entry) -> tuple[float, bool]:
 ORDER = tuple(entry.name for entry in sorted(FIGURES.values(), key=_place))
 """The order in which figures are made."""
 PAPER_FIGURES = tuple(name for name in ORDER if FIGURES[name].is_of_paper)
-"""The figures of arXiv:2402.16991, in the order in which they are made: what `uturn reproduce` makes by default."""
+"""The figures of arXiv:2402.16991, in the order in which they are made: what `uturn reproduce`
+makes by default.
+"""
 
 
 class Figure(Protocol):
@@ -122,5 +132,9 @@ class Figure(Protocol):
 
 def load_figure(name: str) -> Figure:
     path = FIGURES[name].path
-    figure: Any = import_object(path, f"figure {name!r}", "'module:name'") if ":" in path else importlib.import_module(path)
+    figure: Any = (
+        import_object(path, f"figure {name!r}", "'module:name'")
+        if ":" in path
+        else importlib.import_module(path)
+    )
     return figure

@@ -1,4 +1,6 @@
-"""Fig. S9 (v3 of arXiv:2402.16991): U-turns of a two-mode Gaussian mixture: a class transition without inversion of layers."""
+"""Fig. S9 (v3 of arXiv:2402.16991): U-turns of a two-mode Gaussian mixture: a class transition
+without inversion of layers.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ import xarray as xr
 from uturn.core.experiment import Experiment
 from uturn.measures import statistics
 from uturn.measures.cloning import mixture_cloning_probability
-from uturn.measures.statistics import Replicates, crossing, mean_curves, proportion, replicates, rescaled
+from uturn.measures.statistics import (
+    Replicates,
+    crossing,
+    mean_curves,
+    proportion,
+    replicates,
+    rescaled,
+)
 from uturn.networks.classifiers import VectorClassifier
 from uturn.networks.files import load_network
 from uturn.paper.specs import experiment_of
@@ -19,23 +28,44 @@ from uturn.paper.verdicts import Verdict, above, at_least, below, verdict
 from uturn.paper.workshop import Scale, Workshop, accuracy
 from uturn.sources import GaussianMixtureSource
 from uturn.studies.plotting.levels import draw_similarities
-from uturn.studies.plotting.style import CLASS, MUTED, THEORY, bars, level_colors, mark_noise, style, ticks
+from uturn.studies.plotting.style import (
+    CLASS,
+    MUTED,
+    THEORY,
+    bars,
+    level_colors,
+    mark_noise,
+    style,
+    ticks,
+)
 
 TITLE = "Control without a hierarchy: a mixture of two Gaussians"
-CLAIM = "Data without a hierarchy can lose their class abruptly too, but then the last layers never fall below the first one."
+CLAIM = (
+    "Data without a hierarchy can lose their class abruptly too, but then the last layers never"
+    " fall below the first one."
+)
 CAPTION = (
-    "Two Gaussians in d = 1024, U-turns with the exact posterior, a classifier trained on the mixture. Left: cosine similarity "
-    "of standardised post-activations of original and reconstruction, layer by layer, against diffusion time (bars: 95 % "
-    "intervals). Middle: probability that the class is kept, measured (points) and from a one-dimensional integral (line); "
-    "dotted: t* of the integral. Right: class and logits against the first block, both rescaled to 1 without noise and 0 for "
-    "independent data: above the diagonal the class is the better preserved. The class is lost in a transition, but neither it "
-    "nor the logits ever fall below the first block."
+    "Two Gaussians in d = 1024, U-turns with the exact posterior, a classifier trained on the"
+    " mixture. Left: cosine similarity of standardised post-activations of original and"
+    " reconstruction, layer by layer, against diffusion time (bars: 95 % intervals). Middle:"
+    " probability that the class is kept, measured (points) and from a one-dimensional integral"
+    " (line); dotted: t* of the integral. Right: class and logits against the first block, both"
+    " rescaled to 1 without noise and 0 for independent data: above the diagonal the class is the"
+    " better preserved. The class is lost in a transition, but neither it nor the logits ever fall"
+    " below the first block."
 )
 SOURCE = GaussianMixtureSource(dimension=1024, num_modes=2, separation=0.5)
 SEPARATION = SOURCE.separation * np.sqrt(SOURCE.dimension)  # of the means, in standard deviations
-RECIPE: dict[str, Any] = {"source": SOURCE.model_dump(), "width": 128, "num_layers": 4, "steps": 1000, "batch": 256}
+RECIPE: dict[str, Any] = {
+    "source": SOURCE.model_dump(),
+    "width": 128,
+    "num_layers": 4,
+    "steps": 1000,
+    "batch": 256,
+}
 RECIPE |= {"learning_rate": 3e-4, "target": 0.999, "seed": 0}
-_HELD_OUT, _REFERENCE, _TEST, _BATCHES = 0, 10_000, 20_000, 100_000  # first numbers of draws other than originals
+# First numbers of draws other than originals.
+_HELD_OUT, _REFERENCE, _TEST, _BATCHES = 0, 10_000, 20_000, 100_000
 
 
 def trained_classifier(workshop: Workshop) -> Path:
@@ -44,7 +74,9 @@ def trained_classifier(workshop: Workshop) -> Path:
         return _examples(_BATCHES + step * RECIPE["batch"], RECIPE["batch"])
 
     def prepared() -> tuple[Any, Any, Any]:
-        network = VectorClassifier(SOURCE.dimension, 2, RECIPE["width"], RECIPE["num_layers"], RECIPE["seed"])
+        network = VectorClassifier(
+            SOURCE.dimension, 2, RECIPE["width"], RECIPE["num_layers"], RECIPE["seed"]
+        )
         return network, batch, _examples(_HELD_OUT, 2000)
 
     return workshop.classifier("s9-classifier", RECIPE, prepared, warmup=50, every=100)
@@ -60,26 +92,44 @@ def experiment(scale: Scale, classifier: Path, statistics: Path) -> Experiment:
     items, trajectories = (600, 1) if scale == "smoke" else (2000, 4)
     noise = np.r_[np.geomspace(0.02, 1, 9)[:-1], np.linspace(1, 3.5, 13), 4.5, np.inf].round(4)
     probe = {"type": "network_layers", "classifier": str(classifier), "statistics": str(statistics)}
-    return experiment_of(SOURCE.model_dump(), "gaussian", noise, probe, items=items, trajectories=trajectories, chunk=100)
+    return experiment_of(
+        SOURCE.model_dump(),
+        "gaussian",
+        noise,
+        probe,
+        items=items,
+        trajectories=trajectories,
+        chunk=100,
+    )
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     classifier = trained_classifier(workshop)
-    of_layers = workshop.layer_statistics("s9-statistics", classifier, lambda: _examples(_REFERENCE, 4000)[0])
+    of_layers = workshop.layer_statistics(
+        "s9-statistics", classifier, lambda: _examples(_REFERENCE, 4000)[0]
+    )
     run = workshop.run("s9-mixture", experiment(workshop.scale, classifier, of_layers))
     # On fresh vectors: the held-out ones decided when the training stopped.
-    return {"mixture": run.assign_attrs(accuracy=accuracy(load_network(classifier), *_examples(_TEST, 2000)))}
+    return {
+        "mixture": run.assign_attrs(
+            accuracy=accuracy(load_network(classifier), *_examples(_TEST, 2000))
+        )
+    }
 
 
 def kept_mode(noise: Any) -> np.ndarray:
-    """Probability that a U-turn keeps the mode: original and draw are exchangeable with two clones."""
+    """Probability that a U-turn keeps the mode: original and draw are exchangeable with two
+    clones.
+    """
     return mixture_cloning_probability(noise, SEPARATION**2)
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run = runs["mixture"].load()
     noise = run.noise.values
-    together = xr.concat([run.same_class.expand_dims(network_layer=["class"]), run.similarity], dim="network_layer")
+    together = xr.concat(
+        [run.same_class.expand_dims(network_layer=["class"]), run.similarity], dim="network_layer"
+    )
     repeated, kept = replicates(together), mean_curves(together)
     kept[:, 0] = proportion(run.same_class).values
     fine = np.linspace(0, 8, 4001)
@@ -99,7 +149,12 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     )
     right = run.attrs["accuracy"]
     return data, [
-        verdict("accuracy of the classifier on 2,000 fresh vectors", f"{right:.4f}", "1", at_least(right, 0.999)),
+        verdict(
+            "accuracy of the classifier on 2,000 fresh vectors",
+            f"{right:.4f}",
+            "1",
+            at_least(right, 0.999),
+        ),
         verdict(
             "t*: half of the class is lost",
             f"{star} (99.9 % interval)",
@@ -119,7 +174,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def _no_inversion(curves: np.ndarray, repeated: Replicates) -> Verdict:
-    """How far class and logits (first and last curve) are below the first block, in standard errors, at finite noise."""
+    """How far class and logits (first and last curve) are below the first block, in standard
+    errors, at finite noise.
+    """
 
     def gap(c: np.ndarray) -> np.ndarray:
         lines = rescaled(c)
@@ -127,10 +184,15 @@ def _no_inversion(curves: np.ndarray, repeated: Replicates) -> Verdict:
 
     lowest = (gap(curves) / np.maximum(repeated.error(gap), 1e-3)).min(axis=0)
     return verdict(
-        "how far class and logits fall below the first block, rescaled: lowest difference in standard errors",
+        "how far class and logits fall below the first block, rescaled: lowest difference in"
+        " standard errors",
         f"{lowest[0]:+.1f}; {lowest[1]:+.1f}",
         "no inversion: not below",
-        above(lowest, -3.5, f"above -3.5 at all {len(curves) - 1} noise levels (errors below 0.001 count as 0.001)"),
+        above(
+            lowest,
+            -3.5,
+            f"above -3.5 at all {len(curves) - 1} noise levels (errors below 0.001 count as 0.001)",
+        ),
     )
 
 
@@ -139,7 +201,9 @@ def draw(data: xr.Dataset) -> Any:
     finite = np.isfinite(data.noise.values)
     time, kept = data.noise.values[finite], data.kept.values[finite]  # the class comes first
     with style() as plt:
-        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=[1.15, 1, 0.95], layout="constrained")
+        figure, (left, middle, right) = plt.subplots(
+            1, 3, figsize=(13, 4.2), width_ratios=[1.15, 1, 0.95], layout="constrained"
+        )
         names = [f"block {int(name.rpartition('.')[2]) + 1}" for name in layers[:-1]] + layers[-1:]
         draw_similarities(left, time, kept[:, 1:], names)
         left.set(ylabel="cosine similarity", title="layers of the classifier", ylim=(-0.05, 1.03))
@@ -160,10 +224,32 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_plane(axes: Any, data: xr.Dataset) -> None:
-    first, last = np.r_[1, statistics.nonincreasing(data.rescaled.isel(network_layer=1).values)], data.sizes["network_layer"] - 1
+    first, last = (
+        np.r_[1, statistics.nonincreasing(data.rescaled.isel(network_layer=1).values)],
+        data.sizes["network_layer"] - 1,
+    )
     for k, label, color in ((0, "class", CLASS), (last, "logits", level_colors(last)[-1])):
-        axes.plot(first, np.r_[1, data.rescaled.isel(network_layer=k).values], "o-", ms=3.5, color=color, label=label)
+        axes.plot(
+            first,
+            np.r_[1, data.rescaled.isel(network_layer=k).values],
+            "o-",
+            ms=3.5,
+            color=color,
+            label=label,
+        )
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--")
-    axes.set(xlabel="$r$ of the first block", ylabel="$r$", xlim=(-0.03, 1.03), ylim=(-0.06, 1.06), title="no inversion")
-    axes.text(0.97, 0.06, f"hierarchy index\n{statistics.with_interval(data['index'].values, '.3f')}", ha="right", fontsize=10)
+    axes.set(
+        xlabel="$r$ of the first block",
+        ylabel="$r$",
+        xlim=(-0.03, 1.03),
+        ylim=(-0.06, 1.06),
+        title="no inversion",
+    )
+    axes.text(
+        0.97,
+        0.06,
+        f"hierarchy index\n{statistics.with_interval(data['index'].values, '.3f')}",
+        ha="right",
+        fontsize=10,
+    )
     axes.legend(loc="center right")

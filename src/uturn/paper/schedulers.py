@@ -1,4 +1,6 @@
-"""Reverse diffusion with the exact score: which schedulers draw from the posterior, which only from the data law."""
+"""Reverse diffusion with the exact score: which schedulers draw from the posterior, which only
+from the data law.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,23 @@ from uturn.studies.plotting.curves import draw_gap
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style, ticks
 
 TITLE = "Reverse diffusion with the exact score: posterior or data law only"
-CLAIM = "Schedulers that add their full noise draw from the posterior; the others only preserve the law of the data."
-CAPTION = (
-    "Distance between the law q of reconstructed strings and the exact law p, (sum over strings of (q - p)^2)^(1/2), unbiased, "
-    "against the number of reverse steps. Left: given a noisy observation (mean over observations), for schedulers of diffusers "
-    "driven by the exact score. Those with the full noise of the reverse process converge to the posterior; those with none, or "
-    "half of it, do not, for any number of steps. Right: the law of U-turned strings, which all schedulers preserve. Bars: 95 % "
-    "intervals; hollow: not significantly different from 0 (p > 0.01); grey: 99 % of the distances between equal laws."
+CLAIM = (
+    "Schedulers that add their full noise draw from the posterior; the others only preserve the law"
+    " of the data."
 )
-_SIZES = {"smoke": laws.Size((2, 4, 8, 16, 32, 64), 4, 16, 512), "paper": laws.Size((2, 4, 8, 16, 32, 64, 128, 256), 8, 64, 1024)}
+CAPTION = (
+    "Distance between the law q of reconstructed strings and the exact law p, (sum over strings of"
+    " (q - p)^2)^(1/2), unbiased, against the number of reverse steps. Left: given a noisy"
+    " observation (mean over observations), for schedulers of diffusers driven by the exact score."
+    " Those with the full noise of the reverse process converge to the posterior; those with none,"
+    " or half of it, do not, for any number of steps. Right: the law of U-turned strings, which all"
+    " schedulers preserve. Bars: 95 % intervals; hollow: not significantly different from 0 (p >"
+    " 0.01); grey: 99 % of the distances between equal laws."
+)
+_SIZES = {
+    "smoke": laws.Size((2, 4, 8, 16, 32, 64), 4, 16, 512),
+    "paper": laws.Size((2, 4, 8, 16, 32, 64, 128, 256), 8, 64, 1024),
+}
 LEAST_ORDER = 0.5  # strong order of Euler's method; the law converges with order 1
 RARE = 1e-3  # false-alarm rate of one comparison with 0
 _SIGNS = (Purpose.DENOISING, 1)  # of the keys of random streams
@@ -39,7 +49,8 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     size = _SIZES[workshop.scale]
     names = {label: f"schedulers-{file_name(label)}" for label in (REFERENCE, *SAMPLERS)}
     calls: dict[str, dict[str, Any]] = {
-        names[label]: {"size": size, "scheduler": scheduler} for label, scheduler in SAMPLERS.items()
+        names[label]: {"size": size, "scheduler": scheduler}
+        for label, scheduler in SAMPLERS.items()
     }
     calls[names[REFERENCE]] = {"size": size._replace(steps=(0,)), "scheduler": None}
     runs = workshop.keep_all("samplers", measured_law, calls)
@@ -53,18 +64,22 @@ def measured_law(size: laws.Size, scheduler: laws.Scheduler | None) -> xr.Datase
     return laws.measured(size, partial(laws.scheduler_sampler, scheduler))
 
 
-# -- distances between laws, from counts on independent sheets of strings -------------------------------------------------------
+# -- distances between laws, from counts on independent sheets of strings --------------------------
 
 
 def deviations(run: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """q - p of every sheet: given observations (steps, observations, sheets, S), and of the data law (steps, 1, sheets, S)."""
+    """q - p of every sheet: given observations (steps, observations, sheets, S), and of the data
+    law (steps, 1, sheets, S).
+    """
     posterior = run.given_counts.values / run.attrs["strings"] - run.posterior.values[:, :, None]
     law = run.law_counts.values / run.attrs["strings"] - run.data_law.values
     return posterior, law[:, None]
 
 
 def squared_distance(deviation: np.ndarray) -> np.ndarray:
-    """Unbiased estimate of |E(q - p)|^2 from independent sheets (.., observations, sheets, S), mean over observations."""
+    """Unbiased estimate of |E(q - p)|^2 from independent sheets (.., observations, sheets, S),
+    mean over observations.
+    """
     sheets = deviation.shape[-2]
     total = (deviation.sum(-2) ** 2).sum(-1) - (deviation**2).sum((-2, -1))
     return total.mean(-1) / (sheets * (sheets - 1))
@@ -78,7 +93,9 @@ def jackknife(deviation: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> 
 
 
 def by_chance(deviation: np.ndarray) -> np.ndarray:
-    """Squared distances of equal laws for one number of steps: the signs of sheets are flipped at random, 2,000 times."""
+    """Squared distances of equal laws for one number of steps: the signs of sheets are flipped
+    at random, 2,000 times.
+    """
     sheets = deviation.shape[-2]
     total = np.zeros(_FLIPS)
     for of_observation, signs in zip(deviation, _signs(deviation.shape[:-1]), strict=True):
@@ -97,19 +114,24 @@ def _signs(shape: tuple[int, int]) -> np.ndarray:
 def p_value(deviation: np.ndarray) -> float:
     """Probability of such a distance, or a larger one, between equal laws."""
     chance = by_chance(deviation)
-    return float((1 + (chance >= squared_distance(deviation) * (1 - 1e-12)).sum()) / (1 + len(chance)))
+    return float(
+        (1 + (chance >= squared_distance(deviation) * (1 - 1e-12)).sum()) / (1 + len(chance))
+    )
 
 
 def extrapolated(deviation: np.ndarray) -> np.ndarray:
-    """Extrapolation from the last two numbers of steps, K and 2K: an error proportional to 1/K cancels."""
+    """Extrapolation from the last two numbers of steps, K and 2K: an error proportional to 1/K
+    cancels.
+    """
     return 2 * deviation[-1] - deviation[-2]
 
 
 def order(deviation: np.ndarray, steps: np.ndarray) -> Estimate:
-    """Order of convergence, -d log(distance)/d log(steps), with its 95 % interval; NaN if fewer than 2 points can be used.
+    """Order of convergence, -d log(distance)/d log(steps), with its 95 % interval; NaN if fewer
+    than 2 points can be used.
 
-    Weighted least squares over the numbers of steps >= 4 whose squared distance is more than 3 times the 95 % quantile of equal
-    laws.
+    Weighted least squares over the numbers of steps >= 4 whose squared distance is more than 3
+    times the 95 % quantile of equal laws.
     """
     chance = np.array([np.quantile(by_chance(d), 0.95) for d in deviation])
     value, error = jackknife(deviation, squared_distance)
@@ -129,7 +151,9 @@ def order(deviation: np.ndarray, steps: np.ndarray) -> Estimate:
 def distance(deviation: np.ndarray) -> np.ndarray:
     """Distance with its 95 % interval, along the last axis."""
     square, error = jackknife(deviation, squared_distance)
-    return np.sqrt(np.maximum(np.stack([square, square - 1.96 * error, square + 1.96 * error], axis=-1), 0))
+    return np.sqrt(
+        np.maximum(np.stack([square, square - 1.96 * error, square + 1.96 * error], axis=-1), 0)
+    )
 
 
 def resolution(deviation: np.ndarray) -> float:
@@ -159,8 +183,14 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         },
     )
     for name, values in (("posterior", posterior), ("law", law)):
-        data[f"{name}_distance"] = ("sampler", "steps", "estimate"), [distance(values[label]) for label in labels]
-        data[f"{name}_p"] = (("sampler", "steps"), np.array([[p_value(d) for d in values[label]] for label in labels]))
+        data[f"{name}_distance"] = (
+            ("sampler", "steps", "estimate"),
+            [distance(values[label]) for label in labels],
+        )
+        data[f"{name}_p"] = (
+            ("sampler", "steps"),
+            np.array([[p_value(d) for d in values[label]] for label in labels]),
+        )
     # P-values of the distances to the posterior, extrapolated to infinitely many steps.
     limits = {label: p_value(extrapolated(posterior[label])) for label in labels}
     kept = [p_value(extrapolated(law[label])) for label in SAMPLERS]
@@ -168,8 +198,10 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     return data, [
         *_of_schedulers(posterior, limits, steps),
         verdict(
-            "distance of the law of U-turned strings to the data law, all schedulers, extrapolated in the same way",
-            f"p = {min(kept):.2g} .. {max(kept):.2g} (after 2 steps the distance is {min(first):.3f} .. {max(first):.3f})",
+            "distance of the law of U-turned strings to the data law, all schedulers, extrapolated"
+            " in the same way",
+            f"p = {min(kept):.2g} .. {max(kept):.2g} (after 2 steps the distance is"
+            f" {min(first):.3f} .. {max(first):.3f})",
             "0: all keep the data law",
             above(kept, RARE, f"not significantly different from 0 (p > {RARE:g} each)"),
         ),
@@ -181,30 +213,48 @@ def _of_kind(*kinds: str) -> list[str]:
     return [label for label, (*_, kind) in SAMPLERS.items() if kind in kinds]
 
 
-def _of_schedulers(posterior: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
+def _of_schedulers(
+    posterior: Deviations, limits: dict[str, float], steps: np.ndarray
+) -> list[Verdict]:
     full, less = _of_kind("full"), _of_kind("half", "none")
     worst = max(distance(posterior[label][-1])[2] for label in full)
     slopes = {label: order(posterior[label], steps) for label in full}
     differs = f"extrapolated distance significantly different from 0 (p < {RARE:g})"
-    distances = (f"{label} {distance_text(extrapolated(posterior[label]))}, p = {limits[label]:.2g}" for label in full)
+    distances = (
+        f"{label} {distance_text(extrapolated(posterior[label]))}, p = {limits[label]:.2g}"
+        for label in full
+    )
     return [
         verdict(
             "order at which schedulers with the full noise approach the posterior",
             "; ".join(f"{label} {slope:.2f}" for label, slope in slopes.items()),
             "distance falls as a power of the number of steps: 1 for single steps",
-            above([slope.low for slope in slopes.values()], LEAST_ORDER, f"all intervals above {LEAST_ORDER}"),
+            above(
+                [slope.low for slope in slopes.values()],
+                LEAST_ORDER,
+                f"all intervals above {LEAST_ORDER}",
+            ),
         ),
         verdict(
-            f"their distance to the posterior, extrapolated from {steps[-1] // 2} and {steps[-1]} steps to infinitely many",
+            f"their distance to the posterior, extrapolated from {steps[-1] // 2} and {steps[-1]}"
+            " steps to infinitely many",
             "; ".join(distances),
             "0: they draw from the posterior",
-            above([limits[label] for label in full], RARE, f"not significantly different from 0 (p > {RARE:g} each)"),
+            above(
+                [limits[label] for label in full],
+                RARE,
+                f"not significantly different from 0 (p > {RARE:g} each)",
+            ),
         ),
         verdict(
             f"distance to the posterior after {steps[-1]} steps without noise, or with half of it",
             "; ".join(f"{label} {distance_text(posterior[label][-1])}" for label in less),
             f"stays away from 0 (schedulers with the full noise: at most {worst:.3f})",
-            above([distance(posterior[label][-1])[1] for label in less], 5 * worst, "lower limits above 5 times that"),
+            above(
+                [distance(posterior[label][-1])[1] for label in less],
+                5 * worst,
+                "lower limits above 5 times that",
+            ),
             below([limits[label] for label in less], RARE, differs),
         ),
     ]
@@ -212,17 +262,29 @@ def _of_schedulers(posterior: Deviations, limits: dict[str, float], steps: np.nd
 
 def _start(runs: dict[str, xr.Dataset]) -> Verdict:
     """A chain starts from the noise of its first timestep."""
-    p = np.stack([laws.law_p_values(runs[label].rename(steps="noise")).ravel() for label in SAMPLERS])
+    p = np.stack(
+        [laws.law_p_values(runs[label].rename(steps="noise")).ravel() for label in SAMPLERS]
+    )
     adjusted = holm(p)
     worst = list(SAMPLERS)[int(adjusted.min(axis=1).argmin())]
-    signal, variance = (", ".join(f"{x:.3f}" for x in column) for column in runs[worst]["mean"].values.T)
-    expected = (", ".join(f"{x:.3f}" for x in np.unique(column.round(3))) for column in runs[worst]["expected"].values.T)
+    signal, variance = (
+        ", ".join(f"{x:.3f}" for x in column) for column in runs[worst]["mean"].values.T
+    )
+    expected = (
+        ", ".join(f"{x:.3f}" for x in np.unique(column.round(3)))
+        for column in runs[worst]["expected"].values.T
+    )
     return verdict(
-        "what the model is asked first, against the noise of its timestep: signal and variance, all schedulers and steps",
-        f"{p.size} tests, smallest p = {p.min():.2g}, by Holm {adjusted.min():.2g}; {worst}: signal {signal}; "
-        f"variance {variance}",
+        "what the model is asked first, against the noise of its timestep: signal and variance, all"
+        " schedulers and steps",
+        f"{p.size} tests, smallest p = {p.min():.2g}, by Holm {adjusted.min():.2g}; {worst}: signal"
+        f" {signal}; variance {variance}",
         f"sqrt(abar) and 1 - abar of the first timestep: {' and '.join(expected)}",
-        above(adjusted, RARE, f"mean, spread between strings, independence of the chains: no p by Holm <= {RARE:g}"),
+        above(
+            adjusted,
+            RARE,
+            f"mean, spread between strings, independence of the chains: no p by Holm <= {RARE:g}",
+        ),
     )
 
 
@@ -238,24 +300,60 @@ def draw(data: xr.Dataset) -> Any:
         for axes, (name, title) in zip(panels, shown, strict=True):
             axes.axhspan(bottom / 2, attrs[f"{name}_resolution"], color="#e4e4e4", lw=0, zorder=0)
             for label in SAMPLERS:
-                curve, p = data[f"{name}_distance"].sel(sampler=label), data[f"{name}_p"].sel(sampler=label)
+                curve, p = (
+                    data[f"{name}_distance"].sel(sampler=label),
+                    data[f"{name}_p"].sel(sampler=label),
+                )
                 color, mark, line = _LOOKS[label]
                 draw_gap(axes, steps, np.maximum(curve, bottom), p < 0.01, color, label, mark, line)
-            axes.set(xscale="log", yscale="log", xlabel="reverse steps", ylim=(bottom * 0.85, 1.1), title=title)
+            axes.set(
+                xscale="log",
+                yscale="log",
+                xlabel="reverse steps",
+                ylim=(bottom * 0.85, 1.1),
+                title=title,
+            )
             ticks(axes, steps)
         left, guide = panels[0], steps[1:4].astype(float)
         left.plot(guide, 0.9 / guide, color=MUTED, lw=1, ls=":")
-        left.text(guide[1], 1.05 * 0.9 / guide[1], r"$\propto 1/\mathrm{steps}$", color=MUTED, fontsize=10, va="bottom")
-        left.text(0.02, 0.03, "not significantly different from 0", color=MUTED, fontsize=9.5, transform=left.transAxes)
+        left.text(
+            guide[1],
+            1.05 * 0.9 / guide[1],
+            r"$\propto 1/\mathrm{steps}$",
+            color=MUTED,
+            fontsize=10,
+            va="bottom",
+        )
+        left.text(
+            0.02,
+            0.03,
+            "not significantly different from 0",
+            color=MUTED,
+            fontsize=9.5,
+            transform=left.transAxes,
+        )
         left.set_ylabel("distance to the exact law")
         for color, text, at in _KINDS.values():
-            left.text(steps[-1], at, text, color=color, fontsize=10.5, ha="right", va="bottom", weight="bold")
+            left.text(
+                steps[-1],
+                at,
+                text,
+                color=color,
+                fontsize=10.5,
+                ha="right",
+                va="bottom",
+                weight="bold",
+            )
         handles, names = left.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=4, columnspacing=1.6)
     return figure
 
 
-_KINDS = {"full": (ACCENT, "full noise", 0.055), "half": ("#e69f00", "half of it", 0.52), "none": (CLASS, "no noise", 0.9)}
+_KINDS = {
+    "full": (ACCENT, "full noise", 0.055),
+    "half": ("#e69f00", "half of it", 0.52),
+    "none": (CLASS, "no noise", 0.9),
+}
 _LOOKS = {
     label: (color, mark, "-" if kind == "full" else "--")
     for kind, (color, *_) in _KINDS.items()

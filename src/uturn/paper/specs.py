@@ -16,9 +16,16 @@ PAPER = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
 """The grammar of the paper, of any depth."""
 
 
-def rhm(vocab_size: int, multiplicity: int, branching: int, depth: int, **options: Any) -> dict[str, Any]:
+def rhm(
+    vocab_size: int, multiplicity: int, branching: int, depth: int, **options: Any
+) -> dict[str, Any]:
     """A source of strings of a grammar."""
-    sizes = {"vocab_size": vocab_size, "multiplicity": multiplicity, "branching": branching, "depth": depth}
+    sizes = {
+        "vocab_size": vocab_size,
+        "multiplicity": multiplicity,
+        "branching": branching,
+        "depth": depth,
+    }
     return {"type": "rhm", **sizes, **options}
 
 
@@ -28,11 +35,17 @@ def mean_field(sizes: Mapping[str, Any]) -> MeanField:
 
 
 def experiment_of(
-    source: Part, corruption: Part, noise: Any, *probes: Part, backward: Part = "exact", **sizes: int
+    source: Part,
+    corruption: Part,
+    noise: Any,
+    *probes: Part,
+    backward: Part = "exact",
+    **sizes: int,
 ) -> Experiment:
     """U-turns of a source at noise levels, by default with the exact posterior.
 
-    `sizes`: `items` and, where they differ from the defaults of a spec, `trajectories`, `clones`, `chunk` and `seed`.
+    `sizes`: `items` and, where they differ from the defaults of a spec, `trajectories`, `clones`,
+    `chunk` and `seed`.
     """
     channel = {**_table(corruption), "noise": np.asarray(noise, float).tolist()}
     parts = {"source": _table(source), "corruption": channel, "backward": _table(backward)}

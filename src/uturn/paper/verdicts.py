@@ -1,7 +1,9 @@
-"""Verdicts: a number of a figure with its interval, the expectation of theory or of the paper, and the rules that compare them.
+"""Verdicts: a number of a figure with its interval, the expectation of theory or of the paper, and
+the rules that compare them.
 
-A rule compares numbers and describes the comparison; `verdict` joins the rules that a quantity has to pass. NaN and empty lists
-of numbers pass no rule. A number that no theory predicts precisely is shown without judgement (`shows`).
+A rule compares numbers and describes the comparison; `verdict` joins the rules that a quantity has
+to pass. NaN and empty lists of numbers pass no rule. A number that no theory predicts precisely is
+shown without judgement (`shows`).
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ def listed(bounds: Any) -> list[Estimate]:
     return [Estimate(*row) for row in np.asarray(bounds, float).reshape(-1, 3).tolist()]
 
 
-def estimates(values: xr.DataArray, statistic: Callable[[np.ndarray], Any], confidence: float = 0.95) -> list[Estimate]:
+def estimates(
+    values: xr.DataArray, statistic: Callable[[np.ndarray], Any], confidence: float = 0.95
+) -> list[Estimate]:
     """As `uturn.statistics.estimate`, of a statistic that gives several numbers."""
     return listed(replicates(values).interval(statistic, confidence))
 
@@ -43,7 +47,9 @@ class Rule(NamedTuple):
 def verdict(quantity: str, measured: Any, expected: str, *rules: Rule) -> Verdict:
     """A verdict that passes if all of its rules pass; `measured` is turned into text."""
     text = "; ".join(rule.text for rule in rules if rule.text)
-    return Verdict(quantity, str(measured), expected, bool(rules) and all(rule.passed for rule in rules), text)
+    return Verdict(
+        quantity, str(measured), expected, bool(rules) and all(rule.passed for rule in rules), text
+    )
 
 
 def shows(quantity: str, measured: Any, expected: str) -> Verdict:
@@ -51,21 +57,33 @@ def shows(quantity: str, measured: Any, expected: str) -> Verdict:
     return Verdict(quantity, str(measured), expected, None, "shown, not judged")
 
 
-def vanishes(quantity: str, differences: Any, expected: str = "0", single: bool = False, prefix: str = "") -> Verdict:
+def vanishes(
+    quantity: str, differences: Any, expected: str = "0", single: bool = False, prefix: str = ""
+) -> Verdict:
     """A verdict on differences that are 0 up to the rounding of double or single precision."""
     measured = prefix + "; ".join(f"{difference:.1e}" for difference in np.atleast_1d(differences))
-    limit, rule = (1e-5, "below 1e-5 (single precision)") if single else (1e-12, "below 1e-12 (double precision)")
+    limit, rule = (
+        (1e-5, "below 1e-5 (single precision)")
+        if single
+        else (1e-12, "below 1e-12 (double precision)")
+    )
     return verdict(quantity, measured, expected, below(differences, limit, rule))
 
 
 def below(values: Any, limit: Any, text: str | None = None) -> Rule:
-    """Every value is below the limit: one number, or one for each value, which then needs a text."""
-    return Rule(_all(np.asarray(values, float) < limit), f"below {limit:g}" if text is None else text)
+    """Every value is below the limit: one number, or one for each value, which then needs a
+    text.
+    """
+    return Rule(
+        _all(np.asarray(values, float) < limit), f"below {limit:g}" if text is None else text
+    )
 
 
 def above(values: Any, limit: Any, text: str | None = None) -> Rule:
     """Every value is above the limit (one number, or one for each value)."""
-    return Rule(_all(np.asarray(values, float) > limit), f"above {limit:g}" if text is None else text)
+    return Rule(
+        _all(np.asarray(values, float) > limit), f"above {limit:g}" if text is None else text
+    )
 
 
 def at_least(value: float, limit: float) -> Rule:
@@ -73,8 +91,13 @@ def at_least(value: float, limit: float) -> Rule:
 
 
 def within(deviations: Any, tolerance: Any, text: str | None = None) -> Rule:
-    """Every deviation is smaller in size than the tolerance (one number, or one for each deviation)."""
-    return Rule(_all(np.abs(np.asarray(deviations, float)) < tolerance), f"within {tolerance:g}" if text is None else text)
+    """Every deviation is smaller in size than the tolerance (one number, or one for each
+    deviation).
+    """
+    return Rule(
+        _all(np.abs(np.asarray(deviations, float)) < tolerance),
+        f"within {tolerance:g}" if text is None else text,
+    )
 
 
 def equal(values: Any, wanted: Any, text: str = "equal") -> Rule:
@@ -83,7 +106,8 @@ def equal(values: Any, wanted: Any, text: str = "equal") -> Rule:
 
 
 def holds(intervals: Estimate | Sequence[Estimate], values: Any, width: Any, text: str) -> Rule:
-    """Every interval contains its value and is narrower than `width`, since a wide interval would agree with anything.
+    """Every interval contains its value and is narrower than `width`, since a wide interval would
+    agree with anything.
 
     `width`: one number, or one for each interval.
     """
@@ -93,8 +117,13 @@ def holds(intervals: Estimate | Sequence[Estimate], values: Any, width: Any, tex
 
 
 def meets(interval: Estimate, low: float, high: float, text: str) -> Rule:
-    """An interval overlaps a range and is narrower than it; a wide interval would agree with anything."""
-    return Rule(interval.high >= low and interval.low <= high and interval.high - interval.low < high - low, text)
+    """An interval overlaps a range and is narrower than it; a wide interval would agree with
+    anything.
+    """
+    return Rule(
+        interval.high >= low and interval.low <= high and interval.high - interval.low < high - low,
+        text,
+    )
 
 
 def apart(lower: Estimate, higher: Estimate, text: str) -> Rule:
@@ -102,14 +131,22 @@ def apart(lower: Estimate, higher: Estimate, text: str) -> Rule:
     return Rule(lower.high < higher.low, text)
 
 
-def increasing(estimates: Sequence[Estimate], text: str = "increasing; first and last intervals apart") -> Rule:
-    """Each number is larger than the one before, and the first and the last interval do not overlap."""
+def increasing(
+    estimates: Sequence[Estimate], text: str = "increasing; first and last intervals apart"
+) -> Rule:
+    """Each number is larger than the one before, and the first and the last interval do not
+    overlap.
+    """
     rises = all(a.value < b.value for a, b in pairwise(estimates))
     return Rule(rises and apart(estimates[0], estimates[-1], "").passed, text)
 
 
-def decreasing(estimates: Sequence[Estimate], text: str = "decreasing; first and last intervals apart") -> Rule:
-    """Each number is smaller than the one before, and the first and the last interval do not overlap."""
+def decreasing(
+    estimates: Sequence[Estimate], text: str = "decreasing; first and last intervals apart"
+) -> Rule:
+    """Each number is smaller than the one before, and the first and the last interval do not
+    overlap.
+    """
     return increasing(estimates[::-1], text)
 
 

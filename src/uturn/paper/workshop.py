@@ -1,4 +1,6 @@
-"""Runs, computations and trained networks of the figures, each computed once and stored in a folder."""
+"""Runs, computations and trained networks of the figures, each computed once and stored in a
+folder.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ class Workshop:
     def run(self, label: str, experiment: Experiment) -> xr.Dataset:
         """The results of an experiment; items that are missing in `folder/label.zarr` are computed.
 
-        A run of another experiment, or with other models, is replaced: the constants of a figure have changed.
+        A run of another experiment, or with other models, is replaced: the constants of a figure
+        have changed.
         """
         place = self._kept.place(f"{label}.zarr")
         if not self._is_run_of(experiment, place):
@@ -61,32 +64,46 @@ class Workshop:
         same_spec = attributes.get("spec_hash") == experiment.hash
         return same_spec and json.loads(attributes.get("models", "{}")) == experiment.models()
 
-    def runs(self, figure: str, experiments: Mapping[str, Experiment], apart: bool = False) -> dict[str, xr.Dataset]:
+    def runs(
+        self, figure: str, experiments: Mapping[str, Experiment], apart: bool = False
+    ) -> dict[str, xr.Dataset]:
         """The results of the experiments of a figure; figures that share runs name the same figure.
 
-        `apart`: run the experiments side by side, each in a single process. This is faster for small experiments with networks,
-        whose processes start slowly.
+        `apart`: run the experiments side by side, each in a single process. This is faster for
+        small experiments with networks, whose processes start slowly.
         """
         named = {f"{figure}-{label}": experiment for label, experiment in experiments.items()}
         if apart and self.cluster.get("cluster") is None:
-            new = [job for job in named.items() if not Path(self._kept.place(f"{job[0]}.zarr")).exists()]
+            new = [
+                job
+                for job in named.items()
+                if not Path(self._kept.place(f"{job[0]}.zarr")).exists()
+            ]
             self.each(figure, Workshop.run, new)
-        return {label: self.run(name, named[name]) for label, name in zip(experiments, named, strict=True)}
+        return {
+            label: self.run(name, named[name])
+            for label, name in zip(experiments, named, strict=True)
+        }
 
-    def keep(self, label: str, function: Callable[..., xr.Dataset], /, **arguments: Any) -> xr.Dataset:
+    def keep(
+        self, label: str, function: Callable[..., xr.Dataset], /, **arguments: Any
+    ) -> xr.Dataset:
         """The dataset `function(**arguments)`, stored in `folder/label.zarr`.
 
-        It is computed again if the arguments, the code and constants that the function uses, or the version of the package have
-        changed (`uturn.paper.identity`). The function is one of a module, so that other processes find it.
+        It is computed again if the arguments, the code and constants that the function uses, or the
+        version of the package have changed (`uturn.paper.identity`). The function is one of a
+        module, so that other processes find it.
         """
         return self.keep_all(label, function, {label: arguments})[label]
 
     def keep_all(
         self, what: str, function: Callable[..., xr.Dataset], calls: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, xr.Dataset]:
-        """The datasets `function(**arguments)` of several calls {label: arguments}, each stored as by `keep`.
+        """The datasets `function(**arguments)` of several calls {label: arguments}, each stored as
+        by `keep`.
 
-        Missing ones are computed side by side in several processes; `what` names them in the progress bar.
+        Missing ones are computed side by side in several processes; `what` names them in the
+        progress bar.
         """
         identities = {label: identity_of(function, arguments) for label, arguments in calls.items()}
         stored = {label: self._stored(label, identity) for label, identity in identities.items()}
@@ -96,9 +113,17 @@ class Workshop:
             self._compute(*tasks[0])
         else:
             self.each(what, Workshop._compute, tasks, threads=0)
-        return {label: self._read(label) if data is None else data for label, data in stored.items()}
+        return {
+            label: self._read(label) if data is None else data for label, data in stored.items()
+        }
 
-    def _compute(self, label: str, identity: str, function: Callable[..., xr.Dataset], arguments: Mapping[str, Any]) -> None:
+    def _compute(
+        self,
+        label: str,
+        identity: str,
+        function: Callable[..., xr.Dataset],
+        arguments: Mapping[str, Any],
+    ) -> None:
         """Compute a dataset and store it."""
         data = function(**arguments).assign_attrs(identity=identity)
         write_dataset(data, self._kept.path / f"{label}.zarr")
@@ -120,27 +145,39 @@ class Workshop:
         path = self._kept.path / f"{label}.zarr"
         data = xr.open_zarr(path, zarr_format=3).load()
         expect(
-            data.attrs.pop("digest", "") == digest_of_dataset(path), f"{path}: files", "damaged ones", "those that were written"
+            data.attrs.pop("digest", "") == digest_of_dataset(path),
+            f"{path}: files",
+            "damaged ones",
+            "those that were written",
         )
         return data
 
     def trained(self, names: Sequence[str], recipe: Mapping[str, Any]) -> list[Any]:
-        """The networks in `folder/name.safetensors`; an empty list if one is missing, damaged, or has another recipe."""
+        """The networks in `folder/name.safetensors`; an empty list if one is missing, damaged,
+        or has another recipe.
+        """
         from uturn.networks.files import load_network
 
         try:
-            networks: list[Any] = [load_network(self._kept.fetch(path.name)) for path in self.files(names)]
+            networks: list[Any] = [
+                load_network(self._kept.fetch(path.name)) for path in self.files(names)
+            ]
         except ValueError:
             return []
         wanted, facts = json.dumps(recipe, sort_keys=True), [network.facts for network in networks]
-        same = (json.dumps(of.get("recipe"), sort_keys=True) == wanted and isinstance(of.get("steps"), int) for of in facts)
+        same = (
+            json.dumps(of.get("recipe"), sort_keys=True) == wanted
+            and isinstance(of.get("steps"), int)
+            for of in facts
+        )
         return networks if all(same) else []
 
     def train(self, names: Sequence[str], recipe: Mapping[str, Any], train: Train) -> list[Path]:
-        """The files of networks, which are trained unless files of the same recipe (plain data) exist.
+        """The files of networks, which are trained unless files of the same recipe (plain data)
+        exist.
 
-        `train(checkpoint)` returns one network for each name, and the history of their training; it resumes from the file
-        `checkpoint` if that exists.
+        `train(checkpoint)` returns one network for each name, and the history of their training; it
+        resumes from the file `checkpoint` if that exists.
         """
         from uturn.networks.files import save_network
 
@@ -165,38 +202,70 @@ class Workshop:
         checkpoint.unlink(missing_ok=True)
         return paths
 
-    def classifier(self, name: str, recipe: Mapping[str, Any], prepare: Callable[[], tuple[Any, ...]], **training: Any) -> Path:
-        """The file of a classifier, trained by cross-entropy up to the held-out accuracy that is the `target` of its recipe.
+    def classifier(
+        self,
+        name: str,
+        recipe: Mapping[str, Any],
+        prepare: Callable[[], tuple[Any, ...]],
+        **training: Any,
+    ) -> Path:
+        """The file of a classifier, trained by cross-entropy up to the held-out accuracy that is
+        the `target` of its recipe.
 
-        `prepare()` gives the network, the function step -> (inputs, classes) of batches, and held-out inputs and classes.
+        `prepare()` gives the network, the function step -> (inputs, classes) of batches, and
+        held-out inputs and classes.
         """
         import torch
 
         from uturn.networks.training import train
 
-        recipe = {**recipe, "identity": identity_of(prepare, {"recipe": recipe, "training": training})}
+        recipe = {
+            **recipe,
+            "identity": identity_of(prepare, {"recipe": recipe, "training": training}),
+        }
 
         def trained(checkpoint: Path) -> tuple[list[Any], History]:
             network, batch, held_out = prepare()
 
             def loss(model: Any, step: int) -> torch.Tensor:
                 inputs, classes = batch(step)
-                return torch.nn.functional.cross_entropy(model(torch.from_numpy(inputs)), torch.from_numpy(classes))
+                return torch.nn.functional.cross_entropy(
+                    model(torch.from_numpy(inputs)), torch.from_numpy(classes)
+                )
 
-            options: dict[str, Any] = {"recipe": recipe, "learning_rate": recipe["learning_rate"], "progress": self.progress}
-            options |= {"checkpoint": checkpoint, "target": ("accuracy", recipe["target"]), **training}
+            options: dict[str, Any] = {
+                "recipe": recipe,
+                "learning_rate": recipe["learning_rate"],
+                "progress": self.progress,
+            }
+            options |= {
+                "checkpoint": checkpoint,
+                "target": ("accuracy", recipe["target"]),
+                **training,
+            }
             options["evaluate"] = lambda model: {"accuracy": accuracy(model, *held_out)}
             return [network], train(network, loss, recipe["steps"], **options)
 
         return self.train([name], recipe, trained)[0]
 
     def denoisers(
-        self, names: Sequence[str], recipe: Any, rhm: Any, channel: str, strings: Callable[[], np.ndarray], **training: Any
+        self,
+        names: Sequence[str],
+        recipe: Any,
+        rhm: Any,
+        channel: str,
+        strings: Callable[[], np.ndarray],
+        **training: Any,
     ) -> list[Any]:
-        """Denoisers trained once on strings of the grammar `rhm`: the best state, and for a second name the last one."""
+        """Denoisers trained once on strings of the grammar `rhm`: the best state, and for a
+        second name the last one.
+        """
         from uturn.networks.strings import denoisers
 
-        recipe = {**recipe, "identity": identity_of(strings, {"recipe": recipe, "training": training})}
+        recipe = {
+            **recipe,
+            "identity": identity_of(strings, {"recipe": recipe, "training": training}),
+        }
 
         def trained(checkpoint: Path) -> tuple[list[Any], History]:
             options = {**training, "checkpoint": checkpoint, "progress": self.progress}
@@ -206,20 +275,39 @@ class Workshop:
         self.train(names, recipe, trained)
         return self.trained(names, recipe)
 
-    def each(self, what: str, work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], threads: int = 1) -> None:
-        """`work(workshop, *task)`, which stores its results, for all tasks in processes of `threads` threads (0: equal shares).
+    def each(
+        self,
+        what: str,
+        work: Callable[..., Any],
+        tasks: Sequence[tuple[Any, ...]],
+        threads: int = 1,
+    ) -> None:
+        """`work(workshop, *task)`, which stores its results, for all tasks in processes of
+        `threads` threads (0: equal shares).
 
-        The default of `threads` is 1, because threads do not speed up small networks and small arrays.
+        The default of `threads` is 1, because threads do not speed up small networks and small
+        arrays.
         """
-        workers, quiet = min(self.workers or cores(), len(tasks)), replace(self, progress=False, workers=1)
+        workers, quiet = (
+            min(self.workers or cores(), len(tasks)),
+            replace(self, progress=False, workers=1),
+        )
         jobs = [(work, quiet, *task) for task in tasks]
         if jobs:
             with progress_bar(self.progress, what, len(jobs), 0) as advance:
-                for _ in in_processes(_alone, jobs, workers, threads) if workers > 1 else starmap(_alone, jobs):
+                for _ in (
+                    in_processes(_alone, jobs, workers, threads)
+                    if workers > 1
+                    else starmap(_alone, jobs)
+                ):
                     advance()
 
-    def layer_statistics(self, name: str, classifier: Path, reference: Callable[[], np.ndarray]) -> Path:
-        """The file of the means and variances of the layers of a classifier over reference data, measured once."""
+    def layer_statistics(
+        self, name: str, classifier: Path, reference: Callable[[], np.ndarray]
+    ) -> Path:
+        """The file of the means and variances of the layers of a classifier over reference data,
+        measured once.
+        """
         from uturn.networks.files import load_network
         from uturn.probes.hidden_layers import HiddenLayers
 
@@ -253,12 +341,17 @@ def accuracy(network: Any, inputs: np.ndarray, classes: np.ndarray) -> float:
     import torch
 
     with torch.inference_mode():
-        first = [network(torch.from_numpy(inputs[k : k + 500])).argmax(1).numpy() for k in range(0, len(inputs), 500)]
+        first = [
+            network(torch.from_numpy(inputs[k : k + 500])).argmax(1).numpy()
+            for k in range(0, len(inputs), 500)
+        ]
     return float((np.concatenate(first) == classes).mean())
 
 
 def file_name(label: str) -> str:
-    """A label as a file name: lower case, without characters other than letters, digits, "-" and "."."""
+    """A label as a file name: lower case, without characters other than letters, digits, "-" and
+    ".".
+    """
     return "".join(c for c in label.lower().replace("η", "eta") if c.isalnum() or c in "-.")
 
 

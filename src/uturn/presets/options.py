@@ -22,7 +22,8 @@ SIZES = ("levels", "items", "trajectories", "clones", "keep", "chunk", "seed")
 class PresetOptions(BaseModel):
     """Options of a study, each with a default and a description.
 
-    `panels`: the names of all options, under the headings of the help. `flags`: options with another name on the command line.
+    `panels`: the names of all options, under the headings of the help. `flags`: options with
+    another name on the command line.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -31,18 +32,39 @@ class PresetOptions(BaseModel):
 
     # `noise_levels` checks this field, which has two types.
     levels: SkipValidation[int | list[float]] = Field(
-        10, description="Number of noise levels, evenly spaced up to 1; or the levels themselves, such as 0.2,0.5,1.0."
+        10,
+        description=(
+            "Number of noise levels, evenly spaced up to 1; or the levels themselves, such as"
+            " 0.2,0.5,1.0."
+        ),
     )
     items: int = Field(40, ge=1, description="Number of originals.")
     trajectories: int = Field(
-        1, ge=1, description="Noisy versions of each original at each level; correlations of changes need at least 2."
+        1,
+        ge=1,
+        description=(
+            "Noisy versions of each original at each level; correlations of changes need at"
+            " least 2."
+        ),
     )
     clones: int = Field(
-        1, ge=1, description="Reconstructions of each noisy version; with 2 or more, they are compared with each other."
+        1,
+        ge=1,
+        description=(
+            "Reconstructions of each noisy version; with 2 or more, they are compared with each"
+            " other."
+        ),
     )
-    keep: int = Field(16, ge=0, description="Store the reconstructions of the first N originals, and show them.")
+    keep: int = Field(
+        16, ge=0, description="Store the reconstructions of the first N originals, and show them."
+    )
     chunk: int | None = Field(
-        None, ge=1, description="Originals in a task; a task is stored when it is complete. By default it depends on items."
+        None,
+        ge=1,
+        description=(
+            "Originals in a task; a task is stored when it is complete. By default it depends on"
+            " items."
+        ),
     )
     seed: int = Field(0, ge=0, description="Seed of all random numbers.")
 
@@ -52,11 +74,24 @@ class PresetOptions(BaseModel):
         """Options from Python or the command line, converted to the types of the fields."""
         if not isinstance(options, Mapping):
             return options
-        values = {name: os.fspath(value) if isinstance(value, os.PathLike) else plain(value) for name, value in options.items()}
+        values = {
+            name: os.fspath(value) if isinstance(value, os.PathLike) else plain(value)
+            for name, value in options.items()
+        }
         for name, field in cls.model_fields.items():
             if field.annotation == list[str] and name in values:
-                texts = [values[name]] if isinstance(values[name], str) else [] if values[name] is None else values[name]
-                values[name] = ["" if text is None else text for text in texts] if isinstance(texts, list) else texts
+                texts = (
+                    [values[name]]
+                    if isinstance(values[name], str)
+                    else []
+                    if values[name] is None
+                    else values[name]
+                )
+                values[name] = (
+                    ["" if text is None else text for text in texts]
+                    if isinstance(texts, list)
+                    else texts
+                )
         if isinstance(values.get("levels"), str):
             values["levels"] = parsed_levels(values["levels"])
         if str(values.get("batch_size")).isdecimal():
@@ -67,7 +102,8 @@ class PresetOptions(BaseModel):
     def from_dict(cls, options: Mapping[str, Any]) -> Self:
         """Check options; a ValueError of one line names the option that is wrong."""
         named = {name for names in cls.panels.values() for name in names}
-        unused = sorted(set(options) & set(cls.model_fields) - named)  # fields of the preset that it extends
+        # Fields of the preset that it extends.
+        unused = sorted(set(options) & set(cls.model_fields) - named)
         expect(not unused, "options", unused, f"some of {', '.join(sorted(named))}")
         try:
             return cls.model_validate(options)
@@ -78,12 +114,16 @@ class PresetOptions(BaseModel):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def _absent(self, of: str, *names: str) -> None:
-        """ValueError if one of these options is given, which goes with something that is not chosen."""
+        """ValueError if one of these options is given, which goes with something that is not
+        chosen.
+        """
         for name, value in self._set(*names).items():
             expect(False, name, value, f"none; it goes with {of}")
 
     def _experiment(self, chunk: int, **parts: Any) -> uturn.Experiment:
-        """The experiment of these parts, with the default of `chunk`: larger for large runs, whose tasks make fewer files."""
+        """The experiment of these parts, with the default of `chunk`: larger for large runs,
+        whose tasks make fewer files.
+        """
         sizes = {name: getattr(self, name) for name in ("seed", "items", "trajectories", "clones")}
         return uturn.Experiment.from_dict({**sizes, "chunk": self.chunk or chunk, **parts})
 
@@ -103,7 +143,12 @@ def noise_levels(levels: int | list[float], steps: int | None = None) -> list[fl
     if isinstance(levels, list):
         return checked_noise(levels, 1).tolist()
     count = checked_integer("levels", levels, 1)
-    expect(steps is None or count <= steps, "levels", count, f"at most as many as the chain has steps, {steps}")
+    expect(
+        steps is None or count <= steps,
+        "levels",
+        count,
+        f"at most as many as the chain has steps, {steps}",
+    )
     expect(steps is not None or count <= 1000, "levels", levels, "at most 1000 noise levels")
     steps = steps or count
     return [(2 * i * steps + count) // (2 * count) / steps for i in range(1, count + 1)]
@@ -116,13 +161,18 @@ def parsed_levels(text: str) -> int | list[float]:
     (10, [0.5, 1.0])
     """
     try:
-        return int(text) if text.strip().isdecimal() else [float(level) for level in text.split(",")]
+        return (
+            int(text) if text.strip().isdecimal() else [float(level) for level in text.split(",")]
+        )
     except ValueError:
-        raise ValueError(f"levels = {text!r}: expected a number of levels, or noise levels such as 0.2,0.5,1.0") from None
+        raise ValueError(
+            f"levels = {text!r}: expected a number of levels, or noise levels such as 0.2,0.5,1.0"
+        ) from None
 
 
 def probe_names(networks: Sequence[str], kind: str = "classifier") -> list[str]:
-    """Distinct probe names, identifiers made from the strings that name the networks; "" for a single network.
+    """Distinct probe names, identifiers made from the strings that name the networks; "" for a
+    single network.
 
     `kind`: prefix for names that would not be identifiers.
 
@@ -133,10 +183,18 @@ def probe_names(networks: Sequence[str], kind: str = "classifier") -> list[str]:
         return [""]
     names: list[str] = []
     for text in networks:
-        word = Path(text.rpartition(":")[2]).name if ":" in text and not Path(text).exists() else Path(text).stem
+        word = (
+            Path(text.rpartition(":")[2]).name
+            if ":" in text and not Path(text).exists()
+            else Path(text).stem
+        )
         word = re.sub(r"\W", "_", word, flags=re.ASCII).strip("_")[:80] or kind
         if word[0].isdigit() or keyword.iskeyword(word):
             word = f"{kind}_{word}"
-        number = next(n for n in range(1, len(networks) + 1) if (word if n == 1 else f"{word}_{n}") not in names)
+        number = next(
+            n
+            for n in range(1, len(networks) + 1)
+            if (word if n == 1 else f"{word}_{n}") not in names
+        )
         names.append(word if number == 1 else f"{word}_{number}")
     return names

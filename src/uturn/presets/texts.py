@@ -17,7 +17,8 @@ PASSAGES = 30  # of those of the package, without --items
 class TextOptions(LanguageOptions, PresetOptions):
     """U-turns of texts by a masked language model or a discrete diffusion model.
 
-    `uturn text --help` explains the options; the method `experiment` returns the experiment that they describe.
+    `uturn text --help` explains the options; the method `experiment` returns the experiment that
+    they describe.
     """
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -25,10 +26,28 @@ class TextOptions(LanguageOptions, PresetOptions):
             *("model", "tokenizer", "split", "model_type", "trust_remote_code"),
             *("mask_id", "shift", "time", "output", "corruption"),
         ),
-        "Decoding": ("order", "steps", "block", "causal", "temperature", "top_k", "top_p", "remask", "eta", "remask_given"),
+        "Decoding": (
+            "order",
+            "steps",
+            "block",
+            "causal",
+            "temperature",
+            "top_k",
+            "top_p",
+            "remask",
+            "eta",
+            "remask_given",
+        ),
         "Data": ("data", "windows", "length", "segments", "keep_first"),
         "Measures": (
-            *("layers", "encoder", "likelihood", "classifier", "classifier_tokenizer", "classifier_split"),
+            *(
+                "layers",
+                "encoder",
+                "likelihood",
+                "classifier",
+                "classifier_tokenizer",
+                "classifier_split",
+            ),
             "repetition",
         ),
         "Size and seed": SIZES,
@@ -38,48 +57,90 @@ class TextOptions(LanguageOptions, PresetOptions):
 
     data: str = Field(
         "embedded",
-        description="Text file with one text on each line; a folder of .txt files; a table (.csv, .jsonl) with the columns text, "
-        "label, regions, fixed; or a .npy file of token ids (items, length).",
+        description=(
+            "Text file with one text on each line; a folder of .txt files; a table (.csv, .jsonl)"
+            " with the columns text, label, regions, fixed; or a .npy file of token ids (items,"
+            " length)."
+        ),
         examples=["embedded"],
     )
-    windows: bool = Field(False, description="Cut the text into windows of --length tokens instead of lines.")
+    windows: bool = Field(
+        False, description="Cut the text into windows of --length tokens instead of lines."
+    )
     length: int | None = Field(
-        None, ge=1, description="Tokens in a window; by default the model's maximum. Longer lines are left out."
+        None,
+        ge=1,
+        description=(
+            "Tokens in a window; by default the model's maximum. Longer lines are left out."
+        ),
     )
     segments: list[str] = Field(
-        [], description="Token that separates segments of a text, such as '.'; the share of unchanged segments is measured."
+        [],
+        description=(
+            "Token that separates segments of a text, such as '.'; the share of unchanged segments"
+            " is measured."
+        ),
     )
-    keep_first: int = Field(0, ge=0, description="Tokens at the beginning of each text that are never masked, such as a prompt.")
+    keep_first: int = Field(
+        0,
+        ge=0,
+        description="Tokens at the beginning of each text that are never masked, such as a prompt.",
+    )
     layers: list[str] = Field(
         [],
-        description="Model whose hidden states are compared layer by layer: same (the denoising model), a folder, a hub id, or "
-        "module:function.",
+        description=(
+            "Model whose hidden states are compared layer by layer: same (the denoising model), a"
+            " folder, a hub id, or module:function."
+        ),
         examples=["same"],
     )
-    encoder: str | None = Field(None, description="Sentence encoder whose embeddings are compared: a folder or hub id.")
+    encoder: str | None = Field(
+        None, description="Sentence encoder whose embeddings are compared: a folder or hub id."
+    )
     likelihood: str | None = Field(
         None,
-        description="Model that gives the likelihood of reconstructions: same, or a folder or hub id of a causal or masked one.",
+        description=(
+            "Model that gives the likelihood of reconstructions: same, or a folder or hub id of a"
+            " causal or masked one."
+        ),
         examples=["same"],
     )
     classifier: str | None = Field(
         None,
-        description="Classifier of texts whose predicted classes are compared: a folder or hub id of a model for sequence "
-        "classification, or module:function. --layers with the same name compares its hidden states.",
+        description=(
+            "Classifier of texts whose predicted classes are compared: a folder or hub id of a"
+            " model for sequence classification, or module:function. --layers with the same name"
+            " compares its hidden states."
+        ),
     )
     classifier_tokenizer: str | None = Field(None, description="As --tokenizer, for --classifier.")
-    classifier_split: str | None = Field(None, description="As --split, for --classifier.", examples=["smiles"])
+    classifier_split: str | None = Field(
+        None, description="As --split, for --classifier.", examples=["smiles"]
+    )
     repetition: bool = Field(
-        False, description="Measure the entropy of the n-grams of reconstructions, and how many of them repeat earlier ones."
+        False,
+        description=(
+            "Measure the entropy of the n-grams of reconstructions, and how many of them repeat"
+            " earlier ones."
+        ),
     )
     items: int | None = Field(  # type: ignore[assignment]
-        None, ge=1, description=f"Number of originals; by default all texts of --data, {PASSAGES} of the package's passages."
+        None,
+        ge=1,
+        description=(
+            f"Number of originals; by default all texts of --data, {PASSAGES} of the package's"
+            " passages."
+        ),
     )
-    trajectories: int = Field(8, ge=1, description=PresetOptions.model_fields["trajectories"].description)
+    trajectories: int = Field(
+        8, ge=1, description=PresetOptions.model_fields["trajectories"].description
+    )
     keep: int = Field(8, ge=0, description=PresetOptions.model_fields["keep"].description)
 
     def experiment(self) -> uturn.Experiment:
-        """The experiment that these options describe. Loads the model to find the corruption that it reverses."""
+        """The experiment that these options describe. Loads the model to find the corruption
+        that it reverses.
+        """
         if self.items is None:
             items = self.model_copy(update={"items": 1}).experiment().parts.source.count()
             if self.data == "embedded":
@@ -88,7 +149,10 @@ class TextOptions(LanguageOptions, PresetOptions):
         return self._experiment(
             5 if self.items <= 200 else 20,
             source=self._source(),
-            corruption={"type": self.corruption or self.denoiser().language().corruption, "noise": noise_levels(self.levels)},
+            corruption={
+                "type": self.corruption or self.denoiser().language().corruption,
+                "noise": noise_levels(self.levels),
+            },
             backward=self._backward(),
             probes=self._probes(),
         )
@@ -106,13 +170,19 @@ class TextOptions(LanguageOptions, PresetOptions):
         return {"type": "language", **self._set(*LanguageOptions.model_fields)}
 
     def _probes(self) -> list[dict[str, Any]]:
-        """Tables of the probes: unchanged tokens, correlated changes, second models, and the stored tokens."""
+        """Tables of the probes: unchanged tokens, correlated changes, second models, and the
+        stored tokens.
+        """
         probes: list[dict[str, Any]] = [{"type": "kept_tokens"}]
         if self.trajectories > 1:
             probes.append({"type": "changes"})
         for name, model in zip(probe_names(self.layers, "model"), self.layers, strict=True):
             probes.append(self._reader("text_layers", model) | given({"name": name}))
-        others = {"text_encoder": self.encoder, "text_likelihood": self.likelihood, "text_class": self.classifier}
+        others = {
+            "text_encoder": self.encoder,
+            "text_likelihood": self.likelihood,
+            "text_class": self.classifier,
+        }
         probes += [self._reader(kind, model) for kind, model in others.items() if model is not None]
         if self.repetition:
             probes.append({"type": "repetition"})

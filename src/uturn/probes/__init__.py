@@ -1,6 +1,8 @@
-"""Probes: comparisons of originals with reconstructions, one reading for each level of the hierarchy.
+"""Probes: comparisons of originals with reconstructions, one reading for each level of the
+hierarchy.
 
-In a spec, `type` names the class, and the other keys are its arguments, which `help(ut.probes.TreeLevels)` lists:
+In a spec, `type` names the class, and the other keys are its arguments, which
+`help(ut.probes.TreeLevels)` lists:
 
     tree_levels      TreeLevels      unchanged nodes of each tree level
     tree_nodes       TreeNodes       single nodes of the first trees, for a picture

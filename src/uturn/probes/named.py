@@ -11,7 +11,9 @@ from uturn.core.protocols import Probe, Spec
 
 
 class Named(Spec, Probe):
-    """A probe that an experiment can use several times, with different networks; `name` is a prefix of its variables and dims."""
+    """A probe that an experiment can use several times, with different networks; `name` is a
+    prefix of its variables and dims.
+    """
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)
 
@@ -24,7 +26,13 @@ class Named(Spec, Probe):
         """Prefix of the variables, and of the dims that the probe adds."""
         return "" if self.name is None else f"{self.name}_"
 
-    def prefixed(self, entries: Mapping[str, Any], twins: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Variables or readings by their names in results; `twins`: readings that compare clones with each other."""
+    def prefixed(
+        self, entries: Mapping[str, Any], twins: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Variables or readings by their names in results; `twins`: readings that compare clones
+        with each other.
+        """
         named = {f"{self.prefix}{name}": entry for name, entry in entries.items()}
-        return named | {f"clone_{self.prefix}{name}": entry for name, entry in (twins or {}).items()}
+        return named | {
+            f"clone_{self.prefix}{name}": entry for name, entry in (twins or {}).items()
+        }

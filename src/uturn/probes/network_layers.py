@@ -1,4 +1,6 @@
-"""The probe of the hidden layers of a network, and of its predicted class for networks with classes."""
+"""The probe of the hidden layers of a network, and of its predicted class for networks with
+classes.
+"""
 
 from __future__ import annotations
 
@@ -24,24 +26,30 @@ if TYPE_CHECKING:
 
 
 class NetworkLayers(Named):
-    """Similarity of standardised post-activations of a network, layer by layer, and agreement of its predicted classes.
+    """Similarity of standardised post-activations of a network, layer by layer, and agreement of
+    its predicted classes.
 
-    Options. `classifier`, `weights`: as in `uturn.networks.modules.load_classifier`: "torchvision:NAME", "timm:NAME",
-    "clip:FOLDER", "module:function", "fashion_mnist", or a file written by `uturn.networks.save_network`. `class_prompts`: the
-    classes of a "clip:" model as texts: a file with one text on each line, or a template with {} for the source's class names,
-    by default "a photo of a {}"; without a file and without class names, the model is an encoder. `name`: prefix of the variables
-    and of the dim `network_layer`, as in "resnet_similarity", so that an experiment can have several networks. `layers`: names or
-    patterns, by default "every block" (see `HiddenLayers`). `statistics`: a file written by `HiddenLayers.save_statistics` for
-    this network; without it, means and variances are taken over the first `reference` images of the source. `legacy`: standardise
-    with the second moment, as in the code published with the paper. `labels`: also compare with the true labels, if the source
-    has them. `batch_size`: samples in a forward pass (execution-only).
+    Options. `classifier`, `weights`: as in `uturn.networks.modules.load_classifier`:
+    "torchvision:NAME", "timm:NAME", "clip:FOLDER", "module:function", "fashion_mnist", or a file
+    written by `uturn.networks.save_network`. `class_prompts`: the classes of a "clip:" model as
+    texts: a file with one text on each line, or a template with {} for the source's class names, by
+    default "a photo of a {}"; without a file and without class names, the model is an encoder.
+    `name`: prefix of the variables and of the dim `network_layer`, as in "resnet_similarity", so
+    that an experiment can have several networks. `layers`: names or patterns, by default "every
+    block" (see `HiddenLayers`). `statistics`: a file written by `HiddenLayers.save_statistics` for
+    this network; without it, means and variances are taken over the first `reference` images of the
+    source. `legacy`: standardise with the second moment, as in the code published with the paper.
+    `labels`: also compare with the true labels, if the source has them. `batch_size`: samples in a
+    forward pass (execution-only).
 
-    Variables. `similarity`: cosine, -1 .. 1. `distance`: squared distance, 1 for independent data (`HiddenLayers.compare`).
-    `predicted_class`: class predicted for the reconstruction. `same_class`: whether it equals the class predicted for the
-    original. For images also `original_class`: class predicted for the original; and with labels `label_top1`: whether the
-    predicted class of the reconstruction is the label (NaN if unknown). With more than five classes also `same_class_top5`,
-    `label_top5`: whether the predicted class of the original, or the label, is among the five most probable classes of the
-    reconstruction. An encoder has no classes; a classifier of images without blocks has no layers unless `layers` names some.
+    Variables. `similarity`: cosine, -1 .. 1. `distance`: squared distance, 1 for independent data
+    (`HiddenLayers.compare`). `predicted_class`: class predicted for the reconstruction.
+    `same_class`: whether it equals the class predicted for the original. For images also
+    `original_class`: class predicted for the original; and with labels `label_top1`: whether the
+    predicted class of the reconstruction is the label (NaN if unknown). With more than five classes
+    also `same_class_top5`, `label_top5`: whether the predicted class of the original, or the label,
+    is among the five most probable classes of the reconstruction. An encoder has no classes; a
+    classifier of images without blocks has no layers unless `layers` names some.
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"batch_size"})
@@ -71,19 +79,56 @@ class NetworkLayers(Named):
         dims = ("noise", "item", "trajectory")
         layered = (*dims, f"{self.prefix}network_layer")
         share: dict[str, Any] = {"bounds": (0, 1), "group": "class"}
-        similar: dict[str, Any] = {"start": 1, "bounds": (-1, 1), "group": "layers", "order": layered[-1]}
-        distant: dict[str, Any] = {"start": 0, "chance": 1, "bounds": (0, None), "family": f"{self.prefix}distance"}
+        similar: dict[str, Any] = {
+            "start": 1,
+            "bounds": (-1, 1),
+            "group": "layers",
+            "order": layered[-1],
+        }
+        distant: dict[str, Any] = {
+            "start": 0,
+            "chance": 1,
+            "bounds": (0, None),
+            "family": f"{self.prefix}distance",
+        }
         squared = "squared distance of standardised activations, 1 if independent"
-        chance, right = f"same:{self.prefix}original_class", f"same:{self.prefix}original_class=label"
+        chance, right = (
+            f"same:{self.prefix}original_class",
+            f"same:{self.prefix}original_class=label",
+        )
         every = {
-            "similarity": Variable(layered, "cosine similarity of standardised activations", symmetric=True, **similar),
-            "distance": Variable(layered, squared, symmetric=True, group="distance of layers", **distant),
-            "same_class": Variable(dims, "same predicted class as the original", start=1, chance=chance, symmetric=True, **share),
-            "predicted_class": Variable(dims, "class predicted for the reconstruction", role="record"),
-            "original_class": Variable(dims[:2], "class predicted for the original", role="record", pooled=False),
-            "same_class_top5": Variable(dims, "class predicted for the original among the five first classes", start=1, **share),
-            "label_top1": Variable(dims, "label of the original is the predicted class", start=right, **share),
-            "label_top5": Variable(dims, "label of the original among the five first classes", **share),
+            "similarity": Variable(
+                layered, "cosine similarity of standardised activations", symmetric=True, **similar
+            ),
+            "distance": Variable(
+                layered, squared, symmetric=True, group="distance of layers", **distant
+            ),
+            "same_class": Variable(
+                dims,
+                "same predicted class as the original",
+                start=1,
+                chance=chance,
+                symmetric=True,
+                **share,
+            ),
+            "predicted_class": Variable(
+                dims, "class predicted for the reconstruction", role="record"
+            ),
+            "original_class": Variable(
+                dims[:2], "class predicted for the original", role="record", pooled=False
+            ),
+            "same_class_top5": Variable(
+                dims,
+                "class predicted for the original among the five first classes",
+                start=1,
+                **share,
+            ),
+            "label_top1": Variable(
+                dims, "label of the original is the predicted class", start=right, **share
+            ),
+            "label_top5": Variable(
+                dims, "label of the original among the five first classes", **share
+            ),
         }
         return self.prefixed({name: every[name] for name in _measured(self, source)})
 
@@ -99,18 +144,30 @@ class NetworkLayers(Named):
         originals, clones, measured = u_turns.originals, u_turns.clones, _measured(self, source)
         reconstructions = _readable(originals.data_of(u_turns.reconstructions))
         has_classes = "same_class" in measured
-        layers = hidden_layers_of(self, source).read(_readable(originals.data), reconstructions, clones, logits=has_classes)
+        layers = hidden_layers_of(self, source).read(
+            _readable(originals.data), reconstructions, clones, logits=has_classes
+        )
         readings: dict[str, Any] = {"similarity": layers.similarity, "distance": layers.distance}
-        twins = {"similarity": layers.clone_similarity, "distance": layers.clone_distance} if clones > 1 else {}
+        twins = (
+            {"similarity": layers.clone_similarity, "distance": layers.clone_distance}
+            if clones > 1
+            else {}
+        )
         twins = {name: twin for name, twin in twins.items() if name in measured}
         if has_classes:
-            readings |= _verdicts(layers.original_logits, layers.logits, getattr(originals, "labels", None), measured)
+            readings |= _verdicts(
+                layers.original_logits, layers.logits, getattr(originals, "labels", None), measured
+            )
             if clones > 1:
-                twins["same_class"] = between_clones(readings["predicted_class"], clones, lambda a, b: a == b)
+                twins["same_class"] = between_clones(
+                    readings["predicted_class"], clones, lambda a, b: a == b
+                )
         return self.prefixed({name: readings[name] for name in measured}, twins)
 
     def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:
-        """Faults of a classifier of images, found on some originals (`uturn.networks.model_check`)."""
+        """Faults of a classifier of images, found on some originals
+        (`uturn.networks.model_check`).
+        """
         import torch
 
         from uturn.networks.layers import as_tensor
@@ -122,14 +179,23 @@ class NetworkLayers(Named):
         classifier = _classifier(self, source, shape)
         module, preprocess = classifier.module, classifier.preprocess
         parameter = next(module.parameters(), None)
-        images = torch.from_numpy(np.concatenate([block.data for block in originals]).astype(np.float32))
-        images = torch.cat([images, torch.zeros_like(images[:1])]).to(None if parameter is None else parameter.device)
+        images = torch.from_numpy(
+            np.concatenate([block.data for block in originals]).astype(np.float32)
+        )
+        images = torch.cat([images, torch.zeros_like(images[:1])]).to(
+            None if parameter is None else parameter.device
+        )
 
         def logits(images: torch.Tensor) -> torch.Tensor:
-            return as_tensor(module(images if preprocess is None else preprocess(images)), "the output")
+            return as_tensor(
+                module(images if preprocess is None else preprocess(images)), "the output"
+            )
 
         with torch.inference_mode():
-            mistakes = [*check_calls(logits, images), *([WRITES] if writes_into(logits, images[-2:]) else [])]
+            mistakes = [
+                *check_calls(logits, images),
+                *([WRITES] if writes_into(logits, images[-2:]) else []),
+            ]
         if classifier.without_layers:
             mistakes.append(f"is compared by its classes alone: {classifier.without_layers}")
         return [Finding(f"the classifier {self.classifier!r} {mistake}") for mistake in mistakes]
@@ -140,7 +206,9 @@ class NetworkLayers(Named):
         return [Network(self.classifier, self.weights), *super().reads()]
 
     def texts(self, source: Any) -> tuple[str, ...] | None:
-        """A text for each class of a "clip:" model; None for other classifiers, or without texts and class names."""
+        """A text for each class of a "clip:" model; None for other classifiers, or without texts
+        and class names.
+        """
         if not self.classifier.startswith("clip:"):
             return None
         from uturn.networks.images.clip import class_texts
@@ -159,7 +227,9 @@ def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
     options: dict[str, Any] = {"batch_size": spec.batch_size, "legacy": spec.legacy}
     if shape is None:
         network = Network(spec.classifier, spec.weights).load()
-        probe = HiddenLayers(network.module, spec.layers or EVERY_BLOCK, network.preprocess, **options)
+        probe = HiddenLayers(
+            network.module, spec.layers or EVERY_BLOCK, network.preprocess, **options
+        )
     else:
         classifier = _classifier(spec, source, shape)
         options["channel_axis"] = classifier.channel_axes
@@ -168,7 +238,10 @@ def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
         return probe
     if spec.statistics is not None:
         return probe.load_statistics(spec.statistics)
-    needed = "a file of HiddenLayers(network, 'every block').fit(samples).save_statistics(path), for data that are no images"
+    needed = (
+        "a file of HiddenLayers(network, 'every block').fit(samples).save_statistics(path), for"
+        " data that are no images"
+    )
     expect(shape is not None, "statistics", None, needed)
     return probe.fit(_first_images(source, spec.reference, spec.batch_size))
 
@@ -191,7 +264,10 @@ def _measured(spec: NetworkLayers, source: Any) -> tuple[str, ...]:
         names.append("same_class_top5")
     num_labels = source.num_labels() if spec.labels else None
     if num_labels is not None:
-        way_out = "give the source `classes` (--classes), a file of them in its order, or labels = false (--no-compare-labels)"
+        way_out = (
+            "give the source `classes` (--classes), a file of them in its order, or labels = false"
+            " (--no-compare-labels)"
+        )
         expected = f"{num_classes}, as classifier = {spec.classifier!r} knows; {way_out}"
         expect(num_labels == num_classes, "number of labels of the images", num_labels, expected)
         names += ["label_top1", "label_top5"] if num_classes > 5 else ["label_top1"]
@@ -201,22 +277,40 @@ def _measured(spec: NetworkLayers, source: Any) -> tuple[str, ...]:
 def _classifier(spec: NetworkLayers, source: Any, shape: tuple[int, int, int]) -> Classifier:
     from uturn.networks.modules import load_classifier
 
-    return load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape, texts=spec.texts(source))
+    return load_classifier(
+        spec.classifier,
+        spec.weights,
+        layers=spec.layers,
+        image_shape=shape,
+        texts=spec.texts(source),
+    )
 
 
-def _verdicts(before: np.ndarray, after: np.ndarray, labels: Any, measured: Sequence[str]) -> dict[str, Any]:
-    """Classes predicted from the logits of originals (items, classes) and of reconstructions (items, draws, classes)."""
+def _verdicts(
+    before: np.ndarray, after: np.ndarray, labels: Any, measured: Sequence[str]
+) -> dict[str, Any]:
+    """Classes predicted from the logits of originals (items, classes) and of reconstructions
+    (items, draws, classes).
+    """
     from uturn.networks.modules import in_top
 
     original, predicted = before.argmax(axis=-1), after.argmax(axis=-1)
     same = predicted == original[:, None]
-    verdicts: dict[str, Any] = {"same_class": same, "predicted_class": predicted, "original_class": original}
+    verdicts: dict[str, Any] = {
+        "same_class": same,
+        "predicted_class": predicted,
+        "original_class": original,
+    }
     if "same_class_top5" in measured:
-        verdicts["same_class_top5"] = in_top(after, np.broadcast_to(original[:, None], predicted.shape), 5)
+        verdicts["same_class_top5"] = in_top(
+            after, np.broadcast_to(original[:, None], predicted.shape), 5
+        )
     for name, count in (("label_top1", 1), ("label_top5", 5)):
         if name in measured:
             label = np.broadcast_to(labels[:, None], predicted.shape)
-            verdicts[name] = np.where(label >= 0, in_top(after, np.maximum(label, 0), count), np.nan)
+            verdicts[name] = np.where(
+                label >= 0, in_top(after, np.maximum(label, 0), count), np.nan
+            )
     return verdicts
 
 
@@ -229,4 +323,8 @@ def _first_images(source: Any, number: int, batch_size: int) -> Iterator[np.ndar
 
 def _readable(data: Any) -> Any:
     """Data in a form for networks, with float64 converted to float32."""
-    return data.astype(np.float32) if isinstance(data, np.ndarray) and data.dtype == np.float64 else data
+    return (
+        data.astype(np.float32)
+        if isinstance(data, np.ndarray) and data.dtype == np.float64
+        else data
+    )

@@ -1,4 +1,6 @@
-"""The probe of repetition: entropy of the n-grams of a text, and tokens that repeat what came before."""
+"""The probe of repetition: entropy of the n-grams of a text, and tokens that repeat what came
+before.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,14 @@ _READINGS: dict[str, tuple[str, str, int | None]] = {  # what they are, unit, an
 
 
 class Repetition(Spec, Probe):
-    """Entropy and repetition of the tokens of reconstructions, and of the originals; decoders that draw too sure tokens repeat.
+    """Entropy and repetition of the tokens of reconstructions, and of the originals; decoders that
+    draw too sure tokens repeat.
 
-    Variables. `ngram_entropy`: entropy in nats of the n-grams of a text, -sum p log p over its distinct runs of `ngram` = 1, 2, 4
-    neighbouring tokens, with the share p of each; at most log(n - ngram + 1) for n tokens. `repeated_ngrams`: share of the
-    n-grams that have occurred before in the text. `repeated_tokens`: share of the tokens, from the second on, that equal the
-    token before them. Each starts from its value for the original, `original_<name>`.
+    Variables. `ngram_entropy`: entropy in nats of the n-grams of a text, -sum p log p over its
+    distinct runs of `ngram` = 1, 2, 4 neighbouring tokens, with the share p of each; at most log(n
+    - ngram + 1) for n tokens. `repeated_ngrams`: share of the n-grams that have occurred before in
+    the text. `repeated_tokens`: share of the tokens, from the second on, that equal the token
+    before them. Each starts from its value for the original, `original_<name>`.
 
     `ngrams`: lengths of n-grams. A text with fewer tokens has NaN.
     """
@@ -37,10 +41,18 @@ class Repetition(Spec, Probe):
         every: dict[str, Variable] = {}
         for name, (text, unit, most) in _READINGS.items():
             further = () if name == "repeated_tokens" else ("ngram",)
-            of: dict[str, Any] = {"unit": unit, "bounds": (0, most), "group": "entropy" if unit else "repetition"}
+            of: dict[str, Any] = {
+                "unit": unit,
+                "bounds": (0, most),
+                "group": "entropy" if unit else "repetition",
+            }
             start = f"original_{name}"
-            every[name] = Variable(("noise", "item", "trajectory", *further), text, start=start, **of)
-            every[start] = Variable(("noise", "item", *further), f"{text}, of the original", role="record", pooled=False)
+            every[name] = Variable(
+                ("noise", "item", "trajectory", *further), text, start=start, **of
+            )
+            every[start] = Variable(
+                ("noise", "item", *further), f"{text}, of the original", role="record", pooled=False
+            )
         return every
 
     def coordinates(self, source: Any) -> dict[str, Any]:
@@ -61,5 +73,12 @@ class Repetition(Spec, Probe):
             if (number := len(tokens) - n + 1) > 0:
                 windows = np.lib.stride_tricks.sliding_window_view(tokens, n)
                 share = np.unique(windows, axis=0, return_counts=True)[1] / number
-                entropies[k], repeats[k] = float(-(share * np.log(share)).sum()), 1 - len(share) / number
-        return entropies, repeats, float((tokens[1:] == tokens[:-1]).mean()) if len(tokens) > 1 else np.nan
+                entropies[k], repeats[k] = (
+                    float(-(share * np.log(share)).sum()),
+                    1 - len(share) / number,
+                )
+        return (
+            entropies,
+            repeats,
+            float((tokens[1:] == tokens[:-1]).mean()) if len(tokens) > 1 else np.nan,
+        )

@@ -11,11 +11,12 @@ from uturn.measures.clones import between_clones
 
 
 class Scales(Spec, Probe):
-    """Cosine similarity of original and reconstruction, scale by scale, and agreement of their exact classes.
+    """Cosine similarity of original and reconstruction, scale by scale, and agreement of their
+    exact classes.
 
-    `scale_similarity`: cosine, -1 .. 1, of the components of one scale after the mean of the law is subtracted. The scales of a
-    field are octaves of the wave number; a mixture has one scale, all components. `same_label`: whether the classes
-    (`VectorSource.classify`) are equal.
+    `scale_similarity`: cosine, -1 .. 1, of the components of one scale after the mean of the law is
+    subtracted. The scales of a field are octaves of the wave number; a mixture has one scale, all
+    components. `same_label`: whether the classes (`VectorSource.classify`) are equal.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("vectors",)
@@ -33,7 +34,13 @@ class Scales(Spec, Probe):
                 symmetric=True,
             ),
             "same_label": Variable(
-                dims, "same class as the original", start=1, chance="same:label", bounds=(0, 1), group="class", symmetric=True
+                dims,
+                "same class as the original",
+                start=1,
+                chance="same:label",
+                bounds=(0, 1),
+                group="class",
+                symmetric=True,
             ),
         }
 
@@ -43,11 +50,15 @@ class Scales(Spec, Probe):
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
         originals, rebuilt, clones = u_turns.originals, u_turns.reconstructions, u_turns.clones
         law = originals.law
-        before, after = (law.to_basis(values - law.mean) for values in (originals.values[:, None], rebuilt))
+        before, after = (
+            law.to_basis(values - law.mean) for values in (originals.values[:, None], rebuilt)
+        )
         label = source.classify(rebuilt.reshape(-1, law.dimension), law).reshape(rebuilt.shape[:2])
         scales = list(source.scales().values())
         readings = {
-            "scale_similarity": np.stack([_cosine(before[..., chosen], after[..., chosen]) for chosen in scales], axis=-1),
+            "scale_similarity": np.stack(
+                [_cosine(before[..., chosen], after[..., chosen]) for chosen in scales], axis=-1
+            ),
             "same_label": label == originals.labels[:, None],
         }
         if clones > 1:

@@ -1,4 +1,6 @@
-"""Shared parts of probes that read texts with a second model: its options, and texts as its tokens."""
+"""Shared parts of probes that read texts with a second model: its options, and texts as its
+tokens.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,11 @@ if TYPE_CHECKING:
 class SecondModel(Named):
     """A probe that reads texts with a second model.
 
-    Options. `model`: a folder or hub id of a model of transformers. `tokenizer`, `split`: as in the backward `language`, if the
-    model has no matching tokenizer. `model_type`: kind of the model, such as "bert", if its config.json does not state it.
-    `name`: prefix of the variables, so that an experiment can have several models. `dtype`: precision of the network.
-    Execution-only options: `trust_remote_code`, `device` ("cuda" if available), `batch_size` (texts in a call).
+    Options. `model`: a folder or hub id of a model of transformers. `tokenizer`, `split`: as in the
+    backward `language`, if the model has no matching tokenizer. `model_type`: kind of the model,
+    such as "bert", if its config.json does not state it. `name`: prefix of the variables, so that
+    an experiment can have several models. `dtype`: precision of the network. Execution-only
+    options: `trust_remote_code`, `device` ("cuda" if available), `batch_size` (texts in a call).
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "trust_remote_code"})
@@ -49,8 +52,15 @@ class SecondModel(Named):
 
     @model_validator(mode="after")
     def _same_has_its_own(self) -> SecondModel:
-        given = [name for name in ("tokenizer", "split", "model_type") if getattr(self, name) is not None]
-        expect(self.model != "same" or not given, "options beside model 'same'", given, "none, as it has its own tokenizer")
+        given = [
+            name for name in ("tokenizer", "split", "model_type") if getattr(self, name) is not None
+        ]
+        expect(
+            self.model != "same" or not given,
+            "options beside model 'same'",
+            given,
+            "none, as it has its own tokenizer",
+        )
         return self
 
     def reads(self) -> list[Any]:
@@ -68,7 +78,15 @@ class SecondModel(Named):
         return f"{self.role} = {self.model!r}"
 
     def _loading(self) -> dict[str, Any]:
-        names = ("model", "tokenizer", "split", "model_type", "trust_remote_code", "dtype", "device")
+        names = (
+            "model",
+            "tokenizer",
+            "split",
+            "model_type",
+            "trust_remote_code",
+            "dtype",
+            "device",
+        )
         return {name: getattr(self, name) for name in names}
 
     def texts(self, source: Any) -> TextsOf:
@@ -78,11 +96,15 @@ class SecondModel(Named):
         """What is computed once for a source; ValueError if its texts and the model do not fit."""
 
     def of_rows(self, model: Any, rows: np.ndarray) -> np.ndarray:
-        """What the probe reads of each text, float64 (count, ..), given as tokens of the model (count, longest)."""
+        """What the probe reads of each text, float64 (count, ..), given as tokens of the model
+        (count, longest).
+        """
         raise NotImplementedError
 
     def of_texts(self, texts: TextsOf, ids: np.ndarray) -> np.ndarray:
-        """What the probe reads of ids (count, length) of the first model, NaN for texts that the second cannot read."""
+        """What the probe reads of ids (count, length) of the first model, NaN for texts that the
+        second cannot read.
+        """
         return texts.measured(ids, lambda rows: self.of_rows(texts.model, rows))
 
 
@@ -92,10 +114,16 @@ def prepared(spec: SecondModel, source: Any) -> tuple[TextsOf, Any]:
     return texts, spec.prepared(texts, source)
 
 
-def distinct(original: np.ndarray, reconstructed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distinct texts among originals (items, length) and reconstructions (items, draws, length), and the rows of both."""
+def distinct(
+    original: np.ndarray, reconstructed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct texts among originals (items, length) and reconstructions (items, draws,
+    length), and the rows of both.
+    """
     items, draws, length = reconstructed.shape
-    texts, numbers = np.unique(np.concatenate([original, reconstructed.reshape(-1, length)]), axis=0, return_inverse=True)
+    texts, numbers = np.unique(
+        np.concatenate([original, reconstructed.reshape(-1, length)]), axis=0, return_inverse=True
+    )
     before, after = np.split(numbers.reshape(-1), [items])
     return texts, before, after.reshape(items, draws)
 
@@ -103,33 +131,55 @@ def distinct(original: np.ndarray, reconstructed: np.ndarray) -> tuple[np.ndarra
 class TextsOf:
     """The texts of a source as tokens of another model.
 
-    If both models share a tokenizer, or the second has none, tokens are unchanged (`shares_tokens`: positions correspond).
-    Otherwise texts are decoded by the first tokenizer and encoded by the second, after a `prompt` and in `lower` case.
+    If both models share a tokenizer, or the second has none, tokens are unchanged (`shares_tokens`:
+    positions correspond). Otherwise texts are decoded by the first tokenizer and encoded by the
+    second, after a `prompt` and in `lower` case.
     """
 
     def __init__(
-        self, source: Any, model: LanguageModel, where: str, prompt: str = "", lower: bool = False, reader: Any = None
+        self,
+        source: Any,
+        model: LanguageModel,
+        where: str,
+        prompt: str = "",
+        lower: bool = False,
+        reader: Any = None,
     ) -> None:
         self.model, self._prompt, self._lower = reader or model, prompt, lower
         self.first: Any = source.tokenizer
         self.second: Any = model.tokenizer
         self.most_tokens = model.most_tokens
-        first, second = (None if of is None else of.fingerprint() for of in (self.first, model.tokenizer))
+        first, second = (
+            None if of is None else of.fingerprint() for of in (self.first, model.tokenizer)
+        )
         same = first is not None and first == second
         self.shares_tokens = self.second is None or (same and not prompt and not lower)
         longest = int(source.max_length)
         if not self.shares_tokens:
-            needed = "one, or a model that reads its ids ('module:function', or 'same' where a probe has it)"
+            needed = (
+                "one, or a model that reads its ids ('module:function', or 'same' where a probe"
+                " has it)"
+            )
             expect(self.first is not None, f"{where}: tokenizer of the backward", None, needed)
             texts = self.texts(source.ids(np.arange(source.count())))
             rows = [self._encode(text) for text in texts]
             longest = max(map(len, rows))
             check_known(where, rows, self.second)
             empty = [text for text, row in zip(texts, rows, strict=True) if not row]
-            expect(not empty, f"{where}: texts without a token", empty[:1], "none; remove them, or name another model")
-        way_out = "cut the texts into shorter windows (windows = true, length = ..), or name a model for longer texts"
+            expect(
+                not empty,
+                f"{where}: texts without a token",
+                empty[:1],
+                "none; remove them, or name another model",
+            )
+        way_out = (
+            "cut the texts into shorter windows (windows = true, length = ..), or name a model for"
+            " longer texts"
+        )
         fits = self.most_tokens is None or longest <= self.most_tokens
-        expect(fits, f"{where}: tokens of a text", longest, f"at most {self.most_tokens}; {way_out}")
+        expect(
+            fits, f"{where}: tokens of a text", longest, f"at most {self.most_tokens}; {way_out}"
+        )
 
     def texts(self, ids: np.ndarray) -> list[str]:
         """The decoded texts of ids (count, length)."""
@@ -140,7 +190,9 @@ class TextsOf:
         return self.second.encode(text.lower() if self._lower else text)
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
-        """Tokens of the second model, int64 (count, longest), `PAD` beyond the end; none for text that its tokenizer refuses."""
+        """Tokens of the second model, int64 (count, longest), `PAD` beyond the end; none for
+        text that its tokenizer refuses.
+        """
         if self.shares_tokens:
             return ids
         rows: list[list[int]] = [[] for _ in ids]
@@ -153,12 +205,18 @@ class TextsOf:
         return out
 
     def readable(self, rows: np.ndarray) -> np.ndarray:
-        """Whether the second model can read each text, bool (count,): the text has tokens, and not too many."""
+        """Whether the second model can read each text, bool (count,): the text has tokens, and
+        not too many.
+        """
         lengths = (rows != PAD).sum(1)
-        return (lengths > 0) & (lengths <= (np.inf if self.most_tokens is None else self.most_tokens))
+        return (lengths > 0) & (
+            lengths <= (np.inf if self.most_tokens is None else self.most_tokens)
+        )
 
     def measured(self, ids: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Results (count, ..) of `function` for the texts that the second model can read; NaN for all others."""
+        """Results (count, ..) of `function` for the texts that the second model can read; NaN
+        for all others.
+        """
         rows = self.rows(ids)
         readable = self.readable(rows)
         values = function(rows[readable])

@@ -1,4 +1,6 @@
-"""Probes that read texts with a second model: classes, sentence embeddings, likelihoods and hidden states."""
+"""Probes that read texts with a second model: classes, sentence embeddings, likelihoods and
+hidden states.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,19 @@ _DIMS = ("noise", "item", "trajectory")
 
 
 class TextClass(SecondModel):
-    """Agreement of the classes that a classifier predicts for the original and for the reconstruction.
+    """Agreement of the classes that a classifier predicts for the original and for the
+    reconstruction.
 
-    Options. `model`: a folder or hub id of a classifier that `AutoModelForSequenceClassification` of transformers reads; or
-    "module:function", which returns a torch module that takes ids (texts, tokens) and gives logits (texts, classes). `labels`:
-    also compare with the true labels, if the source has them. All other options: `SecondModel`.
+    Options. `model`: a folder or hub id of a classifier that `AutoModelForSequenceClassification`
+    of transformers reads; or "module:function", which returns a torch module that takes ids (texts,
+    tokens) and gives logits (texts, classes). `labels`: also compare with the true labels, if the
+    source has them. All other options: `SecondModel`.
 
-    Variables. `same_class`: whether the class predicted for the reconstruction equals the class predicted for the original; NaN
-    where a reconstruction has no tokens, or too many for the model. `predicted_class`, `original_class`: class predicted for the
-    reconstruction (NaN as above), and for the original. With labels `label_top1`: whether the predicted class of the
-    reconstruction is the label of the original (NaN if unknown).
+    Variables. `same_class`: whether the class predicted for the reconstruction equals the class
+    predicted for the original; NaN where a reconstruction has no tokens, or too many for the model.
+    `predicted_class`, `original_class`: class predicted for the reconstruction (NaN as above), and
+    for the original. With labels `label_top1`: whether the predicted class of the reconstruction is
+    the label of the original (NaN if unknown).
     """
 
     head: ClassVar[Any] = "classifier"
@@ -58,31 +63,59 @@ class TextClass(SecondModel):
         num_classes = self._logits(texts.model, texts.rows(source.ids([0, 0]))).shape[1]
         way_out = "number the labels as the classifier does, or leave them out (labels = false)"
         expected = f"at most {num_classes - 1}, as {self.where} knows; {way_out}"
-        expect((num_labels or 0) <= num_classes, "largest label of the texts", (num_labels or 0) - 1, expected)
+        expect(
+            (num_labels or 0) <= num_classes,
+            "largest label of the texts",
+            (num_labels or 0) - 1,
+            expected,
+        )
         return num_labels is not None
 
     def variables(self, source: Any) -> dict[str, Variable]:
         share: dict[str, Any] = {"bounds": (0, 1), "group": "class", "family": "text"}
         same, right = f"same:{self.prefix}original_class", f"same:{self.prefix}original_class=label"
         every = {
-            "same_class": Variable(_DIMS, "same predicted class as the original", start=1, chance=same, symmetric=True, **share),
-            "predicted_class": Variable(_DIMS, "class predicted for the reconstruction", role="record"),
-            "original_class": Variable(_DIMS[:2], "class predicted for the original", role="record", pooled=False),
-            "label_top1": Variable(_DIMS, "label of the original is the predicted class", start=right, **share),
+            "same_class": Variable(
+                _DIMS,
+                "same predicted class as the original",
+                start=1,
+                chance=same,
+                symmetric=True,
+                **share,
+            ),
+            "predicted_class": Variable(
+                _DIMS, "class predicted for the reconstruction", role="record"
+            ),
+            "original_class": Variable(
+                _DIMS[:2], "class predicted for the original", role="record", pooled=False
+            ),
+            "label_top1": Variable(
+                _DIMS, "label of the original is the predicted class", start=right, **share
+            ),
         }
         has_labels = prepared(self, source)[1]
-        return self.prefixed({name: of for name, of in every.items() if has_labels or name != "label_top1"})
+        return self.prefixed(
+            {name: of for name, of in every.items() if has_labels or name != "label_top1"}
+        )
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
         texts, has_labels = prepared(self, source)
         ids, original, reconstructed = distinct(u_turns.originals.data, u_turns.reconstructions)
         classes = self.of_texts(texts, ids)
         before, after = classes[original], classes[reconstructed]
-        readings = {"same_class": _agree(after, before[:, None]), "predicted_class": after, "original_class": before}
+        readings = {
+            "same_class": _agree(after, before[:, None]),
+            "predicted_class": after,
+            "original_class": before,
+        }
         if has_labels:
             labels = u_turns.originals.labels[:, None]
             readings["label_top1"] = _agree(after, np.where(labels >= 0, labels, np.nan))
-        twins = {"same_class": between_clones(after, u_turns.clones, _agree)} if u_turns.clones > 1 else {}
+        twins = (
+            {"same_class": between_clones(after, u_turns.clones, _agree)}
+            if u_turns.clones > 1
+            else {}
+        )
         return self.prefixed(readings, twins)
 
 
@@ -92,15 +125,17 @@ def _agree(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class TextEncoder(SecondModel):
-    """Similarity of texts in a sentence encoder: the cosine of the embeddings of original and reconstruction.
+    """Similarity of texts in a sentence encoder: the cosine of the embeddings of original and
+    reconstruction.
 
-    Options. `model`: a model of sentence-transformers, whose pooling is used, or any other encoder, whose hidden states are
-    averaged over tokens (`networks/texts/language_files.py`). `reference`: number of originals for the chance level. All
-    other options: `SecondModel`.
+    Options. `model`: a model of sentence-transformers, whose pooling is used, or any other encoder,
+    whose hidden states are averaged over tokens (`networks/texts/language_files.py`). `reference`:
+    number of originals for the chance level. All other options: `SecondModel`.
 
-    Variables. `sentence_similarity`: -1 .. 1, 1 for equal texts; NaN where a reconstruction has no tokens, or too many for the
-    model. `sentence_chance`: mean similarity of an original with the others among the first `reference` originals, NaN if there
-    are none. (similarity - chance) / (1 - chance) is 1 for equal texts and 0 on average for unrelated texts.
+    Variables. `sentence_similarity`: -1 .. 1, 1 for equal texts; NaN where a reconstruction has no
+    tokens, or too many for the model. `sentence_chance`: mean similarity of an original with the
+    others among the first `reference` originals, NaN if there are none. (similarity - chance) / (1
+    - chance) is 1 for equal texts and 0 on average for unrelated texts.
     """
 
     type: Literal["text_encoder"] = "text_encoder"
@@ -114,7 +149,9 @@ class TextEncoder(SecondModel):
 
     def texts(self, source: Any) -> TextsOf:
         encoder = self.text_model.load()
-        return TextsOf(source, encoder.model, self.where, encoder.prompt, encoder.lower, reader=encoder)
+        return TextsOf(
+            source, encoder.model, self.where, encoder.prompt, encoder.lower, reader=encoder
+        )
 
     def of_rows(self, model: Any, rows: np.ndarray) -> np.ndarray:
         return model.embed(rows, self.batch_size)
@@ -124,11 +161,20 @@ class TextEncoder(SecondModel):
 
     def variables(self, source: Any) -> dict[str, Variable]:
         prepared(self, source)  # exposes errors before the run
-        how: dict[str, Any] = {"bounds": (-1, 1), "group": "sentence", "family": "text", "symmetric": True}
+        how: dict[str, Any] = {
+            "bounds": (-1, 1),
+            "group": "sentence",
+            "family": "text",
+            "symmetric": True,
+        }
         chance = "mean cosine similarity of sentence embeddings with other originals"
         every = {
             "sentence_similarity": Variable(
-                _DIMS, "cosine similarity of sentence embeddings", start=1, chance=f"{self.prefix}sentence_chance", **how
+                _DIMS,
+                "cosine similarity of sentence embeddings",
+                start=1,
+                chance=f"{self.prefix}sentence_chance",
+                **how,
             ),
             "sentence_chance": Variable(_DIMS[:2], chance, role="record", pooled=False),
         }
@@ -149,21 +195,28 @@ class TextEncoder(SecondModel):
             "sentence_similarity": similarity(original[:, None], reconstructed),
             "sentence_chance": np.where(others > 0, total / np.maximum(others, 1), np.nan),
         }
-        twins = {"sentence_similarity": between_clones(reconstructed, clones, similarity)} if clones > 1 else {}
+        twins = (
+            {"sentence_similarity": between_clones(reconstructed, clones, similarity)}
+            if clones > 1
+            else {}
+        )
         return self.prefixed(readings, twins)
 
 
 class TextLikelihood(SecondModel):
-    """Log-likelihood of reconstructions under a second model, in nats per character (`uturn.networks.texts.language`).
+    """Log-likelihood of reconstructions under a second model, in nats per character
+    (`uturn.networks.texts.language`).
 
-    Options. `model`: a causal or a masked model of transformers; "same", the masked model of the backward; "embedded"; or
-    "module:function" (for `likelihood` "masked" a `uturn.networks.TokenNetwork`, for "causal" a torch module that returns
-    logits). `likelihood`: "causal", log p(x) = sum_i log p(x_i | tokens before), one pass for each text; "masked", the
-    pseudo-log-likelihood sum_i log p(x_i | all other tokens) of arXiv:1910.14659, one pass for each token of a text; "auto",
-    determined by config.json. All other options: `SecondModel`.
+    Options. `model`: a causal or a masked model of transformers; "same", the masked model of the
+    backward; "embedded"; or "module:function" (for `likelihood` "masked" a
+    `uturn.networks.TokenNetwork`, for "causal" a torch module that returns logits). `likelihood`:
+    "causal", log p(x) = sum_i log p(x_i | tokens before), one pass for each text; "masked", the
+    pseudo-log-likelihood sum_i log p(x_i | all other tokens) of arXiv:1910.14659, one pass for each
+    token of a text; "auto", determined by config.json. All other options: `SecondModel`.
 
-    Variables. `log_likelihood`: log-likelihood of the reconstruction divided by its number of characters; NaN for texts without
-    tokens, with too many for the model, or with a token of probability 0. `original_log_likelihood`: the same for the original.
+    Variables. `log_likelihood`: log-likelihood of the reconstruction divided by its number of
+    characters; NaN for texts without tokens, with too many for the model, or with a token of
+    probability 0. `original_log_likelihood`: the same for the original.
     """
 
     type: Literal["text_likelihood"] = "text_likelihood"
@@ -179,7 +232,12 @@ class TextLikelihood(SecondModel):
         if self.model == "same" or is_packaged(self.model):
             stated = "masked"
         elif is_import_path(self.model):
-            expect(self.likelihood != "auto", f"likelihood for {where}", "auto", "'causal' or 'masked', as it is your own")
+            expect(
+                self.likelihood != "auto",
+                f"likelihood for {where}",
+                "auto",
+                "'causal' or 'masked', as it is your own",
+            )
         elif self.likelihood == "auto" or not self.trust_remote_code:
             stated = kind_of(self.model, where, self.trust_remote_code, self.model_type)
         fits = stated is None or self.likelihood in ("auto", stated)
@@ -189,49 +247,89 @@ class TextLikelihood(SecondModel):
     def texts(self, source: Any) -> TextsOf:
         from uturn.networks.texts.language import beginning
 
-        where, model = self.where, source.language() if self.model == "same" else self.text_model.load()
+        where, model = (
+            self.where,
+            (source.language() if self.model == "same" else self.text_model.load()),
+        )
         fits = self.head != "masked" or model.corruption == "masking"
-        expect(fits, f"{where}: corruption", model.corruption, "'masking', as a pseudo-log-likelihood needs")
+        expect(
+            fits,
+            f"{where}: corruption",
+            model.corruption,
+            "'masking', as a pseudo-log-likelihood needs",
+        )
         has_characters = source.tokenizer is not None
-        expect(has_characters, f"{where}: tokenizer of the backward", None, "one, so that ids have characters to count")
-        if self.head == "causal" and not model.prefix and model.length is not None:  # the begin token counts, too
+        expect(
+            has_characters,
+            f"{where}: tokenizer of the backward",
+            None,
+            "one, so that ids have characters to count",
+        )
+        # The begin token counts, too.
+        if self.head == "causal" and not model.prefix and model.length is not None:
             model = replace(model, length=model.length - len(beginning(model)))
         return TextsOf(source, model, where)
 
     def of_rows(self, model: Any, rows: np.ndarray) -> np.ndarray:
         from uturn.networks.texts.language import causal_log_likelihoods, pseudo_log_likelihoods
 
-        return (causal_log_likelihoods if self.head == "causal" else pseudo_log_likelihoods)(model, rows, self.batch_size)
+        return (causal_log_likelihoods if self.head == "causal" else pseudo_log_likelihoods)(
+            model, rows, self.batch_size
+        )
 
     def variables(self, source: Any) -> dict[str, Variable]:
         prepared(self, source)
-        law, unit = {"causal": "log-likelihood", "masked": "pseudo-log-likelihood"}[self.head], "nats per character"
+        law, unit = (
+            {"causal": "log-likelihood", "masked": "pseudo-log-likelihood"}[self.head],
+            "nats per character",
+        )
         start = f"{self.prefix}original_log_likelihood"
         every = {
-            "log_likelihood": Variable(_DIMS, f"{law} of the reconstruction, {unit}", start=start, group="likelihood", unit=unit),
-            "original_log_likelihood": Variable(_DIMS[:2], f"{law} of the original, {unit}", role="record", pooled=False),
+            "log_likelihood": Variable(
+                _DIMS,
+                f"{law} of the reconstruction, {unit}",
+                start=start,
+                group="likelihood",
+                unit=unit,
+            ),
+            "original_log_likelihood": Variable(
+                _DIMS[:2], f"{law} of the original, {unit}", role="record", pooled=False
+            ),
         }
         return self.prefixed(every)
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
         texts, _ = prepared(self, source)
         ids, original, reconstructed = distinct(u_turns.originals.data, u_turns.reconstructions)
-        nats, characters = self.of_texts(texts, ids), np.array([len(text) for text in texts.texts(ids)])
-        likelihood = np.where(np.isfinite(nats) & (characters > 0), nats / np.maximum(characters, 1), np.nan)
-        return self.prefixed({"log_likelihood": likelihood[reconstructed], "original_log_likelihood": likelihood[original]})
+        nats, characters = (
+            self.of_texts(texts, ids),
+            np.array([len(text) for text in texts.texts(ids)]),
+        )
+        likelihood = np.where(
+            np.isfinite(nats) & (characters > 0), nats / np.maximum(characters, 1), np.nan
+        )
+        return self.prefixed(
+            {
+                "log_likelihood": likelihood[reconstructed],
+                "original_log_likelihood": likelihood[original],
+            }
+        )
 
 
 class TextLayers(SecondModel):
-    """Similarity of the hidden states of texts in a network, layer by layer (`uturn.probes.text_states.TextStates`).
+    """Similarity of the hidden states of texts in a network, layer by layer
+    (`uturn.probes.text_states.TextStates`).
 
-    Options. `model`: "same", the model of the backward; a folder or hub id of any encoder or causal model that transformers'
-    `AutoModel` reads; "embedded"; or "module:function", which returns a torch module that takes ids. `layers`: names or patterns
-    of modules, by default "every block". `reference`: number of originals over which channels are standardised. All other
-    options: `SecondModel`; `name` is also a prefix of the dim `text_layer`.
+    Options. `model`: "same", the model of the backward; a folder or hub id of any encoder or causal
+    model that transformers' `AutoModel` reads; "embedded"; or "module:function", which returns a
+    torch module that takes ids. `layers`: names or patterns of modules, by default "every block".
+    `reference`: number of originals over which channels are standardised. All other options:
+    `SecondModel`; `name` is also a prefix of the dim `text_layer`.
 
-    Variables. `text_similarity`: cosine of the standardised states averaged over tokens. `token_similarity`: cosine of the
-    states of a token, averaged over tokens; only if both models have the same tokens, since otherwise positions do not
-    correspond. Both are 1 for equal texts, and NaN where a reconstruction has no tokens, or too many for the model.
+    Variables. `text_similarity`: cosine of the standardised states averaged over tokens.
+    `token_similarity`: cosine of the states of a token, averaged over tokens; only if both models
+    have the same tokens, since otherwise positions do not correspond. Both are 1 for equal texts,
+    and NaN where a reconstruction has no tokens, or too many for the model.
     """
 
     type: Literal["text_layers"] = "text_layers"
@@ -256,17 +354,28 @@ class TextLayers(SecondModel):
     def variables(self, source: Any) -> dict[str, Variable]:
         dims = (*_DIMS, f"{self.prefix}text_layer")
         how: dict[str, Any] = {"start": 1, "bounds": (-1, 1), "order": dims[-1], "symmetric": True}
-        states, share = "cosine similarity of standardised hidden states", prepared(self, source)[0].shares_tokens
+        states, share = (
+            "cosine similarity of standardised hidden states",
+            prepared(self, source)[0].shares_tokens,
+        )
         note = "" if share else " (no token_similarity: the tokens of the models differ)"
         every = {
-            "text_similarity": Variable(dims, f"{states}, averaged over tokens{note}", group="layers", **how),
-            "token_similarity": Variable(dims, f"{states} of a token, mean over tokens", group="tokens in layers", **how),
+            "text_similarity": Variable(
+                dims, f"{states}, averaged over tokens{note}", group="layers", **how
+            ),
+            "token_similarity": Variable(
+                dims, f"{states} of a token, mean over tokens", group="tokens in layers", **how
+            ),
         }
-        return self.prefixed({name: of for name, of in every.items() if share or name == "text_similarity"})
+        return self.prefixed(
+            {name: of for name, of in every.items() if share or name == "text_similarity"}
+        )
 
     def coordinates(self, source: Any) -> dict[str, Any]:
         return {f"{self.prefix}text_layer": np.array(prepared(self, source)[1].layers)}
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
         states = prepared(self, source)[1]
-        return self.prefixed(*states.read(u_turns.originals.data, u_turns.reconstructions, u_turns.clones))
+        return self.prefixed(
+            *states.read(u_turns.originals.data, u_turns.reconstructions, u_turns.clones)
+        )

@@ -12,21 +12,33 @@ from uturn.core.protocols import Probe, Spec, UTurns, Variable
 from uturn.measures.clones import between_clones
 
 MOST_NODES = 64  # largest number of shown nodes of a tree level
-AS_LEVELS: dict[str, Any] = {"start": 1, "bounds": (0, 1), "group": "tree levels", "order": "tree_level"}
+AS_LEVELS: dict[str, Any] = {
+    "start": 1,
+    "bounds": (0, 1),
+    "group": "tree levels",
+    "order": "tree_level",
+}
 """Reading instructions of shares and beliefs of tree levels."""
 
 
 def check_tree(probe: Any, source: Any) -> None:
     """ValueError for a probe of trees and a source of strings without trees."""
-    expect(hasattr(source, "branching"), "probe of a source without trees", probe.type, "'tree_levels' or 'changes'")
+    expect(
+        hasattr(source, "branching"),
+        "probe of a source without trees",
+        probe.type,
+        "'tree_levels' or 'changes'",
+    )
 
 
 class TreeLevels(Spec, Probe):
-    """Share of the nodes of each tree level whose symbol is unchanged, and the exact belief in the original's symbols.
+    """Share of the nodes of each tree level whose symbol is unchanged, and the exact belief in the
+    original's symbols.
 
-    `unchanged`: share of the nodes with the symbol of the original, 0 .. 1; an ungrammatical node (-1) counts as changed.
-    `belief`: exact marginal of the original's symbols given the noisy datum, averaged over nodes and trajectories, 0 .. 1. For
-    exact posterior draws both have the same expectation, but `belief` has no sampling noise.
+    `unchanged`: share of the nodes with the symbol of the original, 0 .. 1; an ungrammatical node
+    (-1) counts as changed. `belief`: exact marginal of the original's symbols given the noisy
+    datum, averaged over nodes and trajectories, 0 .. 1. For exact posterior draws both have the
+    same expectation, but `belief` has no sampling noise.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
@@ -37,7 +49,9 @@ class TreeLevels(Spec, Probe):
         dims = ("noise", "item", "trajectory", "tree_level")
         return {
             "unchanged": Variable(dims, "share of unchanged nodes", symmetric=True, **AS_LEVELS),
-            "belief": Variable(("noise", "item", "tree_level"), "mean marginal of the true symbol", **AS_LEVELS),
+            "belief": Variable(
+                ("noise", "item", "tree_level"), "mean marginal of the true symbol", **AS_LEVELS
+            ),
         }
 
     def coordinates(self, source: Any) -> dict[str, Any]:
@@ -46,11 +60,19 @@ class TreeLevels(Spec, Probe):
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
         before, after = u_turns.originals.draw.latents, u_turns.reconstructions
         # Originals have no node -1, so equality is sufficient.
-        unchanged = [(after[level] == before[level][:, None]).mean(axis=2, dtype=np.float64) for level in sorted(before)]
-        belief = u_turns.noisy.true_beliefs(before).reshape(len(before[0]), -1, len(before)).mean(axis=1)
+        unchanged = [
+            (after[level] == before[level][:, None]).mean(axis=2, dtype=np.float64)
+            for level in sorted(before)
+        ]
+        belief = (
+            u_turns.noisy.true_beliefs(before).reshape(len(before[0]), -1, len(before)).mean(axis=1)
+        )
         readings = {"unchanged": np.stack(unchanged, axis=-1), "belief": belief}
         if u_turns.clones > 1:
-            twins = [between_clones(after[level], u_turns.clones, _share_of_equal_nodes) for level in sorted(before)]
+            twins = [
+                between_clones(after[level], u_turns.clones, _share_of_equal_nodes)
+                for level in sorted(before)
+            ]
             readings["clone_unchanged"] = np.stack(twins, axis=-1)
         return readings
 
@@ -60,11 +82,13 @@ def _share_of_equal_nodes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class ParsedLevels(Spec, Probe):
-    """Share of unchanged nodes of each tree level, with the tree of a reconstruction obtained by parsing its leaves.
+    """Share of unchanged nodes of each tree level, with the tree of a reconstruction obtained by
+    parsing its leaves.
 
-    `parsed`: share of the nodes with the symbol of the original, 0 .. 1; an ungrammatical node counts as changed. For exact
-    posterior draws and for denoised strings it equals `unchanged` of `TreeLevels`. A parsed node depends jointly on all leaves
-    below it, so this reading tests whether a sampler draws leaves jointly; the sampler's own latents do not.
+    `parsed`: share of the nodes with the symbol of the original, 0 .. 1; an ungrammatical node
+    counts as changed. For exact posterior draws and for denoised strings it equals `unchanged` of
+    `TreeLevels`. A parsed node depends jointly on all leaves below it, so this reading tests
+    whether a sampler draws leaves jointly; the sampler's own latents do not.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
@@ -73,7 +97,14 @@ class ParsedLevels(Spec, Probe):
     def variables(self, source: Any) -> dict[str, Variable]:
         check_tree(self, source)
         dims = ("noise", "item", "trajectory", "tree_level")
-        return {"parsed": Variable(dims, "share of unchanged nodes after parsing the leaves", symmetric=True, **AS_LEVELS)}
+        return {
+            "parsed": Variable(
+                dims,
+                "share of unchanged nodes after parsing the leaves",
+                symmetric=True,
+                **AS_LEVELS,
+            )
+        }
 
     def coordinates(self, source: Any) -> dict[str, Any]:
         return {"tree_level": np.arange(source.depth + 1)}
@@ -82,18 +113,24 @@ class ParsedLevels(Spec, Probe):
         before, leaves = u_turns.originals.draw.latents, u_turns.reconstructions[0]
         after = u_turns.originals.rhm.parse(leaves.reshape(-1, leaves.shape[2])).latents
         nodes = [after[level].reshape(*leaves.shape[:2], -1) for level in sorted(before)]
-        same = [_share_of_equal_nodes(nodes[level], before[level][:, None]) for level in sorted(before)]
+        same = [
+            _share_of_equal_nodes(nodes[level], before[level][:, None]) for level in sorted(before)
+        ]
         readings = {"parsed": np.stack(same, axis=-1)}
         if u_turns.clones > 1:
-            twins = [between_clones(values, u_turns.clones, _share_of_equal_nodes) for values in nodes]
+            twins = [
+                between_clones(values, u_turns.clones, _share_of_equal_nodes) for values in nodes
+            ]
             readings["clone_parsed"] = np.stack(twins, axis=-1)
         return readings
 
 
 class Messages(Spec, Probe):
-    """Exact messages at the true symbols, averaged over the nodes of each level and over trajectories.
+    """Exact messages at the true symbols, averaged over the nodes of each level and over
+    trajectories.
 
-    These are the beliefs of Figs. 12 and 13 of arXiv:2402.16991, 0 .. 1. `directions`: "upward", "downward" or both.
+    These are the beliefs of Figs. 12 and 13 of arXiv:2402.16991, 0 .. 1. `directions`: "upward",
+    "downward" or both.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
@@ -106,18 +143,23 @@ class Messages(Spec, Probe):
         dims = ("noise", "item", "tree_level")
         read_as: dict[str, Any] = {"bounds": (0, 1), "group": "messages"}
         return {
-            f"{name}_belief": Variable(dims, f"mean {name} message at the true symbol", **read_as) for name in self.directions
+            f"{name}_belief": Variable(dims, f"mean {name} message at the true symbol", **read_as)
+            for name in self.directions
         }
 
     def coordinates(self, source: Any) -> dict[str, Any]:
         return {"tree_level": np.arange(source.depth + 1)}
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        return {f"{name}_belief": true_beliefs(u_turns, name, *self.directions) for name in self.directions}
+        return {
+            f"{name}_belief": true_beliefs(u_turns, name, *self.directions)
+            for name in self.directions
+        }
 
 
 def true_beliefs(u_turns: UTurns, output: str, *also: str) -> np.ndarray:
-    """Messages at the true symbols, averaged over the nodes of a level and over trajectories: float64 (items, levels).
+    """Messages at the true symbols, averaged over the nodes of a level and over trajectories:
+    float64 (items, levels).
 
     `output`: "upward" or "downward".
     """
@@ -134,11 +176,13 @@ def true_beliefs(u_turns: UTurns, output: str, *also: str) -> np.ndarray:
 
 
 class TreeNodes(Spec, Probe):
-    """Single nodes of the trees of the `first` originals, for a picture of the tree; NaN for all later originals.
+    """Single nodes of the trees of the `first` originals, for a picture of the tree; NaN for all
+    later originals.
 
-    `node_belief`: exact marginal of the original's symbol, averaged over trajectories, 0 .. 1. `node_unchanged`: 1 where a
-    reconstruction has the symbol of the original, else 0. The dim `node` numbers the nodes level by level from the root (0), and
-    each level from the left: node k has the children s k + 1 .. s k + s. Levels with more than 64 nodes are left out.
+    `node_belief`: exact marginal of the original's symbol, averaged over trajectories, 0 .. 1.
+    `node_unchanged`: 1 where a reconstruction has the symbol of the original, else 0. The dim
+    `node` numbers the nodes level by level from the root (0), and each level from the left: node k
+    has the children s k + 1 .. s k + s. Levels with more than 64 nodes are left out.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
@@ -148,13 +192,23 @@ class TreeNodes(Spec, Probe):
 
     def variables(self, source: Any) -> dict[str, Variable]:
         return {
-            "node_belief": Variable(("noise", "item", "node"), "marginal of the true symbol of a node", role="record"),
-            "node_unchanged": Variable(("noise", "item", "trajectory", "node"), "whether a node is unchanged", role="record"),
+            "node_belief": Variable(
+                ("noise", "item", "node"), "marginal of the true symbol of a node", role="record"
+            ),
+            "node_unchanged": Variable(
+                ("noise", "item", "trajectory", "node"),
+                "whether a node is unchanged",
+                role="record",
+            ),
         }
 
     def coordinates(self, source: Any) -> dict[str, Any]:
         check_tree(self, source)
-        return {"node": np.arange(sum(source.branching ** (source.depth - level) for level in shown_levels(source)))}
+        return {
+            "node": np.arange(
+                sum(source.branching ** (source.depth - level) for level in shown_levels(source))
+            )
+        }
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
         before, after = u_turns.originals.draw.latents, u_turns.reconstructions
@@ -164,9 +218,14 @@ class TreeNodes(Spec, Probe):
         for level in levels:
             of_copies = marginals[level].reshape(items, -1, *marginals[level].shape[1:])
             at = np.broadcast_to(before[level][:, None, :, None], (*of_copies.shape[:3], 1))
-            beliefs.append(np.take_along_axis(of_copies, at, axis=3)[..., 0].mean(axis=1, dtype=np.float64))
+            beliefs.append(
+                np.take_along_axis(of_copies, at, axis=3)[..., 0].mean(axis=1, dtype=np.float64)
+            )
             unchanged.append((after[level] == before[level][:, None]).astype(np.float32))
-        readings = {"node_belief": np.concatenate(beliefs, axis=-1), "node_unchanged": np.concatenate(unchanged, axis=-1)}
+        readings = {
+            "node_belief": np.concatenate(beliefs, axis=-1),
+            "node_unchanged": np.concatenate(unchanged, axis=-1),
+        }
         for values in readings.values():
             values[u_turns.originals.items >= self.first] = np.nan
         return readings
@@ -174,4 +233,8 @@ class TreeNodes(Spec, Probe):
 
 def shown_levels(source: Any) -> list[int]:
     """Tree levels with at most 64 nodes, from the root down."""
-    return [level for level in range(source.depth, -1, -1) if source.branching ** (source.depth - level) <= MOST_NODES]
+    return [
+        level
+        for level in range(source.depth, -1, -1)
+        if source.branching ** (source.depth - level) <= MOST_NODES
+    ]

@@ -1,6 +1,7 @@
 """Sources of originals: strings of a grammar, images, vectors of a solvable law, texts.
 
-In a spec, `type` names the class, and the other keys are its arguments, which `help(ut.sources.RHMSource)` lists:
+In a spec, `type` names the class, and the other keys are its arguments, which
+`help(ut.sources.RHMSource)` lists:
 
     rhm               RHMSource              strings of random grammars
     grammar           GrammarSource          strings of a grammar in a file
@@ -14,7 +15,8 @@ In a spec, `type` names the class, and the other keys are its arguments, which `
     gaussian_field    GaussianFieldSource    vectors of a Gaussian random field
     tokens            TokenSource            texts, as tokens of the model of the backward
 
-A source of one's own inherits from `StringSource`, `ImageSource` or `TextSource`, or for other data from `ut.Source`.
+A source of one's own inherits from `StringSource`, `ImageSource` or `TextSource`, or for other data
+from `ut.Source`.
 """
 
 from __future__ import annotations

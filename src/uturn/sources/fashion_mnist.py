@@ -1,4 +1,5 @@
-"""The Fashion-MNIST assets of the package: a diffusion model, a classifier and 1,000 test images (docs/figures.md).
+"""The Fashion-MNIST assets of the package: a diffusion model, a classifier and 1,000 test images
+(docs/figures.md).
 
 Images are float32 arrays (batch, 1, 28, 28) in [-1, 1]: -1 is the black background, 1 is white.
 """
@@ -24,44 +25,63 @@ CLASS_NAMES = (
 """Names of the ten classes, in the order of the labels."""
 
 COARSE_CLASS = np.array([0, 1, 0, 2, 0, 3, 0, 3, 4, 3])
-"""Labels one level up the hierarchy, `COARSE_CLASS[labels]`: 0 tops, 1 trousers, 2 dresses, 3 shoes, 4 bags."""
+"""Labels one level up the hierarchy, `COARSE_CLASS[labels]`: 0 tops, 1 trousers, 2 dresses, 3
+shoes, 4 bags.
+"""
 
 _FOLDER = Path(__file__).parents[1] / "assets" / "fashion_mnist"
 
 
 def generator_folder() -> Path:
-    """Folder of the diffusion model in diffusers' own layout (`DDPMPipeline.from_pretrained` reads it)."""
+    """Folder of the diffusion model in diffusers' own layout (`DDPMPipeline.from_pretrained`
+    reads it).
+    """
     return _FOLDER / "generator"
 
 
 def load_scheduler() -> Any:
-    """`DDPMScheduler` the generator was trained with: linear noise schedule, 1,000 timesteps, v prediction."""
+    """`DDPMScheduler` the generator was trained with: linear noise schedule, 1,000 timesteps, v
+    prediction.
+    """
     from diffusers import DDPMScheduler
 
     return DDPMScheduler.from_pretrained(generator_folder() / "scheduler")
 
 
-def build_classifier(channels: Sequence[int], strides: Sequence[int], num_classes: int = 10) -> torch.nn.Sequential:
-    """Untrained convolutional classifier of images with one channel, whose direct children are the layers to probe.
+def build_classifier(
+    channels: Sequence[int], strides: Sequence[int], num_classes: int = 10
+) -> torch.nn.Sequential:
+    """Untrained convolutional classifier of images with one channel, whose direct children are the
+    layers to probe.
 
-    `block1`, `block2`, ...: 3x3 convolution, batch norm, ReLU, with the output channels and strides of the arguments. `logits`:
-    mean over positions, then a linear map to `num_classes` logits.
+    `block1`, `block2`, ...: 3x3 convolution, batch norm, ReLU, with the output channels and strides
+    of the arguments. `logits`: mean over positions, then a linear map to `num_classes` logits.
     """
     from torch import nn
 
     model = nn.Sequential()
-    for number, ((before, after), stride) in enumerate(zip(pairwise([1, *channels]), strides, strict=True), 1):
+    for number, ((before, after), stride) in enumerate(
+        zip(pairwise([1, *channels]), strides, strict=True), 1
+    ):
         convolution = nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=False)
-        # Not in place, so that a hook sees the post-activation of this block before later modules change it.
-        model.add_module(f"block{number}", nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU()))
-    model.add_module("logits", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], num_classes)))
+        # Not in place, so that a hook sees the post-activation of this block before later modules
+        # change it.
+        model.add_module(
+            f"block{number}", nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU())
+        )
+    model.add_module(
+        "logits",
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], num_classes)),
+    )
     return model
 
 
 def load_classifier(path: str | Path | None = None) -> torch.nn.Sequential:
-    """Trained Fashion-MNIST classifier (`build_classifier`), float32, in evaluation mode: images to logits (batch, 10).
+    """Trained Fashion-MNIST classifier (`build_classifier`), float32, in evaluation mode: images to
+    logits (batch, 10).
 
-    `path`: a file written by `training/fashion_mnist/train_classifier.py`; by default the embedded one.
+    `path`: a file written by `training/fashion_mnist/train_classifier.py`; by default the embedded
+    one.
     """
     from safetensors import safe_open
 
@@ -79,10 +99,11 @@ def test_set_file() -> Path:
 
 
 def load_test_set() -> tuple[np.ndarray, np.ndarray]:
-    """1,000 images of the Fashion-MNIST test split, which was not used in training, and their labels.
+    """1,000 images of the Fashion-MNIST test split, which was not used in training, and their
+    labels.
 
-    Images: float32 (1000, 1, 28, 28) in [-1, 1]. Labels: int64 (1000,), 0..9, in turn (`labels[i] == i % 10`), so that the first
-    10 k images hold k of each class.
+    Images: float32 (1000, 1, 28, 28) in [-1, 1]. Labels: int64 (1000,), 0..9, in turn (`labels[i]
+    == i % 10`), so that the first 10 k images hold k of each class.
     """
     from safetensors.numpy import load_file
 
@@ -92,7 +113,9 @@ def load_test_set() -> tuple[np.ndarray, np.ndarray]:
 
 
 def fingerprints() -> dict[str, str]:
-    """SHA-256 of every embedded data file, {path inside the asset folder: hexadecimal digest}; recorded with results."""
+    """SHA-256 of every embedded data file, {path inside the asset folder: hexadecimal digest};
+    recorded with results.
+    """
     return {
         path.relative_to(_FOLDER).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(_FOLDER.rglob("*"))

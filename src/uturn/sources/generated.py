@@ -22,20 +22,24 @@ from uturn.sources.images import Images, ImageSource
 
 _MOST_BYTES = 2**30  # bytes of originals in memory
 _REFERENCE = 256  # number of images for statistics of activations
-_kept: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()  # {(identity of the draws, item): image}, latest last
+# {(identity of the draws, item): image}, latest last.
+_kept: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
 
 
 class GeneratedSource(Spec, ImageSource):
-    """Images that the model of the backward draws from pure noise, with its scheduler and all its steps.
+    """Images that the model of the backward draws from pure noise, with its scheduler and all its
+    steps.
 
-    The originals have the law of the model, so a sampler that draws from its posterior is calibrated (`ut.calibration`). With a
-    model that takes the true label, item i is drawn with the label i % num_classes; for other models there are no labels.
-    Statistics of activations use the first 256 items, even in a smaller run, so that it can be extended.
+    The originals have the law of the model, so a sampler that draws from its posterior is
+    calibrated (`ut.calibration`). With a model that takes the true label, item i is drawn with the
+    label i % num_classes; for other models there are no labels. Statistics of activations use the
+    first 256 items, even in a smaller run, so that it can be extended.
 
-    `seed`: seed of the originals, by default that of the experiment. `steps`: reverse steps of the chain that draws them, by
-    default that of the backward; a coarse chain has another law than its model, and posterior samplers of inverse problems need
-    this option. Execution-only option `folder`: folder of drawn originals, one file each, for other processes and later runs.
-    Without it, a process caches up to 1 GB of originals in memory.
+    `seed`: seed of the originals, by default that of the experiment. `steps`: reverse steps of the
+    chain that draws them, by default that of the backward; a coarse chain has another law than its
+    model, and posterior samplers of inverse problems need this option. Execution-only option
+    `folder`: folder of drawn originals, one file each, for other processes and later runs. Without
+    it, a process caches up to 1 GB of originals in memory.
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"folder"})
@@ -58,18 +62,27 @@ class GeneratedSource(Spec, ImageSource):
 
     def made_by(self, backward: Any, seed: int) -> GeneratedSource:
         needed = "generate" if self.steps is None else "chain"
-        way_out = "" if self.steps is not None or not hasattr(backward, "chain") else "; give source.steps"
+        way_out = (
+            ""
+            if self.steps is not None or not hasattr(backward, "chain")
+            else "; give source.steps"
+        )
         expected = f"one with {needed}(), which draws originals of type 'generated'{way_out}"
         expect(hasattr(backward, needed), "backward", backward, expected)
         bound = self.model_copy()
-        bound._backward, bound._seed = (backward if self.steps is None else backward.chain(self.steps)), seed
+        bound._backward, bound._seed = (
+            (backward if self.steps is None else backward.chain(self.steps)),
+            seed,
+        )
         return bound
 
     def count(self) -> int:
         return _REFERENCE
 
     def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
-        return self._images(np.asarray(indices), self._seed, _REFERENCE), self._labels(np.asarray(indices))
+        return self._images(np.asarray(indices), self._seed, _REFERENCE), self._labels(
+            np.asarray(indices)
+        )
 
     def image_shape(self) -> tuple[int, int, int]:
         return self._backward.generated_shape()
@@ -80,7 +93,9 @@ class GeneratedSource(Spec, ImageSource):
     def fingerprint(self) -> str:
         """SHA-256 of the model and its sampler; with the seed, it determines the originals."""
         if not self._fingerprint:  # cached, since hashing the weights is slow
-            options = self._backward.model_dump(mode="json", exclude_defaults=True, exclude=set(self._backward.execution))
+            options = self._backward.model_dump(
+                mode="json", exclude_defaults=True, exclude=set(self._backward.execution)
+            )
             identity = f"{self._backward.fingerprint()} {json.dumps(options, sort_keys=True)}"
             self._fingerprint = hashlib.sha256(identity.encode()).hexdigest()
         return self._fingerprint
@@ -92,7 +107,9 @@ class GeneratedSource(Spec, ImageSource):
         yield Images(items, self._images(items, seed, num_items), self._labels(items))
 
     def kept(self, fingerprint: str, seed: int, items: np.ndarray) -> np.ndarray | None:
-        """Originals drawn by a run whose source has this fingerprint, without its model; None if some are no longer stored."""
+        """Originals drawn by a run whose source has this fingerprint, without its model; None if
+        some are no longer stored.
+        """
         draws = _Draws(fingerprint, seed if self.seed is None else self.seed, self.folder)
         images = [image for item in items if (image := draws.get(int(item))) is not None]
         return np.stack(images) if len(images) == len(items) else None
@@ -107,12 +124,21 @@ class GeneratedSource(Spec, ImageSource):
         images: dict[int, Any] = {int(item): draws.get(int(item)) for item in items}
         missing = [item for item, image in images.items() if image is None]
         if missing:
-            if not self._backward.wants_processes:  # where it is faster, further items fill the batches of the network
-                ahead = range(missing[0], min(num_items, missing[0] + self._backward.images_together()))
-                missing += [item for item in ahead if item not in images and draws.get(item) is None]
+            # Where it is faster, further items fill the batches of the network.
+            if not self._backward.wants_processes:
+                ahead = range(
+                    missing[0], min(num_items, missing[0] + self._backward.images_together())
+                )
+                missing += [
+                    item for item in ahead if item not in images and draws.get(item) is None
+                ]
             some = np.array(missing)
             labels = self._backward.generated_labels(some)
-            for item, image in zip(missing, self._backward.generate(keys(seed, Purpose.ORIGINAL, some), labels), strict=True):
+            for item, image in zip(
+                missing,
+                self._backward.generate(keys(seed, Purpose.ORIGINAL, some), labels),
+                strict=True,
+            ):
                 draws.put(item, image)
                 images[item] = image
         return np.stack([images[int(item)] for item in items])
@@ -123,7 +149,9 @@ class _Draws:
 
     def __init__(self, fingerprint: str, seed: int, folder: str | None) -> None:
         self.identity = hashlib.sha256(f"{fingerprint} {seed}".encode()).hexdigest()
-        self.folder = None if folder is None else Path(checked_path("folder", folder)) / self.identity[:16]
+        self.folder = (
+            None if folder is None else Path(checked_path("folder", folder)) / self.identity[:16]
+        )
 
     def get(self, item: int) -> np.ndarray | None:
         image = _kept.get((self.identity, item))

@@ -37,7 +37,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000")
 
 @dataclass(frozen=True, repr=False)
 class Images(Originals):
-    """Original images, float32 (batch, channels, height, width) in [-1, 1]; labels are -1 where unknown."""
+    """Original images, float32 (batch, channels, height, width) in [-1, 1]; labels are -1 where
+    unknown.
+    """
 
     items: np.ndarray
     images: np.ndarray
@@ -48,17 +50,23 @@ class Images(Originals):
         return self.images
 
     def continued(self, reconstructions: Any, taken: np.ndarray) -> Images:
-        return replace(self, images=np.where(taken[:, None, None, None], reconstructions[:, 0], self.images))
+        return replace(
+            self, images=np.where(taken[:, None, None, None], reconstructions[:, 0], self.images)
+        )
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyImages:
-        """Noisy images, one for each trajectory of each original, with the labels of the originals."""
+        """Noisy images, one for each trajectory of each original, with the labels of the
+        originals.
+        """
         noisy = super().observed_by(corruption, noise, streams)
         return NoisyImages(noisy.values, noisy.noise, labels=np.repeat(self.labels, streams.count))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NoisyImages(Noisy):
-    """Noisy images or latents, float32 (batch, channels, height, width), and the labels of the originals, -1 where unknown."""
+    """Noisy images or latents, float32 (batch, channels, height, width), and the labels of the
+    originals, -1 where unknown.
+    """
 
     labels: Any = None
 
@@ -77,7 +85,9 @@ class ImageSource(Source[Images]):
 
     @abstractmethod
     def images_at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images at the indices, float32 (count, channels, height, width) in [-1, 1], and labels (count,), -1 where unknown."""
+        """Images at the indices, float32 (count, channels, height, width) in [-1, 1], and labels
+        (count,), -1 where unknown.
+        """
 
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width, by default those of the first image."""
@@ -93,7 +103,9 @@ class _ImagesInMemory(Spec, ImageSource):
     """Images held in memory, and read again when their files change."""
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
-        """All images, float32 (count, channels, height, width) in [-1, 1], and labels (count,), -1 where unknown."""
+        """All images, float32 (count, channels, height, width) in [-1, 1], and labels (count,),
+        -1 where unknown.
+        """
         raise NotImplementedError
 
     @cached_while_unchanged(maxsize=2)
@@ -118,7 +130,12 @@ class _ImagesInMemory(Spec, ImageSource):
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
         images, labels = self.all_images()
-        expect(num_items <= len(images), "items", num_items, f"at most {len(images)}, the images of the source")
+        expect(
+            num_items <= len(images),
+            "items",
+            num_items,
+            f"at most {len(images)}, the images of the source",
+        )
         return {"label": labels[:num_items]}
 
 
@@ -140,8 +157,9 @@ class FashionMNISTSource(_ImagesInMemory):
 class ArraySource(_ImagesInMemory):
     """Images in a .npy file, uint8 in 0..255 or floats in [-1, 1].
 
-    Shape (count, height, width), (count, channels, height, width) or (count, height, width, channels) with 1 or 3 channels.
-    `labels`: another .npy file, integers (count,), -1 where unknown; the number of classes is the largest label + 1.
+    Shape (count, height, width), (count, channels, height, width) or (count, height, width,
+    channels) with 1 or 3 channels. `labels`: another .npy file, integers (count,), -1 where
+    unknown; the number of classes is the largest label + 1.
     """
 
     type: Literal["array"] = "array"
@@ -155,27 +173,51 @@ class ArraySource(_ImagesInMemory):
         elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
             array = array.transpose(0, 3, 1, 2)
         fits = array.ndim == 4 and array.shape[1] in (1, 3)
-        expect(fits, f"shape of {self.path}", array.shape, "(count, height, width), with 1 or 3 channels before or after")
-        labels = np.full(len(array), -1) if self.labels is None else read_array(checked_path("labels", self.labels))
+        expect(
+            fits,
+            f"shape of {self.path}",
+            array.shape,
+            "(count, height, width), with 1 or 3 channels before or after",
+        )
+        labels = (
+            np.full(len(array), -1)
+            if self.labels is None
+            else read_array(checked_path("labels", self.labels))
+        )
         fits = labels.shape == (len(array),) and labels.dtype.kind in "iu"
-        expect(fits, f"shape, dtype of {self.labels}", (labels.shape, labels.dtype), f"integers ({len(array)},)")
-        expect(labels.min(initial=0) >= -1, f"{self.labels}: label", labels.min(initial=0), "0, 1, .., or -1 where unknown")
+        expect(
+            fits,
+            f"shape, dtype of {self.labels}",
+            (labels.shape, labels.dtype),
+            f"integers ({len(array)},)",
+        )
+        expect(
+            labels.min(initial=0) >= -1,
+            f"{self.labels}: label",
+            labels.min(initial=0),
+            "0, 1, .., or -1 where unknown",
+        )
         return scaled(array, self.path), labels.astype(np.int64)
 
 
 class ImageFolderSource(Spec, ImageSource):
-    """Image files of a folder; sub-folders, if any, are the classes. Images are read when they are needed.
+    """Image files of a folder; sub-folders, if any, are the classes. Images are read when they are
+    needed.
 
-    Items are ordered so that the first n are balanced: the first file of every class, the second of every class, and so on, with
-    classes and the files of a class sorted by name. Files and folders whose names begin with a dot are ignored. Files beside
-    sub-folders form a further group, which comes first and has label -1. A file that cannot be decoded completely, holds several
-    images, or is black because its 16 bits hold values below 256 is an error that names it. Pixels have 8 bits per channel:
-    16-bit grey is rounded, transparency is blended with white, the EXIF orientation is applied, and colour profiles are ignored.
+    Items are ordered so that the first n are balanced: the first file of every class, the second of
+    every class, and so on, with classes and the files of a class sorted by name. Files and folders
+    whose names begin with a dot are ignored. Files beside sub-folders form a further group, which
+    comes first and has label -1. A file that cannot be decoded completely, holds several images, or
+    is black because its 16 bits hold values below 256 is an error that names it. Pixels have 8 bits
+    per channel: 16-bit grey is rounded, transparency is blended with white, the EXIF orientation is
+    applied, and colour profiles are ignored.
 
-    `path`: the folder; links are followed. `channels`: 1 (grey) or 3 (RGB). `size`: resize the short side to `size` (bicubic,
-    antialiased; small images are enlarged) and crop the centre to size x size; by default all images must have the same size.
-    `classes`: text file with one class a line, in the classifier's order. The label of a sub-folder is the line number of its
-    name, from 0, so that a folder with a few of the classes keeps their labels; by default it is the rank of the sub-folder.
+    `path`: the folder; links are followed. `channels`: 1 (grey) or 3 (RGB). `size`: resize the
+    short side to `size` (bicubic, antialiased; small images are enlarged) and crop the centre to
+    size x size; by default all images must have the same size. `classes`: text file with one class
+    a line, in the classifier's order. The label of a sub-folder is the line number of its name,
+    from 0, so that a folder with a few of the classes keeps their labels; by default it is the rank
+    of the sub-folder.
     """
 
     type: Literal["images"] = "images"
@@ -184,8 +226,8 @@ class ImageFolderSource(Spec, ImageSource):
     size: int | None = Field(default=None, ge=1, le=4096)
     classes: str | None = None
 
-    # A source lists its folder once, so that its items do not change. Another source of the same folder may find other images,
-    # so two sources are never equal.
+    # A source lists its folder once, so that its items do not change. Another source of the same
+    # folder may find other images, so two sources are never equal.
     def __eq__(self, other: object) -> bool:
         return self is other
 
@@ -196,22 +238,40 @@ class ImageFolderSource(Spec, ImageSource):
     def _groups(self) -> dict[str, list[tuple[str, int]]]:
         """Names and sizes of the files in each folder with files."""
         groups = defaultdict(list)
-        expect(os.path.isdir(checked_path("path", self.path)), "path", self.path, "a folder of images; this is not a folder")
+        expect(
+            os.path.isdir(checked_path("path", self.path)),
+            "path",
+            self.path,
+            "a folder of images; this is not a folder",
+        )
         for name, size in sorted(listed(self.path)):
             groups[name.rpartition("/")[0]].append((name, size))
-        expect(groups, "path", self.path, "a folder of image files, or one sub-folder a class; it holds no files")
+        expect(
+            groups,
+            "path",
+            self.path,
+            "a folder of image files, or one sub-folder a class; it holds no files",
+        )
         return groups
 
     @cached_property
     def _classes(self) -> list[str] | None:
         folders = sorted(group for group in self._groups if group)
-        return folders or None if self.classes is None else _class_list(self.classes, folders, self.path)
+        return (
+            folders or None
+            if self.classes is None
+            else _class_list(self.classes, folders, self.path)
+        )
 
     @cached_property
     def _files(self) -> list[_File]:
         labels = {name: label for label, name in enumerate(self._classes or [])} | {"": -1}
         groups = self._groups.items()
-        ranked = [(rank, group, _File(*file, labels[group])) for group, files in groups for rank, file in enumerate(files)]
+        ranked = [
+            (rank, group, _File(*file, labels[group]))
+            for group, files in groups
+            for rank, file in enumerate(files)
+        ]
         return [file for _, _, file in sorted(ranked)]
 
     def count(self) -> int:
@@ -225,7 +285,10 @@ class ImageFolderSource(Spec, ImageSource):
         return self.channels, height, width
 
     def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
-        files, shape = [self._files[index] for index in _checked_indices(indices, self.count())], self.image_shape()
+        files, shape = (
+            [self._files[index] for index in _checked_indices(indices, self.count())],
+            self.image_shape(),
+        )
         images = np.empty((len(files), *shape), np.float32)
         for image, pixels in zip(images, in_threads(self._decoded, files), strict=True):
             image[...] = scaled(pixels.transpose(2, 0, 1), self.path)
@@ -238,23 +301,37 @@ class ImageFolderSource(Spec, ImageSource):
         return None if self._classes is None else [as_unicode(name) for name in self._classes]
 
     def fingerprint(self) -> str:
-        """SHA-256 of names, sizes and labels of all files, equal for a copy; the contents are in the coordinate `file_digest`."""
+        """SHA-256 of names, sizes and labels of all files, equal for a copy; the contents are in
+        the coordinate `file_digest`.
+        """
         digest = hashlib.sha256()
         for file in self._files:
             digest.update(f"{file.label} {file.size} ".encode() + os.fsencode(file.name) + b"\0")
         return digest.hexdigest()
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
-        expect(num_items <= self.count(), "items", num_items, f"at most {self.count()}, the files of {self.path!r}")
+        expect(
+            num_items <= self.count(),
+            "items",
+            num_items,
+            f"at most {self.count()}, the files of {self.path!r}",
+        )
         files = self._files[:num_items]
-        texts = {"file": [as_unicode(file.name) for file in files], "file_digest": in_threads(self._digest, files)}
+        texts = {
+            "file": [as_unicode(file.name) for file in files],
+            "file_digest": in_threads(self._digest, files),
+        }
         labels = np.array([file.label for file in files], np.int64)
         return {"label": labels, **{name: np.array(of, object) for name, of in texts.items()}}
 
-    def kept(self, names: Sequence[str], digests: Sequence[str], shape: Sequence[int]) -> np.ndarray | None:
-        """Images of some files of the folder, as `images_at`, from the names and digests of a store.
+    def kept(
+        self, names: Sequence[str], digests: Sequence[str], shape: Sequence[int]
+    ) -> np.ndarray | None:
+        """Images of some files of the folder, as `images_at`, from the names and digests of a
+        store.
 
-        None unless all of them are there with these digests and this shape. Nothing outside of the folder is read.
+        None unless all of them are there with these digests and this shape. Nothing outside of the
+        folder is read.
         """
         root, images = os.path.realpath(self.path), []
         for name, digest in zip(names, digests, strict=True):
@@ -262,9 +339,12 @@ class ImageFolderSource(Spec, ImageSource):
             inside = os.path.realpath(path).startswith(os.path.join(root, ""))
             if not (inside and os.path.isfile(path)) or unread(path):
                 return None
-            pixels = pixels_of(path, self.channels, self.size) if digest_of_file(path) == digest else ""
+            pixels = (
+                pixels_of(path, self.channels, self.size) if digest_of_file(path) == digest else ""
+            )
             if isinstance(pixels, str) or pixels.transpose(2, 0, 1).shape != tuple(shape):
-                return None  # before the next file is decoded, since a few kilobytes may become gigabytes
+                # Before the next file is decoded, since a few kilobytes may become gigabytes.
+                return None
             images.append(scaled(pixels.transpose(2, 0, 1), self.path))
         return np.stack(images)
 
@@ -277,7 +357,9 @@ class ImageFolderSource(Spec, ImageSource):
         return os.path.join(self.path, file.name)
 
     def _digest(self, file: _File) -> str:
-        """Digest of a file; ValueError if it cannot be decoded, or has another size than the first."""
+        """Digest of a file; ValueError if it cannot be decoded, or has another size than the
+        first.
+        """
         path = self._path(file)
         self._check_shape(path, readable(path, seen(path, self.channels, self.size)))
         return digest_of_file(path)
@@ -286,14 +368,23 @@ class ImageFolderSource(Spec, ImageSource):
         """Pixels, uint8 (height, width, channels)."""
         path = self._path(file)
         size = os.path.getsize(path)
-        expect(size == file.size, f"bytes of {path}", size, f"{file.size}, as when the folder was listed; start again")
+        expect(
+            size == file.size,
+            f"bytes of {path}",
+            size,
+            f"{file.size}, as when the folder was listed; start again",
+        )
         pixels = readable(path, pixels_of(path, self.channels, self.size))
         self._check_shape(path, pixels.shape)
         return pixels
 
     def _check_shape(self, path: str, shape: Sequence[Any]) -> None:
-        found, first = (f"{width} x {height} pixels" for height, width in (shape[:2], self.image_shape()[1:]))
-        expected = f"{first}, as {self._path(self._files[0])}; give `size` to crop and resize all images"
+        found, first = (
+            f"{width} x {height} pixels" for height, width in (shape[:2], self.image_shape()[1:])
+        )
+        expected = (
+            f"{first}, as {self._path(self._files[0])}; give `size` to crop and resize all images"
+        )
         expect(found == first, f"size of {path}", found, expected)
 
 
@@ -304,7 +395,9 @@ class _File(NamedTuple):
 
 
 def listed(path: str, inside: str = "", above: tuple[str, ...] = ()) -> Iterator[tuple[str, int]]:
-    """Names, relative to the folder, and sizes of all files that are not hidden. Links to folders above are left out."""
+    """Names, relative to the folder, and sizes of all files that are not hidden. Links to
+    folders above are left out.
+    """
     folder = os.path.join(path, inside)
     real = os.path.realpath(folder)
     above = above or tuple(map(str, Path(real).parents))
@@ -319,23 +412,38 @@ def listed(path: str, inside: str = "", above: tuple[str, ...] = ()) -> Iterator
             elif entry.is_file():
                 yield inside + entry.name, entry.stat().st_size
     except OSError as error:
-        raise ValueError(f"{folder} cannot be listed ({error.strerror or error}); make it readable, or move it away") from None
+        raise ValueError(
+            f"{folder} cannot be listed ({error.strerror or error}); make it readable, or move it"
+            " away"
+        ) from None
 
 
 def _class_list(classes: str, folders: list[str], path: str) -> list[str]:
-    """Names of the classes in a file with one class a line, which must hold all sub-folders with files."""
+    """Names of the classes in a file with one class a line, which must hold all sub-folders with
+    files.
+    """
     try:
-        names = [name.strip() for name in read_text(checked_path("classes", classes)).rstrip().split("\n")]
+        names = [
+            name.strip()
+            for name in read_text(checked_path("classes", classes)).rstrip().split("\n")
+        ]
     except (OSError, ValueError) as error:
-        raise ValueError(f"classes = {classes!r} cannot be read ({one_line(error)}); expected a class on each line") from None
-    wrong = [name for line, name in enumerate(names) if not name or name in names[:line]] + sorted(set(folders) - set(names))
+        raise ValueError(
+            f"classes = {classes!r} cannot be read ({one_line(error)}); expected a class on each"
+            " line"
+        ) from None
+    wrong = [name for line, name in enumerate(names) if not name or name in names[:line]] + sorted(
+        set(folders) - set(names)
+    )
     expected = f"each sub-folder of {path!r} once on a line, in the classifier's order"
     expect(folders and not wrong, f"classes = {classes!r}: lines", wrong, expected)
     return names
 
 
 def in_threads(function: Callable[[Any], Any], files: Iterable[Any]) -> list[Any]:
-    """Results of function(file) in order, from threads; image decoders release the interpreter's lock."""
+    """Results of function(file) in order, from threads; image decoders release the interpreter's
+    lock.
+    """
     from PIL import Image
 
     Image.init()  # before the threads start, because it is not thread-safe
@@ -345,7 +453,9 @@ def in_threads(function: Callable[[Any], Any], files: Iterable[Any]) -> list[Any
 
 @cached_while_unchanged(files=lambda path, channels, size: [path], maxsize=2**18)
 def seen(path: str, channels: int, size: int | None) -> tuple[int, int, str] | str:
-    """Height and width after resizing, and mode of an image file, or why it is unreadable; read again when it has changed."""
+    """Height and width after resizing, and mode of an image file, or why it is unreadable; read
+    again when it has changed.
+    """
     from PIL import Image
 
     pixels = pixels_of(path, channels, size)
@@ -369,7 +479,9 @@ def unread(path: str) -> str:
 
 
 def pixels_of(path: str, channels: int, size: int | None) -> np.ndarray | str:
-    """Pixels of an image file, uint8 (height, width, channels), or the reason why it is unreadable."""
+    """Pixels of an image file, uint8 (height, width, channels), or the reason why it is
+    unreadable.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if reason := unread(path):
@@ -378,8 +490,11 @@ def pixels_of(path: str, channels: int, size: int | None) -> np.ndarray | str:
     try:
         with Image.open(data, formats=FORMATS) as image:
             kind = image.format
-            is_one = kind == "MPO" or not getattr(image, "is_animated", False)  # cameras add a small copy to a JPEG
-            expect(is_one, f"images in the {kind}", "several", "one; write each to a file of its own")
+            # Cameras add a small copy to a JPEG.
+            is_one = kind == "MPO" or not getattr(image, "is_animated", False)
+            expect(
+                is_one, f"images in the {kind}", "several", "one; write each to a file of its own"
+            )
             image.load()
             with suppress(Exception):  # broken EXIF data are ignored, since the pixels are complete
                 ImageOps.exif_transpose(image, in_place=True)
@@ -400,12 +515,23 @@ def _eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
     from PIL import Image, TiffImagePlugin
 
     if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
-        if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow neither scales 12 bits nor turns white to black
+        # Pillow neither scales 12 bits nor turns white to black.
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
             found = image.tag_v2.get(258), image.tag_v2.get(262)
-            expect(found == ((16,), 1), "bits and photometric interpretation", found, "16 bits and 1, as black is 0")
+            expect(
+                found == ((16,), 1),
+                "bits and photometric interpretation",
+                found,
+                "16 bits and 1, as black is 0",
+            )
         values = np.asarray(image)
         most = int(values.max())
-        expect(not 0 < most < 256, "largest of 16 bits", most, "more than 255 of 65535; write 8 bits, or values times 257")
+        expect(
+            not 0 < most < 256,
+            "largest of 16 bits",
+            most,
+            "more than 255 of 65535; write 8 bits, or values times 257",
+        )
         pixels = np.empty(values.shape, np.uint8)
         for row, of in zip(pixels, values, strict=True):  # by rows, to limit memory
             row[...] = (of.astype(np.int64) * 255 + 32767) // 65535
@@ -427,19 +553,33 @@ def some_of(names: Sequence[str]) -> str:
 
 def _checked_indices(indices: Any, count: int) -> np.ndarray:
     indices = np.asarray(indices)
-    are_known = not indices.size or (indices.dtype.kind in "iu" and 0 <= indices.min() <= indices.max() < count)
-    expect(indices.ndim == 1 and are_known, "indices", indices, f"a list of integers in 0 .. {count - 1}")
+    are_known = not indices.size or (
+        indices.dtype.kind in "iu" and 0 <= indices.min() <= indices.max() < count
+    )
+    expect(
+        indices.ndim == 1 and are_known,
+        "indices",
+        indices,
+        f"a list of integers in 0 .. {count - 1}",
+    )
     return indices.astype(np.int64)
 
 
 def doubtful_range(images: np.ndarray) -> str:
-    """A text on images that are probably not in [-1, 1], but in [0, 1] or rounded to 0 and 1; "" for other images."""
+    """A text on images that are probably not in [-1, 1], but in [0, 1] or rounded to 0 and 1; ""
+    for other images.
+    """
     low, high = (float(images.min()), float(images.max())) if images.size else (-1.0, 1.0)
     text = f"values in [{low:.3g}, {high:.3g}]: nothing lies "
     if low >= 0:
-        return f"{text}below 0, but images are taken to be in [-1, 1]; if yours are in [0, 1], store 2 * x - 1, or uint8"
+        return (
+            f"{text}below 0, but images are taken to be in [-1, 1]; if yours are in [0, 1], store 2"
+            " * x - 1, or uint8"
+        )
     if -1 < high <= 1 / 127.5 - 1 + 1e-6:
-        return f"{text}above 1 of 255; if they were in [0, 1] before they became uint8, store 255 * x"
+        return (
+            f"{text}above 1 of 255; if they were in [0, 1] before they became uint8, store 255 * x"
+        )
     return ""
 
 
@@ -452,4 +592,7 @@ def scaled(array: np.ndarray, where: str) -> np.ndarray:
         return array.astype(np.float32)
     known = array.size and array.dtype.kind in "biuf"
     of = f"values in [{float(array.min()):.4g}, {float(array.max()):.4g}]" if known else "no range"
-    raise ValueError(f"{where} holds {array.dtype} images, {of}; expected uint8 in 0..255, or finite floats in [-1, 1]")
+    raise ValueError(
+        f"{where} holds {array.dtype} images, {of}; expected uint8 in 0..255, or finite floats in"
+        " [-1, 1]"
+    )

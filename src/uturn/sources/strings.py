@@ -1,4 +1,6 @@
-"""Strings as originals: of the Random Hierarchy Model, whole or hierarchically filtered (arXiv:2408.15138), and of chains."""
+"""Strings as originals: of the Random Hierarchy Model, whole or hierarchically filtered
+(arXiv:2408.15138), and of chains.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,15 @@ from uturn.measures.covariances import Tree
 
 _MOST_EVIDENCE = 256 * 2**20  # bytes of the evidence of a string, of which a task holds many
 _MOST_BYTES = 8 * 2**30  # of the rules
-_CLONE_APART = np.uint64(2**32)  # for the ε-process, clone k of trajectory t is posterior draw number t + k 2**32
+# For the ε-process, clone k of trajectory t is posterior draw number t + k 2**32.
+_CLONE_APART = np.uint64(2**32)
 
 
 @dataclass(frozen=True, repr=False)
 class Strings(Originals):
-    """Originals from one grammar: item numbers int64 (batch,), the grammar, and the strings with their trees."""
+    """Originals from one grammar: item numbers int64 (batch,), the grammar, and the strings with
+    their trees.
+    """
 
     items: np.ndarray
     rhm: RandomHierarchyModel
@@ -44,22 +49,45 @@ class Strings(Originals):
 
     @property
     def distance(self) -> Tree | None:
-        """Distances of leaves in the tree; None for a chain, whose distances are those of places."""
-        return None if isinstance(self.rhm, HiddenMarkovModel) else Tree(self.rhm.num_leaves, self.rhm.branching)
+        """Distances of leaves in the tree; None for a chain, whose distances are those of
+        places.
+        """
+        return (
+            None
+            if isinstance(self.rhm, HiddenMarkovModel)
+            else Tree(self.rhm.num_leaves, self.rhm.branching)
+        )
 
     def data_of(self, reconstructions: Any) -> np.ndarray:
         """The leaves of reconstructions, int64 (batch, draws, num_leaves)."""
         return reconstructions[0]
 
     def continued(self, reconstructions: Any, taken: np.ndarray) -> Strings:
-        broken = np.any([(nodes < 0).any(axis=(1, 2)) & taken for nodes in reconstructions.values()], axis=0)
+        broken = np.any(
+            [(nodes < 0).any(axis=(1, 2)) & taken for nodes in reconstructions.values()], axis=0
+        )
         found = f"{broken.sum()} of {len(taken)} ungrammatical strings"
-        expect(not broken.any(), "reconstructions", found, "strings of the grammar; draw fewer leaves a step")
+        expect(
+            not broken.any(),
+            "reconstructions",
+            found,
+            "strings of the grammar; draw fewer leaves a step",
+        )
         latents = self.draw.latents.items()
-        return replace(self, draw=Draw({at: np.where(taken[:, None], reconstructions[at][:, 0], own) for at, own in latents}))
+        return replace(
+            self,
+            draw=Draw(
+                {
+                    at: np.where(taken[:, None], reconstructions[at][:, 0], own)
+                    for at, own in latents
+                }
+            ),
+        )
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyStrings:
-        """Noisy strings, one for each trajectory of each original; one for each original if the corruption draws nothing."""
+        """Noisy strings, one for each trajectory of each original; one for each original if the
+        corruption draws nothing.
+        """
         streams = streams if corruption.is_random else streams.first()
         leaves, v = np.repeat(self.data, streams.count, axis=0), self.rhm.vocab_size
         noisy = corruption.corrupt_symbols(leaves, noise, streams.keys(corruption.purpose), v)
@@ -68,7 +96,9 @@ class Strings(Originals):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NoisyStrings(Noisy):
-    """Noisy strings of one grammar `rhm`, made by the corruption `channel`, with their exact messages and posterior draws."""
+    """Noisy strings of one grammar `rhm`, made by the corruption `channel`, with their exact
+    messages and posterior draws.
+    """
 
     rhm: Any = None
     channel: Any = None
@@ -84,10 +114,13 @@ class NoisyStrings(Noisy):
         """The evidence in the form in which the kernels read it fastest."""
         kind = type(self.channel)
         compact = kind in COMPACT and COMPACT[kind] is kind.log_evidence
-        return checked_evidence(self.rhm, self.channel.evidence(self) if compact else self.log_evidence)
+        return checked_evidence(
+            self.rhm, self.channel.evidence(self) if compact else self.log_evidence
+        )
 
     def true_beliefs(self, symbols: dict[int, np.ndarray]) -> np.ndarray:
-        """Exact marginals of the true symbols {tree_level: int64 (originals, nodes)} of the originals, averaged over nodes.
+        """Exact marginals of the true symbols {tree_level: int64 (originals, nodes)} of the
+        originals, averaged over nodes.
 
         float64 (batch, tree levels); noisy strings of one original are next to each other.
         """
@@ -95,17 +128,24 @@ class NoisyStrings(Noisy):
 
         if isinstance(self.rhm, HiddenMarkovModel):
             marginals, copies = self.beliefs("marginals"), len(self.values) // len(symbols[0])
-            at = {level: np.repeat(nodes, copies, axis=0)[..., None] for level, nodes in symbols.items()}
+            at = {
+                level: np.repeat(nodes, copies, axis=0)[..., None]
+                for level, nodes in symbols.items()
+            }
             levels = sorted(symbols)
-            means = [np.take_along_axis(marginals[level], at[level], 2).mean(axis=(1, 2), dtype=float) for level in levels]
+            means = [
+                np.take_along_axis(marginals[level], at[level], 2).mean(axis=(1, 2), dtype=float)
+                for level in levels
+            ]
             return np.stack(means, axis=-1)
         return true_beliefs(self.rhm, self.evidence, symbols)
 
     def beliefs(self, output: str, *also: str) -> Any:
-        """Exact messages given the noisy strings, {tree_level: (batch, nodes, symbols)}, cached for other probes.
+        """Exact messages given the noisy strings, {tree_level: (batch, nodes, symbols)}, cached for
+        other probes.
 
-        `output`: "marginals", "upward" or "downward"; see `uturn.inference.infer`. `also`: further outputs needed later, computed
-        in the same pass.
+        `output`: "marginals", "upward" or "downward"; see `uturn.inference.infer`. `also`: further
+        outputs needed later, computed in the same pass.
         """
         from uturn.exact.inference import infer
 
@@ -121,34 +161,50 @@ class NoisyStrings(Noisy):
 
     def repeated(self, clones: int) -> Noisy:
         """Every noisy string `clones` times, copies next to each other."""
-        return Noisy(np.repeat(self.values, clones, axis=0), np.repeat(self.noise, clones), self.vocab_size)
+        return Noisy(
+            np.repeat(self.values, clones, axis=0), np.repeat(self.noise, clones), self.vocab_size
+        )
 
     def parsed(self, leaves: np.ndarray, num_items: int, keys: np.ndarray) -> dict[int, np.ndarray]:
-        """Reconstructed strings (items * draws, num_leaves) as trees, {tree_level: int64 (items, draws, nodes)}; -1 where a node
-        is not grammatical. The hidden states of a chain are drawn given the string, with a key for each (items * draws,)."""
+        """Reconstructed strings (items * draws, num_leaves) as trees, {tree_level: int64 (items,
+        draws, nodes)}; -1 where a node is not grammatical. The hidden states of a chain are
+        drawn given the string, with a key for each (items * draws,).
+        """
         is_chain = isinstance(self.rhm, HiddenMarkovModel)
         latents = self.rhm.completed(leaves, keys) if is_chain else self.rhm.parse(leaves).latents
-        return {level: nodes.reshape(num_items, -1, nodes.shape[1]) for level, nodes in latents.items()}
+        return {
+            level: nodes.reshape(num_items, -1, nodes.shape[1]) for level, nodes in latents.items()
+        }
 
     def posterior_draws(self, streams: Streams, clones: int) -> dict[int, np.ndarray]:
-        """Exact posterior draws, {tree_level: int64 (items, draws, nodes)}, from one upward pass for each noisy string."""
+        """Exact posterior draws, {tree_level: int64 (items, draws, nodes)}, from one upward pass
+        for each noisy string.
+        """
         from uturn.exact.inference import sample_posterior
 
         if self.channel.is_random:
             numbers = np.arange(clones, dtype=np.uint64)
         else:  # all trajectories of an item are draws given its only noisy string
             trajectories, streams = np.asarray(streams.trajectories, np.uint64), streams.first()
-            numbers = np.add.outer(trajectories, _CLONE_APART * np.arange(clones, dtype=np.uint64)).reshape(-1)
-        drawn = sample_posterior(self.rhm, self.evidence, streams.keys(Purpose.RECONSTRUCTION), numbers)
+            numbers = np.add.outer(
+                trajectories, _CLONE_APART * np.arange(clones, dtype=np.uint64)
+            ).reshape(-1)
+        drawn = sample_posterior(
+            self.rhm, self.evidence, streams.keys(Purpose.RECONSTRUCTION), numbers
+        )
         count = len(streams.items)
-        return {level: nodes.swapaxes(0, 1).reshape(count, -1, nodes.shape[2]) for level, nodes in drawn.items()}
+        return {
+            level: nodes.swapaxes(0, 1).reshape(count, -1, nodes.shape[2])
+            for level, nodes in drawn.items()
+        }
 
 
 class StringSource(Source[Strings]):
-    """Strings of one or several grammars (or chains), over which the items are spread evenly. Coordinate of `item`: `grammar`.
+    """Strings of one or several grammars (or chains), over which the items are spread evenly.
+    Coordinate of `item`: `grammar`.
 
-    A source of one's own has the values `vocab_size`, `depth` (tree levels) and, for trees, `branching`. It defines `grammar`,
-    or the blocks themselves.
+    A source of one's own has the values `vocab_size`, `depth` (tree levels) and, for trees,
+    `branching`. It defines `grammar`, or the blocks themselves.
     """
 
     kind: ClassVar[str] = "strings"
@@ -189,37 +245,46 @@ class StringSource(Source[Strings]):
 
     def grammar(self, number: int, seed: int) -> Any:  # RandomHierarchyModel or HiddenMarkovModel
         """Grammar `number` of an experiment with this seed; ValueError if the source has none."""
-        raise ValueError(f"the source {self!r} has no grammars; define its method `grammar(number, seed)`")
+        raise ValueError(
+            f"the source {self!r} has no grammars; define its method `grammar(number, seed)`"
+        )
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Strings]:
         items = np.asarray(items)
         numbers = self._numbers(num_items)[items]
         for part in np.split(items, np.flatnonzero(np.diff(numbers)) + 1):
             grammar = self.grammar(int(self._numbers(num_items)[part[0]]), seed)
-            yield Strings(part, grammar, grammar.sample(len(part), keys(seed, Purpose.ORIGINAL, part)))
+            yield Strings(
+                part, grammar, grammar.sample(len(part), keys(seed, Purpose.ORIGINAL, part))
+            )
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
         option, count = self.number
-        expect(count <= num_items, "items", num_items, f"at least one for each of {option} = {count}")
+        expect(
+            count <= num_items, "items", num_items, f"at least one for each of {option} = {count}"
+        )
         return {"grammar": self._numbers(num_items)}
 
     def _numbers(self, num_items: int) -> np.ndarray:
-        # Neighbouring items share a grammar, so that inference on a block of items takes few, large batches.
+        # Neighbouring items share a grammar, so that inference on a block of items takes few, large
+        # batches.
         return np.arange(num_items) * self.number[1] // num_items
 
 
 class GrammarSource(Spec, StringSource):
     """Strings of a grammar of one's own, in a file.
 
-    `file`: a .safetensors file that `RandomHierarchyModel.save` wrote, or a .json file with the table `rules` and optionally
-    `rule_probabilities`, `class_probabilities` and `vocab_size`, the arguments of `RandomHierarchyModel.from_rules`.
+    `file`: a .safetensors file that `RandomHierarchyModel.save` wrote, or a .json file with the
+    table `rules` and optionally `rule_probabilities`, `class_probabilities` and `vocab_size`, the
+    arguments of `RandomHierarchyModel.from_rules`.
     """
 
     type: Literal["grammar"] = "grammar"
     file: File
 
     @cached_property
-    def _rhm(self) -> RandomHierarchyModel:  # one grammar for all tasks, also if the file changes meanwhile
+    # One grammar for all tasks, also if the file changes meanwhile.
+    def _rhm(self) -> RandomHierarchyModel:
         return _grammar_of(self.file)
 
     @property
@@ -256,18 +321,25 @@ def _grammar_of(path: str) -> RandomHierarchyModel:
         expect(fits, "keys", table, f"rules, and perhaps {', '.join(known[1:])}")
         rhm = RandomHierarchyModel.from_rules(**table)
         size = 4 * rhm.vocab_size * rhm.num_leaves
-        expect(size <= _MOST_EVIDENCE, "bytes of evidence of a string", f"2**{size.bit_length() - 1}", "fewer levels or symbols")
+        expect(
+            size <= _MOST_EVIDENCE,
+            "bytes of evidence of a string",
+            f"2**{size.bit_length() - 1}",
+            "fewer levels or symbols",
+        )
     except (OSError, ValueError) as error:
         raise ValueError(f"file = {path!r}: cannot be read ({one_line(error)})") from None
     return rhm
 
 
 class RHMSource(Spec, StringSource):
-    """Strings of the Random Hierarchy Model; the items are spread evenly over `grammars` independent grammars.
+    """Strings of the Random Hierarchy Model; the items are spread evenly over `grammars`
+    independent grammars.
 
-    `multiplicity`: rules of a symbol, one number or a list with one for each tree level 1 .. depth. `zipf_exponent`: exponent of
-    the rule probabilities (`uturn.rhm.zipf`), which are uniform by default. The other options are those of
-    `uturn.RandomHierarchyModel`. Coordinate of `item`: `grammar`.
+    `multiplicity`: rules of a symbol, one number or a list with one for each tree level 1 .. depth.
+    `zipf_exponent`: exponent of the rule probabilities (`uturn.rhm.zipf`), which are uniform by
+    default. The other options are those of `uturn.RandomHierarchyModel`. Coordinate of `item`:
+    `grammar`.
     """
 
     type: Literal["rhm"] = "rhm"
@@ -285,17 +357,35 @@ class RHMSource(Spec, StringSource):
 
     @model_validator(mode="after")
     def _fits(self) -> RHMSource:
-        v, n, s, L = self.vocab_size, self.num_classes or self.vocab_size, self.branching, self.depth
+        v, n, s, L = (
+            self.vocab_size,
+            self.num_classes or self.vocab_size,
+            self.branching,
+            self.depth,
+        )
         # Logarithms, because s**L and v**s can have any number of digits.
         evidence = 2 + math.log2(v) + L * math.log2(s)
         fits = evidence <= math.log2(_MOST_EVIDENCE)
-        expect(fits, "depth, branching", (L, s), f"lower ones, as a string needs 2**{evidence:.0f} bytes of evidence")
+        expect(
+            fits,
+            "depth, branching",
+            (L, s),
+            f"lower ones, as a string needs 2**{evidence:.0f} bytes of evidence",
+        )
         m = self.multiplicities()
         fits = len(m) == L and min(m.values()) > 0
-        expect(fits, "multiplicity", self.multiplicity, f"a number >= 1, or one for each of {L} levels")
+        expect(
+            fits, "multiplicity", self.multiplicity, f"a number >= 1, or one for each of {L} levels"
+        )
         for level, rules in m.items():
             check_tuples(v, s, n if level == L else v, rules)
-        check_rules(max(v, n) * max(m.values()), s, L, f"multiplicity = {shown(self.multiplicity)}", "multiplicity")
+        check_rules(
+            max(v, n) * max(m.values()),
+            s,
+            L,
+            f"multiplicity = {shown(self.multiplicity)}",
+            "multiplicity",
+        )
         return self
 
     def multiplicities(self) -> dict[int, int]:
@@ -304,9 +394,15 @@ class RHMSource(Spec, StringSource):
         return dict(enumerate([m] * self.depth if isinstance(m, int) else m, 1))
 
     def rules(self) -> dict[str, Any]:
-        """Arguments of `RandomHierarchyModel` for the rules: `multiplicity`, and `rule_probabilities` unless they are uniform."""
+        """Arguments of `RandomHierarchyModel` for the rules: `multiplicity`, and
+        `rule_probabilities` unless they are uniform.
+        """
         m = self.multiplicities()
-        laws = {} if self.zipf_exponent is None else {level: zipf(rules, self.zipf_exponent) for level, rules in m.items()}
+        laws = (
+            {}
+            if self.zipf_exponent is None
+            else {level: zipf(rules, self.zipf_exponent) for level, rules in m.items()}
+        )
         return {"multiplicity": m, **({"rule_probabilities": laws} if laws else {})}
 
     def grammar(self, number: int, seed: int) -> RandomHierarchyModel:
@@ -315,13 +411,16 @@ class RHMSource(Spec, StringSource):
 
 
 class FilteredRHMSource(RHMSource):
-    """Strings of the Random Hierarchy Model whose structure above tree level `filtered_above` is removed.
+    """Strings of the Random Hierarchy Model whose structure above tree level `filtered_above` is
+    removed.
 
-    The nodes of level k = `filtered_above` are independent and uniform over the symbols (in arXiv:2408.15138 only given the
-    class); the subtrees below them are those of source `rhm` with the same options and seed. k = depth is the source `rhm`
-    itself, k = 0 gives independent leaves. This is again a Random Hierarchy Model, in which every tuple of symbols is a rule at
-    the levels above k: v**(s - 1) rules of a symbol, so that a uniform class gives independent, uniform symbols. A node above
-    level k is a random function of the nodes of level k below it. `zipf_exponent` applies up to level k.
+    The nodes of level k = `filtered_above` are independent and uniform over the symbols (in
+    arXiv:2408.15138 only given the class); the subtrees below them are those of source `rhm` with
+    the same options and seed. k = depth is the source `rhm` itself, k = 0 gives independent leaves.
+    This is again a Random Hierarchy Model, in which every tuple of symbols is a rule at the levels
+    above k: v**(s - 1) rules of a symbol, so that a uniform class gives independent, uniform
+    symbols. A node above level k is a random function of the nodes of level k below it.
+    `zipf_exponent` applies up to level k.
     """
 
     type: Literal["filtered_rhm"] = "filtered_rhm"  # type: ignore[assignment]
@@ -329,19 +428,51 @@ class FilteredRHMSource(RHMSource):
 
     @model_validator(mode="after")
     def _filtered(self) -> FilteredRHMSource:
-        v, n, s, L = self.vocab_size, self.num_classes or self.vocab_size, self.branching, self.depth
-        expect(self.filtered_above <= L, "filtered_above", self.filtered_above, f"a tree level 0 .. {L}; {L} changes nothing")
+        v, n, s, L = (
+            self.vocab_size,
+            self.num_classes or self.vocab_size,
+            self.branching,
+            self.depth,
+        )
+        expect(
+            self.filtered_above <= L,
+            "filtered_above",
+            self.filtered_above,
+            f"a tree level 0 .. {L}; {L} changes nothing",
+        )
         divides = self.filtered_above == L or v**s % n == 0
-        expect(divides, "num_classes", n, f"a divisor of vocab_size**branching = {v**s}, so that classes own as many tuples")
-        check_rules(v**s, s, L - self.filtered_above, f"filtered_above = {self.filtered_above}", "branching or vocab_size")
+        expect(
+            divides,
+            "num_classes",
+            n,
+            f"a divisor of vocab_size**branching = {v**s}, so that classes own as many tuples",
+        )
+        check_rules(
+            v**s,
+            s,
+            L - self.filtered_above,
+            f"filtered_above = {self.filtered_above}",
+            "branching or vocab_size",
+        )
         return self
 
     def rules(self) -> dict[str, Any]:
-        v, n, s, L, k = self.vocab_size, self.num_classes or self.vocab_size, self.branching, self.depth, self.filtered_above
-        sizes = {level: m if level <= k else v**s // (n if level == L else v) for level, m in self.multiplicities().items()}
+        v, n, s, L, k = (
+            self.vocab_size,
+            self.num_classes or self.vocab_size,
+            self.branching,
+            self.depth,
+            self.filtered_above,
+        )
+        sizes = {
+            level: m if level <= k else v**s // (n if level == L else v)
+            for level, m in self.multiplicities().items()
+        }
         if self.zipf_exponent is None:
             return {"multiplicity": sizes}
-        laws = {level: zipf(m, self.zipf_exponent) if level <= k else None for level, m in sizes.items()}
+        laws = {
+            level: zipf(m, self.zipf_exponent) if level <= k else None for level, m in sizes.items()
+        }
         return {"multiplicity": sizes, "rule_probabilities": laws}
 
 
@@ -358,20 +489,29 @@ def _grammar(source: RHMSource, number: int, seed: int) -> RandomHierarchyModel:
 
 
 def check_rules(rules: int, branching: int, levels: int, option: str, lower: str) -> None:
-    """ValueError if the rules of all levels would not fit into memory; it names an option and the value to lower."""
+    """ValueError if the rules of all levels would not fit into memory; it names an option and
+    the value to lower.
+    """
     gigabytes = 8 * rules * branching * levels / 2**30
-    expect(gigabytes <= _MOST_BYTES / 2**30, option, f"{gigabytes:.0f} GB of rules", f"at most 8 GB; lower {lower}")
+    expect(
+        gigabytes <= _MOST_BYTES / 2**30,
+        option,
+        f"{gigabytes:.0f} GB of rules",
+        f"at most 8 GB; lower {lower}",
+    )
 
 
 _MATRICES = ("initial", "transition", "emission")
 
 
 class HiddenMarkovSource(Spec, StringSource):
-    """Strings of hidden Markov models, whose tree level 1 are the hidden states; items are spread evenly over `chains` chains.
+    """Strings of hidden Markov models, whose tree level 1 are the hidden states; items are spread
+    evenly over `chains` chains.
 
-    Options. `states`, `symbols`, `length`, `persistence`: chains drawn at random, as `HiddenMarkovModel.drawn`. Or `initial`,
-    `transition`, `emission`: the matrices of one chain, in place of `states`, `symbols` and `persistence`. Coordinate of `item`:
-    `grammar`, the number of the chain.
+    Options. `states`, `symbols`, `length`, `persistence`: chains drawn at random, as
+    `HiddenMarkovModel.drawn`. Or `initial`, `transition`, `emission`: the matrices of one chain, in
+    place of `states`, `symbols` and `persistence`. Coordinate of `item`: `grammar`, the number of
+    the chain.
     """
 
     site_name: ClassVar[str] = "symbols"
@@ -390,8 +530,15 @@ class HiddenMarkovSource(Spec, StringSource):
     def _fits(self) -> HiddenMarkovSource:
         given = [name for name in _MATRICES if getattr(self, name) is not None]
         sizes = [name for name in ("states", "symbols") if getattr(self, name) is not None]
-        fits = (len(given) == 3 and not sizes and self.chains == 1) or (not given and len(sizes) == 2)
-        expect(fits, "given", given + sizes, f"states and symbols, or all of {', '.join(_MATRICES)} for one chain")
+        fits = (len(given) == 3 and not sizes and self.chains == 1) or (
+            not given and len(sizes) == 2
+        )
+        expect(
+            fits,
+            "given",
+            given + sizes,
+            f"states and symbols, or all of {', '.join(_MATRICES)} for one chain",
+        )
         self.grammar(0, 0)
         return self
 
@@ -415,6 +562,10 @@ class HiddenMarkovSource(Spec, StringSource):
 @lru_cache(maxsize=32)
 def _chain(source: HiddenMarkovSource, number: int, seed: int) -> HiddenMarkovModel:
     if source.initial is not None:
-        return HiddenMarkovModel(source.initial, source.transition, source.emission, length=source.length)
+        return HiddenMarkovModel(
+            source.initial, source.transition, source.emission, length=source.length
+        )
     of_chain = int(keys(seed, Purpose.GRAMMAR, number))
-    return HiddenMarkovModel.drawn(source.states or 1, source.symbols or 1, source.length, source.persistence, of_chain)
+    return HiddenMarkovModel.drawn(
+        source.states or 1, source.symbols or 1, source.length, source.persistence, of_chain
+    )

@@ -33,10 +33,11 @@ _MOST_UNKNOWN = 0.5  # share of unknown tokens beyond which a tokenizer cannot b
 
 @dataclass(frozen=True, repr=False)
 class Tokens(Originals):
-    """Texts as ids, int64 (batch, length), `PAD` beyond the end of a shorter text; V: number of tokens of the model.
+    """Texts as ids, int64 (batch, length), `PAD` beyond the end of a shorter text; V: number of
+    tokens of the model.
 
-    `free`, bool (batch, length): the tokens that noise can change; by default all up to the end of each text.
-    `labels`: classes int64 (batch,), -1 where unknown; None without labels.
+    `free`, bool (batch, length): the tokens that noise can change; by default all up to the end of
+    each text. `labels`: classes int64 (batch,), -1 where unknown; None without labels.
     """
 
     items: np.ndarray
@@ -56,13 +57,19 @@ class Tokens(Originals):
         """Noisy tokens, one sequence for each trajectory of each original."""
         data, is_free = (np.repeat(of, streams.count, axis=0) for of in (self.data, self.free))
         symbols = np.where(data == PAD, 0, data)
-        noisy = corruption.corrupt_symbols(symbols, noise, streams.keys(corruption.purpose), self.vocab_size)
-        return NoisyTokens(np.where(is_free, noisy.values, data), noisy.noise, noisy.vocab_size, corruption)
+        noisy = corruption.corrupt_symbols(
+            symbols, noise, streams.keys(corruption.purpose), self.vocab_size
+        )
+        return NoisyTokens(
+            np.where(is_free, noisy.values, data), noisy.noise, noisy.vocab_size, corruption
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NoisyTokens(Noisy):
-    """Noisy texts, ids int64 (batch, length): -1 where masked, `PAD` beyond the end. `channel` made them."""
+    """Noisy texts, ids int64 (batch, length): -1 where masked, `PAD` beyond the end. `channel`
+    made them.
+    """
 
     channel: Any = None
 
@@ -70,8 +77,9 @@ class NoisyTokens(Noisy):
 class TextSource(Source[Tokens]):
     """Texts, as tokens of the model of the backward.
 
-    A source of one's own defines `texts`, and perhaps `labels`; all else follows from the tokens. Coordinates of `item`:
-    `length`, the number of tokens that are not fixed; `label`, if there are labels.
+    A source of one's own defines `texts`, and perhaps `labels`; all else follows from the tokens.
+    Coordinates of `item`: `length`, the number of tokens that are not fixed; `label`, if there are
+    labels.
     """
 
     kind: ClassVar[str] = "tokens"
@@ -102,13 +110,17 @@ class TextSource(Source[Tokens]):
         return None
 
     def rows(self, most_tokens: int | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """The name of each text, and what is known of it: `text`, and perhaps `label`, `regions`, `fixed`.
+        """The name of each text, and what is known of it: `text`, and perhaps `label`, `regions`,
+        `fixed`.
 
         `most_tokens`: of a text, for the model.
         """
         labels = self.labels()
         for k, text in enumerate(self.texts()):
-            yield f"text {k}", {"text": text} if labels is None else {"text": text, "label": labels[k]}
+            yield (
+                f"text {k}",
+                ({"text": text} if labels is None else {"text": text, "label": labels[k]}),
+            )
 
     def made_by(self, backward: Any, seed: int) -> TextSource:
         bound = copy(self)
@@ -128,7 +140,12 @@ class TextSource(Source[Tokens]):
     def language(self) -> Any:
         """The language model of the backward, with `vocab_size`, `tokenizer` and `most_tokens`."""
         has_language = hasattr(self._backward, "language")
-        expect(has_language, "backward of the source 'tokens'", self._backward, "one with a method `language`, as 'language' has")
+        expect(
+            has_language,
+            "backward of the source 'tokens'",
+            self._backward,
+            "one with a method `language`, as 'language' has",
+        )
         return self._backward.language()
 
     @property
@@ -153,7 +170,9 @@ class TextSource(Source[Tokens]):
         return bool((texts.free != (texts.ids != PAD)).any())
 
     def free(self, items: Any) -> np.ndarray:
-        """Which tokens can become noisy, bool (items, length); False for fixed tokens and beyond the end of a text."""
+        """Which tokens can become noisy, bool (items, length); False for fixed tokens and beyond
+        the end of a text.
+        """
         return self._texts().free[np.asarray(items)]
 
     @property
@@ -162,7 +181,9 @@ class TextSource(Source[Tokens]):
         return self._texts().names
 
     def regions_of(self, items: Any) -> np.ndarray:
-        """Numbers of the regions of all tokens, int64 (items, length), -1 for fixed tokens and beyond the end of a text."""
+        """Numbers of the regions of all tokens, int64 (items, length), -1 for fixed tokens and
+        beyond the end of a text.
+        """
         return self._texts().regions[np.asarray(items)]
 
     def num_labels(self) -> int | None:
@@ -176,7 +197,9 @@ class TextSource(Source[Tokens]):
         return None if labels is None else labels[np.asarray(items)]
 
     def segments_of(self, items: Any) -> np.ndarray:
-        """Numbers of the segments of all tokens, int64 (items, length); -1 for separators, fixed tokens, and beyond the end."""
+        """Numbers of the segments of all tokens, int64 (items, length); -1 for separators, fixed
+        tokens, and beyond the end.
+        """
         is_separator = np.isin(self.ids(items), self._separators())
         return np.where(is_separator | ~self.free(items), -1, np.cumsum(is_separator, axis=1))
 
@@ -193,18 +216,32 @@ class TextSource(Source[Tokens]):
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Tokens]:
         self._check_count(num_items)
-        yield Tokens(np.asarray(items), self.ids(items), self.vocab_size, self.free(items), self.labels_of(items))
+        yield Tokens(
+            np.asarray(items),
+            self.ids(items),
+            self.vocab_size,
+            self.free(items),
+            self.labels_of(items),
+        )
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
         self._check_count(num_items)
         labels = self.labels_of(np.arange(num_items))
-        return {"length": self.free(np.arange(num_items)).sum(1), **({} if labels is None else {"label": labels})}
+        return {
+            "length": self.free(np.arange(num_items)).sum(1),
+            **({} if labels is None else {"label": labels}),
+        }
 
     def skipped(self, num_items: int) -> Mapping[str, str]:
         return dict(list(self._texts().left_out.items())[:1000])
 
     def _check_count(self, num_items: int) -> None:
-        expect(num_items <= self.count(), "items", num_items, f"at most {self.count()}, the texts or windows of {self.where}")
+        expect(
+            num_items <= self.count(),
+            "items",
+            num_items,
+            f"at most {self.count()}, the texts or windows of {self.where}",
+        )
 
     def _texts(self) -> _Texts:
         return _read(self, self._backward)
@@ -213,18 +250,22 @@ class TextSource(Source[Tokens]):
 class TokenSource(Spec, TextSource):
     """Texts from a file or folder, as tokens of the model of the backward.
 
-    `path`: "embedded", the passages of the package; a text file; a folder of .txt files, read in the order of their names; a .npy
-    file of ids, integers (items, length); or a table of texts, a .csv file or JSON lines (.jsonl). `windows`: if False, each line
-    of a text file is an item, and empty lines are left out; if True, the text of each file is cut into windows of `length`
-    tokens. `length`: tokens of a window; for lines and tables, the largest number of tokens (longer texts are left out).
-    `segments`: texts of the tokens that separate segments of a text, such as "." and ">>", for the probe `kept_tokens`.
+    `path`: "embedded", the passages of the package; a text file; a folder of .txt files, read in
+    the order of their names; a .npy file of ids, integers (items, length); or a table of texts, a
+    .csv file or JSON lines (.jsonl). `windows`: if False, each line of a text file is an item, and
+    empty lines are left out; if True, the text of each file is cut into windows of `length` tokens.
+    `length`: tokens of a window; for lines and tables, the largest number of tokens (longer texts
+    are left out). `segments`: texts of the tokens that separate segments of a text, such as "." and
+    ">>", for the probe `kept_tokens`.
 
-    Columns of a table. `text`: the text, or, in JSON lines, a list of ids. `label`: the number of its class, -1 where unknown.
-    `regions`: a character for each token, which names its region. `fixed`: a character for each token, 1 if it is fixed and 0 if
-    not. Fixed tokens, such as a prompt, never become noisy, and readings of tokens leave them out. `keep_first`: the number of
+    Columns of a table. `text`: the text, or, in JSON lines, a list of ids. `label`: the number of
+    its class, -1 where unknown. `regions`: a character for each token, which names its region.
+    `fixed`: a character for each token, 1 if it is fixed and 0 if not. Fixed tokens, such as a
+    prompt, never become noisy, and readings of tokens leave them out. `keep_first`: the number of
     fixed tokens at the beginning of each text, for texts of any kind.
 
-    Coordinates of `item`: `length`, the number of its tokens that are not fixed; `label`, if the table has labels.
+    Coordinates of `item`: `length`, the number of its tokens that are not fixed; `label`, if the
+    table has labels.
     """
 
     type: Literal["tokens"] = "tokens"
@@ -236,7 +277,12 @@ class TokenSource(Spec, TextSource):
 
     @model_validator(mode="after")
     def _fits(self) -> TokenSource:
-        expect(not self.windows or Path(self.path).suffix not in (".npy", *_TABLES), "windows", True, "False for ids and tables")
+        expect(
+            not self.windows or Path(self.path).suffix not in (".npy", *_TABLES),
+            "windows",
+            True,
+            "False for ids and tables",
+        )
         return self
 
     def reads(self) -> list[Any]:
@@ -270,7 +316,10 @@ def _text_files(path: str) -> list[Path]:
         return [passages_file()]
     place = Path(checked_path("path", path))
     files = sorted(place.glob("*.txt")) if place.is_dir() else [place]
-    known = "a text file, a folder of .txt files, a table (.csv, .jsonl), or a .npy file of ids; no such file or folder"
+    known = (
+        "a text file, a folder of .txt files, a table (.csv, .jsonl), or a .npy file of ids; no"
+        " such file or folder"
+    )
     expect(files and files[0].is_file(), "path", path, known)
     return files
 
@@ -287,17 +336,35 @@ def _read(source: TextSource, backward: Any) -> _Texts:
         if isinstance(text, str) and not text.strip():
             left_out[name] = "empty"
             continue
-        ids = checked_array(where, _encoded(tokenizer, text, where) if isinstance(text, str) else text)
-        expect(ids.size, where, text, "at least one token of the model; remove it, or choose another tokenizer")
+        ids = checked_array(
+            where, _encoded(tokenizer, text, where) if isinstance(text, str) else text
+        )
+        expect(
+            ids.size,
+            where,
+            text,
+            "at least one token of the model; remove it, or choose another tokenizer",
+        )
         are_ids = ids.ndim == 1 and ids.dtype.kind in "iu" and 0 <= ids.min() <= ids.max() < v
         expect(are_ids, where, text, f"a text, or ids 0 .. {v - 1}, as the model has")
         if source.length is not None and len(ids) > source.length:
             left_out[name] = f"{len(ids)} tokens, more than length = {source.length}"
             continue
-        way_out = "leave longer texts out (length, --length), or cut a text file into windows (windows = true, --windows)"
-        expect(most is None or len(ids) <= most, f"{where}: tokens", len(ids), f"at most {most} by the model; {way_out}")
+        way_out = (
+            "leave longer texts out (length, --length), or cut a text file into windows (windows ="
+            " true, --windows)"
+        )
+        expect(
+            most is None or len(ids) <= most,
+            f"{where}: tokens",
+            len(ids),
+            f"at most {most} by the model; {way_out}",
+        )
         rows.append({**row, "ids": ids, "where": where, "is_text": isinstance(text, str)})
-    least = "at least one line of at most `length` tokens, or for windows a text of at least `length` tokens"
+    least = (
+        "at least one line of at most `length` tokens, or for windows a text of at least `length`"
+        " tokens"
+    )
     expect(rows, f"{path}: texts in it", 0, least)
     if tokenizer is not None and any(row["is_text"] for row in rows):
         check_known(path, [row["ids"] for row in rows], tokenizer)
@@ -313,7 +380,12 @@ def _read(source: TextSource, backward: Any) -> _Texts:
     if any("label" in row for row in rows):
         for row in rows:
             is_class = re.fullmatch(r"-1|\d{1,9}", str(row.get("label")).strip())
-            expect(is_class, f"{row['where']}: label", row.get("label"), "the number of a class, or -1 where it is unknown")
+            expect(
+                is_class,
+                f"{row['where']}: label",
+                row.get("label"),
+                "the number of a class, or -1 where it is unknown",
+            )
         labels = np.array([int(row["label"]) for row in rows], np.int64)
     named, regions = _marks(rows, "regions", ".*"), np.full(padded.shape, -1)
     names = tuple(sorted(set().union(*named)))
@@ -334,8 +406,12 @@ def _marks(rows: Sequence[Mapping[str, Any]], column: str, pattern: str) -> list
     return marks
 
 
-def _rows(source: TokenSource, where: str, most: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names of the texts of a source, and what the source says of each: its text or ids, and the other columns of a table."""
+def _rows(
+    source: TokenSource, where: str, most: int | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names of the texts of a source, and what the source says of each: its text or ids, and the
+    other columns of a table.
+    """
     files = _text_files(source.path)
     suffix = files[0].suffix
     if suffix == ".npy":
@@ -348,7 +424,9 @@ def _rows(source: TokenSource, where: str, most: int | None) -> Iterator[tuple[s
         table = _TABLES[suffix](texts[0]) if suffix in _TABLES else []
         columns = dict.fromkeys(column for row in table for column in row)
     except (OSError, ValueError, TypeError, RecursionError, csv.Error) as error:
-        raise ValueError(f"{where} cannot be read ({one_line(error)}); expected text in UTF-8") from None
+        raise ValueError(
+            f"{where} cannot be read ({one_line(error)}); expected text in UTF-8"
+        ) from None
     if suffix in _TABLES:
         known = ("text", "label", "regions", "fixed")
         fits = "text" in columns and columns.keys() <= {*known}
@@ -356,9 +434,18 @@ def _rows(source: TokenSource, where: str, most: int | None) -> Iterator[tuple[s
         yield from ((f"text {k}", row) for k, row in enumerate(table, 1))
     elif source.windows:
         size = source.length or most or 0
-        expect(size, "length", None, "one for windows, since the model does not say how many tokens it takes")
+        expect(
+            size,
+            "length",
+            None,
+            "one for windows, since the model does not say how many tokens it takes",
+        )
         whole = [_encoded(source.tokenizer, text, where) for text in texts]
-        windows = (ids[start : start + size] for ids in whole for start in range(0, len(ids) - size + 1, size))
+        windows = (
+            ids[start : start + size]
+            for ids in whole
+            for start in range(0, len(ids) - size + 1, size)
+        )
         yield from ((f"window {k}", {"text": window}) for k, window in enumerate(windows, 1))
     else:
         lines = (line for text in texts for line in text.splitlines())
@@ -373,17 +460,35 @@ _TABLES: dict[str, Callable[[str], list[dict[str, Any]]]] = {
 
 def _encoded(tokenizer: Any, text: str, where: str) -> list[int]:
     """Ids of a text; ValueError if it has a character that is no token."""
-    expect(tokenizer is not None, f"{where}: tokenizer", None, "ids (.npy, or lists in .jsonl), as the model has no tokenizer")
+    expect(
+        tokenizer is not None,
+        f"{where}: tokenizer",
+        None,
+        "ids (.npy, or lists in .jsonl), as the model has no tokenizer",
+    )
     try:
         text.encode()  # an error for lone surrogates
         return list(tokenizer.encode(text))
     except ValueError as error:
-        raise ValueError(f"{where}: {error}; replace it, or take a model with other tokens (--model)") from None
+        raise ValueError(
+            f"{where}: {error}; replace it, or take a model with other tokens (--model)"
+        ) from None
 
 
 def check_known(where: str, rows: Sequence[Sequence[int]], tokenizer: Any) -> None:
     """ValueError if most tokens of the texts are the unknown token."""
-    total, unknown = sum(map(len, rows)), sum(token == tokenizer.unknown_id for row in rows for token in row)
-    way_out = "name the right one (tokenizer), or split texts into the tokens of its vocab.txt (split: smiles, characters, ..)"
+    total, unknown = (
+        sum(map(len, rows)),
+        sum(token == tokenizer.unknown_id for row in rows for token in row),
+    )
+    way_out = (
+        "name the right one (tokenizer), or split texts into the tokens of its vocab.txt (split:"
+        " smiles, characters, ..)"
+    )
     is_known = unknown <= _MOST_UNKNOWN * total
-    expect(is_known, f"{where}: unknown tokens", f"{unknown} of {total}", f"fewer with the tokenizer of the model; {way_out}")
+    expect(
+        is_known,
+        f"{where}: unknown tokens",
+        f"{unknown} of {total}",
+        f"fewer with the tokenizer of the model; {way_out}",
+    )

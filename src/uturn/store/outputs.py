@@ -1,4 +1,6 @@
-"""Folders of results, and datasets in them. For a URL they are made in a working copy; stores of runs do not pass through it."""
+"""Folders of results, and datasets in them. For a URL they are made in a working copy; stores of
+runs do not pass through it.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,27 @@ import xarray as xr
 from zarr.core.sync import sync
 
 from uturn.core.files import digest_of_file, named_errors, whole_folder
-from uturn.store.places import ROOT, at_once, failures_named, files_at, is_url, listed, place_of, read, replace, write
+from uturn.store.places import (
+    ROOT,
+    at_once,
+    failures_named,
+    files_at,
+    is_url,
+    listed,
+    place_of,
+    read,
+    replace,
+    write,
+)
 
 _NO_FILE = re.compile(r"[\\:]|(^|/)\.{0,2}(/|$)")  # a key that would leave the folder
 
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """A folder of results: `where` is the given path or URL, `path` the local folder (the same, or a working copy)."""
+    """A folder of results: `where` is the given path or URL, `path` the local folder (the same,
+    or a working copy).
+    """
 
     where: str
     path: Path
@@ -58,22 +73,32 @@ class OutputFolder:
             with failures_named(self.where, f"read {name}"):
                 keys = [name, *listed(files, f"{name}/")]
                 if outside := [key for key in keys if _NO_FILE.search(key)]:
-                    raise ValueError(f"{self.where} holds {outside[0]!r}, which is no name of a file; remove it")
-                for key, content in zip(keys, at_once(self.where, lambda key: read(files, key), keys), strict=True):
+                    raise ValueError(
+                        f"{self.where} holds {outside[0]!r}, which is no name of a file; remove it"
+                    )
+                for key, content in zip(
+                    keys, at_once(self.where, lambda key: read(files, key), keys), strict=True
+                ):
                     if content is not None:
                         (self.path / key).parent.mkdir(parents=True, exist_ok=True)
                         (self.path / key).write_bytes(content)
         return path
 
     def push(self, *names: str) -> None:
-        """Update the URL from the working copy: files and folders of these names are written or removed there."""
+        """Update the URL from the working copy: files and folders of these names are written or
+        removed there.
+        """
         if not self.is_remote:
             return
         files = files_at(self.where)
         for name in names:
             path = self.path / name
             with failures_named(self.where, f"write {name}"):
-                write(files, name, path.read_bytes()) if path.is_file() else sync(files.delete(name))
+                (
+                    write(files, name, path.read_bytes())
+                    if path.is_file()
+                    else sync(files.delete(name))
+                )
             if not path.is_file():
                 replace(self.place(name), path)
 
@@ -90,12 +115,19 @@ class OutputFolder:
             return sorted(path.name for path in (self.path / name).glob("*"))
         prefix = f"{name}/" if name else ""
         with failures_named(self.where, "list it"):
-            return sorted({key.removeprefix(prefix).split("/")[0] for key in listed(files_at(self.where), prefix)})
+            return sorted(
+                {
+                    key.removeprefix(prefix).split("/")[0]
+                    for key in listed(files_at(self.where), prefix)
+                }
+            )
 
 
 @contextmanager
 def output_folder(name: str, value: Any, *, kept: bool = False) -> Iterator[OutputFolder]:
-    """The folder of results at a path or URL. The working copy of a URL is removed at the end, unless `kept` in a cache."""
+    """The folder of results at a path or URL. The working copy of a URL is removed at the end,
+    unless `kept` in a cache.
+    """
     where = place_of(name, value)
     if not is_url(where):
         yield OutputFolder.of(where)
@@ -114,9 +146,14 @@ def output_folder(name: str, value: Any, *, kept: bool = False) -> Iterator[Outp
 
 
 def write_dataset(data: xr.Dataset, path: str | Path) -> None:
-    """Write a dataset to a zarr folder, replacing an existing one; ValueError if it cannot be written."""
-    # zarr does not specify numpy's fixed-length text, nor lone surrogates, which file names may contain.
-    valid = np.vectorize(lambda text: str(text).encode(errors="backslashreplace").decode(), otypes=[object])
+    """Write a dataset to a zarr folder, replacing an existing one; ValueError if it cannot be
+    written.
+    """
+    # zarr does not specify numpy's fixed-length text, nor lone surrogates, which file names may
+    # contain.
+    valid = np.vectorize(
+        lambda text: str(text).encode(errors="backslashreplace").decode(), otypes=[object]
+    )
     text = {
         key: values.copy(data=valid(values.values).astype(np.dtypes.StringDType()))
         for key, values in data.variables.items()
@@ -132,7 +169,9 @@ def write_dataset(data: xr.Dataset, path: str | Path) -> None:
 
 
 def digest_of_dataset(folder: Path) -> str:
-    """Digest of the files of a dataset, without that in its attributes: a chunk that is not there would be read as a number."""
+    """Digest of the files of a dataset, without that in its attributes: a chunk that is not
+    there would be read as a number.
+    """
     root = json.loads((folder / ROOT).read_bytes())
     root["attributes"].pop("digest", None)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / ROOT)

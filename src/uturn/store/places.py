@@ -1,4 +1,6 @@
-"""Where stores and results are: a folder, or a prefix of object storage; both are opened as stores of zarr."""
+"""Where stores and results are: a folder, or a prefix of object storage; both are opened as
+stores of zarr.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,12 @@ AT_ONCE = 16  # requests to object storage at the same time
 PATIENCE = 120.0  # seconds for a request to object storage with all its repetitions
 REQUEST_SECONDS = 60.0  # for one request, and one more for each megabyte that is sent
 _FIRST_WAIT = 0.1  # seconds between two repetitions, which double up to 15 s
-_MAY_PASS = re.compile(r"HTTP error|body error|timed? ?out|status code: (5\d\d|408|429)", re.IGNORECASE)
+_MAY_PASS = re.compile(
+    r"HTTP error|body error|timed? ?out|status code: (5\d\d|408|429)", re.IGNORECASE
+)
 _OBSTORE = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
-_NO_PATH = re.compile(r"[?#%*\\@\s\0]|(^|/)\.{0,2}(/|$)")  # in a URL: a user, a query, or parts that are empty, "." or ".."
+# In a URL: a user, a query, or parts that are empty, "." or "..".
+_NO_PATH = re.compile(r"[?#%*\\@\s\0]|(^|/)\.{0,2}(/|$)")
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -44,7 +49,9 @@ def is_url(value: Any) -> bool:
 
 
 def place_of(name: str, value: Any) -> str:
-    """`value` as a path, or as a URL of object storage without a slash at its end; ValueError for other values."""
+    """`value` as a path, or as a URL of object storage without a slash at its end; ValueError
+    for other values.
+    """
     if not is_url(value):
         return checked_path(name, value)
     scheme, _, rest = value.rstrip("/").partition("://")
@@ -52,8 +59,9 @@ def place_of(name: str, value: Any) -> str:
         return checked_path(name, rest)
     if _NO_PATH.search(rest) or len(rest) > 900 or scheme in ("http", "https", "memory"):
         raise ValueError(
-            f"{name} = {'a URL with a user' if '@' in rest else shown(value)}: expected s3://bucket/runs/x, gs://.. or az://.., "
-            f"as text; credentials and the address of a server of your own (AWS_ENDPOINT_URL) belong into the environment"
+            f"{name} = {'a URL with a user' if '@' in rest else shown(value)}: expected"
+            " s3://bucket/runs/x, gs://.. or az://.., as text; credentials and the address of a"
+            " server of your own (AWS_ENDPOINT_URL) belong into the environment"
         )
     return f"{scheme}://{rest}"
 
@@ -61,22 +69,35 @@ def place_of(name: str, value: Any) -> str:
 def files_at(where: str) -> _Files:
     """The files or objects at a place, as a store of zarr; keys are relative to the place."""
     if not is_url(where):
-        return _Files(LocalStore(os.path.abspath(where)))  # zarr removes a relative path from keys wherever it occurs
+        # Zarr removes a relative path from keys wherever it occurs.
+        return _Files(LocalStore(os.path.abspath(where)))
     try:
         if where.partition("://")[0] in _OBSTORE:
             from obstore.store import from_url
 
             # obstore does not read client options from the environment if one of them is given.
             options: Any = {"timeout": "1h", "connect_timeout": "10s"}
-            options |= {name: True for name in ("allow_http", "allow_invalid_certificates") if _is_on(f"AWS_{name.upper()}")}
-            return _Patient(ObjectStore(from_url(where, retry_config={"max_retries": 0}, client_options=options)))
+            options |= {
+                name: True
+                for name in ("allow_http", "allow_invalid_certificates")
+                if _is_on(f"AWS_{name.upper()}")
+            }
+            return _Patient(
+                ObjectStore(
+                    from_url(where, retry_config={"max_retries": 0}, client_options=options)
+                )
+            )
         from zarr.storage import FsspecStore
 
         return _Patient(FsspecStore.from_url(where))
     except ImportError as error:
-        raise ValueError(f"{where} needs a package that is missing ({error.name}); pip install 'uturn[cluster]'") from None
+        raise ValueError(
+            f"{where} needs a package that is missing ({error.name}); pip install 'uturn[cluster]'"
+        ) from None
     except Exception as error:  # obstore and fsspec raise many kinds
-        raise ValueError(f"{where} cannot be opened ({one_line(error)}); check the URL and the credentials") from None
+        raise ValueError(
+            f"{where} cannot be opened ({one_line(error)}); check the URL and the credentials"
+        ) from None
 
 
 def _is_on(variable: str) -> bool:
@@ -84,11 +105,14 @@ def _is_on(variable: str) -> bool:
 
 
 class _Files(WrapperStore[Any]):
-    """Files whose size is compared with `largest` before they are read: a file with holes may promise terabytes."""
+    """Files whose size is compared with `largest` before they are read: a file with holes may
+    promise terabytes.
+    """
 
     def __init__(self, store: Any) -> None:
         super().__init__(store)
-        self.largest: dict[str, int] = {"": sys.maxsize}  # bytes of a chunk of each array, and of other files by ""
+        # Bytes of a chunk of each array, and of other files by "".
+        self.largest: dict[str, int] = {"": sys.maxsize}
         self.kept: dict[str, bytes] = {}  # contents that are not read again
 
     def _with_store(self, store: Any) -> _Files:
@@ -118,7 +142,9 @@ class _Files(WrapperStore[Any]):
 
 
 class _Patient(_Files):
-    """Object storage whose requests are repeated after errors that may pass. obstore alone does not repeat after all of them."""
+    """Object storage whose requests are repeated after errors that may pass. obstore alone does
+    not repeat after all of them.
+    """
 
     patience: float | None = None
 
@@ -128,8 +154,14 @@ class _Patient(_Files):
             try:
                 return await asyncio.wait_for(request(), REQUEST_SECONDS + size / 1e6)
             except Exception as error:
-                text, ends = str(error).partition("Debug source")[0], start + (self.patience or PATIENCE)
-                if not _MAY_PASS.search(f"{type(error).__name__} {text}") or time.monotonic() + wait > ends:
+                text, ends = (
+                    str(error).partition("Debug source")[0],
+                    start + (self.patience or PATIENCE),
+                )
+                if (
+                    not _MAY_PASS.search(f"{type(error).__name__} {text}")
+                    or time.monotonic() + wait > ends
+                ):
                     raise
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))
             wait = min(2 * wait, 15)
@@ -178,7 +210,9 @@ def listed(files: Files, prefix: str = "") -> list[str]:
 
 
 def at_once(where: str, function: Callable[[_T], _R], values: Iterable[_T]) -> Sequence[_R]:
-    """`function` of every value; in threads for object storage, where calls wait for the network."""
+    """`function` of every value; in threads for object storage, where calls wait for the
+    network.
+    """
     if not is_url(where):
         return list(map(function, values))
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -203,7 +237,8 @@ def is_empty(where: str) -> bool:
 def whole(where: str) -> Iterator[Path]:
     """An empty folder whose content replaces that of a place at the end, by `replace` at a URL."""
     if not is_url(where):
-        with whole_folder(os.path.realpath(where)) as folder:  # a store behind a link stays where it is
+        # A store behind a link stays where it is.
+        with whole_folder(os.path.realpath(where)) as folder:
             yield folder
         return
     with tempfile.TemporaryDirectory(prefix="uturn-") as name:
@@ -214,15 +249,23 @@ def whole(where: str) -> Iterator[Path]:
 def replace(where: str, folder: Path) -> None:
     """Replace the objects at a URL by the files of a folder.
 
-    `zarr.json` is deleted first and written last, so a process that is killed in between leaves a place without a store.
+    `zarr.json` is deleted first and written last, so a process that is killed in between leaves a
+    place without a store.
     """
-    files, new = files_at(where), [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    files, new = (
+        files_at(where),
+        [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()],
+    )
     with failures_named(where, "write it"):
         old = listed(files)
         if ROOT in old:
             sync(files.delete(ROOT))
         at_once(where, lambda key: sync(files.delete(key)), set(old) - {ROOT, *new})
-        at_once(where, lambda key: write(files, key, (folder / key).read_bytes()), [key for key in new if key != ROOT])
+        at_once(
+            where,
+            lambda key: write(files, key, (folder / key).read_bytes()),
+            [key for key in new if key != ROOT],
+        )
         if ROOT in new:
             write(files, ROOT, (folder / ROOT).read_bytes())
 
@@ -241,8 +284,11 @@ def failures_named(where: str, what: str) -> Iterator[None]:
     except failures() as error:
         text = str(error).partition("Debug source")[0]
         found = re.findall(r"<Code>(\w+)</Code>|status code: (\d{3}[ \w]*)", text)
-        reason = getattr(error, "strerror", None) or ", ".join(code or f"status {status.strip()}" for code, status in found)
+        reason = getattr(error, "strerror", None) or ", ".join(
+            code or f"status {status.strip()}" for code, status in found
+        )
         raise StoreError(
-            f"{where}: cannot {what} ({reason or one_line(type(error)(text))}); what was written before is safe: free some "
-            f"space, give access, or wait for the storage, and run it again to resume"
+            f"{where}: cannot {what} ({reason or one_line(type(error)(text))}); what was written"
+            " before is safe: free some space, give access, or wait for the storage, and run it"
+            " again to resume"
         ) from None

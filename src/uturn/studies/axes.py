@@ -1,4 +1,6 @@
-"""The noise axes of a run: its noise levels on all their coordinates, and conversion between axes by interpolation."""
+"""The noise axes of a run: its noise levels on all their coordinates, and conversion between
+axes by interpolation.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,10 @@ from uturn.core.checks import expect
 from uturn.studies.runs import label
 
 _ANGLES = ("abar", "log_snr", "sigma")
-_CLEAN = {"step": 0.0, "effective_epsilon": 0.0}  # values without noise, for stores that lack the attribute `clean`
-_SAID_BY = {"timestep": "step", **dict.fromkeys(_ANGLES, "log_snr")}  # coordinates that are no axes of their own beside another
+# Values without noise, for stores that lack the attribute `clean`.
+_CLEAN = {"step": 0.0, "effective_epsilon": 0.0}
+# Coordinates that are no axes of their own beside another.
+_SAID_BY = {"timestep": "step", **dict.fromkeys(_ANGLES, "log_snr")}
 _OF_STUDIES = {  # names in a study that are not axes
     "reading", "share", "axis", "estimate", "series", "changes", "distance", "curve", "place", "half_life", "width",
     "start", "chance", "inversion", "chi", "xi", "peak", "peak_at", "correlation", "gap", "gap_p", "gap_visible",
@@ -26,11 +30,13 @@ _OF_STUDIES = {  # names in a study that are not axes
 class Axes:
     """Noise levels of a run with noise 0, on all its axes.
 
-    `noise` (noise,), increasing from 0, the last one perhaps infinite, is the first axis. Coordinates of the noise levels follow;
-    between levels they are interpolated linearly. Their value without noise is the attribute `clean` of the coordinate. A
-    coordinate whose name is taken by a part of a study is renamed to `<name>_of_noise`. If the run has log-SNR, then abar,
-    log-SNR and sigma are interpolated in the angle with tan(angle) = sigma, since log-SNR and sigma are infinite at the ends.
-    `values`, `words`: arrays (noise,) and long names by axis. `most`: largest possible noise.
+    `noise` (noise,), increasing from 0, the last one perhaps infinite, is the first axis.
+    Coordinates of the noise levels follow; between levels they are interpolated linearly. Their
+    value without noise is the attribute `clean` of the coordinate. A coordinate whose name is taken
+    by a part of a study is renamed to `<name>_of_noise`. If the run has log-SNR, then abar, log-SNR
+    and sigma are interpolated in the angle with tan(angle) = sigma, since log-SNR and sigma are
+    infinite at the ends. `values`, `words`: arrays (noise,) and long names by axis. `most`: largest
+    possible noise.
     """
 
     def __init__(self, run: xr.Dataset) -> None:
@@ -56,16 +62,24 @@ class Axes:
                 sigma = np.exp(-np.r_[np.full(added, np.inf), run.log_snr.values] / 2)
             self.angle = np.arctan(sigma)
             self.values |= self._of_angle(self.angle)
-            self.words |= {"abar": "signal power abar", "log_snr": "log-SNR (nats)", "sigma": "sigma"}
+            self.words |= {
+                "abar": "signal power abar",
+                "log_snr": "log-SNR (nats)",
+                "sigma": "sigma",
+            }
         self.words = {axis: label(words) for axis, words in self.words.items()}
         self.names = list(self.values)
 
     def coordinates(self, run: xr.Dataset) -> xr.Dataset:
         """The noise levels on all axes, as coordinates of a study."""
         others = {
-            name: ("noise", values, {"long_name": self.words[name]}) for name, values in self.values.items() if name != "noise"
+            name: ("noise", values, {"long_name": self.words[name]})
+            for name, values in self.values.items()
+            if name != "noise"
         }
-        return xr.Dataset(coords={"noise": ("noise", self.noise, run.noise.attrs), **others, "axis": self.names})
+        return xr.Dataset(
+            coords={"noise": ("noise", self.noise, run.noise.attrs), **others, "axis": self.names}
+        )
 
     @staticmethod
     def _of_angle(angle: np.ndarray) -> dict[str, np.ndarray]:
@@ -92,12 +106,18 @@ def _number_of(coordinate: xr.DataArray, key: str, default: float) -> float:
     """An attribute of a coordinate that is a number, or a ValueError."""
     value = coordinate.attrs.get(key, default)
     is_number = isinstance(value, int | float | np.number)
-    expect(is_number, f"the attribute {key} of the coordinate {coordinate.name}", value, "a number; copy the store again")
+    expect(
+        is_number,
+        f"the attribute {key} of the coordinate {coordinate.name}",
+        value,
+        "a number; copy the store again",
+    )
     return float(value)
 
 
 def is_geometric(levels: Any) -> bool:
-    """Whether levels are drawn on a logarithmic axis: a factor of ten or more apart, in steps more even as ratios.
+    """Whether levels are drawn on a logarithmic axis: a factor of ten or more apart, in steps more
+    even as ratios.
 
     >>> is_geometric([0, 0.01, 0.1, 1]), is_geometric([0.1, 0.2, 0.4, 0.8]), is_geometric([0.01, 0.1, 0.2, 0.3, 0.4, 0.5])
     (True, False, False)
@@ -133,20 +153,28 @@ def check_unit(name: str, unit: str, first: str) -> None:
 
 
 def common_axis(studies: Sequence[xr.Dataset]) -> str:
-    """`noise` if all studies have the same unit of noise, otherwise a shared axis; ValueError if there is none.
+    """`noise` if all studies have the same unit of noise, otherwise a shared axis; ValueError if
+    there is none.
 
-    ValueError also for readings and distances of one name in several units, whose curves would stand in one chart.
+    ValueError also for readings and distances of one name in several units, whose curves would
+    stand in one chart.
     """
     for dim, key in (("reading", "unit"), ("changes", "unit_of_distance")):
         units: dict[str, str] = {}
         for study in (study for study in studies if key in study.coords):
-            for name, unit in zip(study[dim].values.tolist(), study[key].values.tolist(), strict=True):
+            for name, unit in zip(
+                study[dim].values.tolist(), study[key].values.tolist(), strict=True
+            ):
                 check_unit(name, unit, units.setdefault(name, "") or unit)
                 units[name] = units[name] or unit
     words = list(dict.fromkeys(map(axis_words, studies)))
     if len(words) == 1:
         return "noise"
-    shared = [str(axis) for axis in studies[0].axis.values[1:] if all(axis in study.axis.values for study in studies)]
+    shared = [
+        str(axis)
+        for axis in studies[0].axis.values[1:]
+        if all(axis in study.axis.values for study in studies)
+    ]
     expect(shared, "noise of the runs", words, "an axis in common; draw them one by one")
     # An axis that has a value without noise is preferred.
     return min(shared, key=lambda axis: sum(np.isnan(study[axis].values[0]) for study in studies))

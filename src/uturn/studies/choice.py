@@ -13,9 +13,22 @@ from scipy.special import betainc, ndtri
 
 from uturn.core.checks import expect
 from uturn.core.protocols import Variable
-from uturn.measures.statistics import Estimate, checked_share, crossing, independent_groups, mean_bounds
+from uturn.measures.statistics import (
+    Estimate,
+    checked_share,
+    crossing,
+    independent_groups,
+    mean_bounds,
+)
 from uturn.measures.strengths import strength_of
-from uturn.studies.analysis import Level, bounds_of, by_noise, finished_run, levels_of, named_reading
+from uturn.studies.analysis import (
+    Level,
+    bounds_of,
+    by_noise,
+    finished_run,
+    levels_of,
+    named_reading,
+)
 from uturn.studies.axes import Axes
 from uturn.studies.curves import place
 from uturn.studies.runs import have_labels, is_kept_if_large, named_in
@@ -23,34 +36,41 @@ from uturn.studies.runs import have_labels, is_kept_if_large, named_in
 CHOSEN, ESTIMATED, NONE, OPEN = "chosen", "estimated", "no such level", "not decided"
 """The answers of `choose`."""
 NOT_GUARANTEED = (
-    "Bounds of Student's t guarantee nothing, because an original that is not in the run can have any value. In simulations with "
-    "10 to 300 originals, about .05 of these bounds were wrong for normal readings, up to .21 for lognormal ones (sigma 1), and "
-    "up to .54 if 3 % of the originals were ten times as far as the others. If 1 % were ten times as far and the others varied "
-    "little, .88 were wrong with 12 originals, .60 with 50, .14 with 200: nearly all runs that lack the far ones."
+    "Bounds of Student's t guarantee nothing, because an original that is not in the run can have"
+    " any value. In simulations with 10 to 300 originals, about .05 of these bounds were wrong for"
+    " normal readings, up to .21 for lognormal ones (sigma 1), and up to .54 if 3 % of the"
+    " originals were ten times as far as the others. If 1 % were ten times as far and the others"
+    " varied little, .88 were wrong with 12 originals, .60 with 50, .14 with 200: nearly all runs"
+    " that lack the far ones."
 )
 NOT_MEASURED = (
-    "The answer concerns the mean over originals drawn like these, for this model and sampler, at the levels tested. It does not "
-    "cover each single original, other data, and what no reading measures: a label that is kept, for example, is not accuracy "
-    "gained."
+    "The answer concerns the mean over originals drawn like these, for this model and sampler, at"
+    " the levels tested. It does not cover each single original, other data, and what no reading"
+    " measures: a label that is kept, for example, is not accuracy gained."
 )
-_STRENGTHS = "strength", "strength (SD3, FLUX)"  # of pipelines that make int(N strength) steps, and N - int(N - N strength)
+# Of pipelines that make int(N strength) steps, and N - int(N - N strength).
+_STRENGTHS = "strength", "strength (SD3, FLUX)"
 _POWER = 0.8
 _NUMBERS = np.unique(np.geomspace(1, 10_000_000, 10_000).round())  # of originals
 
 
 @dataclass(frozen=True, eq=False)
 class LevelTest:
-    """The test of one goal. Levels are tested in order, and the first whose bound misses the goal ends the test.
+    """The test of one goal. Levels are tested in order, and the first whose bound misses the goal
+    ends the test.
 
-    `words`: the goal, such as "same_class >= 0.95"; `direction`: why large or small values are kept, "" if the reading declares
-    it. `range`: smallest and largest possible reading, infinite where there is no end; `guaranteed`: whether it ends on the side
-    where the goal is missed, so that the bound holds for any law in this range (`uturn.statistics.mean_bounds`); otherwise the
-    bound is of Student's t. `levels`: measured ones above 0, with the mean there, its one-sided `bound`, and the `originals` that
-    have a reading. `noise`: the last level that passes, NaN if none does; `ended`: where the test ended, NaN if all have passed;
-    `missed`: whether the goal is missed there with the same confidence, otherwise that level is not decided; `meets`: whether the
-    mean there is on the side of the goal. `more`: number of further originals with which `ended` is decided with probability .8
-    if the mean measured there is the truth; 0 if there is nothing to decide, infinite if the mean is at the goal, NaN if
-    originals do not show how much they vary. `crossing`: where the interpolated curve crosses the goal, not guaranteed.
+    `words`: the goal, such as "same_class >= 0.95"; `direction`: why large or small values are
+    kept, "" if the reading declares it. `range`: smallest and largest possible reading, infinite
+    where there is no end; `guaranteed`: whether it ends on the side where the goal is missed, so
+    that the bound holds for any law in this range (`uturn.statistics.mean_bounds`); otherwise the
+    bound is of Student's t. `levels`: measured ones above 0, with the mean there, its one-sided
+    `bound`, and the `originals` that have a reading. `noise`: the last level that passes, NaN if
+    none does; `ended`: where the test ended, NaN if all have passed; `missed`: whether the goal is
+    missed there with the same confidence, otherwise that level is not decided; `meets`: whether the
+    mean there is on the side of the goal. `more`: number of further originals with which `ended` is
+    decided with probability .8 if the mean measured there is the truth; 0 if there is nothing to
+    decide, infinite if the mean is at the goal, NaN if originals do not show how much they vary.
+    `crossing`: where the interpolated curve crosses the goal, not guaranteed.
     """
 
     words: str
@@ -73,13 +93,15 @@ class LevelTest:
 class Choice:
     """The answer of `choose`, which prints as text.
 
-    `noise`: the largest measured noise that keeps the goal, and has lost the other one if there is one; NaN if there is none.
-    `at`: it on every axis of the run; `strength` and `strength (SD3, FLUX)` in the rounding of the image-to-image pipelines of
-    diffusers, if the run has steps; empty if there is no level. `answer`: "chosen", with a guarantee; "estimated", for a reading
-    without a worst possible value; "no such level": each level misses a goal, or lies beyond one that does; "not decided", which
-    needs `more` originals (0 for other answers).
-    `window`: with `lose`, smallest noise that has lost and largest that keeps. `keep`, `lose`: the tests. `confidence`: of each
-    test. `axis`: the noise in words. `by`: the choices for parts of the originals, by the values of the coordinate `part`.
+    `noise`: the largest measured noise that keeps the goal, and has lost the other one if there is
+    one; NaN if there is none. `at`: it on every axis of the run; `strength` and `strength (SD3,
+    FLUX)` in the rounding of the image-to-image pipelines of diffusers, if the run has steps; empty
+    if there is no level. `answer`: "chosen", with a guarantee; "estimated", for a reading without a
+    worst possible value; "no such level": each level misses a goal, or lies beyond one that does;
+    "not decided", which needs `more` originals (0 for other answers). `window`: with `lose`,
+    smallest noise that has lost and largest that keeps. `keep`, `lose`: the tests. `confidence`: of
+    each test. `axis`: the noise in words. `by`: the choices for parts of the originals, by the
+    values of the coordinate `part`.
     """
 
     noise: float
@@ -99,7 +121,9 @@ class Choice:
 
 
 class _Goal(NamedTuple):
-    """A reading of a run, as a variable and its indices along the dims of its own, and the goal for its mean."""
+    """A reading of a run, as a variable and its indices along the dims of its own, and the goal
+    for its mean.
+    """
 
     name: str
     label: str
@@ -121,25 +145,32 @@ def choose(
     by: str | None = None,
     confidence: float = 0.95,
 ) -> Choice:
-    """The largest measured noise whose mean reading keeps a goal, with a guarantee if the reading has a worst possible value.
+    """The largest measured noise whose mean reading keeps a goal, with a guarantee if the reading
+    has a worst possible value.
 
-    Let c(x) be the mean of the reading at noise x over the law of the originals. The measured levels x_1 < x_2 < .. above 0 are
-    tested in this order by a one-sided bound of c(x_k), and the first one whose bound misses the goal ends the test. The
-    probability that any accepted level misses the goal is at most 1 - confidence, without a correction for the number of levels,
-    since an error needs that of the first level that misses (a fixed-sequence test, Maurer, Hothorn and Lehmacher 1995).
+    Let c(x) be the mean of the reading at noise x over the law of the originals. The measured
+    levels x_1 < x_2 < .. above 0 are tested in this order by a one-sided bound of c(x_k), and the
+    first one whose bound misses the goal ends the test. The probability that any accepted level
+    misses the goal is at most 1 - confidence, without a correction for the number of levels, since
+    an error needs that of the first level that misses (a fixed-sequence test, Maurer, Hothorn and
+    Lehmacher 1995).
 
-    Bounds hold for any law of the readings if these have a worst possible value (`uturn.statistics.mean_bounds`), otherwise they
-    are of Student's t, and the answer is "estimated". The U-turns of an original count as one reading, their mean; missing
-    readings (NaN) are left out. A reading that falls from its start to chance is kept if its mean is at least the goal; one that
-    rises, if it is at most the goal; docs/noise.md has the rules for others, and the text of the choice reports the guess.
+    Bounds hold for any law of the readings if these have a worst possible value
+    (`uturn.statistics.mean_bounds`), otherwise they are of Student's t, and the answer is
+    "estimated". The U-turns of an original count as one reading, their mean; missing readings (NaN)
+    are left out. A reading that falls from its start to chance is kept if its mean is at least the
+    goal; one that rises, if it is at most the goal; docs/noise.md has the rules for others, and the
+    text of the choice reports the guess.
 
-    `ds`: dataset of `uturn.run`. `reading`: its name in the study, such as "same_class" or "similarity, network_layer = block1".
-    The name of a variable suffices if it has one level; "first_layer" and "last_layer" are the ends of an ordered series of
-    layers. `keep`: the goal, strictly inside the bounds of the reading. Readings that are all 0 or 1 have these bounds, declared
-    or not. `lose`, {reading: goal}: a reading that has to be lost, tested from large noise downwards. The noise chosen is then
-    the upper end of the window between both; each end has the confidence stated, so both together at least 1 - 2 (1 -
-    confidence). `by`: a coordinate of the items, such as "label": a choice for each of its values, each with the confidence
-    stated. Items without a label (-1, NaN, an empty text) are left out. `confidence`: above .5.
+    `ds`: dataset of `uturn.run`. `reading`: its name in the study, such as "same_class" or
+    "similarity, network_layer = block1". The name of a variable suffices if it has one level;
+    "first_layer" and "last_layer" are the ends of an ordered series of layers. `keep`: the goal,
+    strictly inside the bounds of the reading. Readings that are all 0 or 1 have these bounds,
+    declared or not. `lose`, {reading: goal}: a reading that has to be lost, tested from large noise
+    downwards. The noise chosen is then the upper end of the window between both; each end has the
+    confidence stated, so both together at least 1 - 2 (1 - confidence). `by`: a coordinate of the
+    items, such as "label": a choice for each of its values, each with the confidence stated. Items
+    without a label (-1, NaN, an empty text) are left out. `confidence`: above .5.
 
     Examples
     --------
@@ -149,24 +180,42 @@ def choose(
     >>> choice.noise, choice.answer
     (0.4, 'chosen')
     """
-    expect(checked_share("confidence", confidence) > 0.5, "confidence", confidence, "a number between .5 and 1")
+    expect(
+        checked_share("confidence", confidence) > 0.5,
+        "confidence",
+        confidence,
+        "a number between .5 and 1",
+    )
     one = lose is None or (isinstance(lose, Mapping) and len(lose) == 1)
     expect(one, "lose", lose, "one reading and its goal, such as {'first_layer': 0.5}")
     run = by_noise(finished_run(ds))
     axes = Axes(run)
-    goals = [_goal(run, axes, *goal) for goal in ((reading, keep, False), *((*pair, True) for pair in (lose or {}).items()))]
+    goals = [
+        _goal(run, axes, *goal)
+        for goal in ((reading, keep, False), *((*pair, True) for pair in (lose or {}).items()))
+    ]
     items_of = {} if by is None else _parts(run, by)
-    used = {name for goal in goals for name in (goal.name, *named_in(goal.how.start, goal.how.chance))}
-    run = run[[name for name in run.data_vars if name in used]]  # parts copy what they select, such as images
-    by_part = {value: _choice(run.isel(item=items), axes, goals, confidence) for value, items in items_of.items()}
+    used = {
+        name for goal in goals for name in (goal.name, *named_in(goal.how.start, goal.how.chance))
+    }
+    # Parts copy what they select, such as images.
+    run = run[[name for name in run.data_vars if name in used]]
+    by_part = {
+        value: _choice(run.isel(item=items), axes, goals, confidence)
+        for value, items in items_of.items()
+    }
     return replace(_choice(run, axes, goals, confidence), by=by_part, part=by or "")
 
 
-def originals_needed(truth: float, goal: float, confidence: float = 0.95, power: float = _POWER) -> float:
-    """Number of originals with which a true share is decided to be above (or below) a goal with probability `power`.
+def originals_needed(
+    truth: float, goal: float, confidence: float = 0.95, power: float = _POWER
+) -> float:
+    """Number of originals with which a true share is decided to be above (or below) a goal with
+    probability `power`.
 
-    The smallest n for which the one-sided bound of Clopper and Pearson passes the goal at the `1 - power` quantile of the number
-    kept (normal approximation). Infinite if the truth equals the goal, or if n exceeds ten million.
+    The smallest n for which the one-sided bound of Clopper and Pearson passes the goal at the `1 -
+    power` quantile of the number kept (normal approximation). Infinite if the truth equals the
+    goal, or if n exceeds ten million.
 
     Examples
     --------
@@ -180,7 +229,7 @@ def originals_needed(truth: float, goal: float, confidence: float = 0.95, power:
     return float(n[enough.argmax()]) if enough.any() else math.inf
 
 
-# --- names -------------------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 
 def _goal(run: xr.Dataset, axes: Axes, reading: str, value: float, lose: bool) -> _Goal:
@@ -190,46 +239,79 @@ def _goal(run: xr.Dataset, axes: Axes, reading: str, value: float, lose: bool) -
     if tosses:  # declared or not
         how = replace(how, bounds=(0.0, 1.0))
     low, high = bounds_of(how)
-    fits = isinstance(value, int | float | np.number) and not isinstance(value, bool) and low < value < high
-    expect(fits, "lose" if lose else "keep", value, f"a number between {low:g} and {high:g} for {label}")
-    rises, direction = _direction(next(levels_of(run.isel(where), name, how, axes)), how, tosses, axes)
-    return _Goal(name, label, where, how, float(value), rises, direction, lose, -1 if rises != lose else 1)
+    fits = (
+        isinstance(value, int | float | np.number)
+        and not isinstance(value, bool)
+        and low < value < high
+    )
+    expect(
+        fits,
+        "lose" if lose else "keep",
+        value,
+        f"a number between {low:g} and {high:g} for {label}",
+    )
+    rises, direction = _direction(
+        next(levels_of(run.isel(where), name, how, axes)), how, tosses, axes
+    )
+    return _Goal(
+        name, label, where, how, float(value), rises, direction, lose, -1 if rises != lose else 1
+    )
 
 
 def _direction(level: Level, how: Variable, tosses: bool, axes: Axes) -> tuple[bool, str]:
-    """Whether a reading rises with noise, and why it is taken to do so if its start and chance do not tell."""
+    """Whether a reading rises with noise, and why it is taken to do so if its start and chance
+    do not tell.
+    """
     start, chance = (math.nan if how.guessed else level.start), level.chance
     if start in how.bounds or np.isfinite(chance - start):
         return (start == how.bounds[0] if start in how.bounds else chance > start), ""
     name = level.texts["variable"]
     if is_kept_if_large(name):
-        return False, "" if name.startswith("same_") else "large values are kept, by its name"  # what is the same starts at 1
+        # What is the same starts at 1.
+        return False, "" if name.startswith("same_") else "large values are kept, by its name"
     x, measured = axes.noise, np.flatnonzero(np.isfinite(level.curve[:, 0]) & (axes.noise > 0))
-    first, last = (0 if np.isfinite(start) else measured[0], measured[-1]) if len(measured) else (0, 0)
-    change = Estimate(*level.replicates.interval(lambda c: (chance if np.isfinite(chance) else c[last]) - c[first]))
-    words = f"the mean changes by {change!r} from {axes.words['noise']} = {x[first]:.3g} to {x[last]:.3g}"
+    first, last = (
+        (0 if np.isfinite(start) else measured[0], measured[-1]) if len(measured) else (0, 0)
+    )
+    change = Estimate(
+        *level.replicates.interval(
+            lambda c: (chance if np.isfinite(chance) else c[last]) - c[first]
+        )
+    )
+    words = (
+        f"the mean changes by {change!r} from {axes.words['noise']} = {x[first]:.3g} to"
+        f" {x[last]:.3g}"
+    )
     rises, falls = change.low > 0, change.high < 0
     if tosses and not rises:
         return False, "large values are kept, as of readings that are 0 or 1"
     if tosses or not (rises or falls):
         raise ValueError(
-            f"reading = {level.texts['reading']!r}: it is not known whether large or small values are kept: "
-            f"{'readings are 0 or 1, and ' if tosses else ''}{words}; give its start, as --start {name}=VALUE for a table, "
-            f"start={{{name!r}: VALUE}} in ut.readings, or in the Variable of a probe, and its chance"
+            f"reading = {level.texts['reading']!r}: it is not known whether large or small values"
+            f" are kept: {'readings are 0 or 1, and ' if tosses else ''}{words}; give its start, as"
+            f" --start {name}=VALUE for a table, start={{{name!r}: VALUE}} in ut.readings, or in"
+            " the Variable of a probe, and its chance"
         )
     return rises, f"{'small' if rises else 'large'} values are kept, as {words}"
 
 
 def _parts(run: xr.Dataset, by: str) -> dict[Any, np.ndarray]:
     dims = set(run[by].dims) if isinstance(by, str) and by in run.variables else set()
-    names = [str(name) for name, values in run.variables.items() if values.dims == ("item",) and name != "item"]
+    names = [
+        str(name)
+        for name, values in run.variables.items()
+        if values.dims == ("item",) and name != "item"
+    ]
     of_items = f"a coordinate of the items: {', '.join(names) or 'the run has none'}"
     expect({"item"} <= dims <= {"noise", "item"}, "by", by, of_items)
     values = run[by].isel(noise=0, missing_dims="ignore").values
-    return {value: np.flatnonzero(values == value) for value in np.unique(values[have_labels(values)]).tolist()}
+    return {
+        value: np.flatnonzero(values == value)
+        for value in np.unique(values[have_labels(values)]).tolist()
+    }
 
 
-# --- tests -------------------------------------------------------------------------------------------------------------
+# --- tests ----------------------------------------------------------------------------------------
 
 
 def _choice(run: xr.Dataset, axes: Axes, goals: list[_Goal], confidence: float) -> Choice:
@@ -238,15 +320,29 @@ def _choice(run: xr.Dataset, axes: Axes, goals: list[_Goal], confidence: float) 
     assert keep is not None
     low, high = (0.0 if lose is None else lose.noise), keep.noise
     passed = low <= high
-    # A level without a guarantee may still get one, unless it is at or beyond one that misses a goal.
+    # A level without a guarantee may still get one, unless it is at or beyond one that misses a
+    # goal.
     least = lose.ended if lose is not None and lose.missed else 0.0
     most = keep.ended if keep.missed else math.inf
     is_open = not passed and bool(((keep.levels > least) & (keep.levels < most)).any())
-    noise, given = high if passed else math.nan, CHOSEN if all(test.guaranteed for test in tests) else ESTIMATED
+    noise, given = (
+        high if passed else math.nan,
+        (CHOSEN if all(test.guaranteed for test in tests) else ESTIMATED),
+    )
     answer = given if passed else OPEN if is_open else NONE
     more = float(np.max([test.more for test in tests])) if is_open else 0.0
     window = (low, high) if lose is not None and passed else None
-    return Choice(noise, _on_axes(run, axes, noise), answer, more, window, keep, lose, confidence, axes.words["noise"])
+    return Choice(
+        noise,
+        _on_axes(run, axes, noise),
+        answer,
+        more,
+        window,
+        keep,
+        lose,
+        confidence,
+        axes.words["noise"],
+    )
 
 
 def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> LevelTest:
@@ -261,17 +357,32 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Leve
     bound, opposite = bounds[:: goal.sign]
     passes = goal.sign * bound >= goal.sign * goal.value
     order = np.flatnonzero(x > 0)[:: -1 if goal.lose else 1]
-    count = int(np.logical_and.accumulate(passes[order]).sum())  # of levels that pass before the first that does not
+    # Of levels that pass before the first that does not.
+    count = int(np.logical_and.accumulate(passes[order]).sum())
     end = int(order[count]) if count < len(order) else None
     missed = end is not None and bool(goal.sign * opposite[end] < goal.sign * goal.value)
-    of_items = values.mean([dim for dim in values.dims if dim not in ("noise", "item")]).transpose("noise", "item").values
+    of_items = (
+        values.mean([dim for dim in values.dims if dim not in ("noise", "item")])
+        .transpose("noise", "item")
+        .values
+    )
     of_items = np.pad(of_items, ((added, 0), (0, 0)))
     read = ~np.isnan(of_items)
     more = 0.0
     if end is not None and not missed:
-        more = _more(of_items[end][read[end]], independent_groups(values)[read[end]], goal.value, ends, confidence)
+        more = _more(
+            of_items[end][read[end]],
+            independent_groups(values)[read[end]],
+            goal.value,
+            ends,
+            confidence,
+        )
     finite, sign = np.isfinite(x), -1.0 if goal.rises else 1.0
-    crosses = place(level.replicates, lambda c: crossing(x[finite], sign * c[finite], sign * goal.value, first=True), x[finite])
+    crosses = place(
+        level.replicates,
+        lambda c: crossing(x[finite], sign * c[finite], sign * goal.value, first=True),
+        x[finite],
+    )
     positive = x > 0
     return LevelTest(
         words=f"{goal.label} {'>=' if goal.sign > 0 else '<='} {goal.value:g}",
@@ -287,66 +398,95 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Leve
         missed=missed,
         meets=end is not None and bool(goal.sign * mean[end] > goal.sign * goal.value),
         more=more,
-        crossing=dict(zip(axes.names, (Estimate(*row) for row in axes.at(crosses).tolist()), strict=True)),
+        crossing=dict(
+            zip(axes.names, (Estimate(*row) for row in axes.at(crosses).tolist()), strict=True)
+        ),
     )
 
 
-def _more(readings: np.ndarray, group: np.ndarray, goal: float, ends: tuple[float, float], confidence: float) -> float:
-    """Number of further originals that decide a level if its mean is the truth, from those read there and their groups."""
+def _more(
+    readings: np.ndarray,
+    group: np.ndarray,
+    goal: float,
+    ends: tuple[float, float],
+    confidence: float,
+) -> float:
+    """Number of further originals that decide a level if its mean is the truth, from those read
+    there and their groups.
+    """
     count = np.bincount(group)
     means = np.bincount(group, readings)[count > 0] / count[count > 0]
     mean, (low, high) = float(readings.mean()) if len(readings) else math.nan, ends
     if mean == goal:
         return math.inf
     if np.isin(means, ends).all() and len(means):
-        needed = originals_needed((mean - low) / (high - low), (goal - low) / (high - low), confidence)
+        needed = originals_needed(
+            (mean - low) / (high - low), (goal - low) / (high - low), confidence
+        )
     elif len(means) < 2:
         return math.nan
     else:
-        # The bound is about m/n + sqrt(z² s²/n + (ln(1/alpha) - 1)² m²/n²) from the mean; m is the distance of the mean from the
-        # worst value, s the spread of the groups. It has to pass the goal where the mean is at the quantile of the power.
+        # The bound is about m/n + sqrt(z² s²/n + (ln(1/alpha) - 1)² m²/n²) from the mean; m is the
+        # distance of the mean from the worst value, s the spread of the groups. It has to pass the
+        # goal where the mean is at the quantile of the power.
         worst, s = low if mean > goal else high, means.std(ddof=1)
         n, m = _NUMBERS, abs(mean - worst) if math.isfinite(worst) else 0.0
-        bound = m / n + np.hypot(ndtri(confidence) * s / np.sqrt(n), (math.log(1 / (1 - confidence)) - 1) * m / n)
+        bound = m / n + np.hypot(
+            ndtri(confidence) * s / np.sqrt(n), (math.log(1 / (1 - confidence)) - 1) * m / n
+        )
         enough = bound + ndtri(_POWER) * s / np.sqrt(n) <= abs(mean - goal)
         needed = n[enough.argmax()] if enough.any() else math.inf
     return float(np.maximum(np.ceil(needed * len(readings) / len(means)) - len(readings), 1.0))
 
 
 def _on_axes(run: xr.Dataset, axes: Axes, noise: float) -> dict[str, float]:
-    """A measured noise on all axes, with the timestep and the strength of a diffusion chain; empty for NaN."""
+    """A measured noise on all axes, with the timestep and the strength of a diffusion chain;
+    empty for NaN.
+    """
     if math.isnan(noise):
         return {}
     at = {name: float(values[axes.noise == noise][0]) for name, values in axes.values.items()}
     level = run.sel(noise=noise)
     if "timestep" in level.coords:
         at["timestep"] = float(level.timestep)
-    if {"step", "t_over_T"} <= set(level.coords) and 0 < level.t_over_T <= 1 <= level.step < math.inf:
+    if {"step", "t_over_T"} <= set(
+        level.coords
+    ) and 0 < level.t_over_T <= 1 <= level.step < math.inf:
         steps = round(float(level.step / level.t_over_T))
         for name, counts_down in zip(_STRENGTHS, (False, True), strict=True):
             at[name] = strength_of(int(level.step), steps, counts_down)
     return at
 
 
-# --- text --------------------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 def _lines(choice: Choice) -> Iterator[str]:
     """The tests, the answer for all originals and for each part, and what it does not say."""
     x, tests = choice.axis, [test for test in (choice.keep, choice.lose) if test is not None]
     for test in tests:
-        law = "for readings in [{:g}, {:g}]".format(*test.range) if test.guaranteed else "by Student's t, not guaranteed"
+        law = (
+            "for readings in [{:g}, {:g}]".format(*test.range)
+            if test.guaranteed
+            else "by Student's t, not guaranteed"
+        )
         yield f"{test.words}, one-sided bounds of confidence {choice.confidence:g} {law}"
         if test.direction:
             yield f"  {test.direction}; a guess: declare its start if that is wrong"
         rows = list(zip(test.levels, test.mean, test.bound, test.originals, strict=True))
         for level, mean, bound, originals in rows if test is choice.keep else rows[::-1]:
             end = f"; {_end(test)}" if level == test.ended else ""
-            yield f"  {x} = {level:.3g}: mean {mean:.3g}, bound {bound:.3g}, {_counted(originals)}{end}"
+            yield (
+                f"  {x} = {level:.3g}: mean {mean:.3g}, bound {bound:.3g},"
+                f" {_counted(originals)}{end}"
+            )
             if end:
                 break
         if np.isfinite(test.crossing["noise"].value):
-            yield f"  an estimate, not guaranteed: the curve crosses the goal at {x} = {test.crossing['noise']}"
+            yield (
+                f"  an estimate, not guaranteed: the curve crosses the goal at {x} ="
+                f" {test.crossing['noise']}"
+            )
     places = {axis: f"{value:.4g}" for axis, value in choice.at.items() if axis != "noise"}
     if places.get("strength") == places.get(_STRENGTHS[1]):  # both roundings are often the same
         places.pop(_STRENGTHS[1], None)
@@ -378,7 +518,9 @@ def _counted(number: float, kind: str = "") -> str:
 def _answer(choice: Choice) -> str:
     keep, lose = choice.keep, choice.lose
     if choice.answer in (CHOSEN, ESTIMATED):
-        window = "" if choice.window is None else ", window from {:.4g} to {:.4g}".format(*choice.window)
+        window = (
+            "" if choice.window is None else ", window from {:.4g} to {:.4g}".format(*choice.window)
+        )
         return f"{choice.answer}: {choice.axis} = {choice.noise:.4g}{window}"
     if choice.answer == OPEN:
         tests = [test for test in (keep, lose) if test is not None and not test.missed]
@@ -387,6 +529,7 @@ def _answer(choice: Choice) -> str:
     if lose is None:
         return f"{NONE}: missed already at {choice.axis} = {keep.ended:.3g}"
     kept, lost = (
-        "nowhere" if np.isnan(test.noise) else f"{word} {test.noise:.3g}" for test, word in ((keep, "up to"), (lose, "from"))
+        "nowhere" if np.isnan(test.noise) else f"{word} {test.noise:.3g}"
+        for test, word in ((keep, "up to"), (lose, "from"))
     )
     return f"{NONE}: {keep.words} {kept} and {lose.words} {lost}"

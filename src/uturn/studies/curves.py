@@ -11,7 +11,9 @@ import xarray as xr
 from uturn.measures.statistics import Replicates, located, proportion, replicates
 
 
-def curve(values: xr.DataArray, x: np.ndarray, start: Any = 1.0, centre: str = "mean") -> Replicates:
+def curve(
+    values: xr.DataArray, x: np.ndarray, start: Any = 1.0, centre: str = "mean"
+) -> Replicates:
     """Mean (or median) curve (noise, ..) of a variable and its replicates at the noise levels x.
 
     `start` is the value at noise 0; it is prepended if x has one level more than the variable.
@@ -30,10 +32,13 @@ def band(of: Replicates, least: float, most: float, confidence: float = 0.95) ->
     return np.clip(of.interval(lambda mean: mean, confidence), least, most)
 
 
-def shares(values: xr.DataArray, x: np.ndarray, start: Any = 1.0, confidence: float = 0.95) -> np.ndarray:
+def shares(
+    values: xr.DataArray, x: np.ndarray, start: Any = 1.0, confidence: float = 0.95
+) -> np.ndarray:
     """The mean curve and its intervals for readings in [0, 1] (`uturn.statistics.proportion`).
 
-    At noise 0 nothing changes, so both ends equal the value; `start` is the value if noise 0 was not measured.
+    At noise 0 nothing changes, so both ends equal the value; `start` is the value if noise 0 was
+    not measured.
     """
     measured = proportion(values, confidence).values
     missing = len(x) - len(measured)
@@ -41,5 +46,7 @@ def shares(values: xr.DataArray, x: np.ndarray, start: Any = 1.0, confidence: fl
 
 
 def place(of: Replicates, statistic: Callable[[np.ndarray], float], x: np.ndarray) -> np.ndarray:
-    """A noise located on a curve and the ends of its interval (`located`), clipped to the measured range; NaN for one level."""
+    """A noise located on a curve and the ends of its interval (`located`), clipped to the
+    measured range; NaN for one level.
+    """
     return np.full(3, np.nan) if len(x) < 3 else np.clip(located(of, statistic, x), 0.0, x[-1])

@@ -20,7 +20,17 @@ from uturn.measures.statistics import Estimate, checked_share
 from uturn.store.places import is_empty, is_store, place_of
 from uturn.store.record import Store
 from uturn.studies.axes import Axes, axis_words
-from uturn.studies.search import RULE, Fit, Outcome, Planned, Reached, Readings, Search, Tested, rounded
+from uturn.studies.search import (
+    RULE,
+    Fit,
+    Outcome,
+    Planned,
+    Reached,
+    Readings,
+    Search,
+    Tested,
+    rounded,
+)
 from uturn.studies.search_runs import (
     Levels,
     SearchRuns,
@@ -81,7 +91,9 @@ class Location:
 
     @property
     def reached(self) -> bool:
-        """Whether the readings at the two ends of an interval of the wanted width hold the place."""
+        """Whether the readings at the two ends of an interval of the wanted width hold the
+        place.
+        """
         return isinstance(self.outcome, Reached)
 
     @property
@@ -147,7 +159,8 @@ def locate(
         Its `noise` are the levels to begin with. Its `items` and `chunk` are not used; at most
         10,000 originals are measured at a level.
     reading
-        A reading with a start, as `uturn.study` names it: "same_class" or "unchanged, tree_level = 3".
+        A reading with a start, as `uturn.study` names it: "same_class" or "unchanged, tree_level =
+        3".
     width
         Full width of the interval, in the unit of the noise.
     store
@@ -183,7 +196,10 @@ def locate(
     share = checked_share("share", share)
     with _folder(store) as folder:
         if is_store(place_of("store", folder)):
-            raise ValueError(f"store = {shown(str(store))}: it is a store; expected a folder for the stores of the search")
+            raise ValueError(
+                f"store = {shown(str(store))}: it is a store; expected a folder for the stores of"
+                " the search"
+            )
         runs = SearchRuns(experiment, reading, folder, options)
 
         def say(step: Planned | Tested) -> None:
@@ -265,20 +281,27 @@ def forecast(
     parts = {}
     if stored.keys() >= {*levels.starting}:
         fit = _fit_of_stored(search, store, reading)
-        words = f"from the levels in {store}: noise {fit.place:.3g}, width w of the logistic {fit.scale:.3g}"
+        words = (
+            f"from the levels in {store}: noise {fit.place:.3g}, width w of the logistic"
+            f" {fit.scale:.3g}"
+        )
     else:
         fit = Fit(0.55 * levels.largest, 0.08 * levels.largest, 0.5, 0)
         parts["at the beginning"] = sized(experiment, levels.starting, RULE.first_originals)
         quarter = math.log(3) * fit.scale
         words = (
-            f"assumed: {reading} is 0 or 1, and falls from three quarters to one quarter of the way between noise "
-            f"{fit.place - quarter:.3g} and {fit.place + quarter:.3g}; the first levels in --store replace this"
+            f"assumed: {reading} is 0 or 1, and falls from three quarters to one quarter of the way"
+            f" between noise {fit.place - quarter:.3g} and {fit.place + quarter:.3g}; the first"
+            " levels in --store replace this"
         )
     ends = np.array(search.proposed(fit, 0))
     originals = math.ceil(_WASTE * float(np.mean(search.needed(ends, fit, 0))))
     most = _most_originals(experiment)
     if originals > most:
-        words += f"; the width needs about {rounded(originals):,} originals, and at most {most:,} can be measured"
+        words += (
+            f"; the width needs about {rounded(originals):,} originals, and at most {most:,} can be"
+            " measured"
+        )
         originals = most
     noise = [search.noise_of(int(end)) for end in ends]
     parts["at both ends"] = sized(experiment, noise, originals)
@@ -286,7 +309,9 @@ def forecast(
 
 
 def _stored_readings(store: str | Path, levels: Levels, reading: str) -> dict[float, Readings]:
-    """Readings of the levels that a search begins with, and of the largest, as far as they are stored."""
+    """Readings of the levels that a search begins with, and of the largest, as far as they are
+    stored.
+    """
     stored = {}
     for level in {*levels.starting, levels.largest}:
         place = place_of("store", store_of(store, level))
@@ -299,5 +324,7 @@ def _stored_readings(store: str | Path, levels: Levels, reading: str) -> dict[fl
 def _fit_of_stored(search: Search, store: str | Path | None, reading: str) -> Fit:
     above, below = search.enclosing(RULE.clear)
     if below is None and search.at(max(search.readings)).left > search.height:
-        raise ValueError(f"until = {search.width:g}: at the first levels in {store}, {reading} has no place")
+        raise ValueError(
+            f"until = {search.width:g}: at the first levels in {store}, {reading} has no place"
+        )
     return search.fit(above, search.top if below is None else below)

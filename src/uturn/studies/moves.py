@@ -17,10 +17,12 @@ _ROUNDING = 1e-9  # of means, relative to the largest of the curve
 
 @dataclass(frozen=True)
 class Moves:
-    """The differences of a curve between all pairs of noise levels, each tested over originals, with p-values of Holm.
+    """The differences of a curve between all pairs of noise levels, each tested over originals,
+    with p-values of Holm.
 
-    The tests are Student's, two-sided. Readings that differ between two levels by the same amount in all originals have no
-    spread; as in a test of signs, G independent groups then have the p-value 2^(1-G), and none has a smaller one.
+    The tests are Student's, two-sided. Readings that differ between two levels by the same amount
+    in all originals have no spread; as in a test of signs, G independent groups then have the
+    p-value 2^(1-G), and none has a smaller one.
     """
 
     noise: np.ndarray
@@ -53,7 +55,9 @@ class Moves:
 
     @property
     def turn(self) -> str:
-        """A remark on a curve that falls and rises again, or rises and falls again, with where; "" if it does neither."""
+        """A remark on a curve that falls and rises again, or rises and falls again, with where;
+        "" if it does neither.
+        """
         rises = self.mean[None] > self.mean[:, None]
         is_sure = self.p <= _FALSE_TURNS
         for words, first, second, extreme in (

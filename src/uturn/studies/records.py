@@ -1,4 +1,6 @@
-"""The originals of a run one by one: their readings as a table, and stored images and texts for display."""
+"""The originals of a run one by one: their readings as a table, and stored images and texts for
+display.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
 
 MOST_SHOWN = 200  # largest number of originals in a page
-_LEAST_SHOWN, _MOST_SHOWN_BYTES = 8, 2**27  # least number of originals in the records, largest memory of their images
+# Least number of originals in the records, largest memory of their images.
+_LEAST_SHOWN, _MOST_SHOWN_BYTES = 8, 2**27
 _MOST_LEVELS = 10  # largest number of noise levels in the records
 MOST_ITEMS = 10_000  # of a run whose originals are listed
 _MOST_LISTED = 24  # levels of a variable that is listed
@@ -37,12 +40,16 @@ _MOST_TOKENS, _LONGEST_PIECE = 2**21, 100  # tokens of all texts that are shown,
 def items_of(run: xr.Dataset, study: xr.Dataset) -> pandas.DataFrame:
     """A row for each original of a run: the content of `items.csv`.
 
-    Columns: `item`, its number; `name`; `half_life of R`, the smallest noise at which its own curve of R, the reading of the
-    headline, is halfway from start to chance; coordinates of originals, such as `label`; `R at X`, the mean of each reading R at
-    each noise X. Variables with more than 24 levels are left out.
+    Columns: `item`, its number; `name`; `half_life of R`, the smallest noise at which its own curve
+    of R, the reading of the headline, is halfway from start to chance; coordinates of originals,
+    such as `label`; `R at X`, the mean of each reading R at each noise X. Variables with more than
+    24 levels are left out.
     """
     run, headline = by_noise(run), headline_of(study)
-    columns = {"item": run.item.values, "name": runs.item_names(run, np.arange(run.sizes["item"]), runs.class_names_of(run))}
+    columns = {
+        "item": run.item.values,
+        "name": runs.item_names(run, np.arange(run.sizes["item"]), runs.class_names_of(run)),
+    }
     table: dict[str, np.ndarray] = {}
     first = study.variable.values[study.reading.values == (headline and headline.reading)].tolist()
     for name in dict.fromkeys([*first, *study.variable.values.tolist()]):
@@ -52,46 +59,64 @@ def items_of(run: xr.Dataset, study: xr.Dataset) -> pandas.DataFrame:
             curves = means.isel(where).transpose("noise", "item").values
             if headline is not None and headline.reading == label:
                 columns[f"{HALF_LIFE}{label}"] = _half_lives(curves, study.sel(reading=label))
-            table |= {f"{label} at {noise}": row for noise, row in zip(texts_of(run.noise.values, ".6g"), curves, strict=True)}
+            table |= {
+                f"{label} at {noise}": row
+                for noise, row in zip(texts_of(run.noise.values, ".6g"), curves, strict=True)
+            }
     named = {str(name): of.values for name, of in run.coords.items() if of.dims == ("item",)}
     others = {key: values for key, values in named.items() if key not in ("item", *runs.NAMES)}
-    others = {f"{key}_of_item" if key in columns | table else key: values for key, values in others.items()}
+    others = {
+        f"{key}_of_item" if key in columns | table else key: values
+        for key, values in others.items()
+    }
     return pandas.DataFrame(columns | others | table)
 
 
 def _half_lives(curves: np.ndarray, reading: xr.Dataset) -> np.ndarray:
-    """Smallest noise at which each of the curves (noise, item) is halfway from start to chance; NaN if it never is."""
+    """Smallest noise at which each of the curves (noise, item) is halfway from start to chance;
+    NaN if it never is.
+    """
     start, chance, x = float(reading.start), float(reading.chance), reading.noise.values
     chance = float(reading.curve[-1, 0]) if np.isnan(chance) else chance
     sign, height = -1.0 if chance > start else 1.0, (start + chance) / 2
     curves = np.concatenate([np.full((len(x) - len(curves), curves.shape[1]), start), curves])
     there = np.isfinite(curves) & np.isfinite(x)[:, None]
     pairs = zip(sign * curves.T, there.T, strict=True)
-    return np.array([crossing(x[known], of[known], sign * height, first=True) for of, known in pairs])
+    return np.array(
+        [crossing(x[known], of[known], sign * height, first=True) for of, known in pairs]
+    )
 
 
 def records_of(run: xr.Dataset, source: Any = None) -> xr.Dataset:
-    """The stored pictures and texts of a run, for the page and the figures; empty if there are none.
+    """The stored pictures and texts of a run, for the page and the figures; empty if there are
+    none.
 
-    `source`: that of the run, for originals of texts; by default it is built from the spec of the run, unless that needs user
-    code or its files have changed.
+    `source`: that of the run, for originals of texts; by default it is built from the spec of the
+    run, unless that needs user code or its files have changed.
 
-    Of images: `original` (item, channel, row, column), `image` (shown_noise, item, channel, row, column) and `image_same_class`
-    (shown_noise, item). Of the first texts, trajectory 0 and clone 0: `original_piece` (shown_item, position), the text of each
-    token, "" beyond the end; `piece` and `noisy_piece` (shown_noise, shown_item, position), "" where masked; `changed`, whether a
-    token differs from the original, and `noised`, whether the corruption removed or replaced it; if the source has regions and
-    segments, `shown_region` and `shown_separator`.
+    Of images: `original` (item, channel, row, column), `image` (shown_noise, item, channel, row,
+    column) and `image_same_class` (shown_noise, item). Of the first texts, trajectory 0 and clone
+    0: `original_piece` (shown_item, position), the text of each token, "" beyond the end; `piece`
+    and `noisy_piece` (shown_noise, shown_item, position), "" where masked; `changed`, whether a
+    token differs from the original, and `noised`, whether the corruption removed or replaced it; if
+    the source has regions and segments, `shown_region` and `shown_separator`.
     """
     run = by_noise(run)
     return _pictures(run).merge(_texts(run, source))
 
 
 def _pictures(run: xr.Dataset) -> xr.Dataset:
-    """Originals and reconstructions of a sample of stored images; without a reading of classes, all count as unchanged."""
+    """Originals and reconstructions of a sample of stored images; without a reading of classes,
+    all count as unchanged.
+    """
     num_kept = runs.kept_images(run)
     if not num_kept:
         return xr.Dataset()
-    judges = [name for name, how in runs.instructions_of(run).items() if how.group == "class" and how.symmetric]
+    judges = [
+        name
+        for name, how in runs.instructions_of(run).items()
+        if how.group == "class" and how.symmetric
+    ]
     columns = _noisy_levels(run)
     of_each = run.image.dtype.itemsize * math.prod(run.image.shape[-3:]) * (len(columns) + 1)
     items = sample(num_kept, min(MOST_SHOWN, max(_LEAST_SHOWN, _MOST_SHOWN_BYTES // of_each)))
@@ -103,9 +128,17 @@ def _pictures(run: xr.Dataset) -> xr.Dataset:
         {
             "original": (("item", "channel", "row", "column"), before),
             "image": (("shown_noise", "item", "channel", "row", "column"), images.values),
-            "image_same_class": (("shown_noise", "item"), same, {"judge": judges[0] if judges else ""}),
+            "image_same_class": (
+                ("shown_noise", "item"),
+                same,
+                {"judge": judges[0] if judges else ""},
+            ),
         },
-        coords={"shown_noise": images.noise.values, "item": items, "item_name": ("item", np.array(item_names, str))},
+        coords={
+            "shown_noise": images.noise.values,
+            "item": items,
+            "item_name": ("item", np.array(item_names, str)),
+        },
         attrs={"kept": num_kept},
     )
 
@@ -117,22 +150,31 @@ def _noisy_levels(run: xr.Dataset) -> np.ndarray:
 
 
 def sample(count: int, most: int = MOST_SHOWN) -> np.ndarray:
-    """Indices of the originals shown: all, or `most` of them, drawn without replacement with seed 0."""
+    """Indices of the originals shown: all, or `most` of them, drawn without replacement with
+    seed 0.
+    """
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
 
 
 def _texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
-    """The first items of a run as texts; empty if no tokens were stored or originals cannot be read."""
+    """The first items of a run as texts; empty if no tokens were stored or originals cannot be
+    read.
+    """
     count, levels = runs.kept_texts(run), _noisy_levels(run)
     source = (source or _source_of(run)) if count else None
     if source is None:
         return xr.Dataset()
-    count = min(count, max(_LEAST_SHOWN, _MOST_TOKENS // (run.sizes["position"] * (len(levels) + 1))))
+    count = min(
+        count, max(_LEAST_SHOWN, _MOST_TOKENS // (run.sizes["position"] * (len(levels) + 1)))
+    )
     before = source.ids(np.arange(count))
     some = run.isel(noise=levels, item=slice(count), trajectory=0, clone=0, missing_dims="ignore")
-    tokens, noisy = (some[name].transpose("noise", "item", "position").values.astype(int) for name in ("token", "noisy_token"))
+    tokens, noisy = (
+        some[name].transpose("noise", "item", "position").values.astype(int)
+        for name in ("token", "noisy_token")
+    )
     dims = ("shown_noise", "shown_item", "position")
     shown = xr.Dataset(
         {"changed": (dims, tokens != before), "noised": (dims, noisy != before)},
@@ -154,16 +196,22 @@ def _texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
 
 
 def _pieces(ids: np.ndarray, tokenizer: Any) -> np.ndarray:
-    """Text of every token, "" for masked ones and beyond the end of a text; ids with a space if there is no tokenizer."""
+    """Text of every token, "" for masked ones and beyond the end of a text; ids with a space if
+    there is no tokenizer.
+    """
     known = [int(token) for token in np.unique(ids) if token >= 0]
     texts = [f" {token}" for token in known] if tokenizer is None else tokenizer.pieces(known)
     table = {token: text[:_LONGEST_PIECE] for token, text in zip(known, texts, strict=True)}
-    return np.array([table.get(token, "") for token in ids.ravel().tolist()], str).reshape(ids.shape)
+    return np.array([table.get(token, "") for token in ids.ravel().tolist()], str).reshape(
+        ids.shape
+    )
 
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Context without requests to a hub: a store, perhaps of others, names the model. Models in the cache are read."""
+    """Context without requests to a hub: a store, perhaps of others, names the model. Models in
+    the cache are read.
+    """
     try:
         from huggingface_hub import constants
     except ImportError:
@@ -182,13 +230,18 @@ def _lines(path: Any) -> int:
 
 
 def _source_of(run: xr.Dataset) -> Any:
-    """The source of a run with its tokenizer; None if it needs user code or a hub, cannot be read, or has changed."""
+    """The source of a run with its tokenizer; None if it needs user code or a hub, cannot be
+    read, or has changed.
+    """
     spec = runs.stored_spec(run)
     with suppress(*runs.UNREADABLE):
-        # Other parts are not asked: they may import what the spec names, such as a sampler "module:function".
+        # Other parts are not asked: they may import what the spec names, such as a sampler
+        # "module:function".
         if (spec["source"].get("type"), spec["backward"].get("type")) != ("tokens", "language"):
             return None
-        if is_import_path(str(spec["backward"].get("model"))) or spec["backward"].get("trust_remote_code"):
+        if is_import_path(str(spec["backward"].get("model"))) or spec["backward"].get(
+            "trust_remote_code"
+        ):
             return None
         from uturn.networks.texts.tokenizers import SPLITS
 
@@ -198,10 +251,17 @@ def _source_of(run: xr.Dataset) -> Any:
         with _offline():
             backward = build("backward", spec["backward"], trusted=False)
             source = build("source", spec["source"], trusted=False)
-            if sum(map(os.path.getsize, source.files())) > _MOST_TEXT or sum(map(_lines, source.files())) > _MOST_LINES:
+            if (
+                sum(map(os.path.getsize, source.files())) > _MOST_TEXT
+                or sum(map(_lines, source.files())) > _MOST_LINES
+            ):
                 return None
             source = source.made_by(backward, spec["seed"])
             models = json.loads(run.attrs["models"])
-            same = (source.fingerprint(), backward.fingerprint()) == (models["source"], models["backward"])  # with its tokenizer
+            # With its tokenizer.
+            same = (source.fingerprint(), backward.fingerprint()) == (
+                models["source"],
+                models["backward"],
+            )
             return source if same and run.sizes["item"] <= source.count() else None
     return None

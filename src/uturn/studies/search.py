@@ -198,7 +198,7 @@ class NotReached:
         tests = "one test" if self.tests == 1 else f"{self.tests} tests"
         words = (
             f"the width {self.width:g} is not reached after {tests} with up to {self.originals:,} "
-            f"originals; the reading is clearly above the height of the place at noise "
+            "originals; the reading is clearly above the height of the place at noise "
             f"{self.above:.4g} and clearly below it at {self.below:.4g}"
         )
         if self.needed > self.originals:
@@ -239,7 +239,10 @@ class NotChanged:
 
     @property
     def remark(self) -> str:
-        return f"no place: at the largest noise, {self.noise:g}, the reading has not changed ({self.originals:,} originals)"
+        return (
+            f"no place: at the largest noise, {self.noise:g}, the reading has not changed"
+            f" ({self.originals:,} originals)"
+        )
 
 
 Outcome = Reached | StepTooLarge | NotReached | NotFallen | NotChanged

@@ -113,11 +113,15 @@ def readings_in(dataset: xr.Dataset, reading: str, originals: int) -> Readings:
     if math.isnan(start):
         raise ValueError(f"reading = {reading!r}: its start is not known; choose another reading")
     if start == chance:
-        raise ValueError(f"reading = {reading!r}: its chance equals its start, {start:g}; choose another reading")
+        raise ValueError(
+            f"reading = {reading!r}: its chance equals its start, {start:g}; choose another reading"
+        )
     means = values.mean([dim for dim in values.dims if dim in WITHIN[1:]]).isel(noise=0)
     if not np.isfinite(means.values).any():
         noise = float(values.noise[0])
-        raise ValueError(f"reading = {reading!r}: it is missing for all originals at noise {noise:g}")
+        raise ValueError(
+            f"reading = {reading!r}: it is missing for all originals at noise {noise:g}"
+        )
     return Readings(means.values.astype(float), independent_groups(values), start, chance)
 
 
@@ -155,11 +159,15 @@ class Levels:
 def checked_levels(experiment: Experiment, reading: str, width: float) -> Levels:
     """ValueError unless the width is one, and runs will have this reading, with a start."""
     if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < math.inf:
-        raise ValueError(f"width = {shown(width)}: expected the full width of the interval, a number above 0")
+        raise ValueError(
+            f"width = {shown(width)}: expected the full width of the interval, a number above 0"
+        )
     single = sized(experiment, experiment.noise, 1)
     empty = by_noise(MemoryStore(*layout_of(single), attributes_of(single, {})).dataset())
     if named_reading(empty, reading)[-1].start is None:
-        raise ValueError(f"reading = {reading!r}: it has no start from which it changes; choose another reading")
+        raise ValueError(
+            f"reading = {reading!r}: it has no start from which it changes; choose another reading"
+        )
     is_single = not experiment.parts.backward.by_items
     expect(
         is_single,
@@ -179,7 +187,10 @@ def checked_levels(experiment: Experiment, reading: str, width: float) -> Levels
 def joined_levels(datasets: Iterable[xr.Dataset]) -> xr.Dataset:
     """The coordinates of the noise levels of several runs, each level once, in increasing order."""
     coordinates = [by_noise(dataset).coords.to_dataset() for dataset in datasets]
-    by_level = [of.drop_vars([name for name in of.coords if of[name].dims != ("noise",)]) for of in coordinates]
+    by_level = [
+        of.drop_vars([name for name in of.coords if of[name].dims != ("noise",)])
+        for of in coordinates
+    ]
     joined = xr.concat(by_level, "noise", combine_attrs="override")
     joined.noise.attrs.update(by_level[0].noise.attrs)
     return joined.isel(noise=np.unique(joined.noise.values, return_index=True)[1])

@@ -1,4 +1,6 @@
-"""`uturn atlas`: its file, its runs against those of `uturn images`, its numbers against a model whose law is known."""
+"""`uturn atlas`: its file, its runs against those of `uturn images`, its numbers against a model
+whose law is known.
+"""
 
 import io
 import sys
@@ -91,7 +93,9 @@ def finished(tmp_path_factory):
     (folder / "atlas.toml").write_text(FILE)
     pattern = np.where(np.arange(8) % 2, 1, -1)[:, None] * np.ones((40, 1, 8, 8))
     sign = np.where(np.arange(40) % 2, 1, -1)
-    np.save(folder / "images.npy", (HEIGHT * sign[:, None, None, None] * pattern).astype(np.float32))
+    np.save(
+        folder / "images.npy", (HEIGHT * sign[:, None, None, None] * pattern).astype(np.float32)
+    )
     np.save(folder / "labels.npy", np.arange(40) % 2)
     told = []
     with pytest.MonkeyPatch.context() as patch:
@@ -106,13 +110,17 @@ def of(found, name):
     return found.isel(entry=one)
 
 
-# --- the file --------------------------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------
 
 
 def test_defaults_hold_for_all_rows_and_rows_override_them(finished):
     _, rows, _, _ = finished
     assert [row.name for row in rows] == ["two", "absent", "plain"]
-    assert [row.model for row in rows] == ["two_images:denoiser", "/no/such/folder", "two_images:denoiser"]
+    assert [row.model for row in rows] == [
+        "two_images:denoiser",
+        "/no/such/folder",
+        "two_images:denoiser",
+    ]
     assert [(row.steps, row.trajectories) for row in rows] == [(20, 2), (20, 2), (20, 1)]
     assert [row.title for row in rows] == ["two images", "", ""]
 
@@ -121,7 +129,10 @@ def test_defaults_hold_for_all_rows_and_rows_override_them(finished):
     ("text", "message"),
     [
         ("[[models]]\nname = 'a'\nstepz = 3", r"row 1 \(name = 'a'\).*stepz"),
-        ("[[models]]\nname = 'a'\n[[models]]\nname = 'A'", r"name = 'A': expected another name; NAME.zarr is taken"),
+        (
+            "[[models]]\nname = 'a'\n[[models]]\nname = 'A'",
+            r"name = 'A': expected another name; NAME.zarr is taken",
+        ),
         ("[[models]]\nname = '../a'", r"name = '\.\./a'"),
         ("[[models]]\nname = 'a'\nlike = 'b'", r"row 1 \(name = 'a'\).*like"),
     ],
@@ -134,7 +145,7 @@ def test_mistakes_in_the_file_are_named(tmp_path, text, message):
     assert "atlas.toml" in str(caught.value)
 
 
-# --- the runs --------------------------------------------------------------------------------------------------------
+# --- the runs -------------------------------------------------------------------------------------
 
 
 def test_a_row_has_the_numbers_of_uturn_images(finished):
@@ -168,7 +179,9 @@ def test_the_last_layer_is_the_last():
 
 
 def test_the_place_of_two_images(finished):
-    """Two points at distance 2d, d^2 = 64 HEIGHT^2, are half lost where they overlap: d^2 SNR is about 1."""
+    """Two points at distance 2d, d^2 = 64 HEIGHT^2, are half lost where they overlap: d^2 SNR is
+    about 1.
+    """
     _, _, _, found = finished
     assert abs(float(of(found, "two").transition[0]) + np.log(64 * HEIGHT**2)) < 1.5
 
@@ -189,7 +202,9 @@ def test_files(finished):
     assert {path.name for path in out.glob("atlas.*")} | {"index.html"} == set(RESULTS)
     assert (out / "index.html").exists()
     assert {path.name for path in out.glob("*.zarr")} == {"atlas.zarr", "two.zarr", "plain.zarr"}
-    xr.testing.assert_identical(xr.open_zarr(out / "atlas.zarr").load().drop_attrs(), found.drop_attrs())
+    xr.testing.assert_identical(
+        xr.open_zarr(out / "atlas.zarr").load().drop_attrs(), found.drop_attrs()
+    )
     lines = pandas.read_csv(out / "atlas.csv", keep_default_na=True).set_index("name")
     assert lines.transition_low["two"] == pytest.approx(float(of(found, "two").transition[1]))
     assert np.isnan(lines.transition["absent"])
@@ -206,18 +221,24 @@ def test_the_section_of_the_page_has_a_row_for_each_model(finished):
     assert rows["plain"][0] == with_interval(of(found, "plain").transition.values)
     assert any(line.startswith("absent: failed: ") for line in section["remarks"])
     (headline,) = section["headlines"]
-    assert headline["place"][0] == pytest.approx(float(found.transition.sel(estimate="value").median()))
+    assert headline["place"][0] == pytest.approx(
+        float(found.transition.sel(estimate="value").median())
+    )
 
 
 def test_finished_rows_are_not_computed_again(finished, monkeypatch):
-    """The command, twice more: the network is called only when it is loaded; a larger row adds what it lacks."""
+    """The command, twice more: the network is called only when it is loaded; a larger row adds
+    what it lacks.
+    """
     folder, _, _, found = finished
     monkeypatch.chdir(folder)
     calls = sys.modules["two_images"].CALLS
 
     def called(*arguments):
         calls.clear()
-        done = CliRunner().invoke(app, ["atlas", "atlas.toml", "--out", "out", "--workers", "1", *arguments])
+        done = CliRunner().invoke(
+            app, ["atlas", "atlas.toml", "--out", "out", "--workers", "1", *arguments]
+        )
         return done, [count for count in calls if count != 2]  # two images of noise, at loading
 
     done, more = called()
@@ -230,9 +251,11 @@ def test_finished_rows_are_not_computed_again(finished, monkeypatch):
     assert more == []
     assert xr.open_zarr("out/atlas.zarr").name.values.tolist() == ["plain"]
     Path("atlas.toml").write_text(FILE.replace("items = 32", "items = 36"))
-    monkeypatch.setattr("uturn.core.experiment.Experiment.model_check", lambda self: [])  # calls before a run
+    # Calls before a run.
+    monkeypatch.setattr("uturn.core.experiment.Experiment.model_check", lambda self: [])
     _, more = called("--only", "plain")
-    assert 0 < sum(more) <= 16 * 110  # the items of the last task, 20 .. 31, are measured again with the four new ones
+    # The items of the last task, 20 .. 31, are measured again with the four new ones.
+    assert 0 < sum(more) <= 16 * 110
 
 
 def test_figure(finished):
@@ -242,10 +265,18 @@ def test_figure(finished):
     figure = draw_atlas(found.assign_coords(title=("entry", title)))
     figure.savefig(io.BytesIO())
     (axes,) = figure.axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["two images", "absent", r"price \$\foo\$"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "two images",
+        "absent",
+        r"price \$\foo\$",
+    ]
     left, right = axes.get_xlim()
     assert left > right  # more noise to the right
-    drawn = [float(line.get_xdata()[0]) for line in axes.lines if line.get_markersize() == 10 and len(line.get_xdata()) == 1]
+    drawn = [
+        float(line.get_xdata()[0])
+        for line in axes.lines
+        if line.get_markersize() == 10 and len(line.get_xdata()) == 1
+    ]
     places = {place for place in drawn if np.isfinite(place)}
     assert places == {float(of(found, name).transition[0]) for name in ("two", "plain")}
     assert [text.get_text() for text in axes.texts].count("failed") == 1
@@ -253,7 +284,7 @@ def test_figure(finished):
         plt.close(figure)
 
 
-# --- parts -----------------------------------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12)])
@@ -263,11 +294,13 @@ def test_the_largest_eigenvalue_is_the_first_of_all(shape):
     assert largest_eigenvalue(np.ones((3, 4))) == 0
 
 
-# --- the file in examples/atlas --------------------------------------------------------------------------------------
+# --- the file in examples/atlas -------------------------------------------------------------------
 
 
 def test_the_example_names_models_that_are_here():
     rows = read_atlas(ROOT / "examples" / "atlas" / "here.toml")
     assert {row.model for row in rows} == {"examples/atlas/mnist", "fashion_mnist"}
     for row in rows:
-        assert row.model == "fashion_mnist" or all((ROOT / path).exists() for path in (row.model, row.data, *row.classifiers))
+        assert row.model == "fashion_mnist" or all(
+            (ROOT / path).exists() for path in (row.model, row.data, *row.classifiers)
+        )

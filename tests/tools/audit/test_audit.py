@@ -1,4 +1,6 @@
-"""`uturn audit`: order consistency, likelihood in several orders, repetition, fixed tokens, and the files of an audit."""
+"""`uturn audit`: order consistency, likelihood in several orders, repetition, fixed tokens, and
+the files of an audit.
+"""
 
 import json
 import sys
@@ -21,11 +23,19 @@ from uturn.tools.audit.orders import distance_ranges, drawn_pairs, order_discrep
 from uturn.tools.audit.section import meaning
 
 V, D = Table.V, Table.D
-ORDERS = [Decoder(), Decoder("blocks", block=1), Decoder("blocks", block=2), Decoder("entropy"), Decoder("probability")]
+ORDERS = [
+    Decoder(),
+    Decoder("blocks", block=1),
+    Decoder("blocks", block=2),
+    Decoder("entropy"),
+    Decoder("probability"),
+]
 
 
 class Inconsistent:
-    """Laws of masked sites that belong to no joint law: drawn independently for each site and each text with masks."""
+    """Laws of masked sites that belong to no joint law: drawn independently for each site and
+    each text with masks.
+    """
 
     def __init__(self, seed=0):
         self.table = np.random.default_rng(seed).dirichlet(np.ones(V), ((V + 1) ** D, D))
@@ -36,7 +46,9 @@ class Inconsistent:
         return self.table[ids @ (V + 1) ** np.arange(D)]
 
     def joint(self, text, i, j):
-        """P_ij (V, V): both tokens of a text drawn in the order i, j, indexed by the tokens at i and at j."""
+        """P_ij (V, V): both tokens of a text drawn in the order i, j, indexed by the tokens at i
+        and at j.
+        """
         text = np.array(text)
         after = np.tile(text, (V, 1))
         after[:, i] = np.arange(V)
@@ -69,27 +81,43 @@ class Beliefs:
 
 def likelihoods(model, texts, values, decoder, seed=0):
     keys = np.tile(ut.random.keys(seed), len(texts))  # one order for all texts
-    return log_likelihoods(lambda values, noise: Beliefs(model, values), texts, values, keys, [decoder] * len(texts))
+    return log_likelihoods(
+        lambda values, noise: Beliefs(model, values), texts, values, keys, [decoder] * len(texts)
+    )
 
 
-# --- two tokens in two orders ----------------------------------------------------------------------------------------------
+# --- two tokens in two orders ---------------------------------------------------------------------
 
 
 def test_one_joint_law_has_no_discrepancy_in_any_draw():
     table = Table(concentration=1.0)
     partly = [text for text in product([-1, 0, 1], repeat=D) if text.count(-1) >= 2]
-    pairs = [(text, i, j) for text in partly for i, j in permutations(range(D), 2) if text[i] == text[j] == -1]
+    pairs = [
+        (text, i, j)
+        for text in partly
+        for i, j in permutations(range(D), 2)
+        if text[i] == text[j] == -1
+    ]
     texts, first, second = (np.array(column) for column in zip(*pairs, strict=True))
     assert np.abs(order_discrepancy(at(table), texts, first, second)).max() < 1e-10
 
 
 @pytest.mark.parametrize(
-    ("seed", "text", "pair"), [(0, [-1, -1, 2, -1], (0, 3)), (0, [-1, -1, 2, -1], (3, 0)), (1, [-1, -1, -1, -1], (1, 2))]
+    ("seed", "text", "pair"),
+    [(0, [-1, -1, 2, -1], (0, 3)), (0, [-1, -1, 2, -1], (3, 0)), (1, [-1, -1, -1, -1], (1, 2))],
 )
 def test_a_known_divergence_is_the_mean(seed, text, pair):
-    """Within four standard errors (6e-5 for each); 0 and the divergence of the other order are not."""
+    """Within four standard errors (6e-5 for each); 0 and the divergence of the other order are
+    not.
+    """
     model, count = Inconsistent(seed), 20000
-    draws = order_discrepancy(at(model), np.tile(text, (count, 1)), np.full(count, pair[0]), np.full(count, pair[1]), seed=1)
+    draws = order_discrepancy(
+        at(model),
+        np.tile(text, (count, 1)),
+        np.full(count, pair[0]),
+        np.full(count, pair[1]),
+        seed=1,
+    )
     error = draws.std() / np.sqrt(count)
     assert abs(draws.mean() - divergence(model, text, *pair)) < 4 * error
     assert draws.mean() > 4 * error
@@ -97,7 +125,8 @@ def test_a_known_divergence_is_the_mean(seed, text, pair):
 
 
 def test_impossible_in_the_other_order_is_infinite_and_wrong_sites_are_an_error():
-    def law(texts, rows, positions):  # the second site repeats the first; the first one does not look at the second
+    # The second site repeats the first; the first one does not look at the second.
+    def law(texts, rows, positions):
         seen = np.where(positions == 1, texts[rows, 0], -1)
         return np.where(seen[:, None] < 0, [1.0, 0.0], seen[:, None] == [1, 0])
 
@@ -113,16 +142,22 @@ def test_pairs_are_uniform_in_each_range_of_distances():
     pairs, shares = drawn_pairs(np.tile(masked, (count, 1)), ends, ut.random.keys(0, range(count)))
     sites = np.flatnonzero(masked)
     for k, end in enumerate(ends):
-        possible = [(i, j) for i, j in permutations(sites, 2) if (ends[k - 1] if k else 0) < abs(i - j) <= end]
+        possible = [
+            (i, j)
+            for i, j in permutations(sites, 2)
+            if (ends[k - 1] if k else 0) < abs(i - j) <= end
+        ]
         assert shares[0, k] == pytest.approx(len(possible) / (len(sites) * (len(sites) - 1)))
         drawn, counts = np.unique(pairs[:, k], axis=0, return_counts=True)
         assert set(map(tuple, drawn)) == set(possible)
         expected = count / len(possible)  # chi-square, four standard deviations
-        assert ((counts - expected) ** 2 / expected).sum() < len(possible) + 4 * np.sqrt(2 * len(possible))
+        assert ((counts - expected) ** 2 / expected).sum() < len(possible) + 4 * np.sqrt(
+            2 * len(possible)
+        )
     assert (drawn_pairs(np.zeros((1, 10), bool), ends, ut.random.keys(0, [0]))[0] == -1).all()
 
 
-# --- the likelihood of a text ----------------------------------------------------------------------------------------------
+# --- the likelihood of a text ---------------------------------------------------------------------
 
 STRINGS = np.array(list(product(range(V), repeat=D)))
 
@@ -136,7 +171,9 @@ def test_likelihoods_of_all_texts_add_up_to_one(decoder, steps):
     assert np.exp(nats).sum() == pytest.approx(1, abs=1e-12)
 
 
-@pytest.mark.parametrize("options", [{}, {"steps": 2}, {"steps": 1}, {"temperature": 0.5}, {"top_k": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"steps": 2}, {"steps": 1}, {"temperature": 0.5}, {"top_k": 2}]
+)
 def test_likelihoods_are_the_law_of_the_decoder(options):
     """Of those with one order, which `law_of` enumerates; with a prompt."""
     denoiser = TableDenoiser(concentration=1.0)
@@ -146,32 +183,48 @@ def test_likelihoods_are_the_law_of_the_decoder(options):
         decoder = Decoder(order, block=1, **options)
         law = law_of(denoiser, given, decoder)
         nats = likelihoods(denoiser, texts, np.tile(given, (len(texts), 1)), decoder)
-        np.testing.assert_allclose(np.exp(nats), [law.get(tuple(text), 0.0) for text in texts], atol=1e-6)  # float32
+        # Float32.
+        np.testing.assert_allclose(
+            np.exp(nats), [law.get(tuple(text), 0.0) for text in texts], atol=1e-6
+        )
 
 
 def test_of_one_joint_law_the_order_has_no_part_in_it_and_of_others_it_has():
     table = Table(concentration=1.0)
     masked = np.full_like(STRINGS, -1)
     for decoder in ORDERS:
-        np.testing.assert_allclose(likelihoods(table, STRINGS, masked, decoder), np.log(table.law), atol=1e-10)
+        np.testing.assert_allclose(
+            likelihoods(table, STRINGS, masked, decoder), np.log(table.law), atol=1e-10
+        )
     several = [likelihoods(Inconsistent(), STRINGS, masked, decoder) for decoder in ORDERS]
     assert np.abs(several[0] - several[1]).max() > 0.5
-    assert np.abs(likelihoods(table, STRINGS, masked, Decoder(steps=2)) - np.log(table.law)).max() > 0.01
+    assert (
+        np.abs(likelihoods(table, STRINGS, masked, Decoder(steps=2)) - np.log(table.law)).max()
+        > 0.01
+    )
 
 
 def test_rows_with_several_decoders_and_lengths_are_independent():
     model = Inconsistent()
     texts = np.array([[0, 1, 2, 0], [1, 1, 0, 2], [2, 0, 1, 1]])
     values = np.array([[-1, -1, -1, -1], [1, -1, -1, 2], [-1, 0, -1, -1]])
-    decoders, keys = [Decoder(), Decoder("entropy", 2), Decoder("blocks", block=1)], ut.random.keys(5, range(3))
-    together = log_likelihoods(lambda values, noise: Beliefs(model, values), texts, values, keys, decoders)
+    decoders, keys = (
+        [Decoder(), Decoder("entropy", 2), Decoder("blocks", block=1)],
+        ut.random.keys(5, range(3)),
+    )
+    together = log_likelihoods(
+        lambda values, noise: Beliefs(model, values), texts, values, keys, decoders
+    )
     shares = []
 
     def recorded(values, noise):
         shares.append(noise)
         return Beliefs(model, values)
 
-    alone = [log_likelihoods(recorded, texts[[k]], values[[k]], keys[[k]], [decoders[k]])[0] for k in range(3)]
+    alone = [
+        log_likelihoods(recorded, texts[[k]], values[[k]], keys[[k]], [decoders[k]])[0]
+        for k in range(3)
+    ]
     np.testing.assert_array_equal(together, alone)
     assert [float(share[0]) for share in shares] == [1, 0.75, 0.5, 0.25, 0.5, 0.25, 0.75, 0.5, 0.25]
 
@@ -188,14 +241,20 @@ def test_random_orders_are_uniform():
         by_order.append(q)
     texts, keys = np.tile(text, (count, 1)), ut.random.keys(0, range(count))
     drawn = np.exp(
-        log_likelihoods(lambda values, noise: Beliefs(model, values), texts, -np.ones_like(texts), keys, [Decoder()] * count)
+        log_likelihoods(
+            lambda values, noise: Beliefs(model, values),
+            texts,
+            -np.ones_like(texts),
+            keys,
+            [Decoder()] * count,
+        )
     )
     assert len(np.unique(drawn.round(12))) == len(by_order)
     assert abs(drawn.mean() - np.mean(by_order)) < 4 * drawn.std() / np.sqrt(count)
     assert np.ptp(by_order) > 0.1 * np.mean(by_order)
 
 
-# --- the probes ------------------------------------------------------------------------------------------------------------
+# --- the probes -----------------------------------------------------------------------------------
 
 MODELS = '''
 import numpy as np
@@ -278,15 +337,25 @@ def folder(tmp_path_factory):
     (place / "audit_models.py").write_text(MODELS)
     rng = np.random.default_rng(0)
     np.save(place / "ids.npy", rng.integers(0, V, (60, D)))
-    (place / "letters.txt").write_text("\n".join("".join(rng.choice(list("abc"), n)) for n in rng.integers(6, 11, 12)))
+    (place / "letters.txt").write_text(
+        "\n".join("".join(rng.choice(list("abc"), n)) for n in rng.integers(6, 11, 12))
+    )
     sys.path.insert(0, str(place))
     yield place
     sys.path.remove(str(place))
 
 
 def run_of(folder, model, *probes, noise=(0.5, 1.0), trajectories=1, **more):
-    spec = {"items": 60, "trajectories": trajectories, "chunk": 20, "source": {"type": "tokens", "path": str(folder / "ids.npy")}}
-    spec |= {"corruption": {"type": "masking", "noise": list(noise)}, "probes": [{"type": name} for name in probes]}
+    spec = {
+        "items": 60,
+        "trajectories": trajectories,
+        "chunk": 20,
+        "source": {"type": "tokens", "path": str(folder / "ids.npy")},
+    }
+    spec |= {
+        "corruption": {"type": "masking", "noise": list(noise)},
+        "probes": [{"type": name} for name in probes],
+    }
     spec |= {"backward": {"type": "language", "model": f"audit_models:{model}"}} | more
     return ut.run(ut.Experiment.from_dict(spec), workers=1)
 
@@ -299,12 +368,18 @@ def test_an_exact_model_is_consistent_in_a_run(folder):
         assert float(np.abs(run[name]).max()) < 1e-10
     whole = run.left_to_right.sel(noise=1.0).values
     law = dict(zip(map(tuple, STRINGS.tolist()), Table(concentration=1.0).law, strict=True))
-    np.testing.assert_allclose(whole, [np.log(law[tuple(ids)]) for ids in np.load(folder / "ids.npy").tolist()], rtol=1e-5)
+    np.testing.assert_allclose(
+        whole, [np.log(law[tuple(ids)]) for ids in np.load(folder / "ids.npy").tolist()], rtol=1e-5
+    )
 
 
 def test_an_inconsistent_model_has_its_known_divergence_within_its_interval(folder):
-    """At noise 1 all texts are alike: the mean of KL over all ordered pairs, and over those at each distance."""
-    run = run_of(folder, "wrong", "order_consistency", "order_likelihood", noise=[1.0], trajectories=30)
+    """At noise 1 all texts are alike: the mean of KL over all ordered pairs, and over those at
+    each distance.
+    """
+    run = run_of(
+        folder, "wrong", "order_consistency", "order_likelihood", noise=[1.0], trajectories=30
+    )
     study, model, text = ut.study(run), Inconsistent(), [-1] * D
     known = {pair: divergence(model, text, *pair) for pair in permutations(range(D), 2)}
 
@@ -319,16 +394,26 @@ def test_an_inconsistent_model_has_its_known_divergence_within_its_interval(fold
         check(f"order_discrepancy_at, pair_distance = {end}", np.mean(near))
     texts = np.load(folder / "ids.npy")
     masked = np.full_like(texts, -1)
-    nats = [likelihoods(model, texts, masked, decoder) for decoder in (Decoder("entropy"), Decoder("blocks", block=1))]
-    np.testing.assert_allclose(run.order_nats.sel(noise=1.0, decoder="entropy"), nats[0] - nats[1], atol=1e-5)
+    nats = [
+        likelihoods(model, texts, masked, decoder)
+        for decoder in (Decoder("entropy"), Decoder("blocks", block=1))
+    ]
+    np.testing.assert_allclose(
+        run.order_nats.sel(noise=1.0, decoder="entropy"), nats[0] - nats[1], atol=1e-5
+    )
     assert float(run.random_orders_differ.mean()) > 0.3
 
 
 def test_two_random_orders_are_compared_with_each_other(folder):
-    """Of two tokens, a random order is left to right or not: the two orders agree, or differ by twice their mean difference."""
+    """Of two tokens, a random order is left to right or not: the two orders agree, or differ by
+    twice their mean difference.
+    """
     source = {"type": "tokens", "path": str(folder / "ids.npy"), "keep_first": D - 2}
     run = run_of(folder, "wrong", "order_likelihood", noise=[1.0], source=source)
-    nats, differ = np.abs(run.order_nats.sel(decoder="random").values), run.random_orders_differ.values
+    nats, differ = (
+        np.abs(run.order_nats.sel(decoder="random").values),
+        run.random_orders_differ.values,
+    )
     agree = differ < 1e-6
     np.testing.assert_allclose(differ, np.where(agree, 0, 2 * nats), atol=1e-5)
     assert (agree & (nats > 1e-6)).any()  # two orders from right to left
@@ -337,7 +422,10 @@ def test_two_random_orders_are_compared_with_each_other(folder):
 
 def test_a_run_resumes_and_does_not_depend_on_batches(folder):
     run = run_of(folder, "wrong", "order_consistency", "order_likelihood")
-    probes = [{"type": "order_consistency", "batch_size": 3}, {"type": "order_likelihood", "batch_size": 5}]
+    probes = [
+        {"type": "order_consistency", "batch_size": 3},
+        {"type": "order_likelihood", "batch_size": 5},
+    ]
     small = run_of(folder, "wrong", probes=probes)
     for name in ("order_discrepancy", "order_discrepancy_at", "order_nats", "random_orders_differ"):
         np.testing.assert_allclose(run[name], small[name], atol=1e-6)
@@ -347,8 +435,13 @@ def test_a_run_resumes_and_does_not_depend_on_batches(folder):
 
 def test_texts_that_the_model_never_draws_are_told(folder):
     for probe, message in {
-        "order_likelihood": r"gives text \d+ the probability 0: .* remove it from the text, or fix it \(fixed\)",
-        "order_consistency": r"text \d+: the model draws two tokens in one order that have the probability 0 in the other",
+        "order_likelihood": (
+            r"gives text \d+ the probability 0: .* remove it from the text, or fix it \(fixed\)"
+        ),
+        "order_consistency": (
+            r"text \d+: the model draws two tokens in one order that have the probability 0 in the"
+            r" other"
+        ),
     }.items():
         with pytest.raises(ValueError, match=message) as error:
             run_of(folder, "impossible", probe, noise=[1.0])
@@ -368,33 +461,53 @@ def test_repetition_against_a_plain_loop(folder):
     for item, clone, n in product(range(4), range(2), (1, 2)):
         here = {"item": item, "noise": 1.0, "trajectory": 0}
         entropy, repeats = read(run.token.sel(**here, clone=clone).values.tolist(), n)
-        assert float(run.ngram_entropy.sel(**here, clone=clone, ngram=n)) == pytest.approx(entropy, abs=1e-6)
-        assert float(run.repeated_ngrams.sel(**here, clone=clone, ngram=n)) == pytest.approx(repeats, abs=1e-6)
+        assert float(run.ngram_entropy.sel(**here, clone=clone, ngram=n)) == pytest.approx(
+            entropy, abs=1e-6
+        )
+        assert float(run.repeated_ngrams.sel(**here, clone=clone, ngram=n)) == pytest.approx(
+            repeats, abs=1e-6
+        )
         entropy, _ = read(np.load(folder / "ids.npy")[item].tolist(), n)
-        assert float(run.original_ngram_entropy.sel(item=item, noise=1.0, ngram=n)) == pytest.approx(entropy, abs=1e-6)
+        assert float(
+            run.original_ngram_entropy.sel(item=item, noise=1.0, ngram=n)
+        ) == pytest.approx(entropy, abs=1e-6)
     ids = run.token.values
-    np.testing.assert_allclose(run.repeated_tokens, (ids[..., 1:] == ids[..., :-1]).mean(-1), atol=1e-6)
+    np.testing.assert_allclose(
+        run.repeated_tokens, (ids[..., 1:] == ids[..., :-1]).mean(-1), atol=1e-6
+    )
     study = ut.study(run)
     assert {"ngram_entropy, ngram = 2", "repeated_tokens"} <= set(study.reading.values.tolist())
-    run = ut.run(letters(folder, repetition=True).experiment(), workers=1)  # texts of several lengths
+    # Texts of several lengths.
+    run = ut.run(letters(folder, repetition=True).experiment(), workers=1)
     for item, line in enumerate((folder / "letters.txt").read_text().splitlines()):
-        assert float(run.original_repeated_ngrams.sel(item=item, noise=1.0, ngram=2)) == pytest.approx(read(line, 2)[1], abs=1e-6)
+        assert float(
+            run.original_repeated_ngrams.sel(item=item, noise=1.0, ngram=2)
+        ) == pytest.approx(read(line, 2)[1], abs=1e-6)
         ids = run.token.values[1, item, 2, : len(line)]
-        assert float(run.repeated_tokens.values[1, item, 2]) == pytest.approx((ids[1:] == ids[:-1]).mean(), abs=1e-6)
+        assert float(run.repeated_tokens.values[1, item, 2]) == pytest.approx(
+            (ids[1:] == ids[:-1]).mean(), abs=1e-6
+        )
 
 
-# --- fixed tokens ----------------------------------------------------------------------------------------------------------
+# --- fixed tokens ---------------------------------------------------------------------------------
 
 
 def letters(folder, kind=TextOptions, **more):
-    chosen = {"model": "audit_models:letters", "data": str(folder / "letters.txt"), "levels": [0.6, 1.0], "keep": 12}
+    chosen = {
+        "model": "audit_models:letters",
+        "data": str(folder / "letters.txt"),
+        "levels": [0.6, 1.0],
+        "keep": 12,
+    }
     return kind.from_dict(chosen | {"trajectories": 3} | more)
 
 
 def masks(folder):
     """A table of texts whose fixed tokens are the first and the third."""
     lines = (folder / "letters.txt").read_text().splitlines()
-    rows = [{"text": line, "fixed": "101" + "0" * (len(line) - 3)} for line in lines if line.strip()]
+    rows = [
+        {"text": line, "fixed": "101" + "0" * (len(line) - 3)} for line in lines if line.strip()
+    ]
     (folder / "mask.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return str(folder / "mask.jsonl")
 
@@ -404,9 +517,12 @@ def test_fixed_tokens_are_never_masked_and_not_read(folder, kind):
     fixed = {"keep_first": 2} if kind == "first" else {"data": masks(folder)}
     where = [0, 1] if kind == "first" else [0, 2]
     experiment = letters(folder, clones=2, **fixed).experiment()
-    run, plain = (ut.run(of, workers=1) for of in (experiment, letters(folder, clones=2).experiment()))
+    run, plain = (
+        ut.run(of, workers=1) for of in (experiment, letters(folder, clones=2).experiment())
+    )
     ids = experiment.parts.source.ids(range(12))
-    noisy, after = run.noisy_token.values, run.token.values  # (noise, item, trajectory, clone, position)
+    # (noise, item, trajectory, clone, position).
+    noisy, after = run.noisy_token.values, run.token.values
     assert (noisy[..., where] == ids[:, None, None, where]).all()
     assert (after[..., where] == ids[:, None, None, where]).all()
     free = ids >= 0
@@ -414,7 +530,9 @@ def test_fixed_tokens_are_never_masked_and_not_read(folder, kind):
     assert (noisy[1][:, 0, 0][free] == -1).all()
     others = (np.array(plain.noisy_token) == noisy) | ~np.isin(np.arange(noisy.shape[-1]), where)
     assert others[..., 3:].all()  # the other tokens are masked as without fixed ones
-    kept = ((after == ids[:, None, None]) & free[:, None, None]).sum(-1) / free.sum(-1)[:, None, None]
+    kept = ((after == ids[:, None, None]) & free[:, None, None]).sum(-1) / free.sum(-1)[
+        :, None, None
+    ]
     np.testing.assert_allclose(run.kept.sel(span=1), kept, atol=1e-6)
     pairs = free[:, 1:] & free[:, :-1]
     same = (after == ids[:, None, None])[..., 1:] & (after == ids[:, None, None])[..., :-1]
@@ -428,11 +546,19 @@ def test_tables_of_ids_regions_and_segments(folder):
     ids = np.load(folder / "ids.npy")
     rows = [{"text": row.tolist(), "fixed": "0" + "1" + "0" * (D - 2)} for row in ids]
     (folder / "ids.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    run = run_of(folder, "wrong", "tokens", source={"type": "tokens", "path": str(folder / "ids.jsonl")})
+    run = run_of(
+        folder, "wrong", "tokens", source={"type": "tokens", "path": str(folder / "ids.jsonl")}
+    )
     assert (run.noisy_token.sel(noise=1.0).values != -1)[..., 1].all()
     lines = (folder / "letters.txt").read_text().splitlines()
-    (folder / "regions.csv").write_text("\n".join(["text,regions", *(f"{x},{'P' * 2 + 'T' * (len(x) - 2)}" for x in lines)]))
-    source = letters(folder, data=str(folder / "regions.csv"), segments=["c"], keep_first=2).experiment().parts.source
+    (folder / "regions.csv").write_text(
+        "\n".join(["text,regions", *(f"{x},{'P' * 2 + 'T' * (len(x) - 2)}" for x in lines)])
+    )
+    source = (
+        letters(folder, data=str(folder / "regions.csv"), segments=["c"], keep_first=2)
+        .experiment()
+        .parts.source
+    )
     assert (source.regions_of(range(3))[:, :2] == -1).all()
     assert (source.segments_of(range(3))[:, :2] == -1).all()
 
@@ -453,7 +579,7 @@ def test_no_decoder_changes_fixed_tokens(folder, decoder):
     assert (after[..., 2:] != ids[:, None, None, 2:]).any()
 
 
-# --- the command -----------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -465,11 +591,14 @@ def test_no_decoder_changes_fixed_tokens(folder, decoder):
     ids=str,
 )
 def test_calls_of_a_decoder_are_those_that_its_run_makes(folder, own):
-    """Per text; where chance decides, the expected number rounded up, within six standard errors (at most .5 calls).
+    """Per text; where chance decides, the expected number rounded up, within six standard errors
+    (at most .5 calls).
 
     The check of the model before a run reads some texts, too: .1 for each of the 480 draws.
     """
-    audited = letters(folder, AuditOptions, model="audit_models:counting", keep_first=1, **own).audited()
+    audited = letters(
+        folder, AuditOptions, model="audit_models:counting", keep_first=1, **own
+    ).audited()
     name, options = [*audited.items()][-1]
     experiment = options.model_copy(update={"clones": 40}).experiment()
     assert experiment.parts.source.max_length  # the texts are read, for which the network is called
@@ -484,7 +613,9 @@ def test_calls_of_a_decoder_are_those_that_its_run_makes(folder, own):
     assert made - error <= sum(row["calls"]) <= made + rounded + error
 
 
-@pytest.mark.parametrize("option", ["layers", "encoder", "repetition", "causal", "remask", "eta", "remask_given"])
+@pytest.mark.parametrize(
+    "option", ["layers", "encoder", "repetition", "causal", "remask", "eta", "remask_given"]
+)
 def test_measures_of_texts_and_other_decoders_are_no_options_of_an_audit(option):
     with pytest.raises(ValueError, match=f"options = .*{option}"):
         AuditOptions.from_dict({option: TextOptions.model_fields[option].default})
@@ -498,7 +629,9 @@ def test_decoders_that_are_equal_on_short_texts_are_one(folder, length, fixed, l
     assert len(audited) == listed
     assert all(name == options.denoiser().decoder.description for name, options in audited.items())
     assert ("order confidence, 16 steps" in audited) == (listed == 12)
-    (likelihood,) = [probe for probe in chosen.experiment().parts.probes if probe.type == "order_likelihood"]
+    (likelihood,) = [
+        probe for probe in chosen.experiment().parts.probes if probe.type == "order_likelihood"
+    ]
     assert ({"steps": 16} in likelihood.decoders) == (listed == 12)
 
 
@@ -507,11 +640,17 @@ def test_a_decoder_on_short_texts_has_the_law_of_its_simplest_form(length):
     """By enumeration, over all decoders of up to four steps and blocks."""
     denoiser = TableDenoiser(concentration=0.5)
     values = np.array([-1, -1, 1, -1][:length] + [2] * (D - length))
-    for order, steps, block in product(("random", "blocks", "entropy", "confidence"), (None, 2, 3, 4), (1, 2, 3, 4)):
+    for order, steps, block in product(
+        ("random", "blocks", "entropy", "confidence"), (None, 2, 3, 4), (1, 2, 3, 4)
+    ):
         decoder = Decoder(order, steps, block)
         law = law_of(denoiser, values, decoder)
-        assert law == pytest.approx(law_of(denoiser, values, decoder.on_texts_of(length)), abs=1e-12)
-    assert Decoder("blocks", 3, 2).on_texts_of(length) == Decoder("blocks", None if length == 3 else 3, 2)
+        assert law == pytest.approx(
+            law_of(denoiser, values, decoder.on_texts_of(length)), abs=1e-12
+        )
+    assert Decoder("blocks", 3, 2).on_texts_of(length) == Decoder(
+        "blocks", None if length == 3 else 3, 2
+    )
     assert Decoder("blocks", 2, 9, causal=True).on_texts_of(length) == Decoder("random", 2)
 
 
@@ -533,7 +672,8 @@ def test_an_audit_writes_its_numbers_and_its_section(audited):
         assert np.array(numbers[name], float).shape == (2, 3)
         assert np.isfinite(np.array(numbers[name], float)).all()
     assert numbers["random_orders_differ"][1][0] > 0  # no trained network is quite consistent
-    assert set(numbers["order_nats"]) == {"random", "entropy", "probability"}  # with 16 steps they are the same on 11 tokens
+    # With 16 steps they are the same on 11 tokens.
+    assert set(numbers["order_nats"]) == {"random", "entropy", "probability"}
     assert 0 < numbers["original_ngram_entropy"] < np.log(12)
     rows = {row["decoder"]: row for row in numbers["decoders"]}
     exact = [name.removeprefix("order ") for name, row in rows.items() if row["is_exact"]]
@@ -543,7 +683,10 @@ def test_an_audit_writes_its_numbers_and_its_section(audited):
     assert (out / "audit.png").exists()
     sections = {section["kind"]: section for section in collect([out]).sections}
     assert list(sections) == ["audit", "study"]
-    assert [headline["axis"] for headline in sections["audit"]["headlines"]] == ["nats a pair", "nats a text"]
+    assert [headline["axis"] for headline in sections["audit"]["headlines"]] == [
+        "nats a pair",
+        "nats a text",
+    ]
     assert len(sections["audit"]["overview"]["rows"]) == 9
     assert meaning(numbers) in sections["audit"]["words"]
     assert meaning(numbers) in " ".join(done.stdout.split())
@@ -557,7 +700,11 @@ def test_an_audit_writes_its_numbers_and_its_section(audited):
 def test_an_audit_continues_and_damage_is_told(audited):
     out, arguments, _ = audited
     before = (out / "audit.json").read_text()
-    stores = {path: path.stat().st_mtime_ns for path in out.glob("audit/*.zarr/kept/**/*") if path.is_file()}
+    stores = {
+        path: path.stat().st_mtime_ns
+        for path in out.glob("audit/*.zarr/kept/**/*")
+        if path.is_file()
+    }
     again = uturn(*arguments, cwd=out.parent)
     assert again.returncode == 0
     assert (out / "audit.json").read_text() == before
@@ -567,7 +714,8 @@ def test_an_audit_continues_and_damage_is_told(audited):
     assert shared.returncode == 2
     assert "leave out --shard" in shared.stderr
     (out / "audit.json").write_text("{")
-    assert [problem["file"] for problem in collect([out]).problems] == [str(out / "audit.json")]  # no figure of this name
+    # No figure of this name.
+    assert [problem["file"] for problem in collect([out]).problems] == [str(out / "audit.json")]
     (out / "audit.json").write_text("{}")
     collected = collect([out])
     assert [section["kind"] for section in collected.sections] == ["study"]

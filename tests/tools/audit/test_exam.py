@@ -20,7 +20,9 @@ from uturn.tools.audit.decoder_laws import _confident, divergence, log_ratios
 from uturn.tools.audit.exam_runs import DENOISERS, EXACT, OTHERS, AllPossible, decoders, in_steps
 
 V, D = 3, 4
-DENSE = ut.RandomHierarchyModel(vocab_size=V, multiplicity=V, branching=2, depth=2, seed=0, rule_probabilities=zipf(V, 1.0))
+DENSE = ut.RandomHierarchyModel(
+    vocab_size=V, multiplicity=V, branching=2, depth=2, seed=0, rule_probabilities=zipf(V, 1.0)
+)
 SPARSE = ut.RandomHierarchyModel(vocab_size=4, multiplicity=2, branching=2, depth=2, seed=0)
 MASKED, PARTLY = np.full(D, -1), np.array([-1, 1, -1, -1])
 FOLLOWS = [
@@ -32,7 +34,12 @@ FOLLOWS = [
     Decoder("confidence", steps=1),
     Decoder(steps=1),
 ]
-BOUNDS = [Decoder(steps=2), Decoder("blocks", block=2, temperature=0.7), Decoder("confidence"), Decoder("confidence", steps=2)]
+BOUNDS = [
+    Decoder(steps=2),
+    Decoder("blocks", block=2, temperature=0.7),
+    Decoder("confidence"),
+    Decoder("confidence", steps=2),
+]
 
 
 def dense():
@@ -43,12 +50,14 @@ def copies(values, count):
     return Noisy(np.tile(values, (count, 1)), np.full(count, (values < 0).mean()), V)
 
 
-# -- the estimators -------------------------------------------------------------------------------------------------------------
+# -- the estimators --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("values", [MASKED, PARTLY], ids=["all", "partly"])
 @pytest.mark.parametrize("decoder", FOLLOWS, ids=lambda decoder: decoder.description)
-def test_where_the_order_follows_from_the_string_each_log_ratio_is_that_of_the_laws(decoder, values):
+def test_where_the_order_follows_from_the_string_each_log_ratio_is_that_of_the_laws(
+    decoder, values
+):
     assert not exam_verdicts.is_bound(decoder)
     strings, ratios = log_ratios(DENSE, dense(), copies(values, 300), keys(0, range(300)), decoder)
     law, posterior = law_of(dense(), values, decoder), law_of(dense(), values, Decoder())
@@ -85,10 +94,15 @@ def test_a_step_by_confidence_is_its_definition(ties):
     count = np.array([2, 1, 1, 1, 3, 2])
     x = rng.integers(0, V, (6, D))
     expected = []
-    for w, p, own, hidden, kept in zip(weights, beliefs, x, map(np.flatnonzero, masked), count, strict=True):
+    for w, p, own, hidden, kept in zip(
+        weights, beliefs, x, map(np.flatnonzero, masked), count, strict=True
+    ):
         total = 0.0
         for draws in product(range(V), repeat=len(hidden)):
-            first = sorted(range(len(hidden)), key=lambda k, p=p, hidden=hidden, draws=draws: (-p[hidden[k], draws[k]], k))[:kept]
+            first = sorted(
+                range(len(hidden)),
+                key=lambda k, p=p, hidden=hidden, draws=draws: (-p[hidden[k], draws[k]], k),
+            )[:kept]
             if all(draws[k] == own[hidden[k]] for k in first):
                 total += np.prod([w[i, a] for i, a in zip(hidden, draws, strict=True)])
         expected.append(np.log(total))
@@ -102,7 +116,9 @@ def test_a_string_that_the_grammar_cannot_produce_has_an_infinite_log_ratio():
         strings, ratios = log_ratios(SPARSE, denoiser, noisy, keys(0, range(200)), decoder)
         np.testing.assert_array_equal(np.isinf(ratios), ~SPARSE.parse(strings).valid[2][:, 0])
         assert 0 < np.isinf(ratios).mean() < 1
-        assert divergence(SPARSE, np.full(D, -1), law_of(denoiser, np.full(D, -1), decoder)) == np.inf
+        assert (
+            divergence(SPARSE, np.full(D, -1), law_of(denoiser, np.full(D, -1), decoder)) == np.inf
+        )
 
 
 def test_log_ratios_do_not_depend_on_the_batch(monkeypatch):
@@ -126,14 +142,18 @@ def test_divergence_is_its_definition():
 
 
 def test_beliefs_with_errors_stay_below_the_bound_of_rounding():
-    """Beliefs that are off by K = 2 nodes (v m + s + v) roundings, in random directions, instead of those of float32."""
+    """Beliefs that are off by K = 2 nodes (v m + s + v) roundings, in random directions, instead
+    of those of float32.
+    """
     table = {"vocab_size": V, "multiplicity": V, "branching": 2, "depth": 2}
     roundings = 2 * 7 * (V * V + 2 + V)
 
     class Rounded(ExactDenoiser):
         def posterior(self, noisy):
             belief = super().posterior(noisy)
-            signs = np.where(np.random.default_rng(len(noisy.values)).random(belief.shape) < 0.5, -1, 1)
+            signs = np.where(
+                np.random.default_rng(len(noisy.values)).random(belief.shape) < 0.5, -1, 1
+            )
             return (belief * (1 + signs * roundings * 2.0**-24)).astype(np.float32)
 
     off = divergence(DENSE, MASKED, law_of(Rounded(DENSE, AllPossible()), MASKED, Decoder()))
@@ -141,13 +161,27 @@ def test_beliefs_with_errors_stay_below_the_bound_of_rounding():
     assert bound / 1000 < off < bound < 1e-8
 
 
-# -- the measurement ------------------------------------------------------------------------------------------------------------
+# -- the measurement -------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    training = {"width": 4, "batch_size": 8, "learning_rate": 5e-3, "every": 5, "held_out": 8, "strings": 16, "steps": 5}
-    drawn = {"depth": 2, "shares": [0.5, 1.0], "steps": [1], "items": {"exact": 6, "trained": 4}, "training": training}
+    training = {
+        "width": 4,
+        "batch_size": 8,
+        "learning_rate": 5e-3,
+        "every": 5,
+        "held_out": 8,
+        "strings": 16,
+        "steps": 5,
+    }
+    drawn = {
+        "depth": 2,
+        "shares": [0.5, 1.0],
+        "steps": [1],
+        "items": {"exact": 6, "trained": 4},
+        "training": training,
+    }
     enumerated = {"masked": [2, 4], "steps": [1], "draws": 20, "training": training}
     monkeypatch.setitem(exam_runs.SETTINGS, "smoke", {"enumerated": enumerated, "drawn": drawn})
     small = {**exam_runs.GRAMMARS["enumerated"], "depth": 2}
@@ -157,7 +191,9 @@ def tiny(monkeypatch):
 def test_what_is_measured_is_kept(tiny, tmp_path, monkeypatch):
     workshop = Workshop("smoke", tmp_path, workers=1)
     runs = exam.measure(workshop)
-    assert set(runs) == {f"{grammar}-{kind}" for grammar in exam_runs.GRAMMARS for kind in DENOISERS}
+    assert set(runs) == {
+        f"{grammar}-{kind}" for grammar in exam_runs.GRAMMARS for kind in DENOISERS
+    }
     exact = runs["enumerated-exact"]
     assert exact.divergence.sel(decoder=list(EXACT)).max() < 1e-8
     assert (exact.calls.sel(decoder="random order").values == [2, 4]).all()
@@ -169,12 +205,17 @@ def test_what_is_measured_is_kept(tiny, tmp_path, monkeypatch):
     assert all(again[name].identical(run) for name, run in runs.items())
 
 
-# -- verdicts -------------------------------------------------------------------------------------------------------------------
+# -- verdicts --------------------------------------------------------------------------------------
 
 STEPS = [1, 2, 4, 8, 16, 32]
 SMALL_STEPS = [1, 2, 4]
 ALL, SMALL = list(decoders(STEPS)), list(decoders(SMALL_STEPS))
-BY_ENUMERATION = ("exact enumerated", "others enumerated", "steps enumerated", "draws and enumeration")
+BY_ENUMERATION = (
+    "exact enumerated",
+    "others enumerated",
+    "steps enumerated",
+    "draws and enumeration",
+)
 NAMES = (
     *BY_ENUMERATION,
     *("exact drawn", "others drawn", "steps drawn", "exact calibrated", "others calibrated"),
@@ -183,7 +224,9 @@ NAMES = (
 
 
 def error_of(label):
-    """A divergence that falls with the number of steps to 0, except for wrong decoders with one token a step."""
+    """A divergence that falls with the number of steps to 0, except for wrong decoders with one
+    token a step.
+    """
     if label in EXACT:
         return 1e-12
     return 2.0 if label in OTHERS else 40.0 / int(label.rpartition(", ")[2].split()[0])
@@ -193,10 +236,20 @@ def forged_small(change=None, estimate=1.0, error=0.01):
     """`change`: {(denoiser, decoder): divergence}; `estimate`: of draws, over the divergence."""
     runs = {}
     for kind in DENOISERS:
-        kl = np.array([(change or {}).get((kind, label), error_of(label) + 0.3 * (kind == "trained")) for label in SMALL])
+        kl = np.array(
+            [
+                (change or {}).get((kind, label), error_of(label) + 0.3 * (kind == "trained"))
+                for label in SMALL
+            ]
+        )
         kl = np.repeat(kl[:, None], 2, axis=1)
         dims = ("decoder", "observation")
-        values = {"divergence": kl, "estimate": estimate * kl, "error": error * kl, "calls": np.ones(kl.shape)}
+        values = {
+            "divergence": kl,
+            "estimate": estimate * kl,
+            "error": error * kl,
+            "calls": np.ones(kl.shape),
+        }
         settings = {"steps": SMALL_STEPS, "grammar": {**exam_runs.GRAMMARS["enumerated"]}}
         data = {name: (dims, array) for name, array in values.items()}
         runs[kind] = xr.Dataset(data, {"decoder": SMALL}, {"plan": json.dumps(settings)})
@@ -204,10 +257,15 @@ def forged_small(change=None, estimate=1.0, error=0.01):
 
 
 def forged(kl=None, small=None, p=None, broken=None, sharper=-0.2):
-    """The data of the figure as theory has it; `kl`, `p`, `broken`: {(denoiser, decoder): value}, `sharper`: `more_broken`."""
+    """The data of the figure as theory has it; `kl`, `p`, `broken`: {(denoiser, decoder):
+    value}, `sharper`: `more_broken`.
+    """
 
     def table(value, changes, half):
-        rows = [[(changes or {}).get((kind, label), value(kind, label)) for label in ALL] for kind in DENOISERS]
+        rows = [
+            [(changes or {}).get((kind, label), value(kind, label)) for label in ALL]
+            for kind in DENOISERS
+        ]
         rows = np.array(rows)[..., None]
         return np.concatenate([rows, rows - half, rows + half], axis=-1)
 
@@ -215,7 +273,11 @@ def forged(kl=None, small=None, p=None, broken=None, sharper=-0.2):
         return 0.3 if label in EXACT else 1e-5
 
     def share(kind, label):
-        many = 0.0 if label in [*EXACT, *OTHERS] else 0.9 - int(label.rpartition(", ")[2].split()[0]) / 50
+        many = (
+            0.0
+            if label in [*EXACT, *OTHERS]
+            else 0.9 - int(label.rpartition(", ")[2].split()[0]) / 50
+        )
         return many if kind == "exact" else 0.9
 
     dims = ("denoiser", "decoder")
@@ -227,13 +289,27 @@ def forged(kl=None, small=None, p=None, broken=None, sharper=-0.2):
     }
     data = xr.Dataset(
         {name: ((*dims, "estimate"), array) for name, array in values.items()},
-        {"denoiser": list(DENOISERS), "decoder": ALL, "estimate": ["value", "low", "high"], "small_decoder": SMALL},
+        {
+            "denoiser": list(DENOISERS),
+            "decoder": ALL,
+            "estimate": ["value", "low", "high"],
+            "small_decoder": SMALL,
+        },
     )
     data["p"] = (*dims, "test"), np.repeat(table(test, p, 0)[..., :1], 14, axis=-1)
-    data["calls"] = "decoder", [float(label.rpartition(", ")[2].split()[0]) if "step" in label else 48.0 for label in ALL]
+    data["calls"] = (
+        "decoder",
+        [float(label.rpartition(", ")[2].split()[0]) if "step" in label else 48.0 for label in ALL],
+    )
     runs = small or forged_small()
-    data["small_kl"] = ("denoiser", "small_decoder"), np.stack([runs[kind].divergence.mean("observation") for kind in DENOISERS])
-    data["small_calls"] = "small_decoder", [float(label.split()[-2]) if "step" in label else 6.0 for label in SMALL]
+    data["small_kl"] = (
+        ("denoiser", "small_decoder"),
+        np.stack([runs[kind].divergence.mean("observation") for kind in DENOISERS]),
+    )
+    data["small_calls"] = (
+        "small_decoder",
+        [float(label.split()[-2]) if "step" in label else 6.0 for label in SMALL],
+    )
     data.attrs.update(small_leaves=8, large_leaves=64, small_rounding=2e-8, large_rounding=3e-4)
     return data, runs
 
@@ -288,7 +364,9 @@ def test_the_gap_is_that_of_calibrate():
         dims = ("decoder", "item", "clone", "tree_level")
         with_clones = np.repeat(rng.random((2, 80, 1, 3)), 2, axis=2)
         with_clones[1, ..., 2] += shift
-        return xr.Dataset({"with_original": (dims, rng.random(size)), "with_clones": (dims, with_clones)})
+        return xr.Dataset(
+            {"with_original": (dims, rng.random(size)), "with_clones": (dims, with_clones)}
+        )
 
     gap, p = exam._gaps(run(0.0), run(0.6))
     assert p.shape == (2, 6)
@@ -298,7 +376,10 @@ def test_the_gap_is_that_of_calibrate():
 
 
 def test_intervals_over_items_count_infinite_ratios():
-    ratios = xr.DataArray(np.array([[[1.0, 3.0], [2.0, 4.0]], [[1.0, np.inf], [1.0, 1.0]]]), dims=("decoder", "item", "clone"))
+    ratios = xr.DataArray(
+        np.array([[[1.0, 3.0], [2.0, 4.0]], [[1.0, np.inf], [1.0, 1.0]]]),
+        dims=("decoder", "item", "clone"),
+    )
     found = exam._over_items(ratios)
     np.testing.assert_allclose(found[0], [2.5, 2.5 - 12.7062 * 0.5, 2.5 + 12.7062 * 0.5], rtol=1e-4)
     assert found[1, 0] == np.inf

@@ -1,4 +1,6 @@
-"""Errors put into chains of U-turns, which verdicts of the figure `chains` notice (`tests/mutations.py`)."""
+"""Errors put into chains of U-turns, which verdicts of the figure `chains` notice
+(`tests/mutations.py`).
+"""
 
 from mutation import Assigned, Mutation, Replaced
 
@@ -83,7 +85,9 @@ MUTATIONS = (
     Mutation(
         "calls of the network are taken for steps",
         "uturn.tools.chains.results:calls_of",
-        edit=Replaced("forward.placed(forward.step_of(of['noise']))[1]", "range(forward.step_of(of['noise']))"),
+        edit=Replaced(
+            "forward.placed(forward.step_of(of['noise']))[1]", "range(forward.step_of(of['noise']))"
+        ),
         tests=of_chains("calls_of_the_network_are_counted"),
     ),
 )

@@ -1,4 +1,6 @@
-"""The figure `chains`: its enumeration against definitions, and that each of its verdicts can fail."""
+"""The figure `chains`: its enumeration against definitions, and that each of its verdicts can
+fail.
+"""
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from uturn.tools.chains.exam_runs import BETAS, ENERGIES, LAWS, against_enumerat
 SIZES = {"vocab_size": 5, "multiplicity": 2, "branching": 2, "depth": 2}
 MASKED = {"grammar": (4, 2, 2, 3), "corruption": "masking", "noise": 0.3, "chains": 2000, "seed": 1}
 
-# -- enumeration ----------------------------------------------------------------------------------------------------------------
+# -- enumeration -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +29,19 @@ def test_every_tree_is_listed_once(small):
     rhm, trees = small
     nodes, log_p = all_trees(rhm)
     assert np.allclose(log_p, -np.log(len(trees[0])))
-    rows = [{tuple(row) for row in np.concatenate([of[level] for level in range(3)], axis=1).tolist()} for of in (trees, nodes)]
+    rows = [
+        {tuple(row) for row in np.concatenate([of[level] for level in range(3)], axis=1).tolist()}
+        for of in (trees, nodes)
+    ]
     assert rows[0] == rows[1]
     assert len(rows[0]) == len(trees[0])
 
 
 @pytest.mark.parametrize("share", [0.4, None])
 def test_the_matrix_is_its_definition(small, share):
-    """P(x, x') = sum over masked sets of their probability, times 1/number of strings that agree outside of them."""
+    """P(x, x') = sum over masked sets of their probability, times 1/number of strings that agree
+    outside of them.
+    """
     leaves = small[1][0]
     n, d = leaves.shape
     expected = np.zeros((n, n))
@@ -60,38 +67,56 @@ def test_overlaps_and_limits_are_those_of_powers_of_the_matrix(small):
     component = exam_runs.connected_components(P, directed=False)[1]
     assert 1 < component.max() + 1 < len(component)
     forever = np.linalg.matrix_power(P.toarray(), 2**20) / len(trees[0])
-    np.testing.assert_allclose(exam_runs.limit_of(trees, component), [(forever * of).sum() for of in same], atol=1e-9)
+    np.testing.assert_allclose(
+        exam_runs.limit_of(trees, component), [(forever * of).sum() for of in same], atol=1e-9
+    )
 
 
-# -- verdicts on small measurements ---------------------------------------------------------------------------------------------
+# -- verdicts on small measurements ----------------------------------------------------------------
 
 
 def run_of(label, items, read=(1, 16)):
     spec = specs("smoke")[label]
-    return exam_runs.run_of(spec | {"items": items, "chunk": items, "corruption": spec["corruption"] | {"noise": list(read)}})
+    return exam_runs.run_of(
+        spec
+        | {
+            "items": items,
+            "chunk": items,
+            "corruption": spec["corruption"] | {"noise": list(read)},
+        }
+    )
 
 
 def of_laws():
     tests = [ut.reversibility(run_of(f"law-{name}", 1200), repeats=1999) for name in LAWS]
-    table = {name: (("chain", "turns"), [test[name].values for test in tests]) for name in ("z", "p")}
+    table = {
+        name: (("chain", "turns"), [test[name].values for test in tests]) for name in ("z", "p")
+    }
     return exam_verdicts._laws(xr.Dataset(table, {"chain": list(LAWS), "turns": [1, 16]}))
 
 
 def of_matrix():
     chains = against_enumeration(**MASKED, backward="exact", read=[1, 4, 16, 64])
     argmax = against_enumeration(**MASKED, backward="argmax", read=[1]).isel(k=0, drop=True)
-    data = chains[["overlap", "exact", "clones"]].assign(argmax_overlap=argmax.overlap, argmax_clones=argmax.clones)
+    data = chains[["overlap", "exact", "clones"]].assign(
+        argmax_overlap=argmax.overlap, argmax_clones=argmax.clones
+    )
     return exam_verdicts._matrix(data)
 
 
 def of_energies():
     labels = [label for label in specs("smoke") if label.startswith("energy-")]
-    return exam_verdicts._tilted(exam._energies({label: run_of(label, 2200, [32]) for label in labels}))
+    return exam_verdicts._tilted(
+        exam._energies({label: run_of(label, 2200, [32]) for label in labels})
+    )
 
 
 def of_minimal():
     chains = {"corruption": "masked_leaves", "noise": 1.0, "backward": "exact", "chains": 600}
-    runs = {f"m2-{seed}": against_enumeration((6, 2, 2, 3), read=[1, 512], seed=seed, **chains) for seed in (0, 1)}
+    runs = {
+        f"m2-{seed}": against_enumeration((6, 2, 2, 3), read=[1, 512], seed=seed, **chains)
+        for seed in (0, 1)
+    }
     runs["m3-0"] = against_enumeration((4, 2, 2, 3), read=[64, 256, 1024], seed=0, **chains)
     return exam_verdicts._minimal(xr.merge([exam._minimal(runs, name) for name in ("m2", "m3")]))
 
@@ -127,7 +152,7 @@ def test_what_is_measured_is_analysed_and_kept(tmp_path, monkeypatch):
     assert all(kept[label].identical(run) for label, run in runs.items())
 
 
-# -- verdicts on forged data ----------------------------------------------------------------------------------------------------
+# -- verdicts on forged data -----------------------------------------------------------------------
 
 NAMES = ("draws", "decoders", "matrix", "clones", "energy", "off", "plateau", "powers", "alone")
 
@@ -138,7 +163,9 @@ def moments(values, error=0.01):
 
 
 def forged(**changes):
-    """The data of the figure as they should be, with other values by name: a function of those that are right."""
+    """The data of the figure as they should be, with other values by name: a function of those
+    that are right.
+    """
     k, leaves = np.array([1, 2, 4, 64]), np.array([0.9, 0.8, 0.7, 0.3])[:, None] * np.ones((4, 3))
     right = {
         "z": (("chain", "turns"), np.array([[2.5, 2], [3, 2], [22, 30], [40, 48]])),
@@ -150,7 +177,10 @@ def forged(**changes):
         "argmax_overlap": (("tree_level", "moment"), moments(leaves[0])),
         "argmax_clones": (("tree_level", "moment"), moments(leaves[0] + 0.3, 0.0)),
         "exact_energy": (("name", "beta"), np.full((2, 2), 2.0)),
-        "energy": (("name", "beta", "sampler", "moment"), moments(np.array([2.01, 3.0, 2.2]) * np.ones((2, 2, 1)))),
+        "energy": (
+            ("name", "beta", "sampler", "moment"),
+            moments(np.array([2.01, 3.0, 2.2]) * np.ones((2, 2, 1))),
+        ),
     }
     for m, read in (("m2", k), ("m3", [64, 256, 1024])):
         table = np.full((2, len(read), 3), 0.5)
@@ -175,7 +205,11 @@ def forged(**changes):
 
 
 def failed(**changes):
-    return {name for name, verdict in zip(NAMES, exam_verdicts.verdicts(forged(**changes)), strict=True) if not verdict.passed}
+    return {
+        name
+        for name, verdict in zip(NAMES, exam_verdicts.verdicts(forged(**changes)), strict=True)
+        if not verdict.passed
+    }
 
 
 def put(value, *place):

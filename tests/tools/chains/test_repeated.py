@@ -1,4 +1,6 @@
-"""Chains of U-turns: their law by enumeration, the same numbers however they are measured, and the command."""
+"""Chains of U-turns: their law by enumeration, the same numbers however they are measured, and
+the command.
+"""
 
 import json
 import pickle
@@ -51,14 +53,19 @@ def whole():
     return ut.run(changed())
 
 
-# --- the law of the chain ------------------------------------------------------------------------------------------------
+# --- the law of the chain -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def world():
     rhm = ut.RandomHierarchyModel(vocab_size=3, multiplicity=2, branching=2, depth=2, seed=3)
     strings = every_tree(rhm)
-    return rhm, strings, np.full(len(strings[0]), 1 / len(strings[0])), transition(strings[0], 0.4).toarray()
+    return (
+        rhm,
+        strings,
+        np.full(len(strings[0]), 1 / len(strings[0])),
+        transition(strings[0], 0.4).toarray(),
+    )
 
 
 def test_overlaps_are_those_of_the_transition_matrix(world):
@@ -67,7 +74,9 @@ def test_overlaps_are_those_of_the_transition_matrix(world):
     n = 8000
     originals = ut.sources.Strings(np.arange(n), rhm, rhm.sample(n, seed=1))
     states = {
-        s.step: s for s in ut.chain(originals, ut.Masking(), ut.backward.ExactPosterior(), 0.4, steps=16) if s.step in (1, 4, 16)
+        s.step: s
+        for s in ut.chain(originals, ut.Masking(), ut.backward.ExactPosterior(), 0.4, steps=16)
+        if s.step in (1, 4, 16)
     }
     for k, state in states.items():
         joint = p[:, None] * np.linalg.matrix_power(P, k)
@@ -97,7 +106,9 @@ def test_an_energy_of_pairs_is_sampled(world, beta):
     error = energy(last.data).std() / np.sqrt(n)
     assert abs(energy(last.data).mean() - exact) < 4.5 * error
     assert np.array_equal(last.energy, energy(last.data))
-    assert abs(energy(free.data).mean() - exact) > 5 * error, "without the Metropolis step the mean is that of p"
+    assert abs(energy(free.data).mean() - exact) > 5 * error, (
+        "without the Metropolis step the mean is that of p"
+    )
 
 
 def test_one_leaf_a_u_turn(world):
@@ -118,17 +129,21 @@ def test_one_leaf_a_u_turn(world):
     with pytest.raises(ValueError, match=r"noise = \[5.0, .*at most 4"):
         ut.MaskedLeaves().corrupt(leaves, 5, vocab_size=rhm.vocab_size)
     two = ut.MaskedLeaves().corrupt(leaves, 2, vocab_size=rhm.vocab_size, seed=5)
-    assert np.allclose(ut.MaskedLeaves().log_observation_factor(two), -np.log(6)), "6 pairs of leaves, equally probable"
+    assert np.allclose(ut.MaskedLeaves().log_observation_factor(two), -np.log(6)), (
+        "6 pairs of leaves, equally probable"
+    )
 
 
 def test_an_exact_number_of_masked_leaves_without_a_chain():
     spec = {"corruption": {"type": "masked_leaves", "noise": [1, 2]}, "backward": {"type": "exact"}}
-    run = ut.run(ut.Experiment.from_dict(changed().to_dict() | spec | {"probes": [{"type": "tree_levels"}]}))
+    run = ut.run(
+        ut.Experiment.from_dict(changed().to_dict() | spec | {"probes": [{"type": "tree_levels"}]})
+    )
     assert run.effective_epsilon.values.tolist() == [0.25, 0.5]
     assert (run.unchanged.sel(noise=1, tree_level=0) >= 0.75).all()
 
 
-# --- the same numbers however they are measured ---------------------------------------------------------------------------
+# --- the same numbers however they are measured ---------------------------------------------------
 
 
 def same(a, b):
@@ -144,7 +159,9 @@ def test_a_run_is_the_chain(whole):
         assert np.allclose(whole.overlap.sel(noise=k, trajectory=0, tree_level=0), leaves)
     longer = list(ut.chain(originals, ut.Masking(), ut.backward.ExactPosterior(), 0.4, steps=7))
     assert np.array_equal(longer[4].data, states[4].data)
-    assert not np.array_equal(states[0].data, states[1].data), "each U-turn has random numbers of its own"
+    assert not np.array_equal(states[0].data, states[1].data), (
+        "each U-turn has random numbers of its own"
+    )
 
 
 def test_levels_chunks_shards_workers_and_growth_change_no_number(whole, tmp_path):
@@ -180,7 +197,9 @@ def test_relaxation_is_that_of_an_exponential():
     rng = np.random.default_rng(0)
     curves = {"fast": 3.0, "slow": 20.0, "never": 1e4, "at once": 0.05}
     p = {name: 0.25 + 0.75 * np.exp2(-k / time) for name, time in curves.items()}
-    arrays = {name: (rng.random((len(k), 400)) < of[:, None]).astype(float) for name, of in p.items()}
+    arrays = {
+        name: (rng.random((len(k), 400)) < of[:, None]).astype(float) for name, of in p.items()
+    }
     ds = ut.readings(arrays, noise=k, start=1, chance=0.25, unit="U-turns")
     ds.noise.attrs["long_name"] = "U-turns"
     found = ut.relaxation(ds)
@@ -193,15 +212,26 @@ def test_relaxation_is_that_of_an_exponential():
     assert found.time.sel(reading=["at once", "never"], estimate="value").isnull().all()
     assert found.time.sel(reading="at once", estimate="high") == 1
     assert found.time.sel(reading="never").values[1:].tolist() == [32, np.inf]
-    unknown = ut.relaxation(ut.readings({"x": arrays["fast"]}, noise=k, start=1).assign_coords(noise=ds.noise))
+    unknown = ut.relaxation(
+        ut.readings({"x": arrays["fast"]}, noise=k, start=1).assign_coords(noise=ds.noise)
+    )
     assert "its chance is not known" in unknown.remark.item()
 
 
 def test_relaxation_near_the_ends_of_a_chain_is_bounded_by_what_is_sure():
     rng, k = np.random.default_rng(0), np.array([1.0, 2, 4])
     shares = {"about the last": [0.9, 0.8, 0.52], "about the first": [0.48, 0.3, 0.1]}
-    arrays = {name: rng.permuted(np.arange(200) < 200 * np.array(of)[:, None], axis=1) for name, of in shares.items()}
-    ds = ut.readings({name: of.astype(float) for name, of in arrays.items()}, noise=k, start=1, chance=0, unit="U-turns")
+    arrays = {
+        name: rng.permuted(np.arange(200) < 200 * np.array(of)[:, None], axis=1)
+        for name, of in shares.items()
+    }
+    ds = ut.readings(
+        {name: of.astype(float) for name, of in arrays.items()},
+        noise=k,
+        start=1,
+        chance=0,
+        unit="U-turns",
+    )
     ds.noise.attrs["long_name"] = "U-turns"
     found = ut.relaxation(ds)
     assert found.time.sel(estimate="value").isnull().all()
@@ -211,10 +241,17 @@ def test_relaxation_near_the_ends_of_a_chain_is_bounded_by_what_is_sure():
     assert found.time.values[1, 1] < 1 < found.time.values[1, 2] < 2
 
 
-@pytest.mark.parametrize(("backward", "keeps"), [({"type": "exact"}, True), ({"type": "denoiser", "order": "confidence"}, False)])
+@pytest.mark.parametrize(
+    ("backward", "keeps"),
+    [({"type": "exact"}, True), ({"type": "denoiser", "order": "confidence"}, False)],
+)
 def test_reversibility_tells_a_posterior_from_a_decoder(backward, keeps):
     source = SOURCE | {"vocab_size": 8, "depth": 3}
-    with pytest.warns(UserWarning, match="does not draw from the posterior") if not keeps else nothing():
+    with (
+        pytest.warns(UserWarning, match="does not draw from the posterior")
+        if not keeps
+        else nothing()
+    ):
         run = ut.run(
             changed(
                 items=1500,
@@ -230,17 +267,23 @@ def test_reversibility_tells_a_posterior_from_a_decoder(backward, keeps):
 
 
 def chains_by_hand(after, before=None, energy=None):
-    """A run of chains: `after` (k, items, functions) of x_1, x_2, .., `before` (items, functions) of x_0, `energy` (k, items)."""
+    """A run of chains: `after` (k, items, functions) of x_1, x_2, .., `before` (items,
+    functions) of x_0, `energy` (k, items).
+    """
     data = {"after": (("noise", "item", "trajectory", "observable"), after[:, :, None])}
     if before is not None:
         data["before"] = ("noise", "item", "observable"), np.tile(before, (len(after), 1, 1))
     if energy is not None:
         data["energy"] = ("noise", "item", "trajectory"), energy[..., None]
-    return xr.Dataset(data, {"noise": ("noise", np.arange(1.0, len(after) + 1), {"long_name": "U-turns"})})
+    return xr.Dataset(
+        data, {"noise": ("noise", np.arange(1.0, len(after) + 1), {"long_name": "U-turns"})}
+    )
 
 
 def test_a_chain_that_keeps_the_law_and_runs_in_one_direction_is_not_reversible():
-    """x_1 = x_0 + 1 modulo 3 keeps the uniform law; a step up or down, by a toss, is reversible too."""
+    """x_1 = x_0 + 1 modulo 3 keeps the uniform law; a step up or down, by a toss, is reversible
+    too.
+    """
     x = np.arange(600) % 3
     tosses = np.arange(600) // 3 % 2
     for steps, is_reversible in ((1, False), (1 + tosses, True)):
@@ -251,9 +294,14 @@ def test_a_chain_that_keeps_the_law_and_runs_in_one_direction_is_not_reversible(
 
 
 def test_the_seed_of_the_swaps_counts():
-    before, after = normals(keys(0, range(40)), 2, np.float64), normals(keys(1, range(40)), 2, np.float64)
+    before, after = (
+        normals(keys(0, range(40)), 2, np.float64),
+        normals(keys(1, range(40)), 2, np.float64),
+    )
     run = chains_by_hand(after[None], before)
-    first, again, other = (ut.reversibility(run, repeats=999, seed=seed).p.item() for seed in (0, 0, 1))
+    first, again, other = (
+        ut.reversibility(run, repeats=999, seed=seed).p.item() for seed in (0, 0, 1)
+    )
     assert first == again != other
 
 
@@ -264,16 +312,29 @@ def nothing():
 
 
 def test_evidence_that_is_no_likelihood_is_named():
-    with pytest.warns(UserWarning, match=r"no likelihood does not draw from the posterior, so the chain does not keep p\(x\)"):
+    with pytest.warns(
+        UserWarning,
+        match=r"no likelihood does not draw from the posterior, so the chain does not keep p\(x\)",
+    ):
         ut.run(changed(items=4, corruption={"of": {"type": "epsilon"}}))
 
 
 def test_the_state_of_a_latent_model_is_the_latent(tmp_path):
-    model = DiffusionModel(model=str(tiny_pipelines.write("sd", tmp_path / "sd")), steps=4, image_size=tiny_pipelines.SIZE)
-    images = (0.4 * normals(keys(1, range(2)), 3 * tiny_pipelines.SIZE**2)).reshape(2, 3, *[tiny_pipelines.SIZE] * 2).clip(-1, 1)
+    model = DiffusionModel(
+        model=str(tiny_pipelines.write("sd", tmp_path / "sd")),
+        steps=4,
+        image_size=tiny_pipelines.SIZE,
+    )
+    images = (
+        (0.4 * normals(keys(1, range(2)), 3 * tiny_pipelines.SIZE**2))
+        .reshape(2, 3, *[tiny_pipelines.SIZE] * 2)
+        .clip(-1, 1)
+    )
     originals = ut.sources.Images(np.arange(2), images, np.full(2, -1))
     forward, encoded = model.reverse().forward, []
-    encoder = model.reverse().codec.network.encoder.register_forward_hook(lambda *args: encoded.append(len(args[1][0])))
+    encoder = model.reverse().codec.network.encoder.register_forward_hook(
+        lambda *args: encoded.append(len(args[1][0]))
+    )
     first, second = ut.chain(originals, forward, model, 0.5, steps=2)
     encoder.remove()
     assert sum(encoded) == 2, "each image passes through the encoder once"
@@ -305,10 +366,16 @@ def test_chains_of_texts(tmp_path):
     energy = "numpy:sum axis=1"
     experiment = ut.Experiment.from_dict(
         {
-            **{"items": 4, "chunk": 3, "source": {"type": "tokens", "path": str(tmp_path / "texts.txt")}},
+            **{
+                "items": 4,
+                "chunk": 3,
+                "source": {"type": "tokens", "path": str(tmp_path / "texts.txt")},
+            },
             "corruption": CHAIN["corruption"],
-            "backward": {"type": "repeated", "noise": 0.4, "of": {"type": "language", "model": str(model)}}
-            | {"energy": energy, "beta": 0.5},
+            "backward": (
+                {"type": "repeated", "noise": 0.4, "of": {"type": "language", "model": str(model)}}
+                | {"energy": energy, "beta": 0.5}
+            ),
             "probes": [{"type": "chain", "has_energy": True}],
         }
     )
@@ -377,7 +444,9 @@ def test_the_energy_of_a_class():
 
 
 def test_with_an_energy_only_the_energy_is_compared():
-    """The originals have the law p, the chain p exp(-beta E): neither the test of reversibility nor a chance level holds."""
+    """The originals have the law p, the chain p exp(-beta E): neither the test of reversibility
+    nor a chance level holds.
+    """
     energy = {"energy": "symbol number=0", "beta": 1.5}
     run = ut.run(changed(backward=energy, probes=[{"type": "chain", "has_energy": True}]))
     with pytest.raises(ValueError, match="chains with an energy"):
@@ -401,21 +470,33 @@ def relaxed(*times):
     """Relaxation times (value, low, high) of two readings at three noise levels."""
     return xr.Dataset(
         {"time": (("reading", "u_turn_noise", "estimate"), np.array(times, float))},
-        {"reading": ["leaves", "class"], "u_turn_noise": [0.1, 0.2, 0.3], "estimate": ["value", "low", "high"]},
+        {
+            "reading": ["leaves", "class"],
+            "u_turn_noise": [0.1, 0.2, 0.3],
+            "estimate": ["value", "low", "high"],
+        },
     )
 
 
 def test_the_order_inverts_only_where_intervals_are_apart():
     fast, slow, between = (4, 3, 5), (16, 12, 20), (8, 4, 16)
-    place, low, high = _inversion(relaxed((fast, between, slow), (slow, between, fast)), "leaves", "class")
+    place, low, high = _inversion(
+        relaxed((fast, between, slow), (slow, between, fast)), "leaves", "class"
+    )
     assert (low, high) == (0.1, 0.3)
     assert abs(place - 0.2) < 1e-9
-    assert np.isnan(_inversion(relaxed((fast, between, between), (slow, between, between)), "leaves", "class")).all()
+    assert np.isnan(
+        _inversion(relaxed((fast, between, between), (slow, between, between)), "leaves", "class")
+    ).all()
     longer, about = (np.nan, 64, np.inf), (np.nan, 4, np.inf)
-    beyond = _inversion(relaxed((fast, between, longer), (longer, between, fast)), "leaves", "class")
+    beyond = _inversion(
+        relaxed((fast, between, longer), (longer, between, fast)), "leaves", "class"
+    )
     assert np.isnan(beyond[0])
     assert beyond[1:].tolist() == [0.1, 0.3]
-    assert np.isnan(_inversion(relaxed((fast, between, about), (longer, between, fast)), "leaves", "class")).all()
+    assert np.isnan(
+        _inversion(relaxed((fast, between, about), (longer, between, fast)), "leaves", "class")
+    ).all()
 
 
 def test_bundles_of_a_cluster_hold_whole_chains():
@@ -430,7 +511,12 @@ def test_bundles_of_a_cluster_hold_whole_chains():
 
 
 def test_effective_draws_of_independent_and_of_frozen_chains():
-    spec = {"items": 50, "chunk": 50, "trajectories": 1, "corruption": {"noise": list(range(1, 33))}}
+    spec = {
+        "items": 50,
+        "chunk": 50,
+        "trajectories": 1,
+        "corruption": {"noise": list(range(1, 33))},
+    }
     draws, rhat = effective_draws(ut.run(changed(**spec, backward={"noise": 1.0})))
     assert 0.8 < draws < 1.3, "all leaves are drawn anew at each U-turn"
     assert rhat < 1.05
@@ -455,9 +541,16 @@ def test_chains_with_an_energy_are_counted_without_their_first_half():
 def test_calls_of_the_network_are_counted(tmp_path):
     """Heun's sampler calls it twice in each step but the last."""
     size, folder = tiny_pipelines.SIZE, tiny_pipelines.write("sd", tmp_path / "sd")
-    options = {"model": str(folder), "scheduler": "HeunDiscreteScheduler", "steps": 8, "image_size": size}
+    options = {
+        "model": str(folder),
+        "scheduler": "HeunDiscreteScheduler",
+        "steps": 8,
+        "image_size": size,
+    }
     model, made = DiffusionModel(**options), []
-    originals = ut.sources.Images(np.arange(1), np.zeros((1, 3, size, size), np.float32), np.full(1, -1))
+    originals = ut.sources.Images(
+        np.arange(1), np.zeros((1, 3, size, size), np.float32), np.full(1, -1)
+    )
     hook = model.reverse().model.register_forward_pre_hook(lambda *_: made.append(1))
     ut.u_turn(originals, model.reverse().forward, model, 0.5)
     hook.remove()
@@ -468,7 +561,9 @@ def test_calls_of_the_network_are_counted(tmp_path):
 
 
 def test_arviz_gets_every_chain_in_the_order_of_its_u_turns():
-    """`ut.to_arviz`: a chain is a trajectory of an item, a draw a number of U-turns beyond the burn-in."""
+    """`ut.to_arviz`: a chain is a trajectory of an item, a draw a number of U-turns beyond the
+    burn-in.
+    """
     arviz = pytest.importorskip("arviz", reason="gives chains to arviz: arviz is not installed")
     run = ut.run(
         changed(
@@ -485,25 +580,40 @@ def test_arviz_gets_every_chain_in_the_order_of_its_u_turns():
     assert {"energy", "after"} == {*posterior.data_vars}
     for item in range(3):
         for trajectory in range(2):
-            chain = run.isel(item=item, trajectory=trajectory).sortby("noise").sel(noise=slice(3, None))
+            chain = (
+                run.isel(item=item, trajectory=trajectory).sortby("noise").sel(noise=slice(3, None))
+            )
             for name in ("energy", "after"):
-                np.testing.assert_array_equal(posterior[name][2 * item + trajectory], chain[name].transpose("noise", ...))
+                np.testing.assert_array_equal(
+                    posterior[name][2 * item + trajectory], chain[name].transpose("noise", ...)
+                )
     assert arviz.ess(ut.to_arviz(run), method="mean").energy > 0
-    with pytest.raises(ValueError, match=r"noise = \[1.0, 2.0, 5.0\]: expected all of 1, 2, .., 4 or more"):
+    with pytest.raises(
+        ValueError, match=r"noise = \[1.0, 2.0, 5.0\]: expected all of 1, 2, .., 4 or more"
+    ):
         ut.to_arviz(ut.run(changed(items=3)))
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
         ({"clones": 2}, "clones = 2"),
-        ({"corruption": {"noise": [1, 2.5, 4]}}, r"noise = \[2.5\]: expected whole numbers of U-turns"),
+        (
+            {"corruption": {"noise": [1, 2.5, 4]}},
+            r"noise = \[2.5\]: expected whole numbers of U-turns",
+        ),
         ({"backward": {"noise": True}}, "valid number"),
-        ({"backward": {"noise": 1.5}}, r"backward.noise = 1.5: expected at most 1 \(masked fraction"),
-        ({"corruption": {"of": {"type": "masked_leaves"}}, "backward": {"noise": 0.5}}, "whole numbers of leaves, at most 4"),
+        (
+            {"backward": {"noise": 1.5}},
+            r"backward.noise = 1.5: expected at most 1 \(masked fraction",
+        ),
+        (
+            {"corruption": {"of": {"type": "masked_leaves"}}, "backward": {"noise": 0.5}},
+            "whole numbers of leaves, at most 4",
+        ),
         ({"probes": [{"type": "tree_levels"}]}, "no noisy datum"),
         ({"backward": {"of": {"type": "diffusion"}}}, "does not go with"),
     ],
@@ -515,7 +625,9 @@ def test_what_no_chain_can_be_is_one_line(sections, words):
 
 def test_numbers_of_u_turns_are_not_searched(tmp_path):
     with pytest.raises(ValueError, match="unit of the noise = 'U-turns'"):
-        ut.locate(changed(), reading="overlap, tree_level = 2", width=0.1, store=tmp_path / "search")
+        ut.locate(
+            changed(), reading="overlap, tree_level = 2", width=0.1, store=tmp_path / "search"
+        )
 
 
 def test_blocks_that_cannot_be_continued_are_named():
@@ -547,7 +659,7 @@ def test_ungrammatical_strings_are_refused():
     assert isinstance(originals.continued(broken, np.array([True, False, True])).draw, Draw)
 
 
-# --- the command -----------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 FILE = """
 items = 40
@@ -571,7 +683,19 @@ type = "tree_levels"
 @pytest.mark.usefixtures("unsaved_figures")
 def test_the_command(tmp_path):
     (tmp_path / "spec.toml").write_text(FILE)
-    done = uturn("chains", "spec.toml", "--noise", "0.2,0.6", "--steps", 6, "--chains", 2, "--out", "out", cwd=tmp_path)
+    done = uturn(
+        "chains",
+        "spec.toml",
+        "--noise",
+        "0.2,0.6",
+        "--steps",
+        6,
+        "--chains",
+        2,
+        "--out",
+        "out",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     data = xr.open_zarr(tmp_path / "out" / "relaxation.zarr").load()
     run = xr.open_zarr(tmp_path / "out" / "noise-0.6.zarr").load()
@@ -584,12 +708,32 @@ def test_the_command(tmp_path):
     assert "Chains of U-turns" in page
     assert "Relaxation of each level" in done.stdout
     assert "left out, since chains have no noisy data: the probes tree_levels" in done.stdout
-    again = uturn("chains", "spec.toml", "--noise", "0.2,0.6", "--steps", 6, "--chains", 2, "--out", "out", cwd=tmp_path)
+    again = uturn(
+        "chains",
+        "spec.toml",
+        "--noise",
+        "0.2,0.6",
+        "--steps",
+        6,
+        "--chains",
+        2,
+        "--out",
+        "out",
+        cwd=tmp_path,
+    )
     assert again.returncode == 0
-    write_dataset(data.assign(time=xr.full_like(data.time, 2.0)), tmp_path / "out" / "relaxation.zarr")
-    charts = next(of["charts"] for of in collect([tmp_path / "out"]).sections if of["kind"] == "chains")
+    write_dataset(
+        data.assign(time=xr.full_like(data.time, 2.0)), tmp_path / "out" / "relaxation.zarr"
+    )
+    charts = next(
+        of["charts"] for of in collect([tmp_path / "out"]).sections if of["kind"] == "chains"
+    )
     slides = {chart["name"]: chart["slides"] for chart in charts}
-    assert slides == {"time": False, "left-0.2": True, "left-0.6": True}, "the slider moves the number of U-turns alone"
+    assert slides == {
+        "time": False,
+        "left-0.2": True,
+        "left-0.6": True,
+    }, "the slider moves the number of U-turns alone"
 
 
 def test_the_experiments_of_the_command():

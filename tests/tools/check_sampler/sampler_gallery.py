@@ -1,7 +1,9 @@
-"""A gallery of samplers for image-to-image, right and wrong, on a mixture of Gaussians whose denoiser is exact.
+"""A gallery of samplers for image-to-image, right and wrong, on a mixture of Gaussians whose
+denoiser is exact.
 
-Each is a function (images, noise, seed) -> reconstructions, as `uturn check-sampler --sampler sampler_gallery:NAME` takes it. The
-wrong ones have one known bug each. All of them noise the images to k = noise STEPS and make k reverse steps.
+Each is a function (images, noise, seed) -> reconstructions, as `uturn check-sampler --sampler
+sampler_gallery:NAME` takes it. The wrong ones have one known bug each. All of them noise the images
+to k = noise STEPS and make k reverse steps.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ ABAR = DDPMScheduler(**SCHEDULE).alphas_cumprod.double()
 
 @functools.cache
 def centres():
-    """(10, 1, 8, 8): the centres of ten equally frequent modes, waves with pixels in [-0.4, 0.4]."""
+    """(10, 1, 8, 8): the centres of ten equally frequent modes, waves with pixels in [-0.4,
+    0.4].
+    """
     generator = torch.Generator().manual_seed(0)
     grid = torch.arange(8.0) * torch.pi / 4
     angles = [torch.rand(10, 1, 1, 1, generator=generator) * 2 * torch.pi for _ in range(2)]
@@ -33,20 +37,28 @@ def originals(count, seed=0):
     """Draws of the mixture, float32 (count, 1, 8, 8)."""
     generator = torch.Generator().manual_seed(seed)
     mode = torch.randint(10, (count,), generator=generator)
-    return (centres()[mode] + SPREAD * torch.randn(count, 1, 8, 8, generator=generator)).clamp(-1, 1)
+    return (centres()[mode] + SPREAD * torch.randn(count, 1, 8, 8, generator=generator)).clamp(
+        -1, 1
+    )
 
 
 def posterior_mean(x, a, s):
-    """E(x_0 | x_t = x) for x_t = a x_0 + s n, n ~ N(0, 1); a and s broadcast against x (batch, 1, 8, 8)."""
+    """E(x_0 | x_t = x) for x_t = a x_0 + s n, n ~ N(0, 1); a and s broadcast against x (batch,
+    1, 8, 8).
+    """
     variance, modes = a**2 * SPREAD**2 + s**2, centres().flatten(1).to(x.dtype)
     # -|x - a centre|^2 / (2 variance), without the term that all modes share
-    logits = (a.flatten(1) * (x.flatten(1) @ modes.T) - a.flatten(1) ** 2 * modes.square().sum(1) / 2) / variance.flatten(1)
+    logits = (
+        a.flatten(1) * (x.flatten(1) @ modes.T) - a.flatten(1) ** 2 * modes.square().sum(1) / 2
+    ) / variance.flatten(1)
     centre = (logits.softmax(1) @ modes).reshape(x.shape)
     return centre + a * SPREAD**2 / variance * (x - a * centre)
 
 
 def amplitudes(timestep):
-    """a and s at timesteps (batch,), as (batch, 1, 1, 1); between whole timesteps the lower one counts."""
+    """a and s at timesteps (batch,), as (batch, 1, 1, 1); between whole timesteps the lower one
+    counts.
+    """
     abar = ABAR[timestep.long().clamp(0, len(ABAR) - 1)].reshape(-1, 1, 1, 1)
     return abar.sqrt(), (1 - abar).sqrt()
 
@@ -64,11 +76,13 @@ def predicted_flow(x, timestep):
     return ((x - clean) / s).float()
 
 
-# -- models, right and wrong --------------------------------------------------------------------------------------------
+# -- models, right and wrong -----------------------------------------------------------------------
 
 
 def model(predicts="noise"):
-    return DenoiserModel(predicted_noise, DDPMScheduler(**SCHEDULE), predicts=predicts, image_shape=(1, 8, 8))
+    return DenoiserModel(
+        predicted_noise, DDPMScheduler(**SCHEDULE), predicts=predicts, image_shape=(1, 8, 8)
+    )
 
 
 def declared_as_v():
@@ -81,7 +95,9 @@ def flow_model():
 
 
 class _Learned(torch.nn.Module):
-    """The exact denoiser with a learned variance a quarter of the way from the small to the large one."""
+    """The exact denoiser with a learned variance a quarter of the way from the small to the
+    large one.
+    """
 
     def __init__(self):
         super().__init__()
@@ -95,20 +111,33 @@ def learned_model():
     return _Learned(), DDPMScheduler(variance_type="learned_range", **SCHEDULE)
 
 
-# -- samplers -----------------------------------------------------------------------------------------------------------
+# -- samplers --------------------------------------------------------------------------------------
 
-# The timesteps of a chain, from the clean end, as `linspace` and `trailing` of diffusers space them.
+# The timesteps of a chain, from the clean end, as `linspace` and `trailing` of diffusers space
+# them.
 LINSPACE = torch.linspace(0, 999, STEPS).round().long()
 TRAILING = torch.arange(1, STEPS + 1) * (1000 // STEPS) - 1
 
 
 def chain(
-    images, noise, seed, *, timesteps=LINSPACE, above=0, begin=None, amount=1.0, power=0.5, eta=1.0, network=predicted_noise
+    images,
+    noise,
+    seed,
+    *,
+    timesteps=LINSPACE,
+    above=0,
+    begin=None,
+    amount=1.0,
+    power=0.5,
+    eta=1.0,
+    network=predicted_noise,
 ):
-    """U-turns with DDPM (eta = 1) or DDIM (eta = 0); the other arguments are bugs, by default absent.
+    """U-turns with DDPM (eta = 1) or DDIM (eta = 0); the other arguments are bugs, by default
+    absent.
 
-    `above`: steps between the noise that is added and the first reverse step. `begin`: the step at which the reverse steps begin,
-    whatever the noise. `amount`: amplitude of the noise that is added. `power`: of the variance, for the deviation of a step.
+    `above`: steps between the noise that is added and the first reverse step. `begin`: the step at
+    which the reverse steps begin, whatever the noise. `amount`: amplitude of the noise that is
+    added. `power`: of the variance, for the deviation of a step.
     """
     generator, k = torch.Generator().manual_seed(seed), round(noise * STEPS)
     start = levels(timesteps)[min(k + above, STEPS)]
@@ -127,7 +156,9 @@ def normals(like, generator):
     return torch.randn(like.shape, generator=generator, dtype=torch.float64)
 
 
-def reverse_step(x, step, generator, timesteps=LINSPACE, power=0.5, eta=1.0, network=predicted_noise):
+def reverse_step(
+    x, step, generator, timesteps=LINSPACE, power=0.5, eta=1.0, network=predicted_noise
+):
     now, following = levels(timesteps)[step], levels(timesteps)[step - 1]
     n = network(x.float(), timesteps[step - 1].expand(len(x))).double()
     clean = (x - (1 - now).sqrt() * n) / now.sqrt()
@@ -138,7 +169,9 @@ def reverse_step(x, step, generator, timesteps=LINSPACE, power=0.5, eta=1.0, net
 
 def ddpm_step(noisy, noise, seed, **bugs):
     """One reverse step, as `uturn check-sampler --step` takes it."""
-    return reverse_step(noisy.double(), round(noise * STEPS), torch.Generator().manual_seed(seed), **bugs).float()
+    return reverse_step(
+        noisy.double(), round(noise * STEPS), torch.Generator().manual_seed(seed), **bugs
+    ).float()
 
 
 variance_step = functools.partial(ddpm_step, power=1.0)
@@ -168,7 +201,9 @@ def noise_replaced(images, noise, seed):
 
 
 def flow(images, noise, seed):
-    """Flow matching with the ancestral step: x_r is drawn from q(x_r | x_s, x_0) with the model's x_0."""
+    """Flow matching with the ancestral step: x_r is drawn from q(x_r | x_s, x_0) with the
+    model's x_0.
+    """
     generator, k = torch.Generator().manual_seed(seed), round(noise * STEPS)
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(STEPS)
@@ -180,7 +215,9 @@ def flow(images, noise, seed):
         # x_s = g x_r + noise of variance h2, so q(x_r | x_s, x_0) is the product of two Gaussians.
         g = (1 - s) / (1 - r)
         h2 = s**2 - g**2 * r**2
-        x = (r**2 * g * x + h2 * (1 - r) * clean) / s**2 + (h2 * r**2 / s**2).sqrt() * normals(x, generator)
+        x = (r**2 * g * x + h2 * (1 - r) * clean) / s**2 + (h2 * r**2 / s**2).sqrt() * normals(
+            x, generator
+        )
     return x.float()
 
 

@@ -1,4 +1,6 @@
-"""Errors put into measurements, their posteriors and the exam of samplers (`tests/mutations.py`)."""
+"""Errors put into measurements, their posteriors and the exam of samplers
+(`tests/mutations.py`).
+"""
 
 from mutation import Assigned, Mutation
 

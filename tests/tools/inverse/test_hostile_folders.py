@@ -1,4 +1,6 @@
-"""Folders of `uturn inverse` that a stranger has made: the page shows nothing outside of them, and is soon written."""
+"""Folders of `uturn inverse` that a stranger has made: the page shows nothing outside of them,
+and is soon written.
+"""
 
 import json
 import os
@@ -18,10 +20,26 @@ def samplers(folder, tests=1, **run):
     """A folder of `uturn inverse` whose `inverse.json` a stranger has written."""
     (folder / "errors").mkdir(parents=True)
     Image.new("RGB", (2000, 2000)).save(folder / "errors" / "s-1.png")
-    write_dataset(xr.Dataset({"y": ("noise", np.arange(2.0))}, {"noise": [1.0, 2.0]}), folder / "samplers.zarr")
-    of_run = {"name": "n", "judges": "j", "kinds": "k", "store": "s.zarr", "tests": [{"kind": "x", "strength": 1.0}] * tests}
+    write_dataset(
+        xr.Dataset({"y": ("noise", np.arange(2.0))}, {"noise": [1.0, 2.0]}),
+        folder / "samplers.zarr",
+    )
+    of_run = {
+        "name": "n",
+        "judges": "j",
+        "kinds": "k",
+        "store": "s.zarr",
+        "tests": [{"kind": "x", "strength": 1.0}] * tests,
+    }
     table = {"title": "", "heads": [], "rows": []}
-    content = {"format": "uturn.inverse", "words": "w", "caption": "", "notes": [], "tables": [], "table": table}
+    content = {
+        "format": "uturn.inverse",
+        "words": "w",
+        "caption": "",
+        "notes": [],
+        "tables": [],
+        "table": table,
+    }
     (folder / "inverse.json").write_text(json.dumps(content | {"runs": [of_run | run]}))
     return folder
 
@@ -29,7 +47,12 @@ def samplers(folder, tests=1, **run):
 def test_a_report_shows_no_picture_outside(tmp_path):
     (tmp_path / "mine").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "mine" / "passport-1.png")
-    assert collect([samplers(tmp_path / "sound")]).sections[0]["slides"]["rows"][0]["levels"][0]["width"] == 1600
+    assert (
+        collect([samplers(tmp_path / "sound")]).sections[0]["slides"]["rows"][0]["levels"][0][
+            "width"
+        ]
+        == 1600
+    )
     for k, name in enumerate((str(tmp_path / "mine" / "passport"), "../../mine/passport")):
         found = collect([samplers(tmp_path / f"results{k}", store=name)])
         assert (found.sections, "the name of a store" in found.problems[0]["words"]) == ([], True)
@@ -45,7 +68,14 @@ def test_a_report_of_small_files_ends_soon(tmp_path):
     (piped / "inverse.json").unlink()
     os.mkfifo(piped / "inverse.json")
     assert "inverse.json is a link, a pipe" in collect([piped]).problems[0]["words"]
-    assert len(collect([samplers(tmp_path / "often", tests=500)]).sections[0]["slides"]["rows"][0]["levels"]) == 500
+    assert (
+        len(
+            collect([samplers(tmp_path / "often", tests=500)]).sections[0]["slides"]["rows"][0][
+                "levels"
+            ]
+        )
+        == 500
+    )
     assert time.process_time() - begin < 15
 
 
@@ -53,7 +83,10 @@ def test_a_report_of_small_files_ends_soon(tmp_path):
     ("change", "message"),
     [
         ({"table": "x"}, "TextTable"),
-        ({"table": {"title": "", "heads": ["a"], "rows": [["1", "2"]]}}, "cells of a row = 2: expected at most 1"),
+        (
+            {"table": {"title": "", "heads": ["a"], "rows": [["1", "2"]]}},
+            "cells of a row = 2: expected at most 1",
+        ),
         ({"tables": ["x"]}, "TextTable"),
         ({"tables": [{"title": "", "heads": 1, "rows": []}]}, "heads"),
         ({"notes": 5}, "int"),

@@ -1,4 +1,6 @@
-"""The figure `inverse`: its samplers and its distance against definitions, and that each of its verdicts can fail."""
+"""The figure `inverse`: its samplers and its distance against definitions, and that each of its
+verdicts can fail.
+"""
 
 import sys
 from importlib.util import find_spec
@@ -16,7 +18,14 @@ from uturn.paper import Workshop, reproduce
 from uturn.paper.identity import identity_of
 from uturn.tools.inverse import exam, exam_parts, exam_runs
 from uturn.tools.inverse.exam import BESIDE, MEANS
-from uturn.tools.inverse.exam_parts import WORLDS, TrueDistance, conditional_score, energy, law_of, posterior_mean
+from uturn.tools.inverse.exam_parts import (
+    WORLDS,
+    TrueDistance,
+    conditional_score,
+    energy,
+    law_of,
+    posterior_mean,
+)
 from uturn.tools.inverse.exam_runs import ERRORS, EXACT, LABELS, OPERATORS, OTHERS, REPAIRED
 from uturn.tools.inverse.linear import LinearPosterior
 
@@ -28,42 +37,56 @@ def measured(world, operator, items):
     source = build("source", WORLDS[world])
     originals = next(iter(source.blocks(np.arange(items), 0, items)))
     corruption = build("corruption", {"type": "operator", **OPERATORS[operator], "swept": "sigma"})
-    return originals, u_turn(originals, corruption, build("backward", {"type": "exact"}), SIGMA, clones=4)
+    return originals, u_turn(
+        originals, corruption, build("backward", {"type": "exact"}), SIGMA, clones=4
+    )
 
 
 def drawn(world, noisy, **options):
     observed, generator = torch.from_numpy(noisy.values.copy()), torch.Generator().manual_seed(0)
     return (
-        conditional_score(observed, noisy.operators[0], generator, world=world, **options).reshape(len(noisy.values), -1).numpy()
+        conditional_score(observed, noisy.operators[0], generator, world=world, **options)
+        .reshape(len(noisy.values), -1)
+        .numpy()
     )
 
 
-# -- samplers -------------------------------------------------------------------------------------------------------------------
+# -- samplers --------------------------------------------------------------------------------------
 
-if find_spec("deepinv") is None:  # without its import, which takes seconds in every process that collects tests
+# Without its import, which takes seconds in every process that collects tests.
+if find_spec("deepinv") is None:
     pytest.skip("the operators of the figure are made by deepinv", allow_module_level=True)
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_step_of_the_score_is_the_mean_given_both_measurements(world):
-    """x_t and y together are one linear measurement of x_0; after the last level x is E[x_0 | x_t, y]."""
+    """x_t and y together are one linear measurement of x_0; after the last level x is E[x_0 |
+    x_t, y].
+    """
     _, turned = measured(world, "blur", 5)
     noisy, law, sigma = turned.noisy, law_of(world), 0.3
     operator = noisy.operators[0]
     H, d = operator.matrix(noisy.shape), law.dimension
     values = drawn(world, noisy, steps=1, largest=sigma)
-    basis = np.linalg.eigh(LinearPosterior(law.means, law.covariance, law.weights, H, SIGMA**2).covariances[0])[1]
-    xi = torch.randn((5, d), generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
+    basis = np.linalg.eigh(
+        LinearPosterior(law.means, law.covariance, law.weights, H, SIGMA**2).covariances[0]
+    )[1]
+    xi = torch.randn(
+        (5, d), generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).numpy()
     x = law.mean + sigma * xi @ basis.T
     R = np.diag([*np.full(len(H), SIGMA**2), *np.full(d, sigma**2)])
-    both = LinearPosterior(law.means, law.covariance, law.weights, np.concatenate([H, np.eye(d)]), R)
+    both = LinearPosterior(
+        law.means, law.covariance, law.weights, np.concatenate([H, np.eye(d)]), R
+    )
     expected = both.mean(np.concatenate([operator.vectors(noisy.values), x], axis=1))
     np.testing.assert_allclose(values, expected, atol=1e-6)
 
 
 def test_the_score_draws_from_the_posterior_and_its_errors_do_not():
-    """1,000 measurements; second moments of the standardised errors of the draws, which are those of the identity: 5 standard
-    errors of a variance."""
+    """1,000 measurements; second moments of the standardised errors of the draws, which are
+    those of the identity: 5 standard errors of a variance.
+    """
     _, turned = measured("field", "inpainting", 1000)
     noisy = turned.noisy
     posterior = noisy.posterior(0)
@@ -83,7 +106,9 @@ def test_the_score_draws_from_the_posterior_and_its_errors_do_not():
 def test_the_posterior_mean_is_that_of_the_exact_posterior():
     _, turned = measured("mixture", "downsampling", 20)
     noisy = turned.noisy
-    mean = posterior_mean(torch.from_numpy(noisy.values.copy()), noisy.operators[0], None, world="mixture")
+    mean = posterior_mean(
+        torch.from_numpy(noisy.values.copy()), noisy.operators[0], None, world="mixture"
+    )
     assert mean.shape == (20, 1, 4, 4)
     expected = noisy.posterior(0).mean(noisy.operators[0].vectors(noisy.values))
     np.testing.assert_allclose(mean.reshape(20, 16), expected, atol=1e-6)
@@ -104,10 +129,14 @@ def test_ddrm_of_full_noise_differs_by_the_factor_of_its_noise(monkeypatch):
         return sampler(torch.from_numpy(noisy.values.copy()), noisy.operators[0], None).numpy()
 
     def own(observed, operator, generator):
-        return exam_parts.DeepinvSampler("DDRM", {"steps": 3})(observed, operator, generator, denoiser, noisy.shape)
+        return exam_parts.DeepinvSampler("DDRM", {"steps": 3})(
+            observed, operator, generator, denoiser, noisy.shape
+        )
 
     def full(observed, operator, generator):
-        return exam_parts.ddrm_of_full_noise(observed, operator, generator, denoiser=denoiser, steps=3)
+        return exam_parts.ddrm_of_full_noise(
+            observed, operator, generator, denoiser=denoiser, steps=3
+        )
 
     single, double = draw(own), draw(full)
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
@@ -116,7 +145,7 @@ def test_ddrm_of_full_noise_differs_by_the_factor_of_its_noise(monkeypatch):
     assert np.abs(single - without).max() > 0.1
 
 
-# -- the true distance ----------------------------------------------------------------------------------------------------------
+# -- the true distance -----------------------------------------------------------------------------
 
 
 def test_the_energy_distance_is_its_definition():
@@ -127,7 +156,14 @@ def test_the_energy_distance_is_its_definition():
         for k in range(4):
             to_exact = np.mean([np.linalg.norm(x[item, k] - b) for b in z[item]])
             own = np.mean([np.linalg.norm(x[item, k] - x[item, j]) for j in range(4) if j != k])
-            among = np.mean([np.linalg.norm(a - b) for i, a in enumerate(z[item]) for j, b in enumerate(z[item]) if i != j])
+            among = np.mean(
+                [
+                    np.linalg.norm(a - b)
+                    for i, a in enumerate(z[item])
+                    for j, b in enumerate(z[item])
+                    if i != j
+                ]
+            )
             assert found[item, k] == pytest.approx(2 * to_exact - own - among)
 
 
@@ -138,12 +174,14 @@ def test_exact_draws_have_no_energy_distance_and_others_have_one():
     for values in readings.values():
         by_item = values.mean(axis=1)
         assert abs(by_item.mean()) < 5 * by_item.std() / np.sqrt(500)
-    wider = ut.protocols.UTurns(turned.originals, turned.noisy, turned.reconstructions + 0.1, clones=4)
+    wider = ut.protocols.UTurns(
+        turned.originals, turned.noisy, turned.reconstructions + 0.1, clones=4
+    )
     by_item = TrueDistance().read(wider, None)["energy"].mean(axis=1)
     assert by_item.mean() > 5 * by_item.std() / np.sqrt(500)
 
 
-# -- the measurement ------------------------------------------------------------------------------------------------------------
+# -- the measurement -------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -154,7 +192,13 @@ def test_what_is_measured_is_analysed_and_kept(tmp_path, monkeypatch):
     runs = exam.measure(workshop)
     assert set(runs) == {f"mixture-inpainting-{name}" for name in LABELS} | {"calls"}
     calls = dict(zip(LABELS, runs["calls"].calls.values.tolist(), strict=True))
-    assert (calls["exact"], calls["mean"], calls["score"], calls["few"], calls["ula"]) == (0, 0, 20, 20, 5)
+    assert (calls["exact"], calls["mean"], calls["score"], calls["few"], calls["ula"]) == (
+        0,
+        0,
+        20,
+        20,
+        5,
+    )
     assert calls["ddrm"] == calls["ddrm_full"] == 100
     data, verdicts = exam.analyse(runs)
     assert dict(data.sizes) == {"sampler": 12, "cell": 2, "test": 6, "reading": 4, "estimate": 3}
@@ -165,18 +209,26 @@ def test_what_is_measured_is_analysed_and_kept(tmp_path, monkeypatch):
     assert all(again[name].identical(run) for name, run in runs.items())
 
 
-# -- verdicts -------------------------------------------------------------------------------------------------------------------
+# -- verdicts --------------------------------------------------------------------------------------
 
 NAMES = ("exact", "score", "far", *ERRORS, "ddrm", "mean")
-CELLS = ["mixture, inpainting, σ = 0.02", "mixture, blur, σ = 0.02", "field, downsampling, σ = 0.05"]
+CELLS = [
+    "mixture, inpainting, σ = 0.02",
+    "mixture, blur, σ = 0.02",
+    "field, downsampling, σ = 0.05",
+]
 MISSED = 3e-3  # of a single test: .012 by Holm
 
 
 def forged(energy=None, p=None, beside=None, less=0.01, gap=1.0, kind="too sure", half=0.002):
-    """The data of the figure as they should be; `energy`, `p`, `beside`: {sampler: value in the last cell}."""
+    """The data of the figure as they should be; `energy`, `p`, `beside`: {sampler: value in the
+    last cell}.
+    """
     labels = list(LABELS.values())
     right = [label in EXACT.values() for label in labels]
-    table = np.where(right, 0.0005, np.linspace(0.1, 0.2, len(labels)))[:, None] * np.ones(len(CELLS))
+    table = np.where(right, 0.0005, np.linspace(0.1, 0.2, len(labels)))[:, None] * np.ones(
+        len(CELLS)
+    )
     tests = np.full((len(labels), len(CELLS), 6), 0.5)
     tests[~np.array(right), :, 2] = 1e-5
     for name, value in (energy or {}).items():
@@ -186,7 +238,9 @@ def forged(energy=None, p=None, beside=None, less=0.01, gap=1.0, kind="too sure"
     for name, value in (beside or {}).items():
         tests[labels.index(name), -1, 5] = value
     effect = np.repeat(
-        np.where(right, 0.001, np.linspace(0.2, 0.1, len(labels)))[:, None, None, None], len(CELLS), axis=1
+        np.where(right, 0.001, np.linspace(0.2, 0.1, len(labels)))[:, None, None, None],
+        len(CELLS),
+        axis=1,
     ) * np.ones((1, 1, 4, 3))
     effect[labels.index(OTHERS["mean"])] = gap
     kinds = np.full(table.shape, "none seen", object)
@@ -207,7 +261,13 @@ def forged(energy=None, p=None, beside=None, less=0.01, gap=1.0, kind="too sure"
             "less_energy": ("estimate", bounds(np.array(less))),
             "calls": ("sampler", np.arange(len(labels)) * 40),
         },
-        {"sampler": labels, "cell": CELLS, "test": [*MEANS, *BESIDE], "reading": MEANS, "estimate": ["value", "low", "high"]},
+        {
+            "sampler": labels,
+            "cell": CELLS,
+            "test": [*MEANS, *BESIDE],
+            "reading": MEANS,
+            "estimate": ["value", "low", "high"],
+        },
         {"items": 320, "clones": 4},
     )
 
@@ -256,19 +316,25 @@ def test_a_missed_sampler_is_named():
     assert not exam.verdicts(forged(energy=None, half=1.0))[2].passed  # no cell is far
 
 
-# -- without deepinv ------------------------------------------------------------------------------------------------------------
+# -- without deepinv -------------------------------------------------------------------------------
 
 
 def test_without_deepinv_the_figure_is_an_error_and_all_figures_leave_it_out(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "deepinv", None)
-    with pytest.raises(ValueError, match=r"^figure 'inverse' needs the library deepinv; pip install 'uturn\[inverse\]'$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^figure 'inverse' needs the library deepinv; pip install 'uturn\[inverse\]'$",
+    ):
         reproduce(["inverse"], tmp_path)
     ended = uturn("reproduce", "inverse", "--out", tmp_path)
     assert (ended.returncode, len(ended.stderr.strip().splitlines())) == (2, 1)
     monkeypatch.setattr("uturn.cli.figures.ORDER", ("inverse", "fig3"))
     ended = uturn("reproduce", "--all", "--out", tmp_path)
     assert ended.returncode == 0
-    assert "left out: figure 'inverse' needs the library deepinv; pip install 'uturn[inverse]'" in ended.stdout
+    assert (
+        "left out: figure 'inverse' needs the library deepinv; pip install 'uturn[inverse]'"
+        in ended.stdout
+    )
     assert [path.name for path in tmp_path.glob("*.json")] == ["fig3.json"]
 
 

@@ -36,7 +36,7 @@ NAMED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-# -- operators and samplers of a user ----------------------------------------------------------------------------------------
+# -- operators and samplers of a user --------------------------------------------------------------
 
 
 def half(strength, shape):
@@ -51,14 +51,20 @@ def square(strength, shape):
 
 
 def guided(observed, operator, generator, denoiser, shape, steps=30):
-    """Reverse diffusion; the gradient of the squared residual of x_0, over its variance at this noise, guides it (DPS)."""
+    """Reverse diffusion; the gradient of the squared residual of x_0, over its variance at this
+    noise, guides it (DPS).
+    """
     low, high = max(denoiser.range[0], 0.01), min(denoiser.range[1], 2.0)
     sigmas = [*torch.logspace(np.log10(high), np.log10(low), steps), 0.0]
     x = 0.5 + high * torch.randn(len(observed), *shape, generator=generator)
     for sigma, less in itertools.pairwise(sigmas):
         x.requires_grad_()
         clean = denoiser(x, sigma)
-        residual = ((operator.forward(clean) - observed) ** 2).sum() / 2 / (operator.noise.sigma**2 + sigma**2)
+        residual = (
+            ((operator.forward(clean) - observed) ** 2).sum()
+            / 2
+            / (operator.noise.sigma**2 + sigma**2)
+        )
         (gradient,) = torch.autograd.grad(residual, x)
         clean, x, ratio = (clean - sigma**2 * gradient).detach(), x.detach(), (less / sigma) ** 2
         noise = torch.randn(x.shape, generator=generator)
@@ -76,20 +82,30 @@ def faulty(observed, operator, generator):
 
 
 def classes():
-    """A model of images conditioned on one of two classes: it knows that images are dark, or bright."""
+    """A model of images conditioned on one of two classes: it knows that images are dark, or
+    bright.
+    """
 
     def network(noisy, timestep, labels):
         return (labels - 0.5).view(-1, 1, 1, 1).expand_as(noisy)
 
-    return DenoiserModel(network, diffusers.DDPMScheduler(clip_sample=False), predicts="x0", image_shape=(1, 8, 8), num_classes=2)
+    return DenoiserModel(
+        network,
+        diffusers.DDPMScheduler(clip_sample=False),
+        predicts="x0",
+        image_shape=(1, 8, 8),
+        num_classes=2,
+    )
 
 
 def tiny():
     """A model of images with random weights."""
-    return DenoiserModel(unet(1), diffusers.DDPMScheduler(clip_sample=False), predicts="x0", image_shape=(1, 8, 8))
+    return DenoiserModel(
+        unet(1), diffusers.DDPMScheduler(clip_sample=False), predicts="x0", image_shape=(1, 8, 8)
+    )
 
 
-# -- the parts of an experiment ----------------------------------------------------------------------------------------------
+# -- the parts of an experiment --------------------------------------------------------------------
 
 
 def mixture(scale=0.12):
@@ -113,22 +129,34 @@ def inpainting(noise=SIGMA):
 def measured(count=3, operator=None, law=LAW, **options):
     operator = inpainting() if operator is None else operator
     values = law.sample(count, seed=1).values.reshape(count, *SHAPE).astype(np.float32)
-    values = np.stack([operator.measure(datum, key[None]) for datum, key in zip(values, keys(0, range(count)), strict=True)])
-    return Measured(values, np.full(count, 0.5), operators=(operator,) * count, shape=SHAPE, law=law, **options)
+    values = np.stack(
+        [
+            operator.measure(datum, key[None])
+            for datum, key in zip(values, keys(0, range(count)), strict=True)
+        ]
+    )
+    return Measured(
+        values, np.full(count, 0.5), operators=(operator,) * count, shape=SHAPE, law=law, **options
+    )
 
 
 def draws(sampler, noisy, clones=2, items=None, **options):
     items = np.arange(len(noisy.values)) if items is None else items
-    return PosteriorSampler(sampler=sampler, **options).reconstruct(noisy, Streams(0, items, 0.5), clones)
+    return PosteriorSampler(sampler=sampler, **options).reconstruct(
+        noisy, Streams(0, items, 0.5), clones
+    )
 
 
 def rows(noisy, chosen):
     return replace(
-        noisy, values=noisy.values[chosen], noise=noisy.noise[chosen], operators=tuple(noisy.operators[i] for i in chosen)
+        noisy,
+        values=noisy.values[chosen],
+        noise=noisy.noise[chosen],
+        operators=tuple(noisy.operators[i] for i in chosen),
     )
 
 
-# -- user stories ------------------------------------------------------------------------------------------------------------
+# -- user stories ----------------------------------------------------------------------------------
 
 
 def own(**backward):
@@ -139,7 +167,12 @@ def own(**backward):
             "chunk": 3,
             "source": {"type": "gaussian_mixture", "dimension": 16, "num_modes": 2},
             "corruption": {"type": "operator", "operator": f"{__name__}:half", "noise": [0.3]},
-            "backward": {"type": "sampler", "sampler": f"{__name__}:guided", "options": {"steps": 5}, **backward},
+            "backward": {
+                "type": "sampler",
+                "sampler": f"{__name__}:guided",
+                "options": {"steps": 5},
+                **backward,
+            },
             "probes": [{"type": "scales"}],
         }
     )
@@ -148,21 +181,30 @@ def own(**backward):
 def test_a_sampler_of_ones_own(tmp_path):
     """Its readings do not depend on the chunk, bit for bit; its code is in the store."""
     dataset = ut.run(own(), tmp_path / "a", workers=1)
-    again = ut.run(ut.Experiment.from_dict({**own().to_dict(), "chunk": 2}), tmp_path / "b", workers=1)
+    again = ut.run(
+        ut.Experiment.from_dict({**own().to_dict(), "chunk": 2}), tmp_path / "b", workers=1
+    )
     readings = [name for name, values in dataset.items() if "clone" in values.dims]
     assert len(readings) > 1
-    assert all(np.isfinite(dataset[name]).all() and np.array_equal(dataset[name], again[name]) for name in readings)
+    assert all(
+        np.isfinite(dataset[name]).all() and np.array_equal(dataset[name], again[name])
+        for name in readings
+    )
     assert "backward.code" in dataset.attrs["models"]
-    assert dataset.attrs["description"].startswith(f"{__name__}:guided; the denoiser of the law; 1 measurement in a call")
+    assert dataset.attrs["description"].startswith(
+        f"{__name__}:guided; the denoiser of the law; 1 measurement in a call"
+    )
     assert own().parts.backward.calls(own(), 0.1) == 5
 
 
-# -- draws and their seeds ---------------------------------------------------------------------------------------------------
+# -- draws and their seeds -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "options"), NAMED)
 def test_named_samplers_do_not_depend_on_the_batch(name, options):
-    """Bit for bit, in other orders and blocks; clone 0 is the run without clones; the caller's random state is kept."""
+    """Bit for bit, in other orders and blocks; clone 0 is the run without clones; the caller's
+    random state is kept.
+    """
     noisy = measured()
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     observed, threads = noisy.values.copy(), torch.get_num_threads()
@@ -181,7 +223,9 @@ def test_named_samplers_do_not_depend_on_the_batch(name, options):
 
 
 def test_a_batch_is_a_call_for_each_clone():
-    """Seeded by its first row: so the first row of a block alone has the same draws, and clone 0 that of one clone."""
+    """Seeded by its first row: so the first row of a block alone has the same draws, and clone 0
+    that of one clone.
+    """
     noisy = measured(5)
     calls = []
 
@@ -194,17 +238,26 @@ def test_a_batch_is_a_call_for_each_clone():
         patch.setattr(DeepinvSampler, "__call__", counted)
         first = draws("deepinv:DDRM", noisy, batch=3, options={"steps": 4})
     assert calls == [3, 3, 2, 2]
-    assert np.array_equal(draws("deepinv:DDRM", noisy, clones=1, batch=3, options={"steps": 4})[:, 0], first[:, 0])
+    assert np.array_equal(
+        draws("deepinv:DDRM", noisy, clones=1, batch=3, options={"steps": 4})[:, 0], first[:, 0]
+    )
     sampler = PosteriorSampler(sampler="deepinv:DDRM", batch=3)
     assert not sampler.batch_invariant
     assert not sampler.adds_trajectories
 
 
 def test_a_good_sampler_has_the_moments_of_the_posterior():
-    """One Gaussian: moment matching is exact up to its steps. DPS by the norm, the negative control, keeps the prior's spread."""
+    """One Gaussian: moment matching is exact up to its steps. DPS by the norm, the negative
+    control, keeps the prior's spread.
+    """
     law = GaussianMixture([[0.5] * 16], variance=0.02 * power_law((4, 4), 2.0), grid=(4, 4))
     one = measured(1, law=law)
-    noisy = replace(one, values=np.repeat(one.values, 400, axis=0), operators=one.operators * 400, noise=np.full(400, 0.5))
+    noisy = replace(
+        one,
+        values=np.repeat(one.values, 400, axis=0),
+        operators=one.operators * 400,
+        noise=np.full(400, 0.5),
+    )
     H = np.eye(16)[::2]
     C = law.to_basis((law.to_basis(np.eye(16)) * law.variance).T)
     gain = C @ H.T @ np.linalg.inv(H @ C @ H.T + SIGMA**2 * np.eye(8))
@@ -213,13 +266,16 @@ def test_a_good_sampler_has_the_moments_of_the_posterior():
     def squares(sampler):
         """Squared standardised errors of the draws, 1 on average for draws from the posterior."""
         drawn = draws(f"deepinv:{sampler}", noisy, clones=1, batch=400, options={"steps": 60})[:, 0]
-        return float(np.einsum("bi,ij,bj->b", drawn - mean, np.linalg.inv(covariance), drawn - mean).mean() / 16)
+        return float(
+            np.einsum("bi,ij,bj->b", drawn - mean, np.linalg.inv(covariance), drawn - mean).mean()
+            / 16
+        )
 
     assert squares("MomentMatching") == pytest.approx(1, abs=0.2)  # 1 +- .02 by chance
     assert squares("DPS") > 2
 
 
-# -- images ------------------------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -232,7 +288,10 @@ def folder(tmp_path):
 
 
 def of_images(folder, labels=False, sigma=9.0, **backward):
-    files = {"path": str(folder / "images.npy"), **({"labels": str(folder / "labels.npy")} if labels else {})}
+    files = {
+        "path": str(folder / "images.npy"),
+        **({"labels": str(folder / "labels.npy")} if labels else {}),
+    }
     return ut.Experiment.from_dict(
         {
             "items": 3,
@@ -246,19 +305,28 @@ def of_images(folder, labels=False, sigma=9.0, **backward):
 
 
 @pytest.mark.parametrize(
-    ("operator", "noise"), [("boxes", 0.3), ("blur", 1.0), ("downsampling", 2), ("fourier", 0.5), ("denoising", 0.2)]
+    ("operator", "noise"),
+    [("boxes", 0.3), ("blur", 1.0), ("downsampling", 2), ("fourier", 0.5), ("denoising", 0.2)],
 )
 def test_the_samplers_take_all_operators(operator, noise):
-    """`guided` reads A alone, the others deepinv's physics. The draws fit the measurements better than other originals do."""
+    """`guided` reads A alone, the others deepinv's physics. The draws fit the measurements
+    better than other originals do.
+    """
     pytest.importorskip("deepinv")
     source = ut.sources.GaussianFieldSource(size=4, centre=0.5, scale=0.1)
-    items = np.arange(4 if operator == "fourier" else 20)  # each of its items has an operator of its own, and a call
+    # Each of its items has an operator of its own, and a call.
+    items = np.arange(4 if operator == "fourier" else 20)
     streams = Streams(0, items, noise)
     (block,) = source.blocks(items, 0, len(items))
     noisy = Measurement(operator=operator).observe(block, noise, streams)
-    samplers = [f"{__name__}:guided", *(f"deepinv:{name}" for name in ("DDRM", "DiffPIR", "PiGDM", "MomentMatching", "ULA"))]
+    samplers = [
+        f"{__name__}:guided",
+        *(f"deepinv:{name}" for name in ("DDRM", "DiffPIR", "PiGDM", "MomentMatching", "ULA")),
+    ]
     for sampler in samplers:
-        drawn = draws(sampler, noisy, clones=1, batch=20, options={"steps": 300 if "ULA" in sampler else 40})[:, 0]
+        drawn = draws(
+            sampler, noisy, clones=1, batch=20, options={"steps": 300 if "ULA" in sampler else 40}
+        )[:, 0]
         fits = np.mean([noisy.log_likelihood(row, drawn[row][None]) for row in items])
         others = np.mean([noisy.log_likelihood(row, block.data[row - 1][None]) for row in items])
         assert fits > others + 1, sampler
@@ -266,33 +334,58 @@ def test_the_samplers_take_all_operators(operator, noise):
 
 def test_a_class_conditional_model_gets_the_class_of_each_item(folder):
     """The only light comes from the class, so that it is the sign of the mean."""
-    experiment = of_images(folder, labels=True, sampler=f"{__name__}:guided", model=f"{__name__}:classes", options={"steps": 3})
+    experiment = of_images(
+        folder,
+        labels=True,
+        sampler=f"{__name__}:guided",
+        model=f"{__name__}:classes",
+        options={"steps": 3},
+    )
     experiment = ut.Experiment.from_dict(
         {**experiment.to_dict(), "corruption": {**experiment.to_dict()["corruption"], "sigma": 9.0}}
     )
-    dark_or_bright = np.sign(ut.run(experiment).image.mean(("channel", "row", "column"))).values[0, :, 0]
+    dark_or_bright = np.sign(ut.run(experiment).image.mean(("channel", "row", "column"))).values[
+        0, :, 0
+    ]
     assert dark_or_bright.tolist() == [[-1, -1], [1, 1], [1, 1]]
 
 
 def test_the_network_check_and_the_fingerprint_are_those_of_the_model(folder):
     sampler = of_images(folder, sampler="deepinv:DDRM").parts.backward
     assert len(sampler.fingerprint()) == 64
-    assert sampler.fingerprint() == of_images(folder, sampler="deepinv:DDRM", options={"steps": 3}).parts.backward.fingerprint()
+    assert (
+        sampler.fingerprint()
+        == of_images(
+            folder, sampler="deepinv:DDRM", options={"steps": 3}
+        ).parts.backward.fingerprint()
+    )
     assert sampler.wants_processes
     assert sampler.chain(20).generate(keys(0, range(2))).shape == (2, 1, 8, 8)
-    assert any("cannot be judged" in str(finding) for finding in of_images(folder, sampler="deepinv:DDRM").model_check())
+    assert any(
+        "cannot be judged" in str(finding)
+        for finding in of_images(folder, sampler="deepinv:DDRM").model_check()
+    )
 
 
-# -- what users do wrong -----------------------------------------------------------------------------------------------------
+# -- what users do wrong ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (torch.zeros(1, 4, 4), r"faulty', item 0, noise 0.5: shape of draws = .*: expected a tensor \(1, 1, 4, 4\)"),
+        (
+            torch.zeros(1, 4, 4),
+            r"faulty', item 0, noise 0.5: shape of draws = .*: expected a tensor \(1, 1, 4, 4\)",
+        ),
         (torch.zeros(1, *SHAPE) * 1j, r"item 0, noise 0.5: shape of draws = .* of real numbers"),
-        (torch.full((1, *SHAPE), torch.nan), "item 0, noise 0.5: draws = .*expected no NaN or infinity"),
-        (ZeroDivisionError("x"), r"in sampler = 'test_posterior_sampler:faulty' \(test_posterior_sampler.py, line"),
+        (
+            torch.full((1, *SHAPE), torch.nan),
+            "item 0, noise 0.5: draws = .*expected no NaN or infinity",
+        ),
+        (
+            ZeroDivisionError("x"),
+            r"in sampler = 'test_posterior_sampler:faulty' \(test_posterior_sampler.py, line",
+        ),
     ],
 )
 def test_what_a_sampler_gives_is_checked(value, words):
@@ -305,9 +398,21 @@ def test_what_a_sampler_gives_is_checked(value, words):
 @pytest.mark.parametrize(
     ("name", "operator", "words"),
     [
-        ("PiGDM", Operator(lambda x: x**2, 0.1, is_linear=False), "deepinv:PiGDM'.*a linear operator for this sampler; take DPS"),
-        ("DDRM", Operator(lambda x: x.roll(1, 3), 0.1), "expected one with its singular value decomposition"),
-        ("DiffPIR", Operator(lambda x: x, PoissonNoise(0.1)), "PoissonNoise.*expected Gaussian noise with sigma > 0"),
+        (
+            "PiGDM",
+            Operator(lambda x: x**2, 0.1, is_linear=False),
+            "deepinv:PiGDM'.*a linear operator for this sampler; take DPS",
+        ),
+        (
+            "DDRM",
+            Operator(lambda x: x.roll(1, 3), 0.1),
+            "expected one with its singular value decomposition",
+        ),
+        (
+            "DiffPIR",
+            Operator(lambda x: x, PoissonNoise(0.1)),
+            "PoissonNoise.*expected Gaussian noise with sigma > 0",
+        ),
         ("ULA", Operator(lambda x: x, 0.0), "expected Gaussian noise with sigma > 0"),
     ],
 )
@@ -331,12 +436,19 @@ def test_a_mask_of_ones_own_has_the_singular_values_that_ddrm_needs():
     theirs, ours = measured(), measured(operator=half(SIGMA, SHAPE))
     noisy = replace(theirs, operators=ours.operators)
     options = {"options": {"steps": 5}}
-    assert np.array_equal(draws("deepinv:DDRM", noisy, **options), draws("deepinv:DDRM", theirs, **options))
+    assert np.array_equal(
+        draws("deepinv:DDRM", noisy, **options), draws("deepinv:DDRM", theirs, **options)
+    )
 
 
 @pytest.mark.parametrize(("name", "scale"), [("DiffPIR", 0.5), ("DPS", 1.5)])
 def test_a_sampler_that_clips_refuses_values_outside(name, scale):
     pytest.importorskip("deepinv")
-    with pytest.raises(ValueError, match=rf"'deepinv:{name}' clips to \[-?\d, 1\]: share of the source's values outside"):
+    with pytest.raises(
+        ValueError,
+        match=rf"'deepinv:{name}' clips to \[-?\d, 1\]: share of the source's values outside",
+    ):
         draws(f"deepinv:{name}", measured(1, law=mixture(scale)))
-    assert np.isfinite(draws("deepinv:DDRM", measured(1, law=mixture(scale)), options={"steps": 5})).all()
+    assert np.isfinite(
+        draws("deepinv:DDRM", measured(1, law=mixture(scale)), options={"steps": 5})
+    ).all()

@@ -1,4 +1,6 @@
-"""Tests of posterior samplers: the null, each wrong sampler, what each test cannot see, and readings of one datum in stores."""
+"""Tests of posterior samplers: the null, each wrong sampler, what each test cannot see, and
+readings of one datum in stores.
+"""
 
 from __future__ import annotations
 
@@ -57,14 +59,21 @@ def read(turned, source, draws):
 
 def sampled(name, turned):
     """Reconstructions of a wrong sampler."""
-    noisy, exact, rng = turned.noisy, np.asarray(turned.reconstructions, float), np.random.default_rng(1)
+    noisy, exact, rng = (
+        turned.noisy,
+        np.asarray(turned.reconstructions, float),
+        np.random.default_rng(1),
+    )
     posterior, observed = noisy.posterior(0), noisy.operators[0].vectors(noisy.values)
     mean, sd = posterior.mean(observed)[:, None], np.sqrt(posterior.variance(observed))[:, None]
 
     if name == "likeliest mode alone":
         modes = posterior.weights(observed).argmax(1)
         root = np.linalg.cholesky(posterior.covariances[0] + 1e-9 * np.eye(16))
-        return posterior.means(observed)[np.arange(ITEMS), modes][:, None] + rng.standard_normal(exact.shape) @ root.T
+        return (
+            posterior.means(observed)[np.arange(ITEMS), modes][:, None]
+            + rng.standard_normal(exact.shape) @ root.T
+        )
     return {
         "exact": exact,
         "narrow": mean + 0.75 * (exact - mean),
@@ -101,20 +110,35 @@ def identity(strength, shape):
 def test_readings_of_images_have_the_scale_of_samplers():
     """Black originals, and clones of grey .3 and .5 in [0, 1], which are -.4 and 0 in the data."""
     originals = Images(np.arange(2), np.full((2, 3, 5, 4), -1, np.float32), np.full(2, -1))
-    noisy = Measurement(operator=f"{__name__}:identity").observe(originals, 0.1, Streams(0, np.arange(2), 0.1))
+    noisy = Measurement(operator=f"{__name__}:identity").observe(
+        originals, 0.1, Streams(0, np.arange(2), 0.1)
+    )
     draws = np.broadcast_to(np.array([-0.4, 0.0], np.float32)[:, None, None, None], (2, 2, 3, 5, 4))
     readings = Posterior().read(UTurns(originals, noisy, draws, 2), FashionMNISTSource())
-    for name, expected in {"distance": [0.3, 0.5], "clone_distance": [0.2, 0.2], "mean_value": [0.3, 0.5]}.items():
+    for name, expected in {
+        "distance": [0.3, 0.5],
+        "clone_distance": [0.2, 0.2],
+        "mean_value": [0.3, 0.5],
+    }.items():
         assert readings[name] == pytest.approx(np.array([expected] * 2), abs=1e-6)
     assert readings["original_mean_value"] == pytest.approx(0, abs=1e-6)
     references = [
-        operator.back_projection(y[None], (3, 5, 4))[0] for operator, y in zip(noisy.operators, noisy.values, strict=True)
+        operator.back_projection(y[None], (3, 5, 4))[0]
+        for operator, y in zip(noisy.operators, noisy.values, strict=True)
     ]
     assert readings["original_reference_distance"].ravel() == pytest.approx(
         [np.sqrt((r**2).mean()) for r in references], abs=1e-6
     )
-    units = {name: variable.unit for name, variable in Posterior().variables(FashionMNISTSource()).items()}
-    assert units["distance"] == units["mean_value"] == units["reference_distance"] == "of the range [0, 1]"
+    units = {
+        name: variable.unit
+        for name, variable in Posterior().variables(FashionMNISTSource()).items()
+    }
+    assert (
+        units["distance"]
+        == units["mean_value"]
+        == units["reference_distance"]
+        == "of the range [0, 1]"
+    )
 
 
 def test_a_sampler_that_ignores_y_is_seen_by_its_likelihood_alone(u_turn):
@@ -122,7 +146,8 @@ def test_a_sampler_that_ignores_y_is_seen_by_its_likelihood_alone(u_turn):
     tests = ut.posterior_tests(run, LEVEL)
     p = tests.p.isel(noise=0).to_series()
     assert p["log_likelihood"] < LEVEL / 10
-    np.testing.assert_array_equal(tests.coverage, proportion(run.coverage))  # as in the study of the run, with its rounding
+    # As in the study of the run, with its rounding.
+    np.testing.assert_array_equal(tests.coverage, proportion(run.coverage))
     assert ("coverage", f"{with_interval(tests.coverage[0])}, expected 0.6") in [
         row[:2] for row in rows_of(tests.isel(noise=0))[1]
     ]
@@ -132,7 +157,9 @@ def test_a_sampler_that_ignores_y_is_seen_by_its_likelihood_alone(u_turn):
 
 
 def test_values_drawn_one_by_one_are_seen_by_the_prior_alone():
-    """Two values with correlation .95: the distance keeps its mean under sampling of each from its own marginal."""
+    """Two values with correlation .95: the distance keeps its mean under sampling of each from
+    its own marginal.
+    """
     rng = np.random.default_rng(0)
     x = rng.standard_normal((400, 1 + CLONES, 1)) + 0.2 * rng.standard_normal((400, 1 + CLONES, 2))
     x[:, 1:, 1] = rng.permuted(x[:, 1:, 1], axis=0)
@@ -140,7 +167,12 @@ def test_values_drawn_one_by_one_are_seen_by_the_prior_alone():
     log_prior = -0.5 * np.einsum("nki,ij,nkj->nk", x, inverse, x)
     run = ut.readings(
         {
-            **ut.readings_of(x[:, 0], x[None, :, None, 1:], lambda a, b: np.sqrt(((a - b) ** 2).mean(-1)), "distance"),
+            **ut.readings_of(
+                x[:, 0],
+                x[None, :, None, 1:],
+                lambda a, b: np.sqrt(((a - b) ** 2).mean(-1)),
+                "distance",
+            ),
             "log_prior": log_prior[None, :, None, 1:],
             "original_log_prior": log_prior[None, :, None, 0],
         },
@@ -155,26 +187,36 @@ def test_values_drawn_one_by_one_are_seen_by_the_prior_alone():
 
 def of_densities(name, original, clones):
     """A run with one ranked reading, of originals (items,) and clones (items, clones)."""
-    return ut.readings({name: clones[None, :, None], f"original_{name}": original[None, :, None]}, [1.0])
+    return ut.readings(
+        {name: clones[None, :, None], f"original_{name}": original[None, :, None]}, [1.0]
+    )
 
 
 def test_heavy_tails_of_the_right_mean_are_seen_by_ranks_and_do_not_pass():
-    """Clones have the mean and the variance of the original, and the tails of Student's t with three degrees of freedom."""
+    """Clones have the mean and the variance of the original, and the tails of Student's t with
+    three degrees of freedom.
+    """
     rng = np.random.default_rng(4)
-    run = of_densities("log_prior", rng.standard_normal(900), rng.standard_t(3, (900, 9)) / np.sqrt(3))
+    run = of_densities(
+        "log_prior", rng.standard_normal(900), rng.standard_t(3, (900, 9)) / np.sqrt(3)
+    )
     tests = ut.posterior_tests(run, LEVEL).isel(noise=0)
     assert tests.p.item() > 0.01
     assert tests.rank_p_holm.item() < LEVEL
     assert not tests.attrs["passed"]
     assert tests.decided == "ranks of log_prior"
     assert "decided by ranks of log_prior, p = " in title_of(tests)
-    exact = ut.posterior_tests(of_densities("log_prior", rng.standard_normal(900), rng.standard_normal((900, 9))))
+    exact = ut.posterior_tests(
+        of_densities("log_prior", rng.standard_normal(900), rng.standard_normal((900, 9)))
+    )
     assert exact.attrs["passed"]
     assert exact.decided.item() == ""
 
 
 def test_the_family_holds_means_and_ranks():
-    """p-values by Holm in a loop, over means and ranks of the family at both noise levels, and over those beside it."""
+    """p-values by Holm in a loop, over means and ranks of the family at both noise levels, and
+    over those beside it.
+    """
     h = np.random.default_rng(5).standard_normal((2, 80, 1, 1 + CLONES, 3))
     names = ("log_likelihood", "log_prior", "mean_value")
     arrays = {name: h[..., 1:, k] for k, name in enumerate(names)} | {
@@ -183,7 +225,10 @@ def test_the_family_holds_means_and_ranks():
     tests = ut.posterior_tests(ut.readings(arrays, [1.0, 2.0]))
     for some in (names[:2], names[2:]):
         of = tests.sel(reading=list(some))
-        p, adjusted = (np.concatenate([of[key].values.ravel(), of[f"rank_{key}"].values.ravel()]) for key in ("p", "p_holm"))
+        p, adjusted = (
+            np.concatenate([of[key].values.ravel(), of[f"rank_{key}"].values.ravel()])
+            for key in ("p", "p_holm")
+        )
         expected, largest = np.empty_like(p), 0.0
         for rank, k in enumerate(np.argsort(p)):
             largest = max(largest, min(1.0, p[k] * (len(p) - rank)))
@@ -198,37 +243,55 @@ def test_what_is_visible_is_what_the_strictest_of_means_and_ranks_sees():
     alone = ut.posterior_tests(ranked, LEVEL).visible.values.ravel()
     np.testing.assert_allclose(alone, ut.calibration(ranked, "log_prior", level=LEVEL / 2).visible)
     likeness = rng.standard_normal((2, 1, 80, 1, CLONES)) + 3
-    both = ranked.merge(ut.readings({"distance": likeness[0], "clone_distance": likeness[1]}, [1.0]))
+    both = ranked.merge(
+        ut.readings({"distance": likeness[0], "clone_distance": likeness[1]}, [1.0])
+    )
     tests = ut.posterior_tests(both, LEVEL).visible.sel(reading="log_prior")
     np.testing.assert_allclose(tests, ut.calibration(ranked, "log_prior", level=LEVEL / 3).visible)
 
 
 @pytest.mark.parametrize("times", [1.7, 5.0])
 def test_clones_that_are_deaf_are_said_to_be_so_many_noises_away(times):
-    """Ten measured values with Gaussian noise; residuals of the clones are `times` as large as those of the original."""
+    """Ten measured values with Gaussian noise; residuals of the clones are `times` as large as
+    those of the original.
+    """
     squares = np.random.default_rng(6).chisquare(10, (700, 5))
-    tests = ut.posterior_tests(of_densities("log_likelihood", -squares[:, 0] / 2, -(times**2) * squares[:, 1:] / 2))
+    tests = ut.posterior_tests(
+        of_densities("log_likelihood", -squares[:, 0] / 2, -(times**2) * squares[:, 1:] / 2)
+    )
     assert tests.kind.item() == "deaf to the data"
     assert tests.residual.item() == pytest.approx(times, rel=0.1)
-    words = f"residuals about {tests.residual.item():.2g} times as large); decided by log_likelihood, p = "
+    words = (
+        f"residuals about {tests.residual.item():.2g} times as large); decided by log_likelihood,"
+        " p = "
+    )
     assert words in title_of(tests.isel(noise=0))
 
 
 def test_originals_of_one_likelihood_name_a_kind():
     of_clones = -np.random.default_rng(0).random((1, 40, 1, 4))
-    run = ut.readings({"log_likelihood": of_clones, "original_log_likelihood": np.ones((1, 40, 1))}, [0.5])
+    run = ut.readings(
+        {"log_likelihood": of_clones, "original_log_likelihood": np.ones((1, 40, 1))}, [0.5]
+    )
     assert ut.posterior_tests(run).kind.item() == "deaf to the data"
 
 
 def test_tarp_needs_references_that_depend_on_the_measurement(u_turn):
-    """The prior is seen by the rank of the distance to a reference of y, not by that to an independent one."""
+    """The prior is seen by the rank of the distance to a reference of y, not by that to an
+    independent one.
+    """
     turned, _ = u_turn
     data = np.concatenate([turned.originals.data[:, None], sampled("ignores y", turned)], axis=1)
     references = np.array([turned.noisy.reference(row) for row in range(ITEMS)])
     p = {}
-    for name, of in (("of y", references), ("independent", turned.noisy.law.sample(ITEMS, 77).values)):
+    for name, of in (
+        ("of y", references),
+        ("independent", turned.noisy.law.sample(ITEMS, 77).values),
+    ):
         h = np.sqrt(((data - of[:, None]) ** 2).mean(-1))[None, :, None]
-        p[name] = float(ut.ranks(ut.readings({"h": h[..., 1:], "original_h": h[..., 0]}, [0.75]), "h").p.item())
+        p[name] = float(
+            ut.ranks(ut.readings({"h": h[..., 1:], "original_h": h[..., 0]}, [0.75]), "h").p.item()
+        )
     assert p["of y"] < 1e-3
     assert p["independent"] > 0.01
 
@@ -241,15 +304,24 @@ def test_the_readings_of_the_probe_are_their_definition(u_turn):
     assert hidden.sum() == 12
     for k in range(K):
         others = [np.sqrt(((draws[k] - draws[j])[hidden] ** 2).mean()) for j in range(K) if j != k]
-        assert readings["distance"][item, k] == pytest.approx(np.sqrt(((x - draws[k])[hidden] ** 2).mean()))
+        assert readings["distance"][item, k] == pytest.approx(
+            np.sqrt(((x - draws[k])[hidden] ** 2).mean())
+        )
         assert readings["clone_distance"][item, k] == pytest.approx(np.mean(others))
         assert readings["mean_value"][item, k] == pytest.approx(draws[k][hidden].mean())
-        seen = turned.noisy.values[item].ravel()[~hidden] if turned.noisy.values[item].size == 16 else turned.noisy.values[item]
+        seen = (
+            turned.noisy.values[item].ravel()[~hidden]
+            if turned.noisy.values[item].size == 16
+            else turned.noisy.values[item]
+        )
         residual = draws[k][~hidden] - seen.ravel()
         expected = -0.5 * (residual**2).sum() / 0.09 - 4 * np.log(0.3 * np.sqrt(2 * np.pi))
         assert readings["log_likelihood"][item, k] == pytest.approx(expected, rel=1e-4)
     everything = np.concatenate([x[None], draws])[:, hidden]
-    inside = [draws[:, hidden][:, i].min() < everything[0, i] < draws[:, hidden][:, i].max() for i in range(12)]
+    inside = [
+        draws[:, hidden][:, i].min() < everything[0, i] < draws[:, hidden][:, i].max()
+        for i in range(12)
+    ]
     assert readings["coverage"][item] == pytest.approx(np.mean(inside))
     squares = [(column[0] - column.mean()) ** 2 / column.var() for column in everything.T]
     assert readings["z_squared"][item] == pytest.approx(np.mean(squares))
@@ -257,7 +329,9 @@ def test_the_readings_of_the_probe_are_their_definition(u_turn):
 
 
 def test_coverage_counts_ties_as_broken_at_random(u_turn):
-    """Values rounded to a few levels, as those of images are: the mean stays (K - 1) / (K + 1) = .6, and is .36 without ties."""
+    """Values rounded to a few levels, as those of images are: the mean stays (K - 1) / (K + 1) =
+    .6, and is .36 without ties.
+    """
     turned, source = u_turn
     rounded = turned.originals.data.round(0)
     originals = replace(turned.originals, values=rounded)
@@ -265,9 +339,13 @@ def test_coverage_counts_ties_as_broken_at_random(u_turn):
     coverage = Posterior().read(UTurns(originals, turned.noisy, draws, CLONES), source)["coverage"]
     assert abs(coverage.mean() - 0.6) < 4 * coverage.std() / np.sqrt(ITEMS)
     hidden = turned.noisy.hidden(0)
-    assert ((rounded > draws.min(1)) & (rounded < draws.max(1)))[:, hidden].mean() == pytest.approx(0.36, abs=0.01)
+    assert ((rounded > draws.min(1)) & (rounded < draws.max(1)))[:, hidden].mean() == pytest.approx(
+        0.36, abs=0.01
+    )
     equal = np.repeat(turned.originals.data[:, None], CLONES, axis=1)
-    assert Posterior().read(UTurns(turned.originals, turned.noisy, equal, CLONES), source)["coverage"] == pytest.approx(0.6)
+    assert Posterior().read(UTurns(turned.originals, turned.noisy, equal, CLONES), source)[
+        "coverage"
+    ] == pytest.approx(0.6)
 
 
 def test_readings_of_originals_are_kept_when_a_run_is_resumed_and_extended(tmp_path):
@@ -283,13 +361,19 @@ def test_readings_of_originals_are_kept_when_a_run_is_resumed_and_extended(tmp_p
         np.testing.assert_array_equal(extended[name], whole[name])
     np.testing.assert_array_equal(before, extended.original_log_likelihood[:, :6, :1])
     alone = ut.run(experiment(**{**small, "clones": 1}))
-    np.testing.assert_array_equal(alone.original_log_prior, before.copy(data=whole.original_log_prior[:, :6, :1]))
+    np.testing.assert_array_equal(
+        alone.original_log_prior, before.copy(data=whole.original_log_prior[:, :6, :1])
+    )
 
 
 def test_a_study_has_gaps_of_ranked_readings():
     run = ut.run(experiment(items=60))
     study = ut.study(run)
-    assert set(study.reading.values[study.gap_p.notnull().any("noise")]) == {"distance", "same_component", *RANKED}
+    assert set(study.reading.values[study.gap_p.notnull().any("noise")]) == {
+        "distance",
+        "same_component",
+        *RANKED,
+    }
     gap = float((run.original_log_prior.mean() - run.log_prior.mean()).item())
     assert study.gap.sel(reading="log_prior", estimate="value")[-1] == pytest.approx(gap, rel=1e-4)
     assert {"gap", "gap_p"} <= set(ut.studies.tidy(study).curves)

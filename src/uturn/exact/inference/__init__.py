@@ -1,7 +1,8 @@
-"""Exact inference in the Random Hierarchy Model by belief propagation (section 3 and appendix A of arXiv:2402.16991).
+"""Exact inference in the Random Hierarchy Model by belief propagation (section 3 and appendix A of
+arXiv:2402.16991).
 
-Two backends compute the same numbers: compiled SIMD kernels (numba, numpy arrays on the CPU) and log-space torch (any device with
-float64, differentiable).
+Two backends compute the same numbers: compiled SIMD kernels (numba, numpy arrays on the CPU) and
+log-space torch (any device with float64, differentiable).
 """
 
 from __future__ import annotations
@@ -28,7 +29,15 @@ from uturn.exact.inference.evidence import (
 if TYPE_CHECKING:
     from uturn.exact.rhm import RandomHierarchyModel
 
-__all__ = ["Beliefs", "NotComputedError", "infer", "mutual_information", "posterior_entropy", "prior_entropy", "sample_posterior"]
+__all__ = [
+    "Beliefs",
+    "NotComputedError",
+    "infer",
+    "mutual_information",
+    "posterior_entropy",
+    "prior_entropy",
+    "sample_posterior",
+]
 _BACKENDS = ("auto", "numba", "torch")
 
 
@@ -40,28 +49,32 @@ def infer(
 ) -> Beliefs:
     """Exact beliefs about every node of the tree, given evidence about the leaves.
 
-    Belief propagation is exact because the factor graph is a tree (Eq. 7, 8 and 16-19 of arXiv:2402.16991). Upward,
-    `up[y] ~ sum over rules y -> (x_1, .., x_s) of p(rule) * prod_i up_i[x_i]`; downward, to child i,
-    `down_i[x] ~ sum over rules with x_i = x of p(rule) * down[y] * prod_{j != i} up_j[x_j]`; marginal `~ up * down`.
+    Belief propagation is exact because the factor graph is a tree (Eq. 7, 8 and 16-19 of
+    arXiv:2402.16991). Upward, `up[y] ~ sum over rules y -> (x_1, .., x_s) of p(rule) * prod_i
+    up_i[x_i]`; downward, to child i, `down_i[x] ~ sum over rules with x_i = x of p(rule) * down[y]
+    * prod_{j != i} up_j[x_j]`; marginal `~ up * down`.
 
     Parameters
     ----------
     rhm : RandomHierarchyModel, or HiddenMarkovModel
-        The levels of a hidden Markov model are 0, its symbols, and 1, its hidden states; see `HiddenMarkovModel.infer`.
+        The levels of a hidden Markov model are 0, its symbols, and 1, its hidden states; see
+        `HiddenMarkovModel.infer`.
     log_evidence : array or tensor (batch, num_leaves, vocab_size)
-        Natural log of p(observation at leaf i | symbol a), up to a constant per leaf; -inf is allowed. Messages are float64 for
-        float64 evidence, and float32 for other floating point types.
+        Natural log of p(observation at leaf i | symbol a), up to a constant per leaf; -inf is
+        allowed. Messages are float64 for float64 evidence, and float32 for other floating point
+        types.
     backend : "auto", "numba" or "torch"
-        "auto" uses torch for tensors and numba for arrays; hidden Markov models are computed in numpy. With both backends,
-        tensors give tensors (on their device) and arrays give arrays. Only torch is differentiable: the gradient of
-        `log_evidence` is `marginals[0]`.
+        "auto" uses torch for tensors and numba for arrays; hidden Markov models are computed in
+        numpy. With both backends, tensors give tensors (on their device) and arrays give arrays.
+        Only torch is differentiable: the gradient of `log_evidence` is `marginals[0]`.
     outputs : any of "marginals", "upward", "downward", "log_evidence"
         Outputs to compute. Other outputs take no memory.
 
     Returns
     -------
     Beliefs
-        The numbers of a sample do not depend on the rest of the batch; with numba they are bit-identical.
+        The numbers of a sample do not depend on the rest of the batch; with numba they are
+        bit-identical.
     """
     expect(backend in _BACKENDS, "backend", backend, f"one of {_BACKENDS}")
     wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs)
@@ -85,7 +98,11 @@ def infer(
     from uturn.exact.inference.engine import infer_numba
 
     evidence = checked_evidence(rhm, log_evidence)
-    beliefs = _infer_chain(rhm, evidence, names) if isinstance(rhm, HiddenMarkovModel) else infer_numba(rhm, evidence, names)
+    beliefs = (
+        _infer_chain(rhm, evidence, names)
+        if isinstance(rhm, HiddenMarkovModel)
+        else infer_numba(rhm, evidence, names)
+    )
     if not tensor:
         return beliefs
     import torch
@@ -101,22 +118,33 @@ def sample_posterior(
 ) -> dict[int, np.ndarray]:
     """Draw whole trees from the posterior, given evidence about the leaves.
 
-    The draws are exact (Mezard and Montanari 2009, ch. 14): after one upward pass, every node from the root down draws its rule
-    with probability `~ p(rule) * prod_i up_i[x_i]`.
+    The draws are exact (Mezard and Montanari 2009, ch. 14): after one upward pass, every node from
+    the root down draws its rule with probability `~ p(rule) * prod_i up_i[x_i]`.
 
-    `rhm`, `log_evidence`: as in `infer`; tensors are copied to the CPU. `seed`: with an integer, sample b uses the key
-    `uturn.random.keys(seed, b)`; a uint64 array (batch,) holds one key for each sample. Every random number is a function of
-    (key, draw, node) only. `num_draws`: independent draws of every sample, 0 .. num_draws - 1, or those with the numbers of a
-    uint64 array (draws,); draw 0 equals the draw of `num_draws=None`. Returns {tree_level: int64 numpy array (batch, nodes)}, or
-    (draws, batch, nodes) if `num_draws` is given.
+    `rhm`, `log_evidence`: as in `infer`; tensors are copied to the CPU. `seed`: with an integer,
+    sample b uses the key `uturn.random.keys(seed, b)`; a uint64 array (batch,) holds one key for
+    each sample. Every random number is a function of (key, draw, node) only. `num_draws`:
+    independent draws of every sample, 0 .. num_draws - 1, or those with the numbers of a uint64
+    array (draws,); draw 0 equals the draw of `num_draws=None`. Returns {tree_level: int64 numpy
+    array (batch, nodes)}, or (draws, batch, nodes) if `num_draws` is given.
     """
     from uturn.exact.inference.engine import sample_numba
 
     evidence = checked_evidence(rhm, log_evidence)
     draws: Any = num_draws
     are_numbers = isinstance(draws, np.ndarray) and (draws.dtype, draws.ndim) == (np.uint64, 1)
-    count = len(draws) if are_numbers else 1 if draws is None else checked_integer("num_draws", draws, 0)
-    check_memory(f"num_draws = {count}", 16 * count * len(evidence) * rhm.num_leaves, "draw fewer, or fewer samples at a time")
+    count = (
+        len(draws)
+        if are_numbers
+        else 1
+        if draws is None
+        else checked_integer("num_draws", draws, 0)
+    )
+    check_memory(
+        f"num_draws = {count}",
+        16 * count * len(evidence) * rhm.num_leaves,
+        "draw fewer, or fewer samples at a time",
+    )
     numbers = np.ascontiguousarray(draws) if are_numbers else np.arange(count, dtype=np.uint64)
     sample: Any = _sample_chain if isinstance(rhm, HiddenMarkovModel) else sample_numba
     trees = sample(rhm, evidence, streams(seed, len(evidence)), numbers)
@@ -126,8 +154,9 @@ def sample_posterior(
 def prior_entropy(rhm: RandomHierarchyModel) -> dict[int, float]:
     """Joint entropy of all nodes of each tree level without any observation, {tree_level: nats}.
 
-    Every level adds, for each node, the entropy of its rule averaged over its symbol to that of the class, because the string of
-    a level has one parse. With uniform probabilities `H(X_0) = log n + (s**L - 1)/(s - 1) * log m`.
+    Every level adds, for each node, the entropy of its rule averaged over its symbol to that of the
+    class, because the string of a level has one parse. With uniform probabilities `H(X_0) = log n +
+    (s**L - 1)/(s - 1) * log m`.
     """
     L = rhm.depth
     entropy = {L: float(entropy_of(rhm.class_probabilities))}
@@ -147,10 +176,13 @@ def _for_torch(rhm: Any, log_evidence: Any) -> np.ndarray:
 
 
 def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int, np.ndarray]:
-    """Joint entropy of all nodes of each tree level given the observation, {tree_level: (batch,)} in nats; errors as in `infer`.
+    """Joint entropy of all nodes of each tree level given the observation, {tree_level: (batch,)}
+    in nats; errors as in `infer`.
 
-    `H(X_L | obs)` is the entropy of the root marginal, and `H(X_{l-1} | obs) = H(X_l | obs) + sum over nodes of sum_y marginal[y]
-    * H(rule | y, obs)`, with `p(rule | y, obs) ~ p(rule) prod_i up_i[x_i]`. The error is absolute, about 1e-15 nats a node.
+    `H(X_L | obs)` is the entropy of the root marginal, and `H(X_{l-1} | obs) = H(X_l | obs) + sum
+    over nodes of sum_y marginal[y]
+    * H(rule | y, obs)`, with `p(rule | y, obs) ~ p(rule) prod_i up_i[x_i]`. The error is absolute,
+      about 1e-15 nats a node.
     """
     from uturn.exact.inference.torch_backend import entropies
 
@@ -160,22 +192,33 @@ def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int,
 
 
 def mutual_information(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int, np.ndarray]:
-    """Information of each observation about all nodes of a tree level, `H(X_l) - H(X_l | obs)`, {tree_level: (batch,)} in nats.
+    """Information of each observation about all nodes of a tree level, `H(X_l) - H(X_l | obs)`,
+    {tree_level: (batch,)} in nats.
 
-    Its mean over noisy strings of the grammar is the mutual information; the value of a single sample can be negative.
+    Its mean over noisy strings of the grammar is the mutual information; the value of a single
+    sample can be negative.
     """
     before = prior_entropy(rhm)
-    return {level: before[level] - after for level, after in posterior_entropy(rhm, log_evidence).items()}
+    return {
+        level: before[level] - after
+        for level, after in posterior_entropy(rhm, log_evidence).items()
+    }
 
 
 def _infer_chain(model: HiddenMarkovModel, evidence: Evidence, names: tuple[str, ...]) -> Beliefs:
     marginals, total = model.infer(_values(evidence), "marginals" in names)
     check_possible(total)
-    of_evidence = {level: nodes.astype(evidence.dtype, copy=False) for level, nodes in marginals.items()}
-    return Beliefs(**{name: {"log_evidence": total, "marginals": of_evidence}[name] for name in names})
+    of_evidence = {
+        level: nodes.astype(evidence.dtype, copy=False) for level, nodes in marginals.items()
+    }
+    return Beliefs(
+        **{name: {"log_evidence": total, "marginals": of_evidence}[name] for name in names}
+    )
 
 
-def _sample_chain(model: HiddenMarkovModel, evidence: Evidence, keys: np.ndarray, numbers: np.ndarray) -> dict[int, np.ndarray]:
+def _sample_chain(
+    model: HiddenMarkovModel, evidence: Evidence, keys: np.ndarray, numbers: np.ndarray
+) -> dict[int, np.ndarray]:
     trees, total = model.draw(_values(evidence), keys, numbers)
     check_possible(total)
     return trees
@@ -191,5 +234,7 @@ def _converted(beliefs: Beliefs, convert: Any) -> Beliefs:
     computed = {}
     for name in beliefs.outputs:
         value = getattr(beliefs, name)
-        computed[name] = {k: convert(x) for k, x in value.items()} if isinstance(value, dict) else convert(value)
+        computed[name] = (
+            {k: convert(x) for k, x in value.items()} if isinstance(value, dict) else convert(value)
+        )
     return Beliefs(**computed)

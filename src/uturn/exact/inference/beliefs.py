@@ -16,13 +16,15 @@ class NotComputedError(AttributeError, ValueError):
 
 
 class Beliefs:
-    """The messages, marginals and log-evidence that were requested in a call of `infer`; reading another is a NotComputedError.
+    """The messages, marginals and log-evidence that were requested in a call of `infer`; reading
+    another is a NotComputedError.
 
-    `marginals`, {tree_level: (batch, nodes, symbols)}: posterior probability of every symbol at every node; 0 = leaves. `upward`,
-    `downward`, of the same form: messages from a node's subtree to the node, and from the rest of the tree, normalised to 1;
-    `upward[0]` is the normalised evidence, `upward[depth]` (batch, 1, n) does not include the class prior, which is
-    `downward[depth]`. `log_evidence`, float64 (batch,): log of the sum over strings of p(string) * prod_i evidence_i, in nats;
-    the evidence is not normalised first.
+    `marginals`, {tree_level: (batch, nodes, symbols)}: posterior probability of every symbol at
+    every node; 0 = leaves. `upward`, `downward`, of the same form: messages from a node's subtree
+    to the node, and from the rest of the tree, normalised to 1; `upward[0]` is the normalised
+    evidence, `upward[depth]` (batch, 1, n) does not include the class prior, which is
+    `downward[depth]`. `log_evidence`, float64 (batch,): log of the sum over strings of p(string) *
+    prod_i evidence_i, in nats; the evidence is not normalised first.
     """
 
     marginals: dict[int, Any]
@@ -36,7 +38,9 @@ class Beliefs:
     def __getattr__(self, name: str) -> Any:  # called only for what was not computed
         if name not in OUTPUTS:
             raise AttributeError(f"Beliefs has no attribute {name!r}")
-        raise NotComputedError(f"beliefs.{name} was not computed; call infer(..., outputs={(*self.outputs, name)})")
+        raise NotComputedError(
+            f"beliefs.{name} was not computed; call infer(..., outputs={(*self.outputs, name)})"
+        )
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -44,7 +48,10 @@ class Beliefs:
 
     def __repr__(self) -> str:
         computed = vars(self).values()
-        counts = {len(next(iter(output.values())) if isinstance(output, dict) else output) for output in computed}
+        counts = {
+            len(next(iter(output.values())) if isinstance(output, dict) else output)
+            for output in computed
+        }
         depths = [max(output) for output in computed if isinstance(output, dict)]
         of = f", tree levels 0 .. {depths[0]}" if depths else ""
         return f"Beliefs({', '.join(self.outputs)}; {max(counts, default=0)} strings{of})"
@@ -59,13 +66,39 @@ class Beliefs:
         rows = []
         for level in sorted(first, reverse=True):
             _, nodes, symbols = first[level].shape
-            means = [_number(entropy_of(output[level][:some]).mean()) / math.log(2) for output in messages.values()]
+            means = [
+                _number(entropy_of(output[level][:some]).mean()) / math.log(2)
+                for output in messages.values()
+            ]
             most = math.log2(symbols) or 1.0
-            rows.append((level, nodes, symbols, *(bar(bits / most, f"{bits:.2f} of {math.log2(symbols):.2f}") for bits in means)))
-        head = ("tree level", "nodes", "symbols", *(f"entropy of {name} (bits)" for name in messages))
+            rows.append(
+                (
+                    level,
+                    nodes,
+                    symbols,
+                    *(
+                        bar(bits / most, f"{bits:.2f} of {math.log2(symbols):.2f}")
+                        for bits in means
+                    ),
+                )
+            )
+        head = (
+            "tree level",
+            "nodes",
+            "symbols",
+            *(f"entropy of {name} (bits)" for name in messages),
+        )
         count = len(first[0])
-        note = f"Mean over nodes and the first {some} strings." if some < count else "Mean over nodes and strings."
-        return page(repr(self), table(head, rows), note=f"{note} Level 0: leaves. Full bar: nothing is known.")
+        note = (
+            f"Mean over nodes and the first {some} strings."
+            if some < count
+            else "Mean over nodes and strings."
+        )
+        return page(
+            repr(self),
+            table(head, rows),
+            note=f"{note} Level 0: leaves. Full bar: nothing is known.",
+        )
 
 
 def _number(value: Any) -> float:

@@ -11,7 +11,8 @@ import numpy as np
 
 from uturn.core.checks import checked_array, expect
 
-MESSAGES, LOG, SCALED, SYMBOLS = 0, 1, 2, 3  # what a kernel reads: messages from below, or one of the forms of evidence
+# What a kernel reads: messages from below, or one of the forms of evidence.
+MESSAGES, LOG, SCALED, SYMBOLS = 0, 1, 2, 3
 _NO_FACTOR = np.zeros(0, np.float32)
 
 
@@ -19,10 +20,11 @@ _NO_FACTOR = np.zeros(0, np.float32)
 class Evidence:
     """Evidence about the leaves of a batch of strings, in one of three forms (`kind`).
 
-    LOG: `values` are log-evidence in nats, (batch, leaves, v). SCALED: log-evidence divided by `factor` (batch,), float32.
-    SYMBOLS: observed symbols, int64 (batch, leaves), or -1 for a leaf about which nothing is known; `factor` is the log-evidence
-    of any other symbol minus that of the observed one. `log`: log-evidence of samples, computed only for those that need a larger
-    range of numbers.
+    LOG: `values` are log-evidence in nats, (batch, leaves, v). SCALED: log-evidence divided by
+    `factor` (batch,), float32. SYMBOLS: observed symbols, int64 (batch, leaves), or -1 for a leaf
+    about which nothing is known; `factor` is the log-evidence of any other symbol minus that of the
+    observed one. `log`: log-evidence of samples, computed only for those that need a larger range
+    of numbers.
     """
 
     kind: int
@@ -31,7 +33,9 @@ class Evidence:
     log: Callable[[np.ndarray], np.ndarray]
 
     @classmethod
-    def of(cls, log_evidence: np.ndarray, log: Callable[[np.ndarray], np.ndarray] | None = None) -> Evidence:
+    def of(
+        cls, log_evidence: np.ndarray, log: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> Evidence:
         """Evidence from log-evidence, floating point numbers (batch, leaves, v)."""
         return cls(LOG, log_evidence, _NO_FACTOR, log or (lambda samples: log_evidence[samples]))
 
@@ -52,37 +56,64 @@ class Evidence:
 
 
 def check_shape(rhm: Any, shape: tuple[int, ...], dtype: Any, floating: bool) -> None:
-    """ValueError unless evidence has the shape (batch, num_leaves, vocab_size) and a floating point type."""
+    """ValueError unless evidence has the shape (batch, num_leaves, vocab_size) and a floating
+    point type.
+    """
     expected = f"(batch, num_leaves, vocab_size) = (batch, {rhm.num_leaves}, {rhm.vocab_size})"
     fits = len(shape) == 3 and tuple(shape[1:]) == (rhm.num_leaves, rhm.vocab_size)
     expect(fits, "shape of log_evidence", shape, expected)
-    expect(floating, "dtype of log_evidence", str(dtype), "natural logarithms as floating point numbers")
+    expect(
+        floating,
+        "dtype of log_evidence",
+        str(dtype),
+        "natural logarithms as floating point numbers",
+    )
 
 
 def check_values(log_evidence: Any, first_sample: int = 0) -> None:
-    """ValueError if a value of an array or tensor is NaN or +inf, or if all values of a leaf are -inf."""
+    """ValueError if a value of an array or tensor is NaN or +inf, or if all values of a leaf are
+    -inf.
+    """
     size = max(1, 2**22 // (log_evidence.shape[1] * log_evidence.shape[2]))
     for b in range(0, len(log_evidence), size):
         part = log_evidence[b : b + size]
-        top = part.max(axis=2) if isinstance(part, np.ndarray) else part.detach().amax(2).cpu().numpy()  # NaN if a value is NaN
+        # NaN if a value is NaN.
+        top = (
+            part.max(axis=2)
+            if isinstance(part, np.ndarray)
+            else part.detach().amax(2).cpu().numpy()
+        )
         bad = ~np.isfinite(top)
         if bad.any():
             sample, leaf = (int(i) for i in np.argwhere(bad)[0])
             where = f"log_evidence[{first_sample + b + sample}, {leaf}]"
-            expected = "a finite largest value, such as 0 for all symbols of a leaf about which nothing is known"
-            raise ValueError(f"{where}: largest value = {float(top[sample, leaf])}: expected {expected}")
+            expected = (
+                "a finite largest value, such as 0 for all symbols of a leaf about which nothing is"
+                " known"
+            )
+            raise ValueError(
+                f"{where}: largest value = {float(top[sample, leaf])}: expected {expected}"
+            )
 
 
 def check_possible(log_p: np.ndarray, samples: np.ndarray | None = None) -> None:
-    """ValueError if no string of the grammar can explain some evidence; `samples`: indices in the batch, to name them."""
+    """ValueError if no string of the grammar can explain some evidence; `samples`: indices in
+    the batch, to name them.
+    """
     impossible = np.flatnonzero(log_p == -np.inf)
     if not len(impossible):
         return
     names = (impossible if samples is None else samples[impossible]).tolist()
     listed = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
-    way_out = "check that the evidence (-inf) belongs to this grammar, or replace -inf by a large negative number"
+    way_out = (
+        "check that the evidence (-inf) belongs to this grammar, or replace -inf by a large"
+        " negative number"
+    )
     where = f"log_evidence of sample(s) {listed} ({len(names)} in all)"
-    raise ValueError(f"{where}: no string of this grammar has positive probability, so there is no posterior; {way_out}")
+    raise ValueError(
+        f"{where}: no string of this grammar has positive probability, so there is no posterior;"
+        f" {way_out}"
+    )
 
 
 def is_tensor(values: Any) -> bool:
@@ -92,17 +123,26 @@ def is_tensor(values: Any) -> bool:
 
 
 def checked_evidence(rhm: Any, evidence: Any) -> Evidence:
-    """Evidence of checked shape, from log-evidence if it is not in one of the other forms of `Evidence` already."""
+    """Evidence of checked shape, from log-evidence if it is not in one of the other forms of
+    `Evidence` already.
+    """
     if not isinstance(evidence, Evidence):
         return Evidence.of(floating_array(rhm, evidence))
     expected = (rhm.num_leaves,) if evidence.kind == SYMBOLS else (rhm.num_leaves, rhm.vocab_size)
     shape = evidence.values.shape  # with another one, the kernels would read beyond the end
-    expect(shape[1:] == expected, "shape of noisy strings", shape, f"(batch, {', '.join(map(str, expected))})")
+    expect(
+        shape[1:] == expected,
+        "shape of noisy strings",
+        shape,
+        f"(batch, {', '.join(map(str, expected))})",
+    )
     return evidence
 
 
 def floating_array(rhm: Any, values: Any) -> np.ndarray:
-    """Evidence as a numpy array of checked shape and type (at most float64), without a copy where possible."""
+    """Evidence as a numpy array of checked shape and type (at most float64), without a copy
+    where possible.
+    """
     if is_tensor(values):
         if str(values.dtype) == "torch.bfloat16":
             values = values.float()

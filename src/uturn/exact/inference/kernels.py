@@ -1,23 +1,28 @@
-"""Compiled belief propagation on tiles of LANES subtrees (Eq. 7, 16-19 of arXiv:2402.16991), in linear space.
+"""Compiled belief propagation on tiles of LANES subtrees (Eq. 7, 16-19 of arXiv:2402.16991), in
+linear space.
 
-A *band* is a range of tree levels; an *item* is one subtree spanning a band (of one sample); a *tile* is LANES items, one a
-lane. Inside a tile a message is a block `[symbol][lane]` of the workspace, so that every sum over rules is a sum of whole
-vectors held in registers. Nodes are visited depth first, so that what was just computed is still in the L1 cache.
+A *band* is a range of tree levels; an *item* is one subtree spanning a band (of one sample); a
+*tile* is LANES items, one a lane. Inside a tile a message is a block `[symbol][lane]` of the
+workspace, so that every sum over rules is a sum of whole vectors held in registers. Nodes are
+visited depth first, so that what was just computed is still in the L1 cache.
 
-Scaling. At every node the upward message, whose sum is z, is multiplied by the power of two that brings the sum into [1/2, 1):
-that is exact, so that the log-evidence collects no rounding from it. Downward messages are scaled so that
-`sum_x down[x] up[x] = 1`. Then `sum_x down_child[x] up_child[x]` is 1 / scale of the parent before scaling, and multiplying by
-the scale known from the upward pass makes it 1 again: `down * up` is the marginal, in one pass over the rules.
+Scaling. At every node the upward message, whose sum is z, is multiplied by the power of two that
+brings the sum into [1/2, 1): that is exact, so that the log-evidence collects no rounding from it.
+Downward messages are scaled so that `sum_x down[x] up[x] = 1`. Then `sum_x down_child[x]
+up_child[x]` is 1 / scale of the parent before scaling, and multiplying by the scale known from the
+upward pass makes it 1 again: `down * up` is the marginal, in one pass over the rules.
 
-Range. All terms are products of non-negative numbers, so relative errors stay at rounding size unless a number underflows.
-Whatever is below the smallest normal number (t = 1.2e-38 in float32) may be flushed to 0, as evidence, message or product.
-Upward, all factors are at most 1: a rule loses at most (s + 1) t, and a message, relative to its sum, `rules (s + 1) t / z`.
-Downward, a factor may be as large as the sum D of a downward message, where the two sides of a node contradict each other;
-a child's message, whose sum is at least 1, loses `rules (s + 1) t D / z`, and a marginal no more than that. Items with
-z < 1e-16 or D > 1e12 at some node (1e-150 and 1e140 in float64) are flagged and redone with a larger range; for all others
-the loss is below `rules (s + 1) 1.2e-10`, less than rounding. A message that overflows shows in D or in the sum of a marginal.
-A draw takes the rules of a symbol in proportion to their terms, whose sum must not be below 1e-26 (1e-280): else the draw
-is repeated in the larger range.
+Range. All terms are products of non-negative numbers, so relative errors stay at rounding size
+unless a number underflows. Whatever is below the smallest normal number (t = 1.2e-38 in float32)
+may be flushed to 0, as evidence, message or product. Upward, all factors are at most 1: a rule
+loses at most (s + 1) t, and a message, relative to its sum, `rules (s + 1) t / z`. Downward, a
+factor may be as large as the sum D of a downward message, where the two sides of a node contradict
+each other; a child's message, whose sum is at least 1, loses `rules (s + 1) t D / z`, and a
+marginal no more than that. Items with z < 1e-16 or D > 1e12 at some node (1e-150 and 1e140 in
+float64) are flagged and redone with a larger range; for all others the loss is below `rules (s + 1)
+1.2e-10`, less than rounding. A message that overflows shows in D or in the sum of a marginal. A
+draw takes the rules of a symbol in proportion to their terms, whose sum must not be below 1e-26
+(1e-280): else the draw is repeated in the larger range.
 """
 
 # mypy: ignore-errors
@@ -60,19 +65,25 @@ from uturn.exact.inference.simd import (
 
 OK, REDO, INVALID = 0, 1, 2  # status of an item
 _VECTORS = 9  # before the scales, see `_layout`
-FIXED_POINT = 2.0**32  # beliefs are added as integers: the sum does not depend on the order, and is off by 1e-10 a node at most
+# Beliefs are added as integers: the sum does not depend on the order, and is off by 1e-10 a node at
+# most.
+FIXED_POINT = 2.0**32
 
 # Symbols in the index arrays are multiplied by LANES: they are offsets into a message.
 Rules = namedtuple(
     "Rules",
-    "symbols multiplicity start uniform up_index up_weight down_start down_index down_weight class_probability",
+    "symbols multiplicity start uniform up_index up_weight down_start down_index down_weight"
+    " class_probability",
 )
 # All addresses are of memory; 0 = not wanted.
 Job = namedtuple(
     "Job",
-    "branching low high top items subtrees "  # levels of the band; is it the top band; number of items, and of a sample's
-    "source evidence factor root_out root_in leaf_out "  # read at the low level; messages exchanged with the bands around
-    "downward logs copies start",  # whether to go down; to write log totals; samples of an original (0: no beliefs); first sample
+    # Levels of the band; is it the top band; number of items, and of a sample's.
+    "branching low high top items subtrees "
+    # Read at the low level; messages exchanged with the bands around.
+    "source evidence factor root_out root_in leaf_out "
+    # Whether to go down; to write log totals; samples of an original (0: no beliefs); first sample.
+    "downward logs copies start",
 )
 Limits = namedtuple("Limits", "smallest_z largest_down smallest_weight")  # see Range above
 
@@ -81,7 +92,9 @@ _options = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 @njit(**_options)
 def _read_rows(ws, target, columns, address, item_bytes, first, last):
-    """Read a message of LANES items from memory rows into a tile block; lanes beyond the last item repeat it."""
+    """Read a message of LANES items from memory rows into a tile block; lanes beyond the last
+    item repeat it.
+    """
     size = size_of(ws)
     per_line = 64 // size
     whole = columns // per_line * per_line
@@ -106,9 +119,13 @@ def _write_rows(ws, source, scale, columns, address, item_bytes, first, last):
         for x in range(0, whole, per_line):
             at = source + x * LANES + lane
             if stream:
-                stream_block(ws, at, scale + lane, address + x * size, item_bytes, first + lane, last)
+                stream_block(
+                    ws, at, scale + lane, address + x * size, item_bytes, first + lane, last
+                )
             else:
-                write_block(ws, at, scale + lane, address + x * size, item_bytes, first + lane, last)
+                write_block(
+                    ws, at, scale + lane, address + x * size, item_bytes, first + lane, last
+                )
     for lane in range(min(LANES, last - first + 1) if whole < columns else 0):
         row = address + (first + lane) * item_bytes
         for x in range(whole, columns):
@@ -117,7 +134,9 @@ def _write_rows(ws, source, scale, columns, address, item_bytes, first, last):
 
 @njit(**_options)
 def _exponentiate(ws, block, columns, highest, sums):
-    """Turn log-evidence into evidence with largest entry 1, in place; store the largest log and the sum."""
+    """Turn log-evidence into evidence with largest entry 1, in place; store the largest log and
+    the sum.
+    """
     top = load(ws, block)
     for x in range(1, columns):
         top = largest(load(ws, block + x * LANES), top)
@@ -132,7 +151,9 @@ def _exponentiate(ws, block, columns, highest, sums):
 
 @njit(**_options)
 def _read_factor(ws, vectors, job, first, last):
-    """The factor of the evidence of every lane, and for symbols the evidence of those not observed."""
+    """The factor of the evidence of every lane, and for symbols the evidence of those not
+    observed.
+    """
     factor = vectors + 8 * LANES
     for lane in range(LANES):
         sample = min(first + lane, last) // job.subtrees
@@ -158,7 +179,9 @@ def _scale(ws, block, columns, factor):
 
 @njit(**_options)
 def _read_symbols(ws, one, block, columns, factor, spare, address, item_bytes, first, last):
-    """Evidence of observed symbols: 1 for the symbol itself (for all if it is -1), the factor for the others."""
+    """Evidence of observed symbols: 1 for the symbol itself (for all if it is -1), the factor
+    for the others.
+    """
     nothing = np.int64(0)
     for lane in range(LANES):
         symbol = read_number(nothing, address + min(first + lane, last) * item_bytes)
@@ -174,7 +197,9 @@ def _read_symbols(ws, one, block, columns, factor, spare, address, item_bytes, f
 
 @njit(**_options)
 def _up_node(ws, zero, left, slot, out, scale, sums, low, s, n, m, start, uniform, index, weight):
-    """Compute the upward message of a node from those of its children, its scale and its sum; `low`: smallest z of the tile."""
+    """Compute the upward message of a node from those of its children, its scale and its sum;
+    `low`: smallest z of the tile.
+    """
     zeros = splat(zero)
     total = zeros
     right = left + slot
@@ -185,11 +210,17 @@ def _up_node(ws, zero, left, slot, out, scale, sums, low, s, n, m, start, unifor
         if s == 2 and uniform:
             b = zeros
             while k + 2 <= end:
-                a = multiply_add(load(ws, left + index[2 * k]), load(ws, right + index[2 * k + 1]), a)
-                b = multiply_add(load(ws, left + index[2 * k + 2]), load(ws, right + index[2 * k + 3]), b)
+                a = multiply_add(
+                    load(ws, left + index[2 * k]), load(ws, right + index[2 * k + 1]), a
+                )
+                b = multiply_add(
+                    load(ws, left + index[2 * k + 2]), load(ws, right + index[2 * k + 3]), b
+                )
                 k += 2
             if k < end:
-                a = multiply_add(load(ws, left + index[2 * k]), load(ws, right + index[2 * k + 1]), a)
+                a = multiply_add(
+                    load(ws, left + index[2 * k]), load(ws, right + index[2 * k + 1]), a
+                )
             a = add(a, b)
         else:
             while k < end:
@@ -214,7 +245,8 @@ def _up_node(ws, zero, left, slot, out, scale, sums, low, s, n, m, start, unifor
 def _down_child(
     ws, zero, left, slot, i, above, scale, down, keep, marginal, sums, totals, s, v, row, uniform, start, index, weight
 ):  # fmt: skip
-    """Compute the downward message of child i, and the sums over symbols of it and of its marginal (`totals`, `sums`).
+    """Compute the downward message of child i, and the sums over symbols of it and of its marginal
+    (`totals`, `sums`).
 
     The marginal is stored if `keep`.
     """
@@ -230,11 +262,17 @@ def _down_child(
         if s == 2 and uniform:
             b = zeros
             while k + 2 <= end:
-                a = multiply_add(load(ws, above + index[2 * k]), load(ws, sibling + index[2 * k + 1]), a)
-                b = multiply_add(load(ws, above + index[2 * k + 2]), load(ws, sibling + index[2 * k + 3]), b)
+                a = multiply_add(
+                    load(ws, above + index[2 * k]), load(ws, sibling + index[2 * k + 1]), a
+                )
+                b = multiply_add(
+                    load(ws, above + index[2 * k + 2]), load(ws, sibling + index[2 * k + 3]), b
+                )
                 k += 2
             if k < end:
-                a = multiply_add(load(ws, above + index[2 * k]), load(ws, sibling + index[2 * k + 1]), a)
+                a = multiply_add(
+                    load(ws, above + index[2 * k]), load(ws, sibling + index[2 * k + 1]), a
+                )
             a = add(a, b)
         else:
             while k < end:
@@ -271,10 +309,12 @@ def _accumulate_deviation(ws, one, value, into):
 
 @njit(**_options)
 def _add_beliefs(ws, up, down, over, truth, origin, place, nodes, node, beliefs):
-    """Add the marginal of one node at the true symbol of each lane, `up * down * over`, to `beliefs`.
+    """Add the marginal of one node at the true symbol of each lane, `up * down * over`, to
+    `beliefs`.
 
-    `truth`: address of the true symbols of a tree level, int64 (originals, subtrees, nodes). `origin`, `place`: number of the
-    first subtree of the lane's original, and of the lane's subtree after it.
+    `truth`: address of the true symbols of a tree level, int64 (originals, subtrees, nodes).
+    `origin`, `place`: number of the first subtree of the lane's original, and of the lane's subtree
+    after it.
     """
     nothing = np.int64(0)
     for lane in range(LANES):
@@ -286,14 +326,22 @@ def _add_beliefs(ws, up, down, over, truth, origin, place, nodes, node, beliefs)
 
 @njit(**_options)
 def upward_tile(ws, one, first, base, slot, vectors, rules, job, upward, log_sum):
-    """Upward pass of a tile. Blocks: leaves first, level by level. Writes wanted upward messages."""
+    """Upward pass of a tile. Blocks: leaves first, level by level. Writes wanted upward
+    messages.
+    """
     s, low, high, last = job.branching, job.low, job.high, job.items - 1
     zero = one - one
     height = high - low
     leaves = s**height
     v = rules.symbols[low]
     row_bytes = v * size_of(ws)
-    unit, least, sums, highest, spare = vectors, vectors + LANES, vectors + 2 * LANES, vectors + 3 * LANES, vectors + 4 * LANES
+    unit, least, sums, highest, spare = (
+        vectors,
+        vectors + LANES,
+        vectors + 2 * LANES,
+        vectors + 3 * LANES,
+        vectors + 4 * LANES,
+    )
     scales, factor = vectors + _VECTORS * LANES, vectors + 8 * LANES
     store(ws, unit, splat(one))
     store(ws, least, splat(one))
@@ -306,9 +354,13 @@ def upward_tile(ws, one, first, base, slot, vectors, rules, job, upward, log_sum
             leaf = node * s + i
             block = base[0] + leaf * slot
             if job.evidence == SYMBOLS:
-                _read_symbols(ws, one, block, v, factor, spare, job.source + leaf * 8, leaves * 8, first, last)
+                _read_symbols(
+                    ws, one, block, v, factor, spare, job.source + leaf * 8, leaves * 8, first, last
+                )
             else:
-                _read_rows(ws, block, v, job.source + leaf * row_bytes, leaves * row_bytes, first, last)
+                _read_rows(
+                    ws, block, v, job.source + leaf * row_bytes, leaves * row_bytes, first, last
+                )
             if job.evidence == SCALED:
                 _scale(ws, block, v, factor)
             if job.evidence == LOG or job.evidence == SCALED:
@@ -363,13 +415,20 @@ def downward_tile(
     ws, one, first, base, slot, vectors, stack, rules, job, marginals, downward, truth, origin, place,
     beliefs
 ):  # fmt: skip
-    """Downward pass of a tile, depth first: the messages of a node's s children share one slot a level of the stack."""
+    """Downward pass of a tile, depth first: the messages of a node's s children share one slot a
+    level of the stack.
+    """
     s, low, high, last = job.branching, job.low, job.high, job.items - 1
     zero = one - one
     height = high - low
     leaves = s**height
     v = rules.symbols[low]
-    unit, deviation, sums, totals = vectors, vectors + 5 * LANES, vectors + 6 * LANES, vectors + 7 * LANES
+    unit, deviation, sums, totals = (
+        vectors,
+        vectors + 5 * LANES,
+        vectors + 6 * LANES,
+        vectors + 7 * LANES,
+    )
     scales = vectors + _VECTORS * LANES
     marginal, most = stack[0], vectors + 3 * LANES
     store(ws, deviation, splat(zero))
@@ -444,11 +503,12 @@ def _rule_pointers(tables):
 
 @njit(**_options)
 def _layout(s, height, columns):
-    """Offsets in the workspace: node messages by level, vectors, and the stack of downward messages; the end.
+    """Offsets in the workspace: node messages by level, vectors, and the stack of downward
+    messages; the end.
 
-    vectors: ones, smallest z, sum of the leaves' sums, top, spare, deviation, sum of a marginal, sum of a downward message,
-    factor of the evidence; then the scale of every inner node. stack: a block for marginals, the s children's messages at
-    heights 1..height, the root's.
+    vectors: ones, smallest z, sum of the leaves' sums, top, spare, deviation, sum of a marginal,
+    sum of a downward message, factor of the evidence; then the scale of every inner node. stack: a
+    block for marginals, the s children's messages at heights 1..height, the root's.
     """
     slot = columns * LANES
     base, stack = np.empty(height + 1, np.int64), np.empty(height + 2, np.int64)
@@ -477,10 +537,11 @@ def run_tiles(
 ):  # fmt: skip
     """Belief propagation on the tiles first_tile .. last_tile - 1 of a band.
 
-    `workspace`: that of this thread. `upward`, `marginals`, `downward`: addresses of the outputs, by level. `truth`: addresses of
-    the true symbols, int64 (originals, nodes), by level, if `job.copies` samples belong to each original.
-    Written for each item: `logs`, the log of the total divisor of its messages; `beliefs` (levels of the band, items), the
-    marginals at the true symbols, added over nodes, in fixed point; and `status`, OK, REDO or INVALID.
+    `workspace`: that of this thread. `upward`, `marginals`, `downward`: addresses of the outputs,
+    by level. `truth`: addresses of the true symbols, int64 (originals, nodes), by level, if
+    `job.copies` samples belong to each original. Written for each item: `logs`, the log of the
+    total divisor of its messages; `beliefs` (levels of the band, items), the marginals at the true
+    symbols, added over nodes, in fixed point; and `status`, OK, REDO or INVALID.
     """
     s, low, high = job.branching, job.low, job.high
     height = high - low
@@ -549,7 +610,8 @@ def run_tiles(
             if job.copies != 0:
                 for k in range(height + 1):
                     beliefs[k, first + lane] = believed[k * LANES + lane]
-    # Pointers do not keep their arrays alive, so the arrays are used here, after the last use of the pointers.
+    # Pointers do not keep their arrays alive, so the arrays are used here, after the last use of
+    # the pointers.
     sums_array[0] = origin_array[0] + place_array[0]
     restore_denormals(before)
 
@@ -567,10 +629,28 @@ def _term(ws, children, slot, s, rule, uniform, index, weight):
 
 
 @njit(**_options)
-def _draw_rules(ws, node, children, slot, scale, s, m, start, uniform, index, weight, symbols, uniforms, totals, choice):
-    """Draw a rule for the symbol of each lane with probability ~ p(rule) prod_i up_i[x_i]; its row into `choice`.
+def _draw_rules(
+    ws,
+    node,
+    children,
+    slot,
+    scale,
+    s,
+    m,
+    start,
+    uniform,
+    index,
+    weight,
+    symbols,
+    uniforms,
+    totals,
+    choice,
+):
+    """Draw a rule for the symbol of each lane with probability ~ p(rule) prod_i up_i[x_i]; its row
+    into `choice`.
 
-    The upward message of the node is the sum of these terms, times `scale`: into `totals` without the scale.
+    The upward message of the node is the sum of these terms, times `scale`: into `totals` without
+    the scale.
     """
     for lane in range(LANES):
         total = np.float64(ws[node + symbols[lane] * LANES + lane]) / np.float64(ws[scale + lane])
@@ -580,10 +660,14 @@ def _draw_rules(ws, node, children, slot, scale, s, m, start, uniform, index, we
         below, chosen = 0.0, first
         for rule in range(first, first + m):
             below += np.float64(_term(ws, children + lane, slot, s, rule, uniform, index, weight))
-            chosen += 1 if below <= target else 0  # the number of partial sums that are not above the target
+            # The number of partial sums that are not above the target.
+            chosen += 1 if below <= target else 0
         if chosen == first + m:  # rounding put the target above the last partial sum
             chosen -= 1
-            while chosen > first and _term(ws, children + lane, slot, s, chosen, uniform, index, weight) == 0.0:
+            while (
+                chosen > first
+                and _term(ws, children + lane, slot, s, chosen, uniform, index, weight) == 0.0
+            ):
                 chosen -= 1
         choice[lane] = chosen
 
@@ -600,11 +684,13 @@ def _uniforms(streams, offset, first, nodes, uniforms):
 def sample_tiles(
     first_tile, last_tile, workspace, one, limits, tables, job, keys, numbers, draw_items, out, status
 ):  # fmt: skip
-    """Draw the nodes of a band below its root from the posterior (and the root's symbol, in the top band).
+    """Draw the nodes of a band below its root from the posterior (and the root's symbol, in the top
+    band).
 
-    `out`: addresses, by level, of int64 arrays (draws, samples, nodes); draws are `draw_items` items apart. A random number is a
-    function of the sample's key, the draw's number (in `numbers`) and the node's number in the tree, counted level by level from
-    the root (0 is for the root's symbol).
+    `out`: addresses, by level, of int64 arrays (draws, samples, nodes); draws are `draw_items`
+    items apart. A random number is a function of the sample's key, the draw's number (in `numbers`)
+    and the node's number in the tree, counted level by level from the root (0 is for the root's
+    symbol).
     """
     s, low, high = job.branching, job.low, job.high
     height = high - low
@@ -642,13 +728,17 @@ def sample_tiles(
                 for lane in range(count):
                     total = 0.0
                     for y in range(n):
-                        total += np.float64(ws[base[height] + y * LANES + lane] * rules.class_probability[y])
+                        total += np.float64(
+                            ws[base[height] + y * LANES + lane] * rules.class_probability[y]
+                        )
                     if not total >= limits.smallest_weight:
                         status[first + lane] = max(status[first + lane], REDO)
                     target = total * uniform_at(streams[lane], np.uint64(0))
                     partial, chosen = 0.0, 0
                     for y in range(n):
-                        weight = np.float64(ws[base[height] + y * LANES + lane] * rules.class_probability[y])
+                        weight = np.float64(
+                            ws[base[height] + y * LANES + lane] * rules.class_probability[y]
+                        )
                         if weight > 0.0:
                             partial += weight
                             chosen = y
@@ -660,7 +750,8 @@ def sample_tiles(
                 level = low + k
                 m = rules.multiplicity[level]
                 uniform = rules.uniform[level] != 0
-                above = 1 + (subtrees * nodes - 1) // (s - 1)  # nodes above this level, and the root's symbol
+                # Nodes above this level, and the root's symbol.
+                above = 1 + (subtrees * nodes - 1) // (s - 1)
                 for node in range(nodes):
                     for lane in range(LANES):
                         at = min(lane, count - 1)
@@ -676,8 +767,19 @@ def sample_tiles(
                             status[first + lane] = max(status[first + lane], REDO)
                         address = out[level - 1] + ((row + lane) * nodes + node) * s * 8
                         for i in range(s):
-                            write_number(np.int64(rules.up_index[s * choice[lane] + i]) // LANES, address + i * 8)
+                            write_number(
+                                np.int64(rules.up_index[s * choice[lane] + i]) // LANES,
+                                address + i * 8,
+                            )
                 nodes *= s
-        # Pointers do not keep their arrays alive, so the arrays are used here, after the last use of the pointers.
-        log_sum[0] = uniforms[0] + cumulative[0] + symbols_array[0] + choice_array[0] + offset[0] + np.float64(streams[0])
+        # Pointers do not keep their arrays alive, so the arrays are used here, after the last use
+        # of the pointers.
+        log_sum[0] = (
+            uniforms[0]
+            + cumulative[0]
+            + symbols_array[0]
+            + choice_array[0]
+            + offset[0]
+            + np.float64(streams[0])
+        )
     restore_denormals(before)

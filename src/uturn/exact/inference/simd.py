@@ -1,10 +1,12 @@
 """A vector of LANES numbers as a numba type, with the few operations belief propagation needs.
 
-LLVM compiles a 32-lane vector to whatever the machine has (two AVX-512 registers, four AVX2 registers, eight NEON ones), so
-sums over rules stay in registers, without relying on the auto-vectoriser. All arithmetic is done per lane: a lane's result
-does not depend on its place in the vector or on its neighbours.
+LLVM compiles a 32-lane vector to whatever the machine has (two AVX-512 registers, four AVX2
+registers, eight NEON ones), so sums over rules stay in registers, without relying on the
+auto-vectoriser. All arithmetic is done per lane: a lane's result does not depend on its place in
+the vector or on its neighbours.
 
-After a change here, delete numba's cache of kernels.py (__pycache__/*.nbi): numba compares the date of that file only.
+After a change here, delete numba's cache of kernels.py (__pycache__/*.nbi): numba compares the date
+of that file only.
 """
 
 # mypy: ignore-errors
@@ -66,13 +68,16 @@ def _pointer(builder, data, offset, pointee):
 def _operation(builder, name, vector, arguments):
     suffix = f"v{vector.count}f{32 if isinstance(vector.element, ir.FloatType) else 64}"
     function = ir.FunctionType(vector, [vector] * len(arguments))
-    return builder.call(builder.module.declare_intrinsic(f"{name}.{suffix}", fnty=function), arguments)
+    return builder.call(
+        builder.module.declare_intrinsic(f"{name}.{suffix}", fnty=function), arguments
+    )
 
 
 @intrinsic
 def pointer(typing_context, array):
-    """The data pointer of an array. The kernels work on pointers because numba counts references of arrays with atomic
-    operations at every call, which wait for all pending stores."""
+    """The data pointer of an array. The kernels work on pointers because numba counts references
+    of arrays with atomic operations at every call, which wait for all pending stores.
+    """
 
     def codegen(context, builder, signature, arguments):
         return context.make_array(signature.args[0])(context, builder, value=arguments[0]).data
@@ -82,7 +87,9 @@ def pointer(typing_context, array):
 
 @intrinsic
 def pointer_at(typing_context, array, offset):
-    return array(array, types.uint64), lambda context, builder, signature, arguments: builder.gep(arguments[0], [arguments[1]])
+    return array(array, types.uint64), lambda context, builder, signature, arguments: builder.gep(
+        arguments[0], [arguments[1]]
+    )
 
 
 @intrinsic
@@ -94,7 +101,9 @@ def size_of(typing_context, array):
 
 @intrinsic
 def load(typing_context, array, offset):
-    """The vector at array[offset : offset + LANES]; offset must be a multiple of LANES, the pointer 64-byte aligned."""
+    """The vector at array[offset : offset + LANES]; offset must be a multiple of LANES, the
+    pointer 64-byte aligned.
+    """
 
     def codegen(context, builder, signature, arguments):
         vector = context.get_value_type(signature.return_type)
@@ -121,9 +130,13 @@ def splat(typing_context, number):
 
     def codegen(context, builder, signature, arguments):
         vector = context.get_value_type(signature.return_type)
-        one = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[0], ir.IntType(32)(0))
+        one = builder.insert_element(
+            ir.Constant(vector, ir.Undefined), arguments[0], ir.IntType(32)(0)
+        )
         return builder.shuffle_vector(
-            one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
+            one,
+            ir.Constant(vector, ir.Undefined),
+            ir.Constant(ir.VectorType(ir.IntType(32), LANES), None),
         )
 
     return VectorType(number)(number), codegen
@@ -163,7 +176,9 @@ def power_of_two_over(typing_context, x):
 
     def codegen(context, builder, signature, arguments):
         integers = ir.VectorType(ir.IntType(bits), LANES)
-        exponent = builder.and_(builder.bitcast(arguments[0], integers), _constant(integers, (2 * bias + 1) << mantissa))
+        exponent = builder.and_(
+            builder.bitcast(arguments[0], integers), _constant(integers, (2 * bias + 1) << mantissa)
+        )
         scale = builder.sub(_constant(integers, (2 * bias - 1) << mantissa), exponent)
         return builder.bitcast(scale, arguments[0].type)
 
@@ -172,7 +187,8 @@ def power_of_two_over(typing_context, x):
 
 @intrinsic
 def exp_nonpositive(typing_context, x):
-    """exp(x) for x <= 0 to within 1.5 units in the last place; 0 where it would be denormal; NaN for NaN.
+    """exp(x) for x <= 0 to within 1.5 units in the last place; 0 where it would be denormal; NaN
+    for NaN.
 
     x = n log 2 + r with |r| <= log(2)/2; a polynomial in r; 2**n through the exponent bits.
     """
@@ -180,7 +196,8 @@ def exp_nonpositive(typing_context, x):
     bits, mantissa, one = (32, 23, 0x3F800000) if single else (64, 52, 0x3FF0000000000000)
     high, low = LOG2_SINGLE if single else LOG2_DOUBLE
     lowest = -87.33 if single else -708.39
-    # In float32 the polynomial of degree 6 with the smallest relative error (2e-9), in float64 the Taylor series.
+    # In float32 the polynomial of degree 6 with the smallest relative error (2e-9), in float64 the
+    # Taylor series.
     coefficients = _EXP_SINGLE if single else [1 / math.factorial(k) for k in range(14)]
 
     def codegen(context, builder, signature, arguments):
@@ -210,7 +227,9 @@ def exp_nonpositive(typing_context, x):
 
 
 def _shuffle(builder, a, b, indices):
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), [ir.IntType(32)(i) for i in indices])
+    mask = ir.Constant(
+        ir.VectorType(ir.IntType(32), len(indices)), [ir.IntType(32)(i) for i in indices]
+    )
     return builder.shuffle_vector(a, b, mask)
 
 
@@ -219,7 +238,9 @@ def _line_type(kind):
 
 
 def _transpose(builder, rows):
-    """Transpose a square block: swap the off-diagonal quarters of all blocks of size 2d, for d = half the size .. 1."""
+    """Transpose a square block: swap the off-diagonal quarters of all blocks of size 2d, for d =
+    half the size .. 1.
+    """
     size = len(rows)
     rows, d = list(rows), size // 2
     while d:
@@ -228,24 +249,33 @@ def _transpose(builder, rows):
         for i in range(size):
             if not i & d:
                 a, b = rows[i], rows[i + d]
-                rows[i], rows[i + d] = _shuffle(builder, a, b, first), _shuffle(builder, a, b, second)
+                rows[i], rows[i + d] = (
+                    _shuffle(builder, a, b, first),
+                    _shuffle(builder, a, b, second),
+                )
         d //= 2
     return rows
 
 
 def _row_pointers(builder, line, address, item_bytes, first, last):
-    """Pointers to one line of as many successive items as it has numbers; items beyond the last are the last."""
+    """Pointers to one line of as many successive items as it has numbers; items beyond the last
+    are the last.
+    """
     for lane in range(line.count):
         item = builder.add(first, first.type(lane))
         item = builder.select(builder.icmp_signed("<", item, last), item, last)
-        yield builder.inttoptr(builder.add(address, builder.mul(item, item_bytes)), line.as_pointer())
+        yield builder.inttoptr(
+            builder.add(address, builder.mul(item, item_bytes)), line.as_pointer()
+        )
 
 
 @intrinsic
 def read_block(typing_context, array, target, address, item_bytes, first, last, ahead):
-    """One cache line each of the items first, first + 1, .., turned: column c goes to array[target + c * LANES:].
+    """One cache line each of the items first, first + 1, .., turned: column c goes to array[target
+    + c * LANES:].
 
-    Item i is at `address + i * item_bytes`; `ahead` bytes further on is what will be read next time.
+    Item i is at `address + i * item_bytes`; `ahead` bytes further on is what will be read next
+    time.
     """
 
     def codegen(context, builder, signature, arguments):
@@ -253,7 +283,8 @@ def read_block(typing_context, array, target, address, item_bytes, first, last, 
         line = _line_type(signature.args[0])
         word = ir.IntType(32)
         prefetch = builder.module.declare_intrinsic(
-            "llvm.prefetch.p0", fnty=ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), word, word, word])
+            "llvm.prefetch.p0",
+            fnty=ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), word, word, word]),
         )
         rows = []
         for pointer in _row_pointers(builder, line, address, item_bytes, first, last):
@@ -284,7 +315,9 @@ def _block_writer(streaming):
             for row, pointer in zip(_transpose(builder, columns), pointers, strict=True):
                 instruction = builder.store(row, pointer, align=_LINE if streaming else 4)
                 if streaming:
-                    instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+                    instruction.set_metadata(
+                        "nontemporal", builder.module.add_metadata([ir.IntType(32)(1)])
+                    )
             return context.get_dummy_value()
 
         return types.void(array, *[types.int64] * 6), codegen
@@ -292,9 +325,11 @@ def _block_writer(streaming):
     return write
 
 
-# The reverse of read_block, scaled by the numbers at array[scale:]. Lanes beyond the last item hold its copies.
+# The reverse of read_block, scaled by the numbers at array[scale:]. Lanes beyond the last item hold
+# its copies.
 write_block = _block_writer(False)
-stream_block = _block_writer(True)  # past the caches (no read for ownership); every address is a multiple of 64
+# Past the caches (no read for ownership); every address is a multiple of 64.
+stream_block = _block_writer(True)
 
 
 @intrinsic
@@ -322,12 +357,17 @@ _FLUSH = 0x8040  # MXCSR: flush denormal results to zero, treat denormal operand
 
 def _control_word(builder, name, pointer):
     function = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()])
-    builder.call(builder.module.declare_intrinsic(name, fnty=function), [builder.bitcast(pointer, ir.IntType(8).as_pointer())])
+    builder.call(
+        builder.module.declare_intrinsic(name, fnty=function),
+        [builder.bitcast(pointer, ir.IntType(8).as_pointer())],
+    )
 
 
 @intrinsic
 def flush_denormals(typing_context):
-    """Make this thread flush denormals, which cost 10 to 30 times a normal number on x86; the former state for `restore`."""
+    """Make this thread flush denormals, which cost 10 to 30 times a normal number on x86; the
+    former state for `restore`.
+    """
 
     def codegen(context, builder, signature, arguments):
         word = ir.IntType(32)

@@ -1,1 +1,3 @@
-"""Diffusion models and classifiers of images, from files of other libraries and from user-defined functions."""
+"""Diffusion models and classifiers of images, from files of other libraries and from
+user-defined functions.
+"""

@@ -1,4 +1,6 @@
-"""CLIP models of transformers (arXiv:2103.00020): image encoders, and classifiers whose classes are texts ("zero-shot")."""
+"""CLIP models of transformers (arXiv:2103.00020): image encoders, and classifiers whose classes
+are texts ("zero-shot").
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,18 @@ _TEXTS_AT_ONCE = 64
 class ClipImages(nn.Module):
     """The image tower of a CLIP model: preprocessed images to projected embeddings (batch, dim).
 
-    With `classes` (num_classes, dim), embeddings from `ClipTexts`, it returns logits (batch, num_classes): the cosine of the
-    embeddings of image and text, times the learned scale.
+    With `classes` (num_classes, dim), embeddings from `ClipTexts`, it returns logits (batch,
+    num_classes): the cosine of the embeddings of image and text, times the learned scale.
     """
 
     classes: torch.Tensor | None
 
-    def __init__(self, vision_model: nn.Module, visual_projection: nn.Module, classes: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        vision_model: nn.Module,
+        visual_projection: nn.Module,
+        classes: torch.Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.vision_model, self.visual_projection = vision_model, visual_projection
         self.register_buffer("classes", classes)
@@ -34,70 +41,112 @@ class ClipImages(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         embedding = self.visual_projection(self.vision_model(pixel_values=images).pooler_output)
-        return embedding if self.classes is None else nn.functional.normalize(embedding, dim=-1) @ self.classes.T
+        return (
+            embedding
+            if self.classes is None
+            else nn.functional.normalize(embedding, dim=-1) @ self.classes.T
+        )
 
     def with_classes(self, classes: torch.Tensor) -> ClipImages:
         return ClipImages(self.vision_model, self.visual_projection, classes).eval()
 
 
 class ClipTexts(nn.Module):
-    """The text tower of a CLIP model with its projection, its tokenizer and the scale of its logits."""
+    """The text tower of a CLIP model with its projection, its tokenizer and the scale of its
+    logits.
+    """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__()
-        self.text_model, self.text_projection, self.logit_scale = model.text_model, model.text_projection, model.logit_scale
+        self.text_model, self.text_projection, self.logit_scale = (
+            model.text_model,
+            model.text_projection,
+            model.logit_scale,
+        )
         self.tokenizer = tokenizer
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """Embeddings of texts (len(texts), dim), with the scale of the logits as their norm."""
         most = self.text_model.config.max_position_embeddings
         for number, text in enumerate(texts):
-            fits = text.strip() and text not in texts[:number] and len(self.tokenizer(text)["input_ids"]) <= most
+            fits = (
+                text.strip()
+                and text not in texts[:number]
+                and len(self.tokenizer(text)["input_ids"]) <= most
+            )
             expect(fits, f"class {number}", text, f"a text of its own, of at most {most} tokens")
         expect(len(texts) > 1, "number of texts", len(texts), "one for each class, two or more")
-        embeddings = [self._embeddings(texts[k : k + _TEXTS_AT_ONCE]) for k in range(0, len(texts), _TEXTS_AT_ONCE)]
+        embeddings = [
+            self._embeddings(texts[k : k + _TEXTS_AT_ONCE])
+            for k in range(0, len(texts), _TEXTS_AT_ONCE)
+        ]
         return self.logit_scale.exp() * nn.functional.normalize(torch.cat(embeddings), dim=-1)
 
     @torch.no_grad()
     def _embeddings(self, texts: Sequence[str]) -> torch.Tensor:
-        tokens = self.tokenizer(list(texts), padding=True, return_tensors="pt").to(self.logit_scale.device)
-        pooled = self.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
+        tokens = self.tokenizer(list(texts), padding=True, return_tensors="pt").to(
+            self.logit_scale.device
+        )
+        pooled = self.text_model(
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+        ).pooler_output
         return self.text_projection(pooled)
 
 
 def load_clip(name: str) -> tuple[ClipImages, ClipTexts, Callable[[torch.Tensor], torch.Tensor]]:
-    """The towers of a `transformers.CLIPModel` in float32, and the transforms of its images in [0, 1]; from a folder or a hub."""
+    """The towers of a `transformers.CLIPModel` in float32, and the transforms of its images in
+    [0, 1]; from a folder or a hub.
+    """
     where = f"classifier = 'clip:{name}'"
     transformers = library("transformers", where)
     library("torchvision", where, "images")
     is_name = name and (Path(name).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+", name))
     known = "a folder of transformers.CLIPModel, or its name on a hub, OWNER/NAME; no such folder"
     expect(is_name, "classifier", f"clip:{name}", known)
-    with reading(where, "expected a folder that CLIPModel and its tokenizer were saved to, or the name of such a model on a hub"):
+    with reading(
+        where,
+        "expected a folder that CLIPModel and its tokenizer were saved to, or the name of such a"
+        " model on a hub",
+    ):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         expect(config.model_type == "clip", "model_type", config.model_type, "'clip'")
         model, loading = transformers.CLIPModel.from_pretrained(name, output_loading_info=True)
-        expect(not loading["missing_keys"], "missing weights", sorted(map(str, loading["missing_keys"])), "none")
+        expect(
+            not loading["missing_keys"],
+            "missing weights",
+            sorted(map(str, loading["missing_keys"])),
+            "none",
+        )
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         transforms = _transforms(name, model.config.vision_config.image_size)
     model = model.float().eval()
-    return ClipImages(model.vision_model, model.visual_projection), ClipTexts(model, tokenizer), transforms
+    return (
+        ClipImages(model.vision_model, model.visual_projection),
+        ClipTexts(model, tokenizer),
+        transforms,
+    )
 
 
 def _transforms(name: str, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Resizing, crop and normalisation from `preprocessor_config.json`, or those of OpenAI's models without this file."""
+    """Resizing, crop and normalisation from `preprocessor_config.json`, or those of OpenAI's
+    models without this file.
+    """
     from torchvision import transforms
     from transformers import CLIPImageProcessor
 
     if Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").exists():
-        processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+        processor = CLIPImageProcessor(
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+        )
     else:
         processor = CLIPImageProcessor.from_pretrained(name)
     edge, crop = dict(processor.size), dict(processor.crop_size)
     resized = edge.get("shortest_edge") or (edge["height"], edge["width"])
     resize = transforms.Resize(resized, transforms.InterpolationMode.BICUBIC, antialias=True)
     cropped = transforms.CenterCrop((crop["height"], crop["width"]))
-    return transforms.Compose([resize, cropped, transforms.Normalize(processor.image_mean, processor.image_std)])
+    return transforms.Compose(
+        [resize, cropped, transforms.Normalize(processor.image_mean, processor.image_std)]
+    )
 
 
 TEMPLATE = "a photo of a {}"
@@ -106,13 +155,21 @@ TEMPLATE = "a photo of a {}"
 def class_texts(prompts: str | None, names: Sequence[str] | None) -> tuple[str, ...] | None:
     """A text for each class; None if there are neither prompts nor at least two names.
 
-    `prompts`: a template, in which {} is replaced by the name of a class, with spaces for underscores; by default `TEMPLATE`. Or
-    a file with one text on each line.
+    `prompts`: a template, in which {} is replaced by the name of a class, with spaces for
+    underscores; by default `TEMPLATE`. Or a file with one text on each line.
     """
     if prompts is not None and "{}" not in prompts:
-        with reading(f"class_prompts = {prompts!r}", "expected a file, one text a line, or a template with {} for the class"):
+        with reading(
+            f"class_prompts = {prompts!r}",
+            "expected a file, one text a line, or a template with {} for the class",
+        ):
             return tuple(line.strip() for line in read_text(prompts).rstrip().split("\n"))
-    expect(prompts is None or names is not None, "class_prompts", prompts, "a file, one text a line, as classes have no names")
+    expect(
+        prompts is None or names is not None,
+        "class_prompts",
+        prompts,
+        "a file, one text a line, as classes have no names",
+    )
     if names is None or (prompts is None and len(names) < 2):
         return None
     return tuple((prompts or TEMPLATE).replace("{}", name.replace("_", " ")) for name in names)

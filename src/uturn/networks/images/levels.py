@@ -1,4 +1,6 @@
-"""Signal and noise of a scheduler by its timestep, or by their ratio, as samplers of deepinv call a diffusion model."""
+"""Signal and noise of a scheduler by its timestep, or by their ratio, as samplers of deepinv
+call a diffusion model.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,12 @@ _ROUNDING = 1e-3  # relative; a sampler computes the ends of the range in its ow
 
 
 class Levels(nn.Module):
-    """a and s of x_t = a x_0 + s n of a scheduler, in its units; ValueError if it has none that a timestep determines (EDM).
+    """a and s of x_t = a x_0 + s n of a scheduler, in its units; ValueError if it has none that a
+    timestep determines (EDM).
 
-    Between whole timesteps s / a is interpolated linearly, as diffusers does. For flow matching a + s = 1, and s is proportional
-    to the timestep. `ratios`: finite s / a of the timesteps of training, (levels,), ascending; pure noise at the end is left out.
+    Between whole timesteps s / a is interpolated linearly, as diffusers does. For flow matching a +
+    s = 1, and s is proportional to the timestep. `ratios`: finite s / a of the timesteps of
+    training, (levels,), ascending; pure noise at the end is left out.
     """
 
     ratios: torch.Tensor
@@ -32,8 +36,13 @@ class Levels(nn.Module):
                 s = type(scheduler).from_config(scheduler.config).sigmas.flip(0).double()
             ratios = s[(s > 0) & (s < 1)] / (1 - s[(s > 0) & (s < 1)])  # s = 1 is pure noise
         else:
-            known = "one with alphas_cumprod, such as DDPMScheduler, or flow matching, so that its noise has a standard deviation"
-            expect(hasattr(scheduler, "alphas_cumprod"), "scheduler", type(scheduler).__name__, known)
+            known = (
+                "one with alphas_cumprod, such as DDPMScheduler, or flow matching, so that its"
+                " noise has a standard deviation"
+            )
+            expect(
+                hasattr(scheduler, "alphas_cumprod"), "scheduler", type(scheduler).__name__, known
+            )
             abar = scheduler.alphas_cumprod.double().cpu()
             ratios = ((1 - abar) / abar).sqrt()
         self.register_buffer("ratios", ratios[ratios.isfinite()].to(dtype), persistent=False)
@@ -60,32 +69,52 @@ class Levels(nn.Module):
 
 
 class SigmaDenoiser(nn.Module):
-    """The mean D(x, sigma) of images in [0, 1] given x = image + sigma n, n ~ N(0, 1), by a diffusion model of images in [-1, 1].
+    """The mean D(x, sigma) of images in [0, 1] given x = image + sigma n, n ~ N(0, 1), by a
+    diffusion model of images in [-1, 1].
 
-    With x_t = a x_0 + s n of the model, D(x, sigma) = (x̂_0(a (2 x - 1), t) + 1) / 2 at the time t where s / a = 2 sigma, a
-    fraction between the levels of the schedule. x̂_0 follows from the prediction of noise, x_0, v or flow, and is not clipped.
-    The result can be differentiated; images may be on another device than the model.
+    With x_t = a x_0 + s n of the model, D(x, sigma) = (x̂_0(a (2 x - 1), t) + 1) / 2 at the time t
+    where s / a = 2 sigma, a fraction between the levels of the schedule. x̂_0 follows from the
+    prediction of noise, x_0, v or flow, and is not clipped. The result can be differentiated;
+    images may be on another device than the model.
 
-    `model`: called as `model(noisy, timestep)`, or with `labels`, int64 (batch,), as a third argument. `range`: smallest and
-    largest sigma; noise outside is refused.
+    `model`: called as `model(noisy, timestep)`, or with `labels`, int64 (batch,), as a third
+    argument. `range`: smallest and largest sigma; noise outside is refused.
     """
 
-    def __init__(self, model: Any, scheduler: Any, device: torch.device, labels: torch.Tensor | None = None) -> None:
+    def __init__(
+        self, model: Any, scheduler: Any, device: torch.device, labels: torch.Tensor | None = None
+    ) -> None:
         super().__init__()
         self.model, self.device, self.labels = model, device, labels
-        self.predicts, self.levels = predicts(getattr(scheduler, "base", scheduler)), Levels(scheduler, torch.float64)
+        self.predicts, self.levels = (
+            predicts(getattr(scheduler, "base", scheduler)),
+            Levels(scheduler, torch.float64),
+        )
         self.range = float(self.levels.ratios[0]) / 2, float(self.levels.ratios[-1]) / 2
 
     def forward(self, x: torch.Tensor, sigma: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """D(x, sigma) for x (batch, channels, height, width) and sigma, a number or (batch,)."""
-        levels, (low, high) = torch.as_tensor(sigma, dtype=torch.float64).detach().cpu().reshape(-1), self.range
+        levels, (low, high) = (
+            torch.as_tensor(sigma, dtype=torch.float64).detach().cpu().reshape(-1),
+            self.range,
+        )
         is_inside = ((levels >= low * (1 - _ROUNDING)) & (levels <= high * (1 + _ROUNDING))).all()
-        expect(is_inside, "sigma", levels.tolist(), f"noise levels of the model, {low:.4g} .. {high:.4g} for images in [0, 1]")
-        a, s, timestep = (level.expand(len(x)) for level in self.levels.of((2 * levels).clamp(2 * low, 2 * high)))
+        expect(
+            is_inside,
+            "sigma",
+            levels.tolist(),
+            f"noise levels of the model, {low:.4g} .. {high:.4g} for images in [0, 1]",
+        )
+        a, s, timestep = (
+            level.expand(len(x)) for level in self.levels.of((2 * levels).clamp(2 * low, 2 * high))
+        )
         a, s = (level.view(-1, 1, 1, 1).to(x.device) for level in (a, s))
         noisy = a * (2 * x.double() - 1)
         labels = () if self.labels is None else (self.labels.to(self.device).expand(len(x)),)
-        output = self.model(noisy.float().to(self.device), timestep.float().to(self.device), *labels)
-        output = getattr(output, "sample", output)[:, : x.shape[1]].to(x.device, torch.float64)  # without a learned variance
+        output = self.model(
+            noisy.float().to(self.device), timestep.float().to(self.device), *labels
+        )
+        # Without a learned variance.
+        output = getattr(output, "sample", output)[:, : x.shape[1]].to(x.device, torch.float64)
         clean, _ = clean_and_noise(self.predicts, output, noisy, a, s)
         return ((clean + 1) / 2).to(x.dtype)

@@ -1,4 +1,6 @@
-"""Options of image models, declared once for specs, loaders and commands, and the conditions under which models are run."""
+"""Options of image models, declared once for specs, loaders and commands, and the conditions
+under which models are run.
+"""
 
 from __future__ import annotations
 
@@ -20,35 +22,71 @@ _SHARED: dict[str, Any] = {
     "resblock_updown": True, "learn_sigma": True, "noise_schedule": "linear",
 }  # fmt: skip
 _256 = {**_SHARED, "image_size": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "num_head_channels": 64}
-_64 = {"num_channels": 192, "num_res_blocks": 3, "use_new_attention_order": True, "noise_schedule": "cosine"}
-_UNCONDITIONAL = ("256x256_diffusion_uncond", "lsun_bedroom", "lsun_cat", "lsun_horse", "lsun_horse_nodropout")
+_64 = {
+    "num_channels": 192,
+    "num_res_blocks": 3,
+    "use_new_attention_order": True,
+    "noise_schedule": "cosine",
+}
+_UNCONDITIONAL = (
+    "256x256_diffusion_uncond",
+    "lsun_bedroom",
+    "lsun_cat",
+    "lsun_horse",
+    "lsun_horse_nodropout",
+)
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "64x64_diffusion": _256 | _64 | {"image_size": 64, "channel_mult": (1, 2, 3, 4), "class_cond": True},
-    "128x128_diffusion": _SHARED | {"image_size": 128, "channel_mult": (1, 1, 2, 3, 4), "num_heads": 4, "class_cond": True},
+    "64x64_diffusion": (
+        _256 | _64 | {"image_size": 64, "channel_mult": (1, 2, 3, 4), "class_cond": True}
+    ),
+    "128x128_diffusion": (
+        _SHARED
+        | {
+            "image_size": 128,
+            "channel_mult": (1, 1, 2, 3, 4),
+            "num_heads": 4,
+            "class_cond": True,
+        }
+    ),
     "256x256_diffusion": _256 | {"class_cond": True},
-    "512x512_diffusion": _256 | {"image_size": 512, "channel_mult": (0.5, 1, 1, 2, 2, 4, 4), "class_cond": True},
+    "512x512_diffusion": (
+        _256 | {"image_size": 512, "channel_mult": (0.5, 1, 1, 2, 2, 4, 4), "class_cond": True}
+    ),
     **dict.fromkeys(_UNCONDITIONAL, _256 | {"class_cond": False}),
 }
-"""Options of the published models by the names of their files (README of openai/guided-diffusion)."""
-EXPECTED = f"one of {', '.join(PRESETS)}, or the original's flags, such as '--image_size 256 --num_head_channels 64'"
-_IGNORED = ("use_fp16", "dropout", "use_checkpoint", "use_kl", "rescale_learned_sigmas")  # options of precision and training
+"""Options of the published models by the names of their files (README of
+openai/guided-diffusion).
+"""
+EXPECTED = (
+    f"one of {', '.join(PRESETS)}, or the original's flags, such as '--image_size 256"
+    " --num_head_channels 64'"
+)
+# Options of precision and training.
+_IGNORED = ("use_fp16", "dropout", "use_checkpoint", "use_kl", "rescale_learned_sigmas")
 
 
 Device = Annotated[
-    str | None, Field(description="cpu, cuda, cuda:1, mps, ..; by default cuda if available.", examples=["cpu", "cuda", "mps"])
+    str | None,
+    Field(
+        description="cpu, cuda, cuda:1, mps, ..; by default cuda if available.",
+        examples=["cpu", "cuda", "mps"],
+    ),
 ]
 Precision = Annotated[
-    Literal["float32", "bfloat16", "float16"], Field(description="Precision of the model: float32, bfloat16 or float16.")
+    Literal["float32", "bfloat16", "float16"],
+    Field(description="Precision of the model: float32, bfloat16 or float16."),
 ]
 
 
 class DenoiserOptions(BaseModel):
     """Options for loading and conditioning a denoiser, shared by specs, loaders and commands.
 
-    `dtype`: timesteps and schedulers keep their own precision, and outputs are float32. Autoencoders stay in float32 if they
-    quantise, or, for "float16", if their configuration has `force_upcast`. `guidance`: scale of classifier-free guidance
-    (arXiv:2207.12598) towards the label or a prompt: null prediction + guidance (conditioned prediction - null prediction);
-    guidance-distilled models (FLUX-dev) take it as an input. `null_class` is read from DiT and from a `DenoiserModel`.
+    `dtype`: timesteps and schedulers keep their own precision, and outputs are float32.
+    Autoencoders stay in float32 if they quantise, or, for "float16", if their configuration has
+    `force_upcast`. `guidance`: scale of classifier-free guidance (arXiv:2207.12598) towards the
+    label or a prompt: null prediction + guidance (conditioned prediction - null prediction);
+    guidance-distilled models (FLUX-dev) take it as an input. `null_class` is read from DiT and from
+    a `DenoiserModel`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,14 +94,19 @@ class DenoiserOptions(BaseModel):
 
     preset: str | None = Field(
         None,
-        description="For a guided-diffusion checkpoint: the name of the published model, or flags of the original code, such as "
-        "'--image_size 64 --num_heads 4'; by default the name of the file.",
+        description=(
+            "For a guided-diffusion checkpoint: the name of the published model, or flags of the"
+            " original code, such as '--image_size 64 --num_heads 4'; by default the name of the"
+            " file."
+        ),
         examples=list(PRESETS),
     )
     condition: Literal["null", "label"] | None = Field(
         None,
-        description="Class label passed to a class-conditioned model: null (the null class) or label (the true label). "
-        "By default null, if the model has a null class.",
+        description=(
+            "Class label passed to a class-conditioned model: null (the null class) or label (the"
+            " true label). By default null, if the model has a null class."
+        ),
     )
     guidance: float = Field(
         1.0,
@@ -71,26 +114,39 @@ class DenoiserOptions(BaseModel):
         gt=-1e9,
         lt=1e9,
         allow_inf_nan=False,
-        description="Scale of classifier-free guidance towards the label or prompt. Values other than 1 do not sample the "
-        "posterior; results say so.",
+        description=(
+            "Scale of classifier-free guidance towards the label or prompt. Values other than 1 do"
+            " not sample the posterior; results say so."
+        ),
     )
-    null_class: int | None = Field(None, description="Number of the null class, which must be the last class of the model.")
+    null_class: int | None = Field(
+        None, description="Number of the null class, which must be the last class of the model."
+    )
     prompt: str | None = Field(
-        None, description="Prompt of a text-conditioned model: a text, or a .txt file, one line for each item; by default empty."
+        None,
+        description=(
+            "Prompt of a text-conditioned model: a text, or a .txt file, one line for each item; by"
+            " default empty."
+        ),
     )
     image_size: int | None = Field(
         None,
         ge=8,
         le=2**14,
-        description="Height and width of the images of a text-conditioned model, in pixels; by default the model's own size.",
+        description=(
+            "Height and width of the images of a text-conditioned model, in pixels; by default the"
+            " model's own size."
+        ),
     )
     dtype: Precision = "float32"
     device: Device = None
     compile: bool = Field(False, description="Compile the model with torch.compile.")
     offload: bool = Field(
         False,
-        description="Keep the weights in main memory and move each layer to the device when needed; slower, for models that "
-        "do not fit on the device.",
+        description=(
+            "Keep the weights in main memory and move each layer to the device when needed; slower,"
+            " for models that do not fit on the device."
+        ),
     )
 
 
@@ -101,31 +157,63 @@ class DiffusionOptions(DenoiserOptions):
 
     model: str = Field(
         "fashion_mnist",
-        description="Folder or hub id of a diffusers model, a guided-diffusion checkpoint, or module:function.",
+        description=(
+            "Folder or hub id of a diffusers model, a guided-diffusion checkpoint, or"
+            " module:function."
+        ),
         examples=["fashion_mnist"],
     )
     scheduler: str = Field(
         "ddpm",
-        description="Sampler of the reverse process: ddpm, ancestral (also for flow matching), ddim, euler_ancestral, ..; stored "
-        "(the model's own scheduler); or the name of a scheduler class of diffusers.",
+        description=(
+            "Sampler of the reverse process: ddpm, ancestral (also for flow matching), ddim,"
+            " euler_ancestral, ..; stored (the model's own scheduler); or the name of a scheduler"
+            " class of diffusers."
+        ),
         examples=[
-            *("stored", "ancestral", "ddpm", "ddim", "euler", "euler_ancestral", "dpm_solver", "heun", "sde_dpm_solver", "unipc"),
-            *("flow_match", "flow_match_stochastic"),  # not imported: the module that defines these names takes a second to load
+            *(
+                "stored",
+                "ancestral",
+                "ddpm",
+                "ddim",
+                "euler",
+                "euler_ancestral",
+                "dpm_solver",
+                "heun",
+                "sde_dpm_solver",
+                "unipc",
+            ),
+            # Not imported: the module that defines these names takes a second to load.
+            *("flow_match", "flow_match_stochastic"),
         ],
     )
     steps: int = Field(100, ge=1, description="Number of reverse steps of the whole chain.")
-    eta: float | None = Field(None, ge=0, le=1, description="Noise of the scheduler ddim, between 0 and 1.")
-    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = Field(
-        None, description="Spacing of the timesteps: linspace, leading or trailing; by default linspace, or trailing for ddim."
+    eta: float | None = Field(
+        None, ge=0, le=1, description="Noise of the scheduler ddim, between 0 and 1."
     )
-    pure_noise: bool = Field(False, description="At t/T = 1, start from pure noise that does not depend on the original.")
-    batch_size: int | str = Field("auto", description="Images in a call of the model: a number, or auto.")
+    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = Field(
+        None,
+        description=(
+            "Spacing of the timesteps: linspace, leading or trailing; by default linspace, or"
+            " trailing for ddim."
+        ),
+    )
+    pure_noise: bool = Field(
+        False, description="At t/T = 1, start from pure noise that does not depend on the original."
+    )
+    batch_size: int | str = Field(
+        "auto", description="Images in a call of the model: a number, or auto."
+    )
 
     @field_validator("batch_size", mode="before")
     @classmethod
     def _is_a_size(cls, value: Any) -> Any:
-        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**20):
-            raise ValueError(f"batch_size = {value!r}: expected 'auto', or an integer in 1 .. {2**20}")
+        if value != "auto" and (
+            isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**20
+        ):
+            raise ValueError(
+                f"batch_size = {value!r}: expected 'auto', or an integer in 1 .. {2**20}"
+            )
         return value
 
 
@@ -148,7 +236,8 @@ class GuidedDiffusionOptions(BaseModel):
     learn_sigma: bool | None = None
     class_cond: bool | None = None
     noise_schedule: Literal["linear", "cosine"] = "linear"
-    diffusion_steps: int = Field(1000, gt=20, le=100_000)  # 20 steps would make the last beta of the linear schedule 1
+    # 20 steps would make the last beta of the linear schedule 1.
+    diffusion_steps: int = Field(1000, gt=20, le=100_000)
     predict_xstart: bool = False
     sigma_small: bool = False
 
@@ -157,17 +246,29 @@ class GuidedDiffusionOptions(BaseModel):
     def _flag(cls, value: Any, info: Any) -> Any:
         if value in (-1, "-1", ""):
             return None
-        is_list = isinstance(value, str) and info.field_name in ("channel_mult", "attention_resolutions")
+        is_list = isinstance(value, str) and info.field_name in (
+            "channel_mult",
+            "attention_resolutions",
+        )
         return tuple(value.split(",")) if is_list else value
 
 
-def read_options(path: Path | None, preset: str | None, options: Mapping[str, Any]) -> GuidedDiffusionOptions:
-    """Options of a preset (by default the preset with the name of the file), overridden by the given options.
+def read_options(
+    path: Path | None, preset: str | None, options: Mapping[str, Any]
+) -> GuidedDiffusionOptions:
+    """Options of a preset (by default the preset with the name of the file), overridden by the
+    given options.
 
-    `preset`: a key of `PRESETS`, or flags in the form "--name value". ValueError for unknown or invalid options.
+    `preset`: a key of `PRESETS`, or flags in the form "--name value". ValueError for unknown or
+    invalid options.
     """
     if preset is None and not options and path is not None:
-        expect(path.stem in PRESETS, f"{path}: preset", None, f"{EXPECTED}; or a file with the name of a preset")
+        expect(
+            path.stem in PRESETS,
+            f"{path}: preset",
+            None,
+            f"{EXPECTED}; or a file with the name of a preset",
+        )
         preset = path.stem
     if preset is None or preset in PRESETS:
         named = dict(PRESETS.get(preset or "", {}))
@@ -175,23 +276,35 @@ def read_options(path: Path | None, preset: str | None, options: Mapping[str, An
         with reading(f"preset = {preset!r}", f"expected {EXPECTED}"):
             tokens = [part for token in shlex.split(preset) for part in token.split("=", 1)]
         expect(len(tokens) % 2 == 0, "preset", preset, EXPECTED)
-        named = {name.removeprefix("--"): value for name, value in zip(tokens[::2], tokens[1::2], strict=True)}
+        named = {
+            name.removeprefix("--"): value
+            for name, value in zip(tokens[::2], tokens[1::2], strict=True)
+        }
     given = {**named, **options}
     refused = {
         "timestep_respacing": "`steps` of the reverse process chooses the timesteps",
-        "rescale_timesteps": "leave it out with 1000 training steps, where it changes nothing; others are not supported",
+        "rescale_timesteps": (
+            "leave it out with 1000 training steps, where it changes nothing; others are not"
+            " supported"
+        ),
     }
     for name, reason in refused.items():
         value = given.pop(name, "")
         expect(value in ("", "False", False), name, value, f"none; {reason}")
-    return GuidedDiffusionOptions(**{name: value for name, value in given.items() if name not in _IGNORED})
+    return GuidedDiffusionOptions(
+        **{name: value for name, value in given.items() if name not in _IGNORED}
+    )
 
 
 class Conditioned(NamedTuple):
-    """The condition with which a model is run; for text-conditioned models, a label is the number of a prompt."""
+    """The condition with which a model is run; for text-conditioned models, a label is the
+    number of a prompt.
+    """
 
-    null_class: int | None = None  # the label for no class, or for the null prompt, if the network is called with it
-    num_classes: int | None = None  # number of classes, or of prompts, if the network is called with labels
+    # The label for no class, or for the null prompt, if the network is called with it.
+    null_class: int | None = None
+    # Number of classes, or of prompts, if the network is called with labels.
+    num_classes: int | None = None
     guidance: float = 1.0
     words: str = ""
 
@@ -199,21 +312,45 @@ class Conditioned(NamedTuple):
 UNCONDITIONAL = Conditioned()
 
 
-def conditioned_by(asked: DenoiserOptions, model: Any, classes: int | None, null_class: int | None = None) -> Conditioned:
-    """The condition of a network with `classes` classes (None for no classes) and, if it declares one, a null class."""
+def conditioned_by(
+    asked: DenoiserOptions, model: Any, classes: int | None, null_class: int | None = None
+) -> Conditioned:
+    """The condition of a network with `classes` classes (None for no classes) and, if it
+    declares one, a null class.
+    """
     last = None if classes is None or classes < 2 else classes - 1
     given = asked.null_class is not None
     declares = given or null_class is not None
     rules = (
         ("prompt", asked.prompt is None, "None, as it takes no text"),
         ("image_size", asked.image_size is None, "None, as it is not conditioned on texts"),
-        ("guidance", asked.guidance == 1 or asked.condition == "label", "1, or condition = 'label', towards which it guides"),
+        (
+            "guidance",
+            asked.guidance == 1 or asked.condition == "label",
+            "1, or condition = 'label', towards which it guides",
+        ),
         ("null_class", not given or classes is not None, "None, as it has no classes"),
-        ("null_class", not given or null_class is None, f"None, as it declares its null class itself, {null_class}"),
-        ("null_class", not given or asked.null_class == last, f"the last of its {classes} classes, or a module:function"),
+        (
+            "null_class",
+            not given or null_class is None,
+            f"None, as it declares its null class itself, {null_class}",
+        ),
+        (
+            "null_class",
+            not given or asked.null_class == last,
+            f"the last of its {classes} classes, or a module:function",
+        ),
         ("condition", asked.condition is None or classes is not None, "None, as it has no classes"),
-        ("condition", asked.condition != "null" or declares, "'label' or None, as it declares no null class, or its null_class"),
-        ("guidance", asked.guidance == 1 or declares, "1, as it declares no null class, or its null_class"),
+        (
+            "condition",
+            asked.condition != "null" or declares,
+            "'label' or None, as it declares no null class, or its null_class",
+        ),
+        (
+            "guidance",
+            asked.guidance == 1 or declares,
+            "1, as it declares no null class, or its null_class",
+        ),
     )
     _check(asked, model, rules)
     if given:
@@ -225,19 +362,32 @@ def conditioned_by(asked: DenoiserOptions, model: Any, classes: int | None, null
     description = f"conditioned on the true label ({classes} classes)"
     if asked.guidance == 1:
         return Conditioned(None, classes, 1.0, description)
-    return Conditioned(null_class, classes, float(asked.guidance), f"{description} and guided with {asked.guidance:g}")
+    return Conditioned(
+        null_class,
+        classes,
+        float(asked.guidance),
+        f"{description} and guided with {asked.guidance:g}",
+    )
 
 
-def prompted(asked: DenoiserOptions, model: Any, count: int, prompts: str, distilled: str, takes_scale: bool) -> Conditioned:
-    """The condition of a text-conditioned model with `count` different prompts, described by `prompts`.
+def prompted(
+    asked: DenoiserOptions, model: Any, count: int, prompts: str, distilled: str, takes_scale: bool
+) -> Conditioned:
+    """The condition of a text-conditioned model with `count` different prompts, described by
+    `prompts`.
 
-    `distilled`: "guidance", "step" or "". `takes_scale`: whether the network takes the scale of guidance as an input.
+    `distilled`: "guidance", "step" or "". `takes_scale`: whether the network takes the scale of
+    guidance as an input.
     """
     guides = asked.guidance != 1 and not takes_scale
     rules = (
         ("condition", asked.condition is None, "None, as it has prompts, and no classes"),
         ("null_class", asked.null_class is None, "None, as it has prompts, and no classes"),
-        ("guidance", not guides or distilled != "step", "1, as it was distilled to make images in a few steps"),
+        (
+            "guidance",
+            not guides or distilled != "step",
+            "1, as it was distilled to make images in a few steps",
+        ),
         ("guidance", not guides or bool(asked.prompt), "1, or a prompt, towards which it guides"),
     )
     _check(asked, model, rules)
@@ -247,12 +397,16 @@ def prompted(asked: DenoiserOptions, model: Any, count: int, prompts: str, disti
     if takes_scale:
         prompts += f", told the guidance {asked.guidance:g}"
     elif guides:
-        return Conditioned(count, count, float(asked.guidance), f"{prompts} and guided with {asked.guidance:g}")
+        return Conditioned(
+            count, count, float(asked.guidance), f"{prompts} and guided with {asked.guidance:g}"
+        )
     return Conditioned(None, count if count > 1 else None, 1.0, prompts)
 
 
 def _check(asked: DenoiserOptions, model: Any, rules: tuple[tuple[str, bool, str], ...]) -> None:
-    """ValueError for the first option that is not allowed; `rules`: option, whether it is allowed, what is expected instead."""
+    """ValueError for the first option that is not allowed; `rules`: option, whether it is
+    allowed, what is expected instead.
+    """
     for option, allowed, expected in rules:
         expect(allowed, f"the model {model}: {option}", getattr(asked, option), expected)
 
@@ -261,7 +415,8 @@ class Prompts(NamedTuple):
     """The prompts of a run."""
 
     texts: tuple[str, ...]  # the different prompts, in the order of their first item
-    rows: tuple[int, ...] | None  # for each item the number of its text; None if all items have the same
+    # For each item the number of its text; None if all items have the same.
+    rows: tuple[int, ...] | None
     encoders: str = ""  # digest of the text encoders
     given: str = ""  # the user's option, a prompt or a file
 
@@ -283,7 +438,9 @@ class Prompts(NamedTuple):
 
 
 def read_prompts(prompt: str) -> Prompts:
-    """The prompts of the option `prompt`: a text, or a file NAME.txt with one line for each item."""
+    """The prompts of the option `prompt`: a text, or a file NAME.txt with one line for each
+    item.
+    """
     if not prompt.endswith(".txt"):
         return Prompts((prompt,), None, given=prompt)
     with reading(f"prompt = {shown(prompt)}", "expected a text file with one prompt a line"):

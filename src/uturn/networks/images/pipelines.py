@@ -1,7 +1,9 @@
-"""Parts of a pipeline's folder in diffusers' layout: its index, networks, autoencoder and scheduler; encoded prompts.
+"""Parts of a pipeline's folder in diffusers' layout: its index, networks, autoencoder and
+scheduler; encoded prompts.
 
-Texts are encoded once, before the denoiser is loaded; then a prompt is a row of a table, as a class is. Therefore a batch may mix
-images with different prompts, and guidance works as for class-conditioned models.
+Texts are encoded once, before the denoiser is loaded; then a prompt is a row of a table, as a class
+is. Therefore a batch may mix images with different prompts, and guidance works as for
+class-conditioned models.
 """
 
 from __future__ import annotations
@@ -40,15 +42,21 @@ TEXT_PARTS = (
     *("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast"),
 )
 """Classes of text encoders and tokenizers."""
-_DENOISERS = ("UNet2DModel", "DiTTransformer2DModel", "Transformer2DModel")  # the last is DiT's former class name
+# The last is DiT's former class name.
+_DENOISERS = ("UNet2DModel", "DiTTransformer2DModel", "Transformer2DModel")
 _CODECS = ("AutoencoderKL", "VQModel")
-_CONDITIONED = ("text_encoder", "tokenizer", "image_encoder", "bert", "prior", "controlnet")  # prefixes of such parts
+# Prefixes of such parts.
+_CONDITIONED = ("text_encoder", "tokenizer", "image_encoder", "bert", "prior", "controlnet")
 _UNUSED = ("safety_checker", "feature_extractor")
-_PIPELINES = f"expected one of DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipeline, {', '.join(TEXT_DENOISERS)}"
+_PIPELINES = (
+    "expected one of DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipeline,"
+    f" {', '.join(TEXT_DENOISERS)}"
+)
 _ALONE = "; DDPMPipeline(unet, scheduler).save_pretrained(folder) writes one around a UNet2DModel"
 _ZEROS = "force_zeros_for_empty_prompt"
 _AT_ONCE = 16  # prompts encoded in one batch
-_DISTILLED = ("turbo", "lightning", "schnell", "lcm", "hyper-sd")  # parts of the names of step-distilled models
+# Parts of the names of step-distilled models.
+_DISTILLED = ("turbo", "lightning", "schnell", "lcm", "hyper-sd")
 
 
 class Folder(NamedTuple):
@@ -62,20 +70,24 @@ class Folder(NamedTuple):
 
 
 class Codec(nn.Module):
-    """Maps images (batch, 3, height, width) in [-1, 1] to latents in the units of the denoiser, and back; deterministic, float32.
+    """Maps images (batch, 3, height, width) in [-1, 1] to latents in the units of the denoiser, and
+    back; deterministic, float32.
 
-    `latents = scale * (z - centre)`, with z the mode of the encoder's posterior (AutoencoderKL), or the encoder's output before
-    quantisation (VQModel).
+    `latents = scale * (z - centre)`, with z the mode of the encoder's posterior (AutoencoderKL), or
+    the encoder's output before quantisation (VQModel).
     """
 
     scale: torch.Tensor
     centre: torch.Tensor
 
-    def __init__(self, network: Any, dtype: torch.dtype, scale: torch.Tensor, centre: torch.Tensor) -> None:
+    def __init__(
+        self, network: Any, dtype: torch.dtype, scale: torch.Tensor, centre: torch.Tensor
+    ) -> None:
         super().__init__()
         self.network, self.dtype = network, dtype
         self.image_channels = int(network.config.in_channels)
-        # Pixels of the image for each latent, along each axis: every block except the last halves the image.
+        # Pixels of the image for each latent, along each axis: every block except the last halves
+        # the image.
         self.factor = int(2 ** (len(network.config.block_out_channels) - 1))
         self.register_buffer("scale", scale.reshape(1, -1, 1, 1))
         self.register_buffer("centre", centre.reshape(1, -1, 1, 1))
@@ -86,7 +98,9 @@ class Codec(nn.Module):
         return (z.float() - self.centre) * self.scale
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return self.network.decode((latents / self.scale + self.centre).to(self.dtype)).sample.float()
+        return self.network.decode(
+            (latents / self.scale + self.centre).to(self.dtype)
+        ).sample.float()
 
 
 def read_folder(path: Path) -> Folder:
@@ -96,13 +110,18 @@ def read_folder(path: Path) -> Folder:
         folder = _pipeline_folder(path, diffusers.DiffusionPipeline.load_config)
         return folder
     if path.parent.is_dir() or not is_hub_name(name):
-        raise ValueError(f"{name}: no such folder or file; expected a pipeline's folder, a checkpoint, or module:function")
+        raise ValueError(
+            f"{name}: no such folder or file; expected a pipeline's folder, a checkpoint, or"
+            " module:function"
+        )
     check_hub(name)
     with fetching(name):
         index = diffusers.DiffusionPipeline.load_config(name)
     folder = _pipeline_folder(path, lambda _: index)  # check before gigabytes are fetched
     with fetching(name):
-        return folder._replace(path=Path(diffusers.DiffusionPipeline.download(name, **dict.fromkeys(folder.left_out))))
+        return folder._replace(
+            path=Path(diffusers.DiffusionPipeline.download(name, **dict.fromkeys(folder.left_out)))
+        )
 
 
 def is_hub_name(name: str) -> bool:
@@ -123,83 +142,136 @@ def _pipeline_folder(path: Path, load_index: Callable[[str], Any]) -> Folder:
             library, kind = entry
             if kind is not None and part not in _UNUSED:
                 # A part of another library is of no known kind.
-                parts[part] = str(kind) if library in ("diffusers", "transformers") else f"{library}.{kind}"
+                parts[part] = (
+                    str(kind) if library in ("diffusers", "transformers") else f"{library}.{kind}"
+                )
             elif part.startswith((*_UNUSED, *_CONDITIONED)):
                 left_out.append(part)
         pipeline = str(index.get("_class_name"))
         takes_text = pipeline in TEXT_DENOISERS
-        denoiser = next((part for part in ("unet", "transformer") if part in parts), "unet or transformer")
+        denoiser = next(
+            (part for part in ("unet", "transformer") if part in parts), "unet or transformer"
+        )
         kinds: dict[str, tuple[str, ...]] = {
             denoiser: (TEXT_DENOISERS[pipeline],) if takes_text else _DENOISERS,
             "vae": _CODECS,
             "vqvae": _CODECS,
         }
-        kinds |= {part: TEXT_PARTS if takes_text else () for part in parts if part.startswith(_CONDITIONED)}
+        kinds |= {
+            part: TEXT_PARTS if takes_text else ()
+            for part in parts
+            if part.startswith(_CONDITIONED)
+        }
         for part, allowed in kinds.items():
-            expected = " or ".join(allowed) or "a pipeline that is not conditioned on a text or an image"
-            expect(parts.get(part) in (None, *allowed), f"the {part} of its {pipeline}", parts.get(part), expected)
+            expected = (
+                " or ".join(allowed) or "a pipeline that is not conditioned on a text or an image"
+            )
+            expect(
+                parts.get(part) in (None, *allowed),
+                f"the {part} of its {pipeline}",
+                parts.get(part),
+                expected,
+            )
         needed = [denoiser, "scheduler", *(["vae"] if takes_text else [])]
         expect(parts.keys() >= {*needed}, "its parts", ", ".join(parts), ", ".join(needed))
     return Folder(path, pipeline if takes_text else "", parts, denoiser, tuple(left_out))
 
 
-def load_codec(folder: Path, part: str, class_name: str, dtype: torch.dtype, channels: int) -> Codec:
+def load_codec(
+    folder: Path, part: str, class_name: str, dtype: torch.dtype, channels: int
+) -> Codec:
     network = load_part(folder, part, class_name)
     config = network.config
     latent_channels = config.get("vq_embed_dim") or config.latent_channels
     fits = latent_channels == channels
-    expect(fits, f"{folder}: channels of the {part}", latent_channels, f"{channels}, as the denoiser takes")
-    # A VQModel without this option predates it: its latents are not scaled, and the default of the class is wrong.
+    expect(
+        fits,
+        f"{folder}: channels of the {part}",
+        latent_channels,
+        f"{channels}, as the denoiser takes",
+    )
+    # A VQModel without this option predates it: its latents are not scaled, and the default of the
+    # class is wrong.
     unscaled = class_name == "VQModel" and "scaling_factor" in config.get("_use_default_values", ())
     scale = torch.tensor(1.0 if unscaled else config.scaling_factor)
     centre = torch.tensor(config.get("shift_factor") or 0.0)
     if config.get("latents_mean") is not None and config.get("latents_std") is not None:
         centre, scale = torch.tensor(config.latents_mean), scale / torch.tensor(config.latents_std)
-    # Float32, since rounding changes the nearest code, and activations of many autoencoders overflow in half precision.
+    # Float32, since rounding changes the nearest code, and activations of many autoencoders
+    # overflow in half precision.
     if class_name == "VQModel" or (dtype == torch.float16 and config.get("force_upcast")):
         dtype = torch.float32
     return Codec(in_dtype(network, dtype), dtype, scale.float(), centre.float())
 
 
 def load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype | None = None) -> Any:
-    """A network of a pipeline in float32, checked for missing and non-finite weights; `dtype` loads it in that precision."""
+    """A network of a pipeline in float32, checked for missing and non-finite weights; `dtype`
+    loads it in that precision.
+    """
     source = "transformers" if class_name in TEXT_PARTS else "diffusers"
     options: dict[str, Any] = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
     if source == "transformers":
         options = {"dtype": dtype}
     elif dtype is not None:
-        options = {"torch_dtype": dtype}  # loaded directly in this dtype, without a second copy in memory
-    where = folder / part if (folder / part).is_dir() else folder  # old pipelines store their only network beside the index
+        # Loaded directly in this dtype, without a second copy in memory.
+        options = {"torch_dtype": dtype}
+    # Old pipelines store their only network beside the index.
+    where = folder / part if (folder / part).is_dir() else folder
     with reading(f"{where}: the {part}", "fetch or write the folder again"):
         network, report = getattr(importlib.import_module(source), class_name).from_pretrained(
             str(where),
-            use_safetensors=any(where.glob("*.safetensors*")),  # otherwise .bin, read as weights only
+            # Otherwise .bin, read as weights only.
+            use_safetensors=any(where.glob("*.safetensors*")),
             **options,
             output_loading_info=True,
             local_files_only=True,
         )
         missing = sorted(report["missing_keys"])
-        expect(not missing, "missing weights", missing[:2], "none, as the library fills them with random numbers")
+        expect(
+            not missing,
+            "missing weights",
+            missing[:2],
+            "none, as the library fills them with random numbers",
+        )
         check_finite(network.state_dict())
-    # Old files may contain position indices 0, 1, .., or further buffers of older versions of diffusers.
-    if extra := sorted(key for key in report["unexpected_keys"] if not key.endswith("position_ids")):
-        said = f"{len(extra)} weights in the file are not of the {part} and are left out, such as {extra[0]}"
+    # Old files may contain position indices 0, 1, .., or further buffers of older versions of
+    # diffusers.
+    if extra := sorted(
+        key for key in report["unexpected_keys"] if not key.endswith("position_ids")
+    ):
+        said = (
+            f"{len(extra)} weights in the file are not of the {part} and are left out, such as"
+            f" {extra[0]}"
+        )
         warnings.warn(f"{where}: {said}", stacklevel=2)
     return network
 
 
 def load_scheduler(folder: Path, class_name: str) -> Any:
     where = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
-    with reading(f"{where}: the scheduler", "expected a scheduler of diffusers such as DDPMScheduler; fetch or write it again"):
+    with reading(
+        f"{where}: the scheduler",
+        "expected a scheduler of diffusers such as DDPMScheduler; fetch or write it again",
+    ):
         kind: Any = getattr(diffusers, class_name, None)
-        expect(isinstance(kind, type) and is_scheduler(kind), "its class", class_name, "one with step() and add_noise()")
+        expect(
+            isinstance(kind, type) and is_scheduler(kind),
+            "its class",
+            class_name,
+            "one with step() and add_noise()",
+        )
         return kind.from_pretrained(str(where), local_files_only=True)
 
 
 def in_dtype(network: Any, dtype: torch.dtype) -> Any:
-    """The network in `dtype`, except modules that embed numbers such as timesteps, which `dtype` would round."""
+    """The network in `dtype`, except modules that embed numbers such as timesteps, which `dtype`
+    would round.
+    """
     config = getattr(network, "config", {})
-    of_timesteps = {"time_proj": ("time_embedding_type", "fourier"), "class_embedding": ("class_embed_type", "timestep")}
+    of_timesteps = {
+        "time_proj": ("time_embedding_type", "fourier"),
+        "class_embedding": ("class_embed_type", "timestep"),
+    }
     for name, part in network.named_children():
         option, kind = of_timesteps.get(name, ("", ""))
         if not option or config.get(option) != kind:
@@ -208,33 +280,51 @@ def in_dtype(network: Any, dtype: torch.dtype) -> Any:
 
 
 def for_inference(module: Any, device: torch.device, offload: bool = False) -> Any:
-    """A module on a device, without gradients; with `offload`, each layer is moved to the device when needed."""
+    """A module on a device, without gradients; with `offload`, each layer is moved to the device
+    when needed.
+    """
     module = module.eval().requires_grad_(False)
     if offload:
-        library("accelerate", "offload = True")  # otherwise diffusers would fail only at the first call
-        kinds: dict[str, Any] = {"onload_device": device, "offload_device": torch.device("cpu"), "offload_type": "leaf_level"}
+        # Otherwise diffusers would fail only at the first call.
+        library("accelerate", "offload = True")
+        kinds: dict[str, Any] = {
+            "onload_device": device,
+            "offload_device": torch.device("cpu"),
+            "offload_type": "leaf_level",
+        }
         diffusers.hooks.apply_group_offloading(  # type: ignore[attr-defined]
             module, **kinds, use_stream=device.type == "cuda"
         )
         return module
     module = module.to(device)
     if device.type == "cuda" and any(isinstance(part, nn.Conv2d) for part in module.modules()):
-        module = module.to(memory_format=torch.channels_last)  # the faster layout for convolutions on GPUs
+        # The faster layout for convolutions on GPUs.
+        module = module.to(memory_format=torch.channels_last)
     return module
 
 
 def encoded(
-    folder: Folder, texts: Sequence[str], device: torch.device, dtype: torch.dtype, offload: bool = False
+    folder: Folder,
+    texts: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    offload: bool = False,
 ) -> tuple[dict[str, torch.Tensor], str]:
-    """Texts as the pipeline encodes them, on the CPU, and a digest of encoders and tokens (hexadecimal).
+    """Texts as the pipeline encodes them, on the CPU, and a digest of encoders and tokens
+    (hexadecimal).
 
-    {"text": (texts, tokens, width), "pooled": (texts, width) if the pipeline has one}. The empty text is encoded like a missing
-    prompt in the pipeline. The encoders are loaded here and freed at the end.
+    {"text": (texts, tokens, width), "pooled": (texts, width) if the pipeline has one}. The empty
+    text is encoded like a missing prompt in the pipeline. The encoders are loaded here and freed at
+    the end.
     """
     different = list(dict.fromkeys(text for text in texts if text))
-    batches = [different[k : k + _AT_ONCE] for k in range(0, len(different), _AT_ONCE)] + [[""]] * ("" in texts)
+    batches = [different[k : k + _AT_ONCE] for k in range(0, len(different), _AT_ONCE)] + [[""]] * (
+        "" in texts
+    )
     rows = {text: row for row, text in enumerate([*different, ""])}
-    of_transformers = library("transformers.utils.logging", f"{folder.path} is a {folder.pipeline}, which")
+    of_transformers = library(
+        "transformers.utils.logging", f"{folder.path} is a {folder.pipeline}, which"
+    )
     of_diffusers = importlib.import_module("diffusers.utils.logging")
     with without_bars(of_diffusers, of_transformers), torch.inference_mode():
         encoders = {
@@ -242,15 +332,28 @@ def encoded(
             for part, class_name in folder.parts.items()
             if class_name in TEXT_PARTS and "Tokenizer" not in class_name
         }
-        with reading(f"{folder.path}: the text encoders and tokenizers", "fetch or write them again"):
+        with reading(
+            f"{folder.path}: the text encoders and tokenizers", "fetch or write them again"
+        ):
             pipeline = _text_pipeline(folder, encoders, dtype)
             parts = [_encoded(pipeline, batch, device) for batch in batches]
-            tokens = [part(list(rows))["input_ids"] for name, part in pipeline.components.items() if "tokenizer" in name and part]
-        facts = [sorted(encoders), *map(fingerprint, encoders.values()), tokens, dict(pipeline.config).get(_ZEROS)]
+            tokens = [
+                part(list(rows))["input_ids"]
+                for name, part in pipeline.components.items()
+                if "tokenizer" in name and part
+            ]
+        facts = [
+            sorted(encoders),
+            *map(fingerprint, encoders.values()),
+            tokens,
+            dict(pipeline.config).get(_ZEROS),
+        ]
     order = [rows[text] for text in texts]
     tables = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
     if not all(bool(table.isfinite().all()) for table in tables.values()):
-        raise ValueError(f"{folder.path}: the text encoders give NaN or infinity{half_precision_words(dtype)}")
+        raise ValueError(
+            f"{folder.path}: the text encoders give NaN or infinity{half_precision_words(dtype)}"
+        )
     del pipeline, encoders
     gc.collect()
     if device.type == "cuda":
@@ -260,13 +363,18 @@ def encoded(
 
 def _text_pipeline(folder: Folder, encoders: dict[str, Any], dtype: torch.dtype) -> Any:
     used = {part for part, class_name in folder.parts.items() if class_name in TEXT_PARTS}
-    others = {part for part in (*folder.parts, *folder.left_out, "image_encoder") if part not in used}
+    others = {
+        part for part in (*folder.parts, *folder.left_out, "image_encoder") if part not in used
+    }
     pipeline = getattr(diffusers, folder.pipeline).from_pretrained(
         str(folder.path), local_files_only=True, **dict.fromkeys(others), **encoders
     )
     denoiser = getattr(diffusers, folder.parts[folder.denoiser])
     config = denoiser.load_config(str(folder.path / folder.denoiser), local_files_only=True)
-    setattr(pipeline, folder.denoiser, SimpleNamespace(config=SimpleNamespace(**config), dtype=dtype))  # read for its sizes
+    # Read for its sizes.
+    setattr(
+        pipeline, folder.denoiser, SimpleNamespace(config=SimpleNamespace(**config), dtype=dtype)
+    )
     return pipeline
 
 
@@ -280,25 +388,36 @@ def _encoded(pipeline: Any, texts: list[str], device: torch.device) -> dict[str,
     if kind == "StableDiffusion3Pipeline":
         options |= {"prompt_2": None, "prompt_3": None}
     is_null = texts == [""]
-    prompts = pipeline.encode_prompt(do_classifier_free_guidance=is_null, negative_prompt=None, **options)
-    tables = prompts[1::2] if is_null else prompts[::2]  # the pipeline returns prompt and null prompt in turn
+    prompts = pipeline.encode_prompt(
+        do_classifier_free_guidance=is_null, negative_prompt=None, **options
+    )
+    # The pipeline returns prompt and null prompt in turn.
+    tables = prompts[1::2] if is_null else prompts[::2]
     return {name: table.cpu() for name, table in zip(("text", "pooled"), tables, strict=False)}
 
 
 class TextDenoiser(nn.Module):
-    """The denoiser of a text-conditioned pipeline, called as `network(noisy, timestep)` or `network(noisy, timestep, prompts)`.
+    """The denoiser of a text-conditioned pipeline, called as `network(noisy, timestep)` or
+    `network(noisy, timestep, prompts)`.
 
-    `tables`: prompts encoded by `encoded`, one row for each, in main memory. `size`: height and width of the images in pixels, an
-    input of Stable Diffusion XL. `guidance`: its scale, an input of guidance-distilled networks (`takes_guidance`).
+    `tables`: prompts encoded by `encoded`, one row for each, in main memory. `size`: height and
+    width of the images in pixels, an input of Stable Diffusion XL. `guidance`: its scale, an input
+    of guidance-distilled networks (`takes_guidance`).
     """
 
-    def __init__(self, network: Any, tables: dict[str, torch.Tensor], size: int, guidance: float = 1.0) -> None:
+    def __init__(
+        self, network: Any, tables: dict[str, torch.Tensor], size: int, guidance: float = 1.0
+    ) -> None:
         super().__init__()
         self.network, self.size, self.guidance = network, size, guidance
         self.text, self.pooled = tables["text"], tables.get("pooled")
 
-    def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, prompts: torch.Tensor | None = None) -> torch.Tensor:
-        """Prediction (batch, channels, height, width) for noisy latents; `prompts`: rows of the tables, int64 (batch,), or 0."""
+    def forward(
+        self, noisy: torch.Tensor, timestep: torch.Tensor, prompts: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Prediction (batch, channels, height, width) for noisy latents; `prompts`: rows of the
+        tables, int64 (batch,), or 0.
+        """
         rows = torch.zeros(len(noisy), dtype=torch.int64) if prompts is None else prompts.cpu()
         text = self.text[rows].to(noisy.device)
         pooled = None if self.pooled is None else self.pooled[rows].to(noisy.device)
@@ -306,23 +425,40 @@ class TextDenoiser(nn.Module):
         if kind == "FluxTransformer2DModel":
             return self._flux(noisy, timestep, text, pooled)
         if kind == "SD3Transformer2DModel":
-            return self.network(noisy, encoder_hidden_states=text, pooled_projections=pooled, timestep=timestep).sample
+            return self.network(
+                noisy, encoder_hidden_states=text, pooled_projections=pooled, timestep=timestep
+            ).sample
         options: dict[str, Any] = {}
         if pooled is not None:
-            sizes = torch.tensor([self.size, self.size, 0, 0, self.size, self.size], device=noisy.device)
-            options["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes.expand(len(noisy), -1)}
+            sizes = torch.tensor(
+                [self.size, self.size, 0, 0, self.size, self.size], device=noisy.device
+            )
+            options["added_cond_kwargs"] = {
+                "text_embeds": pooled,
+                "time_ids": sizes.expand(len(noisy), -1),
+            }
         if self.network.config.time_cond_proj_dim is not None:
             options["timestep_cond"] = self._guidance_embedding(noisy)
         return self.network(noisy, timestep, text, **options).sample
 
-    def _flux(self, noisy: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, pooled: Any) -> torch.Tensor:
-        """Call FLUX, which takes latents as a sequence of blocks of two by two; returns its output as an image of latents."""
+    def _flux(
+        self, noisy: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, pooled: Any
+    ) -> torch.Tensor:
+        """Call FLUX, which takes latents as a sequence of blocks of two by two; returns its
+        output as an image of latents.
+        """
         batch, channels, height, width = noisy.shape
-        blocks = noisy.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+        blocks = noisy.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(
+            0, 2, 4, 1, 3, 5
+        )
         places = torch.zeros(height // 2, width // 2, 3, device=noisy.device, dtype=noisy.dtype)
         places[..., 1] = torch.arange(height // 2, device=noisy.device)[:, None]
         places[..., 2] = torch.arange(width // 2, device=noisy.device)
-        guidance = torch.full((batch,), self.guidance, device=noisy.device) if self.network.config.guidance_embeds else None
+        guidance = (
+            torch.full((batch,), self.guidance, device=noisy.device)
+            if self.network.config.guidance_embeds
+            else None
+        )
         predicted = self.network(
             hidden_states=blocks.reshape(batch, -1, 4 * channels),
             encoder_hidden_states=text,
@@ -332,11 +468,15 @@ class TextDenoiser(nn.Module):
             txt_ids=torch.zeros(text.shape[1], 3, device=noisy.device, dtype=noisy.dtype),
             guidance=guidance,
         ).sample
-        blocks = predicted.reshape(batch, height // 2, width // 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        blocks = predicted.reshape(batch, height // 2, width // 2, channels, 2, 2).permute(
+            0, 3, 1, 4, 2, 5
+        )
         return blocks.reshape(batch, channels, height, width)
 
     def _guidance_embedding(self, noisy: torch.Tensor) -> torch.Tensor:
-        """Embedding of the guidance scale g for latent consistency models (arXiv:2310.04378): sines, cosines of 1000 (g - 1)."""
+        """Embedding of the guidance scale g for latent consistency models (arXiv:2310.04378):
+        sines, cosines of 1000 (g - 1).
+        """
         half = self.network.config.time_cond_proj_dim // 2
         rates = torch.exp(-torch.arange(half, device=noisy.device) * np.log(10000.0) / (half - 1))
         angles = 1000.0 * (self.guidance - 1) * rates
@@ -345,14 +485,23 @@ class TextDenoiser(nn.Module):
 
 def takes_guidance(network: Any) -> bool:
     """Whether the network was distilled from guided predictions and takes the scale as an input."""
-    return bool(network.config.get("guidance_embeds")) or network.config.get("time_cond_proj_dim") is not None
+    return (
+        bool(network.config.get("guidance_embeds"))
+        or network.config.get("time_cond_proj_dim") is not None
+    )
 
 
 def distillation(network: Any, scheduler: Any, path: Path) -> str:
-    """The kind of distillation of a model, "guidance" or "step", by its inputs, its scheduler and its name; "" if none shows."""
-    is_fixed_flux = type(network).__name__ == "FluxTransformer2DModel" and not scheduler.config.get("use_dynamic_shifting")
+    """The kind of distillation of a model, "guidance" or "step", by its inputs, its scheduler
+    and its name; "" if none shows.
+    """
+    is_fixed_flux = type(network).__name__ == "FluxTransformer2DModel" and not scheduler.config.get(
+        "use_dynamic_shifting"
+    )
     name = path.resolve().name.lower()
-    if type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler") or any(word in name for word in _DISTILLED):
+    if type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler") or any(
+        word in name for word in _DISTILLED
+    ):
         return "step"
     if takes_guidance(network):
         return "guidance"
@@ -361,18 +510,35 @@ def distillation(network: Any, scheduler: Any, path: Path) -> str:
 
 def latent_channels(network: Any) -> int:
     """Channels of a denoiser's latents; FLUX stacks four positions into its channels."""
-    return network.config.in_channels // (4 if type(network).__name__ == "FluxTransformer2DModel" else 1)
+    return network.config.in_channels // (
+        4 if type(network).__name__ == "FluxTransformer2DModel" else 1
+    )
 
 
 def latents_of(network: Any, scale: int, size: int | None) -> tuple[int, int, int]:
-    """(channels, height, width) of the latents, `scale` pixels each, of images of `size` pixels, by default those of training."""
+    """(channels, height, width) of the latents, `scale` pixels each, of images of `size` pixels,
+    by default those of training.
+    """
     kind, config = type(network).__name__, network.config
-    patch = {"FluxTransformer2DModel": 2, "SD3Transformer2DModel": config.get("patch_size", 1)}.get(kind, 1)
-    default = config.get("sample_size") or 128  # FLUX networks do not state it; their pipelines use 128
+    patch = {"FluxTransformer2DModel": 2, "SD3Transformer2DModel": config.get("patch_size", 1)}.get(
+        kind, 1
+    )
+    # FLUX networks do not state it; their pipelines use 128.
+    default = config.get("sample_size") or 128
     height, width = (default, default) if isinstance(default, int) else default
     expect(height == width, "the latents of the denoiser", default, "squares")
     size, unit = height * scale if size is None else size, scale * patch
-    expect(size >= unit and size % unit == 0, "image_size", size, f"a multiple of {unit} pixels, as its networks take")
+    expect(
+        size >= unit and size % unit == 0,
+        "image_size",
+        size,
+        f"a multiple of {unit} pixels, as its networks take",
+    )
     most = config.get("pos_embed_max_size") or size
-    expect(size <= most * unit, "image_size", size, f"at most {most * unit} pixels, as the denoiser takes")
+    expect(
+        size <= most * unit,
+        "image_size",
+        size,
+        f"at most {most * unit} pixels, as the denoiser takes",
+    )
     return latent_channels(network), size // scale, size // scale

@@ -1,4 +1,6 @@
-"""The noise levels of a model's scheduler, and the image-to-image `strength` that gives each of them."""
+"""The noise levels of a model's scheduler, and the image-to-image `strength` that gives each of
+them.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,13 @@ from uturn.measures.strengths import strength_of
 from uturn.networks.libraries import reading
 
 COUNTED_DOWN = ("StableDiffusion3", "Flux", "QwenImage", "Chroma", "ZImage", "Sana")
-"""Prefixes of pipelines whose image-to-image makes k = N - int(N - N strength) steps; other pipelines make int(N strength)."""
-_WANTED = "expected 'fashion_mnist', a pipeline's folder or a scheduler_config.json, a hub id, or a guided-diffusion file"
+"""Prefixes of pipelines whose image-to-image makes k = N - int(N - N strength) steps; other
+pipelines make int(N strength).
+"""
+_WANTED = (
+    "expected 'fashion_mnist', a pipeline's folder or a scheduler_config.json, a hub id, or a"
+    " guided-diffusion file"
+)
 
 
 def schedule(
@@ -29,16 +36,20 @@ def schedule(
     size: int = 1024,
     preset: str | None = None,
 ) -> xr.Dataset:
-    """Noise levels of all numbers of reverse steps k = 0 .. N, as an image-to-image pipeline of diffusers makes them.
+    """Noise levels of all numbers of reverse steps k = 0 .. N, as an image-to-image pipeline of
+    diffusers makes them.
 
-    `model`: "fashion_mnist", a folder in diffusers' layout or with a scheduler_config.json, a hub id (no weights are fetched), or
-    a guided-diffusion checkpoint with its `preset` (the file is not read). `steps`: number of steps N of the whole chain
-    (`num_inference_steps`). `scheduler`, `timestep_spacing`: as in `ReverseDiffusion.from_pretrained`; by default those stored.
-    `size`: height and width of the images in pixels, for schedules that depend on resolution (`use_dynamic_shifting`).
+    `model`: "fashion_mnist", a folder in diffusers' layout or with a scheduler_config.json, a hub
+    id (no weights are fetched), or a guided-diffusion checkpoint with its `preset` (the file is not
+    read). `steps`: number of steps N of the whole chain (`num_inference_steps`). `scheduler`,
+    `timestep_spacing`: as in `ReverseDiffusion.from_pretrained`; by default those stored. `size`:
+    height and width of the images in pixels, for schedules that depend on resolution
+    (`use_dynamic_shifting`).
 
-    The Dataset has, by step k, `calls` of the model, first `timestep`, `t_over_T` = k/N, `strength` that gives k steps (with 4
-    digits, the nearest to k/N; NaN where there is none), `abar`, `log_snr` in nats, `sigma` = noise over signal. Attributes:
-    `model`, `pipeline`, `scheduler`, `steps`, `timestep_spacing`, `rule` (of k from strength), `shift`.
+    The Dataset has, by step k, `calls` of the model, first `timestep`, `t_over_T` = k/N, `strength`
+    that gives k steps (with 4 digits, the nearest to k/N; NaN where there is none), `abar`,
+    `log_snr` in nats, `sigma` = noise over signal. Attributes: `model`, `pipeline`, `scheduler`,
+    `steps`, `timestep_spacing`, `rule` (of k from strength), `shift`.
     """
     from uturn.corruption import schedulers
 
@@ -47,8 +58,12 @@ def schedule(
     schedulers.check_schedule(made)
     made = made if timestep_spacing is None else schedulers.with_spacing(made, timestep_spacing)
     most = int(made.config.get("num_train_timesteps", 1000))
-    expect(1 <= steps <= most, "steps", steps, f"1 .. {most}, the timesteps of the training schedule")
-    expect(size > 0 and size % 16 == 0, "size", size, "a multiple of 16 pixels, two pixels of latents")
+    expect(
+        1 <= steps <= most, "steps", steps, f"1 .. {most}, the timesteps of the training schedule"
+    )
+    expect(
+        size > 0 and size % 16 == 0, "size", size, "a multiple of 16 pixels, two pixels of latents"
+    )
     counts_down = pipeline.startswith(COUNTED_DOWN) or (not pipeline and schedulers.is_flow(stored))
     try:
         shift = schedulers.PipelineTimesteps(pipeline, (size // 16) ** 2).set(made, steps)
@@ -56,8 +71,18 @@ def schedule(
         times = torch.as_tensor(made.timesteps)
         firsts = (steps - ks) * made.order  # index at which the pipelines cut the list of timesteps
         signal, noise = schedulers.amplitudes(made, times[torch.from_numpy(firsts)])
-    except (RuntimeError, AttributeError, TypeError, KeyError, IndexError, NotImplementedError) as error:
-        where = f"{type(made).__name__} with steps = {steps}: it makes no list of timesteps that can be cut ({one_line(error)})"
+    except (
+        RuntimeError,
+        AttributeError,
+        TypeError,
+        KeyError,
+        IndexError,
+        NotImplementedError,
+    ) as error:
+        where = (
+            f"{type(made).__name__} with steps = {steps}: it makes no list of timesteps that can be"
+            f" cut ({one_line(error)})"
+        )
         raise ValueError(f"{where}; take scheduler 'ddpm' or 'ancestral'") from None
     columns = {
         "calls": np.append(0, len(times) - firsts),
@@ -82,7 +107,9 @@ def schedule(
 
 
 def read_scheduler(model: str, preset: str | None = None) -> tuple[Any, str]:
-    """The scheduler of a model, and the class of its pipeline ("" if none). Weights are neither read nor fetched."""
+    """The scheduler of a model, and the class of its pipeline ("" if none). Weights are neither
+    read nor fetched.
+    """
     from huggingface_hub import snapshot_download
 
     from uturn.networks.images.guided_diffusion import guided_diffusion_scheduler
@@ -97,15 +124,28 @@ def read_scheduler(model: str, preset: str | None = None) -> tuple[Any, str]:
     expect(preset is None, "preset", preset, "None: it is only for checkpoints of guided-diffusion")
     if path.name == "scheduler_config.json":
         path = path.parent
-    if not path.exists() and is_hub_name(model):  # its index and scheduler are fetched, without weights
+    # Its index and scheduler are fetched, without weights.
+    if not path.exists() and is_hub_name(model):
         check_hub(model)
         with fetching(model):
             patterns = ["model_index.json", "scheduler/*.json", "scheduler_config.json"]
             path = Path(snapshot_download(model, allow_patterns=patterns))
-    where = next((place for place in (path / "scheduler", path) if (place / "scheduler_config.json").is_file()), None)
+    where = next(
+        (
+            place
+            for place in (path / "scheduler", path)
+            if (place / "scheduler_config.json").is_file()
+        ),
+        None,
+    )
     if where is None:
-        raise ValueError(f"model = {str(model)!r}: no such folder or file with a scheduler_config.json; {_WANTED}")
+        raise ValueError(
+            f"model = {str(model)!r}: no such folder or file with a scheduler_config.json;"
+            f" {_WANTED}"
+        )
     with reading(str(path), "fetch or write it again"):
         files = (where / "scheduler_config.json", path / "model_index.json")
-        kind, pipeline = (str(read_table(file)["_class_name"]) if file.is_file() else "" for file in files)
+        kind, pipeline = (
+            str(read_table(file)["_class_name"]) if file.is_file() else "" for file in files
+        )
     return load_scheduler(where, kind), pipeline

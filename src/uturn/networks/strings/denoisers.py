@@ -21,9 +21,15 @@ from uturn.corruption.denoising import checked_observation
 from uturn.exact.rhm import RandomHierarchyModel
 from uturn.networks.training import History, train
 
-CHANNELS: dict[str, type] = {"gaussian": Gaussian, "masking": Masking, "uniform": UniformReplacement}
+CHANNELS: dict[str, type] = {
+    "gaussian": Gaussian,
+    "masking": Masking,
+    "uniform": UniformReplacement,
+}
 TIMES = (0.03, 3.0)
-"""Gaussian times t in training. Below, nearly all leaves are determined without error; above, they are nearly uninformative."""
+"""Gaussian times t in training. Below, nearly all leaves are determined without error; above,
+they are nearly uninformative.
+"""
 
 # First coordinates of the random streams with the purpose DENOISER.
 _BATCH, _HELD_OUT = 0, 1
@@ -33,18 +39,27 @@ _FLOOR = -30.0  # smallest log-probability of the input, which keeps it finite
 class TreeDenoiser(nn.Module):
     """Network with the shape of the tree that gives the posterior of every leaf.
 
-    A U-Net without overlap: going up, a block reads the features of the s children of a node; going down, those of a node and, by
-    the skip connection, of its s children, and writes s children. Each block is linear, GELU, linear, with the same weights for
-    all nodes of a tree level: the two passes of belief propagation, with learned messages (arXiv:2404.18444). The log-evidence of
-    a leaf is added to its logits, as in Bayes' rule, so that the network learns the evidence of the *other* leaves. The
-    log-evidence contains all information in an observation, for any channel and noise, so the noise level is no input.
+    A U-Net without overlap: going up, a block reads the features of the s children of a node; going
+    down, those of a node and, by the skip connection, of its s children, and writes s children.
+    Each block is linear, GELU, linear, with the same weights for all nodes of a tree level: the two
+    passes of belief propagation, with learned messages (arXiv:2404.18444). The log-evidence of a
+    leaf is added to its logits, as in Bayes' rule, so that the network learns the evidence of the
+    *other* leaves. The log-evidence contains all information in an observation, for any channel and
+    noise, so the noise level is no input.
 
-    `vocab_size` v, `branching` s and `depth` L are those of the strings, `width` is the number of features of a node (a hidden
-    layer has four times as many), `channel` ("gaussian", "masking" or "uniform") the corruption in training.
+    `vocab_size` v, `branching` s and `depth` L are those of the strings, `width` is the number of
+    features of a node (a hidden layer has four times as many), `channel` ("gaussian", "masking" or
+    "uniform") the corruption in training.
     """
 
     def __init__(
-        self, vocab_size: int, branching: int, depth: int, width: int = 32, channel: str = "gaussian", seed: int = 0
+        self,
+        vocab_size: int,
+        branching: int,
+        depth: int,
+        width: int = 32,
+        channel: str = "gaussian",
+        seed: int = 0,
     ) -> None:
         super().__init__()
         v = checked_integer("vocab_size", vocab_size, 2)
@@ -54,10 +69,19 @@ class TreeDenoiser(nn.Module):
         checked_channel(channel)
         fits = L * math.log2(s) <= 28  # a gigabyte of leaves
         expect(fits, "branching, depth", (s, L), "at most 2**28 leaves")
-        self.options: dict[str, Any] = {"vocab_size": v, "branching": s, "depth": L, "width": w, "channel": channel}
+        self.options: dict[str, Any] = {
+            "vocab_size": v,
+            "branching": s,
+            "depth": L,
+            "width": w,
+            "channel": channel,
+        }
 
         def blocks(inputs: int, outputs: int) -> nn.ModuleList:
-            made = (nn.Sequential(nn.Linear(inputs, 4 * w), nn.GELU(), nn.Linear(4 * w, outputs)) for _ in range(L))
+            made = (
+                nn.Sequential(nn.Linear(inputs, 4 * w), nn.GELU(), nn.Linear(4 * w, outputs))
+                for _ in range(L)
+            )
             return nn.ModuleList(made)
 
         with torch.random.fork_rng(devices=[]):
@@ -67,12 +91,24 @@ class TreeDenoiser(nn.Module):
             self.readout = nn.Sequential(nn.LayerNorm(w), nn.Linear(w, v))
 
     def forward(self, log_evidence: torch.Tensor) -> torch.Tensor:
-        """Logits of `p(x_0^i | observation)`, (batch, s**L, v), given log-evidence of that shape (-inf is allowed)."""
+        """Logits of `p(x_0^i | observation)`, (batch, s**L, v), given log-evidence of that shape
+        (-inf is allowed).
+        """
         v, s, L, w = (self.options[name] for name in ("vocab_size", "branching", "depth", "width"))
         batch, *shape = log_evidence.shape
-        expect(shape == [s**L, v], "log_evidence: shape", tuple(log_evidence.shape), f"(batch, {s**L}, {v})")
+        expect(
+            shape == [s**L, v],
+            "log_evidence: shape",
+            tuple(log_evidence.shape),
+            f"(batch, {s**L}, {v})",
+        )
         own = torch.log_softmax(log_evidence, -1).clamp(min=_FLOOR)
-        expect(not own.isnan().any(), "log_evidence", log_evidence, "numbers or -inf, not all -inf at a leaf")
+        expect(
+            not own.isnan().any(),
+            "log_evidence",
+            log_evidence,
+            "numbers or -inf, not all -inf at a leaf",
+        )
         upward = [self.embedding(v * own.exp() - 1)]
         for block in self.up:
             upward.append(block(upward[-1].reshape(batch, -1, s * w)))
@@ -84,7 +120,9 @@ class TreeDenoiser(nn.Module):
 
 
 class LearnedDenoiser:
-    """A trained `TreeDenoiser` as a `uturn.corruption.denoising.Denoiser`, with `batch_size` samples in a call of the network."""
+    """A trained `TreeDenoiser` as a `uturn.corruption.denoising.Denoiser`, with `batch_size`
+    samples in a call of the network.
+    """
 
     def __init__(self, model: Any, batch_size: int = 2048) -> None:
         self.model: Any = model.eval()
@@ -102,18 +140,31 @@ class LearnedDenoiser:
                 rows = slice(k, k + self.batch_size)
                 batch = Noisy(noisy.values[rows], noisy.noise[rows], noisy.vocab_size)
                 evidence = torch.from_numpy(self.corruption.log_evidence(batch, np.float32))
-                out[rows] = self.model(evidence.to(self.model.embedding.weight)).softmax(-1).float().cpu().numpy()
+                out[rows] = (
+                    self.model(evidence.to(self.model.embedding.weight))
+                    .softmax(-1)
+                    .float()
+                    .cpu()
+                    .numpy()
+                )
         return out
 
 
 def checked_channel(channel: Any) -> str:
     """`channel`, or a ValueError if no network can be trained for a channel of this name."""
-    expect(isinstance(channel, str) and channel in CHANNELS, "channel", channel, f"one of {', '.join(CHANNELS)}")
+    expect(
+        isinstance(channel, str) and channel in CHANNELS,
+        "channel",
+        channel,
+        f"one of {', '.join(CHANNELS)}",
+    )
     return channel
 
 
 def training_noise(channel: str, u: Any) -> np.ndarray:
-    """Noise levels in training from u uniform in [0, 1): t log-uniform in `TIMES` (Gaussian), else the fraction 1 - alpha = u."""
+    """Noise levels in training from u uniform in [0, 1): t log-uniform in `TIMES` (Gaussian),
+    else the fraction 1 - alpha = u.
+    """
     u = np.asarray(u, float)
     return TIMES[0] * (TIMES[1] / TIMES[0]) ** u if checked_channel(channel) == "gaussian" else u
 
@@ -133,15 +184,18 @@ def train_denoiser(
     checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> tuple[TreeDenoiser, TreeDenoiser, History]:
-    """Train a denoiser on given strings; the grammar is used only to draw more strings, which are held out for evaluation.
+    """Train a denoiser on given strings; the grammar is used only to draw more strings, which are
+    held out for evaluation.
 
-    Every step takes `batch_size` of the strings with new noise, at levels drawn from `training_noise`, and lowers the
-    cross-entropy `-log p(x_0^i | observation)`, mean over leaves. Its minimum over all functions is the exact posterior, as that
-    of the squared denoising loss. Returns the network at the lowest loss on held-out strings (early stopping), that at the end,
+    Every step takes `batch_size` of the strings with new noise, at levels drawn from
+    `training_noise`, and lowers the cross-entropy `-log p(x_0^i | observation)`, mean over leaves.
+    Its minimum over all functions is the exact posterior, as that of the squared denoising loss.
+    Returns the network at the lowest loss on held-out strings (early stopping), that at the end,
     and the records `loss` (training) and `held_out` (nats a leaf).
 
-    `strings`: the training set, integers (P, num_leaves). `held_out`: number of held-out strings, whose noise levels are spread
-    evenly over the training distribution. Other options: as in `TreeDenoiser` and `uturn.networks.training.train`.
+    `strings`: the training set, integers (P, num_leaves). `held_out`: number of held-out strings,
+    whose noise levels are spread evenly over the training distribution. Other options: as in
+    `TreeDenoiser` and `uturn.networks.training.train`.
     """
     strings = rhm.checked_leaves(strings)
     P, v = len(strings), rhm.vocab_size
@@ -157,13 +211,17 @@ def train_denoiser(
         streams_of_batch = keys(seed, Purpose.DENOISER, _BATCH, step, range(batch_size))
         u = uniforms(streams_of_batch, 2)
         chosen = strings[(u[:, 0] * P).astype(np.int64)]
-        evidence, symbols = _tensors(corruption, chosen, training_noise(channel, u[:, 1]), v, streams_of_batch)
+        evidence, symbols = _tensors(
+            corruption, chosen, training_noise(channel, u[:, 1]), v, streams_of_batch
+        )
         return nn.functional.cross_entropy(trained(evidence).reshape(-1, v), symbols)
 
     def evaluate(trained: nn.Module) -> dict[str, float]:
         assert isinstance(trained, _Remembering)
         with torch.inference_mode():
-            value = nn.functional.cross_entropy(trained(judged_evidence).reshape(-1, v), judged_symbols).item()
+            value = nn.functional.cross_entropy(
+                trained(judged_evidence).reshape(-1, v), judged_symbols
+            ).item()
         trained.remember(value)
         return {"held_out": value}
 
@@ -180,7 +238,9 @@ def train_denoiser(
 
 
 class _Remembering(nn.Module):
-    """A network in training with its best weights so far as buffers, which every checkpoint contains."""
+    """A network in training with its best weights so far as buffers, which every checkpoint
+    contains.
+    """
 
     lowest: torch.Tensor
     weights: torch.Tensor
@@ -209,5 +269,7 @@ class _Remembering(nn.Module):
 def _tensors(
     corruption: Any, leaves: np.ndarray, noise: np.ndarray, v: int, seed: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    evidence = corruption.log_evidence(corruption.corrupt_symbols(leaves, noise, seed, v), np.float32)
+    evidence = corruption.log_evidence(
+        corruption.corrupt_symbols(leaves, noise, seed, v), np.float32
+    )
     return torch.from_numpy(evidence), torch.from_numpy(np.ascontiguousarray(leaves).reshape(-1))

@@ -1,1 +1,3 @@
-"""Language models and text encoders, from files of other libraries and from user-defined functions."""
+"""Language models and text encoders, from files of other libraries and from user-defined
+functions.
+"""

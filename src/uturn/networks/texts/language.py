@@ -1,6 +1,8 @@
-"""Language models: networks that denoise tokens, behind one protocol (`TokenNetwork`), and networks that read texts.
+"""Language models: networks that denoise tokens, behind one protocol (`TokenNetwork`), and networks
+that read texts.
 
-Only `LanguageModel` converts what networks give to a common form, `log p(x_0^i = a | x_t)` up to a constant.
+Only `LanguageModel` converts what networks give to a common form, `log p(x_0^i = a | x_t)` up to a
+constant.
 """
 
 from __future__ import annotations
@@ -30,12 +32,14 @@ CHANNELS: dict[str, Channel] = {"masking": Masking(), "uniform": UniformReplacem
 _TOTAL = 1 - 1e-3  # sigma = -log(1 - _TOTAL noise) stays finite, as in the code of MDLM and SEDD
 _NUMBERS = 2**28  # default number of logits in memory
 _ON_CPU = 2**11  # tokens in a call on the CPU
-PLAIN = ("dream",)  # kinds whose code takes no `attention_mask` (batch, length), and does not report missing weights
+# Kinds whose code takes no `attention_mask` (batch, length), and does not report missing weights.
+PLAIN = ("dream",)
 _TIME_NAMES = ("timesteps", "sigma", "noise", "t")
 
 
 class TokenNetwork(Protocol):
-    """A network that denoises tokens; a function "module:function" may return any object with these members.
+    """A network that denoises tokens; a function "module:function" may return any object with these
+    members.
 
     Only `logits` and, for masking, `mask_id` are required.
     """
@@ -43,23 +47,34 @@ class TokenNetwork(Protocol):
     mask_id: int | None
     """Id of the mask token."""
     shift: bool
-    """Whether the logits of position i are at position i - 1, as in networks made from causal ones; False by default."""
+    """Whether the logits of position i are at position i - 1, as in networks made from causal
+    ones; False by default.
+    """
     time: str
-    """"none", the default: the noise is not used; "sigma": the network takes sigma = -log(1 - noise), arXiv:2406.07524."""
+    """"none", the default: the noise is not used; "sigma": the network takes sigma = -log(1 -
+    noise), arXiv:2406.07524.
+    """
     output: str
-    """"logits" of the clean token, the default; "ratios": log p_t(x with a at i) - log p_t(x), arXiv:2310.16834."""
+    """"logits" of the clean token, the default; "ratios": log p_t(x with a at i) - log p_t(x),
+    arXiv:2310.16834.
+    """
     corruption: str
     """"masking", the default, or "uniform"."""
     length: int | None
     """Largest number of ids in a call; None, the default, for no limit."""
     takes_padding: bool
-    """Whether `logits` takes a third argument, int64 (batch, length), that is 0 beyond the end of a row. If not (the default),
-    all rows of a call have the same length."""
+    """Whether `logits` takes a third argument, int64 (batch, length), that is 0 beyond the end
+    of a row. If not (the default), all rows of a call have the same length.
+    """
     tokenizer: Tokenizer | None
-    """A `uturn.networks.Vocabulary`, or a `uturn.networks.PretrainedTokenizer` of transformers; by default data are ids."""
+    """A `uturn.networks.Vocabulary`, or a `uturn.networks.PretrainedTokenizer` of transformers;
+    by default data are ids.
+    """
 
     def logits(self, ids: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Logits (batch, length, vocab) for ids int64 (batch, length) and noise float32 (batch,), the share of noisy tokens."""
+        """Logits (batch, length, vocab) for ids int64 (batch, length) and noise float32
+        (batch,), the share of noisy tokens.
+        """
 
 
 def model_type(config: Any) -> str:
@@ -71,12 +86,14 @@ def model_type(config: Any) -> str:
 class LanguageModel:
     """A network with its tokenizer and the form of its output.
 
-    `mask_id`, `shift`, `time`, `output`, `corruption` and `length` are as in `TokenNetwork`. With `takes_ids` the network is no
-    `TokenNetwork`, but a torch module called with ids, whose further arguments, such as a time, are found by their names.
+    `mask_id`, `shift`, `time`, `output`, `corruption` and `length` are as in `TokenNetwork`. With
+    `takes_ids` the network is no `TokenNetwork`, but a torch module called with ids, whose further
+    arguments, such as a time, are found by their names.
     """
 
     network: Any
-    vocab_size: int = 0  # number of symbols V with a probability; 0 if it is not known, as for encoders
+    # Number of symbols V with a probability; 0 if it is not known, as for encoders.
+    vocab_size: int = 0
     tokenizer: Tokenizer | None = None  # None if the network reads the ids of the data
     mask_id: int | None = None
     shift: bool = False
@@ -110,8 +127,14 @@ class LanguageModel:
 
     @property
     def config(self) -> Any:
-        """The configuration of a model of transformers, which can return hidden states; None for other models."""
-        return getattr(self.network, "config", None) if self.takes_ids and hasattr(self.network, "base_model") else None
+        """The configuration of a model of transformers, which can return hidden states; None for
+        other models.
+        """
+        return (
+            getattr(self.network, "config", None)
+            if self.takes_ids and hasattr(self.network, "base_model")
+            else None
+        )
 
     @cached_property
     def _arguments(self) -> list[str]:
@@ -122,7 +145,10 @@ class LanguageModel:
         """Whether a call may contain texts of different lengths."""
         if not self.takes_ids:
             return getattr(self.network, "takes_padding", False)
-        return "attention_mask" in self._arguments and model_type(getattr(self.network, "config", None)) not in PLAIN
+        return (
+            "attention_mask" in self._arguments
+            and model_type(getattr(self.network, "config", None)) not in PLAIN
+        )
 
     @property
     def pad_id(self) -> int:
@@ -133,112 +159,208 @@ class LanguageModel:
     def fingerprint(self) -> str:
         """SHA-256 of weights, tokenizer and form of the output (hexadecimal)."""
         identity = [self.identity, "" if self.tokenizer is None else self.tokenizer.fingerprint()]
-        identity += [str(x) for x in (self.vocab_size, self.mask_id, self.shift, self.time, self.output, self.corruption)]
+        identity += [
+            str(x)
+            for x in (
+                self.vocab_size,
+                self.mask_id,
+                self.shift,
+                self.time,
+                self.output,
+                self.corruption,
+            )
+        ]
         identity += [str(x) for x in (self.forbidden, self.prefix, self.suffix)]
         return hashlib.sha256(" ".join(identity).encode()).hexdigest()
 
     def encoder(self) -> LanguageModel:
-        """The model without the head that computes logits from hidden states, for models of transformers."""
+        """The model without the head that computes logits from hidden states, for models of
+        transformers.
+        """
         is_module = isinstance(self.network, torch.nn.Module)
-        expect(is_module, self.description, type(self.network).__name__, "a torch module, which has layers; name another model")
-        return replace(self, network=getattr(self.network, "base_model", self.network)) if self.takes_ids else self
+        expect(
+            is_module,
+            self.description,
+            type(self.network).__name__,
+            "a torch module, which has layers; name another model",
+        )
+        return (
+            replace(self, network=getattr(self.network, "base_model", self.network))
+            if self.takes_ids
+            else self
+        )
 
     def pieces(self, batch_size: int | None, tokens: int) -> Pieces:
-        """Calls with `batch_size` rows; by default a gigabyte of logits, at most 256 rows, and on the CPU 2,048 tokens."""
+        """Calls with `batch_size` rows; by default a gigabyte of logits, at most 256 rows, and
+        on the CPU 2,048 tokens.
+        """
         most = 256 if self.device.type != "cpu" else _ON_CPU // max(1, tokens)
-        return Pieces(self.device, batch_size or max(1, min(most, _NUMBERS // max(1, tokens * self.vocab_size))))
+        return Pieces(
+            self.device,
+            batch_size or max(1, min(most, _NUMBERS // max(1, tokens * self.vocab_size))),
+        )
 
     def batches(
-        self, values: np.ndarray, batch_size: int | None = None, frame: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+        self,
+        values: np.ndarray,
+        batch_size: int | None = None,
+        frame: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
     ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-        """Batches of ids for the network, from texts int64 (count, longest), `MASKED` where masked and `PAD` beyond their end.
+        """Batches of ids for the network, from texts int64 (count, longest), `MASKED` where masked
+        and `PAD` beyond their end.
 
-        Yields the row numbers of a batch; their ids between prefix and suffix (`frame`, by default the tokenizer's), int64 (rows,
-        length); and which ids are not padding, bool (rows, length). A batch has `batch_size` texts of similar length, by default
-        all; a network that takes no padding gets one batch for each length.
+        Yields the row numbers of a batch; their ids between prefix and suffix (`frame`, by default
+        the tokenizer's), int64 (rows, length); and which ids are not padding, bool (rows, length).
+        A batch has `batch_size` texts of similar length, by default all; a network that takes no
+        padding gets one batch for each length.
         """
         prefix, suffix = (self.prefix, self.suffix) if frame is None else frame
         begin, num_tokens = len(prefix), (values != PAD).sum(1)
-        order = np.arange(len(values)) if batch_size is None else np.argsort(num_tokens, kind="stable")
+        order = (
+            np.arange(len(values)) if batch_size is None else np.argsort(num_tokens, kind="stable")
+        )
         size = batch_size or max(1, len(values))
         groups = [order[start : start + size] for start in range(0, len(values), size)]
         if not self.takes_padding:
-            groups = [group[num_tokens[group] == length] for group in groups for length in np.unique(num_tokens[group])]
+            groups = [
+                group[num_tokens[group] == length]
+                for group in groups
+                for length in np.unique(num_tokens[group])
+            ]
         for numbers in groups:
             lengths, longest = num_tokens[numbers], int(num_tokens[numbers].max())
             tokens = values[numbers, :longest]
             ids = np.full((len(numbers), begin + longest + len(suffix)), self.pad_id, np.int64)
             ids[:, :begin] = prefix
             is_token = tokens != PAD
-            ids[:, begin : begin + longest][is_token] = np.where(tokens == MASKED, self.mask_id or 0, tokens)[is_token]
+            ids[:, begin : begin + longest][is_token] = np.where(
+                tokens == MASKED, self.mask_id or 0, tokens
+            )[is_token]
             for k, token in enumerate(suffix):
                 ids[np.arange(len(ids)), begin + lengths + k] = token
             real = np.arange(ids.shape[1]) < (begin + lengths + len(suffix))[:, None]
-            yield numbers, torch.from_numpy(ids).to(self.device), torch.from_numpy(real).to(self.device)
+            yield (
+                numbers,
+                torch.from_numpy(ids).to(self.device),
+                torch.from_numpy(real).to(self.device),
+            )
 
-    def rows(self, texts: np.ndarray, batch_size: int, read: Callable[[Any, torch.Tensor], torch.Tensor]) -> np.ndarray:
-        """What `read(output, real)`, (rows, width), gives of each text, finite float64 (count, width); texts as in `batches`."""
+    def rows(
+        self, texts: np.ndarray, batch_size: int, read: Callable[[Any, torch.Tensor], torch.Tensor]
+    ) -> np.ndarray:
+        """What `read(output, real)`, (rows, width), gives of each text, finite float64 (count,
+        width); texts as in `batches`.
+        """
         rows: list[Any] = [None] * len(texts)
         for numbers, ids, real in self.batches(texts, batch_size):
             values = read(self.read(ids, real), real)
             bad, way_out = int((~values.isfinite()).sum()), half_precision_words(values.dtype)
-            expect(not bad, f"{self.description}: outputs that are not finite", bad, f"none{way_out}")
+            expect(
+                not bad, f"{self.description}: outputs that are not finite", bad, f"none{way_out}"
+            )
             for number, row in zip(numbers, values.detach().double().cpu().numpy(), strict=True):
                 rows[number] = row
         return np.array(rows, float).reshape(len(texts), -1)
 
-    def read(self, ids: torch.Tensor, real: torch.Tensor, time: torch.Tensor | None = None, **options: Any) -> Any:
-        """The output of the network for a batch, at noise 0 by default, called with `options`; MemoryError if it does not fit."""
+    def read(
+        self,
+        ids: torch.Tensor,
+        real: torch.Tensor,
+        time: torch.Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        """The output of the network for a batch, at noise 0 by default, called with `options`;
+        MemoryError if it does not fit.
+        """
         time = torch.zeros(len(ids), device=self.device) if time is None else time
         tensors = (ids, time, real.long()) if self.takes_padding else (ids, time)
         try:
             with torch.inference_mode(), noted(f"{self.description}, ids {tuple(ids.shape)}"):
-                return self.called(*(tensor.clone() for tensor in tensors), **options)  # the network may modify its inputs
+                # The network may modify its inputs.
+                return self.called(*(tensor.clone() for tensor in tensors), **options)
         except Exception as error:
             if is_out_of_memory(error):
-                raise MemoryError(f"not enough memory on {self.device} for {len(ids)} texts; lower batch_size") from None
+                raise MemoryError(
+                    f"not enough memory on {self.device} for {len(ids)} texts; lower batch_size"
+                ) from None
             raise
 
-    def called(self, ids: torch.Tensor, time: torch.Tensor, *real: torch.Tensor, **options: Any) -> Any:
+    def called(
+        self, ids: torch.Tensor, time: torch.Tensor, *real: torch.Tensor, **options: Any
+    ) -> Any:
         """The output of the network for these very tensors."""
         if not self.takes_ids:
             return self.network.logits(ids, time, *real, **options)
         taken = self._arguments
-        given = {"input_ids" if "input_ids" in taken else taken[0]: ids, **dict(zip(["attention_mask"], real, strict=False))}
+        given = {
+            "input_ids" if "input_ids" in taken else taken[0]: ids,
+            **dict(zip(["attention_mask"], real, strict=False)),
+        }
         given |= {name: time for name in [name for name in _TIME_NAMES if name in taken][:1]}
         return self.network(**given, **options)
 
-    def logits(self, ids: torch.Tensor, real: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
-        """The logits of the network for a batch, (rows, length, V); ValueError if they have another shape."""
+    def logits(
+        self, ids: torch.Tensor, real: torch.Tensor, time: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The logits of the network for a batch, (rows, length, V); ValueError if they have
+        another shape.
+        """
         out = as_tensor(self.read(ids, real, time), f"{self.description}: logits")
-        fits = out.ndim == 3 and out.shape[:2] == ids.shape and self.vocab_size in (0, out.shape[2]) and out.is_floating_point()
-        expected = f"floating point numbers {(*ids.shape, self.vocab_size or 'vocab')} = (batch, length, vocab)"
+        fits = (
+            out.ndim == 3
+            and out.shape[:2] == ids.shape
+            and self.vocab_size in (0, out.shape[2])
+            and out.is_floating_point()
+        )
+        expected = (
+            f"floating point numbers {(*ids.shape, self.vocab_size or 'vocab')} = (batch, length,"
+            " vocab)"
+        )
         expect(fits, f"{self.description}: logits", (out.dtype, tuple(out.shape)), expected)
         return out
 
-    def beliefs(self, values: np.ndarray, noise: np.ndarray, pieces: Pieces | None = None) -> TokenBeliefs:
+    def beliefs(
+        self, values: np.ndarray, noise: np.ndarray, pieces: Pieces | None = None
+    ) -> TokenBeliefs:
         """The network's beliefs about sequences; ValueError if it returns another shape, or NaN.
 
-        `values`: ids int64 (batch, length), `MASKED` where masked, `PAD` beyond the end of a sequence. `noise`: float64 (batch,),
-        share of masked tokens, or noise level of uniform replacement. `pieces`: largest number of rows in a call.
+        `values`: ids int64 (batch, length), `MASKED` where masked, `PAD` beyond the end of a
+        sequence. `noise`: float64 (batch,), share of masked tokens, or noise level of uniform
+        replacement. `pieces`: largest number of rows in a call.
         """
         pieces = self.pieces(None, values.shape[1]) if pieces is None else pieces
         time = -np.log1p(-_TOTAL * noise) if self.time == "sigma" else noise
         levels = torch.from_numpy(np.stack([time, noise], 1).astype(np.float32)).to(self.device)
         with torch.inference_mode():
-            calls = [(rows, pieces(self._clean, ids, real, levels[rows])) for rows, ids, real in self.batches(values)]
+            calls = [
+                (rows, pieces(self._clean, ids, real, levels[rows]))
+                for rows, ids, real in self.batches(values)
+            ]
             logits = calls[0][1]
             if len(calls) > 1:
                 longest = max(of_call.shape[1] for _, of_call in calls)
-                padded = [torch.nn.functional.pad(of_call, (0, 0, 0, longest - of_call.shape[1])) for _, of_call in calls]
+                padded = [
+                    torch.nn.functional.pad(of_call, (0, 0, 0, longest - of_call.shape[1]))
+                    for _, of_call in calls
+                ]
                 logits = torch.cat(padded)[np.argsort(np.concatenate([rows for rows, _ in calls]))]
             if self.forbidden:
-                logits = logits.index_fill(-1, torch.tensor(self.forbidden, device=logits.device), -math.inf)
-        weights = next(self.network.parameters(), None) if isinstance(self.network, torch.nn.Module) else None
-        return TokenBeliefs(logits, values.shape[1], self.description, getattr(weights, "dtype", None))
+                logits = logits.index_fill(
+                    -1, torch.tensor(self.forbidden, device=logits.device), -math.inf
+                )
+        weights = (
+            next(self.network.parameters(), None)
+            if isinstance(self.network, torch.nn.Module)
+            else None
+        )
+        return TokenBeliefs(
+            logits, values.shape[1], self.description, getattr(weights, "dtype", None)
+        )
 
     def _clean(self, ids: torch.Tensor, real: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities up to a constant (rows, longest, V) of the clean tokens; `levels` (rows, 2): time and noise."""
+        """Log-probabilities up to a constant (rows, longest, V) of the clean tokens; `levels`
+        (rows, 2): time and noise.
+        """
         time, noise = levels.T
         logits = self.logits(ids, real, time)
         if self.shift:
@@ -247,12 +369,15 @@ class LanguageModel:
         logits, ids = logits[:, tokens], ids[:, tokens]
         return self._from_ratios(logits, ids, noise) if self.output == "ratios" else logits
 
-    def _from_ratios(self, log_ratios: torch.Tensor, ids: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def _from_ratios(
+        self, log_ratios: torch.Tensor, ids: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
         """Log-probabilities of the clean token, from s_a = p_t(x with a at i) / p_t(x).
 
-        Masking: s_a is proportional to p(x_0^i = a | x_t) for a other than the mask. Uniform replacement with share alpha kept:
-        with q(a | b) = alpha 1[a = b] + (1 - alpha)/V and w_b = p(x_0^i = b, other tokens) / p_t(x), s_a = sum_b q(a | b) w_b, so
-        that w_a = (s_a - (1 - alpha) sum(s) / V) / alpha, and p(x_0^i = a | x_t) is proportional to w_a q(x^i | a).
+        Masking: s_a is proportional to p(x_0^i = a | x_t) for a other than the mask. Uniform
+        replacement with share alpha kept: with q(a | b) = alpha 1[a = b] + (1 - alpha)/V and w_b =
+        p(x_0^i = b, other tokens) / p_t(x), s_a = sum_b q(a | b) w_b, so that w_a = (s_a - (1 -
+        alpha) sum(s) / V) / alpha, and p(x_0^i = a | x_t) is proportional to w_a q(x^i | a).
         """
         if self.corruption == "masking":
             return log_ratios
@@ -265,7 +390,9 @@ class LanguageModel:
 
 
 class TokenBeliefs:
-    """Beliefs of a language model, stored on its device as log-probabilities up to a constant (`unmasking.NetworkBeliefs`)."""
+    """Beliefs of a language model, stored on its device as log-probabilities up to a constant
+    (`unmasking.NetworkBeliefs`).
+    """
 
     def __init__(self, logits: torch.Tensor, width: int, name: str, dtype: Any) -> None:
         self._logits, self._width, self._name, self._dtype = logits, width, name, dtype
@@ -279,23 +406,35 @@ class TokenBeliefs:
             for start in range(0, len(out), size):
                 logs = self._logits[start : start + size].float().log_softmax(-1)
                 is_entropy = decoder.order == "entropy"
-                ranks = -((logs.exp() * logs.clamp(min=-1e9)).sum(-1) if is_entropy else logs.amax(-1).exp())
+                ranks = -(
+                    (logs.exp() * logs.clamp(min=-1e9)).sum(-1)
+                    if is_entropy
+                    else logs.amax(-1).exp()
+                )
                 out[start : start + size, : ranks.shape[1]] = ranks.cpu().numpy()
         return out
 
     def at(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Probabilities, float64 (n, V)."""
         with torch.inference_mode():
-            where = (torch.from_numpy(rows).to(self._logits.device), torch.from_numpy(positions).to(self._logits.device))
+            where = (
+                torch.from_numpy(rows).to(self._logits.device),
+                torch.from_numpy(positions).to(self._logits.device),
+            )
             law = self._logits[where].cpu().double().softmax(-1).numpy()
-        reason = half_precision_words(self._dtype) or "; a logit is NaN or infinite, or all of a token are -inf"
+        reason = (
+            half_precision_words(self._dtype)
+            or "; a logit is NaN or infinite, or all of a token are -inf"
+        )
         bad = int(np.isnan(law).sum())
         expect(not bad, f"{self._name}: probabilities that are NaN", bad, f"none{reason}")
         return law
 
 
 class TokenDenoiser:
-    """A language model as a denoiser of sequences with equal lengths (`uturn.corruption.denoising.Denoiser`)."""
+    """A language model as a denoiser of sequences with equal lengths
+    (`uturn.corruption.denoising.Denoiser`).
+    """
 
     def __init__(self, model: LanguageModel, num_leaves: int, pieces: Pieces) -> None:
         self.model, self.num_leaves, self._pieces = model, num_leaves, pieces
@@ -305,21 +444,29 @@ class TokenDenoiser:
         """Probability of each token at each position, float32 (batch, length, V)."""
         beliefs = self.model.beliefs(noisy.values, noisy.noise, self._pieces)
         rows, positions = (index.ravel() for index in np.indices(noisy.values.shape))
-        return beliefs.at(rows, positions).astype(np.float32).reshape(*noisy.values.shape, self.vocab_size)
+        return (
+            beliefs.at(rows, positions)
+            .astype(np.float32)
+            .reshape(*noisy.values.shape, self.vocab_size)
+        )
 
 
 def causal_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np.ndarray:
-    """Log-likelihood of texts, ids int64 (count, length), under a causal model, in nats, float64 (count,).
+    """Log-likelihood of texts, ids int64 (count, length), under a causal model, in nats, float64
+    (count,).
 
-    log p(x) = sum_i log p(x_i | x_1, .., x_{i-1}), in one call for each batch. The first token is conditioned on the tokenizer's
-    prefix, or else on the model's begin token; without either, the first token is not counted.
+    log p(x) = sum_i log p(x_i | x_1, .., x_{i-1}), in one call for each batch. The first token is
+    conditioned on the tokenizer's prefix, or else on the model's begin token; without either, the
+    first token is not counted.
     """
     prefix = beginning(model)
     first = max(1, len(prefix))
     log_likelihoods = np.zeros(len(texts))
     for numbers, ids, real in model.batches(texts, batch_size, (prefix, ())):
         logs = model.logits(ids, real)[:, first - 1 : -1].float().log_softmax(-1)
-        of_tokens = logs.gather(2, ids[:, first:, None])[..., 0].double().masked_fill(~real[:, first:], 0)
+        of_tokens = (
+            logs.gather(2, ids[:, first:, None])[..., 0].double().masked_fill(~real[:, first:], 0)
+        )
         log_likelihoods[numbers] = of_tokens.sum(1).cpu().numpy()
     return log_likelihoods
 
@@ -327,13 +474,17 @@ def causal_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: 
 def beginning(model: LanguageModel) -> tuple[int, ...]:
     """Ids before a text in a causal model."""
     token, size = (getattr(model.config, name, None) for name in ("bos_token_id", "vocab_size"))
-    return model.prefix or ((token,) if isinstance(token, int) and size is not None and 0 <= token < size else ())
+    return model.prefix or (
+        (token,) if isinstance(token, int) and size is not None and 0 <= token < size else ()
+    )
 
 
 def pseudo_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np.ndarray:
-    """Pseudo-log-likelihood of texts, ids int64 (count, length), under a masked model, in nats, float64 (count,).
+    """Pseudo-log-likelihood of texts, ids int64 (count, length), under a masked model, in nats,
+    float64 (count,).
 
-    PLL(x) = sum_i log p(x_i | all other tokens) (Eq. 1 of arXiv:1910.14659), each token masked in turn; no log-probability of x.
+    PLL(x) = sum_i log p(x_i | all other tokens) (Eq. 1 of arXiv:1910.14659), each token masked in
+    turn; no log-probability of x.
     """
     log_likelihoods = np.zeros(len(texts))
     for k, text in enumerate(texts):
@@ -344,14 +495,18 @@ def pseudo_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: 
             rows = np.arange(len(places))
             masked = np.tile(tokens, (len(places), 1))
             masked[rows, places] = MASKED
-            law = model.beliefs(masked, np.full(len(places), 1 / n), Pieces(model.device, batch_size)).at(rows, places)
+            law = model.beliefs(
+                masked, np.full(len(places), 1 / n), Pieces(model.device, batch_size)
+            ).at(rows, places)
             with np.errstate(divide="ignore"):
                 log_likelihoods[k] += np.log(law[rows, tokens[places]]).sum()
     return log_likelihoods
 
 
 def class_logits(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np.ndarray:
-    """Logits of the classes, float64 (count, classes), of texts as ids int64 (count, longest), `PAD` beyond their end."""
+    """Logits of the classes, float64 (count, classes), of texts as ids int64 (count, longest),
+    `PAD` beyond their end.
+    """
 
     def logits_of(output: Any, real: torch.Tensor) -> torch.Tensor:
         where = f"{model.description}: shape of the output for {len(real)} texts"

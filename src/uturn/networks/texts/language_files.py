@@ -1,4 +1,6 @@
-"""Language models, and encoders of texts and sentences, from folders, hubs, files of this package, and user-defined functions."""
+"""Language models, and encoders of texts and sentences, from folders, hubs, files of this
+package, and user-defined functions.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ from uturn.core.imports import import_function, is_import_path
 from uturn.core.inputs import Input
 from uturn.core.messages import one_line
 from uturn.networks.files import fingerprint, load_network
-from uturn.networks.libraries import check_hub, checked_device, library, reading, without_bars, without_lists
+from uturn.networks.libraries import (
+    check_hub,
+    checked_device,
+    library,
+    reading,
+    without_bars,
+    without_lists,
+)
 from uturn.networks.texts.language import CHANNELS, PLAIN, LanguageModel, model_type
 from uturn.networks.texts.tokenizers import Tokenizer, Vocabulary, load_tokenizer
 from uturn.sources.embedded_text import model_file
@@ -40,21 +49,27 @@ _KINDS: dict[str, dict[str, Any]] = {
     "dream": {"shift": True},  # arXiv:2508.15487
 }
 _CAUSAL = ("ForCausalLM", "LMHeadModel")  # suffixes of classes that predict the next token
-_OFFSET = ("roberta", "xlm-roberta", "camembert", "esm")  # kinds whose position embeddings begin after the padding token
-_TRUST = "the model has its own code; trust_remote_code (--trust-remote-code) runs this code, if you trust it"
+# Kinds whose position embeddings begin after the padding token.
+_OFFSET = ("roberta", "xlm-roberta", "camembert", "esm")
+_TRUST = (
+    "the model has its own code; trust_remote_code (--trust-remote-code) runs this code, if you"
+    " trust it"
+)
 
 
 @dataclass(frozen=True)
 class TextModel(Input):
     """A network that reads texts, by name, with the options that load it.
 
-    `model`: "embedded"; a folder or hub id of a model of transformers; a file of `uturn.networks` with a MaskedTransformer; or
-    "module:function", which returns a `TokenNetwork` for the head "masked", and otherwise a torch module that takes ids, with
-    optional attributes `tokenizer` and `length`. `head`: "masked", a model that denoises tokens; "encoder", hidden states (of the
-    encoder of an encoder-decoder model); "causal", logits of the next token; "classifier", logits of the classes of a text.
-    `tokenizer`, `split`: as in `load_tokenizer`; by default the tokenizer of the model. `shift`, `time`, `output`, `corruption`,
-    `mask_id`: as in `TokenNetwork`, for the head "masked"; by default as stated by the model or known for its kind.
-    `trust_remote_code`: run the own code of a model of transformers (MDLM, LLaDA, Dream). `model_type`: its kind, as in
+    `model`: "embedded"; a folder or hub id of a model of transformers; a file of `uturn.networks`
+    with a MaskedTransformer; or "module:function", which returns a `TokenNetwork` for the head
+    "masked", and otherwise a torch module that takes ids, with optional attributes `tokenizer` and
+    `length`. `head`: "masked", a model that denoises tokens; "encoder", hidden states (of the
+    encoder of an encoder-decoder model); "causal", logits of the next token; "classifier", logits
+    of the classes of a text. `tokenizer`, `split`: as in `load_tokenizer`; by default the tokenizer
+    of the model. `shift`, `time`, `output`, `corruption`, `mask_id`: as in `TokenNetwork`, for the
+    head "masked"; by default as stated by the model or known for its kind. `trust_remote_code`: run
+    the own code of a model of transformers (MDLM, LLaDA, Dream). `model_type`: its kind, as in
     `read_config`. `dtype`: precision. `device`: by default "cuda" if available.
     """
 
@@ -74,35 +89,60 @@ class TextModel(Input):
 
     @property
     def where(self) -> str:
-        """How errors name the model: as the option that gives it, "classifier = .." or "model = .."."""
+        """How errors name the model: as the option that gives it, "classifier = .." or "model =
+        ..".
+        """
         return f"{'classifier' if self.head == 'classifier' else 'model'} = {self.model!r}"
 
     def files(self) -> list[Path]:
         paths: list[Path] = []
         for place in (Path(name) for name in (self.model, self.tokenizer) if name is not None):
-            paths += [*sorted(place.glob("*")), *sorted(place.glob("*/*.json"))] if place.is_dir() else [place]
+            paths += (
+                [*sorted(place.glob("*")), *sorted(place.glob("*/*.json"))]
+                if place.is_dir()
+                else [place]
+            )
         return paths
 
     def own_code(self) -> Any:
-        return import_function(self.model, self.where, FORMS) if is_import_path(self.model) else None
+        return (
+            import_function(self.model, self.where, FORMS) if is_import_path(self.model) else None
+        )
 
     def fingerprint(self) -> str:
-        """Of weights, tokenizer and form of the output; and of the files with options of the model, such as its pooling."""
+        """Of weights, tokenizer and form of the output; and of the files with options of the
+        model, such as its pooling.
+        """
         loaded = self.load()
         model: LanguageModel = getattr(loaded, "model", loaded)
-        read = [digest_of_file(str(path)) for path in self.files() if path.suffix == ".json" and path.is_file()]
+        read = [
+            digest_of_file(str(path))
+            for path in self.files()
+            if path.suffix == ".json" and path.is_file()
+        ]
         return " ".join([model.fingerprint(), *read])
 
     @cached_while_unchanged(maxsize=4)
     def load(self) -> Any:
-        """The network, a `LanguageModel`, loaded once; ValueError if it is not of this kind, or its tokenizer does not match."""
+        """The network, a `LanguageModel`, loaded once; ValueError if it is not of this kind, or
+        its tokenizer does not match.
+        """
         fits = not is_packaged(self.model) or self.head in ("masked", "encoder")
-        expect(fits, f"{self.where}: kind of model", "masked", f"{self.head!r}, such as a model of transformers")
-        return _denoiser(self) if self.head == "masked" or is_packaged(self.model) else _read(self)[0]
+        expect(
+            fits,
+            f"{self.where}: kind of model",
+            "masked",
+            f"{self.head!r}, such as a model of transformers",
+        )
+        return (
+            _denoiser(self) if self.head == "masked" or is_packaged(self.model) else _read(self)[0]
+        )
 
 
 def load_language_model(model: str, **options: Any) -> LanguageModel:
-    """A language model that denoises tokens; `options` are those of `uturn.networks.texts.language_files.TextModel`."""
+    """A language model that denoises tokens; `options` are those of
+    `uturn.networks.texts.language_files.TextModel`.
+    """
     return TextModel(model, "masked", **options).load()
 
 
@@ -110,8 +150,15 @@ def _denoiser(chosen: TextModel) -> LanguageModel:
     """A language model that denoises tokens, with the properties of its output."""
     where = chosen.where
     language, stated = _read(replace(chosen, head="masked"))
-    defaults = {"shift": False, "time": "none", "output": "logits", "corruption": "masking", "mask_id": None}
-    told = ("mask_id",) if language.takes_ids else tuple(defaults)  # other attributes of a module may be layers
+    defaults = {
+        "shift": False,
+        "time": "none",
+        "output": "logits",
+        "corruption": "masking",
+        "mask_id": None,
+    }
+    # Other attributes of a module may be layers.
+    told = ("mask_id",) if language.takes_ids else tuple(defaults)
     values: dict[str, Any] = {}
     for name, default in defaults.items():
         of_network = getattr(language.network, name, None) if name in told else None
@@ -119,17 +166,30 @@ def _denoiser(chosen: TextModel) -> LanguageModel:
         values[name] = next((value for value in given if value is not None), None)
     values["corruption"] = {"mask": "masking"}.get(values["corruption"], values["corruption"])
     for name, known in _KNOWN.items():
-        expect(values[name] in known, f"{where}: {name}", values[name], f"one of {', '.join(map(repr, known))}")
+        expect(
+            values[name] in known,
+            f"{where}: {name}",
+            values[name],
+            f"one of {', '.join(map(repr, known))}",
+        )
     mask = values["mask_id"]
     if mask is not None:
         values["mask_id"] = mask = checked_integer(f"{where}: mask_id", mask, 0)
     size = _num_symbols(language, where, mask)
-    words = "an id, but its tokenizer has no mask token; a causal model cannot unmask, others need the id (--mask-id)"
+    words = (
+        "an id, but its tokenizer has no mask token; a causal model cannot unmask, others need the"
+        " id (--mask-id)"
+    )
     expect(values["corruption"] != "masking" or mask is not None, f"{where}: mask_id", mask, words)
     _check_sizes(where, size, language.tokenizer, 0.9)
     forbidden = set(() if language.tokenizer is None else language.tokenizer.special)
     forbidden |= set() if mask is None or values["corruption"] == "uniform" else {mask}
-    return replace(language, vocab_size=size, forbidden=tuple(sorted(token for token in forbidden if token < size)), **values)
+    return replace(
+        language,
+        vocab_size=size,
+        forbidden=tuple(sorted(token for token in forbidden if token < size)),
+        **values,
+    )
 
 
 def is_packaged(model: str) -> bool:
@@ -138,18 +198,34 @@ def is_packaged(model: str) -> bool:
 
 def _read(chosen: TextModel) -> tuple[LanguageModel, dict[str, Any]]:
     """A network on its device with its tokenizer, and the stated properties of its output."""
-    model, head, where, tokenizer, trusted = chosen.model, chosen.head, chosen.where, chosen.tokenizer, chosen.trust_remote_code
+    model, head, where, tokenizer, trusted = (
+        chosen.model,
+        chosen.head,
+        chosen.where,
+        chosen.tokenizer,
+        chosen.trust_remote_code,
+    )
     place, config = checked_device(chosen.device), None
     made: Tokenizer | None = None
     if is_packaged(model):
-        network: Any = load_network(model_file() if model == "embedded" else model, "masked_transformer")
+        network: Any = load_network(
+            model_file() if model == "embedded" else model, "masked_transformer"
+        )
         characters = network.options["characters"]
         made = None if characters is None else Vocabulary(characters, "characters")
     elif (function := chosen.own_code()) is not None:
         with noted(where):
             network = function()
-        fits = callable(getattr(network, "logits", None)) if head == "masked" else isinstance(network, torch.nn.Module)
-        kind = "TokenNetwork of uturn.networks, with a method logits" if head == "masked" else "torch.nn.Module that takes ids"
+        fits = (
+            callable(getattr(network, "logits", None))
+            if head == "masked"
+            else isinstance(network, torch.nn.Module)
+        )
+        kind = (
+            "TokenNetwork of uturn.networks, with a method logits"
+            if head == "masked"
+            else "torch.nn.Module that takes ids"
+        )
         expect(fits, f"{where}: what it gives", network, f"a {kind}")
         made = getattr(network, "tokenizer", None)
     else:
@@ -175,47 +251,73 @@ def _read(chosen: TextModel) -> tuple[LanguageModel, dict[str, Any]]:
         takes_ids=head != "masked" or not is_import_path(model),
     )
     if config is not None and head != "masked":
-        with suppress(AttributeError, NotImplementedError, TypeError):  # raised by a model's own code
+        # Raised by a model's own code.
+        with suppress(AttributeError, NotImplementedError, TypeError):
             _check_sizes(where, int(language.network.get_input_embeddings().num_embeddings), made)
     return language, stated
 
 
 def read_config(model: str, where: str, trusted: bool, kind: str | None = None) -> Any:
-    """The configuration of a model of transformers; `kind`, such as "bert", is for a config.json without `model_type`."""
+    """The configuration of a model of transformers; `kind`, such as "bert", is for a config.json
+    without `model_type`.
+    """
     transformers = library("transformers", where, "text")
     check_name(model, where)
     is_known = kind is None or kind in transformers.CONFIG_MAPPING
-    expect(is_known, "model_type", kind, "a kind of models of transformers, such as bert or roberta")
+    expect(
+        is_known, "model_type", kind, "a kind of models of transformers, such as bert or roberta"
+    )
     table: dict[str, Any] = {}
     try:
         with without_lists(transformers.utils.logging):
             table = transformers.PretrainedConfig.get_config_dict(model)[0]
             for name, form in (("architectures", list), ("auto_map", dict)):
-                expect(isinstance(table.get(name) or form(), form), name, table.get(name), f"a {form.__name__}")
+                expect(
+                    isinstance(table.get(name) or form(), form),
+                    name,
+                    table.get(name),
+                    f"a {form.__name__}",
+                )
             if kind is not None and "model_type" not in table:
                 return transformers.AutoConfig.for_model(kind, **table)
             return transformers.AutoConfig.from_pretrained(model, trust_remote_code=trusted)
     except Exception as error:
         if table and kind is None and "model_type" not in table:
             missing = 'its config.json lacks the line "model_type", such as "model_type": "bert"'
-            raise ValueError(f"{where}: {missing}; name the kind of model (model_type, --model-type bert)") from None
+            raise ValueError(
+                f"{where}: {missing}; name the kind of model (model_type, --model-type bert)"
+            ) from None
         raise ValueError(f"{where} cannot be read ({_reason(error, trusted)})") from None
 
 
 def check_name(model: str, where: str) -> None:
-    """ValueError if there is neither such a folder nor such a model on a hub, which is asked once; for damaged folders too."""
+    """ValueError if there is neither such a folder nor such a model on a hub, which is asked
+    once; for damaged folders too.
+    """
     if not model or not Path(model).is_dir():
         is_name, known = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model), "the name of a model on a hub"
-        expect(is_name, where, "no such folder", f"a folder that transformers reads, {known}, or {FORMS}")
+        expect(
+            is_name,
+            where,
+            "no such folder",
+            f"a folder that transformers reads, {known}, or {FORMS}",
+        )
         check_hub(model, "config.json")
 
 
-def kind_of(model: str, where: str, trusted: bool, kind: str | None = None) -> Literal["causal", "masked"]:
-    """Whether a model of transformers predicts the next token or masked ones; ValueError if its configuration does not say so."""
+def kind_of(
+    model: str, where: str, trusted: bool, kind: str | None = None
+) -> Literal["causal", "masked"]:
+    """Whether a model of transformers predicts the next token or masked ones; ValueError if its
+    configuration does not say so.
+    """
     names = _architectures(read_config(model, where, trusted, kind))
     if any(name.endswith("ForMaskedLM") for name in names):
         return "masked"
-    expected = "a model ..ForCausalLM or ..ForMaskedLM, or likelihood = 'causal' or 'masked' for a model with its own code"
+    expected = (
+        "a model ..ForCausalLM or ..ForMaskedLM, or likelihood = 'causal' or 'masked' for a model"
+        " with its own code"
+    )
     is_causal = any(name.endswith(_CAUSAL) for name in names)
     expect(is_causal, f"{where}: architectures in its config.json", ", ".join(names), expected)
     return "causal"
@@ -230,7 +332,10 @@ def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) 
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
-    own, has_decoder = getattr(config, "auto_map", None) or {}, bool(getattr(config, "is_encoder_decoder", False))
+    own, has_decoder = (
+        getattr(config, "auto_map", None) or {},
+        bool(getattr(config, "is_encoder_decoder", False)),
+    )
     name = _CLASSES[head]
     if head == "masked":
         name = next((name for name in _CLASSES.values() if name in own), name)
@@ -239,8 +344,14 @@ def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) 
         causal = [name for name in _architectures(config) if name.endswith(_CAUSAL)]
         expected = "a masked model: a causal model predicts the next token only"
         expect(own or not causal, f"{where}: architectures", causal, expected)
-    expect(head != "causal" or not has_decoder, f"{where}: is_encoder_decoder", has_decoder, "a causal or a masked model")
-    options = {"config": config, "trust_remote_code": trusted, "weights_only": True}  # pickles are not run
+    expect(
+        head != "causal" or not has_decoder,
+        f"{where}: is_encoder_decoder",
+        has_decoder,
+        "a causal or a masked model",
+    )
+    # Pickles are not run.
+    options = {"config": config, "trust_remote_code": trusted, "weights_only": True}
     if reports := model_type(config) not in PLAIN:
         options["output_loading_info"] = True
     logging = transformers.utils.logging
@@ -248,25 +359,50 @@ def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) 
         with without_bars(logging), without_lists(logging):
             read = getattr(transformers, name).from_pretrained(model, **options)
     except Exception as error:
-        raise ValueError(f"{where} cannot be read as a {head} model of texts ({_reason(error, trusted)})") from None
+        raise ValueError(
+            f"{where} cannot be read as a {head} model of texts ({_reason(error, trusted)})"
+        ) from None
     module, missing = (read[0], sorted(read[1]["missing_keys"])) if reports else (read, [])
     in_layers = re.compile(r"\.\d+\.(.+)").findall  # names behind the number of a layer
     of_layers = {name for key in module.state_dict() for name in in_layers(key)}
-    if beyond := [key for key in sorted(read[1]["unexpected_keys"] if reports else ()) if of_layers & {*in_layers(key)}]:
-        said = f"{len(beyond)} weights are of layers that its config.json does not have and are left out, such as {beyond[0]}"
+    if beyond := [
+        key
+        for key in sorted(read[1]["unexpected_keys"] if reports else ())
+        if of_layers & {*in_layers(key)}
+    ]:
+        said = (
+            f"{len(beyond)} weights are of layers that its config.json does not have and are left"
+            f" out, such as {beyond[0]}"
+        )
         warnings.warn(f"{where}: {said}", stacklevel=2)
-    if head != "classifier":  # of all others, the weights of an encoder's pooler and of a decoder are not used
-        missing = [key for key in missing if "pooler" not in key and not (has_decoder and key.startswith("decoder."))]
-    expect(not missing, f"{where}: missing weights", missing, f"all weights of a trained {type(module).__name__}")
+    # Of all others, the weights of an encoder's pooler and of a decoder are not used.
+    if head != "classifier":
+        missing = [
+            key
+            for key in missing
+            if "pooler" not in key and not (has_decoder and key.startswith("decoder."))
+        ]
+    expect(
+        not missing,
+        f"{where}: missing weights",
+        missing,
+        f"all weights of a trained {type(module).__name__}",
+    )
     return module.get_encoder() if has_decoder and head == "encoder" else module
 
 
 def _reason(error: Exception, trusted: bool) -> str:
-    return _TRUST if not trusted and re.search("trust_remote_code|custom code", str(error)) else one_line(error)
+    return (
+        _TRUST
+        if not trusted and re.search("trust_remote_code|custom code", str(error))
+        else one_line(error)
+    )
 
 
 def _stated(config: Any, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Properties of the output stated by a model of transformers, and the largest number of ids in a call."""
+    """Properties of the output stated by a model of transformers, and the largest number of ids
+    in a call.
+    """
     stated = dict(_KINDS.get(model_type(config), {}))
     if stated.get("mask_id") == "last":
         stated["mask_id"] = int(getattr(config, "vocab_size", tokenizer.size)) - 1
@@ -274,27 +410,56 @@ def _stated(config: Any, tokenizer: Tokenizer) -> dict[str, Any]:
         own = getattr(config, "mask_token_id", None)
         stated["mask_id"] = tokenizer.mask_id if own is None else own
     names = ("max_position_embeddings", "max_sequence_length", "model_length", "n_positions")
-    most = next((int(getattr(config, name)) for name in names if isinstance(getattr(config, name, None), int)), None)
-    if most is not None and config.model_type in _OFFSET and getattr(config, "position_embedding_type", "absolute") == "absolute":
+    most = next(
+        (
+            int(getattr(config, name))
+            for name in names
+            if isinstance(getattr(config, name, None), int)
+        ),
+        None,
+    )
+    if (
+        most is not None
+        and config.model_type in _OFFSET
+        and getattr(config, "position_embedding_type", "absolute") == "absolute"
+    ):
         most -= (getattr(config, "pad_token_id", None) or 0) + 1
     lengths = (most, getattr(tokenizer, "longest", None))
-    stated["length"] = min((length for length in lengths if length is not None and length < 10**9), default=None)
+    stated["length"] = min(
+        (length for length in lengths if length is not None and length < 10**9), default=None
+    )
     return stated
 
 
 def _num_symbols(model: LanguageModel, where: str, mask: int | None) -> int:
-    """Number of symbols, from a call with two tokens, one of them masked; ValueError if that fails."""
+    """Number of symbols, from a call with two tokens, one of them masked; ValueError if that
+    fails.
+    """
     ids = torch.tensor([[0, mask or 0]], device=model.device)
-    tokens = "two tokens" if mask is None else f"two tokens, of which {mask} is the mask (--mask-id),"
+    tokens = (
+        "two tokens" if mask is None else f"two tokens, of which {mask} is the mask (--mask-id),"
+    )
     with reading(f"{where}: logits of {tokens}", "expected logits(ids, noise)", "text"):
-        return model.logits(ids, torch.ones_like(ids) > 0, torch.full((1,), 0.5, device=model.device)).shape[2]
+        return model.logits(
+            ids, torch.ones_like(ids) > 0, torch.full((1,), 0.5, device=model.device)
+        ).shape[2]
 
 
 def _check_sizes(where: str, size: int, tokenizer: Tokenizer | None, least: float = 0) -> None:
-    """ValueError if the numbers of tokens of tokenizer and model do not match. Models often have a few more rows than tokens."""
+    """ValueError if the numbers of tokens of tokenizer and model do not match. Models often have
+    a few more rows than tokens.
+    """
     fits = tokenizer is None or least * size <= tokenizer.size <= size
-    way_out = "name the right one (--tokenizer), or split texts into the tokens of vocab.txt (--split smiles, characters, ..)"
-    expect(fits, f"{where}: tokens of its tokenizer", getattr(tokenizer, "size", 0), f"{size}, as the model has; {way_out}")
+    way_out = (
+        "name the right one (--tokenizer), or split texts into the tokens of vocab.txt (--split"
+        " smiles, characters, ..)"
+    )
+    expect(
+        fits,
+        f"{where}: tokens of its tokenizer",
+        getattr(tokenizer, "size", 0),
+        f"{size}, as the model has; {way_out}",
+    )
 
 
 _POOLINGS = ("mean", "cls", "max", "lasttoken")
@@ -306,17 +471,25 @@ class SentenceEncoder:
     """An encoder with a pooling of its last hidden states (arXiv:1908.10084)."""
 
     model: LanguageModel
-    pooling: str = "mean"  # over all tokens, including prefix and suffix; "cls", the first token; "max" over tokens; "lasttoken"
+    # Over all tokens, including prefix and suffix; "cls", the first token; "max" over tokens;
+    # "lasttoken".
+    pooling: str = "mean"
     prompt: str = ""  # text before each text
     lower: bool = False  # whether texts are converted to lower case first
 
     def embed(self, texts: np.ndarray, batch_size: int) -> np.ndarray:
-        """Embeddings divided by their norm, float64 (count, width), of texts as ids int64 (count, length)."""
+        """Embeddings divided by their norm, float64 (count, width), of texts as ids int64
+        (count, length).
+        """
         table = self.model.rows(texts, batch_size, self._pooled)
-        return table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), np.finfo(float).tiny)
+        return table / np.maximum(
+            np.linalg.norm(table, axis=1, keepdims=True), np.finfo(float).tiny
+        )
 
     def _pooled(self, output: Any, real: torch.Tensor) -> torch.Tensor:
-        states: Any = getattr(output, "last_hidden_state", output[0] if isinstance(output, tuple | list) else output)
+        states: Any = getattr(
+            output, "last_hidden_state", output[0] if isinstance(output, tuple | list) else output
+        )
         shape = tuple(getattr(states, "shape", ()))
         fits = len(shape) == 3 and shape[:2] == tuple(real.shape)
         expected = f"hidden states (batch, tokens, width) of {tuple(real.shape)} tokens"
@@ -333,15 +506,25 @@ class SentenceEncoder:
 
 @dataclass(frozen=True)
 class SentenceModel(TextModel):
-    """A sentence encoder by name: a folder or hub id of a model of sentence-transformers, whose modules.json lists an encoder, a
-    pooling and optionally a normalisation; or any other `TextModel`, whose hidden states are averaged over tokens."""
+    """A sentence encoder by name: a folder or hub id of a model of sentence-transformers, whose
+    modules.json lists an encoder, a pooling and optionally a normalisation; or any other
+    `TextModel`, whose hidden states are averaged over tokens.
+    """
 
     @cached_while_unchanged(maxsize=4)
     def load(self) -> SentenceEncoder:
         """The encoder; ValueError if the model cannot be read, or has parts of another kind."""
         model, where = self.model, self.where
-        options = {option.name: getattr(self, option.name) for option in fields(TextModel) if option.name != "model"}
-        modules = None if is_packaged(model) or is_import_path(model) else _json(model, "modules.json", where)
+        options = {
+            option.name: getattr(self, option.name)
+            for option in fields(TextModel)
+            if option.name != "model"
+        }
+        modules = (
+            None
+            if is_packaged(model) or is_import_path(model)
+            else _json(model, "modules.json", where)
+        )
         if modules is None:
             return SentenceEncoder(TextModel(model, **options).load())
         with reading(where, "download the model again, give its folder"):
@@ -349,28 +532,58 @@ class SentenceModel(TextModel):
             fits = {"Transformer"} <= kinds.keys() <= set(_MODULES)
             expect(fits, "parts of its modules.json", ", ".join(kinds), ", ".join(_MODULES))
             are_inside = all(re.fullmatch(r"(?!\.)[\w.-]*", path) for path in kinds.values())
-            expect(are_inside, "paths of its parts", list(kinds.values()), "names of folders in that of the model")
+            expect(
+                are_inside,
+                "paths of its parts",
+                list(kinds.values()),
+                "names of folders in that of the model",
+            )
             inner = kinds["Transformer"]
-            expect(not inner or Path(model, inner).is_dir(), "path of its encoder", inner, "a folder; none in a model on a hub")
+            expect(
+                not inner or Path(model, inner).is_dir(),
+                "path of its encoder",
+                inner,
+                "a folder; none in a model on a hub",
+            )
             folder = str(Path(model) / inner) if inner else model
-            pooling = _pooling(_json(model, f"{kinds['Pooling']}/config.json", where)) if "Pooling" in kinds else "mean"
+            pooling = (
+                _pooling(_json(model, f"{kinds['Pooling']}/config.json", where))
+                if "Pooling" in kinds
+                else "mean"
+            )
             sizes = _json(folder, "sentence_bert_config.json", where) or {}
             prompts = _json(model, "config_sentence_transformers.json", where) or {}
             prompt = str((prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), ""))
             longest = sizes.get("max_seq_length")
             lengths = [None if longest is None else checked_integer("max_seq_length", longest, 1)]
         encoder: LanguageModel = TextModel(folder, **options).load()
-        length = min((most for most in (*lengths, encoder.length) if most is not None), default=None)
-        return SentenceEncoder(replace(encoder, length=length), pooling, prompt, bool(sizes.get("do_lower_case")))
+        length = min(
+            (most for most in (*lengths, encoder.length) if most is not None), default=None
+        )
+        return SentenceEncoder(
+            replace(encoder, length=length), pooling, prompt, bool(sizes.get("do_lower_case"))
+        )
 
 
 def _pooling(config: Any) -> str:
     expect(config is not None, "the config.json of its pooling", None, "a file")
     named = config.get("pooling_mode")
     chosen = [named] if isinstance(named, str) else []
-    chosen += [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True and "pooling_mode_" in name]
-    names = [{"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}.get(name, name) for name in chosen]
-    expect(len(names) == 1 and names[0] in _POOLINGS, "its pooling", names, f"one of {', '.join(_POOLINGS)}")
+    chosen += [
+        name.removeprefix("pooling_mode_")
+        for name, value in config.items()
+        if value is True and "pooling_mode_" in name
+    ]
+    names = [
+        {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}.get(name, name)
+        for name in chosen
+    ]
+    expect(
+        len(names) == 1 and names[0] in _POOLINGS,
+        "its pooling",
+        names,
+        f"one of {', '.join(_POOLINGS)}",
+    )
     return names[0]
 
 

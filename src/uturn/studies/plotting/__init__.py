@@ -1,8 +1,9 @@
 """Drawing: one look for all figures, trees, images, and the map of the theory.
 
-Functions draw on matplotlib axes, or return a figure. The modules are attributes: `style` sets fonts and colours, `curves` draws
-readings with intervals against noise, `levels` tree levels and layers, `theory` the map of the mean field, `trees` grammars and
-their messages, `schedules` noise schedules.
+Functions draw on matplotlib axes, or return a figure. The modules are attributes: `style` sets
+fonts and colours, `curves` draws readings with intervals against noise, `levels` tree levels and
+layers, `theory` the map of the mean field, `trees` grammars and their messages, `schedules` noise
+schedules.
 
 >>> import matplotlib
 >>> matplotlib.use("Agg")

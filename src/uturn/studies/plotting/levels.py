@@ -1,7 +1,8 @@
-"""Plots of the curves of all tree levels, with their displacement from a theory, and of all layers of a network.
+"""Plots of the curves of all tree levels, with their displacement from a theory, and of all layers
+of a network.
 
-Datasets of tree levels have belief (noise, tree_level, grammar), theory (theory_noise, tree_level), shift (shifted_level,
-estimate), and the attributes critical_noise and tolerance.
+Datasets of tree levels have belief (noise, tree_level, grammar), theory (theory_noise, tree_level),
+shift (shifted_level, estimate), and the attributes critical_noise and tolerance.
 """
 
 from __future__ import annotations
@@ -12,13 +13,27 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.studies.plotting.style import ACCENT, MUTED, THEORY, bars, level_bar, level_colors, mark_noise, row_interval, style
+from uturn.studies.plotting.style import (
+    ACCENT,
+    MUTED,
+    THEORY,
+    bars,
+    level_bar,
+    level_colors,
+    mark_noise,
+    row_interval,
+    style,
+)
 
 
 def draw_levels(data: xr.Dataset, ylabel: str, theory_name: str) -> Any:
-    """Left: curves of all levels, exact and in theory. Right: shift in ε of every level with its interval."""
+    """Left: curves of all levels, exact and in theory. Right: shift in ε of every level with its
+    interval.
+    """
     with style() as plt:
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), width_ratios=[1.75, 1], layout="constrained")
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(11.5, 4.6), width_ratios=[1.75, 1], layout="constrained"
+        )
         depth = data.sizes["tree_level"] - 1
         colors = level_colors(depth + 1)
         for level in range(depth + 1):
@@ -27,13 +42,24 @@ def draw_levels(data: xr.Dataset, ylabel: str, theory_name: str) -> Any:
             some = (0, depth // 2, depth - 1)
             for level in some:
                 line = data.mean_field.isel(tree_level=level)
-                left.plot(data.theory_noise, line, color=colors[level], lw=1.3, ls=(0, (4, 2)), zorder=1)
-            left.plot([], [], color=MUTED, lw=1.3, ls=(0, (4, 2)), label=f"mean field,\nlevels {some[0]}, {some[1]}, {some[2]}")
+                left.plot(
+                    data.theory_noise, line, color=colors[level], lw=1.3, ls=(0, (4, 2)), zorder=1
+                )
+            left.plot(
+                [],
+                [],
+                color=MUTED,
+                lw=1.3,
+                ls=(0, (4, 2)),
+                label=f"mean field,\nlevels {some[0]}, {some[1]}, {some[2]}",
+            )
         critical = data.attrs["critical_noise"]
         mark_noise(left, critical, rf"$\epsilon^*={critical:.3f}$", aside=0.012, height=0.98)
         left.plot([], [], "o", color=MUTED, ms=4.5, label="exact (BP)")
         left.plot([], [], color=MUTED, lw=1.4, label=theory_name)
-        left.legend(loc="upper left", bbox_to_anchor=(critical + 0.005, 0.92), fontsize=9, handlelength=1.5)
+        left.legend(
+            loc="upper left", bbox_to_anchor=(critical + 0.005, 0.92), fontsize=9, handlelength=1.5
+        )
         left.set(xlabel=r"noise $\epsilon$", ylabel=ylabel, xlim=(0, 1), ylim=(0, 1.03))
         left.set_title("all levels")
         level_bar(plt, left, depth + 1, "tree level (0 = leaves)")
@@ -51,7 +77,9 @@ def draw_level(axes: Any, data: xr.Dataset, level: int, color: Any, bold: bool) 
 
 
 def draw_shifts(axes: Any, data: xr.Dataset, colors: Sequence[Any]) -> None:
-    """The shift in ε of each level with its interval, and the tolerance of the verdict as a band."""
+    """The shift in ε of each level with its interval, and the tolerance of the verdict as a
+    band.
+    """
     levels = data.shifted_level.values
     tolerance = data.attrs["tolerance"]
     bounds = data["shift"].transpose("shifted_level", "estimate").values
@@ -60,7 +88,12 @@ def draw_shifts(axes: Any, data: xr.Dataset, colors: Sequence[Any]) -> None:
     for level, interval in zip(levels, bounds, strict=True):
         row_interval(axes, level, interval, colors[level], ms=6)
     reach = 1.15 * max(1.6 * tolerance, float(np.abs(bounds[:, 1:]).max()))
-    axes.set(xlim=(-reach, reach), yticks=levels, xlabel=r"shift in $\epsilon$ (exact minus theory)", ylabel="tree level")
+    axes.set(
+        xlim=(-reach, reach),
+        yticks=levels,
+        xlabel=r"shift in $\epsilon$ (exact minus theory)",
+        ylabel="tree level",
+    )
     ticks = [-tolerance, 0, tolerance]
     axes.set_xticks(ticks, ["0" if tick == 0 else f"{tick:+g}".replace("-", "−") for tick in ticks])
     axes.set_title("displacement, 95 % interval")
@@ -68,11 +101,20 @@ def draw_shifts(axes: Any, data: xr.Dataset, colors: Sequence[Any]) -> None:
 
 
 def draw_similarities(axes: Any, x: Any, bounds: np.ndarray, labels: Sequence[str]) -> list[Any]:
-    """Draw the layers of a network, `bounds` (x, layer, 3), the first and the last with intervals; returns the colours."""
+    """Draw the layers of a network, `bounds` (x, layer, 3), the first and the last with
+    intervals; returns the colours.
+    """
     colors = level_colors(len(labels))
     for k, (color, label) in enumerate(zip(colors, labels, strict=True)):
         edge = k in (0, len(labels) - 1)
-        axes.plot(x, bounds[:, k, 0], color=color, lw=2.4 if edge else 1.2, label=label, zorder=3 if edge else 2)
+        axes.plot(
+            x,
+            bounds[:, k, 0],
+            color=color,
+            lw=2.4 if edge else 1.2,
+            label=label,
+            zorder=3 if edge else 2,
+        )
         if edge:
             bars(axes, x, bounds[:, k], fmt="o", ms=3.5, lw=1, color=color, zorder=4)
     return colors

@@ -15,26 +15,49 @@ _REACH = 9  # limit of the log-SNR axis
 
 
 def draw_schedules(schedules: Sequence[xr.Dataset], names: Sequence[str]) -> Any:
-    """Left: amplitude of the image in x_t. Right: log-SNR. Both against strength = k/N, with the values at 1/2 as text."""
+    """Left: amplitude of the image in x_t. Right: log-SNR. Both against strength = k/N, with the
+    values at 1/2 as text.
+    """
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
-        middles = [float(np.interp(0.5, ds.t_over_T.values[1:], ds.log_snr.values[1:])) for ds in schedules]
-        order = np.argsort(middles)[::-1]  # from the top curve (most image) to the bottom curve (most noise)
+        middles = [
+            float(np.interp(0.5, ds.t_over_T.values[1:], ds.log_snr.values[1:])) for ds in schedules
+        ]
+        # From the top curve (most image) to the bottom curve (most noise).
+        order = np.argsort(middles)[::-1]
         for rank, place in enumerate(order):
             ds, middle, color = schedules[place], middles[place], _COLORS[rank % len(_COLORS)]
             share = ds.t_over_T.values
-            look: dict[str, Any] = {"color": color, "marker": "o" if len(share) <= 61 else "", "ms": 2.6, "lw": 1.8}
+            look: dict[str, Any] = {
+                "color": color,
+                "marker": "o" if len(share) <= 61 else "",
+                "ms": 2.6,
+                "lw": 1.8,
+            }
             left.plot(share, np.sqrt(ds.abar), **look)
-            right.plot(share[1:], ds.log_snr[1:], label=f"{middle:+.1f}".replace("-", "−") + f"   {names[place]}", **look)
+            right.plot(
+                share[1:],
+                ds.log_snr[1:],
+                label=f"{middle:+.1f}".replace("-", "−") + f"   {names[place]}",
+                **look,
+            )
             right.plot(0.5, middle, "o", ms=8, mfc="white", mec=color, mew=2, zorder=4)
         for axes in (left, right):
             axes.axvline(0.5, color=MUTED, lw=1, ls=":", zorder=1)
             axes.set(xlim=(-0.02, 1.02), xlabel="strength, the share of the steps $k/N$")
         right.axhline(0, color=MUTED, lw=1, zorder=1)
-        right.text(1.02, 0.12, "as much image as noise", color=MUTED, fontsize=9.5, ha="right", va="bottom")
+        right.text(
+            1.02, 0.12, "as much image as noise", color=MUTED, fontsize=9.5, ha="right", va="bottom"
+        )
         left.set(ylim=(-0.02, 1.05), ylabel=r"amplitude of the image in $x_t$, $\sqrt{\bar\alpha}$")
         right.set(ylim=(-_REACH, _REACH), ylabel=r"log-SNR (nats)")
         left.set_title("the same strength is not the same noise")
         right.set_title("where strength ½ begins")
-        right.legend(loc="upper right", title="log-SNR at strength ½", alignment="left", borderpad=0, labelspacing=0.35)
+        right.legend(
+            loc="upper right",
+            title="log-SNR at strength ½",
+            alignment="left",
+            borderpad=0,
+            labelspacing=0.35,
+        )
     return figure

@@ -1,4 +1,6 @@
-"""The style of all figures: colours that are distinct with colour blindness and in grey print, sizes legible on a projector."""
+"""The style of all figures: colours that are distinct with colour blindness and in grey print,
+sizes legible on a projector.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,17 @@ DISTINCT = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 @contextmanager
 def style(families: Sequence[str] = ()) -> Iterator[Any]:
-    """Context with the matplotlib settings of the project, and further fonts (`fonts_for`); yields pyplot."""
+    """Context with the matplotlib settings of the project, and further fonts (`fonts_for`);
+    yields pyplot.
+    """
     import matplotlib
 
     if "matplotlib.pyplot" not in sys.modules and "MPLBACKEND" not in os.environ:
         matplotlib.use("Agg")  # open no window, unless a notebook or the user chose a backend
     import matplotlib.pyplot as plt
 
-    plt.draw_if_interactive()  # load the backend before the settings: leaving this context would undo those of notebooks
+    # Load the backend before the settings: leaving this context would undo those of notebooks.
+    plt.draw_if_interactive()
     settings: dict[Any, Any] = {
         "figure.dpi": 100,
         "savefig.dpi": 200,
@@ -61,7 +66,9 @@ def save_figure(figure: Any, *paths: Path) -> None:
 
 
 def fonts_for(text: str) -> tuple[list[str], set[str]]:
-    """Installed fonts for the characters of a text that the default font lacks, and the characters that no font has."""
+    """Installed fonts for the characters of a text that the default font lacks, and the
+    characters that no font has.
+    """
     from matplotlib import rcParams
     from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
@@ -69,12 +76,19 @@ def fonts_for(text: str) -> tuple[list[str], set[str]]:
         font = get_font(path)
         return {chr(code) for code in font.get_charmap()} if font.scalable else set()
 
-    usual = [findfont(FontProperties(family=rcParams["font.family"], weight=weight)) for weight in ("normal", "bold")]
+    usual = [
+        findfont(FontProperties(family=rcParams["font.family"], weight=weight))
+        for weight in ("normal", "bold")
+    ]
     normal, bold = map(characters, usual)
     missing = {c for c in text if c.isprintable()} - (normal & bold)
     families = []
     for entry in sorted(fontManager.ttflist, key=lambda entry: (entry.name, entry.weight)):
-        covered = missing & characters(entry.fname) if missing and "Last Resort" not in entry.name else set()
+        covered = (
+            missing & characters(entry.fname)
+            if missing and "Last Resort" not in entry.name
+            else set()
+        )
         if covered:
             families.append(entry.name)
             missing -= covered
@@ -84,13 +98,23 @@ def fonts_for(text: str) -> tuple[list[str], set[str]]:
 def bars(axes: Any, x: Any, bounds: Any, **look: Any) -> None:
     """Points with intervals, `bounds` (points, 3): value, low, high."""
     value, low, high = np.asarray(bounds).T
-    axes.errorbar(x, value, np.maximum([value - low, high - value], 0), **look)  # rounding can make these slightly negative
+    # Rounding can make these slightly negative.
+    axes.errorbar(x, value, np.maximum([value - low, high - value], 0), **look)
 
 
 def row_interval(
-    axes: Any, y: float, bounds: Any, color: Any, marker: str = "o", lw: float = 2, alpha: float = 1, **look: Any
+    axes: Any,
+    y: float,
+    bounds: Any,
+    color: Any,
+    marker: str = "o",
+    lw: float = 2,
+    alpha: float = 1,
+    **look: Any,
 ) -> None:
-    """A number with its interval, `bounds` (value, low, high), as a horizontal line at height y with a marker."""
+    """A number with its interval, `bounds` (value, low, high), as a horizontal line at height y
+    with a marker.
+    """
     value, low, high = bounds
     axes.plot([low, high], [y, y], color=color, lw=lw, alpha=alpha, zorder=2)
     axes.plot([value], [y], marker, color=color, alpha=alpha, zorder=3, **look)
@@ -104,8 +128,17 @@ def name_rows(axes: Any, names: Sequence[str], colors: Sequence[Any] = (), **loo
     axes.set_ylim(len(names) - 0.5, -0.6)
 
 
-def mark_noise(axes: Any, x: float, text: str = "", color: Any = THEORY, aside: float = 0.0, height: float = 1.0) -> None:
-    """A dotted vertical line at a noise level, with its name at (x + aside, height) in the units of the axes."""
+def mark_noise(
+    axes: Any,
+    x: float,
+    text: str = "",
+    color: Any = THEORY,
+    aside: float = 0.0,
+    height: float = 1.0,
+) -> None:
+    """A dotted vertical line at a noise level, with its name at (x + aside, height) in the units
+    of the axes.
+    """
     axes.axvline(x, color=color, lw=1, ls=":", zorder=1)
     axes.text(x + aside, height, text, color=color, va="top")
 

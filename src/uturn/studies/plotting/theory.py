@@ -11,17 +11,34 @@ from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 
 
 def draw(mf: MeanField) -> Any:
-    """Left: the map, the diagonal and fixed points, filled if stable. Right: belief by tree level on both sides of ε*."""
+    """Left: the map, the diagonal and fixed points, filled if stable. Right: belief by tree
+    level on both sides of ε*.
+    """
     v = mf.vocab_size
     p = np.linspace(1 / v, 1, 800)
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.3), layout="constrained")
         left.plot(p, p, color=MUTED, lw=1, ls="--")
         left.plot(p, mf.upward_map(p), color=THEORY)
-        left.set(xlabel=r"belief $p$", ylabel=r"belief one level up, $F(p)$", xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
+        left.set(
+            xlabel=r"belief $p$",
+            ylabel=r"belief one level up, $F(p)$",
+            xlim=(0, 1),
+            ylim=(0, 1.02),
+            aspect="equal",
+        )
         stable_one, stable_low = mf.slope_at_one < 1, float(mf.slope_at(1 / v)) < 1
         for at, stable in ((1.0, stable_one), (1 / v, stable_low)):
-            left.plot([at], [at], "o", ms=8, color=ACCENT, mfc=ACCENT if stable else "white", zorder=4, clip_on=False)
+            left.plot(
+                [at],
+                [at],
+                "o",
+                ms=8,
+                color=ACCENT,
+                mfc=ACCENT if stable else "white",
+                zorder=4,
+                clip_on=False,
+            )
         star = mf.fixed_point
         if star is not None:
             left.plot([star], [star], "o", ms=8, color=CLASS, mfc="white", mew=2, zorder=4)
@@ -33,7 +50,12 @@ def draw(mf: MeanField) -> Any:
         for offset in np.linspace(-1, 1, 9):
             noise = centre + reach * offset
             orbit = mf.curves(noise, 20).upward
-            right.plot(orbit, color=plt.get_cmap("coolwarm")(0.5 + 0.5 * offset), lw=1.4, label=rf"$\epsilon={noise:.3f}$")
+            right.plot(
+                orbit,
+                color=plt.get_cmap("coolwarm")(0.5 + 0.5 * offset),
+                lw=1.4,
+                label=rf"$\epsilon={noise:.3f}$",
+            )
         right.set(xlabel="tree level (0 = leaves)", ylabel="upward belief in the true symbol")
         right.set(ylim=(0, 1.02), xlim=(0, 20), xticks=range(0, 21, 5))
         right.set_title("up a deep tree")

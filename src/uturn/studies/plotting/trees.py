@@ -1,4 +1,6 @@
-"""Drawings of trees, symbols, rules and messages on a `canvas`; a unit of its axes is about the distance of two leaves."""
+"""Drawings of trees, symbols, rules and messages on a `canvas`; a unit of its axes is about the
+distance of two leaves.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,25 @@ from matplotlib.patches import Circle, FancyBboxPatch, Rectangle, Wedge
 
 from uturn.studies.plotting.style import ACCENT, CLASS
 
-SYMBOL_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999", "#f0e442")
+SYMBOL_COLORS = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#d55e00",
+    "#999999",
+    "#f0e442",
+)
 UP, DOWN = ACCENT, CLASS
 # The levels have different alphabets, so their symbols get different letters.
 _LETTERS = ("abcdefgh", "ABCDEFGH", "αβγδεζηθ")
 
 
 def symbol_name(symbol: int, tree_level: int, depth: int) -> str:
-    """Name of a symbol in a drawing: a digit for classes, otherwise a letter from the alphabet of the level."""
+    """Name of a symbol in a drawing: a digit for classes, otherwise a letter from the alphabet
+    of the level.
+    """
     return str(symbol + 1) if tree_level == depth else _LETTERS[tree_level % len(_LETTERS)][symbol]
 
 
@@ -33,7 +46,9 @@ def canvas(axes: Any, width: tuple[float, float], height: tuple[float, float]) -
 
 
 def leaf_centres(branching: int, depth: int, spacing: float = 1.0) -> dict[int, np.ndarray]:
-    """Horizontal positions of the nodes, {tree_level: (nodes,)}, with every parent at the centre of its children."""
+    """Horizontal positions of the nodes, {tree_level: (nodes,)}, with every parent at the centre
+    of its children.
+    """
     centres = {0: spacing * np.arange(branching**depth)}
     for level in range(1, depth + 1):
         centres[level] = centres[level - 1].reshape(-1, branching).mean(axis=1)
@@ -41,13 +56,32 @@ def leaf_centres(branching: int, depth: int, spacing: float = 1.0) -> dict[int, 
 
 
 def token(
-    axes: Any, x: float, y: float, symbol: int, name: str, radius: float = 0.34, size: float = 11, ring: Any = None
+    axes: Any,
+    x: float,
+    y: float,
+    symbol: int,
+    name: str,
+    radius: float = 0.34,
+    size: float = 11,
+    ring: Any = None,
 ) -> None:
-    """Draw a symbol: a disc of its colour with its name; `ring` is the colour of a circle around it."""
+    """Draw a symbol: a disc of its colour with its name; `ring` is the colour of a circle around
+    it.
+    """
     axes.add_patch(Circle((x, y), radius, fc=SYMBOL_COLORS[symbol], ec="white", lw=1.2, zorder=4))
     if ring is not None:
         axes.add_patch(Circle((x, y), radius * 1.24, fc="none", ec=ring, lw=2.2, zorder=5))
-    axes.text(x, y - 0.02 * radius, name, color="white", size=size, weight="bold", ha="center", va="center_baseline", zorder=6)
+    axes.text(
+        x,
+        y - 0.02 * radius,
+        name,
+        color="white",
+        size=size,
+        weight="bold",
+        ha="center",
+        va="center_baseline",
+        zorder=6,
+    )
 
 
 def donut(axes: Any, x: float, y: float, shares: np.ndarray, radius: float, width: float) -> None:
@@ -55,12 +89,26 @@ def donut(axes: Any, x: float, y: float, shares: np.ndarray, radius: float, widt
     ends = 90 - 360 * np.r_[0, np.cumsum(shares / shares.sum())]
     for symbol, (start, end) in enumerate(pairwise(ends)):
         if start - end > 0.2:
-            axes.add_patch(Wedge((x, y), radius, end, start, width=width, fc=SYMBOL_COLORS[symbol], ec="white", lw=0.6, zorder=3))
+            axes.add_patch(
+                Wedge(
+                    (x, y),
+                    radius,
+                    end,
+                    start,
+                    width=width,
+                    fc=SYMBOL_COLORS[symbol],
+                    ec="white",
+                    lw=0.6,
+                    zorder=3,
+                )
+            )
 
 
 def square(axes: Any, x: float, y: float, side: float, color: str = "#333333") -> None:
     """Draw a square, which stands for a factor of the graphical model."""
-    axes.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, fc=color, ec="white", lw=1, zorder=4))
+    axes.add_patch(
+        Rectangle((x - side / 2, y - side / 2), side, side, fc=color, ec="white", lw=1, zorder=4)
+    )
 
 
 def message_bars(
@@ -74,15 +122,29 @@ def message_bars(
     true_symbol: int,
     arrow: str,
 ) -> None:
-    """Draw a message as bars over a base line centred at (x, y), full height = probability 1; `color`: of line, arrow and dot."""
+    """Draw a message as bars over a base line centred at (x, y), full height = probability 1;
+    `color`: of line, arrow and dot.
+    """
     v = len(message)
     step, left = width / v, x - width / 2
     axes.add_patch(Rectangle((left, y), width, height, fc="white", ec="#dddddd", lw=0.7, zorder=2))
     places = left + (np.arange(v) + 0.5) * step
-    axes.bar(places, height * np.asarray(message), 0.8 * step, y, color=SYMBOL_COLORS[:v], lw=0, zorder=3)
+    axes.bar(
+        places, height * np.asarray(message), 0.8 * step, y, color=SYMBOL_COLORS[:v], lw=0, zorder=3
+    )
     axes.plot([left, left + width], [y, y], color=color, lw=1.6, solid_capstyle="butt", zorder=4)
-    axes.plot([left + (true_symbol + 0.5) * step], [y - 0.14 * height], "o", color=color, ms=4, mew=0, zorder=4)
-    axes.plot([x], [y + 1.2 * height], "^" if arrow == "up" else "v", color=color, ms=7, mew=0, zorder=4)
+    axes.plot(
+        [left + (true_symbol + 0.5) * step],
+        [y - 0.14 * height],
+        "o",
+        color=color,
+        ms=4,
+        mew=0,
+        zorder=4,
+    )
+    axes.plot(
+        [x], [y + 1.2 * height], "^" if arrow == "up" else "v", color=color, ms=7, mew=0, zorder=4
+    )
 
 
 def draw_tree(
@@ -101,14 +163,35 @@ def draw_tree(
             if level < depth:
                 parent = node * len(latents[level + 1]) // len(symbols)
                 color, width = (CLASS, 2.2) if marked else ("#888888", 1.4)
-                axes.plot([x, centres[level + 1][parent]], [y, heights[level + 1]], color=color, lw=width, zorder=1)
-            token(axes, x, y, int(symbol), symbol_name(int(symbol), level, depth), ring=CLASS if marked else None)
+                axes.plot(
+                    [x, centres[level + 1][parent]],
+                    [y, heights[level + 1]],
+                    color=color,
+                    lw=width,
+                    zorder=1,
+                )
+            token(
+                axes,
+                x,
+                y,
+                int(symbol),
+                symbol_name(int(symbol), level, depth),
+                ring=CLASS if marked else None,
+            )
 
 
 def rule_table(
-    axes: Any, x: float, y: float, rules: np.ndarray, tree_level: int, depth: int, frames: dict[tuple[int, int], list[Any]]
+    axes: Any,
+    x: float,
+    y: float,
+    rules: np.ndarray,
+    tree_level: int,
+    depth: int,
+    frames: dict[tuple[int, int], list[Any]],
 ) -> None:
-    """Draw the rules of a level, a column for each parent from (x, y) on; `frames`: colours by (parent, rule), inside out."""
+    """Draw the rules of a level, a column for each parent from (x, y) on; `frames`: colours by
+    (parent, rule), inside out.
+    """
     drop, half = 0.62, 0.26
     for parent, options in enumerate(rules):
         at = x + 1.36 * parent

@@ -16,21 +16,29 @@ from uturn.core.checks import expect
 
 @command(STUDIES)
 def atlas(
-    file: Annotated[Path, typer.Argument(metavar="ATLAS", help="TOML file with one table [[models]] for each row.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="ATLAS", help="TOML file with one table [[models]] for each row."),
+    ],
     out: Out = "results/atlas",
-    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Run only this row. Can be given several times.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Run only this row. Can be given several times."),
+    ] = None,
     accept_changes: AcceptChanges = False,
     *,
     machines: Machines,
 ) -> None:
     """Measure where many models of images lose their class, on one axis: log-SNR.
 
-    Each row of the file is a run of `uturn images`, with the same options, in a store of its own, NAME.zarr. The atlas gives for
-    each row and classifier: t\\* and its width, the half-lives of the first and the last layer, and the log-SNR at which the last
-    layer falls below the first. `uturn study NAME.zarr` gives everything else about a row.
+    Each row of the file is a run of `uturn images`, with the same options, in a store of its own,
+    NAME.zarr. The atlas gives for each row and classifier: t\\* and its width, the half-lives of
+    the first and the last layer, and the log-SNR at which the last layer falls below the first.
+    `uturn study NAME.zarr` gives everything else about a row.
 
-    Writes `atlas.csv`, `atlas.zarr`, `atlas.png` and the page `index.html`. The command can be stopped at any time; running it
-    again resumes without repeating measurements. A row that fails is reported, the others go on, and the exit code is 1.
+    Writes `atlas.csv`, `atlas.zarr`, `atlas.png` and the page `index.html`. The command can be
+    stopped at any time; running it again resumes without repeating measurements. A row that fails
+    is reported, the others go on, and the exit code is 1.
 
     Example:
 

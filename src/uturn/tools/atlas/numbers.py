@@ -1,4 +1,6 @@
-"""The numbers of the rows of an atlas on the axis log-SNR (nats): a dataset, a table, and a section of a page."""
+"""The numbers of the rows of an atlas on the axis log-SNR (nats): a dataset, a table, and a
+section of a page.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ _SHOWN = {
 
 @dataclass(frozen=True)
 class Entry:
-    """What one classifier says of a row. `places`: {name of `PLACES`: (value, low, high)}, without those that do not exist."""
+    """What one classifier says of a row. `places`: {name of `PLACES`: (value, low, high)},
+    without those that do not exist.
+    """
 
     row: AtlasRow
     places: Mapping[str, Any] = field(default_factory=dict)
@@ -52,7 +56,9 @@ class Entry:
 
 
 def entries_of(row: AtlasRow, run: xr.Dataset) -> list[Entry]:
-    """The numbers of a finished run, an entry for each of its classifiers, which are the series of its network layers."""
+    """The numbers of a finished run, an entry for each of its classifiers, which are the series
+    of its network layers.
+    """
     found = study(run)
     on_axis = found.sel(axis="log_snr")
     entries = []
@@ -66,7 +72,10 @@ def entries_of(row: AtlasRow, run: xr.Dataset) -> list[Entry]:
         if same_class in found.reading:
             of_class = on_axis.sel(reading=same_class)
             places |= {"transition": of_class.half_life, "width": of_class.width}
-            places |= {"quarter": of_class.place.sel(share=0.25), "three_quarters": of_class.place.sel(share=0.75)}
+            places |= {
+                "quarter": of_class.place.sel(share=0.25),
+                "three_quarters": of_class.place.sel(share=0.75),
+            }
             remarks.append(str(of_class.remark.item()))
         else:
             remarks.append("an encoder without classes: no t*")
@@ -76,14 +85,27 @@ def entries_of(row: AtlasRow, run: xr.Dataset) -> list[Entry]:
             remarks.append(str(series.series_remark.item()))
         probe = str(layers.probe.values[0])
         classifier = str(layers.model.values[0]) if probe == "network_layers" else probe
-        entries.append(Entry(row, places, classifier, found.attrs["description"], "; ".join(filter(None, remarks))))
+        entries.append(
+            Entry(
+                row,
+                places,
+                classifier,
+                found.attrs["description"],
+                "; ".join(filter(None, remarks)),
+            )
+        )
     if not entries:
-        raise ValueError("the run has no similarity of network layers; expected one with a probe of type 'network_layers'")
+        raise ValueError(
+            "the run has no similarity of network layers; expected one with a probe of type"
+            " 'network_layers'"
+        )
     return entries
 
 
 def table_of(entries: Sequence[Entry]) -> xr.Dataset:
-    """Entries as one dataset: `PLACES` (entry, estimate), NaN where a place does not exist, for the reason in `remark`."""
+    """Entries as one dataset: `PLACES` (entry, estimate), NaN where a place does not exist, for
+    the reason in `remark`.
+    """
     variables = {}
     for name, long_name in PLACES.items():
         values = [entry.places.get(name, np.full(3, np.nan)) for entry in entries]
@@ -92,29 +114,41 @@ def table_of(entries: Sequence[Entry]) -> xr.Dataset:
     titles = [entry.row.title or entry.row.name for entry in entries]
     texts = {
         "name": [entry.row.name for entry in entries],
-        "title": [f"{title}, {entry.classifier}" if several else title for title, entry in zip(titles, entries, strict=True)],
+        "title": [
+            f"{title}, {entry.classifier}" if several else title
+            for title, entry in zip(titles, entries, strict=True)
+        ],
         "data": [entry.row.data for entry in entries],
         "classifier": [entry.classifier for entry in entries],
         "description": [entry.description for entry in entries],
         "remark": [entry.remark for entry in entries],
         "is_failed": [entry.is_failed for entry in entries],
     }
-    return xr.Dataset(variables, {name: ("entry", values) for name, values in texts.items()} | {"estimate": ESTIMATE})
+    return xr.Dataset(
+        variables,
+        {name: ("entry", values) for name, values in texts.items()} | {"estimate": ESTIMATE},
+    )
 
 
 def frame_of(table: xr.Dataset) -> pandas.DataFrame:
     """A line for each entry, with the ends of intervals in columns `_low` and `_high`."""
     columns = {name: table[name].values for name in ("name", "classifier")}
     for name in PLACES:
-        columns |= dict(zip((name, f"{name}_low", f"{name}_high"), table[name].values.T, strict=True))
-    return pandas.DataFrame(columns | {name: table[name].values for name in ("description", "remark")})
+        columns |= dict(
+            zip((name, f"{name}_low", f"{name}_high"), table[name].values.T, strict=True)
+        )
+    return pandas.DataFrame(
+        columns | {name: table[name].values for name in ("description", "remark")}
+    )
 
 
 def text_table(table: xr.Dataset) -> TextTable:
     """The places with their intervals, a line for each entry."""
     lines = []
     for k, title in enumerate(table.title.values.tolist()):
-        cells = [with_interval(table[name].values[k], none="").replace("inf", "∞") for name in _SHOWN]
+        cells = [
+            with_interval(table[name].values[k], none="").replace("inf", "∞") for name in _SHOWN
+        ]
         lines.append((title, *cells))
     title = "log-SNR (nats) with 95 % intervals; more noise is further below"
     return TextTable(title, ("model", *_SHOWN.values()), lines)
@@ -141,6 +175,9 @@ def atlas_section(path: Path, read: Reader) -> dict[str, Any]:
     places = table.transition.sel(estimate="value").dropna("entry").values
     if len(places):
         middle = [np.median(places), places.min(), places.max()]
-        claim = f"The median and the range over {len(places)} models of the noise at which half of the class is lost."
+        claim = (
+            f"The median and the range over {len(places)} models of the noise at which half of the"
+            " class is lost."
+        )
         section["headlines"].append(card("t*", "log-SNR (nats)", middle, claim, is_range=True))
     return section

@@ -32,7 +32,10 @@ class AtlasRow(ImageOptions):
     `name`: of its store, unique in the file. `title`: its label in the figure, by default the name.
     """
 
-    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {**ImageOptions.panels, "Row": ("name", "title")}
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **ImageOptions.panels,
+        "Row": ("name", "title"),
+    }
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")
     title: str = ""
@@ -46,7 +49,9 @@ class _File(BaseModel):
 
 
 def read_atlas(path: str | Path) -> list[AtlasRow]:
-    """The rows of an atlas file (TOML): `[[models]]`, one table a row, and `[defaults]`, options of all rows."""
+    """The rows of an atlas file (TOML): `[[models]]`, one table a row, and `[defaults]`, options
+    of all rows.
+    """
     path = Path(checked_path("atlas", path))
     rows: list[AtlasRow] = []
     try:
@@ -54,10 +59,18 @@ def read_atlas(path: str | Path) -> list[AtlasRow]:
         for number, table in enumerate(file.models, 1):
             try:
                 row = AtlasRow.from_dict({**file.defaults, **table})
-                taken = ["atlas", *(other.name.casefold() for other in rows)]  # some file systems ignore case
-                expect(row.name.casefold() not in taken, "name", row.name, "another name; NAME.zarr is taken")
+                # Some file systems ignore case.
+                taken = ["atlas", *(other.name.casefold() for other in rows)]
+                expect(
+                    row.name.casefold() not in taken,
+                    "name",
+                    row.name,
+                    "another name; NAME.zarr is taken",
+                )
             except (ValueError, TypeError) as error:
-                raise ValueError(f"models, row {number} (name = {shown(table.get('name'))}): {error}") from None
+                raise ValueError(
+                    f"models, row {number} (name = {shown(table.get('name'))}): {error}"
+                ) from None
             rows.append(row)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the atlas {path}: {one_line(error, 1000)}") from None
@@ -65,26 +78,41 @@ def read_atlas(path: str | Path) -> list[AtlasRow]:
 
 
 def measure_atlas(
-    rows: Sequence[AtlasRow], out: str | Path, *, announce: Callable[[str], object] = lambda text: None, **options: Any
+    rows: Sequence[AtlasRow],
+    out: str | Path,
+    *,
+    announce: Callable[[str], object] = lambda text: None,
+    **options: Any,
 ) -> xr.Dataset:
-    """Run the rows of an atlas, one after the other, each into its own store, and write the table and the figure.
+    """Run the rows of an atlas, one after the other, each into its own store, and write the table
+    and the figure.
 
-    Row NAME is run into `NAME.zarr` in `out`, a folder or URL, with `options` of `uturn.run`. A row that fails is reported to
-    `announce`, has NaN and the error in `failure`, and the others go on. Returns and writes the dataset `atlas.zarr`.
+    Row NAME is run into `NAME.zarr` in `out`, a folder or URL, with `options` of `uturn.run`. A row
+    that fails is reported to `announce`, has NaN and the error in `failure`, and the others go on.
+    Returns and writes the dataset `atlas.zarr`.
     """
     entries: list[Entry] = []
     with output_folder("out", out) as folder:
         check_results(folder)
         is_own = "transition" in folder.names("atlas.zarr") or "atlas.zarr" not in folder.names("")
-        expect(is_own, "atlas.zarr in out", folder.where, "another folder; it is no table of an atlas, and would be replaced")
+        expect(
+            is_own,
+            "atlas.zarr in out",
+            folder.where,
+            "another folder; it is no table of an atlas, and would be replaced",
+        )
         originals = None if folder.is_remote else os.path.abspath(folder.place("originals"))
         for number, row in enumerate(rows, 1):
             announce(f"{row.name} ({number} of {len(rows)})")
             try:
-                dataset = run(row.experiment(originals), folder.place(f"{row.name}.zarr"), **options)
+                dataset = run(
+                    row.experiment(originals), folder.place(f"{row.name}.zarr"), **options
+                )
                 entries += entries_of(row, dataset)
             except Exception as error:  # a user's model can raise any exception
-                entries.append(Entry(row, remark=f"failed: {described(error, 1000)}", is_failed=True))
+                entries.append(
+                    Entry(row, remark=f"failed: {described(error, 1000)}", is_failed=True)
+                )
                 announce(f"{row.name}: {entries[-1].remark}")
             clear_caches()  # free memory for the next model
             table = table_of(entries)

@@ -1,4 +1,6 @@
-"""Audit of a masked model: whether its conditionals belong to one joint law, and what each decoder costs on it."""
+"""Audit of a masked model: whether its conditionals belong to one joint law, and what each
+decoder costs on it.
+"""
 
 from uturn.core.tools import Tool, ToolFigure
 

@@ -10,15 +10,17 @@ from uturn.tools.audit.options import AuditOptions
 
 @command(STUDIES)
 def audit(out: Out = "results/audit", *, chosen: AuditOptions, running: Running) -> None:
-    """Ask a masked model whether its conditionals belong to one joint law, and measure what each decoder costs on it.
+    """Ask a masked model whether its conditionals belong to one joint law, and measure what each
+    decoder costs on it.
 
-    Does the probability of two tokens depend on which is drawn first (nats a pair)? How many nats of a text's likelihood depend
-    on the order? What does each of twelve decoders cost (calls, kept tokens, calibration gap, entropy, repetition)? Options and
-    study are those of `uturn text`, by default with 4 noise levels and 2 noisy versions of each text.
+    Does the probability of two tokens depend on which is drawn first (nats a pair)? How many nats
+    of a text's likelihood depend on the order? What does each of twelve decoders cost (calls, kept
+    tokens, calibration gap, entropy, repetition)? Options and study are those of `uturn text`, by
+    default with 4 noise levels and 2 noisy versions of each text.
 
-    Writes the files of `uturn text`, `audit.json`, `audit.png`, a section of the page, and a store for each decoder. The command
-    can be stopped at any time; running it again resumes. Without options, it audits the package's character model, in a few
-    minutes.
+    Writes the files of `uturn text`, `audit.json`, `audit.png`, a section of the page, and a store
+    for each decoder. The command can be stopped at any time; running it again resumes. Without
+    options, it audits the package's character model, in a few minutes.
 
     Example:
 

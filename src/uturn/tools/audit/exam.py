@@ -1,4 +1,6 @@
-"""Which decoders of masked strings draw from the posterior, and their cost in calls of the network. Beyond the paper."""
+"""Which decoders of masked strings draw from the posterior, and their cost in calls of the
+network. Beyond the paper.
+"""
 
 from __future__ import annotations
 
@@ -13,51 +15,86 @@ from matplotlib.lines import Line2D
 from uturn.measures.statistics import mean_interval
 from uturn.paper.sampler_laws import calibrated
 from uturn.paper.verdicts import ESTIMATE, Verdict
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, name_rows, row_interval, style, ticks
+from uturn.studies.plotting.style import (
+    ACCENT,
+    CLASS,
+    MUTED,
+    THEORY,
+    name_rows,
+    row_interval,
+    style,
+    ticks,
+)
 from uturn.tools.audit.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, in_steps
 from uturn.tools.audit.exam_runs import measure as measure  # of the figure
 from uturn.tools.audit.exam_verdicts import LEVEL, PLAIN, curve, detected, verdicts
 
 TITLE = "Which decoders of masked strings draw from the posterior?"
-CLAIM = "Filling in tokens in an order chosen beforehand is exact; taking the surest guess first, or several at once, is not."
+CLAIM = (
+    "Filling in tokens in an order chosen beforehand is exact; taking the surest guess first, or"
+    " several at once, is not."
+)
 CAPTION = (
-    "Decoders that fill masked strings, with the exact denoiser (full marks) and with a trained network (hollow marks, dashed). "
-    "(a) Divergence KL(decoder ‖ posterior) by enumeration, strings of 8 tokens, against the calls of the network for a "
-    "reconstruction. Orders that are chosen before the token is drawn are exact with one token a step: 0 up to rounding. Marks "
-    "of temperature, top-k and top-p, all from left to right, are shifted sideways. (b) The same for long strings, from draws "
-    "and belief propagation; upper bounds for random orders and for the confidence of drawn tokens; 95 % intervals over strings. "
-    "(c) Share of strings that a sparse grammar cannot produce, whose divergence is then infinite. (d, e, f) Decoder by decoder: "
-    "the divergence of (b), in which the exact denoiser shows the error of the decoder, and the network that of both; the gap E "
-    "f(x0, x̂) - E f(x̂, x̂') of parsed tree levels of both grammars where its p-value is smallest (square: p by Holm <= .001, "
-    "circle: not detected); the share of (c)."
+    "Decoders that fill masked strings, with the exact denoiser (full marks) and with a trained"
+    " network (hollow marks, dashed). (a) Divergence KL(decoder ‖ posterior) by enumeration,"
+    " strings of 8 tokens, against the calls of the network for a reconstruction. Orders that are"
+    " chosen before the token is drawn are exact with one token a step: 0 up to rounding. Marks of"
+    " temperature, top-k and top-p, all from left to right, are shifted sideways. (b) The same for"
+    " long strings, from draws and belief propagation; upper bounds for random orders and for the"
+    " confidence of drawn tokens; 95 % intervals over strings. (c) Share of strings that a sparse"
+    " grammar cannot produce, whose divergence is then infinite. (d, e, f) Decoder by decoder: the"
+    " divergence of (b), in which the exact denoiser shows the error of the decoder, and the"
+    " network that of both; the gap E f(x0, x̂) - E f(x̂, x̂') of parsed tree levels of both"
+    " grammars where its p-value is smallest (square: p by Holm <= .001, circle: not detected); the"
+    " share of (c)."
 )
 RELABELLINGS = 100_000
 _OTHER = "#8a4fb0"
 _COLORS = dict(zip(ORDERS, (ACCENT, "#009e73", CLASS), strict=True))
-_MARKS = dict(zip(list(OTHERS)[1:], ("v", "^", "s", "D"), strict=True))  # confidence is the end of a curve
+# Confidence is the end of a curve.
+_MARKS = dict(zip(list(OTHERS)[1:], ("v", "^", "s", "D"), strict=True))
 _SHOWN = (4, 16)  # numbers of steps in the lower row
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    small, dense, sparse = ({kind: runs[f"{name}-{kind}"] for kind in DENOISERS} for name in ("enumerated", "dense", "sparse"))
+    small, dense, sparse = (
+        {kind: runs[f"{name}-{kind}"] for kind in DENOISERS}
+        for name in ("enumerated", "dense", "sparse")
+    )
     impossible = {kind: np.isinf(sparse[kind].log_ratio).astype(float) for kind in DENOISERS}
-    more = {kind: shares - shares.sel(decoder=PLAIN, drop=True) for kind, shares in impossible.items()}
+    more = {
+        kind: shares - shares.sel(decoder=PLAIN, drop=True) for kind, shares in impossible.items()
+    }
     gaps = [_gaps(dense[kind], sparse[kind]) for kind in DENOISERS]
     ratios = {kind: dense[kind].log_ratio for kind in DENOISERS}
     dims = ("denoiser", "decoder")
     data = xr.Dataset(
         {
             **{
-                name: ((*dims, "estimate"), np.array([_over_items(values[kind]) for kind in DENOISERS]))
-                for name, values in {"kl": ratios, "broken": impossible, "more_broken": more}.items()
+                name: (
+                    (*dims, "estimate"),
+                    np.array([_over_items(values[kind]) for kind in DENOISERS]),
+                )
+                for name, values in {
+                    "kl": ratios,
+                    "broken": impossible,
+                    "more_broken": more,
+                }.items()
             },
             "gap": ((*dims, "estimate"), np.array([gap for gap, _ in gaps])),
             "p": ((*dims, "test"), np.array([p for _, p in gaps])),
             "calls": ("decoder", dense["exact"].calls.values),
         },
-        {"denoiser": list(DENOISERS), "decoder": dense["exact"].decoder.values, "estimate": ESTIMATE},
+        {
+            "denoiser": list(DENOISERS),
+            "decoder": dense["exact"].decoder.values,
+            "estimate": ESTIMATE,
+        },
     )
-    means = [small[kind][["divergence", "calls"]].mean("observation").rename(decoder="small_decoder") for kind in DENOISERS]
+    means = [
+        small[kind][["divergence", "calls"]].mean("observation").rename(decoder="small_decoder")
+        for kind in DENOISERS
+    ]
     data = data.assign(
         small_kl=xr.concat([of.divergence for of in means], data.denoiser),
         small_calls=means[0].calls,
@@ -70,12 +107,14 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def rounding_divergence(grammar: Mapping[str, Any], tokens: int) -> float:
-    """Upper bound of KL(decoder ‖ posterior) in nats for an exact decoder of `tokens` tokens with float32 beliefs.
+    """Upper bound of KL(decoder ‖ posterior) in nats for an exact decoder of `tokens` tokens with
+    float32 beliefs.
 
-    All terms of belief propagation are positive: sums do not amplify relative errors, and products add them. A belief depends on
-    every node once upward and once downward. A message is a sum of at most v m products of s factors, divided by a sum of v
-    terms, so a belief has at most K = 2 nodes (v m + s + v) roundings of 2^-24 each. With the sum of the weights by which the
-    decoder divides, a token is drawn with a relative error of at most d = 2 K 2^-24, and by the chain rule
+    All terms of belief propagation are positive: sums do not amplify relative errors, and products
+    add them. A belief depends on every node once upward and once downward. A message is a sum of at
+    most v m products of s factors, divided by a sum of v terms, so a belief has at most K = 2 nodes
+    (v m + s + v) roundings of 2^-24 each. With the sum of the weights by which the decoder divides,
+    a token is drawn with a relative error of at most d = 2 K 2^-24, and by the chain rule
 
         KL = sum over tokens of E KL(q_i ‖ p_i) <= tokens d (e^d - 1),    since sum (q - p) log(q / p) <= (e^d - 1) d.
     """
@@ -86,21 +125,27 @@ def rounding_divergence(grammar: Mapping[str, Any], tokens: int) -> float:
 
 
 def _over_items(values: xr.DataArray) -> np.ndarray:
-    """Mean over items and clones with a 95 % interval of Student's t over items, (decoder, 3); infinite if a value is."""
+    """Mean over items and clones with a 95 % interval of Student's t over items, (decoder, 3);
+    infinite if a value is.
+    """
     items = values.mean("clone").transpose("item", "decoder").values
     return np.where(np.isinf(items.mean(axis=0))[:, None], np.inf, mean_interval(items))
 
 
 def _gaps(*grammars: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Gap (decoder, 3) at the smallest p-value, and p-values (decoder, tests) of all tree levels of all grammars."""
+    """Gap (decoder, 3) at the smallest p-value, and p-values (decoder, tests) of all tree levels
+    of all grammars.
+    """
     tests = [calibrated(run, LEVEL, RELABELLINGS) for run in grammars]
     numbers = ("p_value", "gap", "low", "high", "visible")
-    p, *gap, visible = (np.concatenate([getattr(test, name) for test in tests], axis=1) for name in numbers)
+    p, *gap, visible = (
+        np.concatenate([getattr(test, name) for test in tests], axis=1) for name in numbers
+    )
     worst = np.lexsort((-np.abs(gap[0]) / visible, p), axis=1)[:, :1]
     return np.concatenate([np.take_along_axis(values, worst, axis=1) for values in gap], axis=1), p
 
 
-# -- drawing --------------------------------------------------------------------------------------------------------------------
+# -- drawing ---------------------------------------------------------------------------------------
 
 
 def draw(data: xr.Dataset) -> Any:
@@ -109,13 +154,26 @@ def draw(data: xr.Dataset) -> Any:
         figure = plt.figure(figsize=(14.5, 12.2), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.12])
         small, large, broken = top.subplots(1, 3)
-        _draw_divergence(small, data.small_kl, data.small_calls, "small_decoder", data.attrs["small_rounding"])
+        _draw_divergence(
+            small, data.small_kl, data.small_calls, "small_decoder", data.attrs["small_rounding"]
+        )
         _draw_divergence(large, data.kl, data.calls, "decoder", data.attrs["large_rounding"])
         _draw_decoders(broken, data.broken.clip(max=1), data.calls, "decoder", floor=0)
-        broken.set(ylim=(-0.03, 1.03), ylabel="share of strings", title="(c) impossible strings, sparse grammar")
+        broken.set(
+            ylim=(-0.03, 1.03),
+            ylabel="share of strings",
+            title="(c) impossible strings, sparse grammar",
+        )
         small.set_title(f"(a) divergence, {data.attrs['small_leaves']} tokens, enumerated")
         large.set_title(f"(b) divergence, {data.attrs['large_leaves']} tokens, from draws")
-        large.text(0.03, 0.2, "random order, confidence:\nupper bounds", transform=large.transAxes, color=MUTED, fontsize=10)
+        large.text(
+            0.03,
+            0.2,
+            "random order, confidence:\nupper bounds",
+            transform=large.transAxes,
+            color=MUTED,
+            fontsize=10,
+        )
         small.set_ylabel("KL(decoder ‖ posterior), nats")
         _legend(top)
         panels = bottom.subplots(1, 3, sharey=True, width_ratios=[1.15, 1, 0.8])
@@ -127,8 +185,12 @@ def _face(denoiser: str, color: Any) -> Any:
     return color if denoiser == "exact" else "white"
 
 
-def _draw_divergence(axes: Any, kl: xr.DataArray, calls: xr.DataArray, dim: str, rounding: float) -> None:
-    """(a, b) Divergences (denoiser, decoder) or (.., estimate) against calls; zeros at the lower edge."""
+def _draw_divergence(
+    axes: Any, kl: xr.DataArray, calls: xr.DataArray, dim: str, rounding: float
+) -> None:
+    """(a, b) Divergences (denoiser, decoder) or (.., estimate) against calls; zeros at the lower
+    edge.
+    """
     values = kl.sel(estimate="value") if "estimate" in kl.dims else kl
     floor = _floor(values, rounding)
     axes.axhspan(floor / 2, floor * 1.5, color="#eeeeee", lw=0, zorder=0)
@@ -142,21 +204,47 @@ def _floor(values: xr.DataArray, rounding: float) -> float:
     return float(values.where(values > 100 * rounding).min()) / 4
 
 
-def _draw_decoders(axes: Any, readings: xr.DataArray, calls: xr.DataArray, dim: str, floor: float) -> None:
-    """Readings (denoiser, decoder) or (.., estimate) against calls, clipped at `floor`; stars there: the exact orders."""
+def _draw_decoders(
+    axes: Any, readings: xr.DataArray, calls: xr.DataArray, dim: str, floor: float
+) -> None:
+    """Readings (denoiser, decoder) or (.., estimate) against calls, clipped at `floor`; stars
+    there: the exact orders.
+    """
     values = readings.sel(estimate="value") if "estimate" in readings.dims else readings
     for denoiser in values.denoiser.values:
         for label, color in _COLORS.items():
             at = {dim: curve(calls, label, dim)}
             x, y = calls.sel(at).values, values.sel({**at, "denoiser": denoiser}).values
-            look = {"mfc": _face(denoiser, color), "ls": "-" if denoiser == "exact" else "--", "lw": 1.5, "ms": 6}
+            look = {
+                "mfc": _face(denoiser, color),
+                "ls": "-" if denoiser == "exact" else "--",
+                "lw": 1.5,
+                "ms": 6,
+            }
             axes.plot(x, np.maximum(y, floor), marker="o", zorder=3, color=color, **look)
             if values is not readings:
-                ends = readings.sel({**at, "denoiser": denoiser}).isel({dim: np.flatnonzero(y > floor)}).clip(floor)
-                axes.vlines(x[y > floor], ends.sel(estimate="low"), ends.sel(estimate="high"), color=color, lw=1.2, zorder=2)
+                ends = (
+                    readings.sel({**at, "denoiser": denoiser})
+                    .isel({dim: np.flatnonzero(y > floor)})
+                    .clip(floor)
+                )
+                axes.vlines(
+                    x[y > floor],
+                    ends.sel(estimate="low"),
+                    ends.sel(estimate="high"),
+                    color=color,
+                    lw=1.2,
+                    zorder=2,
+                )
         for k, (label, mark) in enumerate(_MARKS.items()):
             aside, height = 1.16 ** (k + 1), float(values.sel({dim: label, "denoiser": denoiser}))
-            look = {"color": _OTHER, "mfc": _face(denoiser, _OTHER), "ms": 6, "zorder": 3, "clip_on": False}
+            look = {
+                "color": _OTHER,
+                "mfc": _face(denoiser, _OTHER),
+                "ms": 6,
+                "zorder": 3,
+                "clip_on": False,
+            }
             axes.plot([float(calls.sel({dim: label})) * aside], [height], mark, **look)
     exact = calls.sel({dim: list(EXACT)}).values
     axes.plot(exact, np.full(len(exact), floor), "*", ms=15, color=THEORY, zorder=4, clip_on=False)
@@ -165,29 +253,63 @@ def _draw_decoders(axes: Any, readings: xr.DataArray, calls: xr.DataArray, dim: 
 
 
 def _legend(figure: Any) -> None:
-    lines = [Line2D([], [], color=color, marker="o", lw=1.5, label=label) for label, color in _COLORS.items()]
+    lines = [
+        Line2D([], [], color=color, marker="o", lw=1.5, label=label)
+        for label, color in _COLORS.items()
+    ]
     lines.append(Line2D([], [], color=MUTED, marker="o", lw=1.5, label="exact denoiser"))
-    lines.append(Line2D([], [], color=MUTED, marker="o", mfc="white", ls="--", lw=1.5, label="trained network"))
-    marks = [Line2D([], [], ls="", marker=mark, color=_OTHER, label=label) for label, mark in _MARKS.items()]
-    figure.legend(handles=[*lines, *marks], loc="outside lower center", ncols=9, columnspacing=1.3, handletextpad=0.4)
+    lines.append(
+        Line2D(
+            [], [], color=MUTED, marker="o", mfc="white", ls="--", lw=1.5, label="trained network"
+        )
+    )
+    marks = [
+        Line2D([], [], ls="", marker=mark, color=_OTHER, label=label)
+        for label, mark in _MARKS.items()
+    ]
+    figure.legend(
+        handles=[*lines, *marks],
+        loc="outside lower center",
+        ncols=9,
+        columnspacing=1.3,
+        handletextpad=0.4,
+    )
 
 
 def _draw_table(panels: Any, data: xr.Dataset) -> None:
     """(d, e, f) Divergence, gap and share of impossible strings of every decoder."""
     kl, gap, broken = panels
-    rows = [(label, THEORY) for label in EXACT] + [(label, CLASS if label in ORDERS else _OTHER) for label in OTHERS]
-    rows += [(in_steps(label, number), color) for label, color in _COLORS.items() for number in _SHOWN]
+    rows = [(label, THEORY) for label in EXACT] + [
+        (label, CLASS if label in ORDERS else _OTHER) for label in OTHERS
+    ]
+    rows += [
+        (in_steps(label, number), color) for label, color in _COLORS.items() for number in _SHOWN
+    ]
     floor = _floor(data.kl.sel(estimate="value"), data.attrs["large_rounding"])
     for row, (label, color) in enumerate(rows):
         for denoiser in data.denoiser.values:
             readings = data.sel(decoder=label, denoiser=denoiser)
             aside = row + (-0.16 if denoiser == "exact" else 0.16)
             seen = detected(readings.p) <= LEVEL
-            for axes, name, low in ((kl, "kl", floor), (gap, "gap", -np.inf), (broken, "broken", 0)):
+            for axes, name, low in (
+                (kl, "kl", floor),
+                (gap, "gap", -np.inf),
+                (broken, "broken", 0),
+            ):
                 value, first, last = np.maximum(readings[name].values, low)
                 ends = (first, last) if value > low else (value, value)
                 mark = "s" if axes is gap and seen else "o"
-                row_interval(axes, aside, (value, *ends), color, mark, 1.6, mfc=_face(denoiser, color), ms=6, clip_on=False)
+                row_interval(
+                    axes,
+                    aside,
+                    (value, *ends),
+                    color,
+                    mark,
+                    1.6,
+                    mfc=_face(denoiser, color),
+                    ms=6,
+                    clip_on=False,
+                )
     for axes in panels:
         for edge in (len(EXACT), len(EXACT) + len(OTHERS)):
             axes.axhline(edge - 0.5, color=MUTED, lw=0.8, ls=":")

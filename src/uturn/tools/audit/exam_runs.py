@@ -1,4 +1,6 @@
-"""Decoders of masked strings on trial, with exact and trained denoisers: the measurement of the figure `exam`."""
+"""Decoders of masked strings on trial, with exact and trained denoisers: the measurement of the
+figure `exam`.
+"""
 
 from __future__ import annotations
 
@@ -36,19 +38,33 @@ OTHERS = {
     "top-k 2": Decoder("blocks", block=1, top_k=2),
     "top-p 0.9": Decoder("blocks", block=1, top_p=0.9),
 }
-"""One token a step, but not from the posterior; the last four from left to right, as autoregressive models do."""
-ORDERS = {"random order": "random", "lowest entropy": "entropy", "drawn-token confidence": "confidence"}
+"""One token a step, but not from the posterior; the last four from left to right, as
+autoregressive models do.
+"""
+ORDERS = {
+    "random order": "random",
+    "lowest entropy": "entropy",
+    "drawn-token confidence": "confidence",
+}
 """Decoders that are also run with several tokens a step, and their orders."""
 CLONES = 2
 GRAMMARS: dict[str, dict[str, Any]] = {
-    "enumerated": {"vocab_size": 3, "multiplicity": 3, "branching": 2, "depth": 3, "zipf_exponent": 1.0},
+    "enumerated": {
+        "vocab_size": 3,
+        "multiplicity": 3,
+        "branching": 2,
+        "depth": 3,
+        "zipf_exponent": 1.0,
+    },
     "dense": {"vocab_size": 8, "multiplicity": 8, "branching": 2, "zipf_exponent": 1.0},
     "sparse": {"vocab_size": 8, "multiplicity": 2, "branching": 2},
 }
-"""Two grammars that give every string a probability above 0, so that no divergence is infinite; in "sparse", rules are equally
-probable and most strings are impossible."""
+"""Two grammars that give every string a probability above 0, so that no divergence is infinite;
+in "sparse", rules are equally probable and most strings are impossible.
+"""
 DENOISERS = ("exact", "trained")
-# `masked`: number of masked leaves of each observation. `shares` of masked leaves, cyclic over the items.
+# `masked`: number of masked leaves of each observation. `shares` of masked leaves, cyclic over the
+# items.
 _TRAINING = dict(width=32, batch_size=64, learning_rate=5e-3, every=100, held_out=512)
 SETTINGS: dict[Scale, dict[str, dict[str, Any]]] = {
     "smoke": {
@@ -70,7 +86,9 @@ _STRINGS, _NOISE, _DRAWS, _TRAINING_SET = range(4)
 
 
 class AllPossible(Masking):
-    """Masking of strings that all have a probability above 0: an exact denoiser needs no misread leaves."""
+    """Masking of strings that all have a probability above 0: an exact denoiser needs no misread
+    leaves.
+    """
 
     misread: ClassVar[float] = -np.inf
 
@@ -81,8 +99,14 @@ def in_steps(label: str, number: int) -> str:
 
 
 def decoders(steps: list[int]) -> dict[str, Decoder]:
-    """All decoders on trial by label; `steps`: numbers of steps of those that reveal several tokens a step."""
-    several = {in_steps(label, number): Decoder(order, number) for label, order in ORDERS.items() for number in steps}
+    """All decoders on trial by label; `steps`: numbers of steps of those that reveal several
+    tokens a step.
+    """
+    several = {
+        in_steps(label, number): Decoder(order, number)
+        for label, order in ORDERS.items()
+        for number in steps
+    }
     return {**EXACT, **OTHERS, **several}
 
 
@@ -100,7 +124,9 @@ def settings(scale: Scale, grammar: str, denoiser: str) -> dict[str, Any]:
 def grammar_of(table: Mapping[str, Any]) -> RandomHierarchyModel:
     """The grammar with these sizes, and rules of Zipf's probabilities if they have an exponent."""
     sizes = {name: value for name, value in table.items() if name != "zipf_exponent"}
-    weights = zipf(table["multiplicity"], table["zipf_exponent"]) if "zipf_exponent" in table else None
+    weights = (
+        zipf(table["multiplicity"], table["zipf_exponent"]) if "zipf_exponent" in table else None
+    )
     return RandomHierarchyModel(**sizes, rule_probabilities=weights, seed=0)
 
 
@@ -111,13 +137,19 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     for denoiser in reversed(DENOISERS):
         for grammar in GRAMMARS:
             plan = settings(workshop.scale, grammar, denoiser)
-            calls[f"exam-{grammar}-{denoiser}"] = {"grammar": grammar, "plan": plan, "workshop": alone}
+            calls[f"exam-{grammar}-{denoiser}"] = {
+                "grammar": grammar,
+                "plan": plan,
+                "workshop": alone,
+            }
     kept = workshop.keep_all("decoders", examined, calls)
     return {label.removeprefix("exam-"): run for label, run in kept.items()}
 
 
 def examined(grammar: str, plan: Mapping[str, Any], workshop: Workshop) -> xr.Dataset:
-    """All decoders with the exact denoiser of a grammar, or with one that is trained on strings of it."""
+    """All decoders with the exact denoiser of a grammar, or with one that is trained on strings
+    of it.
+    """
     rhm = grammar_of(plan["grammar"])
     with begun(1):
         denoiser = _denoiser(grammar, rhm, plan, workshop)
@@ -128,7 +160,9 @@ def examined(grammar: str, plan: Mapping[str, Any], workshop: Workshop) -> xr.Da
     return readings.assign_attrs(plan=json.dumps(plan))
 
 
-def _denoiser(grammar: str, rhm: RandomHierarchyModel, plan: Mapping[str, Any], workshop: Workshop) -> Denoiser:
+def _denoiser(
+    grammar: str, rhm: RandomHierarchyModel, plan: Mapping[str, Any], workshop: Workshop
+) -> Denoiser:
     """The exact denoiser of a grammar, or one that is trained on strings of it."""
     if plan["denoiser"] == "exact":
         return ExactDenoiser(rhm, Masking() if grammar == "sparse" else AllPossible())
@@ -140,7 +174,9 @@ def _denoiser(grammar: str, rhm: RandomHierarchyModel, plan: Mapping[str, Any], 
         return rhm.sample(count, seed=_keys(_TRAINING_SET, range(count))).leaves
 
     with part(0.3):
-        (network,) = workshop.denoisers([f"exam-{grammar}"], recipe, rhm, "masking", strings, **training)
+        (network,) = workshop.denoisers(
+            [f"exam-{grammar}"], recipe, rhm, "masking", strings, **training
+        )
     return LearnedDenoiser(network)
 
 
@@ -148,50 +184,78 @@ def _keys(use: int, *coordinates: Any) -> np.ndarray:
     return keys(0, *_STREAMS, use, *coordinates)
 
 
-# -- by enumeration -----------------------------------------------------------------------------------------------------------
+# -- by enumeration --------------------------------------------------------------------------------
 
 
-def enumerated(rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str, Any]) -> xr.Dataset:
-    """Every decoder on some masked strings, against the posterior by writing all strings out, (decoder, observation): exact
-    `divergence` KL(decoder ‖ posterior) in nats, mean and standard error of `log_ratios` over draws, calls of the denoiser."""
+def enumerated(
+    rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str, Any]
+) -> xr.Dataset:
+    """Every decoder on some masked strings, against the posterior by writing all strings out,
+    (decoder, observation): exact `divergence` KL(decoder ‖ posterior) in nats, mean and standard
+    error of `log_ratios` over draws, calls of the denoiser.
+    """
     observations = masked_strings(rhm, plan["masked"])
     tried = decoders(plan["steps"])
-    results = {name: np.empty((len(tried), len(observations))) for name in ("divergence", "estimate", "error", "calls")}
+    results = {
+        name: np.empty((len(tried), len(observations)))
+        for name in ("divergence", "estimate", "error", "calls")
+    }
     for j, values in enumerate(observations):
-        noisy = Noisy(np.tile(values, (plan["draws"], 1)), np.full(plan["draws"], (values < 0).mean()), rhm.vocab_size)
+        noisy = Noisy(
+            np.tile(values, (plan["draws"], 1)),
+            np.full(plan["draws"], (values < 0).mean()),
+            rhm.vocab_size,
+        )
         for k, decoder in enumerate(tried.values()):
-            _, ratio = log_ratios(rhm, denoiser, noisy, _keys(_DRAWS, j, range(plan["draws"])), decoder)
+            _, ratio = log_ratios(
+                rhm, denoiser, noisy, _keys(_DRAWS, j, range(plan["draws"])), decoder
+            )
             results["divergence"][k, j] = divergence(rhm, values, law_of(denoiser, values, decoder))
-            results["estimate"][k, j], results["error"][k, j] = ratio.mean(), ratio.std(ddof=1) / np.sqrt(len(ratio))
+            results["estimate"][k, j], results["error"][k, j] = (
+                ratio.mean(),
+                ratio.std(ddof=1) / np.sqrt(len(ratio)),
+            )
             results["calls"][k, j] = decoder.numbers(values[None] < 0)[0][0]
     coords = {"decoder": list(tried), "masked": ("observation", plan["masked"])}
-    return xr.Dataset({name: (("decoder", "observation"), values) for name, values in results.items()}, coords)
+    return xr.Dataset(
+        {name: (("decoder", "observation"), values) for name, values in results.items()}, coords
+    )
 
 
 def masked_strings(rhm: RandomHierarchyModel, numbers: list[int]) -> np.ndarray:
     """Strings of the grammar with these numbers of masked leaves, int64 (strings, num_leaves)."""
     leaves = rhm.sample(len(numbers), seed=_keys(_STRINGS, range(len(numbers)))).leaves
-    place = uniforms(_keys(_NOISE, range(len(numbers))), rhm.num_leaves).argsort(axis=1).argsort(axis=1)
+    place = (
+        uniforms(_keys(_NOISE, range(len(numbers))), rhm.num_leaves).argsort(axis=1).argsort(axis=1)
+    )
     return np.where(place < np.array(numbers)[:, None], -1, leaves)
 
 
-# -- by draws -----------------------------------------------------------------------------------------------------------------
+# -- by draws --------------------------------------------------------------------------------------
 
 
 def drawn(rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str, Any]) -> xr.Dataset:
-    """Clones that every decoder draws from one masked string of each item: `log_ratio` (decoder, item, clone) of `log_ratios`;
-    shares of equal nodes after parsing (decoder, item, clone, tree_level), the arguments of `calibrate`; mean calls (decoder)."""
+    """Clones that every decoder draws from one masked string of each item: `log_ratio` (decoder,
+    item, clone) of `log_ratios`; shares of equal nodes after parsing (decoder, item, clone,
+    tree_level), the arguments of `calibrate`; mean calls (decoder).
+    """
     items, tried = np.arange(plan["items"]), decoders(plan["steps"])
     leaves = rhm.sample(len(items), seed=_keys(_STRINGS, items)).leaves
     shares = np.resize(plan["shares"], len(items))
     noisy = Masking().corrupt(leaves, shares, vocab_size=rhm.vocab_size, seed=_keys(_NOISE, items))
-    copies = Noisy(np.repeat(noisy.values, CLONES, axis=0), np.repeat(noisy.noise, CLONES), rhm.vocab_size)
+    copies = Noisy(
+        np.repeat(noisy.values, CLONES, axis=0), np.repeat(noisy.noise, CLONES), rhm.vocab_size
+    )
     streams = _keys(_DRAWS, items[:, None], np.arange(CLONES)).reshape(-1)
     readings = []
     for decoder in tried.values():
         strings, ratio = log_ratios(rhm, denoiser, copies, streams, decoder)
-        pair = parsed_agreement(rhm, np.concatenate([leaves[:, None], strings.reshape(len(items), CLONES, -1)], axis=1))
-        readings.append((ratio.reshape(len(items), CLONES), *pair, decoder.numbers(noisy.values < 0)[0].mean()))
+        pair = parsed_agreement(
+            rhm, np.concatenate([leaves[:, None], strings.reshape(len(items), CLONES, -1)], axis=1)
+        )
+        readings.append(
+            (ratio.reshape(len(items), CLONES), *pair, decoder.numbers(noisy.values < 0)[0].mean())
+        )
     ratios, first, rows, calls = map(np.array, zip(*readings, strict=True))
     dims = ("decoder", "item", "clone")
     return xr.Dataset(

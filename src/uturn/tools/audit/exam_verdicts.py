@@ -17,39 +17,63 @@ from uturn.paper.verdicts import Verdict, above, below, decreasing, equal, liste
 from uturn.tools.audit.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, decoders, in_steps
 
 LEVEL = 1e-3
-FEW, SOME = 2, 16  # steps: the error of the decoder exceeds that of the network; clones detect the decoder
+# Steps: the error of the decoder exceeds that of the network; clones detect the decoder.
+FEW, SOME = 2, 16
 PLAIN, _SHARPENED = "left to right", ["temperature 0.7", "top-p 0.9"]
-PRECISION = 0.1  # largest standard error of a divergence from draws, relative to it, in the comparison with enumeration
+# Largest standard error of a divergence from draws, relative to it, in the comparison with
+# enumeration.
+PRECISION = 0.1
 
 
 def verdicts(data: xr.Dataset, small: Mapping[str, xr.Dataset]) -> list[Verdict]:
     """All verdicts on the data of the figure; `small`: the measurements by enumeration."""
-    of_decoders = [*_by_enumeration(data), _draws_against_enumeration(small), *_by_draws(data), *_clones(data)]
+    of_decoders = [
+        *_by_enumeration(data),
+        _draws_against_enumeration(small),
+        *_by_draws(data),
+        *_clones(data),
+    ]
     return [*of_decoders, _impossible(data), *_network(data)]
 
 
 def is_bound(decoder: Decoder) -> bool:
-    """Whether the mean of `log_ratios` is an upper bound of the divergence, and not the divergence itself."""
-    by_chance = decoder.order in ("random", "confidence") or (decoder.order == "blocks" and decoder.block > 1)
+    """Whether the mean of `log_ratios` is an upper bound of the divergence, and not the
+    divergence itself.
+    """
+    by_chance = decoder.order in ("random", "confidence") or (
+        decoder.order == "blocks" and decoder.block > 1
+    )
     return by_chance and decoder.steps != 1
 
 
 def curve(data: xr.Dataset | xr.DataArray, label: str, dim: str = "decoder") -> list[str]:
-    """Labels of a decoder with more and more calls: in 1, 2, .. steps, and with one token a step."""
+    """Labels of a decoder with more and more calls: in 1, 2, .. steps, and with one token a
+    step.
+    """
     return [*(str(name) for name in data[dim].values if str(name).startswith(f"{label}, ")), label]
 
 
 def detected(p: Any) -> np.ndarray:
-    """Smallest p-value by Holm of the tests of a decoder, (..) of p-values (.., tests): the smallest times their number."""
+    """Smallest p-value by Holm of the tests of a decoder, (..) of p-values (.., tests): the
+    smallest times their number.
+    """
     p = np.asarray(p, float)
     return np.minimum(p.min(axis=-1) * p.shape[-1], 1)
 
 
 def _by_enumeration(data: xr.Dataset) -> list[Verdict]:
     exact, rounding = data.small_kl.sel(denoiser="exact"), data.small_rounding
-    right, other = exact.sel(small_decoder=list(EXACT)), exact.sel(small_decoder=~exact.small_decoder.isin(list(EXACT)))
-    falls = {label: exact.sel(small_decoder=curve(data, label, "small_decoder")).values for label in list(ORDERS)[:2]}
-    where = f"KL(decoder ‖ posterior) by enumeration, exact denoiser, {data.small_leaves} leaves, nats"
+    right, other = (
+        exact.sel(small_decoder=list(EXACT)),
+        exact.sel(small_decoder=~exact.small_decoder.isin(list(EXACT))),
+    )
+    falls = {
+        label: exact.sel(small_decoder=curve(data, label, "small_decoder")).values
+        for label in list(ORDERS)[:2]
+    }
+    where = (
+        f"KL(decoder ‖ posterior) by enumeration, exact denoiser, {data.small_leaves} leaves, nats"
+    )
     return [
         verdict(
             f"{where}: orders chosen before the token is drawn, one token a step",
@@ -65,16 +89,24 @@ def _by_enumeration(data: xr.Dataset) -> list[Verdict]:
         ),
         verdict(
             f"{where}: several tokens a step, with more and more calls",
-            "; ".join(f"{label} {', '.join(f'{x:.3g}' for x in values)}" for label, values in falls.items()),
+            "; ".join(
+                f"{label} {', '.join(f'{x:.3g}' for x in values)}"
+                for label, values in falls.items()
+            ),
             "falls to 0",
             below([np.diff(values) for values in falls.values()], 0, "decreasing"),
-            below([values[-1] for values in falls.values()], rounding, f"at last below {rounding:.1g}"),
+            below(
+                [values[-1] for values in falls.values()], rounding, f"at last below {rounding:.1g}"
+            ),
         ),
     ]
 
 
 def _list(values: xr.DataArray) -> str:
-    return "; ".join(f"{name} {float(x):.3g}" for name, x in zip(values[values.dims[0]].values, values, strict=True))
+    return "; ".join(
+        f"{name} {float(x):.3g}"
+        for name, x in zip(values[values.dims[0]].values, values, strict=True)
+    )
 
 
 def _draws_against_enumeration(small: Mapping[str, xr.Dataset]) -> Verdict:
@@ -97,9 +129,10 @@ def _draws_against_enumeration(small: Mapping[str, xr.Dataset]) -> Verdict:
                 precision.append(error / truth)
     return verdict(
         "mean log ratio over draws against the enumerated KL, other decoders and both denoisers",
-        f"{len(z)} divergences: largest |z| {np.abs(z).max():.1f}, standard errors {100 * min(precision):.1g} to "
-        f"{100 * max(precision):.1g} %; {len(slack)} upper bounds: {min(slack):.2f} to {max(slack):.2f} times the divergence; "
-        f"smallest p by Holm {holm(p).min():.2g}",
+        f"{len(z)} divergences: largest |z| {np.abs(z).max():.1f}, standard errors"
+        f" {100 * min(precision):.1g} to {100 * max(precision):.1g} %; {len(slack)} upper bounds:"
+        f" {min(slack):.2f} to {max(slack):.2f} times the divergence; smallest p by Holm"
+        f" {holm(p).min():.2g}",
         "equal; random orders and drawn-token confidence: not below",
         above(holm(p), LEVEL, f"no p by Holm <= {LEVEL:g}"),
         below(precision, PRECISION, f"standard errors below {100 * PRECISION:g} %"),
@@ -111,13 +144,18 @@ def _estimates(values: xr.DataArray, labels: list[str]) -> list[Estimate]:
 
 
 def _intervals(values: xr.DataArray, labels: list[str]) -> str:
-    return "; ".join(f"{label} {interval}" for label, interval in zip(labels, _estimates(values, labels), strict=True))
+    return "; ".join(
+        f"{label} {interval}"
+        for label, interval in zip(labels, _estimates(values, labels), strict=True)
+    )
 
 
 def _by_draws(data: xr.Dataset) -> list[Verdict]:
     kl, rounding = data.kl.sel(denoiser="exact"), data.large_rounding
     tried = decoders(_steps(data))
-    sure = [label for label, decoder in tried.items() if label not in EXACT and not is_bound(decoder)]
+    sure = [
+        label for label, decoder in tried.items() if label not in EXACT and not is_bound(decoder)
+    ]
     where = f"KL(decoder ‖ posterior) from draws, exact denoiser, {data.large_leaves} leaves, nats"
     ends = kl.sel(decoder=list(EXACT), estimate=["low", "high"])
     return [
@@ -131,13 +169,18 @@ def _by_draws(data: xr.Dataset) -> list[Verdict]:
             f"{where}: other decoders whose order follows from the string",
             _intervals(kl, sure),
             "not 0",
-            above(kl.sel(decoder=sure, estimate="low"), rounding, f"intervals above {rounding:.1g}"),
+            above(
+                kl.sel(decoder=sure, estimate="low"), rounding, f"intervals above {rounding:.1g}"
+            ),
         ),
         verdict(
             f"{where}: several tokens a step, with more and more calls",
             "; ".join(_intervals(kl, curve(data, label)) for label in list(ORDERS)[:2]),
             "falls to 0 (random order: an upper bound)",
-            *(decreasing(_estimates(kl, curve(data, label)), f"{label}: decreasing") for label in list(ORDERS)[:2]),
+            *(
+                decreasing(_estimates(kl, curve(data, label)), f"{label}: decreasing")
+                for label in list(ORDERS)[:2]
+            ),
         ),
     ]
 
@@ -148,11 +191,19 @@ def _steps(data: xr.Dataset) -> list[int]:
 
 def _clones(data: xr.Dataset) -> list[Verdict]:
     p = data.p.sel(denoiser="exact")
-    adjusted, smallest = holm(p.sel(decoder=list(EXACT)).values), dict(zip(p.decoder.values, detected(p), strict=True))
-    steps = {label: decoder.steps for label, decoder in decoders(_steps(data)).items() if decoder.steps}
+    adjusted, smallest = (
+        holm(p.sel(decoder=list(EXACT)).values),
+        dict(zip(p.decoder.values, detected(p), strict=True)),
+    )
+    steps = {
+        label: decoder.steps for label, decoder in decoders(_steps(data)).items() if decoder.steps
+    }
     wrong = [*OTHERS, *(label for label, number in steps.items() if number <= SOME)]
     rest = [label for label, number in steps.items() if number > SOME]
-    where = "calibration E f(x0, x̂) - E f(x̂, x̂'), f: share of equal parsed nodes per tree level, two grammars, exact denoiser"
+    where = (
+        "calibration E f(x0, x̂) - E f(x̂, x̂'), f: share of equal parsed nodes per tree level, two"
+        " grammars, exact denoiser"
+    )
     return [
         verdict(
             f"{where}: orders chosen before the token is drawn, one token a step",
@@ -176,12 +227,17 @@ def _impossible(data: xr.Dataset) -> Verdict:
     single, most = [*EXACT, *OTHERS], max(_steps(data))
     judged = {label: [in_steps(label, 1), in_steps(label, most), label] for label in ORDERS}
     return verdict(
-        "share of drawn strings that the sparse grammar cannot produce, exact denoiser (their KL is infinite)",
-        f"one token a step: at most {float(broken.sel(decoder=single, estimate='value').max()):.3g} for {len(single)} decoders; "
+        "share of drawn strings that the sparse grammar cannot produce, exact denoiser (their KL is"
+        " infinite)",
+        f"one token a step: at most {float(broken.sel(decoder=single, estimate='value').max()):.3g}"
+        f" for {len(single)} decoders; "
         + "; ".join(_intervals(broken, curve(data, label)[:-1]) for label in ORDERS),
         "0 with one token a step; with several, falls with the number of steps",
         equal(broken.sel(decoder=single, estimate="value"), 0, "0"),
-        *(decreasing(_estimates(broken, labels), f"{label}: 1, {most} steps: decreasing") for label, labels in judged.items()),
+        *(
+            decreasing(_estimates(broken, labels), f"{label}: 1, {most} steps: decreasing")
+            for label, labels in judged.items()
+        ),
     )
 
 
@@ -195,23 +251,28 @@ def _network(data: xr.Dataset) -> list[Verdict]:
     broken, less = (data[name].sel(denoiser="trained") for name in ("broken", "more_broken"))
     return [
         verdict(
-            "trained network: KL with the exact orders, one token a step, is its own error; random order in 1 and 4 steps, and "
-            "with one token a step",
+            "trained network: KL with the exact orders, one token a step, is its own error; random"
+            " order in 1 and 4 steps, and with one token a step",
             f"{_intervals(trained, list(EXACT))}; {_intervals(trained, shown)}",
             "not 0; several tokens a step add to it",
-            above(trained.sel(decoder=list(EXACT), estimate="low"), data.large_rounding, f"above {data.large_rounding:.1g}"),
+            above(
+                trained.sel(decoder=list(EXACT), estimate="low"),
+                data.large_rounding,
+                f"above {data.large_rounding:.1g}",
+            ),
             decreasing(_estimates(trained, shown)),
         ),
         verdict(
-            f"errors of the decoder and of the network: KL of the exact denoiser in {FEW} and {most} steps; of the network",
+            f"errors of the decoder and of the network: KL of the exact denoiser in {FEW} and"
+            f" {most} steps; of the network",
             f"{first} and {last}; {own}",
             "few steps cost more than the errors of the network, many cost less",
             above(first.low, own.high, "intervals apart"),
             below(last.high, own.low, ""),
         ),
         verdict(
-            f"trained network: share of impossible strings, minus that of {PLAIN} at temperature 1, which is "
-            f"{float(broken.sel(decoder=PLAIN, estimate='value')):.3f}",
+            f"trained network: share of impossible strings, minus that of {PLAIN} at temperature 1,"
+            f" which is {float(broken.sel(decoder=PLAIN, estimate='value')):.3f}",
             _intervals(less, _SHARPENED),
             "below 0: draws from a sharpened law, which is not the posterior, have fewer mistakes",
             below(less.sel(decoder=_SHARPENED, estimate="high"), 0, "intervals below 0"),

@@ -14,7 +14,9 @@ from uturn.corruption.denoising import ORDER
 from uturn.corruption.unmasking import MASKED, Decoder, NetworkBeliefs, smallest
 
 DETERMINED = ("random", "blocks", "entropy", "probability")
-"""Orders whose positions are a function of the tokens already revealed and, for "random" and "blocks", of the key."""
+"""Orders whose positions are a function of the tokens already revealed and, for "random" and
+"blocks", of the key.
+"""
 
 
 def is_determined(decoder: Decoder) -> bool:
@@ -36,28 +38,37 @@ def log_likelihoods(
     keys: np.ndarray,
     decoders: Sequence[Decoder],
 ) -> np.ndarray:
-    """Log-probability that a decoder fills masked texts with given tokens, float64 (batch,), in nats.
+    """Log-probability that a decoder fills masked texts with given tokens, float64 (batch,), in
+    nats.
 
-    Let the positions S_k of step k be a function of the tokens revealed before it. Then the order follows from the text, and
+    Let the positions S_k of step k be a function of the tokens revealed before it. Then the order
+    follows from the text, and
 
         log q(x) = sum_k sum_{i in S_k} log p_i(x_i | x at the positions of the steps before k)
 
-    is exact, also for several positions a step and for conditionals p_i that belong to no joint law (arXiv:2603.01367): the
-    probabilities of all texts add up to 1. "random" and "blocks" are orders that the key has drawn beforehand; a mean over keys
-    is at most the log-probability under a random order. For conditionals of one joint law, q is the law of the masked tokens in
-    all orders, if one token is revealed a step.
+    is exact, also for several positions a step and for conditionals p_i that belong to no joint law
+    (arXiv:2603.01367): the probabilities of all texts add up to 1. "random" and "blocks" are orders
+    that the key has drawn beforehand; a mean over keys is at most the log-probability under a
+    random order. For conditionals of one joint law, q is the law of the masked tokens in all
+    orders, if one token is revealed a step.
 
-    `beliefs(values, noise)`: those of a network about texts int64 (rows, length) whose share `noise` (rows,) of tokens is masked.
-    `texts`, `values`, int64 (batch, length): the given tokens, and the same with masked tokens (-1); below -1 beyond the end of a
-    text. `keys`, uint64 (batch,): random streams, as those of `unmask`. `decoders` (batch,): that of each row; all rows share the
-    calls of `beliefs`. `temperature`, `top_k` and `top_p` change the law.
+    `beliefs(values, noise)`: those of a network about texts int64 (rows, length) whose share
+    `noise` (rows,) of tokens is masked. `texts`, `values`, int64 (batch, length): the given tokens,
+    and the same with masked tokens (-1); below -1 beyond the end of a text. `keys`, uint64
+    (batch,): random streams, as those of `unmask`. `decoders` (batch,): that of each row; all rows
+    share the calls of `beliefs`. `temperature`, `top_k` and `top_p` change the law.
     """
     for decoder in decoders:
         check_determined(decoder)
     texts, values = np.asarray(texts), np.array(values)
     chance = uniforms(streams(keys, len(values), ORDER), values.shape[1])
     masked, lengths = (values == MASKED).sum(1), (values >= MASKED).sum(1)
-    steps = np.array([m if of.steps is None else min(m, of.steps) for m, of in zip(masked, decoders, strict=True)])
+    steps = np.array(
+        [
+            m if of.steps is None else min(m, of.steps)
+            for m, of in zip(masked, decoders, strict=True)
+        ]
+    )
     total, kinds = np.zeros(len(values)), list(dict.fromkeys(decoders))
     which = np.array([kinds.index(of) for of in decoders])
     for step in progress.steps(range(int(steps.max(initial=0)))):
@@ -68,7 +79,9 @@ def log_likelihoods(
             mine = np.flatnonzero(which[active] == number)
             among, count = values[active[mine]] == MASKED, (after - before)[mine]
             if decoder.order in ("random", "blocks"):
-                chosen = smallest(decoder.fixed_ranks(among.shape), chance[active[mine]], among, count)
+                chosen = smallest(
+                    decoder.fixed_ranks(among.shape), chance[active[mine]], among, count
+                )
             else:
                 chosen = smallest(now.ranks(decoder)[mine], None, among, count)
             rows, positions = np.nonzero(chosen)

@@ -32,8 +32,15 @@ _KEPT = "kept, span = 1"  # the reading by which decoders are compared
 
 
 def audit_into(out: str, chosen: AuditOptions, running: Running) -> None:
-    """Measure and write an audit: the study of OUT/run.zarr, the runs OUT/audit/NAME.zarr of decoders, and `audit.json`."""
-    expect(running.shard == "1/1", "shard", running.shard, "1/1, since an audit compares finished runs; leave out --shard")
+    """Measure and write an audit: the study of OUT/run.zarr, the runs OUT/audit/NAME.zarr of
+    decoders, and `audit.json`.
+    """
+    expect(
+        running.shard == "1/1",
+        "shard",
+        running.shard,
+        "1/1, since an audit compares finished runs; leave out --shard",
+    )
     experiment, decoders = chosen.experiment(), chosen.audited()
     datasets = runs_into(out, {"run.zarr": experiment}, running)
     assert datasets is not None  # no other shares
@@ -55,11 +62,16 @@ def audit_into(out: str, chosen: AuditOptions, running: Running) -> None:
 
 
 def audit_numbers(
-    study: xr.Dataset, run: xr.Dataset, runs: Mapping[str, xr.Dataset], decoders: Mapping[str, TextOptions]
+    study: xr.Dataset,
+    run: xr.Dataset,
+    runs: Mapping[str, xr.Dataset],
+    decoders: Mapping[str, TextOptions],
 ) -> dict[str, Any]:
-    """The content of `audit.json`, plain data; each estimate is [value, low, high], None where it does not exist.
+    """The content of `audit.json`, plain data; each estimate is [value, low, high], None where it
+    does not exist.
 
-    `study` and `run`: with the readings of the probes `order_consistency` and `order_likelihood`. `runs`: one for each decoder.
+    `study` and `run`: with the readings of the probes `order_consistency` and `order_likelihood`.
+    `runs`: one for each decoder.
     """
     study = study.sel(noise=np.sort(run.noise.values))  # without noise 0
 
@@ -82,19 +94,29 @@ def audit_numbers(
         "order_nats": by_level("order_nats", "decoder"),
         "random_orders_differ": curve("random_orders_differ"),
         "compared": list(COMPARED),
-        "original_ngram_entropy": number(run["original_ngram_entropy"].isel(noise=0).sel(ngram=1).mean()),
+        "original_ngram_entropy": number(
+            run["original_ngram_entropy"].isel(noise=0).sel(ngram=1).mean()
+        ),
         "decoders": [_decoder(name, runs[name], options) for name, options in decoders.items()],
     }
 
 
 def _decoder(name: str, run: xr.Dataset, options: TextOptions) -> dict[str, Any]:
-    """What a decoder costs: readings of its run at both noise levels, and differences from the originals at the larger one."""
-    tested, decoder = study_of_run(run).sel(reading=_KEPT, noise=list(COMPARED)), options.denoiser().decoder
+    """What a decoder costs: readings of its run at both noise levels, and differences from the
+    originals at the larger one.
+    """
+    tested, decoder = (
+        study_of_run(run).sel(reading=_KEPT, noise=list(COMPARED)),
+        options.denoiser().decoder,
+    )
     has_gap = "gap" in tested  # not for a single text
     masked = (run["noisy_token"].isel(clone=0, trajectory=0, missing_dims="ignore") == -1).values
     calls: Any
     if decoder.in_time:  # the expected number
-        calls = [[evaluations(decoder, noise, length) for length in run["length"].values.tolist()] for noise in COMPARED]
+        calls = [
+            [evaluations(decoder, noise, length) for length in run["length"].values.tolist()]
+            for noise in COMPARED
+        ]
     else:
         calls = [decoder.numbers(of_noise)[0] for of_noise in masked]
 
@@ -107,7 +129,9 @@ def _decoder(name: str, run: xr.Dataset, options: TextOptions) -> dict[str, Any]
         "is_exact": decoder.is_exact,
         "calls": numbers(np.mean(calls, axis=1)),
         "kept": [numbers(row) for row in tested.curve.values],
-        "gap": [numbers(row) for row in tested.gap.values] if has_gap else [[None] * 3] * len(COMPARED),
+        "gap": (
+            [numbers(row) for row in tested.gap.values] if has_gap else [[None] * 3] * len(COMPARED)
+        ),
         "gap_p": numbers(tested.gap_p.values) if has_gap else [None] * len(COMPARED),
         "ngram_entropy": above_original("ngram_entropy", ngram=1),
         "repeated_ngrams": above_original("repeated_ngrams", ngram=4),

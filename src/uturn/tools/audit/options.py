@@ -17,7 +17,9 @@ _LEFT_OUT = {"Measures", "Decoding"}  # panels of `TextOptions`
 
 
 class AuditOptions(TextOptions):
-    """The audit of a masked model: options of `uturn text`, with the probes of an audit and smaller sizes."""
+    """The audit of a masked model: options of `uturn text`, with the probes of an audit and
+    smaller sizes.
+    """
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **{panel: names for panel, names in TextOptions.panels.items() if panel not in _LEFT_OUT},
@@ -25,21 +27,34 @@ class AuditOptions(TextOptions):
     }
 
     repetition: bool = True
-    levels: SkipValidation[int | list[float]] = Field(4, description=TextOptions.model_fields["levels"].description)
-    trajectories: int = Field(2, ge=1, description=TextOptions.model_fields["trajectories"].description)
+    levels: SkipValidation[int | list[float]] = Field(
+        4, description=TextOptions.model_fields["levels"].description
+    )
+    trajectories: int = Field(
+        2, ge=1, description=TextOptions.model_fields["trajectories"].description
+    )
 
     def audited(self) -> dict[str, TextOptions]:
-        """The options of a run of each audited decoder, by its description; with clones, at the noise levels `COMPARED`.
+        """The options of a run of each audited decoder, by its description; with clones, at the
+        noise levels `COMPARED`.
 
         Decoders that give the same texts of at most as many tokens as these are one.
         """
         from uturn.tools.audit.decoders import PLAIN
 
         own = self.model_dump(exclude_unset=True)
-        sizes = {"levels": list(COMPARED), "trajectories": 1, "clones": max(2, self.clones), "keep": 2**20}
+        sizes = {
+            "levels": list(COMPARED),
+            "trajectories": 1,
+            "clones": max(2, self.clones),
+            "keep": 2**20,
+        }
         runs: dict[str, TextOptions] = {}
         for decoder, options in self._decoders():
-            runs.setdefault(decoder.description, TextOptions(**{**own, **PLAIN, **options, **sizes, "repetition": True}))
+            runs.setdefault(
+                decoder.description,
+                TextOptions(**{**own, **PLAIN, **options, **sizes, "repetition": True}),
+            )
         return runs
 
     def _decoders(self) -> list[tuple[Decoder, dict[str, Any]]]:
@@ -51,4 +66,7 @@ class AuditOptions(TextOptions):
     def _further_probes(self) -> list[dict[str, Any]]:
         from uturn.tools.audit.decoders import with_likelihood
 
-        return [{"type": "order_consistency"}, {"type": "order_likelihood", "decoders": with_likelihood(self._decoders())}]
+        return [
+            {"type": "order_consistency"},
+            {"type": "order_likelihood", "decoders": with_likelihood(self._decoders())},
+        ]

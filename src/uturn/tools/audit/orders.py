@@ -1,4 +1,6 @@
-"""Order consistency of a masked model: does the probability of two tokens depend on which of them is drawn first?"""
+"""Order consistency of a masked model: does the probability of two tokens depend on which of
+them is drawn first?
+"""
 
 from __future__ import annotations
 
@@ -12,23 +14,31 @@ from uturn.core.random import choices, streams, uniforms
 
 MASKED = -1  # value of a masked site
 Conditionals = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""Laws of masked sites, float64 (n, V), of texts (batch, length) at rows (n,) and positions (n,)."""
+"""Laws of masked sites, float64 (n, V), of texts (batch, length) at rows (n,) and positions
+(n,).
+"""
 
 
-def order_discrepancy(conditionals: Conditionals, texts: Any, first: Any, second: Any, seed: Any = 0) -> np.ndarray:
-    """Log-ratio of the probabilities of two tokens drawn in one order and in the other, float64 (pairs,), in nats.
+def order_discrepancy(
+    conditionals: Conditionals, texts: Any, first: Any, second: Any, seed: Any = 0
+) -> np.ndarray:
+    """Log-ratio of the probabilities of two tokens drawn in one order and in the other, float64
+    (pairs,), in nats.
 
-    For a text z with masked sites i and j, tokens are drawn in the order i, j: a ~ p_i(. | z), b ~ p_j(. | z, x_i = a). Then
+    For a text z with masked sites i and j, tokens are drawn in the order i, j: a ~ p_i(. | z), b ~
+    p_j(. | z, x_i = a). Then
 
         D = log p_i(a | z) + log p_j(b | z, x_i = a) - log p_j(b | z) - log p_i(a | z, x_j = b).
 
-    For conditionals of one joint law D is 0 in every draw. Its mean over draws is KL(P_ij ‖ P_ji) >= 0, where P_ij is the law of
-    both tokens drawn in the order i, j. Single draws can be negative. D is infinite where the other order cannot draw the tokens.
+    For conditionals of one joint law D is 0 in every draw. Its mean over draws is KL(P_ij ‖ P_ji)
+    >= 0, where P_ij is the law of both tokens drawn in the order i, j. Single draws can be
+    negative. D is infinite where the other order cannot draw the tokens.
 
-    `conditionals(texts, rows, positions)`: laws p of masked sites, float64 (n, V), of the texts int64 (batch, length) the sites
-    `positions` (n,) of the texts `rows` (n,). `texts`: int64 (pairs, length), symbols 0 .. V - 1, -1 where masked; other negative
-    values are passed on. `first`, `second`: int64 (pairs,), the sites i and j, masked and different. `seed`: int, or uint64 keys
-    (pairs,). Here what is drawn second from right to left is independent:
+    `conditionals(texts, rows, positions)`: laws p of masked sites, float64 (n, V), of the texts
+    int64 (batch, length) the sites `positions` (n,) of the texts `rows` (n,). `texts`: int64
+    (pairs, length), symbols 0 .. V - 1, -1 where masked; other negative values are passed on.
+    `first`, `second`: int64 (pairs,), the sites i and j, masked and different. `seed`: int, or
+    uint64 keys (pairs,). Here what is drawn second from right to left is independent:
 
     >>> def left_to_right(texts, rows, positions):
     ...     left = np.where(positions > 0, texts[rows, positions - 1], -1)
@@ -41,7 +51,9 @@ def order_discrepancy(conditionals: Conditionals, texts: Any, first: Any, second
     texts, first, second = (np.asarray(values, np.int64) for values in (texts, first, second))
     rows = np.arange(len(texts))
     bad = (texts[rows, first] != MASKED) | (texts[rows, second] != MASKED) | (first == second)
-    expect(not bad.any(), "pairs", np.flatnonzero(bad), "two different masked sites (value -1) in each")
+    expect(
+        not bad.any(), "pairs", np.flatnonzero(bad), "two different masked sites (value -1) in each"
+    )
     heights = uniforms(streams(seed, len(texts)), 2)
 
     def revealed(sites: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -55,7 +67,12 @@ def order_discrepancy(conditionals: Conditionals, texts: Any, first: Any, second
     b = choices(p_j_after, heights[:, 1])
     p_i_after = conditionals(revealed(second, b), rows, first)
     with np.errstate(divide="ignore"):
-        return np.log(p_i[rows, a]) + np.log(p_j_after[rows, b]) - np.log(p_j[rows, b]) - np.log(p_i_after[rows, a])
+        return (
+            np.log(p_i[rows, a])
+            + np.log(p_j_after[rows, b])
+            - np.log(p_j[rows, b])
+            - np.log(p_i_after[rows, a])
+        )
 
 
 def distance_ranges(length: int) -> np.ndarray:
@@ -63,11 +80,15 @@ def distance_ranges(length: int) -> np.ndarray:
     return 2 ** np.arange(max(1, int(np.ceil(np.log2(max(length - 1, 1)))) + 1))
 
 
-def drawn_pairs(masked: np.ndarray, ends: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A random pair of masked sites in each range of distances, with the share of the pairs of the text in this range.
+def drawn_pairs(
+    masked: np.ndarray, ends: np.ndarray, keys: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A random pair of masked sites in each range of distances, with the share of the pairs of the
+    text in this range.
 
-    `masked`: bool (texts, length). `ends`: int (ranges,), of `distance_ranges`. `keys`: uint64 (texts,). Returns `pairs`, int64
-    (texts, ranges, 2), in random order, -1 where there are none, and `shares` of all pairs, float64 (texts, ranges).
+    `masked`: bool (texts, length). `ends`: int (ranges,), of `distance_ranges`. `keys`: uint64
+    (texts,). Returns `pairs`, int64 (texts, ranges, 2), in random order, -1 where there are none,
+    and `shares` of all pairs, float64 (texts, ranges).
     """
     heights = uniforms(keys, len(ends))
     pairs, shares = np.full((len(masked), len(ends), 2), -1), np.zeros((len(masked), len(ends)))

@@ -1,11 +1,16 @@
-"""Chains of U-turns: what is lost when the U-turn is repeated (arXiv:2605.27006), and sampling with an energy."""
+"""Chains of U-turns: what is lost when the U-turn is repeated (arXiv:2605.27006), and sampling
+with an energy.
+"""
 
 from uturn.core.tools import Tool, ToolFigure
 
 _HERE = "uturn.tools.chains"
 TOOL = Tool(
     parts={
-        "corruption": {"repeated": f"{_HERE}.parts:Repeated", "masked_leaves": f"{_HERE}.parts:MaskedLeaves"},
+        "corruption": {
+            "repeated": f"{_HERE}.parts:Repeated",
+            "masked_leaves": f"{_HERE}.parts:MaskedLeaves",
+        },
         "backward": {"repeated": f"{_HERE}.parts:RepeatedBackward"},
         "probes": {"chain": f"{_HERE}.probe:ChainReadings"},
     },

@@ -17,34 +17,56 @@ CHAINS, DATA = "Chains", "Images and texts"  # panels of the help
 
 @command(STUDIES)
 def chains(
-    spec: Annotated[Path | None, typer.Argument(metavar="SPEC", help="TOML or JSON file of an experiment of U-turns.")] = None,
+    spec: Annotated[
+        Path | None,
+        typer.Argument(metavar="SPEC", help="TOML or JSON file of an experiment of U-turns."),
+    ] = None,
     *,
     out: Out = "results/chains",
-    noise: Annotated[str, option(CHAINS, "Noise levels of a U-turn, in the unit of its corruption.")] = "0.3,0.5,0.7",
+    noise: Annotated[
+        str, option(CHAINS, "Noise levels of a U-turn, in the unit of its corruption.")
+    ] = "0.3,0.5,0.7",
     steps: Annotated[int, option(CHAINS, "Number of U-turns of a chain.", min=1)] = 32,
     number: Annotated[
-        int | None, option(CHAINS, "Chains of each original; by default the trajectories of SPEC.", "--chains", min=1)
+        int | None,
+        option(
+            CHAINS,
+            "Chains of each original; by default the trajectories of SPEC.",
+            "--chains",
+            min=1,
+        ),
     ] = None,
     energy: Annotated[
         str | None,
-        option(CHAINS, "Accept U-turns with this energy: module:function, 'symbol number=3', 'class label=3'."),
+        option(
+            CHAINS,
+            "Accept U-turns with this energy: module:function, 'symbol number=3', 'class label=3'.",
+        ),
     ] = None,
-    beta: Annotated[float | None, option(CHAINS, "Inverse temperature of the energy, by default 1.", min=0.0)] = None,
-    images: Annotated[str | None, option(DATA, "Options of uturn images in place of SPEC: 'model=DIR data=DIR size=32'.")] = None,
-    text: Annotated[str | None, option(DATA, "Options of uturn text in place of SPEC: 'model=DIR data=FILE'.")] = None,
+    beta: Annotated[
+        float | None, option(CHAINS, "Inverse temperature of the energy, by default 1.", min=0.0)
+    ] = None,
+    images: Annotated[
+        str | None,
+        option(DATA, "Options of uturn images in place of SPEC: 'model=DIR data=DIR size=32'."),
+    ] = None,
+    text: Annotated[
+        str | None, option(DATA, "Options of uturn text in place of SPEC: 'model=DIR data=FILE'.")
+    ] = None,
     running: Running,
 ) -> None:
     """Repeat U-turns, and measure how many of them each level of the data outlives.
 
-    A chain starts from an original and makes one U-turn after another at one noise level. The command measures the overlap with
-    the original after each U-turn, level by level (layers of a classifier, spans of a text, levels of a tree), the relaxation
-    time of each level, and the noise at which the order of the relaxation times inverts. Chains of exact posterior draws keep the
-    law of the data and are reversible, which is tested. With --energy, U-turns are accepted by the rule of Metropolis, and the
-    chain samples p(x) exp(-beta E(x)).
+    A chain starts from an original and makes one U-turn after another at one noise level. The
+    command measures the overlap with the original after each U-turn, level by level (layers of a
+    classifier, spans of a text, levels of a tree), the relaxation time of each level, and the noise
+    at which the order of the relaxation times inverts. Chains of exact posterior draws keep the law
+    of the data and are reversible, which is tested. With --energy, U-turns are accepted by the rule
+    of Metropolis, and the chain samples p(x) exp(-beta E(x)).
 
-    Writes `relaxation.zarr`, `relaxation.csv`, `relaxation.png`, the page `index.html`, and a store for each noise level. The
-    command can be stopped at any time; running it again resumes. Without SPEC, it repeats U-turns of the package's Fashion-MNIST
-    model.
+    Writes `relaxation.zarr`, `relaxation.csv`, `relaxation.png`, the page `index.html`, and a store
+    for each noise level. The command can be stopped at any time; running it again resumes. Without
+    SPEC, it repeats U-turns of the package's Fashion-MNIST model.
 
     Example:
 
@@ -59,7 +81,14 @@ def chains(
     from uturn.presets.options import noise_levels, parsed_levels
     from uturn.store.outputs import output_folder
     from uturn.studies.tables import for_terminal
-    from uturn.tools.chains.results import NOISY, RESULTS, base_experiment, repeated, table_of, write_chains
+    from uturn.tools.chains.results import (
+        NOISY,
+        RESULTS,
+        base_experiment,
+        repeated,
+        table_of,
+        write_chains,
+    )
 
     begin(out)
     expect(beta is None or energy is not None, "beta", beta, "an energy with it")
@@ -67,12 +96,21 @@ def chains(
     levels = parsed_levels(noise)
     listed = noise_levels(levels) if isinstance(levels, int) else levels
     experiments = {
-        f"noise-{x:g}.zarr": repeated(base, x, steps, energy=energy, beta=1.0 if beta is None else beta, chains=number)
+        f"noise-{x:g}.zarr": repeated(
+            base, x, steps, energy=energy, beta=1.0 if beta is None else beta, chains=number
+        )
         for x in listed
     }
-    expect(len(experiments) == len(listed), "noise", noise, "levels that differ in their first six digits")
+    expect(
+        len(experiments) == len(listed),
+        "noise",
+        noise,
+        "levels that differ in their first six digits",
+    )
     if left_out := sorted({table["type"] for table in base.to_dict()["probes"]} & NOISY):
-        console().print(f"left out, since chains have no noisy data: the probes {', '.join(left_out)}")
+        console().print(
+            f"left out, since chains have no noisy data: the probes {', '.join(left_out)}"
+        )
     datasets = runs_into(out, experiments, running)
     if datasets is None:
         return

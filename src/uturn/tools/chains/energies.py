@@ -1,4 +1,6 @@
-"""Energies by name: functions of data (batch, ...) to numbers (batch,), for the Metropolis step of a chain."""
+"""Energies by name: functions of data (batch, ...) to numbers (batch,), for the Metropolis step
+of a chain.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,15 @@ class ClassLoss(Network):
     def __call__(self, data: np.ndarray) -> np.ndarray:
         loaded = load_classifier(self.classifier, self.weights, image_shape=data.shape[1:])
         last = loaded.num_classes - 1
-        expect(self.label in range(last + 1), "energy: label", self.label, f"a class of {self.classifier}, 0 .. {last}")
-        images = torch.from_numpy(np.array(data, np.float32)).to(next(loaded.module.parameters()).device)
+        expect(
+            self.label in range(last + 1),
+            "energy: label",
+            self.label,
+            f"a class of {self.classifier}, 0 .. {last}",
+        )
+        images = torch.from_numpy(np.array(data, np.float32)).to(
+            next(loaded.module.parameters()).device
+        )
         with torch.inference_mode():
             inputs = images if loaded.preprocess is None else loaded.preprocess(images)
             return -loaded.module(inputs).log_softmax(1)[:, self.label].double().cpu().numpy()
@@ -54,7 +63,12 @@ def energy_of(text: Any, source: Any = None) -> Any:
 
     ValueError if there is none, or if it does not go with the data of `source`.
     """
-    expect(isinstance(text, str), "energy", text, f"a function, 'module:function', or one of {[*NAMED]} with options")
+    expect(
+        isinstance(text, str),
+        "energy",
+        text,
+        f"a function, 'module:function', or one of {[*NAMED]} with options",
+    )
     name, _, options = text.strip().partition(" ")
     values = options_in("energy", options)
     if is_import_path(name):
@@ -64,7 +78,12 @@ def energy_of(text: Any, source: Any = None) -> Any:
         energy = NAMED[name](**values)
     except TypeError as error:
         raise ValueError(f"energy = {text!r}: {error}") from None
-    expect(source is None or source.kind in energy.kinds, "energy", text, f"one of {getattr(source, 'kind', '')}")
+    expect(
+        source is None or source.kind in energy.kinds,
+        "energy",
+        text,
+        f"one of {getattr(source, 'kind', '')}",
+    )
     if isinstance(energy, SymbolNumber):
         number, most = energy.number, 2**62 if source is None else source.num_symbols
         is_symbol = isinstance(number, int) and 0 <= number < most
@@ -75,6 +94,8 @@ def energy_of(text: Any, source: Any = None) -> Any:
 def options_in(name: str, text: str) -> dict[str, Any]:
     """The options in a text "KEY=VALUE KEY=VALUE .."."""
     pairs = [pair.partition("=") for pair in text.split()]
-    is_told = all(key and value for key, _, value in pairs) and len({key for key, *_ in pairs}) == len(pairs)
+    is_told = all(key and value for key, _, value in pairs) and len(
+        {key for key, *_ in pairs}
+    ) == len(pairs)
     expect(is_told, name, text, "KEY=VALUE, separated by blanks, each key once")
     return {key: parsed_value(value) for key, _, value in pairs}

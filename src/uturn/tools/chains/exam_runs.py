@@ -51,16 +51,28 @@ SETTINGS: dict[Scale, dict[str, Any]] = {
 
 
 def with_pairs(leaves: np.ndarray) -> np.ndarray:
-    """An energy that is no sum over leaves: the number of symbols 0, and of pairs of equal neighbours."""
+    """An energy that is no sum over leaves: the number of symbols 0, and of pairs of equal
+    neighbours.
+    """
     return (leaves == 0).sum(axis=1) + (leaves[:, 1:] == leaves[:, :-1]).sum(axis=1)
 
 
-def chains_of(source: Any, corruption: str, noise: float, read: Any, items: int, backward: str = "exact", **energy: Any) -> Any:
+def chains_of(
+    source: Any,
+    corruption: str,
+    noise: float,
+    read: Any,
+    items: int,
+    backward: str = "exact",
+    **energy: Any,
+) -> Any:
     """The spec of chains of U-turns at a noise level, read after some numbers of U-turns."""
     repeated = {"type": "repeated", "of": {"type": corruption}}
     again = {"type": "repeated", "of": BACKWARDS[backward], "noise": noise, **energy}
     probe = {"type": "chain", "has_energy": bool(energy)}
-    return experiment_of(source, repeated, read, probe, backward=again, items=items, chunk=items, seed=SEED).to_dict()
+    return experiment_of(
+        source, repeated, read, probe, backward=again, items=items, chunk=items, seed=SEED
+    ).to_dict()
 
 
 def specs(scale: Scale) -> dict[str, Any]:
@@ -71,20 +83,41 @@ def specs(scale: Scale) -> dict[str, Any]:
         for backward, beta in (("exact", 0.0), *product(("exact", "confidence"), BETAS)):
             step = {"energy": energy, "beta": beta}
             label = f"energy-{name}-{backward}-{beta}"
-            made[label] = chains_of(source, "masking", 0.4, [STEPS], plan["chains"], backward, **step)
-    laws = {name: chains_of(LARGE, corruption, noise, ENDS, plan["chains"], by) for name, (corruption, noise, by) in LAWS.items()}
+            made[label] = chains_of(
+                source, "masking", 0.4, [STEPS], plan["chains"], backward, **step
+            )
+    laws = {
+        name: chains_of(LARGE, corruption, noise, ENDS, plan["chains"], by)
+        for name, (corruption, noise, by) in LAWS.items()
+    }
     return made | {f"law-{name}": spec for name, spec in laws.items()}
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    """The runs, and chains on enumerated grammars: "matrix", "matrix-argmax", "m2-0", .. (`against_enumeration`)."""
+    """The runs, and chains on enumerated grammars: "matrix", "matrix-argmax", "m2-0", ..
+    (`against_enumeration`).
+    """
     plan = SETTINGS[workshop.scale]
-    masked = {"grammar": (4, 2, 2, 3), "corruption": "masking", "noise": 0.3, "chains": plan["chains"], "seed": SEED}
+    masked = {
+        "grammar": (4, 2, 2, 3),
+        "corruption": "masking",
+        "noise": 0.3,
+        "chains": plan["chains"],
+        "seed": SEED,
+    }
     small = {"matrix": {**masked, "backward": "exact", "read": _powers(64)}}
     small["matrix-argmax"] = {**masked, "backward": "argmax", "read": [1]}
     for name, (m, grammars, turns, chains) in plan["minimal"].items():
-        leaf = {"grammar": (6, m, 2, 3), "corruption": "masked_leaves", "noise": 1.0, "backward": "exact"}
-        small |= {f"{name}-{g}": {**leaf, "chains": chains, "read": _powers(turns), "seed": g} for g in range(grammars)}
+        leaf = {
+            "grammar": (6, m, 2, 3),
+            "corruption": "masked_leaves",
+            "noise": 1.0,
+            "backward": "exact",
+        }
+        small |= {
+            f"{name}-{g}": {**leaf, "chains": chains, "read": _powers(turns), "seed": g}
+            for g in range(grammars)
+        }
     enumerated = {f"chains-{label}": job for label, job in reversed(small.items())}
     runs = {f"chains-{label}": {"spec": spec} for label, spec in specs(workshop.scale).items()}
     kept = workshop.keep_all("enumerated chains", against_enumeration, enumerated)
@@ -103,24 +136,27 @@ def _powers(most: int) -> list[int]:
     return [2**k for k in range(most.bit_length())]
 
 
-# -- by enumeration -----------------------------------------------------------------------------------------------------------
+# -- by enumeration --------------------------------------------------------------------------------
 
 
 def every_tree(grammar: Any) -> dict[int, np.ndarray]:
-    """All trees of a grammar with uniform rules, which are equally probable, {tree_level: (trees, nodes)}."""
+    """All trees of a grammar with uniform rules, which are equally probable, {tree_level:
+    (trees, nodes)}.
+    """
     levels = [np.arange(grammar.num_classes)[:, None]]
     for level in range(grammar.depth, 0, -1):
         rules, above = np.asarray(grammar.rules[level]), levels[-1]
-        choices = np.stack(np.meshgrid(*[np.arange(rules.shape[1])] * above.shape[1], indexing="ij"), -1).reshape(
-            -1, above.shape[1]
-        )
+        choices = np.stack(
+            np.meshgrid(*[np.arange(rules.shape[1])] * above.shape[1], indexing="ij"), -1
+        ).reshape(-1, above.shape[1])
         below = rules[above[:, None], choices[None]].reshape(len(above) * len(choices), -1)
         levels = [np.repeat(nodes, len(choices), axis=0) for nodes in levels] + [below]
     return dict(enumerate(reversed(levels)))
 
 
 def transition(leaves: np.ndarray, share: float | None) -> csr_matrix:
-    """Matrix P(x, x') = sum over masked sets S of P(S) p(x' | x outside of S), of equally probable strings (strings, leaves).
+    """Matrix P(x, x') = sum over masked sets S of P(S) p(x' | x outside of S), of equally probable
+    strings (strings, leaves).
 
     Each leaf is masked with probability `share`; None: one leaf is masked, drawn uniformly.
     """
@@ -128,7 +164,9 @@ def transition(leaves: np.ndarray, share: float | None) -> csr_matrix:
     total = csr_matrix((n, n))
     for number in range(2**d) if share is not None else 2 ** np.arange(d):
         masked = np.array([int(number) >> k & 1 for k in range(d)], bool)
-        weight = 1 / d if share is None else share ** masked.sum() * (1 - share) ** (d - masked.sum())
+        weight = (
+            1 / d if share is None else share ** masked.sum() * (1 - share) ** (d - masked.sum())
+        )
         group = np.unique(leaves[:, ~masked], axis=0, return_inverse=True)[1].ravel()
         member = csr_matrix((np.ones(n), (np.arange(n), group)))
         total = total + member.multiply(weight / np.bincount(group)) @ member.T
@@ -136,13 +174,20 @@ def transition(leaves: np.ndarray, share: float | None) -> csr_matrix:
 
 
 def against_enumeration(
-    grammar: tuple[int, int, int, int], corruption: str, noise: float, backward: str, read: list[int], chains: int, seed: int
+    grammar: tuple[int, int, int, int],
+    corruption: str,
+    noise: float,
+    backward: str,
+    read: list[int],
+    chains: int,
+    seed: int,
 ) -> xr.Dataset:
     """Chains on a small grammar, and what its transition matrix says.
 
-    `overlap` (k, tree_level, moment): mean over chains, standard error; `exact` (k, tree_level): by powers of the matrix; `limit`
-    (tree_level): for infinitely many U-turns; `chance`. `clones` (tree_level, moment): overlap of two clones of one noisy datum.
-    `alone`, `moved` (chain): whether U-turns cannot change the original, and whether one has.
+    `overlap` (k, tree_level, moment): mean over chains, standard error; `exact` (k, tree_level): by
+    powers of the matrix; `limit` (tree_level): for infinitely many U-turns; `chance`. `clones`
+    (tree_level, moment): overlap of two clones of one noisy datum. `alone`, `moved` (chain):
+    whether U-turns cannot change the original, and whether one has.
     """
     with begun(1):
         model = RandomHierarchyModel(*grammar, seed=seed)
@@ -182,12 +227,16 @@ def _moments(a: Mapping[int, np.ndarray], b: Mapping[int, np.ndarray]) -> np.nda
 
 
 def _indicators(nodes: np.ndarray) -> np.ndarray:
-    """Whether a node has a symbol, for all nodes and symbols of a level, (trees, nodes * symbols)."""
+    """Whether a node has a symbol, for all nodes and symbols of a level, (trees, nodes *
+    symbols).
+    """
     return (nodes[:, :, None] == np.arange(nodes.max() + 1)).reshape(len(nodes), -1).astype(float)
 
 
 def overlaps_of(trees: Mapping[int, np.ndarray], P: csr_matrix, read: list[int]) -> np.ndarray:
-    """Overlap after k U-turns, (k, tree_level): mean of f P^k f over trees, as P is symmetric, from k / 2 powers."""
+    """Overlap after k U-turns, (k, tree_level): mean of f P^k f over trees, as P is symmetric,
+    from k / 2 powers.
+    """
     overlaps = []
     for level in sorted(trees):
         power, shares = _indicators(trees[level]), dict[int, float]()
@@ -206,4 +255,9 @@ def limit_of(trees: Mapping[int, np.ndarray], component: np.ndarray) -> np.ndarr
     member = csr_matrix((np.ones(len(component)), (component, np.arange(len(component)))))
     sums = [member @ _indicators(trees[level]) for level in sorted(trees)]
     size = np.bincount(component)[:, None]
-    return np.array([(of**2 / size).sum() / len(component) / trees[level].shape[1] for level, of in enumerate(sums)])
+    return np.array(
+        [
+            (of**2 / size).sum() / len(component) / trees[level].shape[1]
+            for level, of in enumerate(sums)
+        ]
+    )

@@ -1,4 +1,6 @@
-"""Measures of chains of U-turns: relaxation times, the test of reversibility, and autocorrelations by arviz."""
+"""Measures of chains of U-turns: relaxation times, the test of reversibility, and
+autocorrelations by arviz.
+"""
 
 from __future__ import annotations
 
@@ -21,33 +23,54 @@ _LEAST = 16  # U-turns of a chain whose effective draws are counted
 
 
 def relaxation(ds: xr.Dataset) -> xr.Dataset:
-    """Relaxation times of the readings of a chain: the number of U-turns at which a reading is halfway from start to chance.
+    """Relaxation times of the readings of a chain: the number of U-turns at which a reading is
+    halfway from start to chance.
 
-    Let y(k) = (c(k) - chance)/(start - chance) with the mean c(k) over items and chains. The relaxation time is the first k with
-    y(k) = 1/2. Between measured numbers of U-turns, log y is interpolated linearly, as for an exponential.
+    Let y(k) = (c(k) - chance)/(start - chance) with the mean c(k) over items and chains. The
+    relaxation time is the first k with y(k) = 1/2. Between measured numbers of U-turns, log y is
+    interpolated linearly, as for an exponential.
 
-    `ds`: dataset of `uturn.run` with the corruption `repeated`; ValueError for others. Returns a dataset.
+    `ds`: dataset of `uturn.run` with the corruption `repeated`; ValueError for others. Returns a
+    dataset.
 
-    - `left` (reading, noise, estimate): y(k) with its 95 % interval over items (grammars, if there are several); NaN without a
-      known chance.
-    - `time` (reading, estimate): where y and the ends of its interval are 1/2. If y is not, between the first and the last k, the
-      value is NaN and the ends are bounds: at most the last k, and infinite, or at least the first.
-    - `remark` (reading): "less than 1" if half is lost in the first U-turn; "longer than K" if more is left after all of them;
-      "or about as long" if the interval of y there holds 1/2; "not decided" if y falls between K/2 and K, or if its chance is not
-      known. Coordinates (reading): its `variable`, and the `order` of its levels, "" if they have none.
+    - `left` (reading, noise, estimate): y(k) with its 95 % interval over items (grammars, if there
+      are several); NaN without a known chance.
+    - `time` (reading, estimate): where y and the ends of its interval are 1/2. If y is not, between
+      the first and the last k, the value is NaN and the ends are bounds: at most the last k, and
+      infinite, or at least the first.
+    - `remark` (reading): "less than 1" if half is lost in the first U-turn; "longer than K" if more
+      is left after all of them; "or about as long" if the interval of y there holds 1/2; "not
+      decided" if y falls between K/2 and K, or if its chance is not known. Coordinates (reading):
+      its `variable`, and the `order` of its levels, "" if they have none.
     """
     run = checked_chains(ds)
     instructions = instructions_of(run)
-    changing = [name for name, how in instructions.items() if how.role == "reading" and how.start is not None]
-    ordered = {how.order for how in instructions.values()}  # dims, also of variables that do not say so, such as distances
-    order = {name: next((str(dim) for dim in run[name].dims if dim in ordered), "") for name in changing}
+    changing = [
+        name
+        for name, how in instructions.items()
+        if how.role == "reading" and how.start is not None
+    ]
+    # Dims, also of variables that do not say so, such as distances.
+    ordered = {how.order for how in instructions.values()}
+    order = {
+        name: next((str(dim) for dim in run[name].dims if dim in ordered), "") for name in changing
+    }
     named = [(label, name, order[name]) for name in changing for _, label in levels_in(run, name)]
-    expect(named, "ds", [*map(str, run.data_vars)], "a run with readings that have a start, such as those of the probe 'chain'")
+    expect(
+        named,
+        "ds",
+        [*map(str, run.data_vars)],
+        "a run with readings that have a start, such as those of the probe 'chain'",
+    )
     labels, variables, orders = map(list, zip(*named, strict=True))
     times, left, remarks = map(list, zip(*(_relaxed(run, label) for label in labels), strict=True))
     time = ("reading", "estimate"), times, {"units": "U-turns"}
     return xr.Dataset(
-        {"time": time, "left": (("reading", "noise", "estimate"), left), "remark": ("reading", remarks)},
+        {
+            "time": time,
+            "left": (("reading", "noise", "estimate"), left),
+            "remark": ("reading", remarks),
+        },
         {
             "reading": labels,
             "variable": ("reading", variables),
@@ -59,11 +82,17 @@ def relaxation(ds: xr.Dataset) -> xr.Dataset:
 
 
 def _relaxed(run: xr.Dataset, label: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """Relaxation time with its interval, what is left after each number of U-turns, and a remark."""
+    """Relaxation time with its interval, what is left after each number of U-turns, and a
+    remark.
+    """
     values, start, chance = reading_of(run, label)
     k, about = run.noise.values, ", or about as long"
     if not np.isfinite(chance):
-        return np.full(3, np.nan), np.full((len(k), 3), np.nan), "not decided, since its chance is not known"
+        return (
+            np.full(3, np.nan),
+            np.full((len(k), 3), np.nan),
+            "not decided, since its chance is not known",
+        )
     of = replicates((values - chance) / (start - chance))
     left = of.interval(lambda y: y)
     time, low, high = (_halfway(k, y) for y in left.T)
@@ -79,7 +108,9 @@ def _relaxed(run: xr.Dataset, label: str) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def _halfway(k: np.ndarray, y: np.ndarray) -> float:
-    """First k at which log y, linear between its points and 0 at k = 0, is log 1/2; infinite if none is, NaN for unknown y."""
+    """First k at which log y, linear between its points and 0 at k = 0, is log 1/2; infinite if
+    none is, NaN for unknown y.
+    """
     if np.isnan(y).any():
         return np.nan
     k, y = np.concatenate([[0.0], k]), np.concatenate([[1.0], y])
@@ -92,48 +123,71 @@ def _halfway(k: np.ndarray, y: np.ndarray) -> float:
 
 def known(data: xr.Dataset) -> list[str]:
     """The readings of `relaxation`, at one or several noise levels, whose chance is known."""
-    return data.reading.values[np.isfinite(data.left).any(set(data.left.dims) - {"reading"}).values].tolist()
+    return data.reading.values[
+        np.isfinite(data.left).any(set(data.left.dims) - {"reading"}).values
+    ].tolist()
 
 
 def series_of(data: xr.Dataset) -> dict[str, list[str]]:
-    """The readings, with known chance, of each variable that has levels in an order: {variable: readings}."""
+    """The readings, with known chance, of each variable that has levels in an order: {variable:
+    readings}.
+    """
     of = data.sel(reading=known(data))
     variables = dict.fromkeys(of.variable.values[of.order.values != ""].tolist())
-    series = {variable: of.reading.values[of.variable.values == variable].tolist() for variable in variables}
+    series = {
+        variable: of.reading.values[of.variable.values == variable].tolist()
+        for variable in variables
+    }
     return {variable: names for variable, names in series.items() if len(names) > 1}
 
 
 def reversibility(ds: xr.Dataset, *, repeats: int = 9999, seed: int = 0) -> xr.Dataset:
     """Test that a chain keeps the law of its originals and is reversible, by swapping x_0 and x_k.
 
-    If x_0 is a draw from the law p that the chain keeps, and the chain is reversible, then (x_0, x_k) and (x_k, x_0) have one
-    law for each k. So the originals and the states after k U-turns are swapped at random within each item. The statistic is the
-    largest |z| of the sums over items of f(x_k) - f(x_0), for all functions f of the run (`before`, `after`), and of
-    f(x_0) h(x_k) - h(x_0) f(x_k), for neighbouring f and h. The test is exact for any number of items. It rejects chains that do
-    not keep p, such as those of a sampler that does not draw from the posterior, and chains that are not reversible; it does not
-    say which. A deterministic flow that keeps p can be reversible, and passes.
+    If x_0 is a draw from the law p that the chain keeps, and the chain is reversible, then (x_0,
+    x_k) and (x_k, x_0) have one law for each k. So the originals and the states after k U-turns are
+    swapped at random within each item. The statistic is the largest |z| of the sums over items of
+    f(x_k) - f(x_0), for all functions f of the run (`before`, `after`), and of f(x_0) h(x_k) -
+    h(x_0) f(x_k), for neighbouring f and h. The test is exact for any number of items. It rejects
+    chains that do not keep p, such as those of a sampler that does not draw from the posterior, and
+    chains that are not reversible; it does not say which. A deterministic flow that keeps p can be
+    reversible, and passes.
 
-    `ds`: dataset of `uturn.run` with the corruption `repeated` and the probe `chain`, without an energy (ValueError for others);
-    of several trajectories of an item, the first is tested. `repeats`: number of random swaps; p is at least 1/(repeats + 1).
-    Returns a dataset: `p`, `p_holm` (noise), p-values, single and adjusted over k by Holm; `z` (noise), the largest |z|.
+    `ds`: dataset of `uturn.run` with the corruption `repeated` and the probe `chain`, without an
+    energy (ValueError for others); of several trajectories of an item, the first is tested.
+    `repeats`: number of random swaps; p is at least 1/(repeats + 1). Returns a dataset: `p`,
+    `p_holm` (noise), p-values, single and adjusted over k by Holm; `z` (noise), the largest |z|.
     """
     run = checked_chains(ds)
     repeats = checked_integer("repeats", repeats, 1)
     expect("after" in run, "ds", [*map(str, run.data_vars)], "a run with the probe 'chain'")
-    expect("energy" not in run, "ds", "chains with an energy", "chains without: their originals are draws from another law")
+    expect(
+        "energy" not in run,
+        "ds",
+        "chains with an energy",
+        "chains without: their originals are draws from another law",
+    )
     rng = np.random.default_rng(int(keys(seed, Purpose.RANKS)))
     before = run.before.transpose("noise", "item", "observable").values
     after = run.after.isel(trajectory=0).transpose("noise", "item", "observable").values
     z, p = np.transpose([_swapped(x, y, repeats, rng) for x, y in zip(before, after, strict=True)])
-    return xr.Dataset({"p": ("noise", p), "p_holm": ("noise", holm(p)), "z": ("noise", z)}, {"noise": run.noise.values})
+    return xr.Dataset(
+        {"p": ("noise", p), "p_holm": ("noise", holm(p)), "z": ("noise", z)},
+        {"noise": run.noise.values},
+    )
 
 
-def _swapped(x: np.ndarray, y: np.ndarray, repeats: int, rng: np.random.Generator) -> tuple[float, float]:
-    """Largest |z|, and its p-value, of functions (items, functions) of x_0 and x_k that are swapped within items."""
+def _swapped(
+    x: np.ndarray, y: np.ndarray, repeats: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Largest |z|, and its p-value, of functions (items, functions) of x_0 and x_k that are
+    swapped within items.
+    """
     both = np.concatenate([x, y])  # which swaps do not change
     expect(np.isfinite(both).all(), "functions of the data", np.nan, "finite numbers")
     x, y = ((of - both.mean(0)) / (both.std(0) + 1e-12) for of in (x, y))
-    odd = np.concatenate([y - x, x * np.roll(y, -1, 1) - np.roll(x, -1, 1) * y], axis=1)  # swaps change their signs
+    # Swaps change their signs.
+    odd = np.concatenate([y - x, x * np.roll(y, -1, 1) - np.roll(x, -1, 1) * y], axis=1)
     size = np.sqrt((odd**2).sum(0))
     odd = odd[:, size > 1e-9] / size[size > 1e-9]
     z = np.abs(odd.sum(0)).max(initial=0)
@@ -145,22 +199,28 @@ def _swapped(x: np.ndarray, y: np.ndarray, repeats: int, rng: np.random.Generato
 
 
 def to_arviz(ds: xr.Dataset, *, burn_in: int = 0) -> Any:
-    """Chains as arviz takes them, for `arviz.ess`, `arviz.rhat`, `arviz.plot_autocorr`; needs the package arviz.
+    """Chains as arviz takes them, for `arviz.ess`, `arviz.rhat`, `arviz.plot_autocorr`; needs the
+    package arviz.
 
-    Every trajectory of an item is a chain, and every measured number of U-turns beyond `burn_in` a draw, so all of 1, 2, .., K
-    must be measured. The variables are `energy`, if there is one, and the functions of the probe `chain`, `after`. Returns an
-    `arviz.InferenceData` with the group `posterior`; a DataTree from arviz 1.0 on. ValueError for other runs.
+    Every trajectory of an item is a chain, and every measured number of U-turns beyond `burn_in` a
+    draw, so all of 1, 2, .., K must be measured. The variables are `energy`, if there is one, and
+    the functions of the probe `chain`, `after`. Returns an `arviz.InferenceData` with the group
+    `posterior`; a DataTree from arviz 1.0 on. ValueError for other runs.
     """
     arviz = library("arviz", "to_arviz", "chains")
-    return (getattr(arviz, "convert_to_datatree", None) or arviz.convert_to_inference_data)(_chains(ds, burn_in))
+    return (getattr(arviz, "convert_to_datatree", None) or arviz.convert_to_inference_data)(
+        _chains(ds, burn_in)
+    )
 
 
 def effective_draws(ds: xr.Dataset) -> tuple[float, float]:
-    """Effective number of draws per U-turn (`arviz.ess`) and split-R̂ (`arviz.rhat`), each of the worst function of the data.
+    """Effective number of draws per U-turn (`arviz.ess`) and split-R̂ (`arviz.rhat`), each of the
+    worst function of the data.
 
-    If R̂ exceeds about 1.05, the chains are too short for the number of draws. Both are of the U-turns 1, 2, .., as far as all
-    were measured; with an energy, of the second half of these, as the chains start from another law. NaN without arviz, or for
-    fewer than 16 U-turns, since shorter chains give numbers that mean nothing.
+    If R̂ exceeds about 1.05, the chains are too short for the number of draws. Both are of the
+    U-turns 1, 2, .., as far as all were measured; with an energy, of the second half of these, as
+    the chains start from another law. NaN without arviz, or for fewer than 16 U-turns, since
+    shorter chains give numbers that mean nothing.
     """
     run = checked_chains(ds)
     every = run.sel(noise=run.noise == np.arange(1, run.sizes["noise"] + 1))
@@ -168,11 +228,17 @@ def effective_draws(ds: xr.Dataset) -> tuple[float, float]:
     if find_spec("arviz") is None or every.sizes["noise"] - burn_in < _LEAST:
         return np.nan, np.nan
     chains = _chains(every, burn_in)
-    with warnings.catch_warnings(action="ignore"):  # of a new version of arviz, and of functions that are constant
+    # Of a new version of arviz, and of functions that are constant.
+    with warnings.catch_warnings(action="ignore"):
         import arviz
 
-        draws, ratio = arviz.ess(chains, method="mean").to_array(), arviz.rhat(chains, method="split").to_array()
-    return float(np.nanmin(draws)) / (chains.sizes["chain"] * chains.sizes["draw"]), float(np.nanmax(ratio))
+        draws, ratio = (
+            arviz.ess(chains, method="mean").to_array(),
+            arviz.rhat(chains, method="split").to_array(),
+        )
+    return float(np.nanmin(draws)) / (chains.sizes["chain"] * chains.sizes["draw"]), float(
+        np.nanmax(ratio)
+    )
 
 
 def _chains(ds: xr.Dataset, burn_in: int) -> xr.Dataset:
@@ -180,16 +246,28 @@ def _chains(ds: xr.Dataset, burn_in: int) -> xr.Dataset:
     run = checked_chains(ds)
     run = run.sel(noise=run.noise > checked_integer("burn_in", burn_in, 0))
     steps, names = run.noise.values, [name for name in ("energy", "after") if name in run]
-    expect(len(steps) > 3 and (np.diff(steps) == 1).all(), "noise", steps.tolist(), "all of 1, 2, .., 4 or more")
+    expect(
+        len(steps) > 3 and (np.diff(steps) == 1).all(),
+        "noise",
+        steps.tolist(),
+        "all of 1, 2, .., 4 or more",
+    )
     expect(names, "ds", [*map(str, run.data_vars)], "a run with the probe 'chain'")
     chains = run[names].stack(chain=("item", "trajectory"), create_index=False).rename(noise="draw")
     return chains.transpose("chain", "draw", ...).drop_vars(["item", "trajectory"], errors="ignore")
 
 
 def checked_chains(ds: Any) -> xr.Dataset:
-    """The dataset of a finished run of chains from the first U-turn on, in their order, or a ValueError."""
+    """The dataset of a finished run of chains from the first U-turn on, in their order, or a
+    ValueError.
+    """
     run = finished_run(ds).sortby("noise")
     unit = run.noise.attrs.get("long_name")
-    expect(unit == "U-turns", "unit of the noise", unit, "U-turns, as of a run with the corruption 'repeated'")
+    expect(
+        unit == "U-turns",
+        "unit of the noise",
+        unit,
+        "U-turns, as of a run with the corruption 'repeated'",
+    )
     expect((run.noise > 0).any(), "noise", run.noise.values.tolist(), "numbers of U-turns above 0")
     return run.sel(noise=run.noise > 0)

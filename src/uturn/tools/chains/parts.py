@@ -28,22 +28,31 @@ _ROWS = 1024  # chains that step together, at least: several batches of a networ
 
 
 class MaskedLeaves(Masking):
-    """Masking of an exact number of leaves, drawn uniformly: the noise level. With one leaf, the U-turn is minimal.
+    """Masking of an exact number of leaves, drawn uniformly: the noise level. With one leaf, the
+    U-turn is minimal.
 
-    The evidence is that of `Masking`. (Replacement of an exact number of leaves hides which they are, and its evidence is no
-    product over leaves.)
+    The evidence is that of `Masking`. (Replacement of an exact number of leaves hides which they
+    are, and its evidence is no product over leaves.)
     """
 
     unit: ClassVar[str] = "masked leaves"
     max_noise: ClassVar[float] = 2.0**20
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
 
-    def corrupt(self, leaves: ArrayLike, noise: ArrayLike, seed: Seed = 0, *, vocab_size: int = 0) -> Noisy:
+    def corrupt(
+        self, leaves: ArrayLike, noise: ArrayLike, seed: Seed = 0, *, vocab_size: int = 0
+    ) -> Noisy:
         """Mask `noise` leaves of each string (batch, num_leaves)."""
         leaves, count = checked_strings(leaves, noise, vocab_size, np.inf)
         _check_whole(count, "leaves", leaves.shape[1])
-        order = uniforms(streams(seed, len(leaves), NOISE), leaves.shape[1]).argsort(axis=1).argsort(axis=1)
-        return Noisy(np.where(order < count[:, None], -1, leaves), count / leaves.shape[1], vocab_size)
+        order = (
+            uniforms(streams(seed, len(leaves), NOISE), leaves.shape[1])
+            .argsort(axis=1)
+            .argsort(axis=1)
+        )
+        return Noisy(
+            np.where(order < count[:, None], -1, leaves), count / leaves.shape[1], vocab_size
+        )
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
         """Those of `Masking` at the share of leaves that is masked."""
@@ -65,7 +74,9 @@ def _check_whole(noise: np.ndarray, what: str, most: float) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """The originals from which chains of `steps` U-turns start. The backward keeps in `found` what probes read of them."""
+    """The originals from which chains of `steps` U-turns start. The backward keeps in `found`
+    what probes read of them.
+    """
 
     originals: Any
     steps: int
@@ -75,11 +86,16 @@ class Start:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise ValueError(f"a chain of U-turns has no noisy datum, and so no {name!r}; choose probes that compare x_k with x_0")
+        raise ValueError(
+            f"a chain of U-turns has no noisy datum, and so no {name!r}; choose probes that compare"
+            " x_k with x_0"
+        )
 
 
 class Repeated(Spec, Corruption):
-    """The start of a chain of U-turns. Its noise level is the number of U-turns; `of`, the corruption of each of them."""
+    """The start of a chain of U-turns. Its noise level is the number of U-turns; `of`, the
+    corruption of each of them.
+    """
 
     process: ClassVar[str] = "U-turns"
     unit: ClassVar[str] = "U-turns"
@@ -102,11 +118,13 @@ class Repeated(Spec, Corruption):
 
 
 class RepeatedBackward(Spec, Backward):
-    """Chains of U-turns: the corruption of `Repeated`, undone by `of` at one noise level, again and again.
+    """Chains of U-turns: the corruption of `Repeated`, undone by `of` at one noise level, again and
+    again.
 
-    `of`: the backward of each U-turn; `noise`: its noise level in the unit of the corruption of each. `energy`, `beta`: as in
-    `uturn.chain`; an energy is "module:function", or a name with options, such as "symbol number=3". All noise levels (numbers of
-    U-turns) of some originals are read off one chain, so that a run costs the U-turns of its longest chains.
+    `of`: the backward of each U-turn; `noise`: its noise level in the unit of the corruption of
+    each. `energy`, `beta`: as in `uturn.chain`; an energy is "module:function", or a name with
+    options, such as "symbol number=3". All noise levels (numbers of U-turns) of some originals are
+    read off one chain, so that a run costs the U-turns of its longest chains.
     """
 
     undoes: ClassVar[tuple[str, ...]] = ("U-turns",)
@@ -140,16 +158,27 @@ class RepeatedBackward(Spec, Backward):
     def _energy(self, source: Any = None) -> Any:
         if self.energy is None:
             return None
-        from uturn.tools.chains.energies import energy_of  # only where needed, since it imports torch
+        # Only where needed, since it imports torch.
+        from uturn.tools.chains.energies import energy_of
 
         return energy_of(self.energy, source)
 
     def check(self, source: Source, corruption: Any) -> None:
-        expect(not self.of.has_gaps, "of", self.of, "a backward that makes U-turns; those of another program cannot be repeated")
+        expect(
+            not self.of.has_gaps,
+            "of",
+            self.of,
+            "a backward that makes U-turns; those of another program cannot be repeated",
+        )
         check_fit(source, corruption.of, self.of, [], 1)
         of = corruption.of
         self.of.check(source, of)
-        expect(self.noise <= of.max_noise, "backward.noise", self.noise, f"at most {of.max_noise:g} ({of.unit})")
+        expect(
+            self.noise <= of.max_noise,
+            "backward.noise",
+            self.noise,
+            f"at most {of.max_noise:g} ({of.unit})",
+        )
         self._energy(source)
 
     def forward_process(self, source: Source, corruption: Any = None) -> Repeated | None:
@@ -163,10 +192,20 @@ class RepeatedBackward(Spec, Backward):
         return f"chains of U-turns at noise {self.noise:g}: {self.of.describe()}".removesuffix(": ")
 
     def missing(self, experiment: Any) -> Mapping[str, str]:
-        expect(experiment.clones == 1, "clones", experiment.clones, "1: further chains from an original are trajectories")
+        expect(
+            experiment.clones == 1,
+            "clones",
+            experiment.clones,
+            "1: further chains from an original are trajectories",
+        )
         told = [probe.has_energy for probe in experiment.probes if isinstance(probe, ChainReadings)]
         fits = all(has_energy == (self.energy is not None) for has_energy in told)
-        expect(fits, "probe chain: has_energy", told, f"{self.energy is not None}, as the backward has energy = {self.energy!r}")
+        expect(
+            fits,
+            "probe chain: has_energy",
+            told,
+            f"{self.energy is not None}, as the backward has energy = {self.energy!r}",
+        )
         return self.of.missing(experiment)
 
     def doubts(self, experiment: Any) -> Sequence[str]:
@@ -177,23 +216,34 @@ class RepeatedBackward(Spec, Backward):
         if decoder is not None and not decoder.is_exact:
             wrong.append(f"the decoder ({decoder.description})")
         if isinstance(self.of, DiffusionModel):
-            wrong += ["a sampler that draws no noise"] if not self.of.reverse().is_stochastic else []
+            wrong += (
+                ["a sampler that draws no noise"] if not self.of.reverse().is_stochastic else []
+            )
             wrong += ["guidance"] if self.of.guidance != 1 else []
         law = "p(x) exp(-beta E(x))" if self.energy else "p(x)"
-        found = (f"{one} does not draw from the posterior, so the chain does not keep {law}" for one in wrong)
+        found = (
+            f"{one} does not draw from the posterior, so the chain does not keep {law}"
+            for one in wrong
+        )
         return [*self.of.doubts(experiment), *found]
 
     def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> Any:
         ((_, made),) = self.reconstruct_stream([(None, noisy, streams)], clones)
         return made
 
-    def reconstruct_stream(self, blocks: Iterable[tuple[Any, Start, Streams]], clones: int = 1) -> Iterator[tuple[Any, Any]]:
+    def reconstruct_stream(
+        self, blocks: Iterable[tuple[Any, Start, Streams]], clones: int = 1
+    ) -> Iterator[tuple[Any, Any]]:
         for some in self._groups(blocks):
             with portion(sum(len(of.items) * of.count for _, _, of in some)):
                 yield from self._together(some)
 
-    def _groups(self, blocks: Iterable[tuple[Any, Start, Streams]]) -> Iterator[list[tuple[Any, Start, Streams]]]:
-        """Blocks whose chains step together: all noise levels of the same items, and several items while batches have room."""
+    def _groups(
+        self, blocks: Iterable[tuple[Any, Start, Streams]]
+    ) -> Iterator[list[tuple[Any, Start, Streams]]]:
+        """Blocks whose chains step together: all noise levels of the same items, and several
+        items while batches have room.
+        """
         size = getattr(self, "batch_size", None)
         wanted = max(_ROWS, 4 * size) if isinstance(size, int) else _ROWS  # it may be "auto"
         some, rows = list[Any](), 0
@@ -206,7 +256,9 @@ class RepeatedBackward(Spec, Backward):
         yield some
 
     def _together(self, blocks: Sequence[tuple[Any, Start, Streams]]) -> Iterator[tuple[Any, Any]]:
-        """Step the chains of some blocks, and give each block its reconstructions when its chains are that long."""
+        """Step the chains of some blocks, and give each block its reconstructions when its
+        chains are that long.
+        """
         step = UTurnStep(blocks[0][1].corruption, self.of, self.noise, self._energy(), self.beta)
         chains = dict[Any, _Chain]()  # by items and trajectory
         of_block = list[list[_Chain]]()
@@ -215,28 +267,41 @@ class RepeatedBackward(Spec, Backward):
                 name = of.items.tobytes(), t
                 if name not in chains:
                     streams = Streams(of.seed, of.items, step.noise, range(t, t + 1))
-                    chains[name] = _Chain(step.first(start.originals), streams, np.zeros(len(of.items)))
+                    chains[name] = _Chain(
+                        step.first(start.originals), streams, np.zeros(len(of.items))
+                    )
                 chains[name].steps = max(chains[name].steps, start.steps)
             of_block.append([chains[of.items.tobytes(), t] for t in of.trajectories])
         longest = max(chain.steps for chain in chains.values())
         for k in range(longest + 1):
             moving = [chain for chain in chains.values() if chain.steps >= k > 0]
             if moving:
-                with part(1 / (longest - k + 1)), units(sum(len(chain.state.accepted) for chain in moving)):
-                    after = step.after([chain.state for chain in moving], [chain.streams for chain in moving])
+                with (
+                    part(1 / (longest - k + 1)),
+                    units(sum(len(chain.state.accepted) for chain in moving)),
+                ):
+                    after = step.after(
+                        [chain.state for chain in moving], [chain.streams for chain in moving]
+                    )
                 for chain, state in zip(moving, after, strict=True):
                     chain.state, chain.accepted = state, chain.accepted + state.accepted
             for (key, start, _), some in zip(blocks, of_block, strict=True):
                 if start.steps == k:
-                    start.found["accepted"] = np.stack([chain.accepted for chain in some], 1) / max(k, 1)
+                    start.found["accepted"] = np.stack([chain.accepted for chain in some], 1) / max(
+                        k, 1
+                    )
                     if self.energy is not None:
-                        start.found["energy"] = np.stack([np.asarray(chain.state.energy) for chain in some], 1)
+                        start.found["energy"] = np.stack(
+                            [np.asarray(chain.state.energy) for chain in some], 1
+                        )
                     yield key, _stacked([chain.state.originals for chain in some])
 
 
 @dataclass
 class _Chain:
-    """A chain under way: its state and streams, how many U-turns were `accepted`, (batch,), and how many there will be."""
+    """A chain under way: its state and streams, how many U-turns were `accepted`, (batch,), and
+    how many there will be.
+    """
 
     state: ChainState
     streams: Streams
@@ -245,7 +310,12 @@ class _Chain:
 
 
 def _stacked(states: Sequence[Any]) -> Any:
-    """Blocks of originals in the form of reconstructions, (items, draws, ...) or {tree_level: (items, draws, nodes)}."""
+    """Blocks of originals in the form of reconstructions, (items, draws, ...) or {tree_level:
+    (items, draws, nodes)}.
+    """
     if not hasattr(states[0], "draw"):
         return np.stack([of.data for of in states], axis=1)
-    return {level: np.stack([of.draw.latents[level] for of in states], axis=1) for level in states[0].draw.latents}
+    return {
+        level: np.stack([of.draw.latents[level] for of in states], axis=1)
+        for level in states[0].draw.latents
+    }

@@ -1,4 +1,6 @@
-"""What a chain of U-turns keeps: the overlap of strings, what was accepted, the energy, and functions of both ends."""
+"""What a chain of U-turns keeps: the overlap of strings, what was accepted, the energy, and
+functions of both ends.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ _LEVELS = {"strings": "tree_level", "tokens": "span"}  # dims of the overlap
 
 @dataclass(frozen=True)
 class OwnFunction(Input):
-    """A function of the user, "module:function", and its arguments after the data; a digest of its code is its identity."""
+    """A function of the user, "module:function", and its arguments after the data; a digest of
+    its code is its identity.
+    """
 
     path: str
     name: str
@@ -46,13 +50,15 @@ class OwnFunction(Input):
 class ChainReadings(Spec, Probe):
     """Readings of a chain after k U-turns.
 
-    `overlap`, of strings: share of the nodes of each tree level that have the symbol of x_0. Its chance is the overlap of two
-    independent strings, sum_a p_i(a)^2 averaged over nodes, from exact marginals. `overlap`, of texts: share of the spans of 1,
-    2, 4, .. tokens that are those of x_0. Its chance is the overlap with other texts of the source, at most 256. `accepted`:
-    share of the U-turns up to k that were accepted. `energy`: E(x_k), if the chain has one. `before`, `after`: functions f(x_0),
-    f(x_k), for `uturn.reversibility`; by default numbers of symbols of each level, numbers of tokens (ids modulo 16), means and
-    second moment of blocks of images, components and second moment of vectors. `functions`: others, "module:function", each of
-    data (batch, ...) to numbers (batch,).
+    `overlap`, of strings: share of the nodes of each tree level that have the symbol of x_0. Its
+    chance is the overlap of two independent strings, sum_a p_i(a)^2 averaged over nodes, from exact
+    marginals. `overlap`, of texts: share of the spans of 1, 2, 4, .. tokens that are those of x_0.
+    Its chance is the overlap with other texts of the source, at most 256. `accepted`: share of the
+    U-turns up to k that were accepted. `energy`: E(x_k), if the chain has one. `before`, `after`:
+    functions f(x_0), f(x_k), for `uturn.reversibility`; by default numbers of symbols of each
+    level, numbers of tokens (ids modulo 16), means and second moment of blocks of images,
+    components and second moment of vectors. `functions`: others, "module:function", each of data
+    (batch, ...) to numbers (batch,).
     """
 
     type: Literal["chain"] = "chain"
@@ -67,21 +73,36 @@ class ChainReadings(Spec, Probe):
         dims = ("noise", "item", "trajectory")
         variables = {
             "accepted": Variable(dims, "share of accepted U-turns", bounds=(0, 1), role="record"),
-            "before": Variable(("noise", "item", "observable"), "functions of x_0", role="record", pooled=False),
+            "before": Variable(
+                ("noise", "item", "observable"), "functions of x_0", role="record", pooled=False
+            ),
             "after": Variable((*dims, "observable"), "functions of x_k", role="record"),
         }
         if self.has_energy:
             variables["energy"] = Variable(dims, "energy of x_k", group="energy")
         if (dim := _LEVELS.get(source.kind)) is not None:
-            chance = None if self.has_energy else "independent_overlap"  # that of x_0 ~ p and x_k ~ p exp(-beta E) is not known
-            share: dict[str, Any] = {"start": 1, "bounds": (0, 1), "group": "overlap", "order": dim, "symmetric": True}
-            variables["overlap"] = Variable((*dims, dim), "share of x_0 that is left", chance=chance, **share)
+            # That of x_0 ~ p and x_k ~ p exp(-beta E) is not known.
+            chance = None if self.has_energy else "independent_overlap"
+            share: dict[str, Any] = {
+                "start": 1,
+                "bounds": (0, 1),
+                "group": "overlap",
+                "order": dim,
+                "symmetric": True,
+            }
+            variables["overlap"] = Variable(
+                (*dims, dim), "share of x_0 that is left", chance=chance, **share
+            )
             words = "overlap of x_0 with other originals"
-            variables["independent_overlap"] = Variable(("noise", "item", dim), words, role="record", pooled=False)
+            variables["independent_overlap"] = Variable(
+                ("noise", "item", dim), words, role="record", pooled=False
+            )
         return variables
 
     def coordinates(self, source: Any) -> dict[str, Any]:
-        coordinates: dict[str, Any] = {"observable": np.array(self.functions or [*map(str, range(_number(source)))])}
+        coordinates: dict[str, Any] = {
+            "observable": np.array(self.functions or [*map(str, range(_number(source)))])
+        }
         if source.kind == "strings":
             coordinates["tree_level"] = np.arange(source.depth + 1)
         if source.kind == "tokens":
@@ -90,15 +111,26 @@ class ChainReadings(Spec, Probe):
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
         originals, made = u_turns.originals, u_turns.reconstructions
-        expect(hasattr(u_turns.noisy, "steps"), "probe chain: noisy data", type(u_turns.noisy).__name__, "corruption 'repeated'")
+        expect(
+            hasattr(u_turns.noisy, "steps"),
+            "probe chain: noisy data",
+            type(u_turns.noisy).__name__,
+            "corruption 'repeated'",
+        )
         readings = dict(u_turns.noisy.found)
         if source.kind == "strings":
             before = originals.draw.latents
-            readings["overlap"] = np.stack([(made[at] == before[at][:, None]).mean(axis=2) for at in sorted(before)], axis=-1)
-            readings["independent_overlap"] = np.tile(_independent_overlap(originals.rhm), (len(originals.items), 1))
+            readings["overlap"] = np.stack(
+                [(made[at] == before[at][:, None]).mean(axis=2) for at in sorted(before)], axis=-1
+            )
+            readings["independent_overlap"] = np.tile(
+                _independent_overlap(originals.rhm), (len(originals.items), 1)
+            )
         if source.kind == "tokens":
             others = np.arange(min(_OTHERS, source.count()))
-            texts = np.broadcast_to(source.ids(others), (len(originals.items), len(others), made.shape[2]))
+            texts = np.broadcast_to(
+                source.ids(others), (len(originals.items), len(others), made.shape[2])
+            )
             is_itself = originals.items[:, None, None] == others[:, None]
             readings["overlap"] = _spans_kept(originals, made, source)
             chance = np.where(is_itself, np.nan, _spans_kept(originals, texts, source))
@@ -107,7 +139,11 @@ class ChainReadings(Spec, Probe):
         every, by_level = np.ones(len(originals.items), bool), isinstance(made, Mapping)
         after = []
         for k in range(originals.data_of(made).shape[1]):
-            of_chain = {at: nodes[:, k : k + 1] for at, nodes in made.items()} if by_level else made[:, k : k + 1]
+            of_chain = (
+                {at: nodes[:, k : k + 1] for at, nodes in made.items()}
+                if by_level
+                else made[:, k : k + 1]
+            )
             after.append(self._observed(originals.continued(of_chain, every), source))
         readings["after"] = np.stack(after, axis=1)
         return readings
@@ -128,7 +164,9 @@ def _number(source: Any) -> int:
     """Number of the default functions."""
     if source.kind in _LEVELS:
         return (source.depth + 1) * source.vocab_size if source.kind == "strings" else _GROUPS
-    return _means(np.zeros((1, *(source.image_shape() or next(iter(source.scales().values())).shape)))).shape[1]
+    return _means(
+        np.zeros((1, *(source.image_shape() or next(iter(source.scales().values())).shape)))
+    ).shape[1]
 
 
 def _counts(sites: np.ndarray, v: int) -> np.ndarray:
@@ -143,12 +181,18 @@ def _means(data: np.ndarray) -> np.ndarray:
     if data.ndim == 2:
         return np.concatenate([data[:, :_MOST], second], axis=1)
     rows = [part.mean(axis=2) for part in np.array_split(data, min(_GRID, data.shape[2]), axis=2)]
-    blocks = [part.mean(axis=2) for row in rows for part in np.array_split(row, min(_GRID, data.shape[3]), axis=2)]
+    blocks = [
+        part.mean(axis=2)
+        for row in rows
+        for part in np.array_split(row, min(_GRID, data.shape[3]), axis=2)
+    ]
     return np.concatenate([*blocks, second], axis=1)
 
 
 def _spans_kept(originals: Any, texts: np.ndarray, source: Any) -> np.ndarray:
-    """Share of the spans of each original that stand in texts (items, texts, length) too, float64 (items, texts, spans)."""
+    """Share of the spans of each original that stand in texts (items, texts, length) too,
+    float64 (items, texts, spans).
+    """
     rows, length = np.repeat(np.arange(len(texts)), texts.shape[1]), texts.shape[2]
     same, free = originals.data[rows] == texts.reshape(-1, length), originals.free[rows]
     kept = runs_kept(same, free, tuple(KeptTokens().coordinates(source)["span"]))
@@ -157,6 +201,10 @@ def _spans_kept(originals: Any, texts: np.ndarray, source: Any) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _independent_overlap(rhm: Any) -> np.ndarray:
-    """Mean over the nodes of each level of sum_a p_i(a)^2, with the marginals of the grammar, (levels,)."""
+    """Mean over the nodes of each level of sum_a p_i(a)^2, with the marginals of the grammar,
+    (levels,).
+    """
     marginals = infer(rhm, np.zeros((1, rhm.num_leaves, rhm.vocab_size), np.float32)).marginals
-    return np.array([(marginals[at].astype(float) ** 2).sum(axis=-1).mean() for at in sorted(marginals)])
+    return np.array(
+        [(marginals[at].astype(float) ** 2).sum(axis=-1).mean() for at in sorted(marginals)]
+    )

@@ -1,4 +1,6 @@
-"""The experiments and results of `uturn chains`: relaxation times at each noise level, and where their order inverts."""
+"""The experiments and results of `uturn chains`: relaxation times at each noise level, and where
+their order inverts.
+"""
 
 from __future__ import annotations
 
@@ -29,67 +31,119 @@ from uturn.tools.chains.measures import effective_draws, known, relaxation, reve
 
 RESULTS = ("relaxation.zarr", "relaxation.csv", "relaxation.png")
 FORMAT = "uturn.chains"
-NOISY = {"tree_levels", "tree_nodes", "messages", "posterior", "tokens", "order_consistency", "order_likelihood"}
+NOISY = {
+    "tree_levels",
+    "tree_nodes",
+    "messages",
+    "posterior",
+    "tokens",
+    "order_consistency",
+    "order_likelihood",
+}
 """Probes that read the noisy datum, which chains have none of."""
 _EVERY = 64  # chains are read after each of so many U-turns
 
 
-def base_experiment(spec: Path | None, images: str | None, text: str | None, originals: str | None) -> Experiment:
+def base_experiment(
+    spec: Path | None, images: str | None, text: str | None, originals: str | None
+) -> Experiment:
     """The experiment of U-turns that is repeated: that of a file, of images, or of texts."""
     from uturn.presets.images import ImageOptions
     from uturn.presets.texts import TextOptions
     from uturn.tools.chains.energies import options_in
 
-    given = [name for name, value in (("SPEC", spec), ("images", images), ("text", text)) if value is not None]
+    given = [
+        name
+        for name, value in (("SPEC", spec), ("images", images), ("text", text))
+        if value is not None
+    ]
     expect(len(given) <= 1, "SPEC, images, text", given, "one of them")
     if spec is not None:
         return Experiment.from_file(spec)
     if text is not None:
-        return TextOptions.from_dict({"keep": 0, "items": 30, **options_in("text", text)}).experiment()
+        return TextOptions.from_dict(
+            {"keep": 0, "items": 30, **options_in("text", text)}
+        ).experiment()
     few = {"items": 16, "steps": 25, "keep": 6, "levels": 1}
-    return ImageOptions.from_dict({**few, **options_in("images", images or "")}).experiment(originals)
+    return ImageOptions.from_dict({**few, **options_in("images", images or "")}).experiment(
+        originals
+    )
 
 
 def repeated(
-    base: Experiment, noise: float, steps: int, *, energy: str | None = None, beta: float = 1.0, chains: int | None = None
+    base: Experiment,
+    noise: float,
+    steps: int,
+    *,
+    energy: str | None = None,
+    beta: float = 1.0,
+    chains: int | None = None,
 ) -> Experiment:
-    """The experiment whose U-turns at one noise level are repeated `steps` times; `chains`: of each original.
+    """The experiment whose U-turns at one noise level are repeated `steps` times; `chains`: of each
+    original.
 
-    Chains are read after each of the first 64 U-turns, then after powers of two, and the last. Probes in `NOISY` are left out.
+    Chains are read after each of the first 64 U-turns, then after powers of two, and the last.
+    Probes in `NOISY` are left out.
     """
     spec = base.to_dict()
     corruption = {key: value for key, value in spec["corruption"].items() if key != "noise"}
     again = spec["backward"]["type"]
-    expect(again not in ("recorded", "repeated"), "backward", again, "one that makes single U-turns")
+    expect(
+        again not in ("recorded", "repeated"), "backward", again, "one that makes single U-turns"
+    )
     steps = checked_integer("steps", steps, 1)
-    read = sorted({*range(1, min(steps, _EVERY) + 1), *(2**k for k in range(steps.bit_length())), steps})
+    read = sorted(
+        {*range(1, min(steps, _EVERY) + 1), *(2**k for k in range(steps.bit_length())), steps}
+    )
     of_energy: dict[str, Any] = {} if energy is None else {"energy": energy, "beta": beta}
     probes = [table for table in spec["probes"] if table["type"] not in {*NOISY, "chain"}]
     parts = {
         "corruption": {"type": "repeated", "of": corruption, "noise": read},
-        "backward": {"type": "repeated", "of": spec["backward"], "noise": float(noise), **of_energy},
+        "backward": {
+            "type": "repeated",
+            "of": spec["backward"],
+            "noise": float(noise),
+            **of_energy,
+        },
         "probes": [*probes, {"type": "chain", "has_energy": energy is not None}],
     }
-    made = Experiment.from_dict(spec | parts | {"clones": 1, "trajectories": chains or spec["trajectories"]})
-    has_level = energy is not None or any(of.role == "reading" and of.start is not None for of in made.variables().values())
-    expect(has_level, "probes", [table["type"] for table in spec["probes"]], "one whose readings have a start, such as 'scales'")
+    made = Experiment.from_dict(
+        spec | parts | {"clones": 1, "trajectories": chains or spec["trajectories"]}
+    )
+    has_level = energy is not None or any(
+        of.role == "reading" and of.start is not None for of in made.variables().values()
+    )
+    expect(
+        has_level,
+        "probes",
+        [table["type"] for table in spec["probes"]],
+        "one whose readings have a start, such as 'scales'",
+    )
     return made
 
 
 def measured_of(runs: Mapping[float, xr.Dataset]) -> xr.Dataset:
     """What the chains show, by the noise level of a U-turn.
 
-    `time` (u_turn_noise, reading, estimate), `left` (u_turn_noise, reading, noise, estimate), the noise being the number of
-    U-turns, and `remark` (u_turn_noise, reading): `relaxation`. `inversion` (series, estimate): the noise of a U-turn at which
-    the first and the last level of a variable have one relaxation time, and the measured levels around it, at which they clearly
-    differ. By u_turn_noise: `accepted`, share of U-turns; `draws`, effective draws per U-turn, `per_call`, per call of the
-    network, and `rhat`; without an energy `p`, adjusted over noise levels by Holm, and `z` of `reversibility` at the largest
-    number of U-turns; with one `energy` (u_turn_noise, noise, estimate), its mean.
+    `time` (u_turn_noise, reading, estimate), `left` (u_turn_noise, reading, noise, estimate), the
+    noise being the number of U-turns, and `remark` (u_turn_noise, reading): `relaxation`.
+    `inversion` (series, estimate): the noise of a U-turn at which the first and the last level of a
+    variable have one relaxation time, and the measured levels around it, at which they clearly
+    differ. By u_turn_noise: `accepted`, share of U-turns; `draws`, effective draws per U-turn,
+    `per_call`, per call of the network, and `rhat`; without an energy `p`, adjusted over noise
+    levels by Holm, and `z` of `reversibility` at the largest number of U-turns; with one `energy`
+    (u_turn_noise, noise, estimate), its mean.
     """
     parts = list[xr.Dataset]()
     for run in runs.values():
-        relaxed, (draws, rhat), accepted = relaxation(run), effective_draws(run), float(run.accepted[-1].mean())
-        part = relaxed.assign(accepted=accepted, draws=draws, per_call=draws / calls_of(run), rhat=rhat)
+        relaxed, (draws, rhat), accepted = (
+            relaxation(run),
+            effective_draws(run),
+            float(run.accepted[-1].mean()),
+        )
+        part = relaxed.assign(
+            accepted=accepted, draws=draws, per_call=draws / calls_of(run), rhat=rhat
+        )
         if "energy" in run:
             energy = replicates(run.energy.sel(noise=relaxed.noise)).interval(lambda mean: mean)
             parts.append(part.assign(energy=(("noise", "estimate"), energy)))
@@ -105,12 +159,19 @@ def measured_of(runs: Mapping[float, xr.Dataset]) -> xr.Dataset:
     data.noise.attrs["long_name"] = "U-turns"
     data.u_turn_noise.attrs["long_name"] = "noise of a U-turn"
     description = str(run.attrs.get("description", "")).partition(": ")[2]
-    about = {"format": FORMAT, "version": 1, "description": description, "originals": run.sizes["item"]}
+    about = {
+        "format": FORMAT,
+        "version": 1,
+        "description": description,
+        "originals": run.sizes["item"],
+    }
     return data.assign_coords(series=list(series)).assign_attrs(about)
 
 
 def calls_of(run: xr.Dataset) -> float:
-    """Calls of the network in a U-turn of one datum by a diffusion model; 1 for exact posteriors; else NaN."""
+    """Calls of the network in a U-turn of one datum by a diffusion model; 1 for exact
+    posteriors; else NaN.
+    """
     of = json.loads(run.attrs["spec"])["backward"]
     backward = as_part("backward", of["of"])
     if isinstance(backward, DiffusionModel):
@@ -120,36 +181,59 @@ def calls_of(run: xr.Dataset) -> float:
 
 
 def _inversion(data: xr.Dataset, first: str, last: str) -> np.ndarray:
-    """Noise at which two readings have one relaxation time, and the levels around it at which their intervals are apart.
+    """Noise at which two readings have one relaxation time, and the levels around it at which their
+    intervals are apart.
 
-    Between these levels the log of the ratio is interpolated linearly; NaN if a time there is not known, or if there are none.
+    Between these levels the log of the ratio is interpolated linearly; NaN if a time there is not
+    known, or if there are none.
     """
     by_noise = data.sortby("u_turn_noise")
     x = by_noise.u_turn_noise.values
-    a, b = (by_noise.time.sel(reading=name).transpose("u_turn_noise", "estimate").values for name in (first, last))
+    a, b = (
+        by_noise.time.sel(reading=name).transpose("u_turn_noise", "estimate").values
+        for name in (first, last)
+    )
     sign = np.where(a[:, 1] > b[:, 2], 1, np.where(a[:, 2] < b[:, 1], -1, 0))
     for left, right in pairwise(np.flatnonzero(sign)):
         if sign[left] != sign[right]:
             ratio = -sign[right] * np.log(a[left : right + 1, 0] / b[left : right + 1, 0])
-            place = crossing(x[left : right + 1], ratio, 0.0, first=True) if np.isfinite(ratio).all() else np.nan
+            place = (
+                crossing(x[left : right + 1], ratio, 0.0, first=True)
+                if np.isfinite(ratio).all()
+                else np.nan
+            )
             return np.array([place, x[left], x[right]])
     return np.full(3, np.nan)
 
 
 def table_of(data: xr.Dataset) -> TextTable:
-    """Relaxation times as a table: a row for each reading with known chance, a column for each noise level."""
+    """Relaxation times as a table: a row for each reading with known chance, a column for each
+    noise level.
+    """
     heads = ("relaxation time, U-turns", *(f"noise {x:g}" for x in data.u_turn_noise.values))
     rows = []
     for name in known(data):
         of = data.sel(reading=name)
-        cells = zip(of.remark.values.tolist(), of.time.transpose("u_turn_noise", "estimate").values, strict=True)
+        cells = zip(
+            of.remark.values.tolist(),
+            of.time.transpose("u_turn_noise", "estimate").values,
+            strict=True,
+        )
         rows.append((name, *(remark or f"{Estimate(*time):.3g}" for remark, time in cells)))
     if "energy" in data:
         ends = data.energy.isel(noise=-1).transpose("u_turn_noise", "estimate").values
         rows.append((f"mean energy after {data.noise.values[-1]:g}", *map(with_interval, ends)))
-    words = {"accepted": "accepted share", "draws": "effective draws per U-turn", "per_call": "per call of the network"}
+    words = {
+        "accepted": "accepted share",
+        "draws": "effective draws per U-turn",
+        "per_call": "per call of the network",
+    }
     words |= {"rhat": "largest R̂ (above 1.05: too short)"}
-    rows += [(label, *(f"{x:.3g}" for x in data[name].values)) for name, label in words.items() if np.isfinite(data[name]).any()]
+    rows += [
+        (label, *(f"{x:.3g}" for x in data[name].values))
+        for name, label in words.items()
+        if np.isfinite(data[name]).any()
+    ]
     return TextTable("Relaxation of each level", heads, rows)
 
 
@@ -166,37 +250,64 @@ def write_chains(runs: Mapping[float, xr.Dataset], folder: OutputFolder) -> xr.D
         file.write(csv_of(frame.reset_index()).encode())
     strips = {f"strip-{x:g}": partial(draw_strip, run) for x, run in runs.items() if "image" in run}
     write_figures(folder.path, {"relaxation": partial(draw_chains, data), **strips})
-    folder.push(*RESULTS, "relaxation.pdf", *(f"{name}.{end}" for name in strips for end in ("png", "pdf")))
+    folder.push(
+        *RESULTS, "relaxation.pdf", *(f"{name}.{end}" for name in strips for end in ("png", "pdf"))
+    )
     return data
 
 
 def words_of(data: xr.Dataset) -> str:
     """What the chains show, in sentences."""
     sentences = []
-    for name, (place, low, high) in zip(data.series.values.tolist(), data.inversion.values, strict=True):
+    for name, (place, low, high) in zip(
+        data.series.values.tolist(), data.inversion.values, strict=True
+    ):
         if np.isfinite(low):
             near = f", at about {place:.3g}" if np.isfinite(place) else ""
             levels = f"between noise {low:.3g} and {high:.3g}{near}"
-            sentences.append(f"The order of the first and the last level of {name} inverts {levels}.")
+            sentences.append(
+                f"The order of the first and the last level of {name} inverts {levels}."
+            )
     if "p" in data:
         p, x = min(zip(data.p.values.tolist(), data.u_turn_noise.values.tolist(), strict=True))
         seen = "The chain does not keep the law of the originals, or is not reversible"
-        none = f"No deviation from their law and from reversibility is seen in chains of {data.attrs['originals']} originals"
+        none = (
+            "No deviation from their law and from reversibility is seen in chains of"
+            f" {data.attrs['originals']} originals"
+        )
         sentences.append(f"{seen if p <= 0.001 else none}: p = {p:.2g} at noise {x:g}.")
     else:
-        sentences.append("With an energy the originals have another law than the chain: reversibility is not tested.")
+        sentences.append(
+            "With an energy the originals have another law than the chain: reversibility is not"
+            " tested."
+        )
     return " ".join(sentences)
 
 
 def chains_section(path: Path, read: Reader) -> dict[str, Any]:
     """The section of the file `relaxation.zarr` of `uturn chains`."""
     data, folder = read.dataset(path), path.parent
-    form, names = (data.attrs.get("format"), data.attrs.get("version")), data.reading.values.tolist()
+    form, names = (
+        (
+            data.attrs.get("format"),
+            data.attrs.get("version"),
+        ),
+        data.reading.values.tolist(),
+    )
     expect(form == (FORMAT, 1), f"format of {path}", form, f"{FORMAT}, version 1")
-    is_small = data.sizes["u_turn_noise"] <= 64 and len(names) <= 512 and max(map(len, names), default=0) <= 200
-    expect(is_small, f"sizes of {path}", dict(data.sizes), "at most 64 noise levels and 512 readings")
+    is_small = (
+        data.sizes["u_turn_noise"] <= 64
+        and len(names) <= 512
+        and max(map(len, names), default=0) <= 200
+    )
+    expect(
+        is_small, f"sizes of {path}", dict(data.sizes), "at most 64 noise levels and 512 readings"
+    )
     section = new_section("chains", "chains", "chains", "Chains of U-turns")
-    section["covers"], section["files"] = "*.zarr", existing(folder, ("relaxation.csv", "relaxation.pdf"))
+    section["covers"], section["files"] = (
+        "*.zarr",
+        existing(folder, ("relaxation.csv", "relaxation.pdf")),
+    )
     section["words"], section["caption"] = words_of(data), str(data.attrs.get("description", ""))
     section["overview"] = table_of(data)._asdict()
     read.add_picture(section, folder / "relaxation.png", "chains")
@@ -204,19 +315,44 @@ def chains_section(path: Path, read: Reader) -> dict[str, Any]:
     times = of_known.time.rename(u_turn_noise="noise").transpose("noise", "reading", "estimate")
     if (np.isfinite(times.sel(estimate="value")).sum("noise") > 1).any():
         section["charts"].append(
-            chart("time", "relaxation time", times, "noise", y="U-turns", joined=True, shown=True, slides=False)
+            chart(
+                "time",
+                "relaxation time",
+                times,
+                "noise",
+                y="U-turns",
+                joined=True,
+                shown=True,
+                slides=False,
+            )
         )
     doublings = data.noise.values[np.isin(data.noise, 2.0 ** np.arange(40))]  # a logarithmic axis
     if "energy" in data:
         energy = data.energy.transpose("noise", "u_turn_noise", "estimate")
         section["charts"].append(chart("energy", "mean energy", energy, "noise", y="", shown=True))
     for x in data.u_turn_noise.values:
-        left = of_known.left.sel(u_turn_noise=x, noise=doublings, drop=True).transpose("noise", "reading", "estimate")
+        left = of_known.left.sel(u_turn_noise=x, noise=doublings, drop=True).transpose(
+            "noise", "reading", "estimate"
+        )
         if left.size:
-            section["charts"].append(chart(f"left-{x:g}", f"left of the original, noise {x:g}", left, "noise", y="", shown=True))
+            section["charts"].append(
+                chart(
+                    f"left-{x:g}",
+                    f"left of the original, noise {x:g}",
+                    left,
+                    "noise",
+                    y="",
+                    shown=True,
+                )
+            )
         read.add_picture(section, folder / f"strip-{x:g}.png", f"chains at noise {x:g}")
     for name, place in zip(data.series.values.tolist(), data.inversion.values, strict=True):
         if np.isfinite(place[0]):
-            claim = "First and last level have one relaxation time at this noise; the range is between measured levels."
-            section["headlines"].append(card(f"order of {name} inverts", "noise of a U-turn", place, claim, is_range=True))
+            claim = (
+                "First and last level have one relaxation time at this noise; the range is between"
+                " measured levels."
+            )
+            section["headlines"].append(
+                card(f"order of {name} inverts", "noise of a U-turn", place, claim, is_range=True)
+            )
     return section

@@ -1,4 +1,6 @@
-"""Check of a sampler of image-to-image: whether it makes the U-turns that its model, steps and noise imply."""
+"""Check of a sampler of image-to-image: whether it makes the U-turns that its model, steps and
+noise imply.
+"""
 
 from uturn.core.tools import Tool
 

@@ -20,7 +20,9 @@ from uturn.presets.options import noise_levels
 
 
 class SamplerOptions(ImageOptions):
-    """The check of a sampler of images against uturn's own sampler with the same model, steps and noise."""
+    """The check of a sampler of images against uturn's own sampler with the same model, steps
+    and noise.
+    """
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Sampler": ("sampler", "recorded", "step", "false_alarm_rate"),
@@ -33,35 +35,65 @@ class SamplerOptions(ImageOptions):
 
     sampler: str = Field(
         "stored",
-        description="What is checked: module:function, a function (images, noise, seed) that returns U-turns of images; or the "
-        "name of a scheduler. By default the scheduler in the folder of the model.",
+        description=(
+            "What is checked: module:function, a function (images, noise, seed) that returns"
+            " U-turns of images; or the name of a scheduler. By default the scheduler in the folder"
+            " of the model."
+        ),
     )
     recorded: str | None = Field(
         None,
-        description="Check U-turns in image files in place of a sampler: '{noise}/{item}_{trajectory}.png', as in uturn "
-        "images, two trajectories of each original; by default at all levels k/steps of the files.",
+        description=(
+            "Check U-turns in image files in place of a sampler: '{noise}/{item}_{trajectory}.png',"
+            " as in uturn images, two trajectories of each original; by default at all levels"
+            " k/steps of the files."
+        ),
     )
     step: str | None = Field(
         None,
-        description="One reverse step of a sampler module:function, for the tests that need it: module:function, a function "
-        "(noisy, noise, seed). Without --sampler, its steps are the sampler that is checked.",
+        description=(
+            "One reverse step of a sampler module:function, for the tests that need it:"
+            " module:function, a function (noisy, noise, seed). Without --sampler, its steps are"
+            " the sampler that is checked."
+        ),
     )
     false_alarm_rate: float = Field(
-        0.001, gt=0, lt=1, description="Probability that a right sampler fails, for the three tests of random numbers together."
+        0.001,
+        gt=0,
+        lt=1,
+        description=(
+            "Probability that a right sampler fails, for the three tests of random numbers"
+            " together."
+        ),
     )
-    steps: int = Field(40, ge=1, description="Number of reverse steps of the whole chain, the same as in the sampler.")
+    steps: int = Field(
+        40,
+        ge=1,
+        description="Number of reverse steps of the whole chain, the same as in the sampler.",
+    )
     levels: SkipValidation[int | list[float]] = Field(
         [0.25, 0.5, 0.75],
-        description="Noise levels t/T, or their number, beside the two weakest, 1/steps and 2/steps.",
+        description=(
+            "Noise levels t/T, or their number, beside the two weakest, 1/steps and 2/steps."
+        ),
     )
     items: int = Field(32, ge=2, description="Number of originals.")
-    clones: int = Field(2, ge=2, description="Reconstructions of each noisy original, for the calibration.")
+    clones: int = Field(
+        2, ge=2, description="Reconstructions of each noisy original, for the calibration."
+    )
 
     def of_files(self) -> Self:
-        """The options with the levels of recorded files, if there are some; ValueError if these are no multiples of 1/steps."""
+        """The options with the levels of recorded files, if there are some; ValueError if these
+        are no multiples of 1/steps.
+        """
         if self.recorded is None:
             return self
-        expect(self.sampler == "stored" and self.step is None, "recorded", self.recorded, "no sampler and no step beside it")
+        expect(
+            self.sampler == "stored" and self.step is None,
+            "recorded",
+            self.recorded,
+            "no sampler and no step beside it",
+        )
         levels = self.levels
         if "levels" not in self.model_fields_set:
             from uturn.core import registry
@@ -71,7 +103,12 @@ class SamplerOptions(ImageOptions):
         if isinstance(levels, list):
             for level in levels:
                 is_step = abs(level * self.steps - round(level * self.steps)) <= 1e-6 and level <= 1
-                expect(is_step, "level of recorded files", level, f"k/steps, here k/{self.steps}; give --steps")
+                expect(
+                    is_step,
+                    "level of recorded files",
+                    level,
+                    f"k/steps, here k/{self.steps}; give --steps",
+                )
         return self.model_copy(update={"levels": levels})
 
     def noise(self, weakest: bool = True) -> list[float]:
@@ -82,7 +119,9 @@ class SamplerOptions(ImageOptions):
 
     def experiment(self, originals: str | None = None) -> uturn.Experiment:
         """The experiment whose U-turns the sampler is compared with."""
-        return ImageOptions.experiment(self.model_copy(update={"levels": self.noise(), "recorded": None}), originals)
+        return ImageOptions.experiment(
+            self.model_copy(update={"levels": self.noise(), "recorded": None}), originals
+        )
 
     def _probes(self) -> list[dict[str, Any]]:
         return [{"type": "images", "first": 1}]
@@ -91,21 +130,25 @@ class SamplerOptions(ImageOptions):
 @command(MODELS)
 def check_sampler(
     json_file: Annotated[
-        Path | None, option(OUTPUT, "Write the tests with all numbers to this file.", "--json", metavar="FILE")
+        Path | None,
+        option(OUTPUT, "Write the tests with all numbers to this file.", "--json", metavar="FILE"),
     ] = None,
     *,
     chosen: SamplerOptions,
 ) -> None:
-    """Check a sampler of image-to-image: does it make the U-turns that the model, the steps and the noise imply?
+    """Check a sampler of image-to-image: does it make the U-turns that the model, the steps and the
+    noise imply?
 
-    Five tests, since none sees every bug: the size of the change against that of uturn's own sampler, from the weakest noise on;
-    an exact two-sample test against the same; the prediction type and the scales of the model; the variance of one reverse step
-    against its formula; and the calibration with clones, which is reported and not judged. The table says what each test can see
+    Five tests, since none sees every bug: the size of the change against that of uturn's own
+    sampler, from the weakest noise on; an exact two-sample test against the same; the prediction
+    type and the scales of the model; the variance of one reverse step against its formula; and the
+    calibration with clones, which is reported and not judged. The table says what each test can see
     and what not (docs/sampler.md).
 
-    The sampler is a function (images, noise, seed) -> reconstructions, with images in [-1, 1] as a float32 tensor (items,
-    channels, height, width) and noise = k/steps; or a scheduler. With --recorded, image files that it has written are checked.
-    The exit code is 0 if no test fails, 1 if one fails, and 2 for wrong input.
+    The sampler is a function (images, noise, seed) -> reconstructions, with images in [-1, 1] as a
+    float32 tensor (items, channels, height, width) and noise = k/steps; or a scheduler. With
+    --recorded, image files that it has written are checked. The exit code is 0 if no test fails, 1
+    if one fails, and 2 for wrong input.
 
     Example:
 

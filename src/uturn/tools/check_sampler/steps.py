@@ -1,4 +1,6 @@
-"""Single reverse steps: repeated from the same noisy data, their variance, and those of a user's function."""
+"""Single reverse steps: repeated from the same noisy data, their variance, and those of a user's
+function.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,16 @@ from uturn.core.protocols import Backward
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.schedulers import uses_learned_variance
 
-_WITH_FORMULA = ("Ancestral", "EulerAncestral", "DDPM", "DDIM")  # how the names of such schedulers begin
+# How the names of such schedulers begin.
+_WITH_FORMULA = ("Ancestral", "EulerAncestral", "DDPM", "DDIM")
 
 
 class OwnSteps(Backward):
-    """Reverse steps by a user's function (noisy, noise, seed) of N steps; `label`: how errors name it.
+    """Reverse steps by a user's function (noisy, noise, seed) of N steps; `label`: how errors name
+    it.
 
-    It makes x_t' at t'/T = noise - 1/N from x_t at t/T = noise, float32 (batch, channels, height, width), in units of the model.
+    It makes x_t' at t'/T = noise - 1/N from x_t at t/T = noise, float32 (batch, channels, height,
+    width), in units of the model.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images",)
@@ -49,48 +54,74 @@ def seeds_of(keys: np.ndarray) -> list[int]:
     return (keys >> np.uint64(33)).tolist()
 
 
-def called(function: Callable[..., Any], label: str, values: np.ndarray, noise: float, seed: int) -> np.ndarray:
-    """The result of a user's function of images or noisy data, of the same shape, or a ValueError that begins with the label."""
+def called(
+    function: Callable[..., Any], label: str, values: np.ndarray, noise: float, seed: int
+) -> np.ndarray:
+    """The result of a user's function of images or noisy data, of the same shape, or a
+    ValueError that begins with the label.
+    """
     with noted(label):
         result = function(torch.tensor(values), noise, seed)
-    expect(isinstance(result, torch.Tensor | np.ndarray), f"{label}: result", result, f"a tensor {values.shape}")
+    expect(
+        isinstance(result, torch.Tensor | np.ndarray),
+        f"{label}: result",
+        result,
+        f"a tensor {values.shape}",
+    )
     made = torch.as_tensor(result).detach().float().cpu().numpy()
-    expect(made.shape == values.shape, f"{label}: shape at noise {noise:g}", made.shape, f"{values.shape}")
+    expect(
+        made.shape == values.shape,
+        f"{label}: shape at noise {noise:g}",
+        made.shape,
+        f"{values.shape}",
+    )
     expect(np.isfinite(made).all(), f"{label}: result at noise {noise:g}", made, "finite numbers")
     return made
 
 
 def repeated_step(backward: Any, noisy: Any, streams: Streams, repeats: int) -> np.ndarray:
-    """x_t' after the first reverse step from each noisy datum, in variance-preserving units: (items, repeats, ..).
+    """x_t' after the first reverse step from each noisy datum, in variance-preserving units:
+    (items, repeats, ..).
 
-    `backward`: `OwnSteps`, or a `DiffusionModel` whose scheduler makes one call of the model in a step.
+    `backward`: `OwnSteps`, or a `DiffusionModel` whose scheduler makes one call of the model in a
+    step.
     """
     if isinstance(backward, OwnSteps):
         reverse = backward.model.reverse()
-        (seed, *_) = seeds_of(streams.keys(Purpose.RECONSTRUCTION))
+        seed, *_ = seeds_of(streams.keys(Purpose.RECONSTRUCTION))
         states = backward.step(np.repeat(noisy.values, repeats, axis=0), streams.noise, seed)
     else:
         reverse = backward.reverse()
         (cohort,) = ImageQueue(reverse).admitted(list(backward.works(noisy, streams, repeats)))
         ImageQueue(reverse).advance([cohort])
         states = cohort.state.cpu().numpy()
-    signal, abar = (reverse.forward.noise_levels[name][reverse.forward.step_of(streams.noise) - 1] for name in ("signal", "abar"))
+    signal, abar = (
+        reverse.forward.noise_levels[name][reverse.forward.step_of(streams.noise) - 1]
+        for name in ("signal", "abar")
+    )
     return states.reshape(-1, repeats, *states.shape[1:]) / (signal / np.sqrt(abar))
 
 
 def step_variance(model: DiffusionModel, noisy: Any, streams: Streams) -> Any:
-    """Variance of one reverse step from x_t to the next timestep t', as the sampler declares it; None if it has no formula here.
+    """Variance of one reverse step from x_t to the next timestep t', as the sampler declares it;
+    None if it has no formula here.
 
-    With abar at t, abar' at t' and q = abar / abar', in variance-preserving units (arXiv:2006.11239, section 3.2),
+    With abar at t, abar' at t' and q = abar / abar', in variance-preserving units
+    (arXiv:2006.11239, section 3.2),
 
         small = (1 - q) (1 - abar') / (1 - abar),    large = 1 - q.
 
-    DDPM has the one that its configuration names, or a learned one between both, exp(w log large + (1 - w) log small) with the
-    model's w of every pixel (arXiv:2102.09672); ancestral samplers have the small one, DDIM eta^2 times the small one, and
-    deterministic samplers 0. A number, or float64 (items, channels, height, width), in variance-preserving units.
+    DDPM has the one that its configuration names, or a learned one between both, exp(w log large +
+    (1 - w) log small) with the model's w of every pixel (arXiv:2102.09672); ancestral samplers have
+    the small one, DDIM eta^2 times the small one, and deterministic samplers 0. A number, or
+    float64 (items, channels, height, width), in variance-preserving units.
     """
     reverse = model.reverse()
-    scheduler, step, levels = reverse.forward.scheduler, reverse.forward.step_of(streams.noise), reverse.forward.noise_levels
+    scheduler, step, levels = (
+        reverse.forward.scheduler,
+        reverse.forward.step_of(streams.noise),
+        reverse.forward.noise_levels,
+    )
     kind = type(scheduler).__name__
     if not reverse.is_stochastic:
         return 0.0
@@ -109,8 +140,11 @@ def step_variance(model: DiffusionModel, noisy: Any, streams: Streams) -> Any:
     (cohort,) = ImageQueue(reverse).admitted(list(model.works(noisy, streams, 1)))
     labels = () if cohort.labels is None else (cohort.labels,)
     with torch.inference_mode():
-        output = reverse.network(cohort.state, cohort.timestep.to(reverse.device).expand(len(cohort.state)), *labels)
-    learned = output[:, cohort.state.shape[1] :].double().cpu().numpy()  # the second half of the channels
+        output = reverse.network(
+            cohort.state, cohort.timestep.to(reverse.device).expand(len(cohort.state)), *labels
+        )
+    # The second half of the channels.
+    learned = output[:, cohort.state.shape[1] :].double().cpu().numpy()
     if rule == "learned":
         return learned
     share = (learned + 1) / 2

@@ -1,4 +1,6 @@
-"""Comparison of two samplers of U-turns by exact tests: have their reconstructions of the same originals one law?"""
+"""Comparison of two samplers of U-turns by exact tests: have their reconstructions of the same
+originals one law?
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,16 @@ from uturn.measures.calibration import holm
 from uturn.measures.relabelling import p_values
 from uturn.measures.statistics import checked_share
 
-_PAIRS = list(itertools.combinations(range(4), 2))  # of the four U-turns of an original, those of the first sampler as pair 0
+# Of the four U-turns of an original, those of the first sampler as pair 0.
+_PAIRS = list(itertools.combinations(range(4), 2))
 
 
 class TwoSamplers(NamedTuple):
     """The result of an exact test at each noise level, arrays (noise,).
 
-    `statistic`: its mean over originals. `p_value` of each single level; `adjusted` by Holm. `level`: false-alarm rate of all
-    levels together. `relabellings`: largest number of random relabellings B; no p-value is below 1 / (B + 1).
+    `statistic`: its mean over originals. `p_value` of each single level; `adjusted` by Holm.
+    `level`: false-alarm rate of all levels together. `relabellings`: largest number of random
+    relabellings B; no p-value is below 1 / (B + 1).
     """
 
     statistic: np.ndarray
@@ -37,20 +41,23 @@ class TwoSamplers(NamedTuple):
 
 
 def two_samplers(first: Any, second: Any, level: float = 1e-3, seed: int = 0) -> TwoSamplers:
-    """Test whether two samplers make U-turns of one law, from two U-turns of each original by each of them.
+    """Test whether two samplers make U-turns of one law, from two U-turns of each original by each
+    of them.
 
-    With d the root mean square difference of two data, and a, a' the reconstructions of an original by the first sampler, b, b'
-    those by the second, the statistic of the original is the energy distance (Szekely and Rizzo 2004) of the two pairs,
+    With d the root mean square difference of two data, and a, a' the reconstructions of an original
+    by the first sampler, b, b' those by the second, the statistic of the original is the energy
+    distance (Szekely and Rizzo 2004) of the two pairs,
 
         e = (d(a, b) + d(a, b') + d(a', b) + d(a', b')) / 2 - d(a, a') - d(b, b'),
 
-    whose expectation is 0 for samplers of one law, and positive for any others. The splits of the four reconstructions into two
-    pairs are drawn uniformly for every original, B times, and the mean of e is compared with the means under these relabellings.
-    An error that both samplers have, or noise shared by different originals, cannot be seen. No p is below 3^-n for n originals.
+    whose expectation is 0 for samplers of one law, and positive for any others. The splits of the
+    four reconstructions into two pairs are drawn uniformly for every original, B times, and the
+    mean of e is compared with the means under these relabellings. An error that both samplers have,
+    or noise shared by different originals, cannot be seen. No p is below 3^-n for n originals.
 
-    `first`, `second`: reconstructions (noise, items, 2, ...) of the same originals at the same noise levels, with independent
-    noise; further axes are those of a datum. `level`: false-alarm rate of all noise levels together (Holm).
-    `seed`: of the relabellings.
+    `first`, `second`: reconstructions (noise, items, 2, ...) of the same originals at the same
+    noise levels, with independent noise; further axes are those of a datum. `level`: false-alarm
+    rate of all noise levels together (Holm). `seed`: of the relabellings.
 
     >>> import uturn as ut
     >>> x = ut.random.normals(ut.random.keys(0, range(200)), 4 * 16).reshape(1, 200, 4, 16)
@@ -59,29 +66,40 @@ def two_samplers(first: Any, second: Any, level: float = 1e-3, seed: int = 0) ->
     """
     data = _together(first, second)
     distances = np.stack([_size(data[:, :, i] - data[:, :, j], 2) for i, j in _PAIRS], axis=-1)
-    halves = np.stack([distances[..., k] + distances[..., 5 - k] for k in range(3)], axis=-1)  # within the pairs of each split
+    # Within the pairs of each split.
+    halves = np.stack([distances[..., k] + distances[..., 5 - k] for k in range(3)], axis=-1)
     e = halves.sum(-1, keepdims=True) / 2 - 1.5 * halves
     # The sums of shifted values are positive, so that the test is one-sided.
     return _tested(e, e - e.min(-1, keepdims=True), distances.max(axis=(1, 2)), level, seed)
 
 
-def sizes_of_change(originals: Any, first: Any, second: Any, level: float = 1e-3, seed: int = 0) -> TwoSamplers:
-    """Test whether the changes that two samplers make have the same mean size; arguments as in `two_samplers`.
+def sizes_of_change(
+    originals: Any, first: Any, second: Any, level: float = 1e-3, seed: int = 0
+) -> TwoSamplers:
+    """Test whether the changes that two samplers make have the same mean size; arguments as in
+    `two_samplers`.
 
-    `originals`: array (items, ...). The statistic of an original is the mean of `change_sizes` over the U-turns of the first
-    sampler, minus that over those of the second. Its labels are drawn uniformly among the six choices of two U-turns out of four,
-    and the test has two sides.
+    `originals`: array (items, ...). The statistic of an original is the mean of `change_sizes` over
+    the U-turns of the first sampler, minus that over those of the second. Its labels are drawn
+    uniformly among the six choices of two U-turns out of four, and the test has two sides.
     """
     sizes = change_sizes(originals, _together(first, second))
     means = [(sizes[..., i] + sizes[..., j]) / 2 for i, j in _PAIRS]
-    differences = np.stack([mean - other for mean, other in zip(means, means[::-1], strict=True)], axis=-1)
+    differences = np.stack(
+        [mean - other for mean, other in zip(means, means[::-1], strict=True)], axis=-1
+    )
     return _tested(differences, differences, sizes.max(axis=(1, 2)), level, seed)
 
 
 def change_sizes(originals: Any, reconstructions: Any) -> np.ndarray:
-    """Root mean square change of each U-turn, float64 (noise, items, draws), of (items, ...) and (noise, items, draws, ...)."""
+    """Root mean square change of each U-turn, float64 (noise, items, draws), of (items, ...) and
+    (noise, items, draws, ...).
+    """
     x, y = checked_array("originals", originals), checked_array("reconstructions", reconstructions)
-    fits, where = y.ndim > 2 and x.shape == (y.shape[1], *y.shape[3:]), "shapes of originals and reconstructions"
+    fits, where = (
+        y.ndim > 2 and x.shape == (y.shape[1], *y.shape[3:]),
+        "shapes of originals and reconstructions",
+    )
     expect(fits, where, (x.shape, y.shape), "(items, ...) and (noise, items, draws, ...)")
     return _size(y - x[:, None], 3)
 
@@ -90,20 +108,36 @@ def _together(first: Any, second: Any) -> np.ndarray:
     """The U-turns of both samplers, (noise, items, 4, ...), checked."""
     a, b = checked_array("first", first), checked_array("second", second)
     fits = a.shape == b.shape and a.ndim > 2 and a.shape[2] == 2 and a.size
-    expect(fits, "shapes of first and second", (a.shape, b.shape), "both (noise, items, 2, ...): two U-turns of each item")
+    expect(
+        fits,
+        "shapes of first and second",
+        (a.shape, b.shape),
+        "both (noise, items, 2, ...): two U-turns of each item",
+    )
     data = np.concatenate([a, b], axis=2)
     is_finite = data.dtype.kind in "biuf" and np.isfinite(data).all()
-    expect(is_finite, "first and second", data, "finite real numbers; leave out items with missing reconstructions")
+    expect(
+        is_finite,
+        "first and second",
+        data,
+        "finite real numbers; leave out items with missing reconstructions",
+    )
     return data.astype(np.result_type(data.dtype, np.float32), copy=False)
 
 
 def _size(differences: np.ndarray, leading: int) -> np.ndarray:
     """Root mean square over the axes of a datum, those after the leading ones."""
-    return np.sqrt(np.square(differences, dtype=float).reshape(*differences.shape[:leading], -1).mean(axis=-1))
+    return np.sqrt(
+        np.square(differences, dtype=float).reshape(*differences.shape[:leading], -1).mean(axis=-1)
+    )
 
 
-def _tested(statistics: np.ndarray, compared: np.ndarray, scale: np.ndarray, level: float, seed: int) -> TwoSamplers:
-    """The test from statistics (noise, items, labellings), 0 as observed; `compared` are relabelled, in units of `scale`."""
+def _tested(
+    statistics: np.ndarray, compared: np.ndarray, scale: np.ndarray, level: float, seed: int
+) -> TwoSamplers:
+    """The test from statistics (noise, items, labellings), 0 as observed; `compared` are
+    relabelled, in units of `scale`.
+    """
     level = checked_share("level", level)
     B = math.ceil(100 * len(statistics) / level)
     units = np.where(scale > 0, scale, 1)[:, None, None]

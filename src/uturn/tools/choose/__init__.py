@@ -1,4 +1,6 @@
-"""The choice of a noise level that keeps a reading, from the command line (`uturn.choose` in Python)."""
+"""The choice of a noise level that keeps a reading, from the command line (`uturn.choose` in
+Python).
+"""
 
 from uturn.core.tools import Tool
 

@@ -1,4 +1,6 @@
-"""Test of posterior samplers of inverse problems: whether they draw from the posterior, without ground truth about it."""
+"""Test of posterior samplers of inverse problems: whether they draw from the posterior, without
+ground truth about it.
+"""
 
 from uturn.core.tools import Tool, ToolFigure
 
@@ -11,7 +13,11 @@ TOOL = Tool(
     commands=("uturn.tools.inverse.command",),
     sections={"samplers.zarr": "uturn.tools.inverse.section:samplers_section"},
     folders=("errors",),
-    figures={"inverse": ToolFigure("uturn.tools.inverse.exam", after="clones", needs=("deepinv", "inverse"))},
+    figures={
+        "inverse": ToolFigure(
+            "uturn.tools.inverse.exam", after="clones", needs=("deepinv", "inverse")
+        )
+    },
     names={
         "posterior_tests": "uturn.tools.inverse.posteriors:posterior_tests",
         "backward.PosteriorSampler": "uturn.tools.inverse.sampler:PosteriorSampler",

@@ -10,22 +10,28 @@ from uturn.tools.inverse.options import InverseOptions
 
 @command(STUDIES)
 def inverse(out: Out = "results/inverse", *, chosen: InverseOptions, running: Running) -> None:
-    """Test whether posterior samplers of an inverse problem draw from the posterior, without ground truth about it.
+    """Test whether posterior samplers of an inverse problem draw from the posterior, without ground
+    truth about it.
 
-    Images are measured, y = A(x) + noise, at several strengths of the operator A. Each sampler draws several reconstructions of
-    each measurement. Given y, the original and exact draws from p(x | y) are exchangeable, so any reading that tells them apart
-    shows an error. The command tests the distance of two images, their class, the likelihood log p(y | x) and the ranks of the
-    original among its reconstructions, and says which kind of error it is: too sure, not sure enough, shifted, wrong modes, deaf
-    to the data. Beside the tests stand what reconstructions keep of the class, t\\*, and calls of the network.
+    Images are measured, y = A(x) + noise, at several strengths of the operator A. Each sampler
+    draws several reconstructions of each measurement. Given y, the original and exact draws from
+    p(x | y) are exchangeable, so any reading that tells them apart shows an error. The command
+    tests the distance of two images, their class, the likelihood log p(y | x) and the ranks of the
+    original among its reconstructions, and says which kind of error it is: too sure, not sure
+    enough, shifted, wrong modes, deaf to the data. Beside the tests stand what reconstructions keep
+    of the class, t\\*, and calls of the network.
 
-    With real images, sampler and model are judged together; --data generated, originals drawn by the model, judges the sampler
-    alone, as do vectors of a law of your own, which need no model. Several can be given. Samplers and operators are those of
-    deepinv by name, or your own: module:function. A function without a denoiser needs no model either.
+    With real images, sampler and model are judged together; --data generated, originals drawn by
+    the model, judges the sampler alone, as do vectors of a law of your own, which need no model.
+    Several can be given. Samplers and operators are those of deepinv by name, or your own:
+    module:function. A function without a denoiser needs no model either.
 
-    Writes the page `index.html` (truth, measurement, reconstructions and their spread at each strength), `inverse.json`,
-    `inverse.csv`, `errors/`, the files of `uturn images`, and a store for each sampler. The command can be stopped at any
-    time; running it again resumes. More samplers, items or levels extend the results. Without options, it tests two
-    samplers of deepinv on the package's Fashion-MNIST model, behind hidden boxes, in five minutes. Needs uturn[inverse].
+    Writes the page `index.html` (truth, measurement, reconstructions and their spread at each
+    strength), `inverse.json`, `inverse.csv`, `errors/`, the files of `uturn images`, and a store
+    for each sampler. The command can be stopped at any time; running it again resumes. More
+    samplers, items or levels extend the results. Without options, it tests two samplers of deepinv
+    on the package's Fashion-MNIST model, behind hidden boxes, in five minutes. Needs
+    uturn[inverse].
 
     Example:
 
@@ -54,7 +60,9 @@ def inverse(out: Out = "results/inverse", *, chosen: InverseOptions, running: Ru
     title = "Posterior samplers" if several else f"Posterior sampler {runs[0].name}"
     studies = write_study(readings, out, title=title, groups=("class", "distance"), page=False)
     with output_folder("out", out) as folder:
-        tests = write_inverse(runs, readings, studies if several else {runs[0].name: studies}, calls, folder)
+        tests = write_inverse(
+            runs, readings, studies if several else {runs[0].name: studies}, calls, folder
+        )
     report([out])
     table = for_terminal(TextTable(**tests["table"]))
     end(out, [table], *tests["notes"], files=RESULTS)

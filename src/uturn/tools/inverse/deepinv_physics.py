@@ -19,11 +19,15 @@ DEEPINV = "deepinv:"
 
 
 def deepinv(what: str) -> Any:
-    """The library deepinv; ValueError names the option `what` that needs it, and the way to install it."""
+    """The library deepinv; ValueError names the option `what` that needs it, and the way to
+    install it.
+    """
     try:
         return importlib.import_module("deepinv")
     except ImportError as error:
-        raise ValueError(f"{what} needs deepinv ({one_line(error)}); pip install 'uturn[inverse]'") from None
+        raise ValueError(
+            f"{what} needs deepinv ({one_line(error)}); pip install 'uturn[inverse]'"
+        ) from None
 
 
 def of_physics(physics: Any, shape: Shape) -> Operator:
@@ -35,7 +39,9 @@ def of_physics(physics: Any, shape: Shape) -> Operator:
         clean = physics.A(torch.zeros(1, *shape))
     is_real = isinstance(clean, torch.Tensor) and not clean.is_complex()
     found = getattr(clean, "dtype", type(clean).__name__)
-    expect(is_real, f"the physics {type(physics).__name__}: A(x)", found, "a tensor of real numbers")
+    expect(
+        is_real, f"the physics {type(physics).__name__}: A(x)", found, "a tensor of real numbers"
+    )
     measured = None
     if hasattr(physics, "mask"):  # physics of masks add no noise to what they hide
         model, physics.noise_model = physics.noise_model, torch.nn.Identity()
@@ -62,15 +68,23 @@ def with_noise(operator: Operator, noise: Any) -> Operator:
 
 
 def noise_model_of(noise: Any) -> Any:
-    """The noise model of deepinv with the law of an `Operator`; no noise, if the law is not known."""
+    """The noise model of deepinv with the law of an `Operator`; no noise, if the law is not
+    known.
+    """
     models = deepinv("the noise").physics
     if isinstance(noise, GaussianNoise):
         return models.GaussianNoise(noise.sigma)
-    return models.PoissonNoise(noise.gain, clip_positive=True) if isinstance(noise, PoissonNoise) else models.ZeroNoise()
+    return (
+        models.PoissonNoise(noise.gain, clip_positive=True)
+        if isinstance(noise, PoissonNoise)
+        else models.ZeroNoise()
+    )
 
 
 def _noise_of(physics: Any) -> Any:
-    """The law of the noise of a physics; its draws, if there is a sensor or the law is not known."""
+    """The law of the noise of a physics; its draws, if there is a sensor or the law is not
+    known.
+    """
     import torch
 
     values = torch.linspace(-2, 2, 9)

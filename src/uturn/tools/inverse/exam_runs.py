@@ -27,18 +27,38 @@ NOISE = [0.02, 0.05]
 CLONES = 4
 EXACT = {"exact": "exact draws", "score": "exact conditional score"}
 """Samplers of the posterior: their names in stores, and their labels."""
-OTHERS = {"ddrm": "DDRM", "pigdm": "ΠGDM", "dps": "DPS", "diffpir": "DiffPIR", "ula": "ULA", "mean": "posterior mean"}
+OTHERS = {
+    "ddrm": "DDRM",
+    "pigdm": "ΠGDM",
+    "dps": "DPS",
+    "diffpir": "DiffPIR",
+    "ula": "ULA",
+    "mean": "posterior mean",
+}
 """Samplers of deepinv with its defaults, and the deterministic one."""
-ERRORS = {"told": "score, noise told × 0.7", "few": "score, 20 steps", "late": "score, from σ = 0.1"}
-"""The exact conditional score with an error of normalisation, and with two of schedule, put in on purpose."""
+ERRORS = {
+    "told": "score, noise told × 0.7",
+    "few": "score, 20 steps",
+    "late": "score, from σ = 0.1",
+}
+"""The exact conditional score with an error of normalisation, and with two of schedule, put in
+on purpose.
+"""
 REPAIRED = {"ddrm_full": "DDRM without its 1/√2"}
 LABELS = {**EXACT, **OTHERS, **ERRORS, **REPAIRED}
 _ALL = list(product(WORLDS, OPERATORS))
 SETTINGS: dict[Scale, dict[str, Any]] = {
-    "smoke": {"pairs": [*_ALL[:3], ("field", "blur")], "items": 320, "score_steps": 500, "chain_steps": 400},
+    "smoke": {
+        "pairs": [*_ALL[:3], ("field", "blur")],
+        "items": 320,
+        "score_steps": 500,
+        "chain_steps": 400,
+    },
     "paper": {"pairs": _ALL, "items": 1024, "score_steps": 2000, "chain_steps": 4000},
 }
-"""`pairs` of a world and an operator; steps of the exact conditional score, and of the Markov chain of ULA."""
+"""`pairs` of a world and an operator; steps of the exact conditional score, and of the Markov
+chain of ULA.
+"""
 
 
 def backwards(world: str, scale: Scale) -> dict[str, dict[str, Any]]:
@@ -75,13 +95,17 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     for world, operator in SETTINGS[scale]["pairs"]:
         corruption = {"type": "operator", **OPERATORS[operator], "swept": "sigma"}
         for name, backward in backwards(world, scale).items():
-            experiment = experiment_of(WORLDS[world], corruption, NOISE, *probes, backward=backward, **sizes)
+            experiment = experiment_of(
+                WORLDS[world], corruption, NOISE, *probes, backward=backward, **sizes
+            )
             table[f"{world}-{operator}-{name}"] = experiment
     return table
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    """The runs by "world-operator-sampler", and "calls": calls of the network for a reconstruction, by sampler."""
+    """The runs by "world-operator-sampler", and "calls": calls of the network for a
+    reconstruction, by sampler.
+    """
     made, first = experiments(workshop.scale), "-".join(SETTINGS[workshop.scale]["pairs"][0])
     runs = workshop.runs("inverse", made, apart=True)
     named = {name: made[f"{first}-{name}"] for name in LABELS}

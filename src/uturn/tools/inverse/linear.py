@@ -15,13 +15,16 @@ _MODE, _VALUES = 2**63 + 14, 2**63 + 15  # sub-streams of a draw
 
 
 class LinearPosterior:
-    """p(x | y) for y = H x + n, n normal with covariance R, and x from the mixture sum_k w_k N(mu_k, C_k).
+    """p(x | y) for y = H x + n, n normal with covariance R, and x from the mixture sum_k w_k
+    N(mu_k, C_k).
 
-    With S_k = H C_k H^T + R and G_k = C_k H^T S_k^-1, the posterior is the mixture with weights w_k N(y; H mu_k, S_k) / p(y),
-    means mu_k + G_k (y - H mu_k) and covariances C_k - G_k H C_k (Bishop, Pattern Recognition and Machine Learning, Eqs. 2.113 to
-    2.117), in float64. ValueError if S_k is singular: measurements without noise that are linearly dependent. `means` (modes,
-    dimension); `covariances` (modes, dimension, dimension), or (dimension, dimension) if the modes share it; `weights` (modes,);
-    `H` (measurements, dimension); `R` (measurements, measurements), or a number, the variance of white noise.
+    With S_k = H C_k H^T + R and G_k = C_k H^T S_k^-1, the posterior is the mixture with weights w_k
+    N(y; H mu_k, S_k) / p(y), means mu_k + G_k (y - H mu_k) and covariances C_k - G_k H C_k (Bishop,
+    Pattern Recognition and Machine Learning, Eqs. 2.113 to 2.117), in float64. ValueError if S_k is
+    singular: measurements without noise that are linearly dependent. `means` (modes, dimension);
+    `covariances` (modes, dimension, dimension), or (dimension, dimension) if the modes share it;
+    `weights` (modes,); `H` (measurements, dimension); `R` (measurements, measurements), or a
+    number, the variance of white noise.
 
     Examples
     --------
@@ -43,17 +46,22 @@ class LinearPosterior:
         variances = np.diagonal(S, axis1=1, axis2=2)
         if np.linalg.eigvalsh(S).min(initial=np.inf) <= 1e-13 * variances.max(initial=0):
             raise ValueError(
-                f"H, R: the covariance of the {m} measurements is singular; expected noise above 0, or measurements that are "
-                f"linearly independent"
+                f"H, R: the covariance of the {m} measurements is singular; expected noise above 0,"
+                " or measurements that are linearly independent"
             )
         root = np.linalg.cholesky(S)
         self._whiten = np.linalg.inv(root)  # (modes or 1, measurements, measurements)
         self._log_det = 2 * np.log(np.diagonal(root, axis1=1, axis2=2)).sum(1)
         self.gains = (self._whiten.transpose(0, 2, 1) @ (self._whiten @ HC)).transpose(0, 2, 1)
-        # (I - G H) C (I - G H)^T + G R G^T equals C - G H C, and rounding leaves it symmetric and positive.
+        # (I - G H) C (I - G H)^T + G R G^T equals C - G H C, and rounding leaves it symmetric and
+        # positive.
         rest = np.eye(d) - self.gains @ self.H
-        self.covariances = rest @ C @ rest.transpose(0, 2, 1) + self.gains @ R @ self.gains.transpose(0, 2, 1)
-        """Covariances of the modes given y, which do not depend on y: (modes or 1, dimension, dimension)."""
+        self.covariances = rest @ C @ rest.transpose(
+            0, 2, 1
+        ) + self.gains @ R @ self.gains.transpose(0, 2, 1)
+        """Covariances of the modes given y, which do not depend on y: (modes or 1, dimension,
+        dimension).
+        """
         self._margin = 1e-13 * np.trace(C, axis1=1, axis2=2)[:, None, None] * np.eye(d)
 
     def weights(self, observed: Any) -> np.ndarray:
@@ -61,9 +69,13 @@ class LinearPosterior:
         return np.exp(self._log_weights(self._checked(observed)))
 
     def means(self, observed: Any) -> np.ndarray:
-        """Means of the modes given measurements (batch, measurements): (batch, modes, dimension)."""
+        """Means of the modes given measurements (batch, measurements): (batch, modes,
+        dimension).
+        """
         residuals = self._residuals(self._checked(observed))
-        return (self.prior_means[:, None] + residuals @ self.gains.transpose(0, 2, 1)).transpose(1, 0, 2)
+        return (self.prior_means[:, None] + residuals @ self.gains.transpose(0, 2, 1)).transpose(
+            1, 0, 2
+        )
 
     def mean(self, observed: Any) -> np.ndarray:
         """E[x | y] of measurements (batch, measurements): (batch, dimension)."""
@@ -76,7 +88,8 @@ class LinearPosterior:
         return (weights * (within + means**2)).sum(1) - (weights * means).sum(1) ** 2
 
     def sample(self, observed: Any, seed: Any = 0) -> np.ndarray:
-        """A draw from p(x | y) for each measurement (batch, measurements), float64 (batch, dimension).
+        """A draw from p(x | y) for each measurement (batch, measurements), float64 (batch,
+        dimension).
 
         `seed`: an integer, or one uint64 key for each measurement (`uturn.random.keys`).
         """
@@ -90,7 +103,9 @@ class LinearPosterior:
         return draws
 
     def log_density(self, values: Any, observed: Any) -> np.ndarray:
-        """log p(x | y) in nats, (batch,), of vectors (batch, dimension) given measurements, (batch or 1, measurements)."""
+        """log p(x | y) in nats, (batch,), of vectors (batch, dimension) given measurements,
+        (batch or 1, measurements).
+        """
         observed = self._checked(observed)
         centred = checked_numbers("values", values) - self.means(observed).transpose(1, 0, 2)
         white = np.linalg.solve(self._roots, centred.transpose(0, 2, 1))
@@ -102,7 +117,8 @@ class LinearPosterior:
     def _roots(self) -> np.ndarray:
         """Cholesky factors of the covariances.
 
-        A margin far below the prior variance keeps the variance of exactly measured directions positive.
+        A margin far below the prior variance keeps the variance of exactly measured directions
+        positive.
         """
         return np.linalg.cholesky(self.covariances + self._margin)
 
@@ -111,11 +127,15 @@ class LinearPosterior:
 
     def _log_weights(self, observed: np.ndarray) -> np.ndarray:
         white = self._residuals(observed) @ self._whiten.transpose(0, 2, 1)
-        log_joint = np.log(self.prior_weights)[:, None] - 0.5 * ((white**2).sum(2) + self._log_det[:, None])
+        log_joint = np.log(self.prior_weights)[:, None] - 0.5 * (
+            (white**2).sum(2) + self._log_det[:, None]
+        )
         return (log_joint - logsumexp(log_joint, axis=0)).T
 
     def _checked(self, observed: Any) -> np.ndarray:
         observed = np.atleast_2d(checked_numbers("the measurements", observed))
         if observed.shape[1] != len(self.H):
-            raise ValueError(f"the measurements have shape {observed.shape}; expected (batch, {len(self.H)})")
+            raise ValueError(
+                f"the measurements have shape {observed.shape}; expected (batch, {len(self.H)})"
+            )
         return observed

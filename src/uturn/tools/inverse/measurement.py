@@ -1,4 +1,6 @@
-"""The corruption of an inverse problem: a measurement of the original by an operator, y = A(x) with noise."""
+"""The corruption of an inverse problem: a measurement of the original by an operator, y = A(x)
+with noise.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +29,23 @@ _LARGEST = 4096  # dimension of a field up to which the information is computed
 
 
 class Measurement(Spec, Corruption):
-    """Measurements y = A(x) + noise of the originals; the noise level is the strength of the operator, or of its noise.
+    """Measurements y = A(x) + noise of the originals; the noise level is the strength of the
+    operator, or of its noise.
 
-    Images are measured in [0, 1], vectors in their own units, as images of one channel (fields) or one row.
+    Images are measured in [0, 1], vectors in their own units, as images of one channel (fields) or
+    one row.
 
-    `operator`: a name ("boxes", "inpainting", "blur", "downsampling", "fourier", "denoising", see `named_operators`), or a
-    function of one's own ("module:function"), called as `function(strength, shape, **options)` with `shape` = (channels, height,
-    width), which returns an `Operator` or a physics of deepinv. If it has a parameter `generator`, a `numpy.random.Generator`,
-    the operator is drawn, for each trajectory of each item. `options`: those of the operator. The noise level sets the share
-    `hidden` ("boxes", "inpainting", "fourier"), `width` ("blur"), `factor` ("downsampling"), `sigma` ("denoising", and
-    "inpainting" with a mask) or `strength` (functions). `swept` = "sigma": it sets sigma for any operator. `sigma`: standard
-    deviation of Gaussian noise, by default .05 for operators by name; functions bring a noise of their own, which it replaces. If
-    the law of the noise is neither Gaussian nor Poisson, calibration works, and what needs a likelihood is refused.
+    `operator`: a name ("boxes", "inpainting", "blur", "downsampling", "fourier", "denoising", see
+    `named_operators`), or a function of one's own ("module:function"), called as
+    `function(strength, shape, **options)` with `shape` = (channels, height, width), which returns
+    an `Operator` or a physics of deepinv. If it has a parameter `generator`, a
+    `numpy.random.Generator`, the operator is drawn, for each trajectory of each item. `options`:
+    those of the operator. The noise level sets the share `hidden` ("boxes", "inpainting",
+    "fourier"), `width` ("blur"), `factor` ("downsampling"), `sigma` ("denoising", and "inpainting"
+    with a mask) or `strength` (functions). `swept` = "sigma": it sets sigma for any operator.
+    `sigma`: standard deviation of Gaussian noise, by default .05 for operators by name; functions
+    bring a noise of their own, which it replaces. If the law of the noise is neither Gaussian nor
+    Poisson, calibration works, and what needs a likelihood is refused.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images", "vectors")
@@ -59,11 +66,23 @@ class Measurement(Spec, Corruption):
         is_known = named is not None or is_import_path(self.operator)
         expect(is_known, "operator", self.operator, f"one of {[*NAMED]}, or 'module:function'")
         given = self.options | ({} if self.sigma is None else {"sigma": self.sigma})
-        expect(self._swept not in given, self._swept, given.get(self._swept), "none, as the noise level sets it")
+        expect(
+            self._swept not in given,
+            self._swept,
+            given.get(self._swept),
+            "none, as the noise level sets it",
+        )
         if named is not None:
-            taken = [name for name in inspect.signature(named.make).parameters if name not in ("shape", "generator")]
+            taken = [
+                name
+                for name in inspect.signature(named.make).parameters
+                if name not in ("shape", "generator")
+            ]
             expect(
-                set(self.options) <= set(taken), f"options of the operator {self.operator!r}", [*self.options], f"some of {taken}"
+                set(self.options) <= set(taken),
+                f"options of the operator {self.operator!r}",
+                [*self.options],
+                f"some of {taken}",
             )
         return self
 
@@ -95,7 +114,11 @@ class Measurement(Spec, Corruption):
 
     @property
     def _function(self) -> Any:
-        return import_function(self.operator, f"corruption.operator = {self.operator!r}", f"{[*NAMED]}, or 'module:function'")
+        return import_function(
+            self.operator,
+            f"corruption.operator = {self.operator!r}",
+            f"{[*NAMED]}, or 'module:function'",
+        )
 
     def own_code(self) -> Any:
         return None if self.operator in NAMED else self._function
@@ -104,7 +127,9 @@ class Measurement(Spec, Corruption):
         """SHA-256 of the mask, if it is a file."""
         if self.operator in NAMED:
             deepinv(f"corruption.operator = {self.operator!r}")  # fails before a store is made
-        return "".join(hashlib.sha256(read_array(mask).tobytes()).hexdigest() for mask in self.files())
+        return "".join(
+            hashlib.sha256(read_array(mask).tobytes()).hexdigest() for mask in self.files()
+        )
 
     def files(self) -> list[str]:
         mask = self.options.get("mask") if self.operator == "inpainting" else None
@@ -126,21 +151,30 @@ class Measurement(Spec, Corruption):
         return replace(unmeasured, values=values, operators=operators)
 
     def corrupt(self, data: np.ndarray, noise: float, keys: np.ndarray) -> np.ndarray:
-        """Measurements float32 (batch, ...) of data (batch, channels, height, width), with an operator drawn for each."""
+        """Measurements float32 (batch, ...) of data (batch, channels, height, width), with an
+        operator drawn for each.
+        """
         return self._measured(data, noise, keys)[0]
 
-    def _measured(self, data: np.ndarray, noise: float, row_keys: np.ndarray) -> tuple[np.ndarray, tuple[Operator, ...]]:
+    def _measured(
+        self, data: np.ndarray, noise: float, row_keys: np.ndarray
+    ) -> tuple[np.ndarray, tuple[Operator, ...]]:
         with noted(f"corruption.operator = {self.operator!r}"):
             operators = self._operators(noise, data.shape[1:], row_keys)
-            values = [operator.measure(datum, key[None]) for operator, datum, key in zip(operators, data, row_keys, strict=True)]
+            values = [
+                operator.measure(datum, key[None])
+                for operator, datum, key in zip(operators, data, row_keys, strict=True)
+            ]
             shapes = sorted({value.shape for value in values})
             expect(len(shapes) == 1, "shapes of measurements", shapes, "the same for all data")
         return np.stack(values), operators
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
-        """The information `bits` of measurements about a Gaussian field, 1/2 log2 det(I + H C H^T / sigma^2), where it is known.
+        """The information `bits` of measurements about a Gaussian field, 1/2 log2 det(I + H C H^T /
+        sigma^2), where it is known.
 
-        An operator is made here for each level, and applied, so that errors come before a run starts.
+        An operator is made here for each level, and applied, so that errors come before a run
+        starts.
         """
         law = source.law(0) if hasattr(source, "law") else None
         shape = source.image_shape() if law is None else _shape_of(law)
@@ -148,25 +182,51 @@ class Measurement(Spec, Corruption):
             return {}
         with noted(f"corruption.operator = {self.operator!r}"):
             key = 0 if self.is_drawn else None
-            operators = [_shared(self, self.own_code(), float(level), shape, key) for level in noise]
-            draws = np.random.default_rng(0).random((2, *shape)) if law is None else law.sample(2).values
+            operators = [
+                _shared(self, self.own_code(), float(level), shape, key) for level in noise
+            ]
+            draws = (
+                np.random.default_rng(0).random((2, *shape))
+                if law is None
+                else law.sample(2).values
+            )
             data = draws.reshape(2, *shape).astype(np.float32)
             for operator, level in zip(operators, noise, strict=True):
                 operator.check(data, self._made(self.own_code(), float(level), shape, key))
-            known = [o.is_linear and isinstance(o.noise, GaussianNoise) and o.noise.is_known for o in operators]
-            if key is not None or law is None or law.num_modes > 1 or law.dimension > _LARGEST or not all(known):
+            known = [
+                o.is_linear and isinstance(o.noise, GaussianNoise) and o.noise.is_known
+                for o in operators
+            ]
+            if (
+                key is not None
+                or law is None
+                or law.num_modes > 1
+                or law.dimension > _LARGEST
+                or not all(known)
+            ):
                 return {}
-            bits = [_bits(operator.matrix(shape, data), law.covariance, operator.noise.sigma) for operator in operators]
-        return {"bits": Axis(np.array(bits), {"long_name": "information about the original", "units": "bits"})}
+            bits = [
+                _bits(operator.matrix(shape, data), law.covariance, operator.noise.sigma)
+                for operator in operators
+            ]
+        return {
+            "bits": Axis(
+                np.array(bits), {"long_name": "information about the original", "units": "bits"}
+            )
+        }
 
-    def _operators(self, noise: float, shape: tuple[int, ...], row_keys: np.ndarray) -> tuple[Operator, ...]:
+    def _operators(
+        self, noise: float, shape: tuple[int, ...], row_keys: np.ndarray
+    ) -> tuple[Operator, ...]:
         function = self.own_code()
         if self.is_drawn:
             drawn = streams(row_keys, len(row_keys), _OPERATOR)
             return tuple(self._made(function, noise, shape, int(key)) for key in drawn)
         return (_shared(self, function, noise, shape, None),) * len(row_keys)
 
-    def _made(self, function: Any, noise: float, shape: tuple[int, ...], key: int | None) -> Operator:
+    def _made(
+        self, function: Any, noise: float, shape: tuple[int, ...], key: int | None
+    ) -> Operator:
         """The operator at a noise level for data of a shape, with its noise."""
         options = dict(self.options)
         if self._swept != "sigma":
@@ -180,7 +240,12 @@ class Measurement(Spec, Corruption):
             if hasattr(operator, "A") and hasattr(operator, "noise_model"):
                 operator = of_physics(operator.clone(), shape)
         is_operator = isinstance(operator, Operator)
-        expect(is_operator, "what it gives", operator, "a uturn.corruption.Operator or a physics of deepinv")
+        expect(
+            is_operator,
+            "what it gives",
+            operator,
+            "a uturn.corruption.Operator or a physics of deepinv",
+        )
         law = self._noise(noise)
         return operator if law is None else with_noise(operator, law)
 
@@ -202,6 +267,10 @@ def _bits(H: np.ndarray, C: np.ndarray, sigma: float) -> float:
 
 
 @cached_while_unchanged(maxsize=16)
-def _shared(measurement: Measurement, function: Any, noise: float, shape: tuple[int, ...], key: int | None) -> Operator:
-    """The operator of a noise level, the same object for all data, so that its exact posterior is computed once."""
+def _shared(
+    measurement: Measurement, function: Any, noise: float, shape: tuple[int, ...], key: int | None
+) -> Operator:
+    """The operator of a noise level, the same object for all data, so that its exact posterior
+    is computed once.
+    """
     return measurement._made(function, noise, shape, key)

@@ -1,4 +1,6 @@
-"""The options of the check of posterior samplers, described once for Python and the command line."""
+"""The options of the check of posterior samplers, described once for Python and the command
+line.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,15 @@ if TYPE_CHECKING:
 
 
 GENERATED_STEPS = 250
-"""Steps of the chain that draws generated originals. A coarse chain has another law than its model."""
+"""Steps of the chain that draws generated originals. A coarse chain has another law than its
+model.
+"""
 
 
 class Run(NamedTuple):
-    """One sampler on one kind of originals: its name in tables, the name of its store, and its experiment."""
+    """One sampler on one kind of originals: its name in tables, the name of its store, and its
+    experiment.
+    """
 
     name: str
     store: str
@@ -35,12 +41,15 @@ class Run(NamedTuple):
 
     @property
     def judges(self) -> str:
-        """What the tests of the run judge: the law of generated originals is that of the model, so only the sampler can err."""
+        """What the tests of the run judge: the law of generated originals is that of the model,
+        so only the sampler can err.
+        """
         return "sampler" if self.data == "generated" or _law(self.data) else "sampler and prior"
 
 
 class InverseOptions(ImageOptions):
-    """Posterior samplers of inverse problems of images or of vectors of a known law, each on the same measurements.
+    """Posterior samplers of inverse problems of images or of vectors of a known law, each on the
+    same measurements.
 
     `runs` gives one experiment for each sampler and each kind of originals.
 
@@ -59,7 +68,9 @@ class InverseOptions(ImageOptions):
         "Measures": ImageOptions.panels["Measures"],
         "Size and seed": tuple(name for name in SIZES if name not in ("levels", "trajectories")),
         "Speed and memory": tuple(
-            name for name in ImageOptions.panels["Speed and memory"] if name in DenoiserOptions.model_fields
+            name
+            for name in ImageOptions.panels["Speed and memory"]
+            if name in DenoiserOptions.model_fields
         ),
     }
     flags: ClassVar[Mapping[str, str]] = {**ImageOptions.flags, "samplers": "--sampler"}
@@ -67,45 +78,72 @@ class InverseOptions(ImageOptions):
 
     operator: str = Field(
         "boxes",
-        description="Operator A of y = A(x) + noise: boxes, inpainting, blur, downsampling, fourier, denoising, or "
-        "module:function, with its options behind it: 'inpainting mask=mask.npy'.",
+        description=(
+            "Operator A of y = A(x) + noise: boxes, inpainting, blur, downsampling, fourier,"
+            " denoising, or module:function, with its options behind it: 'inpainting"
+            " mask=mask.npy'."
+        ),
         examples=["boxes", "inpainting", "blur", "downsampling", "fourier", "denoising"],
     )
     levels: SkipValidation[int | list[float]] = Field(
         [0.2, 0.4, 0.6],
-        description="Strengths of the operator, such as the share of hidden pixels or the width of a blur in pixels: 0.5,1,2.",
+        description=(
+            "Strengths of the operator, such as the share of hidden pixels or the width of a blur"
+            " in pixels: 0.5,1,2."
+        ),
     )
     sigma: float | None = Field(
         None,
         ge=0,
         allow_inf_nan=False,
-        description="Standard deviation of the Gaussian noise of y; images are in [0, 1]. By default 0.05, or the noise that "
-        "module:function gives.",
+        description=(
+            "Standard deviation of the Gaussian noise of y; images are in [0, 1]. By default 0.05,"
+            " or the noise that module:function gives."
+        ),
     )
     samplers: list[str] = Field(
         ["deepinv:DDRM steps=50", "deepinv:DiffPIR steps=50"],
-        description="Posterior sampler: deepinv:NAME, or module:function, a function (observed, operator, generator[, denoiser]) "
-        "that returns a reconstruction; with its options behind it: 'deepinv:DiffPIR steps=50 zeta=0.3'. Without denoiser, it "
-        "needs no model. exact: the posterior of a mixture.",
+        description=(
+            "Posterior sampler: deepinv:NAME, or module:function, a function (observed, operator,"
+            " generator[, denoiser]) that returns a reconstruction; with its options behind it:"
+            " 'deepinv:DiffPIR steps=50 zeta=0.3'. Without denoiser, it needs no model. exact: the"
+            " posterior of a mixture."
+        ),
         examples=["deepinv:DDRM", "deepinv:DPS", "deepinv:DiffPIR"],
     )
     batch: int = Field(
-        1, ge=1, description="Measurements in a call of the sampler; with more than 1, results of an item depend on its batch."
+        1,
+        ge=1,
+        description=(
+            "Measurements in a call of the sampler; with more than 1, results of an item depend on"
+            " its batch."
+        ),
     )
     data: list[str] = Field(  # type: ignore[assignment] # several kinds of originals
         ["fashion_mnist"],
-        description="Originals: a folder of images, whose sub-folders are classes; a .npy file; or generated (drawn by the "
-        "model), which judges the sampler alone; or a law of vectors with its options, 'gaussian_mixture means=means.npy "
-        "covariances=covariances.npy weights=[0.3,0.7]', which needs no model.",
+        description=(
+            "Originals: a folder of images, whose sub-folders are classes; a .npy file; or"
+            " generated (drawn by the model), which judges the sampler alone; or a law of vectors"
+            " with its options, 'gaussian_mixture means=means.npy covariances=covariances.npy"
+            " weights=[0.3,0.7]', which needs no model."
+        ),
         examples=["fashion_mnist", "generated"],
     )
     items: int = Field(40, ge=2, description="Number of originals.")
-    clones: int = Field(4, ge=2, description="Reconstructions of each measurement, which the tests compare with its original.")
+    clones: int = Field(
+        4,
+        ge=2,
+        description=(
+            "Reconstructions of each measurement, which the tests compare with its original."
+        ),
+    )
 
     def runs(self, originals: str | None = None) -> list[Run]:
-        """The experiments, one for each sampler and each kind of originals. `originals`: folder of generated originals.
+        """The experiments, one for each sampler and each kind of originals. `originals`: folder of
+        generated originals.
 
-        A ValueError for options that do not fit together, and for the reasons of `Experiment.from_dict`.
+        A ValueError for options that do not fit together, and for the reasons of
+        `Experiment.from_dict`.
         """
         for name in ("samplers", "data"):
             texts = getattr(self, name)
@@ -124,14 +162,21 @@ class InverseOptions(ImageOptions):
                 name = label if len(self.data) == 1 else f"{label}, {kind}"
                 runs.append(Run(name, store, label, data, arm._of_sampler(sampler, law, originals)))
         stores = [run.store for run in runs]
-        expect(len(set(stores)) == len(runs), "data, samplers: stores", stores, "different names; rename one")
+        expect(
+            len(set(stores)) == len(runs),
+            "data, samplers: stores",
+            stores,
+            "different names; rename one",
+        )
         return runs
 
     def experiment(self, originals: str | None = None) -> Experiment:
         return self.runs(originals)[0].experiment
 
     def _of_sampler(self, sampler: str, law: dict[str, Any], originals: str | None) -> Experiment:
-        """The experiment of a sampler; `data` is one kind of originals here, of which `law` is the table if it is a law."""
+        """The experiment of a sampler; `data` is one kind of originals here, of which `law` is
+        the table if it is a law.
+        """
         name, of_sampler = named_options("sampler", sampler)
         table = law or self._source(originals)
         backward: dict[str, Any] = {"type": "exact"}
@@ -139,7 +184,9 @@ class InverseOptions(ImageOptions):
             options = {"options": of_sampler, "batch": self.batch if self.batch > 1 else None}
             of_model = {} if law else self._set("model", *DenoiserOptions.model_fields)
             backward = {"type": "sampler", "sampler": name, **given(options), **of_model}
-        of_images = [] if law else [{**_ADDED.get(probe["type"], {}), **probe} for probe in self._probes()]
+        of_images = (
+            [] if law else [{**_ADDED.get(probe["type"], {}), **probe} for probe in self._probes()]
+        )
         if table["type"] == "generated":
             table["steps"] = GENERATED_STEPS
         return self._experiment(
@@ -157,7 +204,8 @@ class InverseOptions(ImageOptions):
             "operator": operator,
             **given({"options": options}),
             **self._set("sigma"),
-            "noise": [self.levels] if isinstance(self.levels, int) else self.levels,  # 2 is a strength, not a number of them
+            # 2 is a strength, not a number of them.
+            "noise": [self.levels] if isinstance(self.levels, int) else self.levels,
         }
 
 
@@ -180,11 +228,16 @@ def named_options(option: str, text: str) -> tuple[str, dict[str, Any]]:
     try:
         name, *pairs = shlex.split(text)
     except ValueError:  # no word, or a quote that is not closed
-        raise ValueError(f"{option} = {text!r}: expected a name, perhaps with options behind it: 'NAME KEY=VALUE ..'") from None
+        raise ValueError(
+            f"{option} = {text!r}: expected a name, perhaps with options behind it: 'NAME"
+            " KEY=VALUE ..'"
+        ) from None
     options = {}
     for pair in pairs:
         key, _, value = pair.partition("=")
-        expect(key and value, f"{option} = {text!r}: option", pair, "KEY=VALUE, without blanks in it")
+        expect(
+            key and value, f"{option} = {text!r}: option", pair, "KEY=VALUE, without blanks in it"
+        )
         options[key] = parsed_value(value)
     return name, options
 
@@ -200,4 +253,8 @@ def _law(data: str) -> dict[str, Any]:
 def _file_name(text: str) -> str:
     """A text as part of the name of a file; a long one is cut, with a digest of the whole."""
     name = re.sub(r"[^\w.=,+-]+", "-", text)
-    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return (
+        name
+        if len(name) <= _LONGEST
+        else f"{name[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    )

@@ -1,4 +1,6 @@
-"""Tests of a posterior sampler by the readings of its clones: a family of exact tests, effect sizes, and the kind of error."""
+"""Tests of a posterior sampler by the readings of its clones: a family of exact tests, effect
+sizes, and the kind of error.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ from uturn.core.checks import expect
 from uturn.core.messages import shown
 from uturn.measures.calibration import calibration, holm, items_tested, twin_of
 from uturn.measures.ranks import ranks
-from uturn.measures.statistics import ESTIMATE, WITHIN, checked_share, mean_curves, proportion, with_interval
+from uturn.measures.statistics import (
+    ESTIMATE,
+    WITHIN,
+    checked_share,
+    mean_curves,
+    proportion,
+    with_interval,
+)
 
 NONE_SEEN, OTHER, DEAF = "none seen", "some other error", "deaf to the data"
 KINDS = {
@@ -23,7 +32,9 @@ KINDS = {
     "too sure": "clones are closer to each other, or to the measurement, than to the original",
     "not sure enough": "clones are farther from each other than from the original",
     "wrong modes": "clones share a class more or less often than the original does with them",
-    "unlike the data": "clones have another probability than the originals, but their spread is right",
+    "unlike the data": (
+        "clones have another probability than the originals, but their spread is right"
+    ),
 }
 """Kinds of errors, in the order in which they are looked for, and what is then seen."""
 BLIND = {
@@ -41,8 +52,11 @@ _FAMILY = ("distance", "same_component", "log_likelihood", "log_prior")
 _BESIDE = ("reference_distance", "mean_value")
 _CLEAR = 0.05  # p-value up to which a test counts in the choice of the kind
 _MATTERS = 0.03  # relative gap of the distance, or difference of shares, from which on it counts
-_SMALL = 0.1  # relative gap of the distance below which clones can be deaf; "unlike the data" below twice this value
-_FAR = 1.5  # a mean is shifted if it differs from 0 by more than this many half-widths of its 95 % interval
+# Relative gap of the distance below which clones can be deaf; "unlike the data" below twice this
+# value.
+_SMALL = 0.1
+# A mean is shifted if it differs from 0 by more than this many half-widths of its 95 % interval.
+_FAR = 1.5
 
 
 class PosteriorTests(xr.Dataset):
@@ -53,11 +67,17 @@ class PosteriorTests(xr.Dataset):
     def __repr__(self) -> str:
         if not {"p", "kind"} <= set(self.data_vars) or "noise" not in self.dims:
             return super().__repr__()
-        console = Console(width=120, color_system=None, force_jupyter=False, highlight=False, markup=False)
+        console = Console(
+            width=120, color_system=None, force_jupyter=False, highlight=False, markup=False
+        )
         with console.capture() as text:
             for at in by_level(self):
                 heads, rows = rows_of(at)
-                table = Table(*(Column(head, overflow="fold") for head in heads), title=title_of(at), title_justify="left")
+                table = Table(
+                    *(Column(head, overflow="fold") for head in heads),
+                    title=title_of(at),
+                    title_justify="left",
+                )
                 for row in rows:
                     table.add_row(*row)
                 console.print(table)
@@ -67,27 +87,34 @@ class PosteriorTests(xr.Dataset):
 
 
 def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> PosteriorTests:
-    """Test whether the clones of a run are draws from the posterior, and say which kind of error they have.
+    """Test whether the clones of a run are draws from the posterior, and say which kind of error
+    they have.
 
-    The family is `distance`, `same_component` (or the first `same_class` of a classifier), `log_likelihood` and `log_prior`, as
-    far as the run has them (probe `posterior`). They are tested by relabelling (`uturn.calibration`). A ranked reading h(x; y) is
-    tested twice: by the difference of means E h(x_0; y) - E h(x̂; y), and by its ranks (`uturn.ranks`), which see errors that
-    keep the mean, such as heavy tails. Holm's adjustment is over both tests of all readings of the family and all noise levels.
-    Beside the family, with a false-alarm rate of their own, stand both tests of `reference_distance`, whose ranks are the test of
-    coverage TARP (arXiv:2302.03026), and of `mean_value`. The kind is a guess from the signs and sizes of the effects, made only
-    where a test has rejected; its error rates are in benchmarks/README.md. `level`: false-alarm rate of the family, and again of
-    the tests beside it, over all noise levels.
+    The family is `distance`, `same_component` (or the first `same_class` of a classifier),
+    `log_likelihood` and `log_prior`, as far as the run has them (probe `posterior`). They are
+    tested by relabelling (`uturn.calibration`). A ranked reading h(x; y) is tested twice: by the
+    difference of means E h(x_0; y) - E h(x̂; y), and by its ranks (`uturn.ranks`), which see errors
+    that keep the mean, such as heavy tails. Holm's adjustment is over both tests of all readings of
+    the family and all noise levels. Beside the family, with a false-alarm rate of their own, stand
+    both tests of `reference_distance`, whose ranks are the test of coverage TARP
+    (arXiv:2302.03026), and of `mean_value`. The kind is a guess from the signs and sizes of the
+    effects, made only where a test has rejected; its error rates are in benchmarks/README.md.
+    `level`: false-alarm rate of the family, and again of the tests beside it, over all noise
+    levels.
 
-    The Dataset has `gap` (noise, reading, estimate); `effect`, the gap in the unit `effect_unit`: of distances as a share of the
-    mean distance of original and clone (1 for clones that are all equal), of log-densities in nats, of classes a difference of
-    shares; `visible`, size of an effect that the test detects with a probability of about one half; `p`, `p_holm`, `rank_p`,
-    `rank_p_holm` (noise, reading), NaN where there is no such test; `rank_difference` (noise, reading, rank), `difference` of
-    `uturn.ranks`; `coverage`, `z_squared` (noise, estimate), numbers without a test, to be compared with
-    `coverage_expected` = (K - 1) / (K + 1) and 1; `kind` (noise), one of `KINDS` of this module, "some other error", or "none
-    seen"; `decided` (noise), the test of means that rejects most clearly, such as "log_prior", or that of ranks, "ranks of
-    log_prior", if no mean rejects; `residual` (noise), root mean square residual of the clones from the measurement, in those
-    of the originals, for Gaussian noise. Coordinates of a reading: `family` ("posterior", "beside"), `effect_unit`, `blind` (what
-    its test cannot see). Attributes: `passed`, `passed_beside`, `level`, `items`, `clones`, `remark`.
+    The Dataset has `gap` (noise, reading, estimate); `effect`, the gap in the unit `effect_unit`:
+    of distances as a share of the mean distance of original and clone (1 for clones that are all
+    equal), of log-densities in nats, of classes a difference of shares; `visible`, size of an
+    effect that the test detects with a probability of about one half; `p`, `p_holm`, `rank_p`,
+    `rank_p_holm` (noise, reading), NaN where there is no such test; `rank_difference` (noise,
+    reading, rank), `difference` of `uturn.ranks`; `coverage`, `z_squared` (noise, estimate),
+    numbers without a test, to be compared with `coverage_expected` = (K - 1) / (K + 1) and 1;
+    `kind` (noise), one of `KINDS` of this module, "some other error", or "none seen"; `decided`
+    (noise), the test of means that rejects most clearly, such as "log_prior", or that of ranks,
+    "ranks of log_prior", if no mean rejects; `residual` (noise), root mean square residual of the
+    clones from the measurement, in those of the originals, for Gaussian noise. Coordinates of a
+    reading: `family` ("posterior", "beside"), `effect_unit`, `blind` (what its test cannot see).
+    Attributes: `passed`, `passed_beside`, `level`, `items`, `clones`, `remark`.
 
     Examples
     --------
@@ -100,38 +127,69 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     ('too sure', 0.34...)
     """
     names, remarks = _names(ds)
-    ranked = [name for some in names.values() for name in some if not twin_of(ds, name).startswith("clone_")]
+    ranked = [
+        name
+        for some in names.values()
+        for name in some
+        if not twin_of(ds, name).startswith("clone_")
+    ]
     tests = {}
     for family, some in names.items():
         if some:  # the relabellings, and what is visible, are those of all tests of the family
             share = len(some) / (len(some) + len(set(some) & set(ranked)))
-            tests[family] = calibration(ds, some, level=checked_share("level", level) * share, seed=seed)
+            tests[family] = calibration(
+                ds, some, level=checked_share("level", level) * share, seed=seed
+            )
     if "posterior" not in tests:
         raise ValueError(
-            f"ds = {shown(ds)}: no reading of the family {', '.join(_FAMILY)} can be tested; expected a run with clones >= 2, "
-            f"at least 2 items and the probe 'posterior'"
+            f"ds = {shown(ds)}: no reading of the family {', '.join(_FAMILY)} can be tested;"
+            " expected a run with clones >= 2, at least 2 items and the probe 'posterior'"
         )
-    families = {family: ("reading", [family] * test.sizes["reading"]) for family, test in tests.items()}
-    of_all = xr.concat([test.assign_coords(family=families[family]) for family, test in tests.items()], "reading")
+    families = {
+        family: ("reading", [family] * test.sizes["reading"]) for family, test in tests.items()
+    }
+    of_all = xr.concat(
+        [test.assign_coords(family=families[family]) for family, test in tests.items()], "reading"
+    )
     of_all = of_all.transpose("noise", "reading")
     readings = [str(name) for name in of_all.reading.values]
     size, variance = xr.ones_like(of_all.p), xr.full_like(of_all.p, np.nan)
     if "distance" in readings:
-        size.loc[{"reading": "distance"}] = ds.distance.mean([dim for dim in ds.distance.dims if dim != "noise"])
+        size.loc[{"reading": "distance"}] = ds.distance.mean(
+            [dim for dim in ds.distance.dims if dim != "noise"]
+        )
     for name in ranked:
         variance.loc[{"reading": name}] = ds[twin_of(ds, name)].isel(trajectory=0).var("item")
-    gap = of_all[["gap", "low", "high"]].to_array("estimate").assign_coords(estimate=ESTIMATE).transpose(..., "estimate")
+    gap = (
+        of_all[["gap", "low", "high"]]
+        .to_array("estimate")
+        .assign_coords(estimate=ESTIMATE)
+        .transpose(..., "estimate")
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
-        result = of_all[["p", "p_holm"]].assign(gap=gap, effect=gap / size, visible=of_all.visible / size)
-    result = result.assign({key: xr.full_like(of_all.p, np.nan) for key in ("rank_p", "rank_p_holm")})
+        result = of_all[["p", "p_holm"]].assign(
+            gap=gap, effect=gap / size, visible=of_all.visible / size
+        )
+    result = result.assign(
+        {key: xr.full_like(of_all.p, np.nan) for key in ("rank_p", "rank_p_holm")}
+    )
     if ranked:
-        of_ranks = ranks(ds, ranked, level=level, seed=seed)[["p", "difference"]].reindex(reading=readings)
-        result = result.assign({f"rank_{key}": values for key, values in of_ranks.transpose("noise", "reading", ...).items()})
+        of_ranks = ranks(ds, ranked, level=level, seed=seed)[["p", "difference"]].reindex(
+            reading=readings
+        )
+        result = result.assign(
+            {
+                f"rank_{key}": values
+                for key, values in of_ranks.transpose("noise", "reading", ...).items()
+            }
+        )
     both = np.stack([result.p.values, result.rank_p.values])  # (means and ranks, noise, reading)
     for family in tests:
         there = np.isfinite(both) & (result.family.values == family)
         both[there] = holm(both[there])
-    result = result.assign(p_holm=result.p.copy(data=both[0]), rank_p_holm=result.p.copy(data=both[1]))
+    result = result.assign(
+        p_holm=result.p.copy(data=both[0]), rank_p_holm=result.p.copy(data=both[1])
+    )
     for name in ("coverage", "z_squared"):
         if name in ds:
             result[name] = (proportion if name == "coverage" else mean_curves)(ds[name])
@@ -141,13 +199,22 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
         effect_unit=("reading", [_unit_of_effect(ds, name) for name in readings]),
         blind=("reading", [BLIND[plain_name(name)] for name in readings]),
     )
-    result["kind"] = ("noise", [_kind(at, level) for at in by_level(result.assign(variance=variance))])
+    result["kind"] = (
+        "noise",
+        [_kind(at, level) for at in by_level(result.assign(variance=variance))],
+    )
     result["decided"] = ("noise", [_decided(at, level) for at in by_level(result)])
     fits = np.array([plain_name(name) == "log_likelihood" for name in readings])
     with np.errstate(invalid="ignore", divide="ignore"):
         misfit = (result.gap.sel(estimate="value") / variance).values[:, fits]
-    result["residual"] = ("noise", np.sqrt((1 + misfit).clip(0))[:, 0] if fits.any() else np.full(len(misfit), np.nan))
-    passed = {family: bool((np.nanmin(both, axis=(0, 1))[result.family.values == family] > level).all()) for family in names}
+    result["residual"] = (
+        "noise",
+        np.sqrt((1 + misfit).clip(0))[:, 0] if fits.any() else np.full(len(misfit), np.nan),
+    )
+    passed = {
+        family: bool((np.nanmin(both, axis=(0, 1))[result.family.values == family] > level).all())
+        for family in names
+    }
     result.attrs = {
         "passed": passed["posterior"],
         "passed_beside": passed["beside"],
@@ -160,46 +227,80 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
 
 
 def _names(ds: Any) -> tuple[dict[str, list[str]], list[str]]:
-    """The readings of the family and those beside it that have values for a test, and remarks on those that have none."""
-    expect(isinstance(ds, xr.Dataset), "ds", ds, "the dataset that uturn.run gives for an experiment with clones >= 2")
-    tested = [str(name) for name in ds.data_vars if set(ds[name].dims) <= {"noise", *WITHIN} and twin_of(ds, str(name))]
-    by_plain_name = {plain_name(name): name for name in reversed(tested)}  # the first, if there are several classifiers
+    """The readings of the family and those beside it that have values for a test, and remarks on
+    those that have none.
+    """
+    expect(
+        isinstance(ds, xr.Dataset),
+        "ds",
+        ds,
+        "the dataset that uturn.run gives for an experiment with clones >= 2",
+    )
+    tested = [
+        str(name)
+        for name in ds.data_vars
+        if set(ds[name].dims) <= {"noise", *WITHIN} and twin_of(ds, str(name))
+    ]
+    # The first, if there are several classifiers.
+    by_plain_name = {plain_name(name): name for name in reversed(tested)}
     names: dict[str, list[str]] = {}
     remarks = []
     for key, some in (("posterior", _FAMILY), ("beside", _BESIDE)):
         there = [by_plain_name[name] for name in some if name in by_plain_name]
         names[key] = [name for name in there if items_tested(ds, [name]).sum() >= 2]
-        remarks += [f"{name} is not tested: it has no readings" for name in there if name not in names[key]]
+        remarks += [
+            f"{name} is not tested: it has no readings" for name in there if name not in names[key]
+        ]
     if "log_likelihood" not in names["posterior"]:
         remarks.append("without log p(y | x), no test sees a sampler that ignores the measurement")
     return names, remarks
 
 
 def plain_name(name: str) -> str:
-    """The name of a reading in this module: "same_component" also for the class by a classifier, `<probe>_same_class`."""
+    """The name of a reading in this module: "same_component" also for the class by a classifier,
+    `<probe>_same_class`.
+    """
     return "same_component" if name.endswith("same_class") else name
 
 
 def _unit_of_effect(ds: xr.Dataset, name: str) -> str:
     if plain_name(name) == "same_component":
         return "difference of shares"
-    return "share" if name == "distance" else str(json.loads(ds[name].attrs.get("reading", "{}")).get("unit", ""))
+    return (
+        "share"
+        if name == "distance"
+        else str(json.loads(ds[name].attrs.get("reading", "{}")).get("unit", ""))
+    )
 
 
 def _kind(tests: xr.Dataset, level: float) -> str:
-    """The kind of error at one noise level, from the tests that reject and the signs and sizes of their effects."""
+    """The kind of error at one noise level, from the tests that reject and the signs and sizes
+    of their effects.
+    """
     if not any((tests[key] <= level).any() for key in ("p_holm", "rank_p_holm")):
         return NONE_SEEN
     readings = [plain_name(str(name)) for name in tests.reading.values]
     effects = dict(zip(readings, tests.effect.sel(estimate="value").values.tolist(), strict=True))
-    clear = {name: effects[name] for name, p in zip(readings, tests.p.values, strict=True) if p <= _CLEAR}
-    # A log-density that is lower by its variance among originals, about half the number of values that count, has a relative
-    # size of 1; clones whose errors have c^2 times the right variance have about c^2 - 1.
+    clear = {
+        name: effects[name] for name, p in zip(readings, tests.p.values, strict=True) if p <= _CLEAR
+    }
+    # A log-density that is lower by its variance among originals, about half the number of values
+    # that count, has a relative size of 1; clones whose errors have c^2 times the right variance
+    # have about c^2 - 1.
     variances = dict(zip(readings, tests.variance.values, strict=True))
     with np.errstate(divide="ignore"):  # all originals may have one log-density
-        relative = {name: clear[name] / variances[name] for name in ("log_prior", "log_likelihood") if name in clear}
-    # Above 0: clones closer to each other than to the original; less probable than it; fitting y less than it.
-    closer, improbable, misfit = effects.get("distance", 0.0), relative.get("log_prior", 0.0), relative.get("log_likelihood", 0.0)
+        relative = {
+            name: clear[name] / variances[name]
+            for name in ("log_prior", "log_likelihood")
+            if name in clear
+        }
+    # Above 0: clones closer to each other than to the original; less probable than it; fitting y
+    # less than it.
+    closer, improbable, misfit = (
+        effects.get("distance", 0.0),
+        relative.get("log_prior", 0.0),
+        relative.get("log_likelihood", 0.0),
+    )
     modes, spread = abs(clear.get("same_component", 0.0)), clear.get("distance", 0.0)
     spread = spread if abs(spread) >= _MATTERS else 0.0
     if misfit > 1 and abs(closer) < _SMALL:
@@ -223,7 +324,9 @@ def _kind(tests: xr.Dataset, level: float) -> str:
 
 
 def _decided(tests: xr.Dataset, level: float) -> str:
-    """The test that rejects most clearly: by p, then by effect over what is visible, since relabellings bound p from below."""
+    """The test that rejects most clearly: by p, then by effect over what is visible, since
+    relabellings bound p from below.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         size = np.abs(tests.effect.sel(estimate="value").values / tests.visible.values)
     for key, words in (("p_holm", ""), ("rank_p_holm", "ranks of ")):
@@ -238,15 +341,23 @@ def by_level(tests: xr.Dataset) -> list[xr.Dataset]:
 
 
 def untested(at: xr.Dataset) -> dict[str, tuple[np.ndarray, float]]:
-    """The numbers of one noise level that have no test: their value with its interval, and what exact draws give."""
+    """The numbers of one noise level that have no test: their value with its interval, and what
+    exact draws give.
+    """
     expected = {"coverage": float(at.coverage_expected), "z_squared": 1.0}
     return {name: (at[name].values, number) for name, number in expected.items() if name in at}
 
 
 def meaning_of(at: xr.Dataset) -> str:
-    """What the kind of error at one noise level means, and how far clones that fit the measurement worse are from it."""
+    """What the kind of error at one noise level means, and how far clones that fit the
+    measurement worse are from it.
+    """
     kind, residual = str(at.kind.item()), float(at.residual)
-    far = f", with residuals about {residual:.2g} times as large" if kind == DEAF and np.isfinite(residual) else ""
+    far = (
+        f", with residuals about {residual:.2g} times as large"
+        if kind == DEAF and np.isfinite(residual)
+        else ""
+    )
     return f"{KINDS[kind]}{far}" if kind in KINDS else ""
 
 
@@ -255,14 +366,18 @@ def decision_of(at: xr.Dataset) -> str:
     if not at.decided.item():
         return ""
     decided = str(at.decided.item())
-    p = at["rank_p_holm" if decided.startswith("ranks of ") else "p_holm"].sel(reading=decided.removeprefix("ranks of "))
+    p = at["rank_p_holm" if decided.startswith("ranks of ") else "p_holm"].sel(
+        reading=decided.removeprefix("ranks of ")
+    )
     return f"decided by {decided}, p = {float(p):.2g}"
 
 
 def title_of(at: xr.Dataset) -> str:
     """The kind of error at one noise level in words, and the test that decided."""
     meaning = f" ({words})" if (words := meaning_of(at)) else ""
-    return "; ".join(filter(None, [f"noise {float(at.noise):.3g}: {at.kind.item()}{meaning}", decision_of(at)]))
+    return "; ".join(
+        filter(None, [f"noise {float(at.noise):.3g}: {at.kind.item()}{meaning}", decision_of(at)])
+    )
 
 
 def rows_of(at: xr.Dataset) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -272,9 +387,14 @@ def rows_of(at: xr.Dataset) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     for reading in at.reading.values:
         of = at.sel(reading=reading)
         effect = f"{with_interval(of.effect.values)} {of.effect_unit.item()}".rstrip()
-        p, rank_p = (f"{float(of[key]):.2g}" if np.isfinite(of[key]) else "" for key in ("p_holm", "rank_p_holm"))
+        p, rank_p = (
+            f"{float(of[key]):.2g}" if np.isfinite(of[key]) else ""
+            for key in ("p_holm", "rank_p_holm")
+        )
         beside = "" if of.family.item() == "posterior" else " (beside)"
         rows.append((f"{reading}{beside}", effect, p, rank_p, str(of.blind.item())))
     for name, (values, expected) in untested(at).items():
-        rows.append((name, f"{with_interval(values)}, expected {expected:.3g}", "", "", BLIND[name]))
+        rows.append(
+            (name, f"{with_interval(values)}, expected {expected:.3g}", "", "", BLIND[name])
+        )
     return heads, rows

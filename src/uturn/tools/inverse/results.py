@@ -1,4 +1,6 @@
-"""The results of `uturn inverse`: one table over samplers and kinds of originals, its numbers, and pictures of what is drawn."""
+"""The results of `uturn inverse`: one table over samplers and kinds of originals, its numbers,
+and pictures of what is drawn.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,15 @@ from uturn.studies.runs import item_names, kept_images
 from uturn.studies.tables import csv_of
 from uturn.tools.inverse.figure import NAMES, draw_posterior_tests
 from uturn.tools.inverse.options import Run
-from uturn.tools.inverse.posteriors import KINDS, by_level, plain_name, posterior_tests, rows_of, title_of, untested
+from uturn.tools.inverse.posteriors import (
+    KINDS,
+    by_level,
+    plain_name,
+    posterior_tests,
+    rows_of,
+    title_of,
+    untested,
+)
 from uturn.tools.inverse.sampler import PosteriorSampler
 from uturn.tools.inverse.section import ERRORS, FORMAT, error_names
 
@@ -30,7 +40,9 @@ _MOST_BYTES, _MOST_LEVELS = 2**27, 10  # memory of the pictures of a page, and l
 
 
 def check_folder(out: str) -> None:
-    """ValueError before a run if a folder or URL holds files of others where pictures are written, which replace them."""
+    """ValueError before a run if a folder or URL holds files of others where pictures are
+    written, which replace them.
+    """
     with output_folder("out", out) as folder:
         if not (folder.path / ERRORS).is_symlink():  # a link is replaced, and not its target
             check_pictures(folder, ERRORS, r"\..*|.+-[\d.e+-]+\.(png|pdf)")
@@ -39,15 +51,20 @@ def check_folder(out: str) -> None:
 def calls_of(runs: Sequence[Run]) -> dict[str, int]:
     """Largest number of calls of the network for a reconstruction, by run.
 
-    A reconstruction is drawn at the first and the last level, with a denoiser that only counts, so that samplers that do not
-    fit the operator, or whose calls with one seed differ, end before anything is measured.
+    A reconstruction is drawn at the first and the last level, with a denoiser that only counts, so
+    that samplers that do not fit the operator, or whose calls with one seed differ, end before
+    anything is measured.
     """
     calls = {}
     for run in runs:
         backward = run.experiment.parts.backward
         backward.missing(run.experiment)  # before any run, since those of many samplers take long
         levels = {run.experiment.noise[0], run.experiment.noise[-1]}
-        counts = [backward.calls(run.experiment, level) for level in levels] if isinstance(backward, PosteriorSampler) else [0]
+        counts = (
+            [backward.calls(run.experiment, level) for level in levels]
+            if isinstance(backward, PosteriorSampler)
+            else [0]
+        )
         calls[run.name] = max(counts)
     return calls
 
@@ -59,9 +76,11 @@ def write_inverse(
     calls: Mapping[str, int],
     folder: OutputFolder,
 ) -> dict[str, Any]:
-    """Test all runs, write the table over them, its numbers and the pictures, and return the content of `inverse.json`.
+    """Test all runs, write the table over them, its numbers and the pictures, and return the
+    content of `inverse.json`.
 
-    `readings`, `studies`, `calls`: dataset, study, and calls of the network for a reconstruction, by the name of the run.
+    `readings`, `studies`, `calls`: dataset, study, and calls of the network for a reconstruction,
+    by the name of the run.
     """
     tests = {run.name: posterior_tests(readings[run.name]) for run in runs}
     entries = [_entry(run, tests[run.name], studies[run.name], calls[run.name]) for run in runs]
@@ -73,7 +92,10 @@ def write_inverse(
         "measurement": runs[0].experiment.to_dict()["corruption"],
         "table": _table(entries, frame, len({run.data for run in runs}) > 1),
         "tables": [
-            {"title": f"{run.name}, {title_of(at)}", **dict(zip(("heads", "rows"), rows_of(at), strict=True))}
+            {
+                "title": f"{run.name}, {title_of(at)}",
+                **dict(zip(("heads", "rows"), rows_of(at), strict=True)),
+            }
             for run in runs
             for at in by_level(tests[run.name])
         ],
@@ -98,25 +120,47 @@ def write_inverse(
 
 def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[str, Any]:
     headline = headline_of(study)
-    kept = str(study.reading.values[0]) if headline is None or not headline.reading else headline.reading
+    kept = (
+        str(study.reading.values[0])
+        if headline is None or not headline.reading
+        else headline.reading
+    )
 
     def numbers(of: xr.Dataset, *names: str) -> dict[str, Any]:
         return {name: of[name].values.tolist() for name in names}
 
-    of_reading = ("reading", "family", "effect", "effect_unit", "p", "p_holm", "rank_p", "rank_p_holm")
+    of_reading = (
+        "reading",
+        "family",
+        "effect",
+        "effect_unit",
+        "p",
+        "p_holm",
+        "rank_p",
+        "rank_p_holm",
+    )
     return {
         **{key: getattr(run, key) for key in ("name", "sampler", "data", "judges", "store")},
         "calls": calls,
-        **{key: tests.attrs[key] for key in ("items", "clones", "level", "passed", "passed_beside", "remark")},
+        **{
+            key: tests.attrs[key]
+            for key in ("items", "clones", "level", "passed", "passed_beside", "remark")
+        },
         "kinds": kinds_in_words(tests),
         "coverage_expected": float(tests.coverage_expected),
-        "kept": {"reading": kept, "strength": study.noise.values, **numbers(study.sel(reading=kept), "curve")},
+        "kept": {
+            "reading": kept,
+            "strength": study.noise.values,
+            **numbers(study.sel(reading=kept), "curve"),
+        },
         "t_star": study.half_life.sel(reading=kept, axis=study.axis.values[0]).values.tolist(),
         "tests": [
             {
                 "strength": float(at.noise),
                 **numbers(at, "kind", "decided", "residual"),
-                "readings": [numbers(at.isel(reading=k), *of_reading) for k in range(at.sizes["reading"])],
+                "readings": [
+                    numbers(at.isel(reading=k), *of_reading) for k in range(at.sizes["reading"])
+                ],
                 **{key: values.tolist() for key, (values, _) in untested(at).items()},
             }
             for at in by_level(tests)
@@ -128,11 +172,17 @@ def _tidy(entry: Mapping[str, Any]) -> pandas.DataFrame:
     """The numbers of a run, a row for each strength and reading."""
     rows = []
     for at in entry["tests"]:
-        beside = [{"reading": name, "effect": at[name]} for name in ("coverage", "z_squared") if name in at]
+        beside = [
+            {"reading": name, "effect": at[name]}
+            for name in ("coverage", "z_squared")
+            if name in at
+        ]
         for of in (*at["readings"], *beside):
             effect = dict(zip(("effect", "effect_low", "effect_high"), of["effect"], strict=True))
             rows.append({"strength": at["strength"], "kind": at["kind"], **of, **effect})
-    of_run = {key: entry[key] for key in ("name", "sampler", "data", "judges", "calls", "items", "clones")}
+    of_run = {
+        key: entry[key] for key in ("name", "sampler", "data", "judges", "calls", "items", "clones")
+    }
     return pandas.DataFrame([{**of_run, **row} for row in rows])
 
 
@@ -142,53 +192,88 @@ def _words(runs: Sequence[Run], tests: Mapping[str, xr.Dataset]) -> dict[str, An
     items, clones, level = (first.attrs[key] for key in ("items", "clones", "level"))
     kinds = [kind for kind in KINDS if any(kind in some.kind.values for some in tests.values())]
     unit = experiment.parts.corruption.unit
-    judged = "; ".join(f"{run.data}: the tests judge {run.judges}" for run in {run.data: run for run in runs}.values())
+    judged = "; ".join(
+        f"{run.data}: the tests judge {run.judges}"
+        for run in {run.data: run for run in runs}.values()
+    )
     return {
         "words": " ".join(f"{run.name}: {kinds_in_words(tests[run.name])}." for run in runs),
-        "caption": f"{clones} draws for each measurement of {items} originals, by {unit}. {judged}.",
+        "caption": (
+            f"{clones} draws for each measurement of {items} originals, by {unit}. {judged}."
+        ),
         "notes": [
             *(f"{kind} means: {KINDS[kind]}" for kind in kinds),
-            f"a kind of error is named where a test rejects; exact draws are rejected with a probability of {level:g} for each "
-            f"family of tests. None seen is no proof: each test is blind to some errors (in the numbers with intervals)",
+            (
+                "a kind of error is named where a test rejects; exact draws are rejected with a"
+                f" probability of {level:g} for each family of tests. None seen is no proof: each"
+                " test is blind to some errors (in the numbers with intervals)"
+            ),
             *dict.fromkeys(some.attrs["remark"] for some in tests.values() if some.attrs["remark"]),
         ],
     }
 
 
 def kinds_in_words(tests: xr.Dataset) -> str:
-    """The kinds of error of a run, with the strengths at which they are seen unless it is one kind at all of them."""
+    """The kinds of error of a run, with the strengths at which they are seen unless it is one
+    kind at all of them.
+    """
     at: dict[str, list[str]] = {}
     for kind, noise in zip(tests.kind.values.tolist(), tests.noise.values, strict=True):
         at.setdefault(kind, []).append(f"{noise:.3g}")
-    return ", ".join(f"{kind} at {', '.join(levels)}" if len(at) > 1 else kind for kind, levels in at.items())
+    return ", ".join(
+        f"{kind} at {', '.join(levels)}" if len(at) > 1 else kind for kind, levels in at.items()
+    )
 
 
-def _table(entries: Sequence[Mapping[str, Any]], frame: pandas.DataFrame, several_data: bool) -> dict[str, Any]:
+def _table(
+    entries: Sequence[Mapping[str, Any]], frame: pandas.DataFrame, several_data: bool
+) -> dict[str, Any]:
     """The table over runs as texts: {title, heads, rows}."""
     tested, strength = frame.reading[frame.family == "posterior"].unique(), frame.strength.iloc[-1]
     rows = []
     for entry in entries:
         of_run = frame[frame.name == entry["name"]].set_index("reading")
-        gaps = of_run.loc[["distance"]].sort_values("effect", key=abs, ascending=False).sort_values("p_holm", kind="stable")
-        p_values = [of_run.loc[of_run.index == name, ["p_holm", "rank_p_holm"]].min(axis=None) for name in tested]
+        gaps = (
+            of_run.loc[["distance"]]
+            .sort_values("effect", key=abs, ascending=False)
+            .sort_values("p_holm", kind="stable")
+        )
+        p_values = [
+            of_run.loc[of_run.index == name, ["p_holm", "rank_p_holm"]].min(axis=None)
+            for name in tested
+        ]
         decided = dict.fromkeys(_in_words(at["decided"]) for at in entry["tests"] if at["decided"])
         row = {
             "sampler": entry["sampler"],
             "judged (originals)": f"{entry['judges']} ({entry['data']})",
             "kind of error": entry["kinds"],
             "decided by": ", ".join(decided),
-            **{f"p, {_in_words(name)}": "" if np.isnan(p) else f"{p:.2g}" for name, p in zip(tested, p_values, strict=True)},
+            **{
+                f"p, {_in_words(name)}": "" if np.isnan(p) else f"{p:.2g}"
+                for name, p in zip(tested, p_values, strict=True)
+            },
             "gap of the distance, relative": (
-                f"{with_interval(gaps[['effect', 'effect_low', 'effect_high']].iloc[0], '+.2g')} at {gaps.strength.iloc[0]:.3g}"
+                f"{with_interval(gaps[['effect', 'effect_low', 'effect_high']].iloc[0], '+.2g')} at"
+                f" {gaps.strength.iloc[0]:.3g}"
             ),
-            f"{_in_words(entries[0]['kept']['reading'])} at {strength:.3g}": with_interval(entry["kept"]["curve"][-1]),
+            f"{_in_words(entries[0]['kept']['reading'])} at {strength:.3g}": with_interval(
+                entry["kept"]["curve"][-1]
+            ),
             "half-life": with_interval(entry["t_star"]),
             "calls": f"{entry['calls']}",
         }
-        rows.append({head: cell for head, cell in row.items() if several_data or head != "judged (originals)"})
+        rows.append(
+            {
+                head: cell
+                for head, cell in row.items()
+                if several_data or head != "judged (originals)"
+            }
+        )
     return {
-        "title": "samplers, with 95 % intervals; p by Holm, the smallest over strengths, means and ranks; decided by means, or "
-        "by ranks if no mean rejects",
+        "title": (
+            "samplers, with 95 % intervals; p by Holm, the smallest over strengths, means and"
+            " ranks; decided by means, or by ranks if no mean rejects"
+        ),
         "heads": tuple(rows[0]),
         "rows": [tuple(row.values()) for row in rows],
     }
@@ -200,14 +285,21 @@ def _in_words(reading: str) -> str:
 
 
 def _pictures(runs: Sequence[Run], readings: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    """Originals, measurements and clones of trajectory 0 of the items with stored images, by run, for the page.
+    """Originals, measurements and clones of trajectory 0 of the items with stored images, by run,
+    for the page.
 
-    `original` (run, item, channel, row, column), `observation` (run, noise, item, ..), `image` (run, noise, item, clone, ..).
+    `original` (run, item, channel, row, column), `observation` (run, noise, item, ..), `image`
+    (run, noise, item, clone, ..).
     """
     runs = [run for run in runs if kept_images(readings[run.name])] or list(runs)
     first = readings[runs[0].name]
-    labels = {key: ("run", [getattr(run, key) for run in runs]) for key in ("name", "sampler", "data")}
-    named = xr.Dataset(coords={"run": range(len(runs)), **labels}, attrs={"format": FORMAT, "items": first.sizes["item"]})
+    labels = {
+        key: ("run", [getattr(run, key) for run in runs]) for key in ("name", "sampler", "data")
+    }
+    named = xr.Dataset(
+        coords={"run": range(len(runs)), **labels},
+        attrs={"format": FORMAT, "items": first.sizes["item"]},
+    )
     count = kept_images(first)
     if not count:
         return named.assign_coords(noise=first.noise)
@@ -218,11 +310,18 @@ def _pictures(runs: Sequence[Run], readings: Mapping[str, xr.Dataset]) -> xr.Dat
     for run in runs:
         source, experiment = run.experiment.parts.source, run.experiment
         blocks = list(source.blocks(items, experiment.seed, experiment.items))
-        some = readings[run.name][["image", "observation"]].isel(noise=levels, item=items, trajectory=0, drop=True)
+        some = readings[run.name][["image", "observation"]].isel(
+            noise=levels, item=items, trajectory=0, drop=True
+        )
         words = item_names(readings[run.name], items, dict(enumerate(source.class_names() or [])))
         originals = np.concatenate([block.data for block in blocks])
         dims = ("item", "channel", "row", "column")
         some = some.transpose("noise", "item", "clone", *dims[1:], missing_dims="ignore")
         some = some.drop_vars(["label", *NAMES_OF_ITEMS], errors="ignore")
-        shown.append(some.assign(original=(dims, originals), item_name=("item", np.array(words, str))))
-    return named.merge(xr.concat(shown, "run", combine_attrs="drop").set_coords("item_name"), combine_attrs="override")
+        shown.append(
+            some.assign(original=(dims, originals), item_name=("item", np.array(words, str)))
+        )
+    return named.merge(
+        xr.concat(shown, "run", combine_attrs="drop").set_coords("item_name"),
+        combine_attrs="override",
+    )
