@@ -99,7 +99,10 @@ def instructed(run):
     networks and texts are not here.
     """
     source = SimpleNamespace(
-        regions=(), segments=(".",), site_name="tokens", image_shape=lambda: None
+        regions=(),
+        separators=lambda: (".",),
+        site_name="tokens",
+        image_shape=lambda: None,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(

@@ -406,8 +406,8 @@ MUTATIONS = (
     Mutation(
         "what stands beside the class of one's own part does not count as its code",
         "uturn.core.own_parts:code_digest",
-        "Path(inspect.getfile(code)).read_bytes()",
-        "inspect.getsource(code).encode()",
+        "Path(inspect.getfile(owner)).read_bytes()",
+        "inspect.getsource(owner).encode()",
         tests=(("test_own_parts::test_the_digest_of_code_is_of_its_text", {}),),
     ),
     Mutation(
@@ -448,8 +448,8 @@ MUTATIONS = (
     Mutation(
         "clones of a noisy datum count as trajectories",
         "uturn.probes.changes:Changes.accumulate",
-        "changed.reshape(items, -1, clones, sites).swapaxes(1, 2).reshape(items * clones, -1, sites)",
-        "changed.reshape(items * clones, -1, sites)",
+        ".swapaxes(1, 2)",
+        ".swapaxes(1, 1)",
         tests=(("test_changes_probe::test_clones_are_averaged_over_clone_numbers", {}),),
     ),
     # --- queues ---
@@ -672,8 +672,8 @@ MUTATIONS = (
     Mutation(
         "stores of any format of zarr are opened",
         "uturn.store.record:Store.__init__",
-        'mode="r+", use_consolidated=True, zarr_format=3)',
-        'mode="r+", use_consolidated=True)',
+        'mode="r+", use_consolidated=True, zarr_format=3',
+        'mode="r+", use_consolidated=True',
         tests=(("test_hostile_inputs::test_format_3_is_asked_for", {}),),
     ),
     Mutation(

@@ -483,7 +483,8 @@ class Lines(ut.sources.TextSource):
 class Labelled(Lines):
     """Texts with a class, and segments."""
 
-    segments = ("a",)
+    def separators(self):
+        return ["a"]
 
     def labels(self):
         return [len(line) % 2 for line in self.lines]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -19,10 +19,10 @@ depth.
 """
 
 
-def expect(ok: Any, where: str, found: Any, expected: str) -> None:
-    """ValueError "WHERE = FOUND: expected EXPECTED" unless `ok` is true: the one form of errors
-    about a wrong value.
+def expect(ok: object, where: str, found: object, expected: str) -> None:
+    """ValueError "WHERE = FOUND: expected EXPECTED" unless `ok` is true.
 
+    This is the one form of errors about a wrong value.
     `found` is the value, or the property of it that is wrong, such as its shape. `expected` says
     what is allowed, then, after a semicolon, the way out. All arguments are computed before the
     call, and type checkers learn nothing from it.
@@ -36,17 +36,17 @@ def expect(ok: Any, where: str, found: Any, expected: str) -> None:
         raise ValueError(f"{where} = {shown(found)}: expected {expected}")
 
 
-def checked_integer(name: str, value: Any, least: int) -> int:
+def checked_integer(name: str, value: SupportsIndex | object, least: int) -> int:
     """`value` as an int >= least, or a ValueError."""
     try:
-        number = operator.index(value)
+        number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         number = least - 1
     expect(number >= least and not isinstance(value, bool), name, value, f"an integer >= {least}")
     return number
 
 
-def checked_depth(value: Any, instead: str = "lower it") -> int:
+def checked_depth(value: object, instead: str = "lower it") -> int:
     """`value` as a number of tree levels, 1 .. MOST_DEPTH, or a ValueError."""
     depth = checked_integer("depth", value, 1)
     expect(depth <= MOST_DEPTH, "depth", depth, f"at most {MOST_DEPTH} levels; {instead}")
@@ -60,45 +60,33 @@ def check_tuples(
     number of rules.
     """
     sizes = f"vocab_size = {shown(vocab_size)}, branching"
-    expect(
-        branching * math.log2(vocab_size) <= 1000,
-        sizes,
-        branching,
-        "vocab_size**branching of at most 300 digits",
-    )
+    is_a_float = branching * math.log2(vocab_size) <= 1000
+    expect(is_a_float, sizes, branching, "vocab_size**branching of at most 300 digits")
     most = vocab_size**branching // max(symbols, 1)  # the tuples of a level are distinct
-    expect(
-        multiplicity <= most,
-        f"{where}: multiplicity",
-        multiplicity,
-        f"at most {most}; lower multiplicity",
-    )
+    expected = f"at most {most}; lower multiplicity"
+    expect(multiplicity <= most, f"{where}: multiplicity", multiplicity, expected)
 
 
 def check_memory(what: str, size: int, instead: str) -> None:
     """ValueError if `size` bytes exceed the memory of this machine."""
-    memory = (
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if hasattr(os, "sysconf")
-        else 2**36
-    )
+    memory = 2**36
+    if hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > memory:
-        needed = f"{size / 2**30:.0f} GB" if size < 2**60 else f"2**{size.bit_length() - 1} bytes"
+        needed = f"{size / 2**30:.0f} GB"
+        if size >= 2**60:
+            needed = f"2**{size.bit_length() - 1} bytes"
         raise ValueError(
             f"{what} would take {needed}, but this machine has {memory / 2**30:.0f} GB of memory;"
             f" {instead}"
         )
 
 
-def checked_path(name: str, value: Any) -> str:
+def checked_path(name: str, value: object) -> str:
     """`value` as the path of a file or folder, or a ValueError."""
     path = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
-    fits = (
-        len(path) <= 4000
-        and "\0" not in path
-        and all(len(os.fsencode(part)) <= 255 for part in path.split(os.sep))
-    )
-    expect(path and fits, name, value, "the path of a file or folder")
+    is_short = len(path) <= 4000 and max(map(len, map(os.fsencode, path.split(os.sep)))) <= 255
+    expect(path and is_short and "\0" not in path, name, value, "the path of a file or folder")
     return path
 
 
@@ -117,9 +105,8 @@ def checked_numbers(name: str, value: Any) -> np.ndarray:
     expect(numbers.dtype.kind in "biuf", name, value, f"real numbers, got dtype {numbers.dtype}")
     numbers = numbers.astype(float)
     is_complete = (np.abs(numbers) < LARGEST).all()
-    expect(
-        is_complete, name, value, f"numbers below {LARGEST:g}, none NaN; leave out what is missing"
-    )
+    expected = f"numbers below {LARGEST:g}, none NaN; leave out what is missing"
+    expect(is_complete, name, value, expected)
     return numbers
 
 
@@ -143,4 +130,6 @@ def plain(value: Any) -> Any:
         return plain(value.tolist())
     if isinstance(value, dict):
         return {key: plain(entry) for key, entry in value.items()}
-    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return value

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from uturn.core.messages import one_line
 
@@ -124,7 +124,7 @@ def noted(label: str = "") -> Iterator[None]:
         raise
 
 
-def own_label(part: Any) -> str:
+def own_label(part: object) -> str:
     """The label of a user-defined part, such as "source ('mine:Own')"; empty for other objects."""
     return str(getattr(part, "own_label", "")) if hasattr(type(part), "own_label") else ""
 

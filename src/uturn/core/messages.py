@@ -3,57 +3,61 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """`repr` of a value for an error message: one line of at most 60 characters."""
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # an integer of thousands of digits
-        text = (
-            f"an integer of {value.bit_length()} bits"
-            if isinstance(value, int)
-            else type(value).__name__
-        )
+        text = type(value).__name__
+        if isinstance(value, int):
+            text = f"an integer of {value.bit_length()} bits"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def visible(text: str) -> str:
-    r"""Text for a terminal: control characters, direction marks and lone surrogates, except new
-     lines and tabs, are escaped.
+    r"""Text for a terminal, with control characters, direction marks and lone surrogates escaped.
+
+    New lines and tabs stay.
 
     >>> visible("a\x1b[2Jb\u202e")
     'a\\x1b[2Jb\\u202e'
     """
     if text.isprintable():
         return text
-    hidden = {
-        char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
-    } - {"\n", "\t"}
-    return text.translate({ord(char): char.encode("unicode_escape").decode() for char in hidden})
+    escapes = {}
+    for char in set(text) - {"\n", "\t"}:
+        if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+            escapes[ord(char)] = char.encode("unicode_escape").decode()
+    return text.translate(escapes)
 
 
 def one_line(error: BaseException, most: int = 160) -> str:
-    """The text of an error in one line of at most `most` characters; the name of its type if it
-    has no text.
-    """
+    """The text of an error in one line of at most `most` characters, or the name of its type."""
     text = ""
     with suppress(Exception):  # the text of a user-defined error may itself fail
-        # Recognised without an import.
-        is_pydantic = type(error).__module__.startswith("pydantic_core")
-        text = validation_words(error) if is_pydantic else " ".join(str(error).split())[:most]
+        if type(error).__module__.startswith("pydantic_core"):  # recognised without an import
+            text = validation_words(error)
+        else:
+            text = " ".join(str(error).split())[:most]
     return text or type(error).__name__
 
 
-def validation_words(error: Any) -> str:
+def validation_words(error: Any) -> str:  # of pydantic, which is not imported here
     """A validation error of pydantic in one line."""
+    return "; ".join(_entry_words(entry) for entry in error.errors())
 
-    def words(entry: Any) -> str:
-        where = ".".join(str(part) for part in entry["loc"])
-        message = entry["msg"].removeprefix("Value error, ")
-        value = "" if entry["type"] in ("missing", "value_error") else f" = {shown(entry['input'])}"
-        return f"{where}{value}: {message}" if where else message
 
-    return "; ".join(words(entry) for entry in error.errors())
+def _entry_words(entry: Mapping[str, Any]) -> str:
+    """What is wrong with one field: "corruption.noise = 'a': expected a number"."""
+    where = ".".join(str(part) for part in entry["loc"])
+    message: str = entry["msg"].removeprefix("Value error, ")
+    if not where:
+        return message
+    if entry["type"] in ("missing", "value_error"):
+        return f"{where}: {message}"
+    return f"{where} = {shown(entry['input'])}: {message}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,61 +13,52 @@ from uturn.core.errors import own_label
 DOCS = "docs/own-parts.md"
 
 
-def is_own(part: Any) -> bool:
+def is_own(part: object) -> bool:
     """Whether a part is user-defined: its code is not of this package."""
     return bool(own_label(part))
 
 
-def name_of(part: Any, otherwise: str) -> str:
+def name_of(part: object, otherwise: str) -> str:
     """The name of a part in messages: the label of a user-defined part, else the given name."""
     return own_label(part) or otherwise
 
 
-def code_digest(code: Any) -> str:
-    """SHA-256 (hexadecimal) of the code of a user-defined part or function: the file of its module,
-    or else its own text.
+def code_digest(code: object) -> str:
+    """SHA-256 (hexadecimal) of the code of a user-defined part or function.
 
-    Imported modules are not covered. Empty if there is no source text.
+    The code is the file of its module or, in a notebook, its own text. Imported modules are not
+    covered. Empty if there is no source text.
     """
-    if not inspect.isfunction(code):
-        code = type(code)
+    owner = code if inspect.isfunction(code) else type(code)
+    text = b""
     try:
-        text = Path(inspect.getfile(code)).read_bytes()
+        text = Path(inspect.getfile(owner)).read_bytes()
     except (TypeError, OSError):  # a notebook
-        try:
-            text = _text(code).encode()
-        except OSError:
-            return ""
+        with suppress(OSError):
+            text = _text(owner).encode()
     return hashlib.sha256(text).hexdigest() if text else ""
 
 
-def _text(code: Any) -> str:
-    """Source text of a function or property; of the members of a class and of its bases in the
-    same module; a plain value.
-    """
+def _text(code: Any) -> str:  # any member of a class
+    """Source text of a function or property, of a class with its bases, or of a plain value."""
     if inspect.isclass(code):
-        members = [
-            (base, *entry)
-            for base in code.__mro__
-            if base.__module__ == code.__module__
-            for entry in vars(base).items()
-        ]
-        own = [
-            entry
-            for entry in members
-            if not entry[1].startswith("__") or inspect.isfunction(entry[2])
-        ]
-        texts = [
-            (f"{base.__name__}.{name}", "" if inspect.isclass(member) else _text(member))
-            for base, name, member in own
-        ]
-        return "".join(f"{name} = {text}\n" for name, text in texts)
+        bases = [base for base in code.__mro__ if base.__module__ == code.__module__]
+        return "".join(_text_of_members(base) for base in bases)
     for name in ("fget", "func", "__func__", "__wrapped__"):
         code = getattr(code, name, code)
     if inspect.isfunction(code):
         return inspect.getsource(code)
-    return (
-        repr(code)
-        if isinstance(code, bool | int | float | complex | str | bytes | tuple | None)
-        else ""
-    )
+    if isinstance(code, bool | int | float | complex | str | bytes | tuple | None):
+        return repr(code)
+    return ""
+
+
+def _text_of_members(cls: type) -> str:
+    """The members that a class defines, as "Class.name = text" in lines."""
+    lines = []
+    for name, member in vars(cls).items():
+        if name.startswith("__") and not inspect.isfunction(member):
+            continue
+        text = "" if inspect.isclass(member) else _text(member)
+        lines.append(f"{cls.__name__}.{name} = {text}\n")
+    return "".join(lines)

@@ -23,7 +23,9 @@ THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 def cores() -> int:
     """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _check_script(workers: int) -> None:
@@ -31,18 +33,16 @@ def _check_script(workers: int) -> None:
     run it again.
     """
     main = sys.modules["__main__"]
-    path, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
-    if path is None or (spec is not None and spec.name.rpartition(".")[2] == "__main__"):
+    path = getattr(main, "__file__", None)
+    spec = getattr(main, "__spec__", None)
+    is_of_a_package = spec is not None and spec.name.rpartition(".")[2] == "__main__"
+    if path is None or is_of_a_package:
         # A notebook, python -c, or the __main__ of a package is not imported by new processes.
         return
     is_guarded = os.path.isfile(path) and b"__name__" in Path(path).read_bytes()
-    expected = 'workers=1, or the calls under `if __name__ == "__main__":` in a file'
-    expect(
-        is_guarded,
-        "workers",
-        workers,
-        f"{expected}; the processes import {path}, which would run again",
-    )
+    guarded = 'the calls under `if __name__ == "__main__":` in a file'
+    way_out = f"the processes import {path}, which would run again"
+    expect(is_guarded, "workers", workers, f"workers=1, or {guarded}; {way_out}")
 
 
 def in_processes(
@@ -59,11 +59,13 @@ def in_processes(
     others = set(multiprocessing.active_children())
     # spawn: forking a process that runs threads (numba, torch) can hang.
     context = multiprocessing.get_context("spawn")
-    # Unfinished work of each process; processes so far.
-    progress = [context.RawValue("d") for _ in range(workers)], context.Value("i", 0)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=progress)
+    unfinished = [context.RawValue("d") for _ in range(workers)]
+    num_begun = context.Value("i", 0)
+    initargs = (unfinished, num_begun)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=initargs)
     limit = str(threads or max(1, cores() // workers))
-    before, done = {name: os.environ.pop(name) for name in THREADS if name in os.environ}, False
+    before = {name: os.environ.pop(name) for name in THREADS if name in os.environ}
+    is_done = False
     try:
         os.environ.update(dict.fromkeys(THREADS, limit))
         try:
@@ -72,20 +74,21 @@ def in_processes(
             for name in THREADS:
                 del os.environ[name]
             os.environ.update(before)
-        with listening(lambda: sum(cell.value for cell in progress[0])):
+        with listening(lambda: sum(cell.value for cell in unfinished)):
             for future in as_completed(futures):
                 yield future.result()
-        done = True
+        is_done = True
     finally:
-        if not done:
+        if not is_done:
             for process in set(multiprocessing.active_children()) - others:
                 process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin(progress: Any, begun: Any) -> None:
-    """Initialise a new process: it ignores Ctrl-C (the parent handles it), ends with the parent,
-    and writes its progress.
+def _begin(unfinished: Any, num_begun: Any) -> None:  # cells of ctypes without a public type
+    """Initialise a new process: it ignores Ctrl-C, ends with its parent, and writes its progress.
+
+    `unfinished`: a cell for the work of each process. `num_begun`: processes so far.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -96,6 +99,7 @@ def _begin(progress: Any, begun: Any) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    with begun:
-        place, begun.value = begun.value, begun.value + 1
-    write_to(progress[place])
+    with num_begun:
+        place = num_begun.value
+        num_begun.value += 1
+    write_to(unfinished[place])

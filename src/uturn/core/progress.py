@@ -138,7 +138,8 @@ def progress_bar(
     if not wanted or sys.stderr is None:
         yield lambda: None
         return
-    count, ended = _Count(title, total, done, note), threading.Event()
+    count = _Count(title, total, done, note)
+    ended = threading.Event()
     with ExitStack() as stack:
         show = _display(count, stack)
 
@@ -163,13 +164,14 @@ class _Count:
     """The number of finished tasks, and `shown`, with the unfinished ones."""
 
     def __init__(self, title: str, total: int, done: int, note: Callable[[], str] = str) -> None:
-        self.title, self.total, self.done, self.note = title, total, done, note
-        self.finished, self.shown, self._outside, self._start = (
-            done,
-            float(done),
-            in_progress(),
-            time.monotonic(),
-        )
+        self.title = title
+        self.total = total
+        self.done = done
+        self.note = note
+        self.finished = done
+        self.shown = float(done)
+        self._outside = in_progress()
+        self._start = time.monotonic()
 
     def advance(self) -> None:
         self.finished += 1
@@ -181,9 +183,8 @@ class _Count:
     def text(self) -> str:
         """The count in one line, with the rate and the remaining time."""
         number = f"{self.finished}" if self.shown == self.finished else f"{self.shown:.2f}"
-        rate = _rate(
-            self.shown - self.done, self.total - self.shown, time.monotonic() - self._start
-        )
+        seconds = time.monotonic() - self._start
+        rate = _rate(self.shown - self.done, self.total - self.shown, seconds)
         return f"{self.title}{self.note()}: {number} of {self.total}{rate}"
 
 
@@ -193,57 +194,66 @@ def _display(count: _Count, stack: ExitStack) -> Callable[[], None]:
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if getattr(shell, "kernel", None) is not None:
-        from IPython.display import display
-
-        place = display({"text/plain": count.text()}, raw=True, display_id=True)
-        return lambda: place.update({"text/plain": count.text()}, raw=True)
+        return _in_a_notebook(count)
     if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TaskProgressColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+        return _on_a_terminal(count, stack)
+    return _Log(count).line
 
-        text, columns = (
-            TextColumn("{task.description}"),
-            (
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            ),
-        )
-        bars = Progress(
-            text,
-            BarColumn(),
-            TaskProgressColumn(),
-            *columns,
-            console=Console(stderr=True),
-            transient=True,
-        )
-        task = stack.enter_context(bars).add_task(
-            count.title, total=count.total, completed=count.done
-        )
-        return lambda: bars.update(
-            task, description=count.title + count.note(), completed=count.shown
-        )
-    last, tenths = time.monotonic(), _TENTHS * count.done // max(count.total, 1)
 
-    def line() -> None:
-        nonlocal last, tenths
-        quiet, now = (
-            time.monotonic() - last,
-            math.floor(_TENTHS * count.shown / max(count.total, 1)),
-        )
-        if (now > tenths and quiet >= _SECONDS) or (
-            quiet >= _MINUTE and count.finished < count.total
-        ):
-            last, tenths = last + quiet, now
-            print(count.text(), file=sys.stderr, flush=True)
+def _in_a_notebook(count: _Count) -> Callable[[], None]:
+    from IPython.display import display
 
-    return line
+    place = display({"text/plain": count.text()}, raw=True, display_id=True)
+    return lambda: place.update({"text/plain": count.text()}, raw=True)
+
+
+def _on_a_terminal(count: _Count, stack: ExitStack) -> Callable[[], None]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    bars = Progress(*columns, console=Console(stderr=True), transient=True)
+    stack.enter_context(bars)
+    task = bars.add_task(count.title, total=count.total, completed=count.done)
+
+    def show() -> None:
+        bars.update(task, description=count.title + count.note(), completed=count.shown)
+
+    return show
+
+
+class _Log:
+    """Lines of a log: one after each tenth of the tasks, and one after each quiet minute."""
+
+    def __init__(self, count: _Count) -> None:
+        self.count = count
+        self.time_of_line = time.monotonic()
+        self.tenths = _TENTHS * count.done // max(count.total, 1)
+
+    def line(self) -> None:
+        """Print a line if it is due."""
+        now = time.monotonic()
+        quiet = now - self.time_of_line
+        tenths = math.floor(_TENTHS * self.count.shown / max(self.count.total, 1))
+        is_further = tenths > self.tenths and quiet >= _SECONDS
+        is_waiting = quiet >= _MINUTE and self.count.finished < self.count.total
+        if is_further or is_waiting:
+            self.time_of_line = now
+            self.tenths = tenths
+            print(self.count.text(), file=sys.stderr, flush=True)
 
 
 def _rate(done: float, left: float, seconds: float) -> str:
@@ -256,14 +266,21 @@ def _rate(done: float, left: float, seconds: float) -> str:
     return f", {pace}, about {duration(left * seconds / done)} left"
 
 
+_UNITS_OF_TIME = (
+    ("s", 1, 100.0),
+    ("min", 60, 6000.0),
+    ("h", 3600, 48 * 3600.0),
+    ("days", 86400, math.inf),
+)
+"""Name and seconds of each unit, and the seconds from which the next one is used."""
+
+
 def duration(seconds: float) -> str:
     """A time as text.
 
     >>> [duration(t) for t in (0.23, 42, 90, 200, 4000, 400_000)]
     ['0.23 s', '42 s', '90 s', '3.3 min', '67 min', '4.6 days']
     """
-    unit, size = "days", 86400
-    if seconds < 48 * 3600:
-        unit, size = ("s", 1) if seconds < 100 else ("min", 60) if seconds < 6000 else ("h", 3600)
+    unit, size, _ = next(row for row in _UNITS_OF_TIME if seconds < row[2])
     value = seconds / size
     return f"{value:.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"

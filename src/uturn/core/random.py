@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike, DTypeLike
 
 from uturn.core.box_muller import normal_pair, wide_vectors
 from uturn.core.checks import expect
@@ -135,22 +135,22 @@ def _normals_double(keys, first, last, out):
         _normal_row_double(keys[i], out[i])
 
 
-def checked_seed(seed: Any, name: str = "seed") -> int:
+def checked_seed(seed: object, name: str = "seed") -> int:
     """`seed` as an int in [0, 2**64), or a ValueError."""
     try:
-        value = operator.index(seed)
+        value = operator.index(seed)  # type: ignore[arg-type]
     except TypeError:
         value = -1
     expect(0 <= value < 2**64, name, seed, "an integer in [0, 2**64)")
     return value
 
 
-def keys(seed: int, *coordinates: Any) -> np.ndarray:
-    """Keys of independent random streams, one for every tuple of coordinates: uint64 of the
-    broadcast shape of the coordinates.
+def keys(seed: int, *coordinates: ArrayLike) -> np.ndarray:
+    """Keys of independent random streams, one for every tuple of coordinates.
 
-    `seed`: 0 .. 2**64 - 1. `coordinates`: non-negative integers or integer arrays, such as the
-    item, the trajectory and the noise level of a U-turn.
+    They are uint64 of the broadcast shape of the coordinates. `seed`: 0 .. 2**64 - 1.
+    `coordinates`: non-negative integers or integer arrays, such as the item, the trajectory and
+    the noise level of a U-turn.
 
     Examples
     --------
@@ -158,11 +158,7 @@ def keys(seed: int, *coordinates: Any) -> np.ndarray:
     >>> bool((a[:4] == b).all()), len(set(a.tolist()))
     (True, 10)
     """
-    columns = (
-        np.broadcast_arrays(*(np.asarray(c, dtype=np.uint64) for c in coordinates))
-        if coordinates
-        else []
-    )
+    columns = np.broadcast_arrays(*(np.asarray(c, dtype=np.uint64) for c in coordinates))
     shape = columns[0].shape if columns else ()
     key = np.zeros(int(np.prod(shape)), np.uint64)
     for column in [np.full(shape, checked_seed(seed), np.uint64), *columns]:
@@ -227,27 +223,25 @@ class Streams:
         The keys of clone 0 are those of `clones=1`. `purpose`: a `Purpose`, or a number above 99.
         """
         level = np.float64(self.noise).view(np.uint64)
-        first = keys(
-            self.seed,
-            purpose,
-            np.asarray(self.items)[:, None],
-            np.asarray(self.trajectories),
-            level,
-        ).reshape(-1)
-        others = [
-            _fold_all(first, np.full(len(first), clone, np.uint64)) for clone in range(1, clones)
-        ]
-        return np.stack([first, *others], axis=1).reshape(-1)
+        items = np.asarray(self.items)[:, None]
+        trajectories = np.asarray(self.trajectories)
+        first = keys(self.seed, purpose, items, trajectories, level).reshape(-1)
+        of_clones = [first]
+        for clone in range(1, clones):
+            of_clones.append(_fold_all(first, np.full(len(first), clone, np.uint64)))
+        return np.stack(of_clones, axis=1).reshape(-1)
 
     def first(self) -> Streams:
         """The streams of trajectory 0 only."""
         return Streams(self.seed, self.items, self.noise)
 
 
-def streams(seed: Seed, count: int, purpose: Any = None) -> np.ndarray:
-    """One key for each sample, uint64 (count,): `keys(seed, range(count))`, or `seed` itself if it
-    is already an array of keys.
+def streams(
+    seed: Seed, count: int, purpose: int | np.integer | np.ndarray | None = None
+) -> np.ndarray:
+    """One key for each sample, uint64 (count,).
 
+    They are `keys(seed, range(count))`, or `seed` itself if it is already an array of keys.
     Explicit keys make the numbers of a sample independent of its batch. Different purposes (an
     integer, or one for each sample) give independent streams from one seed.
     """
@@ -255,24 +249,17 @@ def streams(seed: Seed, count: int, purpose: Any = None) -> np.ndarray:
         stream_keys = seed
     else:
         stream_keys = keys(seed, np.arange(count, dtype=np.uint64))  # type: ignore[arg-type]  # `keys` checks it
-    fits = stream_keys.dtype == np.uint64 and stream_keys.shape == (count,)
-    expect(
-        fits,
-        "seed",
-        seed,
-        f"an integer, or one uint64 key per sample, ({count},), as uturn.random.keys makes them",
-    )
-    return (
-        stream_keys
-        if purpose is None
-        else _fold_all(stream_keys, np.full(count, purpose, np.uint64))
-    )
+    are_keys = stream_keys.dtype == np.uint64 and stream_keys.shape == (count,)
+    each = f"one uint64 key per sample, ({count},), as uturn.random.keys makes them"
+    expect(are_keys, "seed", seed, f"an integer, or {each}")
+    if purpose is None:
+        return stream_keys
+    folded: np.ndarray = _fold_all(stream_keys, np.full(count, purpose, np.uint64))
+    return folded
 
 
 def uniforms(keys: np.ndarray, n: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), float64 (len(keys), n): row i holds the first n numbers of
-    stream keys[i].
-    """
+    """Uniform numbers in [0, 1), float64 (len(keys), n). Row i: the first n of stream keys[i]."""
     out = np.empty((len(keys), n))
     over_blocks(len(keys), lambda first, last: _uniforms(keys, first, last, out), n)
     return out
@@ -288,7 +275,7 @@ def choices(weights: np.ndarray, u: np.ndarray) -> np.ndarray:
     return indices
 
 
-def normals(keys: np.ndarray, n: int, dtype: Any = np.float32) -> np.ndarray:
+def normals(keys: np.ndarray, n: int, dtype: DTypeLike = np.float32) -> np.ndarray:
     """Standard normal numbers, float32 or float64 (len(keys), n): row i holds the first n numbers
     of stream keys[i].
 

@@ -44,7 +44,7 @@ class KeptTokens(Spec, Probe):
             every["kept_region"] = Variable(
                 (*dims, "region"), "share of tokens kept in a region", group="regions", **share
             )
-        if source.segments:
+        if source.separators():
             every["kept_segments"] = Variable(
                 dims, "share of segments that are kept whole", group="segments", **share
             )
@@ -83,7 +83,7 @@ class KeptTokens(Spec, Probe):
             readings["kept_region"] = _regions_kept(
                 same, source.regions_of(u_turns.originals.items)[rows], len(source.regions)
             )
-        if source.segments:
+        if source.separators():
             readings["kept_segments"] = _segments_kept(
                 same, source.segments_of(u_turns.originals.items)[rows]
             )

@@ -12,10 +12,10 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from uturn.core.checks import checked_array, checked_path, expect
 from uturn.core.files import cached_while_unchanged, read_array, read_text
@@ -85,16 +85,18 @@ class TextSource(Source[Tokens]):
     kind: ClassVar[str] = "tokens"
     site_name: ClassVar[str] = "tokens"
     batch_invariant: ClassVar[bool] = True
-    if TYPE_CHECKING:  # may be fields of a spec
-        segments: tuple[str, ...]
-        """Texts of the tokens that separate segments of a text."""
-        length: int | None
-        """Longer texts are left out, None: the model refuses those that are too long for it."""
-        keep_first: int
+
+    def separators(self) -> Sequence[str]:
+        """Texts of the tokens that separate segments of a text, such as "."; by default none."""
+        return ()
+
+    def longest(self) -> int | None:
+        """Longer texts are left out. None: the model refuses those that are too long for it."""
+        return None
+
+    def num_fixed(self) -> int:
         """Number of tokens at the beginning of each text that noise does not change."""
-    else:
-        segments, length, keep_first = (), None, 0
-    _backward: Any = None
+        return 0
 
     @property
     def where(self) -> str:
@@ -137,16 +139,18 @@ class TextSource(Source[Tokens]):
         """Number V of tokens of the model."""
         return self.language().vocab_size
 
-    def language(self) -> Any:
+    @property
+    def backward(self) -> Any:  # the core knows no parts with a language
+        """The backward of the experiment, which has the model; None before there is one."""
+        return getattr(self, "_backward", None)
+
+    def language(self) -> Any:  # LanguageModel, of a room above this one
         """The language model of the backward, with `vocab_size`, `tokenizer` and `most_tokens`."""
-        has_language = hasattr(self._backward, "language")
-        expect(
-            has_language,
-            "backward of the source 'tokens'",
-            self._backward,
-            "one with a method `language`, as 'language' has",
-        )
-        return self._backward.language()
+        backward = self.backward
+        expected = "one with a method `language`, as 'language' has"
+        has_language = hasattr(backward, "language")
+        expect(has_language, "backward of the source 'tokens'", backward, expected)
+        return backward.language()
 
     @property
     def item_bytes(self) -> int:
@@ -205,7 +209,7 @@ class TextSource(Source[Tokens]):
 
     def _separators(self) -> list[int]:
         separators = []
-        for text in self.segments:
+        for text in self.separators():
             ids: list[int] = []
             with suppress(ValueError):  # a character without a token
                 ids = [] if self.tokenizer is None else self.tokenizer.encode(text)
@@ -244,7 +248,7 @@ class TextSource(Source[Tokens]):
         )
 
     def _texts(self) -> _Texts:
-        return _read(self, self._backward)
+        return _read(self, self.backward)
 
 
 class TokenSource(Spec, TextSource):
@@ -274,6 +278,7 @@ class TokenSource(Spec, TextSource):
     length: int | None = Field(default=None, ge=1, le=2**20)
     segments: tuple[str, ...] = ()
     keep_first: int = Field(default=0, ge=0, le=2**20)
+    _backward: Any = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _fits(self) -> TokenSource:
@@ -287,6 +292,20 @@ class TokenSource(Spec, TextSource):
 
     def reads(self) -> list[Any]:
         return [*map(Content, _text_files(self.path)), *super().reads()]
+
+    def made_by(self, backward: Any, seed: int) -> TokenSource:
+        bound = self.model_copy()
+        bound._backward = backward
+        return bound
+
+    def separators(self) -> Sequence[str]:
+        return self.segments
+
+    def longest(self) -> int | None:
+        return self.length
+
+    def num_fixed(self) -> int:
+        return self.keep_first
 
     def texts(self) -> Sequence[str | Sequence[int]]:
         return [row["text"] for _, row in self.rows(None)]
@@ -347,8 +366,9 @@ def _read(source: TextSource, backward: Any) -> _Texts:
         )
         are_ids = ids.ndim == 1 and ids.dtype.kind in "iu" and 0 <= ids.min() <= ids.max() < v
         expect(are_ids, where, text, f"a text, or ids 0 .. {v - 1}, as the model has")
-        if source.length is not None and len(ids) > source.length:
-            left_out[name] = f"{len(ids)} tokens, more than length = {source.length}"
+        longest = source.longest()
+        if longest is not None and len(ids) > longest:
+            left_out[name] = f"{len(ids)} tokens, more than length = {longest}"
             continue
         way_out = (
             "leave longer texts out (length, --length), or cut a text file into windows (windows ="
@@ -371,7 +391,7 @@ def _read(source: TextSource, backward: Any) -> _Texts:
     padded = np.full((len(rows), max(len(row["ids"]) for row in rows)), PAD, np.int64)
     for tokens, row in zip(padded, rows, strict=True):
         tokens[: len(row["ids"])] = row["ids"]
-    free = (padded != PAD) & (np.arange(padded.shape[1]) >= source.keep_first)
+    free = (padded != PAD) & (np.arange(padded.shape[1]) >= source.num_fixed())
     for is_free, marks in zip(free, _marks(rows, "fixed", "[01]*"), strict=False):
         is_free[: len(marks)] &= np.array(list(marks)) == "0"
     where = f"{rows[free.any(1).argmin()]['where']}: tokens that noise can change"

@@ -189,7 +189,7 @@ def _texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
     if source.regions:
         shown["shown_region"] = dims[1:], source.regions_of(np.arange(count))
         shown = shown.assign_coords(region_name=list(source.regions))
-    if source.segments:
+    if source.separators():
         free = source.free(np.arange(count))  # fixed tokens have no segment either
         shown["shown_separator"] = dims[1:], (source.segments_of(np.arange(count)) < 0) & free
     return shown

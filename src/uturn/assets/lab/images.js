@@ -47,7 +47,7 @@ export function showImages() {
   at("image-python").textContent = `import uturn as ut
 source = ut.sources.FashionMNISTSource()
 backward = ut.backward.DiffusionModel(steps=${steps})
-corruption = backward.undone(ut.corruption.Diffusion(), source)
+corruption = backward.forward_process(source)
 originals = next(source.blocks([${original.item}], ${seed}, source.count()))
 turned = ut.u_turn(originals, corruption, backward, ${back} / ${steps}, ${seed}, clones=${clones})
 turned.reconstructions  # (images, reconstructions, channel, row, column), in [-1, 1]`;
