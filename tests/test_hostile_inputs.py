@@ -923,7 +923,8 @@ def test_texts_of_a_page_are_bounded(of_texts, monkeypatch):
     source = SimpleNamespace(
         ids=lambda items: np.zeros((len(items), of_texts.sizes["position"]), int), tokenizer=None
     )
-    source.regions = source.segments = ()
+    source.regions = ()
+    source.separators = tuple
     spec = json.loads(of_texts.attrs["spec"])
     spec["probes"] = [
         {**table, "first": many} if table["type"] == "tokens" else table for table in spec["probes"]

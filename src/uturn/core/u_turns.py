@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from itertools import chain
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -43,19 +44,17 @@ def u_turns(
     >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
     >>> originals = ut.sources.Strings(np.arange(5), rhm, rhm.sample(5, seed=0))
     >>> blocks = ((noise, originals, noise, 0) for noise in (0.3, 0.6))
-    >>> [(key, turned.reconstructions[0].shape) for key, turned in u_turns(blocks, ut.Masking(), ut.backward.ExactPosterior())]
-    [(0.3, (5, 1, 8)), (0.6, (5, 1, 8))]
+    >>> for key, turned in u_turns(blocks, ut.Masking(), ut.backward.ExactPosterior()):
+    ...     print(key, turned.reconstructions[0].shape)
+    0.3 (5, 1, 8)
+    0.6 (5, 1, 8)
     """
     clones = checked_integer("clones", clones, 1)
-    most = backward.blocks_ahead
-    most = None if most is None else checked_integer("backward.blocks_ahead", most, 1)
-    expect(
-        undoes(backward, corruption),
-        "backward",
-        backward,
-        f"one that undoes {corruption.process!r}",
-    )
-    return _stream(blocks, corruption, backward, clones, most)
+    if backward.blocks_ahead is not None:
+        checked_integer("backward.blocks_ahead", backward.blocks_ahead, 1)
+    expected = f"one that undoes {corruption.process!r}"
+    expect(undoes(backward, corruption), "backward", backward, expected)
+    return _Stream(iter(blocks), corruption, backward, clones).u_turns()
 
 
 def u_turn(
@@ -91,113 +90,123 @@ def u_turn(
     >>> turned.reconstructions[0].shape
     (5, 4, 8)
     """
-    ((_, turned),) = u_turns(
-        [(None, originals, noise, streams)], corruption, backward, clones=clones
-    )
+    block = (None, originals, noise, streams)
+    ((_, turned),) = u_turns([block], corruption, backward, clones=clones)
     return turned
 
 
-def _stream(
-    blocks: Iterable[tuple[Key, O, float, Streams | int]],
-    corruption: Corruption[O, N],
-    backward: Backward[N],
-    clones: int,
-    most: int | None,
-) -> Iterator[tuple[Key, UTurns[O, N]]]:
-    where = f"{name_of(backward, 'backward')}.reconstruct_stream"
-    # Originals, noisy data and streams of the blocks under way.
-    waiting: dict[Key, tuple[O, N, Streams]] = {}
-    # Errors of source or corruption with their tracebacks.
-    failures: list[tuple[Exception, Any]] = []
-    number_read = 0  # blocks read in the current call of the backward
+class _Waiting(NamedTuple, Generic[O, N]):
+    """A block that has been read, and whose reconstructions have not arrived."""
 
-    def noisy(some: Iterator[Any]) -> Iterator[tuple[Key, N, Streams]]:
-        nonlocal number_read
+    originals: O
+    noisy: N
+    streams: Streams
+
+
+class _Stream(Generic[Key, O, N]):
+    """The blocks under way between a corruption and a backward."""
+
+    def __init__(
+        self,
+        blocks: Iterator[tuple[Key, O, float, Streams | int]],
+        corruption: Corruption[O, N],
+        backward: Backward[N],
+        clones: int,
+    ) -> None:
+        self.blocks = blocks
+        self.corruption = corruption
+        self.backward = backward
+        self.clones = clones
+        self.waiting: dict[Key, _Waiting[O, N]] = {}
+        self.num_read = 0
+        """Blocks read in the current call of the backward."""
+        self.failures: list[_Failure] = []
+        """Errors of source and corruption."""
+
+    @property
+    def where(self) -> str:
+        return f"{name_of(self.backward, 'backward')}.reconstruct_stream"
+
+    def u_turns(self) -> Iterator[tuple[Key, UTurns[O, N]]]:
+        """U-turns of all blocks, in the order of completion.
+
+        A backward that reads all its input before it answers gets `blocks_ahead` blocks, and is
+        called again for the next ones.
+        """
+        for first in self.blocks:
+            self.num_read = 0
+            blocks = chain([first], self.blocks)
+            del first
+            for answer in self._answers(blocks):
+                yield self._turned(answer)
+                del answer
+            if self.waiting or not self.num_read:
+                num_left = max(1, len(self.waiting))
+                ended = f"{self.where} ended before the reconstructions of {num_left} blocks"
+                raise ValueError(f"{ended}; expected all of them")
+
+    def _noisy(
+        self, blocks: Iterator[tuple[Key, O, float, Streams | int]]
+    ) -> Iterator[tuple[Key, N, Streams]]:
+        """What the backward reads: noisy data of the next blocks."""
+        most = self.backward.blocks_ahead
         try:
-            for block in some:
-                key, originals, noise, streams = _checked_block(block, corruption, waiting)
-                waiting[key] = (
-                    originals,
-                    read_only(corruption.observe(originals, noise, streams)),
-                    streams,
-                )
-                number_read += 1
-                del block, originals  # release them while the backward computes
-                yield key, waiting[key][1], streams
-                if most is not None and len(waiting) >= most:
+            for block in blocks:
+                key, originals, noise, streams = self._checked(block)
+                noisy = read_only(self.corruption.observe(originals, noise, streams))
+                self.waiting[key] = _Waiting(originals, noisy, streams)
+                self.num_read += 1
+                del block, originals, noisy  # release them while the backward computes
+                yield key, self.waiting[key].noisy, streams
+                if most is not None and len(self.waiting) >= most:
                     return
         except Exception as error:
-            failures.append((error, error.__traceback__))
+            self.failures.append(_Failure(error, error.__traceback__))
             raise
 
-    def answers(some: Iterator[Any]) -> Iterator[Any]:
-        """The answers of the backward. Errors of source and corruption pass without its frames,
-        as they are none of its own.
-        """
+    def _answers(self, blocks: Iterator[tuple[Key, O, float, Streams | int]]) -> Iterator[object]:
+        """What the backward gives. Errors of source and corruption pass without its frames."""
         try:
-            stream = backward.reconstruct_stream(noisy(some), clones)
-            expect(
-                isinstance(stream, Iterable),
-                where,
-                stream,
-                "an iterator over (key, reconstructions)",
-            )
+            stream = self.backward.reconstruct_stream(self._noisy(blocks), self.clones)
+            is_stream = isinstance(stream, Iterable)
+            expect(is_stream, self.where, stream, "an iterator over (key, reconstructions)")
             yield from stream
         except Exception:
-            if not failures:
+            if not self.failures:
                 raise
-        if failures:  # also where the backward treated the error as the end of its input
-            error, frames = failures[0]
-            raise error.with_traceback(frames) from None
+        if self.failures:  # also where the backward took the error for the end of its input
+            failure = self.failures[0]
+            raise failure.error.with_traceback(failure.traceback) from None
 
-    blocks = iter(blocks)
-    for first in blocks:
-        # A backward that reads all its input before it answers gets `most` blocks, and is called
-        # again for the next.
-        some, number_read = chain([first], blocks), 0
-        del first
-        for answer in answers(some):
-            is_pair = (
-                isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Hashable)
-            )
-            expect(
-                is_pair and answer[0] in waiting,
-                where,
-                answer,
-                "(key, reconstructions), each key of a block once",
-            )
-            key, (originals, observation, streams) = answer[0], waiting.pop(answer[0])
-            made = checked_reconstructions(
-                backward, answer[1], len(originals.items), streams.count * clones
-            )
-            yield key, UTurns(originals, observation, made, clones)
-            del answer, originals, observation, made
-        if waiting or not number_read:
-            left = max(1, len(waiting))
-            raise ValueError(
-                f"{where} ended before the reconstructions of {left} blocks; expected all of them"
-            )
+    def _turned(self, answer: object) -> tuple[Key, UTurns[O, N]]:
+        """The U-turns of a block, from an answer of the backward, (key, reconstructions)."""
+        expected = "(key, reconstructions), each key of a block once"
+        if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Hashable)):
+            raise ValueError(f"{self.where} = {shown(answer)}: expected {expected}")
+        key, reconstructions = answer
+        expect(key in self.waiting, self.where, answer, expected)
+        block = self.waiting.pop(key)
+        num_items = len(block.originals.items)
+        num_draws = block.streams.count * self.clones
+        checked = checked_reconstructions(self.backward, reconstructions, num_items, num_draws)
+        return key, UTurns(block.originals, block.noisy, checked, self.clones)
+
+    def _checked(self, block: tuple[Key, O, float, Streams | int]) -> tuple[Key, O, float, Streams]:
+        """A block with its `Streams`; ValueError if the block is malformed."""
+        key, originals, noise, streams = block
+        expect(key not in self.waiting, "key", key, "another one for each block under way")
+        noise = float(checked_noise(noise, self.corruption.max_noise, batch=0))
+        if not isinstance(streams, Streams):
+            seed = checked_seed(streams, "streams")
+            return key, originals, noise, Streams(seed, originals.items, noise)
+        is_of_block = np.array_equal(streams.items, originals.items)
+        expect(is_of_block, "streams: items", streams.items, shown(originals.items))
+        expect(streams.noise == noise, "streams: noise", streams.noise, f"{noise}")
+        return key, originals, noise, streams
 
 
-def _checked_block(
-    block: tuple[Key, O, float, Streams | int],
-    corruption: Corruption[O, N],
-    waiting: Collection[Key],
-) -> tuple[Key, O, float, Streams]:
-    """A block with its `Streams`; ValueError if the block is malformed."""
-    key, originals, noise, streams = block
-    expect(key not in waiting, "key", key, "another one for each block under way")
-    noise = float(checked_noise(noise, corruption.max_noise, batch=0))
-    if not isinstance(streams, Streams):
-        return (
-            key,
-            originals,
-            noise,
-            Streams(checked_seed(streams, "streams"), originals.items, noise),
-        )
-    if not np.array_equal(streams.items, originals.items):
-        raise ValueError(
-            f"streams: items = {shown(streams.items)}: expected {shown(originals.items)}"
-        )
-    expect(streams.noise == noise, "streams: noise", streams.noise, f"{noise}")
-    return key, originals, noise, streams
+class _Failure(NamedTuple):
+    """An error with the traceback that it had when it was raised."""
+
+    error: Exception
+    traceback: TracebackType | None
