@@ -214,18 +214,13 @@ def cached_while_unchanged(
 
         @wraps(function)
         def current(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            paths = (
-                files(*args, **kwargs)
-                if files
-                else [path for one in args for path in getattr(one, "files", tuple)()]
-            )
-            return kept(
-                _Call(
-                    (*map(_stamp, paths), *map(_key, args), *map(_key, kwargs.items())),
-                    args,
-                    kwargs,
-                )
-            )
+            if files is None:
+                paths = [path for one in args for path in getattr(one, "files", tuple)()]
+            else:
+                paths = list(files(*args, **kwargs))
+            options = [(name, _key(value)) for name, value in kwargs.items()]
+            key = (*map(_stamp, paths), *map(_key, args), *options)
+            return kept(_Call(key, args, kwargs))
 
         current.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
         _clear.append(kept.cache_clear)
