@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,19 +59,16 @@ def build_classifier(
     from torch import nn
 
     model = nn.Sequential()
-    for number, ((before, after), stride) in enumerate(
-        zip(pairwise([1, *channels]), strides, strict=True), 1
-    ):
-        convolution = nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=False)
-        # Not in place, so that a hook sees the post-activation of this block before later modules
+    before = 1
+    for number, (width, stride) in enumerate(zip(channels, strides, strict=True), 1):
+        convolution = nn.Conv2d(before, width, kernel_size=3, stride=stride, padding=1, bias=False)
+        # ReLU is not in place, so that a hook sees the output of this block before later modules
         # change it.
-        model.add_module(
-            f"block{number}", nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU())
-        )
-    model.add_module(
-        "logits",
-        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], num_classes)),
-    )
+        block = nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())
+        model.add_module(f"block{number}", block)
+        before = width
+    linear = nn.Linear(before, num_classes)
+    model.add_module("logits", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear))
     return model
 
 
@@ -113,11 +109,13 @@ def load_test_set() -> tuple[np.ndarray, np.ndarray]:
 
 
 def fingerprints() -> dict[str, str]:
-    """SHA-256 of every embedded data file, {path inside the asset folder: hexadecimal digest};
-    recorded with results.
+    """SHA-256 of every embedded data file, {path inside the asset folder: hexadecimal digest}.
+
+    They are recorded with results.
     """
-    return {
-        path.relative_to(_FOLDER).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(_FOLDER.rglob("*"))
-        if path.suffix in (".safetensors", ".json") and path.name != "manifest.json"
-    }
+    digests = {}
+    for path in sorted(_FOLDER.rglob("*")):
+        if path.suffix in (".safetensors", ".json") and path.name != "manifest.json":
+            name = path.relative_to(_FOLDER).as_posix()
+            digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return digests

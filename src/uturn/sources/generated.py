@@ -57,91 +57,107 @@ class GeneratedSource(Spec, ImageSource):
     def __hash__(self) -> int:
         return hash(self._key())
 
-    def _key(self) -> tuple[Any, ...]:
-        return self._seed if self.seed is None else self.seed, self.folder, self._backward
+    def _key(self) -> tuple[int, str | None, Any]:  # a backward of any class
+        return self._seed_of(self._seed), self.folder, self._backward
+
+    def _seed_of(self, seed: int) -> int:
+        """The seed of the originals in an experiment with this seed."""
+        return seed if self.seed is None else self.seed
 
     def made_by(self, backward: Any, seed: int) -> GeneratedSource:
         needed = "generate" if self.steps is None else "chain"
-        way_out = (
-            ""
-            if self.steps is not None or not hasattr(backward, "chain")
-            else "; give source.steps"
-        )
-        expected = f"one with {needed}(), which draws originals of type 'generated'{way_out}"
+        expected = f"one with {needed}(), which draws originals of type 'generated'"
+        if self.steps is None and hasattr(backward, "chain"):
+            expected += "; give source.steps"
         expect(hasattr(backward, needed), "backward", backward, expected)
         bound = self.model_copy()
-        bound._backward, bound._seed = (
-            (backward if self.steps is None else backward.chain(self.steps)),
-            seed,
-        )
+        bound._backward = backward if self.steps is None else backward.chain(self.steps)
+        bound._seed = seed
         return bound
 
     def count(self) -> int:
         return _REFERENCE
 
-    def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
-        return self._images(np.asarray(indices), self._seed, _REFERENCE), self._labels(
-            np.asarray(indices)
-        )
+    def images_at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        indices = np.asarray(indices)
+        return self._images(indices, self._seed, _REFERENCE), self._labels(indices)
 
     def image_shape(self) -> tuple[int, int, int]:
-        return self._backward.generated_shape()
+        shape: tuple[int, int, int] = self._backward.generated_shape()
+        return shape
 
     def num_labels(self) -> int | None:
-        return self._backward.num_labels()
+        number: int | None = self._backward.num_labels()
+        return number
 
     def fingerprint(self) -> str:
         """SHA-256 of the model and its sampler; with the seed, it determines the originals."""
         if not self._fingerprint:  # cached, since hashing the weights is slow
-            options = self._backward.model_dump(
-                mode="json", exclude_defaults=True, exclude=set(self._backward.execution)
+            backward = self._backward
+            only_execution = set(backward.execution)
+            options = backward.model_dump(
+                mode="json", exclude_defaults=True, exclude=only_execution
             )
-            identity = f"{self._backward.fingerprint()} {json.dumps(options, sort_keys=True)}"
+            identity = f"{backward.fingerprint()} {json.dumps(options, sort_keys=True)}"
             self._fingerprint = hashlib.sha256(identity.encode()).hexdigest()
         return self._fingerprint
 
-    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
+    def coordinates(self, seed: int, num_items: int) -> dict[str, np.ndarray]:
         return {"label": self._labels(np.arange(num_items))}
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Images]:
         yield Images(items, self._images(items, seed, num_items), self._labels(items))
 
     def kept(self, fingerprint: str, seed: int, items: np.ndarray) -> np.ndarray | None:
-        """Originals drawn by a run whose source has this fingerprint, without its model; None if
-        some are no longer stored.
+        """Originals drawn by a run whose source has this fingerprint, without its model.
+
+        None if some are no longer stored.
         """
-        draws = _Draws(fingerprint, seed if self.seed is None else self.seed, self.folder)
-        images = [image for item in items if (image := draws.get(int(item))) is not None]
-        return np.stack(images) if len(images) == len(items) else None
+        draws = _Draws(fingerprint, self._seed_of(seed), self.folder)
+        images = []
+        for item in items:
+            image = draws.get(int(item))
+            if image is None:
+                return None
+            images.append(image)
+        return np.stack(images)
 
     def _labels(self, items: np.ndarray) -> np.ndarray:
-        classes = self.num_labels()
-        return np.full(len(items), -1) if classes is None else np.asarray(items) % classes
+        num_labels = self.num_labels()
+        if num_labels is None:
+            return np.full(len(items), -1)
+        return np.asarray(items) % num_labels
 
     def _images(self, items: np.ndarray, seed: int, num_items: int) -> np.ndarray:
-        seed = seed if self.seed is None else self.seed
+        """The originals of items, float32 (items, channels, height, width), drawn if needed."""
+        seed = self._seed_of(seed)
         draws = _Draws(self.fingerprint(), seed, self.folder)
-        images: dict[int, Any] = {int(item): draws.get(int(item)) for item in items}
-        missing = [item for item, image in images.items() if image is None]
+        images: dict[int, np.ndarray] = {}
+        missing = []
+        for item in map(int, items):
+            image = draws.get(item)
+            if image is None:
+                missing.append(item)
+            else:
+                images[item] = image
         if missing:
-            # Where it is faster, further items fill the batches of the network.
-            if not self._backward.wants_processes:
-                ahead = range(
-                    missing[0], min(num_items, missing[0] + self._backward.images_together())
-                )
-                missing += [
-                    item for item in ahead if item not in images and draws.get(item) is None
-                ]
-            some = np.array(missing)
-            labels = self._backward.generated_labels(some)
-            for item, image in zip(
-                missing,
-                self._backward.generate(keys(seed, Purpose.ORIGINAL, some), labels),
-                strict=True,
-            ):
+            numbers = np.array(missing + self._ahead(draws, missing, set(images), num_items))
+            labels = self._backward.generated_labels(numbers)
+            drawn = self._backward.generate(keys(seed, Purpose.ORIGINAL, numbers), labels)
+            for item, image in zip(numbers.tolist(), drawn, strict=True):
                 draws.put(item, image)
                 images[item] = image
         return np.stack([images[int(item)] for item in items])
+
+    def _ahead(
+        self, draws: _Draws, missing: list[int], present: set[int], num_items: int
+    ) -> list[int]:
+        """Further items that fill the batches of the network, where that is faster."""
+        if self._backward.wants_processes:
+            return []
+        end = min(num_items, missing[0] + self._backward.images_together())
+        new = [item for item in range(missing[0], end) if item not in present.union(missing)]
+        return [item for item in new if draws.get(item) is None]
 
 
 class _Draws:
@@ -149,9 +165,9 @@ class _Draws:
 
     def __init__(self, fingerprint: str, seed: int, folder: str | None) -> None:
         self.identity = hashlib.sha256(f"{fingerprint} {seed}".encode()).hexdigest()
-        self.folder = (
-            None if folder is None else Path(checked_path("folder", folder)) / self.identity[:16]
-        )
+        self.folder: Path | None = None
+        if folder is not None:
+            self.folder = Path(checked_path("folder", folder)) / self.identity[:16]
 
     def get(self, item: int) -> np.ndarray | None:
         image = _kept.get((self.identity, item))

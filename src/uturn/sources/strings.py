@@ -18,7 +18,7 @@ from uturn.core.checks import check_tuples, checked_path, expect
 from uturn.core.files import cached_while_unchanged, read_table
 from uturn.core.inputs import File
 from uturn.core.messages import one_line, shown
-from uturn.core.protocols import Noisy, Originals, Source, Spec
+from uturn.core.protocols import Corruption, Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys
 from uturn.corruption import COMPACT
 from uturn.exact.hmm import HiddenMarkovModel
@@ -32,15 +32,20 @@ _MOST_BYTES = 8 * 2**30  # of the rules
 _CLONE_APART = np.uint64(2**32)
 
 
+Trees = dict[int, np.ndarray]
+"""Reconstructions of strings, {tree_level: int64 (items, draws, nodes)}."""
+
+
 @dataclass(frozen=True, repr=False)
 class Strings(Originals):
-    """Originals from one grammar: item numbers int64 (batch,), the grammar, and the strings with
-    their trees.
-    """
+    """Originals from one grammar."""
 
     items: np.ndarray
+    """Numbers of the items, int64 (batch,)."""
     rhm: RandomHierarchyModel
+    """The grammar; a `HiddenMarkovModel` for chains."""
     draw: Draw
+    """The strings with their trees."""
 
     @property
     def data(self) -> np.ndarray:
@@ -49,65 +54,53 @@ class Strings(Originals):
 
     @property
     def distance(self) -> Tree | None:
-        """Distances of leaves in the tree; None for a chain, whose distances are those of
-        places.
-        """
-        return (
-            None
-            if isinstance(self.rhm, HiddenMarkovModel)
-            else Tree(self.rhm.num_leaves, self.rhm.branching)
-        )
+        """Distances of leaves in the tree. None for a chain: the differences of their places."""
+        if isinstance(self.rhm, HiddenMarkovModel):
+            return None
+        return Tree(self.rhm.num_leaves, self.rhm.branching)
 
-    def data_of(self, reconstructions: Any) -> np.ndarray:
+    def data_of(self, reconstructions: Trees) -> np.ndarray:
         """The leaves of reconstructions, int64 (batch, draws, num_leaves)."""
         return reconstructions[0]
 
-    def continued(self, reconstructions: Any, taken: np.ndarray) -> Strings:
-        broken = np.any(
-            [(nodes < 0).any(axis=(1, 2)) & taken for nodes in reconstructions.values()], axis=0
-        )
-        found = f"{broken.sum()} of {len(taken)} ungrammatical strings"
-        expect(
-            not broken.any(),
-            "reconstructions",
-            found,
-            "strings of the grammar; draw fewer leaves a step",
-        )
-        latents = self.draw.latents.items()
-        return replace(
-            self,
-            draw=Draw(
-                {
-                    at: np.where(taken[:, None], reconstructions[at][:, 0], own)
-                    for at, own in latents
-                }
-            ),
-        )
+    def continued(self, reconstructions: Trees, taken: np.ndarray) -> Strings:
+        is_broken = np.zeros(len(taken), bool)
+        for nodes in reconstructions.values():
+            is_broken |= (nodes < 0).any(axis=(1, 2)) & taken
+        broken = f"{is_broken.sum()} of {len(taken)} ungrammatical strings"
+        expected = "strings of the grammar; draw fewer leaves a step"
+        expect(not is_broken.any(), "reconstructions", broken, expected)
+        latents = {}
+        for level, nodes in self.draw.latents.items():
+            latents[level] = np.where(taken[:, None], reconstructions[level][:, 0], nodes)
+        return replace(self, draw=Draw(latents))
 
-    def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyStrings:
-        """Noisy strings, one for each trajectory of each original; one for each original if the
-        corruption draws nothing.
+    def observed_by(self, corruption: Corruption, noise: float, streams: Streams) -> NoisyStrings:
+        """Noisy strings, one for each trajectory of each original.
+
+        There is one for each original if the corruption draws nothing.
         """
-        streams = streams if corruption.is_random else streams.first()
-        leaves, v = np.repeat(self.data, streams.count, axis=0), self.rhm.vocab_size
-        noisy = corruption.corrupt_symbols(leaves, noise, streams.keys(corruption.purpose), v)
+        if not corruption.is_random:
+            streams = streams.first()
+        leaves = np.repeat(self.data, streams.count, axis=0)
+        row_keys = streams.keys(corruption.purpose)
+        noisy = corruption.corrupt_symbols(leaves, noise, row_keys, self.rhm.vocab_size)
         return NoisyStrings(noisy.values, noisy.noise, noisy.vocab_size, self.rhm, corruption)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NoisyStrings(Noisy):
-    """Noisy strings of one grammar `rhm`, made by the corruption `channel`, with their exact
-    messages and posterior draws.
-    """
+    """Noisy strings of one grammar, with their exact messages and posterior draws."""
 
-    rhm: Any = None
-    channel: Any = None
+    rhm: Any = None  # RandomHierarchyModel or HiddenMarkovModel
+    channel: Any = None  # the corruption that made them, with its evidence
     _beliefs: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def log_evidence(self) -> np.ndarray:
         """Log-evidence of every leaf in nats, float32 (batch, num_leaves, vocab_size)."""
-        return self.channel.log_evidence(self, np.float32)
+        log_evidence: np.ndarray = self.channel.log_evidence(self, np.float32)
+        return log_evidence
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -119,31 +112,28 @@ class NoisyStrings(Noisy):
         )
 
     def true_beliefs(self, symbols: dict[int, np.ndarray]) -> np.ndarray:
-        """Exact marginals of the true symbols {tree_level: int64 (originals, nodes)} of the
-        originals, averaged over nodes.
+        """Exact marginals of the true symbols, averaged over nodes: float64 (batch, tree levels).
 
-        float64 (batch, tree levels); noisy strings of one original are next to each other.
+        `symbols`: those of the originals, {tree_level: int64 (originals, nodes)}. Noisy strings of
+        one original are next to each other.
         """
         from uturn.exact.inference.engine import true_beliefs
 
         if isinstance(self.rhm, HiddenMarkovModel):
-            marginals, copies = self.beliefs("marginals"), len(self.values) // len(symbols[0])
-            at = {
-                level: np.repeat(nodes, copies, axis=0)[..., None]
-                for level, nodes in symbols.items()
-            }
-            levels = sorted(symbols)
-            means = [
-                np.take_along_axis(marginals[level], at[level], 2).mean(axis=(1, 2), dtype=float)
-                for level in levels
-            ]
+            marginals = self.beliefs("marginals")
+            copies = len(self.values) // len(symbols[0])
+            means = []
+            for level in sorted(symbols):
+                truth = np.repeat(symbols[level], copies, axis=0)[..., None]
+                of_truth = np.take_along_axis(marginals[level], truth, 2)
+                means.append(of_truth.mean(axis=(1, 2), dtype=float))
             return np.stack(means, axis=-1)
         return true_beliefs(self.rhm, self.evidence, symbols)
 
-    def beliefs(self, output: str, *also: str) -> Any:
-        """Exact messages given the noisy strings, {tree_level: (batch, nodes, symbols)}, cached for
-        other probes.
+    def beliefs(self, output: str, *also: str) -> dict[int, np.ndarray]:
+        """Exact messages given the noisy strings, {tree_level: (batch, nodes, symbols)}.
 
+        They are kept for other probes.
         `output`: "marginals", "upward" or "downward"; see `uturn.inference.infer`. `also`: further
         outputs needed later, computed in the same pass.
         """
@@ -157,54 +147,51 @@ class NoisyStrings(Noisy):
                 for nodes in messages.values():
                     nodes.flags.writeable = False  # read-only, since probes share them
                 self._beliefs[name] = messages
-        return self._beliefs[output]
+        messages_of_output: dict[int, np.ndarray] = self._beliefs[output]
+        return messages_of_output
 
     def repeated(self, clones: int) -> Noisy:
         """Every noisy string `clones` times, copies next to each other."""
-        return Noisy(
-            np.repeat(self.values, clones, axis=0), np.repeat(self.noise, clones), self.vocab_size
-        )
+        values = np.repeat(self.values, clones, axis=0)
+        return Noisy(values, np.repeat(self.noise, clones), self.vocab_size)
 
-    def parsed(self, leaves: np.ndarray, num_items: int, keys: np.ndarray) -> dict[int, np.ndarray]:
-        """Reconstructed strings (items * draws, num_leaves) as trees, {tree_level: int64 (items,
-        draws, nodes)}; -1 where a node is not grammatical. The hidden states of a chain are
-        drawn given the string, with a key for each (items * draws,).
+    def parsed(self, leaves: np.ndarray, num_items: int, keys: np.ndarray) -> Trees:
+        """Reconstructed strings (items * draws, num_leaves) as trees; -1 where ungrammatical.
+
+        The hidden states of a chain are drawn given the string, with `keys` (items * draws,).
         """
-        is_chain = isinstance(self.rhm, HiddenMarkovModel)
-        latents = self.rhm.completed(leaves, keys) if is_chain else self.rhm.parse(leaves).latents
+        if isinstance(self.rhm, HiddenMarkovModel):
+            latents = self.rhm.completed(leaves, keys)
+        else:
+            latents = self.rhm.parse(leaves).latents
         return {
             level: nodes.reshape(num_items, -1, nodes.shape[1]) for level, nodes in latents.items()
         }
 
-    def posterior_draws(self, streams: Streams, clones: int) -> dict[int, np.ndarray]:
-        """Exact posterior draws, {tree_level: int64 (items, draws, nodes)}, from one upward pass
-        for each noisy string.
-        """
+    def posterior_draws(self, streams: Streams, clones: int) -> Trees:
+        """Exact posterior draws, from one upward pass for each noisy string."""
         from uturn.exact.inference import sample_posterior
 
-        if self.channel.is_random:
-            numbers = np.arange(clones, dtype=np.uint64)
-        else:  # all trajectories of an item are draws given its only noisy string
-            trajectories, streams = np.asarray(streams.trajectories, np.uint64), streams.first()
-            numbers = np.add.outer(
-                trajectories, _CLONE_APART * np.arange(clones, dtype=np.uint64)
-            ).reshape(-1)
-        drawn = sample_posterior(
-            self.rhm, self.evidence, streams.keys(Purpose.RECONSTRUCTION), numbers
-        )
-        count = len(streams.items)
-        return {
-            level: nodes.swapaxes(0, 1).reshape(count, -1, nodes.shape[2])
-            for level, nodes in drawn.items()
-        }
+        numbers = np.arange(clones, dtype=np.uint64)
+        if not self.channel.is_random:
+            # All trajectories of an item are draws given its only noisy string.
+            trajectories = np.asarray(streams.trajectories, np.uint64)
+            numbers = np.add.outer(trajectories, _CLONE_APART * numbers).reshape(-1)
+            streams = streams.first()
+        row_keys = streams.keys(Purpose.RECONSTRUCTION)
+        drawn = sample_posterior(self.rhm, self.evidence, row_keys, numbers)
+        trees = {}
+        for level, nodes in drawn.items():
+            trees[level] = nodes.swapaxes(0, 1).reshape(len(streams.items), -1, nodes.shape[2])
+        return trees
 
 
 class StringSource(Source[Strings]):
     """Strings of one or several grammars (or chains), over which the items are spread evenly.
-    Coordinate of `item`: `grammar`.
 
-    A source of one's own has the values `vocab_size`, `depth` (tree levels) and, for trees,
-    `branching`. It defines `grammar`, or the blocks themselves.
+    The coordinate `grammar` of the items is the number of the grammar. A source of one's own has
+    the values `vocab_size`, `depth` (tree levels) and, for trees, `branching`. It defines
+    `grammar`, or the blocks themselves.
     """
 
     kind: ClassVar[str] = "strings"
@@ -254,15 +241,13 @@ class StringSource(Source[Strings]):
         numbers = self._numbers(num_items)[items]
         for part in np.split(items, np.flatnonzero(np.diff(numbers)) + 1):
             grammar = self.grammar(int(self._numbers(num_items)[part[0]]), seed)
-            yield Strings(
-                part, grammar, grammar.sample(len(part), keys(seed, Purpose.ORIGINAL, part))
-            )
+            draw = grammar.sample(len(part), keys(seed, Purpose.ORIGINAL, part))
+            yield Strings(part, grammar, draw)
 
-    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
+    def coordinates(self, seed: int, num_items: int) -> dict[str, np.ndarray]:
         option, count = self.number
-        expect(
-            count <= num_items, "items", num_items, f"at least one for each of {option} = {count}"
-        )
+        expected = f"at least one for each of {option} = {count}"
+        expect(count <= num_items, "items", num_items, expected)
         return {"grammar": self._numbers(num_items)}
 
     def _numbers(self, num_items: int) -> np.ndarray:
@@ -282,8 +267,8 @@ class GrammarSource(Spec, StringSource):
     type: Literal["grammar"] = "grammar"
     file: File
 
-    @cached_property
     # One grammar for all tasks, also if the file changes meanwhile.
+    @cached_property
     def _rhm(self) -> RandomHierarchyModel:
         return _grammar_of(self.file)
 
@@ -321,12 +306,9 @@ def _grammar_of(path: str) -> RandomHierarchyModel:
         expect(fits, "keys", table, f"rules, and perhaps {', '.join(known[1:])}")
         rhm = RandomHierarchyModel.from_rules(**table)
         size = 4 * rhm.vocab_size * rhm.num_leaves
-        expect(
-            size <= _MOST_EVIDENCE,
-            "bytes of evidence of a string",
-            f"2**{size.bit_length() - 1}",
-            "fewer levels or symbols",
-        )
+        where = "bytes of evidence of a string"
+        power = f"2**{size.bit_length() - 1}"
+        expect(size <= _MOST_EVIDENCE, where, power, "fewer levels or symbols")
     except (OSError, ValueError) as error:
         raise ValueError(f"file = {path!r}: cannot be read ({one_line(error)})") from None
     return rhm
@@ -357,53 +339,40 @@ class RHMSource(Spec, StringSource):
 
     @model_validator(mode="after")
     def _fits(self) -> RHMSource:
-        v, n, s, L = (
-            self.vocab_size,
-            self.num_classes or self.vocab_size,
-            self.branching,
-            self.depth,
-        )
+        v = self.vocab_size
+        n = self.num_classes or v
+        s = self.branching
+        L = self.depth
         # Logarithms, because s**L and v**s can have any number of digits.
         evidence = 2 + math.log2(v) + L * math.log2(s)
-        fits = evidence <= math.log2(_MOST_EVIDENCE)
-        expect(
-            fits,
-            "depth, branching",
-            (L, s),
-            f"lower ones, as a string needs 2**{evidence:.0f} bytes of evidence",
-        )
+        expected = f"lower ones, as a string needs 2**{evidence:.0f} bytes of evidence"
+        expect(evidence <= math.log2(_MOST_EVIDENCE), "depth, branching", (L, s), expected)
         m = self.multiplicities()
-        fits = len(m) == L and min(m.values()) > 0
-        expect(
-            fits, "multiplicity", self.multiplicity, f"a number >= 1, or one for each of {L} levels"
-        )
+        expected = f"a number >= 1, or one for each of {L} levels"
+        expect(len(m) == L and min(m.values()) > 0, "multiplicity", self.multiplicity, expected)
         for level, rules in m.items():
             check_tuples(v, s, n if level == L else v, rules)
-        check_rules(
-            max(v, n) * max(m.values()),
-            s,
-            L,
-            f"multiplicity = {shown(self.multiplicity)}",
-            "multiplicity",
-        )
+        most = max(v, n) * max(m.values())
+        check_rules(most, s, L, f"multiplicity = {shown(self.multiplicity)}", "multiplicity")
         return self
 
     def multiplicities(self) -> dict[int, int]:
         """Rules of a symbol, {tree_level: number}."""
         m = self.multiplicity
-        return dict(enumerate([m] * self.depth if isinstance(m, int) else m, 1))
+        if isinstance(m, int):
+            return dict.fromkeys(range(1, self.depth + 1), m)
+        return dict(enumerate(m, 1))
 
-    def rules(self) -> dict[str, Any]:
-        """Arguments of `RandomHierarchyModel` for the rules: `multiplicity`, and
-        `rule_probabilities` unless they are uniform.
+    def rules(self) -> dict[str, Any]:  # arguments of a function
+        """Arguments of `RandomHierarchyModel` for the rules.
+
+        They are `multiplicity`, and `rule_probabilities` unless they are uniform.
         """
         m = self.multiplicities()
-        laws = (
-            {}
-            if self.zipf_exponent is None
-            else {level: zipf(rules, self.zipf_exponent) for level, rules in m.items()}
-        )
-        return {"multiplicity": m, **({"rule_probabilities": laws} if laws else {})}
+        if self.zipf_exponent is None:
+            return {"multiplicity": m}
+        laws = {level: zipf(rules, self.zipf_exponent) for level, rules in m.items()}
+        return {"multiplicity": m, "rule_probabilities": laws}
 
     def grammar(self, number: int, seed: int) -> RandomHierarchyModel:
         """Grammar `number` (0 .. grammars - 1) of an experiment with this seed."""

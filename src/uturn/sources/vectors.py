@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from uturn.core.checks import checked_numbers, checked_path, expect
 from uturn.core.files import cached_while_unchanged, read_array
 from uturn.core.inputs import File
-from uturn.core.protocols import Noisy, Originals, Source, Spec
+from uturn.core.protocols import Corruption, Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys
 from uturn.corruption import Gaussian
 from uturn.measures.covariances import Grid
@@ -27,14 +27,14 @@ _MOST_COMPONENTS = 2**20
 
 @dataclass(frozen=True, repr=False)
 class Vectors(Originals):
-    """Originals of a continuous law: `values` float32 (batch, dimension) and their classes
-    `labels` int64 (batch,).
-    """
+    """Originals of a continuous law."""
 
     items: np.ndarray
     law: GaussianMixture
     values: np.ndarray
+    """float32 (batch, dimension)"""
     labels: np.ndarray
+    """Their classes, int64 (batch,)."""
 
     @property
     def data(self) -> np.ndarray:
@@ -45,20 +45,16 @@ class Vectors(Originals):
         """Distances on the grid of a field."""
         return None if self.law.grid is None else Grid(self.law.grid, periodic=True)
 
-    def continued(self, reconstructions: Any, taken: np.ndarray) -> Vectors:
+    def continued(self, reconstructions: np.ndarray, taken: np.ndarray) -> Vectors:
         return replace(self, values=np.where(taken[:, None], reconstructions[:, 0], self.values))
 
-    def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyVectors:
-        """Diffused vectors, one for each trajectory of each original; ValueError for a
-        corruption other than `Gaussian`.
+    def observed_by(self, corruption: Corruption, noise: float, streams: Streams) -> NoisyVectors:
+        """Diffused vectors, one for each trajectory of each original.
+
+        ValueError for a corruption other than `Gaussian`.
         """
-        is_known = isinstance(corruption, Gaussian)
-        expect(
-            is_known,
-            "corruption",
-            corruption,
-            "Gaussian(), for which the exact posterior of vectors is known",
-        )
+        expected = "Gaussian(), for which the exact posterior of vectors is known"
+        expect(isinstance(corruption, Gaussian), "corruption", corruption, expected)
         copies = np.repeat(self.values, streams.count, axis=0)
         diffused = self.law.diffuse(copies, noise, streams.keys(corruption.purpose))
         return NoisyVectors(diffused, np.full(len(copies), float(noise)), law=self.law)
@@ -68,23 +64,24 @@ class Vectors(Originals):
 class NoisyVectors(Noisy):
     """Noisy vectors, float64 (batch, dimension), and the law of the originals."""
 
-    law: Any = None
+    law: Any = None  # GaussianMixture; the field of `Noisy` before it has a default
 
     def posterior_draws(self, streams: Streams, clones: int) -> np.ndarray:
-        """Draws from the exact posterior, float32 (items, draws, dimension); at noise 0 the
-        vectors themselves.
+        """Draws from the exact posterior, float32 (items, draws, dimension).
+
+        At noise 0 they are the vectors themselves.
         """
-        observed = np.repeat(self.values, clones, axis=0)
+        observed: np.ndarray = np.repeat(self.values, clones, axis=0)
         if streams.noise > 0:
-            observed = self.law.sample_posterior(
-                observed, streams.noise, streams.keys(Purpose.RECONSTRUCTION, clones)
-            ).values
+            row_keys = streams.keys(Purpose.RECONSTRUCTION, clones)
+            observed = self.law.sample_posterior(observed, streams.noise, row_keys).values
         return observed.astype(np.float32).reshape(len(streams.items), -1, self.law.dimension)
 
 
-class VectorSource(Spec, Source):
-    """Vectors of a law whose posterior under Gaussian diffusion is exact: `centre` + `scale`
-    times those of the standard law.
+class VectorSource(Spec, Source[Vectors]):
+    """Vectors of a law whose posterior under Gaussian diffusion is exact.
+
+    They are `centre` + `scale` times the vectors of the standard law.
     """
 
     kind: ClassVar[str] = "vectors"
@@ -96,34 +93,30 @@ class VectorSource(Spec, Source):
         raise NotImplementedError
 
     def classify(self, values: np.ndarray, law: GaussianMixture) -> np.ndarray:
-        """Class of vectors (batch, dimension), int64 (batch,), as a deterministic function of
-        the vector.
-        """
+        """Class of vectors (batch, dimension), int64 (batch,), a function of the vector."""
         raise NotImplementedError
 
     def scales(self) -> dict[float, np.ndarray]:
-        """Scales from coarse to fine: {name: bool (dimension,), the components of the law's
-        basis that belong to the scale}.
+        """Scales from coarse to fine, {name: bool (dimension,)}.
+
+        They say which components of the law's basis belong to the scale.
         """
         raise NotImplementedError
 
     def fresh(self, items: np.ndarray, seed: int) -> Vectors:
-        """Draws from the law of an experiment that are independent of its originals, for
-        training classifiers.
-        """
+        """Draws that are independent of the originals of an experiment, to train classifiers."""
         return self._vectors(items, seed, keys(seed, Purpose.FRESH, items))
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Vectors]:
         yield self._vectors(items, seed, keys(seed, Purpose.ORIGINAL, items))
 
-    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
-        block = 2**24 // len(next(iter(self.scales().values())))  # in parts, to limit memory
-        parts = np.split(np.arange(num_items), np.arange(block, num_items, block))
-        return {
-            "label": np.concatenate(
-                [next(self.blocks(part, seed, num_items)).labels for part in parts]
-            )
-        }
+    def coordinates(self, seed: int, num_items: int) -> dict[str, np.ndarray]:
+        dimension = len(next(iter(self.scales().values())))
+        block = 2**24 // dimension  # in parts, to limit memory
+        labels = []
+        for part in np.split(np.arange(num_items), np.arange(block, num_items, block)):
+            labels.append(next(self.blocks(part, seed, num_items)).labels)
+        return {"label": np.concatenate(labels)}
 
     def _vectors(self, items: np.ndarray, seed: int, streams: np.ndarray) -> Vectors:
         law = self.law(seed)
@@ -167,19 +160,11 @@ class GaussianMixtureSource(VectorSource):
             return self
         expect(self.covariances is None, "covariances without means", self.covariances, "means too")
         most = min(self.dimension, 16 * _MOST_COMPONENTS // self.dimension)
-        expect(
-            self.num_modes <= most,
-            "num_modes",
-            self.num_modes,
-            f"at most {most} with dimension = {self.dimension}",
-        )
+        expected = f"at most {most} with dimension = {self.dimension}"
+        expect(self.num_modes <= most, "num_modes", self.num_modes, expected)
         is_field = self.exponent == 0 or math.isqrt(self.dimension) ** 2 == self.dimension
-        expect(
-            is_field,
-            "dimension",
-            self.dimension,
-            "a square, such as 256, as with an exponent the vectors are fields",
-        )
+        expected = "a square, such as 256, as with an exponent the vectors are fields"
+        expect(is_field, "dimension", self.dimension, expected)
         return self
 
     def law(self, seed: int) -> GaussianMixture:
@@ -194,19 +179,15 @@ class GaussianMixtureSource(VectorSource):
 
     def array(self, name: str) -> np.ndarray | None:
         """The numbers of the option `name`: a list, or the content of a file."""
-        given = getattr(self, name)
-        if given is None:
+        value = getattr(self, name)
+        if value is None:
             return None
-        array = checked_numbers(
-            name, read_array(checked_path(name, given)) if isinstance(given, str) else given
-        )
-        fits = array.size and (array.ndim == 2 or name != "means")
-        expect(
-            fits,
-            f"shape of {name}",
-            array.shape,
-            "(modes, dimension)" if name == "means" else "at least one number",
-        )
+        if isinstance(value, str):
+            value = read_array(checked_path(name, value))
+        array = checked_numbers(name, value)
+        expect(array.size > 0, f"shape of {name}", array.shape, "at least one number")
+        if name == "means":
+            expect(array.ndim == 2, "shape of means", array.shape, "(modes, dimension)")
         return array
 
 
@@ -214,21 +195,24 @@ class GaussianMixtureSource(VectorSource):
 def _mixture(source: GaussianMixtureSource, seed: int) -> GaussianMixture:
     from uturn.exact.laws import CorrelatedMixture, GaussianMixture, power_law, simplex
 
-    own, weights = source.array("means"), source.array("weights")
-    if own is not None:
+    weights = source.array("weights")
+    square = source.scale**2
+    own_means = source.array("means")
+    if own_means is not None:
+        means = source.centre + source.scale * own_means
         covariances = source.array("covariances")
         if covariances is None:
-            return GaussianMixture(source.centre + source.scale * own, weights, source.scale**2)
-        return CorrelatedMixture(
-            source.centre + source.scale * own, source.scale**2 * covariances, weights
-        )
-    K, d = source.num_modes, source.dimension
-    means = simplex(K, d, source.separation * np.sqrt(d), keys(seed, Purpose.GRAMMAR, np.arange(K)))
-    grid = (math.isqrt(d),) * 2 if source.exponent > 0 else None
-    variance = 1.0 if grid is None else power_law(grid, source.exponent)
-    return GaussianMixture(
-        source.centre + source.scale * means, weights, source.scale**2 * variance, grid
-    )
+            return GaussianMixture(means, weights, square)
+        return CorrelatedMixture(means, square * covariances, weights)
+    K = source.num_modes
+    d = source.dimension
+    row_keys = keys(seed, Purpose.GRAMMAR, np.arange(K))
+    corners = simplex(K, d, source.separation * np.sqrt(d), row_keys)
+    means = source.centre + source.scale * corners
+    if source.exponent == 0:
+        return GaussianMixture(means, weights, square)
+    grid = (math.isqrt(d), math.isqrt(d))
+    return GaussianMixture(means, weights, square * power_law(grid, source.exponent), grid)
 
 
 class GaussianFieldSource(VectorSource):
@@ -259,15 +243,17 @@ class GaussianFieldSource(VectorSource):
 
         k = wave_numbers(self.grid)
         octave = np.floor(np.log2(np.maximum(k, 1)))
-        return {0 if j == 0 else float(2**j): octave == j for j in np.unique(octave)}
+        scales = {}
+        for j in np.unique(octave):
+            name = 0.0 if j == 0 else float(2**j)
+            scales[name] = octave == j
+        return scales
 
 
 @lru_cache(maxsize=8)
 def _field(source: GaussianFieldSource) -> GaussianMixture:
     from uturn.exact.laws import GaussianMixture, power_law
 
-    means, variance = (
-        np.full((1, source.size**2), source.centre),
-        source.scale**2 * power_law(source.grid, source.exponent),
-    )
+    means = np.full((1, source.size**2), source.centre)
+    variance = source.scale**2 * power_law(source.grid, source.exponent)
     return GaussianMixture(means, variance=variance, grid=source.grid)
