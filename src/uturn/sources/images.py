@@ -172,37 +172,26 @@ class ArraySource(_ImagesInMemory):
             array = array[:, None]
         elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
             array = array.transpose(0, 3, 1, 2)
-        fits = array.ndim == 4 and array.shape[1] in (1, 3)
-        expect(
-            fits,
-            f"shape of {self.path}",
-            array.shape,
-            "(count, height, width), with 1 or 3 channels before or after",
-        )
-        labels = (
-            np.full(len(array), -1)
-            if self.labels is None
-            else read_array(checked_path("labels", self.labels))
-        )
-        fits = labels.shape == (len(array),) and labels.dtype.kind in "iu"
-        expect(
-            fits,
-            f"shape, dtype of {self.labels}",
-            (labels.shape, labels.dtype),
-            f"integers ({len(array)},)",
-        )
-        expect(
-            labels.min(initial=0) >= -1,
-            f"{self.labels}: label",
-            labels.min(initial=0),
-            "0, 1, .., or -1 where unknown",
-        )
-        return scaled(array, self.path), labels.astype(np.int64)
+        are_images = array.ndim == 4 and array.shape[1] in (1, 3)
+        expected = "(count, height, width), with 1 or 3 channels before or after"
+        expect(are_images, f"shape of {self.path}", array.shape, expected)
+        return scaled(array, self.path), self._labels(len(array))
+
+    def _labels(self, count: int) -> np.ndarray:
+        """The labels of the images, int64 (count,), or a ValueError."""
+        if self.labels is None:
+            return np.full(count, -1)
+        labels = read_array(checked_path("labels", self.labels))
+        form = (labels.shape, labels.dtype)
+        are_integers = labels.shape == (count,) and labels.dtype.kind in "iu"
+        expect(are_integers, f"shape, dtype of {self.labels}", form, f"integers ({count},)")
+        least = labels.min(initial=0)
+        expect(least >= -1, f"{self.labels}: label", least, "0, 1, .., or -1 where unknown")
+        return labels.astype(np.int64)
 
 
 class ImageFolderSource(Spec, ImageSource):
-    """Image files of a folder; sub-folders, if any, are the classes. Images are read when they are
-    needed.
+    """Image files of a folder, which are read when they are needed; sub-folders are classes.
 
     Items are ordered so that the first n are balanced: the first file of every class, the second of
     every class, and so on, with classes and the files of a class sorted by name. Files and folders
@@ -238,40 +227,31 @@ class ImageFolderSource(Spec, ImageSource):
     def _groups(self) -> dict[str, list[tuple[str, int]]]:
         """Names and sizes of the files in each folder with files."""
         groups = defaultdict(list)
-        expect(
-            os.path.isdir(checked_path("path", self.path)),
-            "path",
-            self.path,
-            "a folder of images; this is not a folder",
-        )
+        is_folder = os.path.isdir(checked_path("path", self.path))
+        expect(is_folder, "path", self.path, "a folder of images; this is not a folder")
         for name, size in sorted(listed(self.path)):
             groups[name.rpartition("/")[0]].append((name, size))
-        expect(
-            groups,
-            "path",
-            self.path,
-            "a folder of image files, or one sub-folder a class; it holds no files",
-        )
+        expected = "a folder of image files, or one sub-folder a class; it holds no files"
+        expect(groups, "path", self.path, expected)
         return groups
 
     @cached_property
     def _classes(self) -> list[str] | None:
         folders = sorted(group for group in self._groups if group)
-        return (
-            folders or None
-            if self.classes is None
-            else _class_list(self.classes, folders, self.path)
-        )
+        if self.classes is not None:
+            return _class_list(self.classes, folders, self.path)
+        return folders or None
 
     @cached_property
     def _files(self) -> list[_File]:
-        labels = {name: label for label, name in enumerate(self._classes or [])} | {"": -1}
-        groups = self._groups.items()
-        ranked = [
-            (rank, group, _File(*file, labels[group]))
-            for group, files in groups
-            for rank, file in enumerate(files)
-        ]
+        """The files in the order of the items."""
+        labels = {"": -1}
+        for label, name in enumerate(self._classes or []):
+            labels[name] = label
+        ranked = []
+        for group, files in self._groups.items():
+            for rank, (name, size) in enumerate(files):
+                ranked.append((rank, group, _File(name, size, labels[group])))
         return [file for _, _, file in sorted(ranked)]
 
     def count(self) -> int:
@@ -284,12 +264,9 @@ class ImageFolderSource(Spec, ImageSource):
         height, width, _ = readable(first, seen(first, self.channels, None))
         return self.channels, height, width
 
-    def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
-        files, shape = (
-            [self._files[index] for index in _checked_indices(indices, self.count())],
-            self.image_shape(),
-        )
-        images = np.empty((len(files), *shape), np.float32)
+    def images_at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        files = [self._files[index] for index in _checked_indices(indices, self.count())]
+        images = np.empty((len(files), *self.image_shape()), np.float32)
         for image, pixels in zip(images, in_threads(self._decoded, files), strict=True):
             image[...] = scaled(pixels.transpose(2, 0, 1), self.path)
         return images, np.array([file.label for file in files], np.int64)
@@ -298,68 +275,70 @@ class ImageFolderSource(Spec, ImageSource):
         return None if self._classes is None else len(self._classes)
 
     def class_names(self) -> list[str] | None:
-        return None if self._classes is None else [as_unicode(name) for name in self._classes]
+        if self._classes is None:
+            return None
+        return [as_unicode(name) for name in self._classes]
 
     def fingerprint(self) -> str:
-        """SHA-256 of names, sizes and labels of all files, equal for a copy; the contents are in
-        the coordinate `file_digest`.
+        """SHA-256 of names, sizes and labels of all files, equal for a copy.
+
+        The contents are in the coordinate `file_digest`.
         """
         digest = hashlib.sha256()
         for file in self._files:
             digest.update(f"{file.label} {file.size} ".encode() + os.fsencode(file.name) + b"\0")
         return digest.hexdigest()
 
-    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
-        expect(
-            num_items <= self.count(),
-            "items",
-            num_items,
-            f"at most {self.count()}, the files of {self.path!r}",
-        )
+    def coordinates(self, seed: int, num_items: int) -> dict[str, np.ndarray]:
+        expected = f"at most {self.count()}, the files of {self.path!r}"
+        expect(num_items <= self.count(), "items", num_items, expected)
         files = self._files[:num_items]
-        texts = {
-            "file": [as_unicode(file.name) for file in files],
-            "file_digest": in_threads(self._digest, files),
+        return {
+            "label": np.array([file.label for file in files], np.int64),
+            "file": np.array([as_unicode(file.name) for file in files], object),
+            "file_digest": np.array(in_threads(self._digest, files), object),
         }
-        labels = np.array([file.label for file in files], np.int64)
-        return {"label": labels, **{name: np.array(of, object) for name, of in texts.items()}}
 
     def kept(
         self, names: Sequence[str], digests: Sequence[str], shape: Sequence[int]
     ) -> np.ndarray | None:
-        """Images of some files of the folder, as `images_at`, from the names and digests of a
-        store.
+        """Images of some files of the folder, from the names and digests of a store.
 
-        None unless all of them are there with these digests and this shape. Nothing outside of the
-        folder is read.
+        As `images_at`. None unless all of them are there with these digests and this shape. Nothing
+        outside of the folder is read.
         """
-        root, images = os.path.realpath(self.path), []
+        images = []
         for name, digest in zip(names, digests, strict=True):
-            path = os.path.join(root, name)
-            inside = os.path.realpath(path).startswith(os.path.join(root, ""))
-            if not (inside and os.path.isfile(path)) or unread(path):
-                return None
-            pixels = (
-                pixels_of(path, self.channels, self.size) if digest_of_file(path) == digest else ""
-            )
-            if isinstance(pixels, str) or pixels.transpose(2, 0, 1).shape != tuple(shape):
+            pixels = self._kept_pixels(name, digest)
+            if pixels is None or pixels.shape != tuple(shape):
                 # Before the next file is decoded, since a few kilobytes may become gigabytes.
                 return None
-            images.append(scaled(pixels.transpose(2, 0, 1), self.path))
+            images.append(scaled(pixels, self.path))
         return np.stack(images)
 
-    def names(self, indices: Any = None) -> list[str]:
+    def _kept_pixels(self, name: str, digest: str) -> np.ndarray | None:
+        """Pixels of a file inside the folder, (channels, height, width), if it has this digest."""
+        root = os.path.realpath(self.path)
+        path = os.path.join(root, name)
+        is_inside = os.path.realpath(path).startswith(os.path.join(root, ""))
+        if not is_inside or not os.path.isfile(path) or unread(path):
+            return None
+        if digest_of_file(path) != digest:
+            return None
+        pixels = pixels_of(path, self.channels, self.size)
+        return None if isinstance(pixels, str) else pixels.transpose(2, 0, 1)
+
+    def names(self, indices: np.ndarray | None = None) -> list[str]:
         """Names of the files of items, relative to the folder; by default of all."""
-        chosen = range(self.count()) if indices is None else _checked_indices(indices, self.count())
-        return [self._files[index].name for index in chosen]
+        if indices is None:
+            return [file.name for file in self._files]
+        return [self._files[index].name for index in _checked_indices(indices, self.count())]
 
     def _path(self, file: _File) -> str:
         return os.path.join(self.path, file.name)
 
     def _digest(self, file: _File) -> str:
-        """Digest of a file; ValueError if it cannot be decoded, or has another size than the
-        first.
-        """
+        """Digest of a file; ValueError if it is damaged, or has another size than the first."""
         path = self._path(file)
         self._check_shape(path, readable(path, seen(path, self.channels, self.size)))
         return digest_of_file(path)
@@ -368,24 +347,20 @@ class ImageFolderSource(Spec, ImageSource):
         """Pixels, uint8 (height, width, channels)."""
         path = self._path(file)
         size = os.path.getsize(path)
-        expect(
-            size == file.size,
-            f"bytes of {path}",
-            size,
-            f"{file.size}, as when the folder was listed; start again",
-        )
-        pixels = readable(path, pixels_of(path, self.channels, self.size))
+        expected = f"{file.size}, as when the folder was listed; start again"
+        expect(size == file.size, f"bytes of {path}", size, expected)
+        pixels: np.ndarray = readable(path, pixels_of(path, self.channels, self.size))
         self._check_shape(path, pixels.shape)
         return pixels
 
     def _check_shape(self, path: str, shape: Sequence[Any]) -> None:
-        found, first = (
-            f"{width} x {height} pixels" for height, width in (shape[:2], self.image_shape()[1:])
-        )
-        expected = (
-            f"{first}, as {self._path(self._files[0])}; give `size` to crop and resize all images"
-        )
-        expect(found == first, f"size of {path}", found, expected)
+        """ValueError unless an image has the size of the first one; `shape` begins with it."""
+        _, height, width = self.image_shape()
+        first = f"{width} x {height} pixels"
+        size = f"{shape[1]} x {shape[0]} pixels"
+        way_out = "give `size` to crop and resize all images"
+        expected = f"{first}, as {self._path(self._files[0])}; {way_out}"
+        expect(size == first, f"size of {path}", size, expected)
 
 
 class _File(NamedTuple):
@@ -395,8 +370,9 @@ class _File(NamedTuple):
 
 
 def listed(path: str, inside: str = "", above: tuple[str, ...] = ()) -> Iterator[tuple[str, int]]:
-    """Names, relative to the folder, and sizes of all files that are not hidden. Links to
-    folders above are left out.
+    """Names, relative to the folder, and sizes of all files that are not hidden.
+
+    Links to folders above are left out.
     """
     folder = os.path.join(path, inside)
     real = os.path.realpath(folder)
@@ -412,38 +388,33 @@ def listed(path: str, inside: str = "", above: tuple[str, ...] = ()) -> Iterator
             elif entry.is_file():
                 yield inside + entry.name, entry.stat().st_size
     except OSError as error:
-        raise ValueError(
-            f"{folder} cannot be listed ({error.strerror or error}); make it readable, or move it"
-            " away"
-        ) from None
+        reason = error.strerror or error
+        way_out = "make it readable, or move it away"
+        raise ValueError(f"{folder} cannot be listed ({reason}); {way_out}") from None
 
 
 def _class_list(classes: str, folders: list[str], path: str) -> list[str]:
-    """Names of the classes in a file with one class a line, which must hold all sub-folders with
-    files.
+    """Names of the classes in a file with one class a line.
+
+    The file must hold all sub-folders with files.
     """
     try:
-        names = [
-            name.strip()
-            for name in read_text(checked_path("classes", classes)).rstrip().split("\n")
-        ]
+        text = read_text(checked_path("classes", classes)).rstrip()
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"classes = {classes!r} cannot be read ({one_line(error)}); expected a class on each"
-            " line"
-        ) from None
-    wrong = [name for line, name in enumerate(names) if not name or name in names[:line]] + sorted(
-        set(folders) - set(names)
-    )
+        reason = one_line(error)
+        unreadable = f"classes = {classes!r} cannot be read ({reason})"
+        raise ValueError(f"{unreadable}; expected a class on each line") from None
+    names = [name.strip() for name in text.split("\n")]
+    twice = [name for line, name in enumerate(names) if not name or name in names[:line]]
+    missing = sorted(set(folders) - set(names))
+    wrong = twice + missing
     expected = f"each sub-folder of {path!r} once on a line, in the classifier's order"
     expect(folders and not wrong, f"classes = {classes!r}: lines", wrong, expected)
     return names
 
 
 def in_threads(function: Callable[[Any], Any], files: Iterable[Any]) -> list[Any]:
-    """Results of function(file) in order, from threads; image decoders release the interpreter's
-    lock.
-    """
+    """Results of function(file) in order, from threads: image decoders release the lock."""
     from PIL import Image
 
     Image.init()  # before the threads start, because it is not thread-safe
@@ -453,8 +424,9 @@ def in_threads(function: Callable[[Any], Any], files: Iterable[Any]) -> list[Any
 
 @cached_while_unchanged(files=lambda path, channels, size: [path], maxsize=2**18)
 def seen(path: str, channels: int, size: int | None) -> tuple[int, int, str] | str:
-    """Height and width after resizing, and mode of an image file, or why it is unreadable; read
-    again when it has changed.
+    """Height and width after resizing, and mode of an image file, or why it is unreadable.
+
+    A file is read again when it has changed.
     """
     from PIL import Image
 
@@ -475,13 +447,15 @@ def readable(path: str, of: Any) -> Any:
 def unread(path: str) -> str:
     """Why a file is not read: it is empty or too large; else ""."""
     size = os.path.getsize(path)
-    return "empty" if size == 0 else "more than 512 MB" if size > 2**29 else ""
+    if size == 0:
+        return "empty"
+    if size > 2**29:
+        return "more than 512 MB"
+    return ""
 
 
 def pixels_of(path: str, channels: int, size: int | None) -> np.ndarray | str:
-    """Pixels of an image file, uint8 (height, width, channels), or the reason why it is
-    unreadable.
-    """
+    """Pixels of an image file, uint8 (height, width, channels), or why it is unreadable."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if reason := unread(path):
@@ -492,9 +466,8 @@ def pixels_of(path: str, channels: int, size: int | None) -> np.ndarray | str:
             kind = image.format
             # Cameras add a small copy to a JPEG.
             is_one = kind == "MPO" or not getattr(image, "is_animated", False)
-            expect(
-                is_one, f"images in the {kind}", "several", "one; write each to a file of its own"
-            )
+            way_out = "write each to a file of its own"
+            expect(is_one, f"images in the {kind}", "several", f"one; {way_out}")
             image.load()
             with suppress(Exception):  # broken EXIF data are ignored, since the pixels are complete
                 ImageOps.exif_transpose(image, in_place=True)
