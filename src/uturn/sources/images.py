@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from pydantic import Field
 
 from uturn.core.checks import checked_path, expect
@@ -524,18 +525,14 @@ def some_of(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", .." if len(names) > 3 else "")
 
 
-def _checked_indices(indices: Any, count: int) -> np.ndarray:
-    indices = np.asarray(indices)
-    are_known = not indices.size or (
-        indices.dtype.kind in "iu" and 0 <= indices.min() <= indices.max() < count
-    )
-    expect(
-        indices.ndim == 1 and are_known,
-        "indices",
-        indices,
-        f"a list of integers in 0 .. {count - 1}",
-    )
-    return indices.astype(np.int64)
+def _checked_indices(indices: ArrayLike, count: int) -> np.ndarray:
+    """Indices of images, int64, or a ValueError."""
+    numbers = np.asarray(indices)
+    are_known = numbers.ndim == 1
+    if numbers.size:
+        are_known &= numbers.dtype.kind in "iu" and 0 <= numbers.min() <= numbers.max() < count
+    expect(are_known, "indices", numbers, f"a list of integers in 0 .. {count - 1}")
+    return numbers.astype(np.int64)
 
 
 def doubtful_range(images: np.ndarray) -> str:

@@ -215,7 +215,7 @@ class StringSource(Source[Strings]):
     @property
     def num_leaves(self) -> int:
         """Number of symbols of a string: by default that of the leaves of a tree."""
-        return self.branching**self.depth
+        return int(self.branching**self.depth)
 
     @property
     def number(self) -> tuple[str, int]:
@@ -278,7 +278,7 @@ class GrammarSource(Spec, StringSource):
 
     @property
     def branching(self) -> int:
-        return self._rhm.branching
+        return int(self._rhm.branching)
 
     @property
     def depth(self) -> int:
@@ -286,7 +286,7 @@ class GrammarSource(Spec, StringSource):
 
     @property
     def num_classes(self) -> int:
-        return self._rhm.num_classes
+        return int(self._rhm.num_classes)
 
     def grammar(self, number: int, seed: int) -> RandomHierarchyModel:
         return self._rhm

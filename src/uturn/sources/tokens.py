@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from pydantic import Field, PrivateAttr, model_validator
 
 from uturn.core.checks import checked_array, checked_path, expect
@@ -94,6 +95,10 @@ class TextSource(Source[Tokens]):
         """Longer texts are left out. None: the model refuses those that are too long for it."""
         return None
 
+    def has_ids(self) -> bool:
+        """Whether `texts` are ids, which may hold any number of unknown tokens."""
+        return any(not isinstance(text, str) for text in self.texts())
+
     def num_fixed(self) -> int:
         """Number of tokens at the beginning of each text that noise does not change."""
         return 0
@@ -137,7 +142,7 @@ class TextSource(Source[Tokens]):
     @property
     def vocab_size(self) -> int:
         """Number V of tokens of the model."""
-        return self.language().vocab_size
+        return int(self.language().vocab_size)
 
     @property
     def backward(self) -> Any:  # the core knows no parts with a language
@@ -159,48 +164,51 @@ class TextSource(Source[Tokens]):
     @property
     def max_length(self) -> int:
         """Length of the longest text in tokens: the size of the arrays."""
-        return self._texts().ids.shape[1]
+        return int(self._texts().ids.shape[1])
 
     def count(self) -> int:
         return len(self._texts().ids)
 
-    def ids(self, items: Any) -> np.ndarray:
+    def ids(self, items: ArrayLike) -> np.ndarray:
         """Ids of some texts, int64 (items, length)."""
-        return self._texts().ids[np.asarray(items)]
+        ids: np.ndarray = self._texts().ids[np.asarray(items)]
+        return ids
 
     @property
     def has_fixed(self) -> bool:
         texts = self._texts()
         return bool((texts.free != (texts.ids != PAD)).any())
 
-    def free(self, items: Any) -> np.ndarray:
+    def free(self, items: ArrayLike) -> np.ndarray:
         """Which tokens can become noisy, bool (items, length); False for fixed tokens and beyond
         the end of a text.
         """
-        return self._texts().free[np.asarray(items)]
+        rows: np.ndarray = self._texts().free[np.asarray(items)]
+        return rows
 
     @property
     def regions(self) -> tuple[str, ...]:
         """The characters that name regions, in alphabetical order; empty without regions."""
         return self._texts().names
 
-    def regions_of(self, items: Any) -> np.ndarray:
+    def regions_of(self, items: ArrayLike) -> np.ndarray:
         """Numbers of the regions of all tokens, int64 (items, length), -1 for fixed tokens and
         beyond the end of a text.
         """
-        return self._texts().regions[np.asarray(items)]
+        rows: np.ndarray = self._texts().regions[np.asarray(items)]
+        return rows
 
     def num_labels(self) -> int | None:
         """The largest label + 1; None without labels."""
         labels = self._texts().labels
         return None if labels is None or labels.max() < 0 else int(labels.max()) + 1
 
-    def labels_of(self, items: Any) -> np.ndarray | None:
+    def labels_of(self, items: ArrayLike) -> np.ndarray | None:
         """Classes of some texts, int64 (items,), -1 where unknown; None without labels."""
         labels = self._texts().labels
         return None if labels is None else labels[np.asarray(items)]
 
-    def segments_of(self, items: Any) -> np.ndarray:
+    def segments_of(self, items: ArrayLike) -> np.ndarray:
         """Numbers of the segments of all tokens, int64 (items, length); -1 for separators, fixed
         tokens, and beyond the end.
         """
@@ -317,6 +325,9 @@ class TokenSource(Spec, TextSource):
     def rows(self, most_tokens: int | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
         return _rows(self, self.where, most_tokens)
 
+    def has_ids(self) -> bool:
+        return self.path.endswith(".npy")
+
 
 class _Texts(NamedTuple):
     """All texts of a source."""
@@ -343,133 +354,159 @@ def _text_files(path: str) -> list[Path]:
     return files
 
 
+class _Row(NamedTuple):
+    """A text of a source, as tokens of the model."""
+
+    where: str
+    """How errors name it."""
+    ids: np.ndarray
+    """int64 (tokens,)"""
+    columns: Mapping[str, Any]
+    """What else the source says of it: perhaps `label`, `regions`, `fixed`."""
+
+
 @cached_while_unchanged(files=lambda source, backward: source.files())
-def _read(source: TextSource, backward: Any) -> _Texts:
+def _read(source: TextSource, backward: Any) -> _Texts:  # a part of the key of the cache
     """The texts of a source as ids of the model of a backward."""
-    path, tokenizer, v = source.where, source.tokenizer, source.vocab_size
-    most = getattr(source.language(), "most_tokens", None)
-    rows: list[dict[str, Any]] = []
+    rows: list[_Row] = []
     left_out: dict[str, str] = {}
-    for name, row in source.rows(most):
-        where, text = f"{path}: {name}", row.get("text")
-        if isinstance(text, str) and not text.strip():
-            left_out[name] = "empty"
-            continue
-        ids = checked_array(
-            where, _encoded(tokenizer, text, where) if isinstance(text, str) else text
-        )
-        expect(
-            ids.size,
-            where,
-            text,
-            "at least one token of the model; remove it, or choose another tokenizer",
-        )
-        are_ids = ids.ndim == 1 and ids.dtype.kind in "iu" and 0 <= ids.min() <= ids.max() < v
-        expect(are_ids, where, text, f"a text, or ids 0 .. {v - 1}, as the model has")
-        longest = source.longest()
-        if longest is not None and len(ids) > longest:
-            left_out[name] = f"{len(ids)} tokens, more than length = {longest}"
-            continue
-        way_out = (
-            "leave longer texts out (length, --length), or cut a text file into windows (windows ="
-            " true, --windows)"
-        )
-        expect(
-            most is None or len(ids) <= most,
-            f"{where}: tokens",
-            len(ids),
-            f"at most {most} by the model; {way_out}",
-        )
-        rows.append({**row, "ids": ids, "where": where, "is_text": isinstance(text, str)})
-    least = (
-        "at least one line of at most `length` tokens, or for windows a text of at least `length`"
-        " tokens"
-    )
-    expect(rows, f"{path}: texts in it", 0, least)
-    if tokenizer is not None and any(row["is_text"] for row in rows):
-        check_known(path, [row["ids"] for row in rows], tokenizer)
-    padded = np.full((len(rows), max(len(row["ids"]) for row in rows)), PAD, np.int64)
-    for tokens, row in zip(padded, rows, strict=True):
-        tokens[: len(row["ids"])] = row["ids"]
-    free = (padded != PAD) & (np.arange(padded.shape[1]) >= source.num_fixed())
+    for name, columns in source.rows(getattr(source.language(), "most_tokens", None)):
+        row = _row_of(source, f"{source.where}: {name}", columns)
+        if isinstance(row, str):
+            left_out[name] = row
+        else:
+            rows.append(row)
+    windows = "or for windows a text of at least `length` tokens"
+    least = f"at least one line of at most `length` tokens, {windows}"
+    expect(rows, f"{source.where}: texts in it", 0, least)
+    if source.tokenizer is not None and not source.has_ids():
+        check_known(source.where, [row.ids.tolist() for row in rows], source.tokenizer)
+    ids = np.full((len(rows), max(len(row.ids) for row in rows)), PAD, np.int64)
+    for padded, row in zip(ids, rows, strict=True):
+        padded[: len(row.ids)] = row.ids
+    free = _free(rows, ids, source.num_fixed())
+    names, regions = _regions(rows, ids.shape)
+    return _Texts(ids, free, _labels(rows), names, np.where(free, regions, -1), left_out)
+
+
+def _row_of(source: TextSource, where: str, columns: Mapping[str, Any]) -> _Row | str:
+    """A text as tokens, or the reason why it is left out; ValueError if it is not a text."""
+    text = columns.get("text")
+    v = source.vocab_size
+    if isinstance(text, str):
+        if not text.strip():
+            return "empty"
+        ids = checked_array(where, _encoded(source.tokenizer, text, where))
+    else:
+        ids = checked_array(where, text)
+    way_out = "remove it, or choose another tokenizer"
+    expect(ids.size, where, text, f"at least one token of the model; {way_out}")
+    are_ids = ids.ndim == 1 and ids.dtype.kind in "iu" and 0 <= ids.min() <= ids.max() < v
+    expect(are_ids, where, text, f"a text, or ids 0 .. {v - 1}, as the model has")
+    longest = source.longest()
+    if longest is not None and len(ids) > longest:
+        return f"{len(ids)} tokens, more than length = {longest}"
+    most = getattr(source.language(), "most_tokens", None)
+    in_windows = "cut a text file into windows (windows = true, --windows)"
+    way_out = f"leave longer texts out (length, --length), or {in_windows}"
+    expected = f"at most {most} by the model; {way_out}"
+    expect(most is None or len(ids) <= most, f"{where}: tokens", len(ids), expected)
+    return _Row(where, ids, columns)
+
+
+def _free(rows: Sequence[_Row], ids: np.ndarray, num_fixed: int) -> np.ndarray:
+    """Which tokens noise can change, bool (texts, longest), or a ValueError."""
+    free: np.ndarray = (ids != PAD) & (np.arange(ids.shape[1]) >= num_fixed)
     for is_free, marks in zip(free, _marks(rows, "fixed", "[01]*"), strict=False):
         is_free[: len(marks)] &= np.array(list(marks)) == "0"
-    where = f"{rows[free.any(1).argmin()]['where']}: tokens that noise can change"
-    expect(free.any(1).all(), where, 0, "at least one; fix fewer (keep_first, fixed)")
-    labels = None
-    if any("label" in row for row in rows):
-        for row in rows:
-            is_class = re.fullmatch(r"-1|\d{1,9}", str(row.get("label")).strip())
-            expect(
-                is_class,
-                f"{row['where']}: label",
-                row.get("label"),
-                "the number of a class, or -1 where it is unknown",
-            )
-        labels = np.array([int(row["label"]) for row in rows], np.int64)
-    named, regions = _marks(rows, "regions", ".*"), np.full(padded.shape, -1)
-    names = tuple(sorted(set().union(*named)))
-    for numbers, of_row in zip(regions, named, strict=False):
-        numbers[: len(of_row)] = [names.index(name) for name in of_row]
-    return _Texts(padded, free, labels, names, np.where(free, regions, -1), left_out)
+    has_free = free.any(1)
+    where = f"{rows[int(has_free.argmin())].where}: tokens that noise can change"
+    expect(has_free.all(), where, 0, "at least one; fix fewer (keep_first, fixed)")
+    return free
 
 
-def _marks(rows: Sequence[Mapping[str, Any]], column: str, pattern: str) -> list[str]:
+def _labels(rows: Sequence[_Row]) -> np.ndarray | None:
+    """The classes, int64 (texts,); None without any."""
+    if not any("label" in row.columns for row in rows):
+        return None
+    labels = []
+    for row in rows:
+        label = row.columns.get("label")
+        expected = "the number of a class, or -1 where it is unknown"
+        is_class = re.fullmatch(r"-1|\d{1,9}", str(label).strip())
+        expect(is_class, f"{row.where}: label", label, expected)
+        labels.append(int(str(label)))
+    return np.array(labels, np.int64)
+
+
+def _regions(rows: Sequence[_Row], shape: tuple[int, ...]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The names of regions, and the numbers of the regions of all tokens, -1 without one."""
+    marks = _marks(rows, "regions", ".*")
+    names = tuple(sorted(set().union(*marks)))
+    regions = np.full(shape, -1)
+    for numbers, of_text in zip(regions, marks, strict=False):
+        numbers[: len(of_text)] = [names.index(name) for name in of_text]
+    return names, regions
+
+
+def _marks(rows: Sequence[_Row], column: str, pattern: str) -> list[str]:
     """A column with a character for each token of each text; empty if there is none."""
-    if not any(column in row for row in rows):
+    if not any(column in row.columns for row in rows):
         return []
-    marks = ["" if row.get(column) is None else str(row[column]) for row in rows]
-    for row, of_row in zip(rows, marks, strict=True):
-        fits = re.fullmatch(pattern, of_row) and len(of_row) == len(row["ids"])
-        expected = f"a character for each of its {len(row['ids'])} tokens, of {pattern}"
-        expect(fits, f"{row['where']}: {column}", row.get(column), expected)
+    marks = []
+    for row in rows:
+        value = row.columns.get(column)
+        text = "" if value is None else str(value)
+        is_of_tokens = re.fullmatch(pattern, text) and len(text) == len(row.ids)
+        expected = f"a character for each of its {len(row.ids)} tokens, of {pattern}"
+        expect(is_of_tokens, f"{row.where}: {column}", value, expected)
+        marks.append(text)
     return marks
 
 
 def _rows(
     source: TokenSource, where: str, most: int | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names of the texts of a source, and what the source says of each: its text or ids, and the
-    other columns of a table.
-    """
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Names of the texts of a source, and what its files say of each."""
     files = _text_files(source.path)
     suffix = files[0].suffix
     if suffix == ".npy":
         ids = read_array(files[0])
         expect(ids.ndim == 2 and ids.size, f"{where}: shape", ids.shape, "(items, length), of ids")
-        yield from ((f"row {k}", {"text": row}) for k, row in enumerate(ids))
+        for k, row in enumerate(ids):
+            yield f"row {k}", {"text": row}
         return
     try:
         texts = [read_text(file) for file in files]
         table = _TABLES[suffix](texts[0]) if suffix in _TABLES else []
         columns = dict.fromkeys(column for row in table for column in row)
     except (OSError, ValueError, TypeError, RecursionError, csv.Error) as error:
-        raise ValueError(
-            f"{where} cannot be read ({one_line(error)}); expected text in UTF-8"
-        ) from None
+        reason = one_line(error)
+        raise ValueError(f"{where} cannot be read ({reason}); expected text in UTF-8") from None
     if suffix in _TABLES:
         known = ("text", "label", "regions", "fixed")
-        fits = "text" in columns and columns.keys() <= {*known}
-        expect(fits, f"{where}: columns", [*columns], f"text, and perhaps {', '.join(known[1:])}")
-        yield from ((f"text {k}", row) for k, row in enumerate(table, 1))
+        are_known = "text" in columns and columns.keys() <= {*known}
+        expected = f"text, and perhaps {', '.join(known[1:])}"
+        expect(are_known, f"{where}: columns", [*columns], expected)
+        for k, row in enumerate(table, 1):
+            yield f"text {k}", row
     elif source.windows:
         size = source.length or most or 0
-        expect(
-            size,
-            "length",
-            None,
-            "one for windows, since the model does not say how many tokens it takes",
-        )
-        whole = [_encoded(source.tokenizer, text, where) for text in texts]
-        windows = (
-            ids[start : start + size]
-            for ids in whole
-            for start in range(0, len(ids) - size + 1, size)
-        )
-        yield from ((f"window {k}", {"text": window}) for k, window in enumerate(windows, 1))
+        expected = "one for windows, since the model does not say how many tokens it takes"
+        expect(size, "length", None, expected)
+        for k, window in enumerate(_windows(source, texts, size), 1):
+            yield f"window {k}", {"text": window}
     else:
         lines = (line for text in texts for line in text.splitlines())
-        yield from ((f"line {k}", {"text": line}) for k, line in enumerate(lines, 1))
+        for k, line in enumerate(lines, 1):
+            yield f"line {k}", {"text": line}
+
+
+def _windows(source: TokenSource, texts: Sequence[str], size: int) -> Iterator[list[int]]:
+    """The ids of each text, cut into windows; what is left at its end is not used."""
+    for ids in [_encoded(source.tokenizer, text, source.where) for text in texts]:
+        for start in range(0, len(ids) - size + 1, size):
+            yield ids[start : start + size]
 
 
 _TABLES: dict[str, Callable[[str], list[dict[str, Any]]]] = {
@@ -478,37 +515,23 @@ _TABLES: dict[str, Callable[[str], list[dict[str, Any]]]] = {
 }
 
 
-def _encoded(tokenizer: Any, text: str, where: str) -> list[int]:
+def _encoded(tokenizer: Any, text: str, where: str) -> list[int]:  # of any library
     """Ids of a text; ValueError if it has a character that is no token."""
-    expect(
-        tokenizer is not None,
-        f"{where}: tokenizer",
-        None,
-        "ids (.npy, or lists in .jsonl), as the model has no tokenizer",
-    )
+    expected = "ids (.npy, or lists in .jsonl), as the model has no tokenizer"
+    expect(tokenizer is not None, f"{where}: tokenizer", None, expected)
     try:
         text.encode()  # an error for lone surrogates
         return list(tokenizer.encode(text))
     except ValueError as error:
-        raise ValueError(
-            f"{where}: {error}; replace it, or take a model with other tokens (--model)"
-        ) from None
+        way_out = "replace it, or take a model with other tokens (--model)"
+        raise ValueError(f"{where}: {error}; {way_out}") from None
 
 
-def check_known(where: str, rows: Sequence[Sequence[int]], tokenizer: Any) -> None:
+def check_known(where: str, texts: Sequence[Sequence[int]], tokenizer: Any) -> None:
     """ValueError if most tokens of the texts are the unknown token."""
-    total, unknown = (
-        sum(map(len, rows)),
-        sum(token == tokenizer.unknown_id for row in rows for token in row),
-    )
-    way_out = (
-        "name the right one (tokenizer), or split texts into the tokens of its vocab.txt (split:"
-        " smiles, characters, ..)"
-    )
-    is_known = unknown <= _MOST_UNKNOWN * total
-    expect(
-        is_known,
-        f"{where}: unknown tokens",
-        f"{unknown} of {total}",
-        f"fewer with the tokenizer of the model; {way_out}",
-    )
+    total = sum(map(len, texts))
+    unknown = sum(list(ids).count(tokenizer.unknown_id) for ids in texts)
+    splits = "split texts into the tokens of its vocab.txt (split: smiles, characters, ..)"
+    expected = f"fewer with the tokenizer of the model; name the right one (tokenizer), or {splits}"
+    share = f"{unknown} of {total}"
+    expect(unknown <= _MOST_UNKNOWN * total, f"{where}: unknown tokens", share, expected)

@@ -236,7 +236,8 @@ class GaussianFieldSource(VectorSource):
         return _field(self)
 
     def classify(self, values: np.ndarray, law: GaussianMixture) -> np.ndarray:
-        return (np.asarray(values, float).mean(axis=1) > self.centre).astype(np.int64)
+        is_above: np.ndarray = np.asarray(values, float).mean(axis=1) > self.centre
+        return is_above.astype(np.int64)
 
     def scales(self) -> dict[float, np.ndarray]:
         from uturn.exact.laws import wave_numbers
