@@ -19,7 +19,7 @@ from torch import nn
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.core.pieces import Pieces
 from uturn.networks import DenoiserModel
-from uturn.networks.images.own_denoisers import Prediction
+from uturn.networks.images.own_denoisers import Conversion
 from uturn.networks.images.pretrained import DenoisingNetwork
 from uturn.networks.model_check import FITS, Probed, check_denoiser
 from uturn.sources.fashion_mnist import generator_folder, load_test_set
@@ -65,10 +65,10 @@ def checked(chain, clean, network=None, predicts=None):
         getattr(chain.forward.scheduler, "base", chain.forward.scheduler),
     )
     if predicts is not None:
-        prediction = Prediction(DenoiserModel(model.network, scheduler, predicts=predicts))
-        model = DenoisingNetwork(model.network, torch.float32, model.condition, prediction)
+        conversion = Conversion(DenoiserModel(model.network, scheduler, predicts=predicts))
+        model = DenoisingNetwork(model.network, torch.float32, model.condition, conversion)
     if network is not None:
-        model = DenoisingNetwork(network, torch.float32, model.condition, model.prediction)
+        model = DenoisingNetwork(network, torch.float32, model.condition, model.conversion)
     pieces, begin = Pieces(chain.device, 64), time.perf_counter()
     with torch.inference_mode():
         said = [finding.words for finding in check_denoiser(model, scheduler, clean, None, pieces)]

@@ -592,16 +592,16 @@ MUTATIONS = (
     ),
     Mutation(
         "v with signal and noise exchanged",
-        "uturn.networks.images.own_denoisers:Prediction.expected",
+        "uturn.corruption.predictions:predicted",
         "a * noise - s * clean",
         "s * noise - a * clean",
         tests=(("test_own_denoisers::test_from_every_step_a_delta_is_rebuilt_exactly", {"schedule": edm_schedule}),),
     ),
     Mutation(
         "sigma of the whole timestep below",
-        "uturn.networks.images.levels:Levels.at",
-        "ratio = torch.lerp(self.ratios[low], self.ratios[high], time - low)",
-        "ratio = self.ratios[low]",
+        "uturn.networks.images.noise_schedule:NoiseSchedule.at",
+        "torch.lerp(self.levels[low], self.levels[high], time - low)",
+        "self.levels[low]",
         tests=(("test_own_denoisers::test_optimal_networks_of_all_types_agree", {"schedule": edm_schedule, "sampler": "heun"}),),
     ),
     Mutation(

@@ -9,8 +9,8 @@ import torch
 
 from tiny_denoiser import unet
 from uturn.networks import DenoiserModel
-from uturn.networks.images.levels import SigmaDenoiser
-from uturn.networks.images.own_denoisers import Prediction
+from uturn.networks.images.noise_schedule import SigmaDenoiser
+from uturn.networks.images.own_denoisers import Conversion
 from uturn.networks.images.pretrained import DenoisingNetwork
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def test_it_recovers_the_image_from_the_right_prediction_of_any_type(predicts):
     def network(noisy, level):
         if predicts == "edm":
             return image.expand_as(noisy)
-        a, s = prediction.levels.at(level.reshape(-1, 1, 1, 1))
+        a, s = conversion.schedule.at(level.reshape(-1, 1, 1, 1))
         noise = (noisy - a * image) / s
         return {
             "noise": noise,
@@ -80,9 +80,9 @@ def test_it_recovers_the_image_from_the_right_prediction_of_any_type(predicts):
         }[predicts]
 
     model = DenoiserModel(network, vp("epsilon"), predicts=predicts, image_shape=(1, 8, 8))
-    prediction = Prediction(model)
+    conversion = Conversion(model)
     denoiser = SigmaDenoiser(
-        DenoisingNetwork(network, torch.float32, prediction=prediction), prediction.scheduler, CPU
+        DenoisingNetwork(network, torch.float32, conversion=conversion), conversion.scheduler, CPU
     )
     sigma = torch.linspace(0.0051, 20, 50)
     noise = torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -98,7 +98,7 @@ def test_between_two_levels_the_timestep_is_a_fraction():
         return noisy
 
     denoiser = SigmaDenoiser(DenoisingNetwork(network, torch.float32), vp("epsilon"), CPU)
-    low, high = denoiser.levels.ratios[[10, 11]] / 2
+    low, high = denoiser.schedule.levels[[10, 11]] / 2
     x = torch.zeros(3, 1, 2, 2)
     denoiser(x, torch.stack([low, (low + high) / 2, high]))
     denoiser(x, float(low))

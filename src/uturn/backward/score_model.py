@@ -20,15 +20,20 @@ from uturn.core.random import Purpose, Streams
 from uturn.corruption import Gaussian, Noisy
 from uturn.corruption.denoising import Denoiser, ExactDenoiser
 from uturn.corruption.diffusion import Diffusion, ForwardDiffusion, check_diffusion
-from uturn.corruption.schedulers import AncestralScheduler, named_scheduler
+from uturn.corruption.predictions import predicted
+from uturn.corruption.schedulers import (
+    AncestralScheduler,
+    Scheduler,
+    is_flow_match,
+    named_scheduler,
+    prediction_of,
+)
 from uturn.sources.strings import NoisyStrings
 
 if TYPE_CHECKING:
     import torch
 
     from uturn.exact.rhm import RandomHierarchyModel
-
-_PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 class ScoreModel:
@@ -38,12 +43,9 @@ class ScoreModel:
     Strings are images (batch, vocab_size, rows, num_leaves), 1 at the symbol of each leaf and 0
     elsewhere. Each row of an image is an independent string, so that one random stream can serve
     many strings. From the marginals `D = E[onehot(x_0) | x_t]` of the denoiser and `x_t = a x_0 + s
-    noise` the model returns
-
-    - "epsilon": `(x_t - a D)/s`, that is `-s` times the score `(a D - x_t)/s**2` (section 2 of
-      arXiv:2402.16991);
-    - "v_prediction": `a epsilon - s D` (arXiv:2202.00512); "sample": `D`;
-    - flow matching, `a = 1 - sigma, s = sigma`: the velocity `(x_t - D)/sigma` (arXiv:2210.02747).
+    n` follows the mean of the noise, `(x_t - a D)/s`, which is `-s` times the score `(a D -
+    x_t)/s**2` (section 2 of arXiv:2402.16991). The model returns the prediction that the scheduler
+    expects (`uturn.corruption.predictions`).
 
     With `ExactDenoiser` this is the exact score. `denoiser`: of Gaussian diffusion. `scheduler`:
     the scheduler of diffusers that will call the model; its noise schedule gives a and s of a
@@ -54,48 +56,30 @@ class ScoreModel:
 
     training = False
 
-    def __init__(self, denoiser: Denoiser, scheduler: Any, rows: int = 1) -> None:
-        undone = denoiser.corruption
-        expect(
-            isinstance(undone, Gaussian),
-            "corruption of the denoiser",
-            undone,
-            "the Gaussian process, Gaussian()",
-        )
+    def __init__(self, denoiser: Denoiser, scheduler: Scheduler, rows: int = 1) -> None:
+        channel = denoiser.corruption
+        known = "the Gaussian process, Gaussian()"
+        expect(isinstance(channel, Gaussian), "corruption of the denoiser", channel, known)
         config = scheduler.config
         name = type(scheduler).__name__
-        self._flow = name.startswith("FlowMatch")
-        has_table = self._flow or (
-            hasattr(scheduler, "alphas_cumprod") and not config.get("use_flow_sigmas", False)
+        self._is_flow = is_flow_match(scheduler)
+        table = (
+            None if config.get("use_flow_sigmas") else getattr(scheduler, "alphas_cumprod", None)
         )
-        expect(
-            has_table,
-            "scheduler",
-            name,
-            "one with a table `alphas_cumprod`, or FlowMatchEulerDiscreteScheduler",
-        )
-        self.prediction_type = "velocity" if self._flow else config.prediction_type
-        is_known, kind = (
-            self._flow or self.prediction_type in _PREDICTIONS,
-            config.get("timestep_type", "discrete"),
-        )
-        expect(
-            is_known,
-            f"{name}: prediction_type",
-            self.prediction_type,
-            f"one of {', '.join(_PREDICTIONS)}",
-        )
+        known = "one with a table `alphas_cumprod`, or FlowMatchEulerDiscreteScheduler"
+        expect(self._is_flow or table is not None, "scheduler", name, known)
+        self.prediction = prediction_of(scheduler)
+        kind = config.get("timestep_type", "discrete")
         expect(kind == "discrete", f"{name}: timestep_type", kind, "'discrete'")
         self.denoiser = denoiser
         self.config = SimpleNamespace(
             in_channels=denoiser.vocab_size, sample_size=(rows, denoiser.num_leaves)
         )
         self._num_train_timesteps = config.num_train_timesteps
-        self._logarithmic = any(
-            config.get(f"use_{kind}_sigmas", False) for kind in ("karras", "exponential", "beta")
-        )
-        if not self._flow:
-            abar = scheduler.alphas_cumprod.double().numpy()
+        spacings = ("karras", "exponential", "beta")
+        self._logarithmic = any(config.get(f"use_{kind}_sigmas", False) for kind in spacings)
+        if table is not None:
+            abar = table.double().numpy()
             with np.errstate(divide="ignore"):
                 self._sigma = np.sqrt((1 - abar) / abar)
 
@@ -105,42 +89,41 @@ class ScoreModel:
         """
         import torch
 
-        v, d = self.denoiser.vocab_size, self.denoiser.num_leaves
-        batch, _, rows, _ = noisy.shape
+        batch, v, rows, d = noisy.shape
         times = np.broadcast_to(np.asarray(torch.as_tensor(timestep).cpu(), float), batch)
-        a, s = (u.repeat(rows).reshape(-1, 1, 1) for u in self.amplitudes(times))
-        x = np.ascontiguousarray(
-            noisy.detach().cpu().float().numpy().transpose(0, 2, 3, 1)
-        ).reshape(-1, d, v)
+        a, s = (values.repeat(rows).reshape(-1, 1, 1) for values in self.amplitudes(times))
+        x = noisy.detach().cpu().float().numpy().transpose(0, 2, 3, 1)
+        x = np.ascontiguousarray(x).reshape(-1, d, v)
         # Rescaled to the variance-preserving process, since schedulers have different units.
         scale = np.sqrt(a**2 + s**2)
         with np.errstate(divide="ignore"):
             t = np.log(scale / a).reshape(-1)
         mean = self.denoiser.posterior(Noisy(x / scale.astype(np.float32), t, v))
-        a, s = a.astype(np.float32), s.astype(np.float32)
-        if self.prediction_type == "sample":
-            output = mean
-        elif self.prediction_type == "velocity":
-            output = (x - mean) / s
-        else:
-            output = (x - a * mean) / s
-            if self.prediction_type == "v_prediction":
-                output = a * output - s * mean
+        output = self._prediction(mean, x, a.astype(np.float32), s.astype(np.float32))
         # Schedulers are slow on strides.
         output = np.ascontiguousarray(output.reshape(batch, rows, d, v).transpose(0, 3, 1, 2))
         return torch.from_numpy(output).to(noisy)
 
-    def amplitudes(self, timestep: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _prediction(
+        self, mean: np.ndarray, noisy: np.ndarray, a: np.ndarray, s: np.ndarray
+    ) -> np.ndarray:
+        if self._is_flow:
+            return (noisy - mean) / s  # n - x_0 with a = 1 - s, without its rounding
+        return predicted(self.prediction, mean, (noisy - a * mean) / s, a, s)
+
+    def amplitudes(self, timestep: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
         """a and s of the model's input `x_t = a x_0 + s noise` at timesteps, whole or
         fractional; float64 arrays.
         """
         times = np.asarray(timestep, float)
-        if self._flow:
+        if self._is_flow:
             sigma = times / self._num_train_timesteps
             return 1 - sigma, sigma
         below = np.floor(times).astype(int)
-        above, share = np.minimum(below + 1, len(self._sigma) - 1), times - below
-        low, high = self._sigma[below], self._sigma[above]
+        above = np.minimum(below + 1, len(self._sigma) - 1)
+        share = times - below
+        low = self._sigma[below]
+        high = self._sigma[above]
         straight = low + share * np.where(share > 0, high - low, 0)  # high may be inf
         between = low * (high / low) ** share if self._logarithmic else straight
         sigma = np.where(share > 0, between, low)
@@ -281,7 +264,7 @@ def _string_diffusion(spec: StringDiffusion, rhm: RandomHierarchyModel) -> Rever
         "beta_end": 0.02,
         "beta_schedule": "linear",
     }
-    taken = inspect.signature(made.__init__).parameters
+    taken = inspect.signature(made).parameters
     scheduler = made(**(linear if "beta_schedule" in taken else {}), **extra)
     options = {
         k: getattr(spec, k) for k in ("eta", "timestep_spacing") if getattr(spec, k) is not None

@@ -13,10 +13,12 @@ from uturn.core.pieces import Pieces, half_precision_words
 from uturn.core.protocols import Axes, Axis, Corruption, Noisy
 from uturn.core.random import Purpose, normals
 from uturn.corruption import schedulers
-from uturn.corruption.schedulers import PipelineTimesteps
+from uturn.corruption.schedulers import PipelineTimesteps, Scheduler
 
 if TYPE_CHECKING:
     import torch
+
+    from uturn.networks.images.pipelines import Codec
 
 LONG_NAMES = {
     "abar": "signal power abar",
@@ -80,16 +82,18 @@ class ForwardDiffusion(Diffusion):
 
     def __init__(
         self,
-        scheduler: Any,
+        scheduler: Scheduler,
         num_steps: int,
         *,
         timestep_spacing: str | None = None,
         pure_noise: bool = False,
-        codec: Any = None,
+        codec: Codec | None = None,
         timesteps: PipelineTimesteps | None = None,
         pieces: Pieces | None = None,
     ) -> None:
-        self.num_steps, self.pure_noise, self.codec = num_steps, pure_noise, codec
+        self.num_steps = num_steps
+        self.pure_noise = pure_noise
+        self.codec = codec
         self._pieces = pieces
         schedulers.check_schedule(scheduler)
         self.scheduler = schedulers.with_spacing(scheduler, timestep_spacing)
@@ -122,9 +126,8 @@ class ForwardDiffusion(Diffusion):
             if self.pure_noise and step == self.num_steps:
                 return noise * self.pure_sigma
             _, timesteps = self.placed(step)
-            return schedulers.add_noise(
-                self.scheduler, clean, noise, timesteps[:1].expand(len(clean))
-            )
+            first = timesteps[:1].expand(len(clean))
+            return schedulers.add_noise(self.scheduler, clean, noise, first)
 
         return self._in_pieces(images, noisy)
 
@@ -173,9 +176,9 @@ class ForwardDiffusion(Diffusion):
     @property
     def pure_sigma(self) -> float:
         """Standard deviation of pure noise, in the units of the scheduler."""
-        return float(getattr(self.scheduler, "init_noise_sigma", 1.0))
+        return schedulers.pure_noise_sigma(self.scheduler)
 
-    def placed(self, step: int) -> tuple[Any, torch.Tensor]:
+    def placed(self, step: int) -> tuple[Scheduler, torch.Tensor]:
         """A new copy of the scheduler (multistep ones keep a history) set to step k, and the
         timesteps of its k reverse steps.
         """
@@ -197,9 +200,11 @@ class ForwardDiffusion(Diffusion):
         """
         timesteps = self.scheduler.timesteps[:: self.scheduler.order].flip(0)
         signal, noise = schedulers.amplitudes(self.scheduler, timesteps)
-        a, s = np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise])
+        a = np.concatenate([[1.0], signal])
+        s = np.concatenate([[0.0], noise])
         if self.pure_noise:
-            a[-1], s[-1] = 0.0, self.pure_sigma
+            a[-1] = 0.0
+            s[-1] = self.pure_sigma
         return {
             "timestep": np.concatenate([[-1.0], timesteps.double().numpy()]),
             "t_over_T": np.arange(self.num_steps + 1) / self.num_steps,
@@ -208,16 +213,14 @@ class ForwardDiffusion(Diffusion):
         }
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
-        levels, steps = checked_noise(list(noise), 1), self.num_steps
-        step = self.checked_steps(levels)
-        table = self.noise_levels
+        step = self.checked_steps(checked_noise(list(noise), 1))
         long_names = {"timestep": "timestep of the schedule", **LONG_NAMES}
         axes = {
-            name: Axis(table[name][step], {"long_name": text}) for name, text in long_names.items()
+            name: Axis(self.noise_levels[name][step], {"long_name": long_name})
+            for name, long_name in long_names.items()
         }
-        axes["t_over_T"] = Axis(
-            step / steps, {"long_name": "inversion time t/T of the whole number of steps"}
-        )
+        long_name = "inversion time t/T of the whole number of steps"
+        axes["t_over_T"] = Axis(step / self.num_steps, {"long_name": long_name})
         axes["step"] = Axis(step, {"long_name": "reverse steps", "clean": 0.0})
         return axes
 
@@ -239,7 +242,9 @@ class ForwardDiffusion(Diffusion):
         expect(is_step, "step", step, f"a whole number of reverse steps in 0 .. {self.num_steps}")
 
 
-def checked_images(images: Any, shape: tuple[int, ...] | None, clean: bool) -> np.ndarray:
+def checked_images(
+    images: np.ndarray | torch.Tensor, shape: tuple[int, ...] | None, clean: bool
+) -> np.ndarray:
     """A batch of images (numpy array or tensor) as a float32 array, without a copy where possible,
     or a ValueError.
 
@@ -247,23 +252,15 @@ def checked_images(images: Any, shape: tuple[int, ...] | None, clean: bool) -> n
     else finite.
     """
     array = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
-    expect(
-        array.dtype == np.float32,
-        "dtype of images",
-        array.dtype,
-        "float32 in [-1, 1] (uint8: x / 127.5 - 1)",
-    )
+    known = "float32 in [-1, 1] (uint8: x / 127.5 - 1)"
+    expect(array.dtype == np.float32, "dtype of images", array.dtype, known)
     fits = array.ndim == 4 and (shape is None or array.shape[1:] == tuple(shape))
-    expect(
-        fits,
-        "shape of images",
-        array.shape,
-        f"{('batch', *(shape or ('channels', 'height', 'width')))}",
-    )
-    low, high = float(array.min(initial=0)), float(array.max(initial=0))
-    most = 1.0 if clean else float(np.finfo(np.float32).max)
-    is_bounded = low >= -most and high <= most  # false for NaN
-    expect(
-        is_bounded, "range of images", [low, high], f"finite values{' in [-1, 1]' if clean else ''}"
-    )
+    known = f"{('batch', *(shape or ('channels', 'height', 'width')))}"
+    expect(fits, "shape of images", array.shape, known)
+    low = float(array.min(initial=0))
+    high = float(array.max(initial=0))
+    largest = 1.0 if clean else float(np.finfo(np.float32).max)
+    is_bounded = low >= -largest and high <= largest  # false for NaN
+    known = f"finite values{' in [-1, 1]' if clean else ''}"
+    expect(is_bounded, "range of images", [low, high], known)
     return array

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from uturn.core.findings import Finding
 from uturn.core.pieces import Pieces, is_out_of_memory
-from uturn.corruption.schedulers import add_noise, clean_and_noise, is_flow, predicts
-from uturn.networks.images.levels import Levels
+from uturn.corruption.predictions import Prediction, solved
+from uturn.corruption.schedulers import Scheduler, add_noise, is_flow, prediction_of, scaled_input
+from uturn.networks.images.noise_schedule import NoiseSchedule
 from uturn.networks.images.own_denoisers import OwnNetwork
+
+if TYPE_CHECKING:
+    from uturn.networks.images.pretrained import DenoisingNetwork
 
 ABAR = (0.95, 0.7, 0.3)
 """Signal power a^2 / (a^2 + s^2) of the noise levels."""
@@ -31,7 +35,7 @@ WRITES = "modifies its input; it is given a copy, so results do not change"
 # Parameters; a cluster driver without a GPU would need minutes for larger networks.
 _MOST_ON_CPU = 3e8
 _ROWS = 8  # rows in the compared calls
-_OUTPUTS = {
+_OUTPUTS: dict[Prediction, str] = {
     "noise": "the noise",
     "x0": "x_0",
     "v": "v",
@@ -128,51 +132,57 @@ class Probed:
 
     def __init__(
         self,
-        model: Any,
-        scheduler: Any,
+        model: DenoisingNetwork,
+        scheduler: Scheduler,
         clean: torch.Tensor,
         labels: torch.Tensor | None,
         pieces: Pieces,
     ) -> None:
-        self.scheduler, self.clean, self.model, self.pieces = scheduler, clean, model, pieces
+        self.scheduler = scheduler
+        self.clean = clean
+        self.model = model
+        self.pieces = pieces
         self.own = model.network if isinstance(model.network, OwnNetwork) else None
         count = len(clean)
         if labels is None and model.condition.null_class is not None:
             labels = torch.full((count,), model.condition.null_class, device=clean.device)
         self.label_inputs = () if labels is None else (labels.repeat(len(ABAR)),)
         self.x_0 = clean.repeat(len(ABAR), 1, 1, 1)
-        noise = torch.randn(self.x_0.shape, generator=torch.Generator().manual_seed(0)).to(
-            clean.device
-        )
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(self.x_0.shape, generator=generator).to(clean.device)
         levels = _levels(scheduler)
         self.is_tried = levels is not None
         if levels is None:
             self.x, self.time = _as_sampled(scheduler, self.x_0, noise)
             return
-        prediction = model.prediction
-        self.predicts = predicts(scheduler) if prediction is None else prediction.predicts
-        self.takes_sigma = prediction is not None and prediction.takes_sigma
+        conversion = model.conversion
+        self.prediction = prediction_of(scheduler) if conversion is None else conversion.prediction
+        self.takes_sigma = conversion is not None and conversion.takes_sigma
         a, s, time = (level.to(clean.device).repeat_interleave(count) for level in levels)
-        self.a, s = a.view(-1, 1, 1, 1), s.view(-1, 1, 1, 1)
-        self.signal, self.sigma = (
-            (torch.ones_like(self.a), s / self.a) if self.takes_sigma else (self.a, s)
-        )
-        self.time = self.sigma.flatten() if self.takes_sigma else time
+        self.a = a.view(-1, 1, 1, 1)
+        self.signal = self.a
+        self.sigma = s.view(-1, 1, 1, 1)
+        self.time = time
+        if self.takes_sigma:
+            self.signal = torch.ones_like(self.a)
+            self.sigma = self.sigma / self.a
+            self.time = self.sigma.flatten()
         self.x = self.signal * self.x_0 + self.sigma * noise
 
     def output(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Output of the network for noisy data, times and, if it is class-conditioned, labels;
         without a learned variance.
         """
-        return self.pieces(self.model.called, *inputs)[:, : self.clean.shape[1]]
+        output: torch.Tensor = self.pieces(self.model.called, *inputs)
+        return output[:, : self.clean.shape[1]]
 
     def errors(self) -> Errors:
         """The errors with the declared conventions and with each change."""
         output = self.output(self.x, self.time, *self.label_inputs)
-        kinds = {kind: words for kind, words in _OUTPUTS.items() if kind != self.predicts}
         changed = {
             f"its output is read as {words}": self._error(output, kind)
-            for kind, words in kinds.items()
+            for kind, words in _OUTPUTS.items()
+            if kind != self.prediction
         }
         changed["the sign of its output is changed"] = self._error(-output)
         depends_on_time = False
@@ -190,20 +200,19 @@ class Probed:
                 )
         return Errors(self._error(output), changed, self._linear_error(), depends_on_time)
 
-    def _error(self, output: torch.Tensor, read_as: str | None = None) -> torch.Tensor:
-        predicted, _ = clean_and_noise(
-            read_as or self.predicts, output, self.x, self.signal, self.sigma
-        )
-        return self._mean_square(predicted).nan_to_num(torch.inf)
+    def _error(self, output: torch.Tensor, read_as: Prediction | None = None) -> torch.Tensor:
+        kind = read_as or self.prediction
+        clean, _ = solved(kind, output, self.x, self.signal, self.sigma)
+        return self._mean_square(clean).nan_to_num(torch.inf)
 
     def _linear_error(self) -> torch.Tensor:
-        clean, sigma = self.clean, self.sigma / self.signal
+        clean = self.clean
+        sigma = self.sigma / self.signal
         mean = (clean.sum(0, keepdim=True) - clean) / max(len(clean) - 1, 1)
         variance = (clean - mean).square().mean()
         mean = mean.repeat(len(ABAR), 1, 1, 1)
-        return self._mean_square(
-            mean + variance / (variance + sigma**2) * (self.x / self.signal - mean)
-        )
+        gain = variance / (variance + sigma**2)
+        return self._mean_square(mean + gain * (self.x / self.signal - mean))
 
     def _mean_square(self, predicted: torch.Tensor) -> torch.Tensor:
         return (predicted - self.x_0).square().reshape(len(ABAR), -1).mean(1)
@@ -212,24 +221,29 @@ class Probed:
         """Changed inputs of the network, with one change each: its description, noisy data,
         times.
         """
-        x, time, name = self.x, self.time, "sigma" if self.takes_sigma else "the timestep"
+        x = self.x
+        time = self.time
+        name = "sigma" if self.takes_sigma else "the timestep"
         yield f"{name} is divided by 1000", x, time / 1000
         # On a GPU, an index out of range ends the process; networks read from files take any
         # number.
         if self.takes_sigma or self.own is None or x.device.type == "cpu":
             yield f"{name} is multiplied by 1000", x, time * 1000
         if not self.takes_sigma:
-            last = self.scheduler.config.num_train_timesteps - (0 if is_flow(self.scheduler) else 1)
+            count = self.scheduler.config.num_train_timesteps
+            last = count if is_flow(self.scheduler) else count - 1
             yield "time runs backwards, T - t", x, last - time
         yield "its input is halved", x / 2, time
         yield "its input is doubled", 2 * x, time
-        factor, how = (self.a, "multiplied") if self.takes_sigma else (1 / self.a, "divided")
-        yield f"its input is {how} by sqrt(abar)", factor * x, time
+        if self.takes_sigma:
+            yield "its input is multiplied by sqrt(abar)", self.a * x, time
+        else:
+            yield "its input is divided by sqrt(abar)", 1 / self.a * x, time
 
 
 def check_denoiser(
-    model: Any,
-    scheduler: Any,
+    model: DenoisingNetwork,
+    scheduler: Scheduler,
     clean: torch.Tensor,
     labels: torch.Tensor | None,
     pieces: Pieces,
@@ -268,35 +282,38 @@ def check_denoiser(
     elif ratio < FITS:
         yield Finding(
             "does not fit what is declared, that it predicts"
-            f" {_OUTPUTS.get(probed.predicts, probed.predicts)}: the error of its prediction of"
+            f" {_OUTPUTS[probed.prediction]}: the error of its prediction of"
             f" originals at abar = {ABAR[level]} is {ratio:.2g} of that if {change}"
         )
 
 
 def _as_sampled(
-    scheduler: Any, clean: torch.Tensor, noise: torch.Tensor
+    scheduler: Scheduler, clean: torch.Tensor, noise: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Noisy data and times in the form used in sampling, at as many timesteps as `ABAR` has
     levels.
     """
     chosen = torch.linspace(0, len(scheduler.timesteps) - 1, len(ABAR)).long()
-    times, noisy = scheduler.timesteps[chosen.to(scheduler.timesteps.device)], []
+    times = scheduler.timesteps[chosen.to(scheduler.timesteps.device)]
+    noisy = []
     for time, x_0, n in zip(times, clean.chunk(len(ABAR)), noise.chunk(len(ABAR)), strict=True):
         other = copy.deepcopy(scheduler)  # a copy, since schedulers store their current step
-        noisy.append(other.scale_model_input(add_noise(other, x_0, n, time.expand(len(x_0))), time))
+        x = add_noise(other, x_0, n, time.expand(len(x_0)))
+        noisy.append(scaled_input(other, x, time))
     return torch.cat(noisy), times.to(clean.device).repeat_interleave(len(clean) // len(ABAR))
 
 
-def _levels(scheduler: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+def _levels(scheduler: Scheduler) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
     """a, s and the timesteps of `ABAR`, (levels,); None for a scheduler without such levels
     (EDM).
     """
-    if not is_flow(scheduler) and not hasattr(
-        getattr(scheduler, "base", scheduler), "alphas_cumprod"
-    ):
+    if not NoiseSchedule.exists_for(scheduler):
         return None
-    abar, levels = torch.tensor(ABAR), Levels(scheduler)
-    if levels.is_flow:
-        return levels.of(((1 - abar) / abar).sqrt())
-    timesteps = (1 / (1 + levels.ratios**2) - abar[:, None]).abs().argmin(1)
-    return (*levels.at(timesteps), timesteps)
+    abar = torch.tensor(ABAR)
+    schedule = NoiseSchedule(scheduler)
+    if schedule.is_flow:
+        ratio = ((1 - abar) / abar).sqrt()
+        return (*schedule.at_ratio(ratio), schedule.timestep_of(ratio))
+    # The nearest whole timesteps, as in training.
+    timesteps = (1 / (1 + schedule.levels**2) - abar[:, None]).abs().argmin(1)
+    return (*schedule.at(timesteps), timesteps)

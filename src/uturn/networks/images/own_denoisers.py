@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from torch import nn
@@ -15,15 +15,17 @@ from torch import nn
 from uturn.core.checks import expect
 from uturn.core.errors import noted
 from uturn.core.imports import import_function
-from uturn.corruption.schedulers import clean_and_noise, is_flow_match
-from uturn.networks.images.levels import Levels
+from uturn.corruption.predictions import Prediction, predicted, solved
+from uturn.corruption.schedulers import Scheduler, is_flow_match
+from uturn.networks.images.noise_schedule import NoiseSchedule
 
 ADVICE = (
     "for another network, write a function that returns it with its noise schedule: module:function"
     " (docs/models.md)"
 )
 """Advice in errors about models that cannot be read from files."""
-PREDICTIONS = ("noise", "x0", "v", "flow", "score", "edm")
+PREDICTIONS: tuple[str, ...] = (*get_args(Prediction), "edm")
+"""Values of `DenoiserModel.predicts`."""
 _FORMS = (
     "'module:function', a function without arguments that returns (module, scheduler) or a"
     " uturn.networks.DenoiserModel"
@@ -63,25 +65,35 @@ class DenoiserModel:
     """The label for no class, outside of 0 .. num_classes - 1."""
 
     @property
+    def prediction(self) -> Prediction:
+        """The kind of prediction of the network; ValueError for an unknown one."""
+        kinds: dict[str, Prediction] = {kind: kind for kind in get_args(Prediction)}
+        kinds["edm"] = "x0"
+        known = f"one of {', '.join(map(repr, PREDICTIONS))}"
+        expect(self.predicts in kinds, "DenoiserModel.predicts", self.predicts, known)
+        return kinds[self.predicts]
+
+    @property
     def takes_sigma(self) -> bool:
         return self.takes == "sigma" or (self.takes is None and self.predicts == "edm")
 
 
 def edm_schedule(
     sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, levels: int = 1000
-) -> Any:
+) -> Scheduler:
     """The noise levels of arXiv:2206.00364, Eq. 5, as a DDPMScheduler that does not clip: abar =
     1 / (1 + sigma^2).
     """
     from diffusers import DDPMScheduler
 
     ramp = torch.linspace(0, 1, levels, dtype=torch.float64)
-    sigma = (
-        sigma_min ** (1 / rho) + ramp * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho))
-    ) ** rho
+    first = sigma_min ** (1 / rho)
+    last = sigma_max ** (1 / rho)
+    sigma = (first + ramp * (last - first)) ** rho
     abar = 1 / (1 + sigma**2)
     betas = 1 - abar / torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
-    return DDPMScheduler(levels, trained_betas=betas.tolist(), clip_sample=False)
+    schedule = DDPMScheduler(levels, trained_betas=betas.tolist(), clip_sample=False)
+    return cast(Scheduler, schedule)
 
 
 def denoiser_function(path: str) -> Callable[[], Any]:
@@ -93,99 +105,87 @@ def denoiser_from_function(path: str) -> tuple[DenoiserModel, bool]:
 
     The scheduler of a pair declares the prediction type.
     """
-    label, function = f"model = {path!r}", denoiser_function(path)
+    label = f"model = {path!r}"
+    function = denoiser_function(path)
     with noted(label):
         returned = function()
     if isinstance(returned, DenoiserModel):
         _check(label, returned)
         return returned, False
-    pair = isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], nn.Module)
-    is_model = pair and is_scheduler(returned[1])
-    expect(
-        is_model,
-        f"{label}: what it gives",
-        returned,
-        "(torch.nn.Module, scheduler of diffusers), or a DenoiserModel",
-    )
+    is_pair = isinstance(returned, tuple) and len(returned) == 2
+    is_model = is_pair and isinstance(returned[0], nn.Module) and is_scheduler(returned[1])
+    forms = "(torch.nn.Module, scheduler of diffusers), or a DenoiserModel"
+    expect(is_model, f"{label}: what it gives", returned, forms)
     return DenoiserModel(*returned, predicts=""), True
 
 
-def is_scheduler(value: Any) -> bool:
+def is_scheduler(value: object) -> bool:
     """Whether a value is a scheduler of diffusers that adds noise and takes steps."""
-    return (
-        hasattr(value, "config")
-        and hasattr(value, "step")
-        and (hasattr(value, "add_noise") or hasattr(value, "scale_noise"))
-    )
+    adds_noise = hasattr(value, "add_noise") or hasattr(value, "scale_noise")
+    return adds_noise and hasattr(value, "config") and hasattr(value, "step")
 
 
 def _check(label: str, model: DenoiserModel) -> None:
-    def require(fine: Any, name: str, expected: str) -> None:
+    """ValueError for the first field of the model with a wrong value."""
+
+    def require(fine: object, name: str, expected: str) -> None:
         expect(fine, f"{label}: DenoiserModel.{name}", getattr(model, name), expected)
 
-    shape, classes, null, scheduler = (
-        model.image_shape,
-        model.num_classes,
-        model.null_class,
-        model.scheduler,
-    )
-    require(
-        model.predicts in PREDICTIONS, "predicts", f"one of {', '.join(map(repr, PREDICTIONS))}"
-    )
-    is_shape = (
-        isinstance(shape, tuple | list)
-        and len(shape) == 3
-        and all(isinstance(size, int) and size > 0 for size in shape)
-    )
+    kinds = ", ".join(map(repr, PREDICTIONS))
+    require(model.predicts in PREDICTIONS, "predicts", f"one of {kinds}")
     require(callable(model.network), "network", "a torch.nn.Module or a function")
+    is_shape = _is_shape(model.image_shape)
     require(is_shape, "image_shape", "(channels, height, width), whole numbers")
     takes = ("sigma",) if model.predicts == "edm" else ("timestep", "sigma")
     require(model.takes in (None, *takes), "takes", " or ".join(map(repr, takes)))
-    require(
-        classes is None or (isinstance(classes, int) and classes > 0),
-        "num_classes",
-        "the number of classes, or None",
-    )
-    fits = null is None or (
-        classes is not None and isinstance(null, int) and not 0 <= null < classes
-    )
-    require(
-        fits,
-        "null_class",
-        "None, or with num_classes a label that is none of the classes, such as num_classes",
-    )
-    if scheduler is None and model.takes_sigma:
-        return
-    require(
-        is_scheduler(scheduler),
-        "scheduler",
-        "a scheduler of diffusers with the noise schedule, such as DDPMScheduler()",
-    )
-    flow, config = is_flow_match(scheduler), scheduler.config
-    odd = any(value for key, value in config.items() if re.fullmatch("use_.*_sigmas", key))
-    known = flow or (hasattr(scheduler, "alphas_cumprod") and "prediction_type" in config)
+    classes = model.num_classes
+    is_count = classes is None or (isinstance(classes, int) and classes > 0)
+    require(is_count, "num_classes", "the number of classes, or None")
+    null_classes = "with num_classes a label that is none of the classes, such as num_classes"
+    require(_is_null_class(model), "null_class", f"None, or {null_classes}")
+    if model.scheduler is not None or not model.takes_sigma:
+        _check_schedule(model, require)
+
+
+def _is_shape(shape: object) -> bool:
+    if not isinstance(shape, tuple | list) or len(shape) != 3:
+        return False
+    return all(isinstance(size, int) and size > 0 for size in shape)
+
+
+def _is_null_class(model: DenoiserModel) -> bool:
+    if model.null_class is None:
+        return True
+    if model.num_classes is None or not isinstance(model.null_class, int):
+        return False
+    return not 0 <= model.null_class < model.num_classes
+
+
+def _check_schedule(model: DenoiserModel, require: Callable[[object, str, str], None]) -> None:
+    scheduler = model.scheduler
+    example = "a scheduler of diffusers with the noise schedule, such as DDPMScheduler()"
+    require(is_scheduler(scheduler), "scheduler", example)
+    flow = is_flow_match(scheduler)
+    options = scheduler.config.items()
+    has_own_sigmas = any(value for key, value in options if re.fullmatch("use_.*_sigmas", key))
+    has_table = hasattr(scheduler, "alphas_cumprod") and "prediction_type" in scheduler.config
     schedules = (
         "one with alphas_cumprod, such as DDPMScheduler, or FlowMatchEulerDiscreteScheduler,"
-        " without use_.._sigmas"
+        " without use_.._sigmas; `scheduler` of the run chooses the sampler"
     )
-    require(
-        known and not odd, "scheduler", f"{schedules}; `scheduler` of the run chooses the sampler"
-    )
+    require((flow or has_table) and not has_own_sigmas, "scheduler", schedules)
     infinite = (
         "as flow matching ends in pure noise, where sigma is infinite and the noise determines"
         " no x_0"
     )
     require(not flow or not model.takes_sigma, "takes", f"'timestep', {infinite}")
-    require(
-        not flow or model.predicts not in ("noise", "score"),
-        "predicts",
-        f"'x0', 'v' or 'flow', {infinite}",
-    )
+    determines_clean = model.predicts not in ("noise", "score")
+    require(not flow or determines_clean, "predicts", f"'x0', 'v' or 'flow', {infinite}")
 
 
-class Prediction(nn.Module):
-    """Converts between a `DenoiserModel` and its `scheduler`, which is configured for the output of
-    this class.
+class Conversion(nn.Module):
+    """Converts the input and the output of the network of a `DenoiserModel` for its `scheduler`,
+    which is configured for the converted output.
 
     That output is the flow for flow matching, the noise if the network predicts it, and otherwise
     v, from which x_0 and the noise follow without cancellation.
@@ -193,38 +193,43 @@ class Prediction(nn.Module):
 
     def __init__(self, model: DenoiserModel) -> None:
         super().__init__()
-        self.predicts, self.takes_sigma = model.predicts, model.takes_sigma
-        scheduler = edm_schedule() if model.scheduler is None else model.scheduler
-        self.wanted = (
-            "flow" if is_flow_match(scheduler) else "noise" if self.predicts == "noise" else "v"
-        )
-        self.levels, self.scheduler = Levels(scheduler), scheduler
-        if self.wanted != "flow":
-            kind = {"noise": "epsilon", "v": "v_prediction"}[self.wanted]
-            self.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=kind)
+        self.prediction = model.prediction
+        self.takes_sigma = model.takes_sigma
+        self.scheduler: Scheduler = edm_schedule() if model.scheduler is None else model.scheduler
+        self.schedule = NoiseSchedule(self.scheduler)
+        self.converted: Prediction = "v"
+        if is_flow_match(self.scheduler):
+            self.converted = "flow"
+            return
+        if self.prediction == "noise":
+            self.converted = "noise"
+        option = {"noise": "epsilon", "v": "v_prediction"}[self.converted]
+        kind: Any = type(self.scheduler)
+        self.scheduler = kind.from_config(self.scheduler.config, prediction_type=option)
 
     def inputs(
         self, noisy: torch.Tensor, timestep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the network takes in place of x_t and its timestep."""
         if not self.takes_sigma:
             return noisy, timestep
-        a, s = self.levels.at(timestep.reshape(-1, 1, 1, 1))
+        a, s = self.schedule.at(timestep.reshape(-1, 1, 1, 1))
         return noisy / a, (s / a).flatten()
 
-    def expected(
+    def output(
         self, output: torch.Tensor, noisy: torch.Tensor, timestep: torch.Tensor
     ) -> torch.Tensor:
         """The input of the scheduler, from the output of the network, for x_t in the units of
         the scheduler.
         """
-        if self.predicts == self.wanted:
+        if self.prediction == self.converted:
             return output
-        a, s = self.levels.at(timestep.reshape(-1, 1, 1, 1))
-        x, scale, sigma = (noisy / a, 1.0, s / a) if self.takes_sigma else (noisy, a, s)
-        clean, noise = clean_and_noise(self.predicts, output, x, scale, sigma)
-        if self.wanted == "flow":
-            return noise - clean
-        return noise if self.wanted == "noise" else a * noise - s * clean
+        a, s = self.schedule.at(timestep.reshape(-1, 1, 1, 1))
+        if self.takes_sigma:
+            clean, noise = solved(self.prediction, output, noisy / a, 1.0, s / a)
+        else:
+            clean, noise = solved(self.prediction, output, noisy, a, s)
+        return predicted(self.converted, clean, noise, a, s)
 
 
 class OwnNetwork(nn.Module):
@@ -233,10 +238,16 @@ class OwnNetwork(nn.Module):
     """
 
     def __init__(
-        self, network: Any, label: str, dtype: torch.dtype, learned_variance: bool
+        self,
+        network: Callable[..., Any],
+        label: str,
+        dtype: torch.dtype,
+        learned_variance: bool,
     ) -> None:
         super().__init__()
-        self.network, self.label, self.learned_variance = network, label, learned_variance
+        self.network = network
+        self.label = label
+        self.learned_variance = learned_variance
         self.precision = None if dtype == torch.float32 else dtype
 
     def forward(self, noisy: torch.Tensor, *arguments: torch.Tensor) -> torch.Tensor:
@@ -250,14 +261,15 @@ class OwnNetwork(nn.Module):
         count, channels, *size = noisy.shape
         widths = (channels, 2 * channels) if self.learned_variance else (channels,)
         shapes = [(count, width, *size) for width in widths]
-        is_tensor = isinstance(output, torch.Tensor)
-        fits = is_tensor and tuple(output.shape) in shapes and output.is_floating_point()
-        found = (output.dtype, tuple(output.shape)) if is_tensor else output
         expected = f"floating point numbers {' or '.join(map(str, shapes))}"
-        expect(fits, f"{self.label}: output for noisy images {tuple(noisy.shape)}", found, expected)
+        where = f"{self.label}: output for noisy images {tuple(noisy.shape)}"
+        is_tensor = isinstance(output, torch.Tensor)
+        found = (output.dtype, tuple(output.shape)) if is_tensor else output
+        fits = is_tensor and tuple(output.shape) in shapes and output.is_floating_point()
+        expect(fits, where, found, expected)
         return output
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
+    def compile(self, *args: object, **kwargs: object) -> None:
         """Compile the user's module; functions are not compiled."""
         if isinstance(self.network, nn.Module):
             self.network.compile(*args, **kwargs)

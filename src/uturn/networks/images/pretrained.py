@@ -31,10 +31,11 @@ from uturn.networks.images.options import (
 )
 from uturn.networks.images.own_denoisers import (
     ADVICE,
+    Conversion,
     OwnNetwork,
-    Prediction,
     denoiser_from_function,
 )
+from uturn.networks.images.schedules import EVEN_SIGMAS
 from uturn.networks.libraries import checked_device
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
@@ -91,7 +92,7 @@ class _Options(DenoiserOptions):
 class DenoisingNetwork(nn.Module):
     """A denoising network that computes in its own precision, with float32 inputs and outputs.
 
-    `prediction` converts between the network and the scheduler if their prediction types differ. A
+    `conversion` converts between the network and the scheduler if their prediction types differ. A
     guided prediction (arXiv:2207.12598) is null + guidance (conditioned - null); a learned variance
     is that of the conditioned one. All types of prediction are linear in x_0 given x_t, so guidance
     is the same for each.
@@ -102,15 +103,13 @@ class DenoisingNetwork(nn.Module):
         network: nn.Module,
         dtype: torch.dtype,
         condition: Conditioned = UNCONDITIONAL,
-        prediction: Prediction | None = None,
+        conversion: Conversion | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.dtype, self.condition, self.prediction = (
-            network,
-            dtype,
-            condition,
-            prediction,
-        )
+        self.network = network
+        self.dtype = dtype
+        self.condition = condition
+        self.conversion = conversion
 
     @property
     def rows_of_an_image(self) -> int:
@@ -126,41 +125,40 @@ class DenoisingNetwork(nn.Module):
         timestep: (batch,), not rounded to the network's precision. labels: int64 (batch,), if it is
         conditioned on labels.
         """
-        x, time = (
-            (noisy, timestep)
-            if self.prediction is None
-            else self.prediction.inputs(noisy, timestep)
+        if self.conversion is None:
+            return self._guided(noisy, timestep, labels)
+        x, time = self.conversion.inputs(noisy, timestep)
+        return self.conversion.output(self._guided(x, time, labels), noisy, timestep)
+
+    def _guided(
+        self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The output of the network for its own kind of input, guided if there is a scale."""
+        null_class = self.condition.null_class
+        if null_class is None:
+            return self.called(noisy, timestep, labels)
+        null = torch.full((len(noisy),), null_class, device=noisy.device)
+        if labels is None:
+            return self.called(noisy, timestep, null)
+        both = self.called(
+            torch.cat([noisy, noisy]), torch.cat([timestep, timestep]), torch.cat([labels, null])
         )
-        null = None
-        if self.condition.null_class is not None:
-            null = torch.full((len(noisy),), self.condition.null_class, device=noisy.device)
-        if labels is None or null is None:
-            output = self.called(x, time, null if labels is None else labels)
-        else:
-            conditioned, blind = self.called(
-                torch.cat([x, x]), torch.cat([time, time]), torch.cat([labels, null])
-            ).chunk(2)
-            channels = noisy.shape[1]
-            conditioned, blind, variance = (
-                conditioned[:, :channels],
-                blind[:, :channels],
-                conditioned[:, channels:],
-            )
-            output = torch.cat(
-                [blind + self.condition.guidance * (conditioned - blind), variance], dim=1
-            )
-        return (
-            output if self.prediction is None else self.prediction.expected(output, noisy, timestep)
-        )
+        conditioned, blind = both.chunk(2)
+        channels = noisy.shape[1]
+        variance = conditioned[:, channels:]
+        conditioned = conditioned[:, :channels]
+        blind = blind[:, :channels]
+        guided = blind + self.condition.guidance * (conditioned - blind)
+        return torch.cat([guided, variance], dim=1)
 
     def called(
         self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The unconverted output of the network for its own kind of input, without guidance."""
-        output = self.network(
-            noisy.to(self.dtype), timestep, *(() if labels is None else (labels,))
-        )
-        return getattr(output, "sample", output).float()
+        condition = () if labels is None else (labels,)
+        output = self.network(noisy.to(self.dtype), timestep, *condition)
+        prediction: torch.Tensor = getattr(output, "sample", output).float()
+        return prediction
 
 
 def load_pretrained(path: str | os.PathLike[str], **options: Any) -> Pretrained:
@@ -212,7 +210,7 @@ def _read_checkpoint(path: Path, options: _Options) -> Pretrained:
 def _read_own(path: Path, options: _Options) -> Pretrained:
     name = str(path)
     denoiser, is_pair = denoiser_from_function(name)
-    prediction = None if is_pair else Prediction(denoiser)
+    conversion = None if is_pair else Conversion(denoiser)
     shape = shape_of(getattr(denoiser.network, "config", None)) if is_pair else denoiser.image_shape
     kind = getattr(denoiser.network, "__name__", type(denoiser.network).__name__)
     conditioned = conditioned_by(options, name, denoiser.num_classes, denoiser.null_class)
@@ -221,8 +219,8 @@ def _read_own(path: Path, options: _Options) -> Pretrained:
     )
     predicts = f"predicts {denoiser.predicts}, " if denoiser.predicts else ""
     loaded = options.loaded(
-        DenoisingNetwork(network, torch.float32, conditioned, prediction),
-        scheduler=denoiser.scheduler if prediction is None else prediction.scheduler,
+        DenoisingNetwork(network, torch.float32, conditioned, conversion),
+        scheduler=denoiser.scheduler if conversion is None else conversion.scheduler,
         image_shape=None if shape is None else (shape[0], shape[1], shape[2]),
         description=f"{kind}, {predicts}{conditioned.words}",
     )
@@ -363,7 +361,9 @@ def _read_text_folder(path: Path, folder: pipelines.Folder, options: _Options) -
             f"{kind}, {conditioned.words}, in the latents of {type(codec.network).__name__}"
         ),
         prompts=prompts._replace(encoders=encoders),
-        timesteps=PipelineTimesteps(folder.pipeline, (shape[1] // 2) * (shape[2] // 2)),
+        timesteps=PipelineTimesteps(
+            folder.pipeline.startswith(EVEN_SIGMAS), (shape[1] // 2) * (shape[2] // 2)
+        ),
     )
 
 

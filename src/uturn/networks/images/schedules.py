@@ -17,6 +17,8 @@ from uturn.core.messages import one_line
 from uturn.measures.strengths import strength_of
 from uturn.networks.libraries import reading
 
+EVEN_SIGMAS = ("Flux", "QwenImage", "Chroma", "ZImage")
+"""Prefixes of pipelines with `PipelineTimesteps.even_sigmas`."""
 COUNTED_DOWN = ("StableDiffusion3", "Flux", "QwenImage", "Chroma", "ZImage", "Sana")
 """Prefixes of pipelines whose image-to-image makes k = N - int(N - N strength) steps; other
 pipelines make int(N strength).
@@ -66,7 +68,9 @@ def schedule(
     )
     counts_down = pipeline.startswith(COUNTED_DOWN) or (not pipeline and schedulers.is_flow(stored))
     try:
-        shift = schedulers.PipelineTimesteps(pipeline, (size // 16) ** 2).set(made, steps)
+        shift = schedulers.PipelineTimesteps(
+            pipeline.startswith(EVEN_SIGMAS), (size // 16) ** 2
+        ).set(made, steps)
         ks = np.arange(1, steps + 1)
         times = torch.as_tensor(made.timesteps)
         firsts = (steps - ks) * made.order  # index at which the pipelines cut the list of timesteps

@@ -284,7 +284,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
             return None if law is None else _Denoiser(law.denoise)
         import torch
 
-        from uturn.networks.images.levels import SigmaDenoiser
+        from uturn.networks.images.noise_schedule import SigmaDenoiser
 
         reverse = self._model().reverse()
         classes = None if labels is None else torch.from_numpy(labels)
