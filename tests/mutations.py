@@ -419,7 +419,7 @@ MUTATIONS = (
     ),
     Mutation(
         "mean over the other clones divided by the number of all",
-        "uturn.measures.clones:between_clones",
+        "uturn.measures.clones:over_other_clones",
         "/ (clones - 1)",
         "/ clones",
         tests=(("test_calibration::test_twins_are_their_definition", {}),),

@@ -26,7 +26,6 @@ from uturn.core.protocols import (
     Corruption,
     Noisy,
     Originals,
-    Probe,
     Source,
     Spec,
     Variable,
@@ -35,9 +34,9 @@ from uturn.core.random import Purpose, keys, uniforms
 from uturn.core.registry import PARTS
 from uturn.corruption.denoising import checked_posterior
 from uturn.corruption.strings import checked_strings, draw_symbols
-from uturn.measures.clones import between_clones
 from uturn.paper.registry import FIGURES, Entry
 from uturn.paper.verdicts import verdict, within
+from uturn.probes import Comparison
 
 # -- one of each, for a new kind of data -----------------------------------------------------------
 
@@ -93,7 +92,7 @@ class Guess(Spec, Backward):
         return np.where(seen < 0, tossed, seen).reshape(len(streams.items), -1, seen.shape[1])
 
 
-class Overlap(Spec, Probe):
+class Overlap(Spec, Comparison):
     """Share of equal tosses."""
 
     kinds: ClassVar = ("coins",)
@@ -113,17 +112,8 @@ class Overlap(Spec, Probe):
             )
         }
 
-    def read(self, u_turns, source):
-        def equal(a, b):
-            return (a == b).mean(-1)
-
-        before, after = u_turns.originals.data[:, None], u_turns.reconstructions
-        twins = (
-            {"clone_overlap": between_clones(after, u_turns.clones, equal)}
-            if u_turns.clones > 1
-            else {}
-        )
-        return {"overlap": equal(before, after), **twins}
+    def compare(self, first, second):
+        return {"overlap": (first["data"] == second["data"]).mean(-1)}
 
 
 @pytest.fixture

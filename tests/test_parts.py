@@ -269,6 +269,27 @@ def test_parts_cannot_write_into_what_others_read(idea, cls, what):
         ut.run(ut.Experiment.from_dict(spec))
 
 
+class Alone(Probe):
+    """Declares a symmetric variable, and does not compare clones."""
+
+    def variables(self, source):
+        dims = ("noise", "item", "trajectory")
+        return {"leaves": Variable(dims, "unchanged leaves", symmetric=True)}
+
+
+def test_a_symmetric_variable_without_its_twin_is_named():
+    spec = {**with_part("probes", "Alone"), "clones": 2}
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"^probes\[0\] \('test_parts:Alone'\): 'leaves' is declared symmetric, so with several"
+            r" clones 'clone_leaves' is needed too; let the class inherit from"
+            r" uturn.probes.Comparison, which computes both$"
+        ),
+    ):
+        ut.run(ut.Experiment.from_dict(spec))
+
+
 class Leaves(ut.Probe):
     """Any variable of any data."""
 

@@ -3,13 +3,13 @@ compared.
 """
 
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 
-from uturn import Backward, Corruption, Noisy, Originals, Probe, Source, Variable
+from uturn import Backward, Corruption, Noisy, Originals, Source, Variable
 from uturn.core.random import Purpose, keys, normals, streams
-from uturn.measures.clones import between_clones
+from uturn.probes import Comparison
 
 DRAW = 100  # what a random stream is for: numbers above 99 are free
 
@@ -109,7 +109,7 @@ def split(keys, part):
 
 
 @dataclass
-class Scales(Probe):
+class Scales(Comparison):
     """Probe: cosine of original and reconstruction in block averages, and whether the sign of
     the mean is kept.
     """
@@ -143,22 +143,11 @@ class Scales(Probe):
     def coordinates(self, source):
         return {"window": np.array(self.windows)}
 
-    def read(self, u_turns, source):
-        before, after = u_turns.originals.data[:, None], u_turns.reconstructions
-        found = {
-            "similarity": np.stack(
-                [cosine(before, after, window) for window in self.windows], axis=-1
-            ),
-            "same_sign": same_sign(before, after),
-        }
-        if u_turns.clones > 1:
-            twins = [
-                between_clones(after, u_turns.clones, partial(cosine, window=window))
-                for window in self.windows
-            ]
-            found["clone_similarity"] = np.stack(twins, axis=-1)
-            found["clone_same_sign"] = between_clones(after, u_turns.clones, same_sign)
-        return found
+    def compare(self, first, second):
+        a = first["data"]  # series (items, draws, length)
+        b = second["data"]
+        cosines = [cosine(a, b, window) for window in self.windows]
+        return {"similarity": np.stack(cosines, axis=-1), "same_sign": same_sign(a, b)}
 
 
 def cosine(a, b, window):

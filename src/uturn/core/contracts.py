@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import is_dataclass, replace
 from typing import Any, NamedTuple
@@ -124,7 +124,10 @@ def checked_readings(
 
     `sizes`: lengths of all dims except noise and item.
     """
-    where, checked, clones = f"{label}.read", {}, sizes.get("clone", 1)
+    where = f"{label}.read"
+    checked: dict[str, np.ndarray] = {}
+    clones = sizes.get("clone", 1)
+    _check_twins(label, readings, declared)
     expect(
         set(readings) == set(declared),
         where,
@@ -158,6 +161,17 @@ def checked_readings(
         )
         checked[name] = values.reshape(items, *(sizes[dim] for dim in variable.dims[2:]))
     return checked
+
+
+def _check_twins(label: str, readings: Collection[str], declared: Mapping[str, Variable]) -> None:
+    """ValueError if a probe reads a symmetric variable without comparing the clones."""
+    for twin, variable in declared.items():
+        if variable.twin == "clones" and twin not in readings:
+            raise ValueError(
+                f"{label}: {variable.twin_of!r} is declared symmetric, so with several clones"
+                f" {twin!r} is needed too; let the class inherit from uturn.probes.Comparison,"
+                " which computes both"
+            )
 
 
 def checked_variables(

@@ -13,11 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import TypeVar
 
 from uturn.core.data import N, Noisy, O, Originals, Reconstructions, UTurns
 from uturn.core.inputs import Input, marked
@@ -344,8 +345,17 @@ class Backward(Part, Generic[N]):
         return None
 
 
-class Probe(Part, Generic[O, N]):
-    """A comparison of originals with reconstructions, level by level."""
+S = TypeVar("S", bound=Source, default=Source)
+"""The sources that a probe reads."""
+
+
+class Probe(Part, Generic[O, N, S]):
+    """A comparison of originals with reconstructions, level by level.
+
+    A class of which original and reconstruction are compared by a symmetric function inherits from
+    `uturn.probes.Comparison`. The third type in brackets is the source that the probe needs, by
+    default any: `Probe[Strings, NoisyStrings, StringSource]`.
+    """
 
     least_trajectories: ClassVar[int] = 1
     """Trajectories of each original that the probe needs."""
@@ -365,33 +375,33 @@ class Probe(Part, Generic[O, N]):
         return ""
 
     @abstractmethod
-    def variables(self, source: Source[O]) -> Mapping[str, Variable]:
+    def variables(self, source: S) -> Mapping[str, Variable]:
         """The measured variables: {name: Variable}."""
 
-    def coordinates(self, source: Source[O]) -> Mapping[str, ArrayLike]:
+    def coordinates(self, source: S) -> Mapping[str, ArrayLike]:
         """Coordinates of the dims that the probe adds: {dim: values}."""
         return {}
 
     @abstractmethod
-    def read(self, u_turns: UTurns[O, N], source: Source[O]) -> Mapping[str, np.ndarray]:
+    def read(self, u_turns: UTurns[O, N], source: S) -> Mapping[str, np.ndarray]:
         """Readings of a block at one noise level, {name: array (items, ..)}, with trajectories *
         clones along "trajectory".
         """
 
-    def accumulate(self, kept: Any, u_turns: UTurns[O, N], source: Source[O]) -> Any:
+    def accumulate(self, kept: Any, u_turns: UTurns[O, N], source: S) -> Any:
         """The running state of a block after more of its U-turns, given the state after earlier
         trajectories (None at first).
         """
         return self.read(u_turns, source)
 
-    def readings(self, kept: Any, source: Source[O]) -> Mapping[str, np.ndarray]:
+    def readings(self, kept: Any, source: S) -> Mapping[str, np.ndarray]:
         """The readings of a block, in the form of `read`, from the state of `accumulate` after
         all its trajectories.
         """
         readings: Mapping[str, np.ndarray] = kept
         return readings
 
-    def taken_from(self, source: Source[O]) -> str:
+    def taken_from(self, source: S) -> str:
         """Identity of further data that the probe takes from the source, recorded with the
         results; empty if there are none.
         """

@@ -3,35 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from itertools import combinations
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from uturn.core.checks import checked_array, expect
 
+if TYPE_CHECKING:
+    import torch
+    from xarray import DataArray
 
-def between_clones(values: Any, clones: int, f: Callable[[Any, Any], Any]) -> np.ndarray:
+A = TypeVar("A", np.ndarray, "torch.Tensor")
+Comparer = Callable[[np.ndarray, np.ndarray], ArrayLike]
+"""f(x, y) of two batches of data, pair by pair."""
+
+_AXES = ("noise", "item", "trajectory", "clone")
+
+
+def over_other_clones(clones: int, compare: Callable[[int, int], ArrayLike]) -> list[np.ndarray]:
+    """Mean of `compare(j, k)` over the other clones k, for each clone j: one float64 array each.
+
+    `compare` is symmetric in the numbers of the two clones, so each pair is compared once.
+    """
+    sums: list[np.ndarray] = [np.zeros(())] * clones
+    for j, k in combinations(range(clones), 2):
+        values = np.asarray(compare(j, k), float)
+        sums[j] = sums[j] + values
+        sums[k] = sums[k] + values
+    return [total / (clones - 1) for total in sums]
+
+
+def between_clones(values: A, clones: int, f: Callable[[A, A], ArrayLike]) -> np.ndarray:
     """f between each clone and the other clones of the same noisy datum, averaged over the others:
     float64 (items, draws, ...).
 
-    `values` (items, draws, ...): reconstructions, or functions of them; the K clones of a noisy
-    datum are next to each other. `f`: (n, ...), (n, ...) -> (n, ...), symmetric in its two
-    arguments.
+    `values` (items, draws, ...): reconstructions, or functions of them, an array or a tensor. The K
+    clones of a noisy datum are next to each other. `f`: (n, ...), (n, ...) -> (n, ...), symmetric
+    in its two arguments.
     """
     items, draws = values.shape[:2]
     groups = values.reshape(-1, clones, *values.shape[2:])
-    sums: list[Any] = [0] * clones
-    for j in range(clones):
-        for k in range(j + 1, clones):
-            value = np.asarray(f(groups[:, j], groups[:, k]), float)
-            sums[j], sums[k] = sums[j] + value, sums[k] + value
-    means = np.stack(sums, axis=1) / (clones - 1)
-    return means.reshape(items, draws, *means.shape[2:])
+    means = over_other_clones(clones, lambda j, k: f(groups[:, j], groups[:, k]))
+    table = np.stack(means, axis=1)
+    return table.reshape(items, draws, *table.shape[2:])
 
 
 def readings_of(
-    originals: Any, reconstructions: Any, f: Callable[[Any, Any], Any], name: str | None = None
-) -> dict[str, Any]:
+    originals: ArrayLike, reconstructions: ArrayLike, f: Comparer, name: str | None = None
+) -> dict[str, DataArray]:
     """A reading f of originals and reconstructions made elsewhere, and its twin for calibration, to
     be given to `uturn.readings`.
 
@@ -45,76 +66,87 @@ def readings_of(
     """
     import xarray as xr
 
-    before, after = (
-        checked_array("originals", originals),
-        checked_array("reconstructions", reconstructions),
-    )
-    draws = after.ndim - before.ndim - 1
-    axes = ("noise", "item", "trajectory", "clone")[: draws + 2]
-    data = before.shape[1:]
-    fits = (
-        before.ndim
-        and 0 <= draws <= 2
-        and after.shape[1] == len(before)
-        and after.shape[after.ndim - len(data) :] == data
-    )
-    where, dims = (
-        "shapes of reconstructions and originals",
-        "(noise, item[, trajectory[, clone]], ..) and (item, ..)",
-    )
-    expect(
-        fits and after.size,
-        where,
-        (after.shape, before.shape),
-        f"{dims}, with the same items and data of one shape",
-    )
+    before = checked_array("originals", originals)
+    after = checked_array("reconstructions", reconstructions)
+    num_axes = _checked_axes(before, after)
+    clones = after.shape[3] if num_axes == 4 else 1
     name = name or str(getattr(f, "__name__", "f"))
-    clones = after.shape[3] if draws == 2 else 1
 
-    def compared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """f of pairs; NaN where a datum is missing."""
-        value = np.asarray(f(a, b), float)
-        fits, of_pairs = value.shape[:1] == a.shape[:1], f"({len(a)},) or ({len(a)}, levels)"
-        expect(fits, f"shape of f for {len(a)} pairs", value.shape, of_pairs)
-        gone = (
-            np.isnan(a) | np.isnan(b)
-            if a.dtype.kind == "f" or b.dtype.kind == "f"
-            else np.zeros(a.shape, bool)
-        )
-        return np.where(
-            gone.reshape(len(a), -1).any(1).reshape(-1, *[1] * (value.ndim - 1)), np.nan, value
-        )
+    def compare(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return _compared(f, a, b)
 
     before = as_real(before)
-    with_original, with_clones = [], []
-    for turned in after:
-        flat = as_real(turned).reshape(len(before), -1, *data)  # (item, draws, ...)
-        of_each = [compared(before, flat[:, k]) for k in range(flat.shape[1])]
-        with_original.append(
-            np.stack(of_each, 1).reshape(*turned.shape[: draws + 1], *of_each[0].shape[1:])
-        )
+    with_original: list[np.ndarray] = []
+    with_clones: list[np.ndarray] = []
+    for of_level in after:
+        draws = as_real(of_level).reshape(len(before), -1, *before.shape[1:])
+        columns = [compare(before, draws[:, k]) for k in range(draws.shape[1])]
+        shape = (*of_level.shape[: num_axes - 1], *columns[0].shape[1:])
+        with_original.append(np.stack(columns, axis=1).reshape(shape))
         if clones > 1:
-            same = np.allclose(
-                compared(flat[:, 0], before), of_each[0], rtol=1e-3, atol=1e-6, equal_nan=True
-            )
-            expect(
-                same, "f", name, "a symmetric one, to compare clones; f(a, b) differs from f(b, a)"
-            )
-            with_clones.append(
-                between_clones(flat, clones, compared).reshape(with_original[-1].shape)
-            )
-    levels = np.ndim(with_original[0]) + 1 - len(axes)
+            _check_symmetric(name, columns[0], compare(draws[:, 0], before))
+            with_clones.append(between_clones(draws, clones, compare).reshape(shape))
+    levels = with_original[0].ndim + 1 - num_axes
     expect(levels < 2, "axes of f for each pair", levels, "none, or one of levels")
-    named, tables = (
-        (*axes, f"{name}_level")[: len(axes) + levels],
-        {
-            name: with_original,
-            f"clone_{name}": with_clones,
-        },
+    dims = _AXES[:num_axes]
+    if levels:
+        dims = (*dims, f"{name}_level")
+    readings = {name: xr.DataArray(np.stack(with_original), dims=dims)}
+    if clones > 1:
+        readings[f"clone_{name}"] = xr.DataArray(np.stack(with_clones), dims=dims)
+    return readings
+
+
+def _checked_axes(originals: np.ndarray, reconstructions: np.ndarray) -> int:
+    """Number of the axes (noise, item[, trajectory[, clone]]) of reconstructions; ValueError
+    unless these are data of the same items and shape as the originals.
+    """
+    num_axes = reconstructions.ndim - originals.ndim + 1
+    data = originals.shape[1:]
+    fits = (
+        originals.ndim > 0
+        and 2 <= num_axes <= len(_AXES)
+        and reconstructions.shape[1] == len(originals)
+        and reconstructions.shape[num_axes:] == data
     )
-    return {
-        key: xr.DataArray(np.stack(table), dims=named) for key, table in tables.items() if table
-    }
+    expect(
+        fits and reconstructions.size,
+        "shapes of reconstructions and originals",
+        (reconstructions.shape, originals.shape),
+        "(noise, item[, trajectory[, clone]], ..) and (item, ..), with the same items and data of"
+        " one shape",
+    )
+    return num_axes
+
+
+def _compared(f: Comparer, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """f of pairs, float64 (n, ..); NaN where a datum is missing."""
+    values = np.asarray(f(a, b), float)
+    expect(
+        values.shape[:1] == a.shape[:1],
+        f"shape of f for {len(a)} pairs",
+        values.shape,
+        f"({len(a)},) or ({len(a)}, levels)",
+    )
+    missing = _is_missing(a) | _is_missing(b)
+    return np.where(missing.reshape(-1, *[1] * (values.ndim - 1)), np.nan, values)
+
+
+def _is_missing(data: np.ndarray) -> np.ndarray:
+    """Which data have NaN, bool (n,)."""
+    if data.dtype.kind != "f":
+        return np.zeros(len(data), bool)
+    return np.isnan(data).reshape(len(data), -1).any(axis=1)
+
+
+def _check_symmetric(name: str, values: np.ndarray, swapped: np.ndarray) -> None:
+    """ValueError unless f gives nearly the same values for swapped data."""
+    expect(
+        np.allclose(swapped, values, rtol=1e-3, atol=1e-6, equal_nan=True),
+        "f",
+        name,
+        "a symmetric one, to compare clones; f(a, b) differs from f(b, a)",
+    )
 
 
 def as_real(data: np.ndarray) -> np.ndarray:

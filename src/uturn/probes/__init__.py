@@ -20,6 +20,8 @@ In a spec, `type` names the class, and the other keys are its arguments, which
     text_likelihood  TextLikelihood  likelihood of reconstructions under a second model
     text_class       TextClass       the predicted class of texts
     repetition       Repetition      entropy and repetition of tokens
+
+`Comparison` is what probes inherit from that compare two data by a symmetric function.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from __future__ import annotations
 from uturn.core.lazy import lazy
 from uturn.core.protocols import Probe as Probe
 from uturn.probes.changes import Changes as Changes
+from uturn.probes.comparison import Comparison as Comparison
 from uturn.probes.network_layers import NetworkLayers as NetworkLayers
 from uturn.probes.perceptual import Perceptual as Perceptual
 from uturn.probes.pictures import KeepImages as KeepImages

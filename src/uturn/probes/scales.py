@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from uturn.core.protocols import Probe, Spec, UTurns, Variable
-from uturn.measures.clones import between_clones
+from uturn.core.protocols import Spec, UTurns, Variable
+from uturn.probes.comparison import Comparison, Features
+from uturn.sources.vectors import NoisyVectors, Vectors, VectorSource
+
+_LABEL = "label"
 
 
-class Scales(Spec, Probe):
+class Scales(Spec, Comparison[Vectors, NoisyVectors, VectorSource]):
     """Cosine similarity of original and reconstruction, scale by scale, and agreement of their
     exact classes.
 
@@ -22,7 +26,7 @@ class Scales(Spec, Probe):
     kinds: ClassVar[tuple[str, ...]] = ("vectors",)
     type: Literal["scales"] = "scales"
 
-    def variables(self, source: Any) -> dict[str, Variable]:
+    def variables(self, source: VectorSource) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory")
         return {
             "scale_similarity": Variable(
@@ -44,28 +48,37 @@ class Scales(Spec, Probe):
             ),
         }
 
-    def coordinates(self, source: Any) -> dict[str, Any]:
+    def coordinates(self, source: VectorSource) -> dict[str, np.ndarray]:
         return {"scale": np.array(list(source.scales()), float)}
 
-    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        originals, rebuilt, clones = u_turns.originals, u_turns.reconstructions, u_turns.clones
+    def features(
+        self, u_turns: UTurns[Vectors, NoisyVectors], source: VectorSource
+    ) -> tuple[Features, Features]:
+        """The components of each scale, and the class "label"."""
+        originals = u_turns.originals
+        rebuilt = np.asarray(u_turns.reconstructions)
         law = originals.law
-        before, after = (
-            law.to_basis(values - law.mean) for values in (originals.values[:, None], rebuilt)
+        labels = source.classify(rebuilt.reshape(-1, law.dimension), law)
+        before = law.to_basis(originals.values - law.mean)
+        after = law.to_basis(rebuilt - law.mean)
+        scales = source.scales()
+        return (
+            {_LABEL: originals.labels, **_by_scale(before, scales)},
+            {_LABEL: labels.reshape(rebuilt.shape[:2]), **_by_scale(after, scales)},
         )
-        label = source.classify(rebuilt.reshape(-1, law.dimension), law).reshape(rebuilt.shape[:2])
-        scales = list(source.scales().values())
-        readings = {
-            "scale_similarity": np.stack(
-                [_cosine(before[..., chosen], after[..., chosen]) for chosen in scales], axis=-1
-            ),
-            "same_label": label == originals.labels[:, None],
+
+    def compare(self, first: Features, second: Features) -> dict[str, np.ndarray]:
+        cosines = [_cosine(first[scale], second[scale]) for scale in first if scale != _LABEL]
+        return {
+            "scale_similarity": np.stack(cosines, axis=-1),
+            "same_label": first[_LABEL] == second[_LABEL],
         }
-        if clones > 1:
-            twins = [between_clones(after[..., chosen], clones, _cosine) for chosen in scales]
-            readings["clone_scale_similarity"] = np.stack(twins, axis=-1)
-            readings["clone_same_label"] = between_clones(label, clones, lambda a, b: a == b)
-        return readings
+
+
+def _by_scale(
+    components: np.ndarray, scales: Mapping[float, np.ndarray]
+) -> dict[float, np.ndarray]:
+    return {scale: components[..., is_part] for scale, is_part in scales.items()}
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

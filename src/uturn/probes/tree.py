@@ -9,8 +9,10 @@ from pydantic import Field
 
 from uturn.core.checks import expect
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
-from uturn.measures.clones import between_clones
+from uturn.probes.comparison import Comparison, Features
+from uturn.sources.strings import NoisyStrings, Strings, StringSource
 
+StringUTurns = UTurns[Strings, NoisyStrings]
 MOST_NODES = 64  # largest number of shown nodes of a tree level
 AS_LEVELS: dict[str, Any] = {
     "start": 1,
@@ -31,7 +33,7 @@ def check_tree(probe: Any, source: Any) -> None:
     )
 
 
-class TreeLevels(Spec, Probe):
+class TreeLevels(Spec, Comparison[Strings, NoisyStrings, StringSource]):
     """Share of the nodes of each tree level whose symbol is unchanged, and the exact belief in the
     original's symbols.
 
@@ -45,7 +47,7 @@ class TreeLevels(Spec, Probe):
     batch_invariant: ClassVar[bool] = True
     type: Literal["tree_levels"] = "tree_levels"
 
-    def variables(self, source: Any) -> dict[str, Variable]:
+    def variables(self, source: StringSource) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory", "tree_level")
         return {
             "unchanged": Variable(dims, "share of unchanged nodes", symmetric=True, **AS_LEVELS),
@@ -54,34 +56,36 @@ class TreeLevels(Spec, Probe):
             ),
         }
 
-    def coordinates(self, source: Any) -> dict[str, Any]:
+    def coordinates(self, source: StringSource) -> dict[str, np.ndarray]:
         return {"tree_level": np.arange(source.depth + 1)}
 
-    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        before, after = u_turns.originals.draw.latents, u_turns.reconstructions
-        # Originals have no node -1, so equality is sufficient.
-        unchanged = [
-            (after[level] == before[level][:, None]).mean(axis=2, dtype=np.float64)
-            for level in sorted(before)
-        ]
-        belief = (
-            u_turns.noisy.true_beliefs(before).reshape(len(before[0]), -1, len(before)).mean(axis=1)
-        )
-        readings = {"unchanged": np.stack(unchanged, axis=-1), "belief": belief}
-        if u_turns.clones > 1:
-            twins = [
-                between_clones(after[level], u_turns.clones, _share_of_equal_nodes)
-                for level in sorted(before)
-            ]
-            readings["clone_unchanged"] = np.stack(twins, axis=-1)
-        return readings
+    def features(self, u_turns: StringUTurns, source: StringSource) -> tuple[Features, Features]:
+        return u_turns.originals.draw.latents, u_turns.reconstructions
+
+    def compare(self, first: Features, second: Features) -> dict[str, np.ndarray]:
+        return {"unchanged": shares_of_equal_nodes(first, second)}
+
+    def read(self, u_turns: StringUTurns, source: StringSource) -> dict[str, np.ndarray]:
+        readings = super().read(u_turns, source)
+        latents = u_turns.originals.draw.latents
+        beliefs = u_turns.noisy.true_beliefs(latents)  # (noisy strings, levels)
+        by_item = beliefs.reshape(len(latents[0]), -1, len(latents))
+        return {**readings, "belief": by_item.mean(axis=1)}
+
+
+def shares_of_equal_nodes(first: Features, second: Features) -> np.ndarray:
+    """Share of the nodes of each tree level that are equal, (.., levels). Ungrammatical nodes (-1)
+    are equal to none.
+    """
+    shares = [_share_of_equal_nodes(first[level], second[level]) for level in sorted(first)]
+    return np.stack(shares, axis=-1)
 
 
 def _share_of_equal_nodes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return ((a == b) & (a >= 0)).mean(axis=-1, dtype=np.float64)
 
 
-class ParsedLevels(Spec, Probe):
+class ParsedLevels(Spec, Comparison[Strings, NoisyStrings, StringSource]):
     """Share of unchanged nodes of each tree level, with the tree of a reconstruction obtained by
     parsing its leaves.
 
@@ -94,35 +98,26 @@ class ParsedLevels(Spec, Probe):
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
     type: Literal["parsed_levels"] = "parsed_levels"
 
-    def variables(self, source: Any) -> dict[str, Variable]:
+    def variables(self, source: StringSource) -> dict[str, Variable]:
         check_tree(self, source)
         dims = ("noise", "item", "trajectory", "tree_level")
-        return {
-            "parsed": Variable(
-                dims,
-                "share of unchanged nodes after parsing the leaves",
-                symmetric=True,
-                **AS_LEVELS,
-            )
-        }
+        long_name = "share of unchanged nodes after parsing the leaves"
+        return {"parsed": Variable(dims, long_name, symmetric=True, **AS_LEVELS)}
 
-    def coordinates(self, source: Any) -> dict[str, Any]:
+    def coordinates(self, source: StringSource) -> dict[str, np.ndarray]:
         return {"tree_level": np.arange(source.depth + 1)}
 
-    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        before, leaves = u_turns.originals.draw.latents, u_turns.reconstructions[0]
-        after = u_turns.originals.rhm.parse(leaves.reshape(-1, leaves.shape[2])).latents
-        nodes = [after[level].reshape(*leaves.shape[:2], -1) for level in sorted(before)]
-        same = [
-            _share_of_equal_nodes(nodes[level], before[level][:, None]) for level in sorted(before)
-        ]
-        readings = {"parsed": np.stack(same, axis=-1)}
-        if u_turns.clones > 1:
-            twins = [
-                between_clones(values, u_turns.clones, _share_of_equal_nodes) for values in nodes
-            ]
-            readings["clone_parsed"] = np.stack(twins, axis=-1)
-        return readings
+    def features(self, u_turns: StringUTurns, source: StringSource) -> tuple[Features, Features]:
+        originals = u_turns.originals
+        leaves = u_turns.reconstructions[0]
+        parsed = originals.rhm.parse(leaves.reshape(-1, leaves.shape[2])).latents
+        nodes = {
+            level: of_level.reshape(*leaves.shape[:2], -1) for level, of_level in parsed.items()
+        }
+        return originals.draw.latents, nodes
+
+    def compare(self, first: Features, second: Features) -> dict[str, np.ndarray]:
+        return {"parsed": shares_of_equal_nodes(first, second)}
 
 
 class Messages(Spec, Probe):
