@@ -27,6 +27,9 @@ from uturn.networks.images.options import PRESETS as PRESETS
 from uturn.networks.images.own_denoisers import ADVICE
 from uturn.networks.libraries import reading
 
+CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
+"""Endings of the single files that this module reads."""
+
 
 class GuidedDiffusionUNet(nn.Module):
     """A guided-diffusion network, called as the original: `model(noisy, timestep)`, or

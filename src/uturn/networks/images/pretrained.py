@@ -19,7 +19,11 @@ from uturn.core.checks import checked_path, expect
 from uturn.core.imports import is_import_path
 from uturn.corruption.schedulers import PipelineTimesteps, is_flow_match
 from uturn.networks.images import pipelines
-from uturn.networks.images.guided_diffusion import guided_diffusion_scheduler, load_guided_diffusion
+from uturn.networks.images.guided_diffusion import (
+    CHECKPOINTS,
+    guided_diffusion_scheduler,
+    load_guided_diffusion,
+)
 from uturn.networks.images.options import (
     UNCONDITIONAL,
     Conditioned,
@@ -37,9 +41,6 @@ from uturn.networks.images.own_denoisers import (
 )
 from uturn.networks.images.schedules import EVEN_SIGMAS
 from uturn.networks.libraries import checked_device
-
-CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
-"""Endings of single files that `uturn.networks.images.guided_diffusion` reads."""
 
 
 @dataclass(frozen=True, kw_only=True)

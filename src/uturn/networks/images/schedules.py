@@ -116,9 +116,8 @@ def read_scheduler(model: str, preset: str | None = None) -> tuple[Any, str]:
     """
     from huggingface_hub import snapshot_download
 
-    from uturn.networks.images.guided_diffusion import guided_diffusion_scheduler
+    from uturn.networks.images.guided_diffusion import CHECKPOINTS, guided_diffusion_scheduler
     from uturn.networks.images.pipelines import is_hub_name, load_scheduler
-    from uturn.networks.images.pretrained import CHECKPOINTS
     from uturn.networks.libraries import check_hub, fetching
     from uturn.sources.fashion_mnist import generator_folder
 
