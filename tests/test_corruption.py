@@ -182,3 +182,21 @@ def test_gaussian_axes_belong_together(v):
     error = ut.Gaussian().effective_epsilon(t, v) * (v - 1) / v
     gained = np.trapezoid(error, snr) / 2
     assert nats[-1] - nats[0] == pytest.approx(gained, abs=1e-6)
+
+
+class Softer(ut.Masking):
+    """Masked strings with an evidence of its own; what inference reads must agree with it."""
+
+    def log_evidence(self, noisy, dtype=None):
+        return 0.5 * np.maximum(super().log_evidence(noisy, dtype), -4.0)
+
+
+def test_a_channel_with_its_own_evidence_has_no_other_form_of_it():
+    rhm = ut.RandomHierarchyModel(vocab_size=V, multiplicity=2, branching=2, depth=2, seed=0)
+    noisy = Softer().corrupt(rhm.sample(6, seed=1).leaves, 0.4, seed=2, vocab_size=V)
+    assert np.array_equal(Softer().evidence(noisy), Softer().log_evidence(noisy, np.float32))
+    # A class that inherits both has the fast form.
+    beliefs = ut.infer(rhm, ut.Masking().evidence(noisy)).marginals
+    other = ut.infer(rhm, ut.Masking().log_evidence(noisy, np.float32)).marginals
+    for level in beliefs:
+        np.testing.assert_allclose(beliefs[level], other[level], atol=1e-6)

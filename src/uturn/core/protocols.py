@@ -238,6 +238,19 @@ class Channel(Corruption[O, Noisy]):
         (batch, num_leaves, vocab_size).
         """
 
+    def evidence(self, noisy: Noisy) -> Any:  # `Evidence` of a room above this one, or an array
+        """The evidence in the form that inference reads fastest; by default its logarithms.
+
+        A class that defines `log_evidence` anew, and not `evidence`, has this default again, so
+        that both always agree.
+        """
+        return self.log_evidence(noisy, np.float32)
+
+    def __init_subclass__(cls, **options: Any) -> None:  # as those of `type`
+        super().__init_subclass__(**options)
+        if "log_evidence" in vars(cls) and "evidence" not in vars(cls):
+            cls.evidence = Channel.evidence  # type: ignore[method-assign]
+
     def reverse(self, denoiser: Any, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
         """Strings int64 (batch, num_leaves) from `steps` evaluations of a denoiser; all samples
         have the same noise level.

@@ -20,8 +20,6 @@ In a spec, `type` names the class, and the other keys are its arguments, which
 
 from __future__ import annotations
 
-from typing import Any
-
 from uturn.core.lazy import lazy
 from uturn.core.protocols import Corruption as Corruption
 from uturn.core.protocols import Noisy as Noisy
@@ -31,13 +29,5 @@ from uturn.corruption.masking import Masking as Masking
 from uturn.corruption.recorded import Recorded as Recorded
 from uturn.corruption.strings import EpsilonBelief as EpsilonBelief
 from uturn.corruption.uniform import UniformReplacement as UniformReplacement
-
-COMPACT: dict[type, Any] = {
-    channel: channel.log_evidence
-    for channel in (Gaussian, Masking, UniformReplacement, EpsilonBelief)
-}
-"""Channels whose method `evidence` gives the log-evidence of this function, in a form that the
-kernels read.
-"""
 
 __getattr__, __dir__, _HOMES = lazy(__name__, {})

@@ -9,16 +9,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from uturn.core.checks import checked_noise
-from uturn.core.protocols import Channel, Noisy
+from uturn.core.protocols import Noisy
 from uturn.core.random import NOISE, Seed, streams, uniforms
 from uturn.corruption.denoising import Denoiser
-from uturn.corruption.strings import alphabet_of, checked_strings, checked_symbols, symbol_evidence
+from uturn.corruption.strings import (
+    LogLikelihoods,
+    SymbolChannel,
+    checked_strings,
+    checked_symbols,
+)
 from uturn.corruption.unmasking import Decoder, unmask
-from uturn.exact.inference.evidence import Evidence
 
 
 @dataclass(frozen=True)
-class Masking(Channel):
+class Masking(SymbolChannel):
     """Masking, or absorbing diffusion: every leaf is kept with probability alpha, else masked
     (value -1).
 
@@ -44,15 +48,9 @@ class Masking(Channel):
         hidden = uniforms(streams(seed, len(leaves), NOISE), leaves.shape[1]) < share[:, None]
         return Noisy(np.where(hidden, -1, leaves), share, vocab_size)
 
-    def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
-        """Log-evidence in nats, (batch, num_leaves, vocab_size), float64 by default."""
-        possible = (noisy.values[..., None] == alphabet_of(noisy)) | (noisy.values[..., None] < 0)
-        return np.where(possible, 0, -np.inf).astype(dtype or np.float64, copy=False)
-
-    def evidence(self, noisy: Noisy) -> Evidence:
-        """The log-evidence as observed symbols, beside which all others are impossible."""
-        certain = np.zeros(len(noisy.values))
-        return symbol_evidence(self, noisy, certain, certain - np.inf)
+    def log_likelihoods(self, noise: np.ndarray, vocab_size: int) -> LogLikelihoods:
+        """A shown symbol is certain."""
+        return LogLikelihoods(np.zeros(noise.shape), np.full(noise.shape, -np.inf))
 
     def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
         """`log p(x_t) - Beliefs.log_evidence`, (batch,) in nats: the log-probability of the

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.protocols import Channel, Noisy
@@ -62,19 +62,6 @@ def checked_symbols(
     return values.astype(np.int64, copy=False)
 
 
-def symbol_evidence(channel: Any, noisy: Noisy, this: np.ndarray, other: np.ndarray) -> Evidence:
-    """Evidence with the log-evidence `this` (batch,) for an observed symbol, and `other` for the
-    rest.
-    """
-    values = checked_symbols(noisy.values, noisy.noise, -1, noisy.vocab_size, channel)
-    return Evidence(
-        SYMBOLS,
-        values,
-        other.astype(np.float32) - this.astype(np.float32),
-        log_evidence_of(channel, noisy),
-    )
-
-
 def log_evidence_of(channel: Any, noisy: Noisy) -> Callable[[np.ndarray], np.ndarray]:
     """The function that gives the log-evidence of some samples, float32."""
     # It refers to the arrays, not to `noisy`, which refers to the function: a reference cycle would
@@ -85,48 +72,65 @@ def log_evidence_of(channel: Any, noisy: Noisy) -> Callable[[np.ndarray], np.nda
     )
 
 
-class TwoValued(Channel):
-    """A channel whose observation of a leaf is a belief 1 - noise + noise/v in one symbol, and
-    noise/v in each other one.
+class LogLikelihoods(NamedTuple):
+    """Log-likelihoods in nats of what is observed of a leaf."""
+
+    same: np.ndarray
+    """If the observed symbol is that of the leaf."""
+    other: np.ndarray
+    """If the leaf has any other symbol."""
+
+
+class SymbolChannel(Channel):
+    """A channel that shows a symbol of each leaf, or nothing (-1).
+
+    Two log-likelihoods hold all of its evidence. By default the belief in the shown symbol is
+    1 - noise + noise/v, and that in each other symbol noise/v.
     """
 
     batch_invariant: ClassVar[bool] = True
     max_noise: ClassVar[float] = 1.0
 
-    def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
-        """Log-evidence in nats, (batch, num_leaves, vocab_size), float64 by default."""
-        same = noisy.values[..., None] == alphabet_of(noisy)
-        this, other = _two_logs(noisy)
-        return np.where(same, this[:, None, None], other[:, None, None]).astype(
-            dtype or np.float64, copy=False
-        )
+    def log_likelihoods(self, noise: np.ndarray, vocab_size: int) -> LogLikelihoods:
+        """The log-likelihoods of a shown symbol, each of the shape of `noise`."""
+        v = vocab_size
+        with np.errstate(divide="ignore"):
+            return LogLikelihoods(np.log1p(-noise * (v - 1) / v), np.log(noise / v))
+
+    def log_evidence(self, noisy: Noisy, dtype: DTypeLike | None = None) -> np.ndarray:
+        """Log-evidence in nats, (batch, num_leaves, vocab_size), float64 by default.
+
+        It is 0 for all symbols of a leaf that is not shown, in masked strings.
+        """
+        logs = self.log_likelihoods(noisy.noise, noisy.vocab_size)
+        shown = noisy.values[..., None]
+        is_same = (shown == alphabet_of(noisy)) | (shown < 0)
+        evidence = np.where(is_same, logs.same[:, None, None], logs.other[:, None, None])
+        return evidence.astype(dtype or np.float64, copy=False)
 
     def evidence(self, noisy: Noisy) -> Evidence:
-        """The log-evidence as observed symbols, with one value for them and one for all others."""
-        return symbol_evidence(self, noisy, *_two_logs(noisy))
+        """The shown symbols, and the log-evidence of all other symbols relative to them."""
+        values = checked_symbols(noisy.values, noisy.noise, -1, noisy.vocab_size, self)
+        logs = self.log_likelihoods(noisy.noise, noisy.vocab_size)
+        relative = logs.other.astype(np.float32) - logs.same.astype(np.float32)
+        return Evidence(SYMBOLS, values, relative, log_evidence_of(self, noisy))
 
-    def bits_per_leaf(self, noise: Any, vocab_size: int) -> np.ndarray:
-        """Information about a uniformly distributed leaf, `log2 v` minus the entropy of the
-        belief, in bits.
+    def bits_per_leaf(self, noise: ArrayLike, vocab_size: int) -> np.ndarray:
+        """Information about a uniformly distributed leaf, in bits.
+
+        It is `log2 v` minus the entropy of the belief.
         """
         from scipy.special import xlogy
 
         other = checked_noise(noise, 1) / vocab_size
         this = 1 - (vocab_size - 1) * other
-        return np.log2(vocab_size) + (
-            xlogy(this, this) + (vocab_size - 1) * xlogy(other, other)
-        ) / np.log(2)
-
-
-def _two_logs(noisy: Noisy) -> tuple[np.ndarray, np.ndarray]:
-    """Logs of 1 - noise + noise/v and of noise/v, each (batch,)."""
-    noise, v = noisy.noise, noisy.vocab_size
-    with np.errstate(divide="ignore"):
-        return np.log1p(-noise * (v - 1) / v), np.log(noise / v)
+        entropy = -xlogy(this, this) - (vocab_size - 1) * xlogy(other, other)
+        bits: np.ndarray = np.log2(vocab_size) - entropy / np.log(2)
+        return bits
 
 
 @dataclass(frozen=True)
-class EpsilonBelief(TwoValued):
+class EpsilonBelief(SymbolChannel):
     """The ε-process (Eqs. 9, 10, 20, 21 of arXiv:2402.16991): a fixed belief in the true symbol of
     each leaf, nothing random.
 

@@ -14,11 +14,11 @@ from uturn.core.checks import checked_integer, checked_noise
 from uturn.core.protocols import Noisy
 from uturn.core.random import NOISE, Seed, streams, uniforms
 from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
-from uturn.corruption.strings import TwoValued, checked_strings, checked_symbols, draw_symbols
+from uturn.corruption.strings import SymbolChannel, checked_strings, checked_symbols, draw_symbols
 
 
 @dataclass(frozen=True)
-class UniformReplacement(TwoValued):
+class UniformReplacement(SymbolChannel):
     """Uniform replacement: every leaf is kept with probability alpha, else redrawn uniformly from
     all v symbols.
 

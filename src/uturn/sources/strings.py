@@ -20,7 +20,6 @@ from uturn.core.inputs import File
 from uturn.core.messages import one_line, shown
 from uturn.core.protocols import Corruption, Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys
-from uturn.corruption import COMPACT
 from uturn.exact.hmm import HiddenMarkovModel
 from uturn.exact.inference.evidence import Evidence, checked_evidence
 from uturn.exact.rhm import Draw, RandomHierarchyModel, zipf
@@ -105,11 +104,7 @@ class NoisyStrings(Noisy):
     @cached_property
     def evidence(self) -> Evidence:
         """The evidence in the form in which the kernels read it fastest."""
-        kind = type(self.channel)
-        compact = kind in COMPACT and COMPACT[kind] is kind.log_evidence
-        return checked_evidence(
-            self.rhm, self.channel.evidence(self) if compact else self.log_evidence
-        )
+        return checked_evidence(self.rhm, self.channel.evidence(self))
 
     def true_beliefs(self, symbols: dict[int, np.ndarray]) -> np.ndarray:
         """Exact marginals of the true symbols, averaged over nodes: float64 (batch, tree levels).

@@ -19,7 +19,7 @@ from uturn.core.progress import part, portion, units
 from uturn.core.protocols import Axes, Backward, Corruption, Noisy, Source, Spec
 from uturn.core.random import NOISE, Seed, Streams, streams, uniforms
 from uturn.core.registry import as_part, check_fit, table_of
-from uturn.corruption import COMPACT, Masking
+from uturn.corruption import Masking
 from uturn.corruption.strings import checked_strings
 from uturn.tools.chains.chain import ChainState, UTurnStep
 from uturn.tools.chains.probe import ChainReadings
@@ -61,9 +61,6 @@ class MaskedLeaves(Masking):
 
     def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
         return -np.log(comb(noisy.values.shape[1], (noisy.values < 0).sum(axis=1)))
-
-
-COMPACT[MaskedLeaves] = MaskedLeaves.log_evidence
 
 
 def _check_whole(noise: np.ndarray, what: str, most: float) -> None:
