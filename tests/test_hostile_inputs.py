@@ -142,7 +142,7 @@ def masked(**backward):
         (spec("source", depth=60), "depth, branching = .*expected lower ones"),
         (
             spec("source", vocab_size=8, depth=24),
-            r"depth, branching = \(24, 2\): expected lower ones, as a string needs 2\*\*29 bytes",
+            r"vocab_size, depth, branching = \(\d+, 24, 2\): expected lower ones, as a string needs 2\*\*29 bytes",
         ),
         (spec(chunk=2**61 - 1), "chunk = 2305843009213693951: .* less than or equal to 16777216"),
         *(

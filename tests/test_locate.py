@@ -537,6 +537,19 @@ def test_a_curve_that_stays_above_the_height_has_no_place(left, most_calls):
     assert np.median([of.calls for of in found]) < most_calls
 
 
+def test_a_curve_that_ends_just_above_the_height_is_not_said_to_be_below_it():
+    """There is no place. An interval ends where a reading is clearly below the height."""
+    found = [
+        search(simulated(lambda noise: 1 - 0.495 * noise, seed, chance=0.0), 0.05, most=2000)
+        for seed in range(40)
+    ]
+    given = [of for of in found if np.isfinite(of.place.value)]
+    assert len(given) <= binom.ppf(1 - 1e-3, 40, 0.05)
+    for of in found:
+        if not np.isfinite(of.place.value):
+            assert "no place: at the largest noise, 1, the reading has gone" in of.outcome.remark
+
+
 def test_a_slow_fall_that_passes_the_height_near_its_end_has_a_place():
     """Of 48 originals, a fifth of the means are on the wrong side: more are asked. False-alarm
     rate 1e-3 at one run in 30.

@@ -358,7 +358,7 @@ def piped(name):
         (lost("energy/c/1"), "2 chunks of readings are missing or damaged; copy the store again"),
         (lost("tasks"), "6 chunks of readings are missing or damaged"),
         (flipped("log_snr/c/0", 20), "the coordinate log_snr is damaged"),
-        (attributes(version=1000), r"its format and version = \('uturn.store', 1000\)"),
+        (attributes(version=1000), r"the store has version 1000 of the format; a newer uturn"),
         (of_array("noise", shape=[2**28]), "is not a readable store: noise: shape = "),
         (of_array("layer", chunk_shape=[2**30]), "layer: numbers that are read at once = "),
         (without("models"), "is not a readable store: it has no 'models'"),
@@ -889,7 +889,7 @@ def test_mistakes_are_one_line(values, settings, message):
         ),
         (
             lambda table: pd.concat([table, table.rmsd], axis=1),
-            "the table has the columns noise, item, trajectory, rmsd, rmsd;",
+            "the table has several columns rmsd; give them other names",
         ),
     ],
 )

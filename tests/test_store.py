@@ -119,7 +119,6 @@ def edited(folder, name, change):
 
 
 FORGED = [
-    lambda root: root["attributes"].update(version=4),
     lambda root: root["attributes"].update(
         identity=root["attributes"]["identity"].replace('"items": 10', '"items": 9')
     ),
@@ -147,6 +146,12 @@ def test_metadata_that_are_not_as_they_were_written_are_refused(store):
 def test_a_store_of_a_newer_version_asks_for_an_update(store):
     forge(store, lambda root: root["attributes"].update(version=VERSION + 1), signed=False)
     with pytest.raises(ValueError, match="a newer uturn wrote it: update uturn"):
+        open_run(store)
+
+
+def test_a_store_of_an_older_version_is_to_be_made_again(store):
+    forge(store, lambda root: root["attributes"].update(version=4), signed=False)
+    with pytest.raises(ValueError, match="has version 4 .* this uturn reads version 6; make the"):
         open_run(store)
 
 

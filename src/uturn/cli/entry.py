@@ -80,6 +80,10 @@ def _code_of(error: BaseException) -> int:
     if usage is None and not is_own and not isinstance(error, told):
         raise error
     text = described(error) if is_own else str(error)
+    if isinstance(error, PermissionError) and error.filename and not is_own:
+        text = (
+            f"{error.filename}: permission denied; give yourself the right, or choose another place"
+        )
     if usage is not None:
         context = getattr(error, "ctx", None)
         hint = (

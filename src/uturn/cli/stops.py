@@ -59,8 +59,9 @@ class Stops:
         printed and goes no further.
         """
         if not isinstance(event.exc_value, KeyboardInterrupt):
-            self.hook(event)
-            return
+            if self.number is None:
+                self.hook(event)
+            return  # after a signal, libraries complain of what it has interrupted
         number = self.number or signal.SIGINT
         self.number = None
         # From a thread, since a signal in this function would be dropped too.

@@ -147,7 +147,8 @@ def noise_levels(levels: int | list[float], steps: int | None = None) -> list[fl
         steps is None or count <= steps,
         "levels",
         count,
-        f"at most as many as the chain has steps, {steps}",
+        f"at most as many as the chain has steps, {steps}; take fewer levels (--levels), or more"
+        " steps (--steps)",
     )
     expect(steps is not None or count <= 1000, "levels", levels, "at most 1000 noise levels")
     steps = steps or count

@@ -341,7 +341,8 @@ class RHMSource(Spec, StringSource):
         # Logarithms, because s**L and v**s can have any number of digits.
         evidence = 2 + math.log2(v) + L * math.log2(s)
         expected = f"lower ones, as a string needs 2**{evidence:.0f} bytes of evidence"
-        expect(evidence <= math.log2(_MOST_EVIDENCE), "depth, branching", (L, s), expected)
+        is_small = evidence <= math.log2(_MOST_EVIDENCE)
+        expect(is_small, "vocab_size, depth, branching", (v, L, s), expected)
         m = self.multiplicities()
         expected = f"a number >= 1, or one for each of {L} levels"
         expect(len(m) == L and min(m.values()) > 0, "multiplicity", self.multiplicity, expected)

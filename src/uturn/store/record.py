@@ -33,7 +33,7 @@ from zarr.registry import register_codec
 from uturn.core.checks import expect
 from uturn.core.errors import StoreError
 from uturn.core.files import check_plain, whole_folder
-from uturn.core.messages import one_line
+from uturn.core.messages import one_line, shown
 from uturn.core.protocols import Coordinate, Coordinates
 from uturn.core.protocols import Variable as Variable
 from uturn.store.places import (
@@ -216,13 +216,11 @@ class Store(Blocks):
         self.files.kept = {ROOT: json.dumps(root).encode()}
         self.attributes: dict[str, Any] = root["attributes"]
         form, version = self.attributes.get("format"), self.attributes.get("version")
-        newer = (
-            " (a newer uturn wrote it: update uturn)"
-            if isinstance(version, int) and version > VERSION
-            else ""
-        )
-        known = (form, version) == (FORMAT, VERSION)
-        expect(known, "its format and version", (form, version), f"{FORMAT!r} and {VERSION}{newer}")
+        if form == FORMAT and version != VERSION:
+            raise StoreError(_of_another_version(str(self.where), version))
+        is_a_run = (form, version) == (FORMAT, VERSION)
+        expected = f"{FORMAT!r} and {VERSION}"
+        expect(is_a_run, "its format and version", (form, version), expected)
         digest, writers = (
             self.attributes.get("digest"),
             "uturn.run or uturn.readings, not by Dataset.to_zarr",
@@ -809,6 +807,14 @@ def _decoded(function: Callable[..., _T], *args: Any) -> _T | None:
         raise
     except Exception:
         return None
+
+
+def _of_another_version(where: str, version: object) -> str:
+    """What to do with a store of another version of the format."""
+    words = f"{where}: the store has version {shown(version)} of the format"
+    if isinstance(version, int) and version > VERSION:
+        return f"{words}; a newer uturn wrote it: update uturn"
+    return f"{words}, and this uturn reads version {VERSION}; make the run again in a new store"
 
 
 @contextmanager

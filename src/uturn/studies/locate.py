@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.experiment import Experiment
+from uturn.core.experiment import Experiment, checked_experiment
 from uturn.core.messages import shown
 from uturn.core.progress import duration
 from uturn.measures.statistics import Estimate, checked_share
@@ -192,7 +192,7 @@ def locate(
     >>> found.reached, found.place.low < found.place.value < found.place.high, round(found.width, 9)
     (True, True, 0.1)
     """
-    levels = checked_levels(experiment, reading, width)
+    levels = checked_levels(checked_experiment(experiment), reading, width)
     share = checked_share("share", share)
     with _folder(store) as folder:
         if is_store(place_of("store", folder)):
@@ -273,7 +273,7 @@ def forecast(
 
     ValueError for what `locate` refuses, and if the stored levels show no place.
     """
-    levels = checked_levels(experiment, reading, width)
+    levels = checked_levels(checked_experiment(experiment), reading, width)
     share = checked_share("share", share)
     stored = {} if store is None else _stored_readings(store, levels, reading)
     search = Search(lambda level, _: stored[level], width, levels.step, levels.largest, share)

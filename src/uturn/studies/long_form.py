@@ -244,7 +244,10 @@ def arrays_of(
     keys = [name for name in AXES if name in columns]
     labels = [name for name in labels if name not in keys]  # an axis labels itself
     names = [name for name in columns if name not in (*keys, *labels)]
-    if keys[:2] != ["noise", "item"] or not names or len(set(columns)) < len(columns):
+    twice = sorted({str(name) for name in columns if columns.count(name) > 1})
+    if twice:
+        raise ValueError(f"the table has several columns {', '.join(twice)}; give them other names")
+    if keys[:2] != ["noise", "item"] or not names:
         raise ValueError(
             f"the table has the columns {', '.join(map(str, columns))}; expected {COLUMNS}, or"
             " their names in columns = {'noise': NAME, 'item': NAME} (--columns"

@@ -208,7 +208,7 @@ class NotReached:
 
 @dataclass(frozen=True)
 class NotFallen:
-    """The reading is still above the height at the largest noise."""
+    """The reading is not clearly below the height, up to the largest noise."""
 
     noise: float
     gone: Estimate
@@ -613,10 +613,13 @@ class Search:
         return self.found(fit.place, low, high, Reached())
 
     def unsettled(self, fit: Fit, low: int, high: int, tests: int) -> Found:
-        """The interval between the levels that are clearly above and below the height."""
+        """The interval between the levels that are clearly above and below the height.
+
+        Without a level that is clearly below, the curve may not fall so far: there is no place.
+        """
         above, below = self.enclosing(self.rule.unsettled)
         if below is None:
-            below = self.top
+            return self.nowhere(self.not_fallen())
         needed = self.needed(np.array([low, high]), fit, tests).max()
         outcome = NotReached(
             self.width,
