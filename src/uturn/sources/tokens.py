@@ -128,6 +128,11 @@ class TextSource(Source[Tokens]):
         return bound
 
     @property
+    def backward(self) -> Any:  # of any class: `language` asks it for its model
+        """The backward whose model reads the texts; None outside of an experiment."""
+        return self._backward
+
+    @property
     def tokenizer(self) -> Any:
         """The tokenizer of the model; None if it has none."""
         return getattr(self.language(), "tokenizer", None)
