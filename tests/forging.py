@@ -94,6 +94,14 @@ def array(root, name):
     return root["consolidated_metadata"]["metadata"][name]
 
 
+_BOUND = {
+    "_measured": ("similarity", "distance", *_CLASSES),
+    "_texts": SimpleNamespace(shares_tokens=True),
+    "_has_labels": False,
+}
+"""What the declaration of variables asks of a probe that is bound to a source."""
+
+
 def instructed(run):
     """A run made by hand, with the reading instructions of the probes in its spec, whose
     networks and texts are not here.
@@ -105,24 +113,18 @@ def instructed(run):
         image_shape=lambda: None,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "uturn.probes.network_layers._measured",
-            lambda *_: ("similarity", "distance", *_CLASSES),
-        )
         patch.setattr("uturn.probes.texts.TextLikelihood.head", "causal")
-        patch.setattr("uturn.probes.perceptual.distance_of", lambda *_: None)
-        patch.setattr(
-            "uturn.probes.texts.prepared", lambda *_: (SimpleNamespace(shares_tokens=True), False)
-        )
         for table in json.loads(run.attrs["spec"])["probes"]:
             options = {key: value for key, value in table.items() if key != "type"}
             of_probe = {
                 "probe": table.get("name") or table["type"],
                 "model": table.get("classifier") or table.get("model") or "",
             }
-            for name, variable in (
-                part_class("probes", table["type"])(**options).variables(source).items()
-            ):
+            probe = part_class("probes", table["type"])(**options)
+            for name, value in _BOUND.items():
+                if name in type(probe).__private_attributes__:
+                    setattr(probe, name, value)
+            for name, variable in probe.variables(source).items():
                 if name in run:
                     run[name].attrs["reading"] = json.dumps(variable.instructions() | of_probe)
     return run

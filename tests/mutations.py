@@ -448,8 +448,8 @@ MUTATIONS = (
     Mutation(
         "clones of a noisy datum count as trajectories",
         "uturn.probes.changes:Changes.accumulate",
-        ".swapaxes(1, 2)",
-        ".swapaxes(1, 1)",
+        "changed.reshape(items, -1, clones, sites).swapaxes(1, 2)",
+        "changed.reshape(items, clones, -1, sites)",
         tests=(("test_changes_probe::test_clones_are_averaged_over_clone_numbers", {}),),
     ),
     # --- queues ---

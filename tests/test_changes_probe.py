@@ -295,13 +295,13 @@ def test_the_change_of_a_text_is_that_of_its_own_free_tokens(clones):
     expected = [
         np.mean([of[free[row]] != ids[row, free[row]] for of in after[row]]) for row in range(3)
     ]
-    readings = Changes().read(turned, InMemory(ids))
+    readings = Changes().bind(InMemory(ids)).read(turned, None)
     np.testing.assert_allclose(readings["change"], expected)
     # By default all tokens up to the end of a text.
     whole = UTurns(Tokens(np.arange(3), ids, 100), None, after, clones=clones)
     lengths = (ids != PAD).sum(1)
     np.testing.assert_allclose(
-        Changes().read(whole, InMemory(ids))["change"], expected * free.sum(1) / lengths
+        Changes().bind(InMemory(ids)).read(whole, None)["change"], expected * free.sum(1) / lengths
     )
 
 

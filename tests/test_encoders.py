@@ -21,7 +21,6 @@ from uturn.networks.modules import _timm_has_classes, load_classifier
 from uturn.presets import ImageOptions
 from uturn.probes import NetworkLayers
 from uturn.probes.changes import Changes, sites_of
-from uturn.probes.network_layers import hidden_layers_of
 from uturn.sources.images import Images
 
 timm = pytest.importorskip("timm")
@@ -147,9 +146,10 @@ def test_dinov2_at_another_size(dinov2):
         torch.testing.assert_close(found.module(prepared), own(prepared), atol=1e-4, rtol=1e-4)
         normalised = own.forward_features(prepared)
     # The embedding is that of the class token; blocks hold it, the registers and the patches.
-    probe = hidden_layers_of(
-        NetworkLayers(classifier="timm:vit_small_patch14_reg4_dinov2@56", weights=dinov2[1]),
-        Source((1, 28, 28), 2),
+    probe = (
+        NetworkLayers(classifier="timm:vit_small_patch14_reg4_dinov2@56", weights=dinov2[1])
+        .bind(Source((1, 28, 28), 2))
+        .hidden_layers
     )
     (readings,) = probe.activations(grey)
     torch.testing.assert_close(readings["head"], normalised[:, 0], atol=1e-4, rtol=1e-4)
@@ -263,19 +263,21 @@ def test_an_encoder_has_no_classes(function, layers):
     source = Source((1, 28, 28), labels=np.arange(12) % 3)
     spec = NetworkLayers(classifier=f"{HERE}:{function}", name="own")
     for clones in (1, 2):
-        readings = spec.read(source.u_turns(clones=clones), source)
+        readings = spec.bind(source).read(source.u_turns(clones=clones), source)
         twins = [] if clones == 1 else ["clone_own_similarity", "clone_own_distance"]
         assert list(readings) == ["own_similarity", "own_distance", *twins]
         assert all(values.shape == (5, 4, layers) for values in readings.values())
-    assert list(spec.variables(source)) == ["own_similarity", "own_distance"]
+    assert list(spec.bind(source).variables(source)) == ["own_similarity", "own_distance"]
     # The similarity is that of the layers of a classifier with the same weights.
-    probe = hidden_layers_of(spec, source)
+    probe = spec.bind(source).hidden_layers
     first = source.u_turns()
     expected = probe.compare(
         first.originals.data.repeat(4, axis=0), first.reconstructions.reshape(20, 1, 28, 28)
     )
     np.testing.assert_allclose(
-        spec.read(first, source)["own_similarity"].reshape(20, -1), expected.similarity, atol=1e-6
+        spec.bind(source).read(first, source)["own_similarity"].reshape(20, -1),
+        expected.similarity,
+        atol=1e-6,
     )
 
 
@@ -316,14 +318,14 @@ def test_classes_from_texts_are_those_of_transformers(clip):
     # As a probe: the classes are those of the logits, and the last layer is the embedding that
     # transformers projects.
     turns = source.u_turns(items=6)
-    readings = spec.read(turns, source)
+    readings = spec.bind(source).read(turns, source)
     predicted = expected.logits_per_image.argmax(1).numpy()
     np.testing.assert_array_equal(readings["original_class"], predicted)
     after = found.preprocess(torch.from_numpy(turns.reconstructions.reshape(-1, 3, 32, 32)))
     rebuilt = reference(clip, texts, after).logits_per_image.argmax(1).numpy().reshape(6, 4)
     np.testing.assert_array_equal(readings["same_class"], rebuilt == predicted[:, None])
     np.testing.assert_array_equal(readings["label_top1"], rebuilt == source.labels[:, None])
-    probe = hidden_layers_of(spec, source)
+    probe = spec.bind(source).hidden_layers
     assert probe.layers == (
         "vision_model.embeddings",
         "vision_model.pre_layrnorm",
@@ -347,7 +349,7 @@ def test_texts_are_encoded_once(clip, monkeypatch):
     source = Source(names=["one", "two"])
     spec = NetworkLayers(classifier=f"clip:{clip}")
     for _ in range(3):
-        spec.variables(source), spec.coordinates(source), spec.read(source.u_turns(), source)
+        spec.bind(source).read(source.u_turns(), source)
     assert calls == [("a photo of a one", "a photo of a two")]
 
 
@@ -364,11 +366,11 @@ def test_texts_from_a_file_and_from_a_template(clip, tmp_path):
     of_file = NetworkLayers(classifier=f"clip:{clip}", class_prompts=str(tmp_path / "prompts.txt"))
     assert of_file.texts(named) == of_file.texts(unnamed) == ("a grey cat", "a bus")
     # Without texts it is an encoder.
-    assert list(NetworkLayers(classifier=f"clip:{clip}").variables(unnamed)) == [
+    assert list(NetworkLayers(classifier=f"clip:{clip}").bind(unnamed).variables(unnamed)) == [
         "similarity",
         "distance",
     ]
-    assert "same_class" in of_file.variables(unnamed)
+    assert "same_class" in of_file.bind(unnamed).variables(unnamed)
     before = of_file.fingerprint()
     (tmp_path / "prompts.txt").write_text("a black cat\na bus\n", encoding="utf-8")
     assert of_file.fingerprint() != before

@@ -21,7 +21,6 @@ from uturn.core.errors import described
 from uturn.networks.layers import every_block
 from uturn.networks.modules import Network, in_top, load_classifier
 from uturn.probes import KeepImages, NetworkLayers
-from uturn.probes.network_layers import hidden_layers_of
 from uturn.sources.images import Images
 
 timm = pytest.importorskip("timm")
@@ -155,7 +154,9 @@ def hooked(model, layers, inputs):
 def test_readings_are_those_of_plain_hooks(resnet, pictures):
     model, path = resnet
     source = StoredImages(in_range(pictures).numpy())
-    probe = hidden_layers_of(NetworkLayers(classifier="torchvision:resnet18", weights=path), source)
+    probe = (
+        NetworkLayers(classifier="torchvision:resnet18", weights=path).bind(source).hidden_layers
+    )
     assert probe.layers == (
         "maxpool",
         *(f"layer{k}.{j}" for k in (1, 2, 3, 4) for j in (0, 1)),
@@ -210,7 +211,7 @@ def test_the_axis_of_the_channels(function, axes):
     images = np.random.default_rng(0).uniform(-1, 1, (5, 3, 32, 32)).astype(np.float32)
     found = load_classifier(f"{HERE}:{function}", image_shape=(3, 32, 32))
     assert [found.channel_axes[layer] for layer in found.layers] == axes
-    probe = hidden_layers_of(NetworkLayers(classifier=f"{HERE}:{function}"), StoredImages(images))
+    probe = NetworkLayers(classifier=f"{HERE}:{function}").bind(StoredImages(images)).hidden_layers
     widths = {
         "small_swin": [8, 8, 8, 16, 16, 16, 6],
         "small_vit": [12] * 4 + [6],
@@ -266,8 +267,8 @@ def test_a_function_that_makes_a_network():
     found = load_classifier(f"{HERE}:three_classes", image_shape=(1, 28, 28))
     assert found.layers == ("blocks.0", "blocks.1", "head")
     assert (found.num_classes, found.class_names) == (3, None)
-    probe = hidden_layers_of(
-        NetworkLayers(classifier=f"{HERE}:three_classes"), StoredImages(images)
+    probe = (
+        NetworkLayers(classifier=f"{HERE}:three_classes").bind(StoredImages(images)).hidden_layers
     )
     with torch.no_grad():
         expected = Small(3)(torch.from_numpy(images) / 2).softmax(1)
@@ -321,7 +322,8 @@ def logistic_regression():
 def test_a_classifier_without_blocks_gives_its_classes_and_a_remark(function, remark):
     images = np.random.default_rng(0).uniform(-1, 1, (4, 1, 28, 28)).astype(np.float32)
     draws = np.random.default_rng(1).uniform(-1, 1, (4, 6, 1, 28, 28)).astype(np.float32)
-    probe, source = NetworkLayers(classifier=f"{HERE}:{function}"), StoredImages(images)
+    source = StoredImages(images)
+    probe = NetworkLayers(classifier=f"{HERE}:{function}").bind(source)
     originals = Images(np.arange(4), images, np.full(4, -1))
     readings = probe.read(UTurns(originals, None, draws, 3), source)
     with torch.no_grad():
@@ -342,6 +344,7 @@ def test_a_classifier_without_blocks_gives_its_classes_and_a_remark(function, re
         f"is compared by its classes alone: layers: 'every block' finds only {remark}"
     )
     named = NetworkLayers(classifier=f"{HERE}:without_modules", layers=("filters", "hidden"))
+    named = named.bind(source)
     assert list(named.coordinates(source)["network_layer"]) == ["filters", "hidden"]
     assert named.model_check(source, [originals]) == []
 
@@ -477,6 +480,7 @@ def test_verdicts():
     turns = u_turns()
     source = StoredImages(turns.originals.images, turns.originals.labels, 10)
     spec = NetworkLayers(classifier=f"{HERE}:ten_classes", batch_size=5)
+    spec = spec.bind(source)
     readings = spec.read(turns, source)
     assert list(readings) == list(spec.variables(source))
     model = Small(10).eval()
@@ -526,6 +530,7 @@ def test_variables(function, num_labels, options, expected):
     source = StoredImages(turns.originals.images, turns.originals.labels, num_labels)
     spec = NetworkLayers(classifier=f"{HERE}:{function}", name="small", **options)
     every = ["similarity", "distance", "same_class", "predicted_class", *expected]
+    spec = spec.bind(source)
     variables, readings = spec.variables(source), spec.read(turns, source)
     assert list(variables) == list(readings) == [f"small_{name}" for name in every]
     assert variables["small_similarity"].dims == (
@@ -552,7 +557,7 @@ def test_labels_that_do_not_match():
             r" false"
         ),
     ):
-        spec.variables(StoredImages(turns.originals.images, turns.originals.labels, 10))
+        spec.bind(StoredImages(turns.originals.images, turns.originals.labels, 10))
 
 
 def test_fingerprints_know_weights_and_preprocessing(resnet, tmp_path):

@@ -4,6 +4,7 @@ import json
 import linecache
 import pickle
 import sys
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,6 +116,45 @@ def test_a_class_of_any_make_is_a_part(cls):
         match=rf"in probes\[0\] \('{__name__}:{cls.__name__}'\)\.read \(test_own_parts.py",
     ):
         ut.run(ut.Experiment.from_dict({**spec, "probes": [{**spec["probes"][0], "gain": 0}]}))
+
+
+BOUND = []
+
+
+class Prepares(ut.Probe):
+    """Reads a number that it prepares for the source, by a copy of itself."""
+
+    def __init__(self, forgets=False):
+        self.forgets = forgets
+
+    def bind(self, source):
+        BOUND.append(source)
+        bound = copy(self)
+        bound.depth = source.depth
+        return None if self.forgets else bound
+
+    def variables(self, source):
+        return {"depth": Variable(("noise", "item"), f"depth of the source, {self.depth}")}
+
+    def read(self, u_turns, source):
+        return {"depth": np.full(len(u_turns.originals.items), self.depth)}
+
+
+def test_a_probe_prepares_once_for_a_run():
+    probe = {"type": f"{__name__}:Prepares"}
+    BOUND.clear()
+    ds = ut.run(ut.Experiment.from_dict({**SPEC, "probes": [probe]}))
+    assert (ds.depth == SPEC["source"]["depth"]).all()
+    assert len(BOUND) == 1
+    forgets = ut.Experiment.from_dict({**SPEC, "probes": [{**probe, "forgets": True}]})
+    with pytest.raises(
+        ValueError,
+        match=(
+            rf"^probes\[0\] \('{__name__}:Prepares'\).bind returns None; expected the probe, or a"
+            " copy of it with further attributes$"
+        ),
+    ):
+        ut.run(forgets)
 
 
 class Known(ut.Channel):

@@ -93,7 +93,7 @@ def test_the_distance_of_lpips(squeezenet, linear, learned):
     turns = source.u_turns(draws=2)
     weights, path = linear if learned else (None, None)
     spec = Perceptual(classifier="torchvision:squeezenet1_1", weights=squeezenet[1], linear=path)
-    found = spec.read(turns, source)["perceptual_distance"]
+    found = spec.bind(source).read(turns, source)["perceptual_distance"]
     for item, draw in np.ndindex(2, 2):
         pair = (
             torch.from_numpy(source.images[item]),
@@ -150,7 +150,7 @@ def test_layers_of_other_networks():
         )
         spec = Perceptual(classifier=f"{HERE}:tokens", layers=(layer,))
         np.testing.assert_allclose(
-            spec.read(turns, source)["perceptual_distance"],
+            spec.bind(source).read(turns, source)["perceptual_distance"],
             2 * (1 - cosine).mean(-1).numpy(),
             rtol=1e-4,
             atol=1e-6,
@@ -167,16 +167,18 @@ def test_laws_of_a_distance(squeezenet):
     source = Source()
     spec = Perceptual(classifier="torchvision:squeezenet1_1", weights=squeezenet[1])
     turns = source.u_turns(draws=1)
-    there = spec.read(turns, source)["perceptual_distance"]
+    there = spec.bind(source).read(turns, source)["perceptual_distance"]
     swapped = UTurns(
         Images(np.arange(6), turns.reconstructions[:, 0], np.full(6, -1)),
         None,
         source.images[:, None],
     )
-    np.testing.assert_allclose(there, spec.read(swapped, source)["perceptual_distance"], rtol=1e-6)
-    same = spec.read(source.u_turns(mix=0.0), source)["perceptual_distance"]
+    np.testing.assert_allclose(
+        there, spec.bind(source).read(swapped, source)["perceptual_distance"], rtol=1e-6
+    )
+    same = spec.bind(source).read(source.u_turns(mix=0.0), source)["perceptual_distance"]
     assert np.abs(same).max() < 1e-9
-    near = spec.read(source.u_turns(draws=1, mix=0.1), source)["perceptual_distance"]
+    near = spec.bind(source).read(source.u_turns(draws=1, mix=0.1), source)["perceptual_distance"]
     assert (near < there).all()
     assert (there < 2 * len(STAGES)).all()
 
@@ -185,9 +187,11 @@ def test_clones_are_compared_with_each_other(squeezenet):
     source = Source(count=3)
     turns = source.u_turns(draws=6, clones=3)
     options = {"classifier": "torchvision:squeezenet1_1", "weights": squeezenet[1], "name": "small"}
-    readings = Perceptual(**options).read(turns, source)
+    readings = Perceptual(**options).bind(source).read(turns, source)
     assert list(readings) == ["small_perceptual_distance", "clone_small_perceptual_distance"]
-    assert Perceptual(**options).variables(source)["small_perceptual_distance"].symmetric
+    assert (
+        Perceptual(**options).bind(source).variables(source)["small_perceptual_distance"].symmetric
+    )
     for item, trajectory, k in np.ndindex(3, 2, 3):
         group = turns.reconstructions[item, 3 * trajectory : 3 * trajectory + 3]
         others = UTurns(
@@ -195,13 +199,18 @@ def test_clones_are_compared_with_each_other(squeezenet):
             None,
             np.delete(group, k, axis=0)[None],
         )
-        expected = Perceptual(**options).read(others, source)["small_perceptual_distance"].mean()
+        expected = (
+            Perceptual(**options)
+            .bind(source)
+            .read(others, source)["small_perceptual_distance"]
+            .mean()
+        )
         assert readings["clone_small_perceptual_distance"][
             item, 3 * trajectory + k
         ] == pytest.approx(expected, rel=1e-5)
     # Whatever the batches are.
     for size in (2, 5):
-        split = Perceptual(**options, batch_size=size).read(turns, source)
+        split = Perceptual(**options, batch_size=size).bind(source).read(turns, source)
         for name, values in readings.items():
             np.testing.assert_allclose(split[name], values, rtol=1e-5)
 
@@ -222,7 +231,7 @@ def test_mistakes_are_named(squeezenet, linear, tmp_path, change, words):
         classifier="torchvision:squeezenet1_1", weights=squeezenet[1], linear=str(tmp_path / "file")
     )
     with pytest.raises(ValueError, match=words) as caught:
-        probe.variables(Source())
+        probe.bind(Source())
     assert "\n" not in str(caught.value)
 
 

@@ -151,7 +151,7 @@ def test_a_store_of_a_newer_version_asks_for_an_update(store):
 
 def test_a_store_of_an_older_version_is_to_be_made_again(store):
     forge(store, lambda root: root["attributes"].update(version=4), signed=False)
-    with pytest.raises(ValueError, match="has version 4 .* this uturn reads version 6; make the"):
+    with pytest.raises(ValueError, match=r"has version 4 .* this uturn reads version 6; make the"):
         open_run(store)
 
 

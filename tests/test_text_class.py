@@ -151,12 +151,8 @@ def test_chance_is_the_probability_that_two_originals_share_a_class(folder, run)
 
 def test_labels_can_be_left_out(folder):
     probe = {"type": "text_class", "model": str(folder / "classes")}
-    assert "label_top1" not in experiment(folder, {**probe, "labels": False}).parts.probes[
-        0
-    ].variables(source_of(folder))
-    assert "label_top1" not in experiment(folder, probe, labels=False).parts.probes[0].variables(
-        source_of(folder, labels=False)
-    )
+    assert "label_top1" not in experiment(folder, {**probe, "labels": False}).variables()
+    assert "label_top1" not in experiment(folder, probe, labels=False).variables()
 
 
 def source_of(folder, **options):
@@ -177,7 +173,7 @@ def test_readings_do_not_depend_on_batches_or_order(folder):
         items = np.asarray(order)
         block = Tokens(items, before[items], source.vocab_size, labels=source.labels_of(items))
         probe = TextClass(model=str(folder / "letters"), **options)
-        return probe.read(UTurns(block, None, after[items], clones=2), source)
+        return probe.bind(source).read(UTurns(block, None, after[items], clones=2), source)
 
     whole, order = read(range(8)), [3, 0, 7, 5, 1, 4, 6, 2]
     for name, values in whole.items():
@@ -193,8 +189,10 @@ def test_texts_that_the_classifier_cannot_read_have_no_reading(folder, tmp_path)
     before = source.ids(np.arange(8))
     after = np.repeat(before[:, None], 4, axis=1)
     after[2, 0, :10] = tiny_texts.TOKENS.index("the")  # 30 letters, more than 24
-    readings = TextClass(model=str(short)).read(
-        UTurns(Tokens(np.arange(8), before, 0), None, after, clones=2), source
+    readings = (
+        TextClass(model=str(short))
+        .bind(source)
+        .read(UTurns(Tokens(np.arange(8), before, 0), None, after, clones=2), source)
     )
     missing = {name: np.argwhere(np.isnan(values)).tolist() for name, values in readings.items()}
     assert missing == {

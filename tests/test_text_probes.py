@@ -15,7 +15,6 @@ from uturn.core.errors import described
 from uturn.core.protocols import UTurns
 from uturn.networks.texts.language_files import TextModel
 from uturn.probes import TextEncoder, TextLayers, TextLikelihood
-from uturn.probes.second_model import prepared
 from uturn.sources.tokens import PAD, Tokens
 
 TEXTS = [
@@ -334,7 +333,9 @@ def test_readings_do_not_depend_on_the_batches(folder, drawn):
     for small, large in zip(
         probes_of(folder, batch_size=1), probes_of(folder, batch_size=100), strict=True
     ):
-        found, expected = (probe.read(u_turns(source, after), source) for probe in (small, large))
+        found, expected = (
+            probe.bind(source).read(u_turns(source, after), source) for probe in (small, large)
+        )
         for name, values in expected.items():
             np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5)
         assert {"batch_size"} <= type(small).execution
@@ -342,10 +343,10 @@ def test_readings_do_not_depend_on_the_batches(folder, drawn):
 
 def test_token_similarity_does_not_see_padding(folder, drawn):
     source, after = drawn
-    whole = TextLayers().read(u_turns(source, after), source)
+    whole = TextLayers().bind(source).read(u_turns(source, after), source)
     for item in range(6):
         length = int((source.ids([item])[0] != PAD).sum())
-        ids, states = source.ids([item])[:, :length], prepared(TextLayers(), source)[1]
+        ids, states = source.ids([item])[:, :length], TextLayers().bind(source)._states
         alone, clones = states.read(ids, after[item : item + 1, :, :length], 2)
         np.testing.assert_allclose(
             alone["token_similarity"][0], whole["token_similarity"][item], rtol=0, atol=1e-5
@@ -374,19 +375,30 @@ def own_module():
     return Own()
 
 
+def test_equal_texts_with_another_backward_are_read_by_its_model(folder):
+    def states(name):
+        backward = {"type": "language", "model": str(folder / name)}
+        experiment_of = experiment(folder, {"type": "text_layers"}, backward=backward)
+        (probe,) = experiment_of.parts.bound_probes
+        return probe._states
+
+    assert states("bert") is states("bert")
+    assert states("bert") is not states("other_bert")
+
+
 def test_named_layers_and_modules_of_ones_own(folder, drawn, monkeypatch):
     source, after = drawn
     monkeypatch.setattr(own_module, "folder", folder / "bert", raising=False)
-    default = TextLayers().read(u_turns(source, after), source)
+    default = TextLayers().bind(source).read(u_turns(source, after), source)
     named = TextLayers(model=str(folder / "bert"), layers=("encoder.layer.*",))
     own = TextLayers(
         model="test_text_probes:own_module", layers=("inner.encoder.layer.*",), reference=256
     )
-    assert named.coordinates(source)["text_layer"].tolist() == [
+    assert named.bind(source).coordinates(source)["text_layer"].tolist() == [
         f"encoder.layer.{k}" for k in range(3)
     ]
     for probe in (named, own):
-        found = probe.read(u_turns(source, after), source)
+        found = probe.bind(source).read(u_turns(source, after), source)
         # Texts of a module of one's own have no [CLS] and [SEP] around them.
         assert (
             np.abs(found["token_similarity"] - default["token_similarity"][..., 1:]).max() < 1e-5
@@ -406,25 +418,32 @@ def test_named_layers_and_modules_of_ones_own(folder, drawn, monkeypatch):
         [[cosine(z[i][k], z[i, d][k]).mean() for k in range(3)] for d in range(4)] for i in range(6)
     ]
     np.testing.assert_allclose(
-        own.read(u_turns(source, after), source)["token_similarity"], expected, rtol=0, atol=1e-5
+        own.bind(source).read(u_turns(source, after), source)["token_similarity"],
+        expected,
+        rtol=0,
+        atol=1e-5,
     )
 
 
 def test_blocks_that_are_one_module_are_read_each_time(folder, drawn):
     source, after = drawn
     probe = TextLayers(model=str(folder / "albert"), split="characters")
-    assert probe.coordinates(source)["text_layer"].tolist() == [
+    assert probe.bind(source).coordinates(source)["text_layer"].tolist() == [
         "embeddings",
         "block 1",
         "block 2",
         "block 3",
     ]
-    assert probe.read(u_turns(source, after), source)["text_similarity"].shape == (6, 4, 4)
+    assert probe.bind(source).read(u_turns(source, after), source)["text_similarity"].shape == (
+        6,
+        4,
+        4,
+    )
     shared = TextLayers(
         model=str(folder / "albert"), split="characters", layers=("**.albert_layers.0",)
     )
     with pytest.raises(ValueError, match="runs more than once"):
-        shared.coordinates(source)
+        shared.bind(source)
 
 
 def test_a_network_of_this_package(folder, tmp_path):
@@ -476,7 +495,7 @@ def test_unreadable_reconstructions_are_nan(folder, drawn, tmp_path):
     )
     second = {"model": str(letters)}
     for probe in (TextLayers(**second), TextEncoder(**second), TextLikelihood(**second)):
-        found = probe.read(u_turns(source, sentences), source)
+        found = probe.bind(source).read(u_turns(source, sentences), source)
         for name, values in found.items():
             assert np.isfinite(values[0]).all()
             if "original" in name or "chance" in name:

@@ -211,6 +211,18 @@ def checked_variables(
     return dict(variables)
 
 
+def bound_probe(probe: Probe, source: Source, index: int) -> Probe:
+    """A probe as it reads the data of a source (`Probe.bind`)."""
+    bound: object = probe.bind(source)
+    label = name_of(probe, f"probes[{index}]")
+    if not isinstance(bound, Probe):
+        raise ValueError(
+            f"{label}.bind returns {shown(bound)}; expected the probe, or a copy of it with further"
+            " attributes"
+        )
+    return bound
+
+
 class Declared(NamedTuple):
     """Declaration of a probe: its name in messages, its variables, and the coordinates of its
     dims.

@@ -26,6 +26,7 @@ from uturn.core import display
 from uturn.core.checks import checked_noise, checked_path, expect, plain
 from uturn.core.contracts import (
     Declared,
+    bound_probe,
     checked_axes,
     checked_blocks,
     checked_coordinates,
@@ -63,6 +64,13 @@ class Parts:
         """
         forward = self.backward.forward_process(self.source, self.given)
         return self.given if forward is None else forward
+
+    @cached_property
+    def bound_probes(self) -> list[Probe]:
+        """The probes with what they prepare for the source, whose networks are loaded on first
+        use.
+        """
+        return [bound_probe(probe, self.source, k) for k, probe in enumerate(self.probes)]
 
     def __iter__(self) -> Iterator[Any]:
         yield from (self.source, self.corruption, self.backward, self.probes)
@@ -325,7 +333,7 @@ class Experiment(BaseModel):
     @cached_property
     def declared(self) -> list[Declared]:
         """The variables and coordinates that each probe declares, checked."""
-        return declared_by(self.parts.probes, self.parts.source, self.clones)
+        return declared_by(self.parts.bound_probes, self.parts.source, self.clones)
 
     def variables(self) -> dict[str, Variable]:
         """The measured variables: {name: Variable}."""

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -387,6 +387,15 @@ class Probe(Part, Generic[O, N, S]):
         """Name of the network that it reads with; empty without one."""
         return ""
 
+    def bind(self, source: S) -> Self:
+        """The probe with what it prepares for a source once, such as a network or the statistics
+        of reference data: a copy with further attributes, by default the probe itself.
+
+        An experiment calls it before all other members, and reads with the result. ValueError if
+        probe and source do not fit.
+        """
+        return self
+
     @abstractmethod
     def variables(self, source: S) -> Mapping[str, Variable]:
         """The measured variables: {name: Variable}."""
@@ -401,17 +410,19 @@ class Probe(Part, Generic[O, N, S]):
         clones along "trajectory".
         """
 
-    def accumulate(self, kept: Any, u_turns: UTurns[O, N], source: S) -> Any:
+    def accumulate(
+        self, state: Any, u_turns: UTurns[O, N], source: S
+    ) -> Any:  # of the probe's own kind
         """The running state of a block after more of its U-turns, given the state after earlier
         trajectories (None at first).
         """
         return self.read(u_turns, source)
 
-    def readings(self, kept: Any, source: S) -> Mapping[str, np.ndarray]:
+    def readings(self, state: Any, source: S) -> Mapping[str, np.ndarray]:  # as accumulate gives it
         """The readings of a block, in the form of `read`, from the state of `accumulate` after
         all its trajectories.
         """
-        readings: Mapping[str, np.ndarray] = kept
+        readings: Mapping[str, np.ndarray] = state
         return readings
 
     def taken_from(self, source: S) -> str:

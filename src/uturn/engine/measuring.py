@@ -123,7 +123,8 @@ class _Block:
     readings: dict[str, np.ndarray] = field(default_factory=dict)  # after all parts
 
     def read(self, turned: UTurns) -> None:
-        source, _, backward, probes = self.experiment.parts
+        source, _, backward, _ = self.experiment.parts
+        probes = self.experiment.parts.bound_probes
         items, declared = len(turned.originals.items), self.experiment.declared
         self.states = self.states or [None] * len(probes)
         if backward.has_gaps:

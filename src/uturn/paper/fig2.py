@@ -17,7 +17,6 @@ from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Verdict, above, below, estimates, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.probes import NetworkLayers
-from uturn.probes.network_layers import hidden_layers_of
 from uturn.sources import FashionMNISTSource
 from uturn.sources.fashion_mnist import CLASS_NAMES, COARSE_CLASS
 from uturn.studies.plotting.levels import draw_similarities
@@ -98,7 +97,7 @@ def classification(models: Mapping[str, str], count: int) -> xr.Dataset:
     `models` are the fingerprints of the classifier and of the images; `count`, the number of pairs.
     """
     images, labels = FashionMNISTSource().all_images()
-    probe = hidden_layers_of(LAYERS, FashionMNISTSource())
+    probe = LAYERS.bind(FashionMNISTSource()).hidden_layers
     u = uniforms(keys(0, Purpose.IMAGE_PAIRS, np.arange(40 * count)), 2)
     first, second = (u * len(images)).astype(int).T
     same_class = (labels[first] == labels[second]) & (first != second)

@@ -5,23 +5,26 @@ original.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from uturn.core.checks import expect
-from uturn.core.files import cached_while_unchanged
 from uturn.core.progress import steps
-from uturn.core.protocols import UTurns, Variable
+from uturn.core.protocols import Probe, Source, UTurns, Variable
 from uturn.measures.covariances import Covariances, Distance, Grid
 from uturn.probes.named import Named
 
-_Kept = tuple[int, np.ndarray, Covariances]
+if TYPE_CHECKING:
+    from uturn.networks.modules import Network
+
+_CLASSIFIER = "fashion_mnist"
 
 
-class Changes(Named):
+class Changes(Named, Probe):
     """Covariance over trajectories of the changes of two sites of one original, against their
     distance (arXiv:2410.13770).
 
@@ -54,9 +57,10 @@ class Changes(Named):
     type: Literal["changes"] = "changes"
     patch: int = Field(default=4, ge=1)
     layer: str | None = None
-    classifier: str = "fashion_mnist"
+    classifier: str = _CLASSIFIER
     weights: str | None = None
     batch_size: int = Field(default=100, ge=1)
+    _sites: Sites = PrivateAttr()
 
     @property
     def network_name(self) -> str:
@@ -64,22 +68,27 @@ class Changes(Named):
 
     @model_validator(mode="after")
     def _needs_a_layer(self) -> Changes:
-        is_used = self.layer is not None or (self.classifier, self.weights) == (
-            "fashion_mnist",
-            None,
-        )
+        is_default = self.classifier == _CLASSIFIER and self.weights is None
         expect(
-            is_used,
+            is_default or self.layer is not None,
             "layer",
             None,
             "one; `classifier` and `weights` are used for the positions of a layer only",
         )
         return self
 
-    def variables(self, source: Any) -> dict[str, Variable]:
+    def bind(self, source: Source) -> Self:
+        bound = self.model_copy()
+        bound._sites = sites_of(self, source)
+        return bound
+
+    def variables(self, source: Source) -> dict[str, Variable]:
         dims = ("noise", "item")
-        patches = f"patches of {self.patch} pixels" if self.layer is None else "positions"
-        unit = source.site_name if source.image_shape() is None else patches
+        unit = source.site_name
+        if self.layer is not None:
+            unit = "positions"
+        elif source.image_shape() is not None:
+            unit = f"patches of {self.patch} pixels"
         every = {
             "change": Variable(
                 dims, "mean change of a site", start=0, bounds=(0, None), group="changes"
@@ -98,106 +107,123 @@ class Changes(Named):
         }
         return self.prefixed(every)
 
-    def coordinates(self, source: Any) -> dict[str, Any]:
-        return {f"{self.prefix}distance": sites_of(self, source).distance.values}
+    def coordinates(self, source: Source) -> dict[str, np.ndarray]:
+        return {f"{self.prefix}distance": self._sites.distance.values}
 
-    def read(self, u_turns: UTurns, source: Any) -> Mapping[str, np.ndarray]:
+    def read(self, u_turns: UTurns, source: Source) -> dict[str, np.ndarray]:
         return self.readings(self.accumulate(None, u_turns, source), source)
 
-    def accumulate(self, kept: _Kept | None, u_turns: UTurns, source: Any) -> _Kept:
-        """The number of clones, the sites of each item, and the running covariances, a row for
-        each item and clone.
-        """
-        space, originals = sites_of(self, source), u_turns.originals
-        changed = space.changed(originals.data, originals.data_of(u_turns.reconstructions))
-        items, clones, sites = len(changed), u_turns.clones, changed.shape[2]
-        of_each_clone = (
-            changed.reshape(items, -1, clones, sites)
-            .swapaxes(1, 2)
-            .reshape(items * clones, -1, sites)
-        )
-        covariances = Covariances(space.distance) if kept is None else kept[2]
-        free = getattr(originals, "free", None)
-        return (
-            clones,
-            np.full(items, sites) if free is None else free.sum(axis=1),
-            covariances.add(of_each_clone),
-        )
+    def accumulate(
+        self, state: RunningChanges | None, u_turns: UTurns, source: Source
+    ) -> RunningChanges:
+        originals = u_turns.originals
+        changed = self._sites.changed(originals.data, originals.data_of(u_turns.reconstructions))
+        items, _, sites = changed.shape
+        clones = u_turns.clones
+        covariances = Covariances(self._sites.distance) if state is None else state.covariances
+        # The trajectories of one clone number are independent: a row for each item and number.
+        by_clone = changed.reshape(items, -1, clones, sites).swapaxes(1, 2)
+        covariances = covariances.add(by_clone.reshape(items * clones, -1, sites))
+        free = originals.free
+        num_sites = np.full(items, sites) if free is None else free.sum(axis=1)
+        return RunningChanges(clones, num_sites, covariances)
 
-    def readings(self, kept: _Kept, source: Any) -> dict[str, np.ndarray]:
-        clones, sites, covariances = kept
+    def readings(self, state: RunningChanges, source: Source) -> dict[str, np.ndarray]:
+        covariances = state.covariances
         tables = {
-            "change": covariances.mean.sum(axis=1) / sites.repeat(clones),
+            "change": covariances.mean.sum(axis=1) / state.num_sites.repeat(state.clones),
             "change_covariance": covariances.covariance,
             "change_covariance_sum": covariances.total,
         }
-        return self.prefixed(
-            {
-                name: rows.reshape(-1, clones, *rows.shape[1:]).mean(axis=1)
-                for name, rows in tables.items()
-            }
-        )
+        means = {
+            name: rows.reshape(-1, state.clones, *rows.shape[1:]).mean(axis=1)
+            for name, rows in tables.items()
+        }
+        return self.prefixed(means)
 
-    def reads(self) -> list[Any]:
+    def reads(self) -> list[Network]:
         from uturn.networks.modules import Network
 
         return [] if self.layer is None else [Network(self.classifier, self.weights)]
 
 
-class _Sites:
-    """The sites of a kind of data: their distances, and the function that gives their changes."""
+@dataclass(frozen=True)
+class RunningChanges:
+    """Changes of the trajectories of a block that have been read so far."""
 
-    def __init__(
-        self, distance: Distance, components: Callable[[Any], np.ndarray] | None = None
-    ) -> None:
-        self.distance, self._components = distance, components
+    clones: int
+    num_sites: np.ndarray
+    """(items,), sites of each original that noise can change."""
+    covariances: Covariances
+    """A row for each item and clone number."""
 
-    def changed(self, before: np.ndarray, after: Any) -> np.ndarray:
+
+Components = Callable[[np.ndarray], np.ndarray]
+"""The components (batch, sites, components) of the sites of data (batch, ...)."""
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The sites of a kind of data."""
+
+    distance: Distance
+    """Distances of the sites from each other."""
+    components: Components | None = None
+    """The change of a site is the norm of the change of its components. None: each value is a site
+    of its own, and integers change or not."""
+
+    def changed(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Changes (items, draws, sites) of originals (items, ...) in reconstructions (items,
         draws, ...).
         """
-        if self._components is None and before.dtype.kind in "biu":
+        if self.components is None and before.dtype.kind in "biu":
             return after != before[:, None]
-        # (batch, sites, components).
-        parts = self._components or (lambda data: np.asarray(data, float)[..., None])
+        components = self.components or _values_as_components
         # One original at a time, since the output of a layer can be much larger than the image.
-        pairs = steps(list(zip(before, after, strict=True)))
-        return np.stack([np.linalg.norm(parts(b) - parts(a[None]), axis=-1) for a, b in pairs])
+        changes = []
+        for original, draws in steps(list(zip(before, after, strict=True))):
+            difference = components(draws) - components(original[None])
+            changes.append(np.linalg.norm(difference, axis=-1))
+        return np.stack(changes)
 
 
-@cached_while_unchanged()
-def sites_of(spec: Changes, source: Any) -> _Sites:
+def _values_as_components(data: np.ndarray) -> np.ndarray:
+    return np.asarray(data, float)[..., None]
+
+
+def sites_of(spec: Changes, source: Source) -> Sites:
     """The sites of a source's data, according to the options of the probe."""
     image_shape = source.image_shape()
-    if image_shape is not None:
-        return (
-            _patches(spec.patch, image_shape)
-            if spec.layer is None
-            else _positions(spec, spec.layer, image_shape)
-        )
-    expect(spec.layer is None, "layer", spec.layer, "None, as the source has no images")
-    first, *_ = source.blocks(np.arange(1), 0, 1)
-    shape = np.shape(first.data)[1:]
-    expect(len(shape) == 1, "shape of a datum for the probe 'changes'", shape, "(sites,)")
-    return _Sites(getattr(first, "distance", None) or Grid(shape))
+    if image_shape is None:
+        expect(spec.layer is None, "layer", spec.layer, "None, as the source has no images")
+        first = next(iter(source.blocks(np.arange(1), 0, 1)))
+        shape = np.shape(first.data)[1:]
+        expect(len(shape) == 1, "shape of a datum for the probe 'changes'", shape, "(sites,)")
+        return Sites(Grid(shape) if first.distance is None else first.distance)
+    if spec.layer is None:
+        return _patches(spec.patch, image_shape)
+    return _positions(spec, spec.layer, image_shape)
 
 
-def _patches(side: int, shape: tuple[int, int, int]) -> _Sites:
+def _patches(side: int, shape: tuple[int, int, int]) -> Sites:
     channels, height, width = shape
-    rows, columns = height // side, width // side
-    divides = (rows * side, columns * side) == (height, width)
+    rows = height // side
+    columns = width // side
     expect(
-        divides, "patch", side, f"a common divisor of the {height} x {width} pixels of the images"
+        rows * side == height and columns * side == width,
+        "patch",
+        side,
+        f"a common divisor of the {height} x {width} pixels of the images",
     )
 
-    def pixels(images: Any) -> np.ndarray:
+    def pixels(images: np.ndarray) -> np.ndarray:
         cut = np.asarray(images, float).reshape(-1, channels, rows, side, columns, side)
         return cut.transpose(0, 2, 4, 1, 3, 5).reshape(len(cut), rows * columns, -1)
 
-    return _Sites(Grid((rows, columns)), pixels)
+    return Sites(Grid((rows, columns)), pixels)
 
 
-def _positions(spec: Changes, layer: str, shape: tuple[int, int, int]) -> _Sites:
+def _positions(spec: Changes, layer: str, shape: tuple[int, int, int]) -> Sites:
     from uturn.networks.modules import load_classifier
     from uturn.probes.hidden_layers import HiddenLayers
 
@@ -212,7 +238,7 @@ def _positions(spec: Changes, layer: str, shape: tuple[int, int, int]) -> _Sites
     axis = classifier.channel_axes[name]
     probe = HiddenLayers(classifier.module, name, classifier.preprocess, batch_size=spec.batch_size)
 
-    def output(images: Any) -> np.ndarray:
+    def output(images: np.ndarray) -> np.ndarray:
         """(batch, positions .., channels)"""
         batches = [
             batch[name].numpy() for batch in probe.activations(np.asarray(images, np.float32))
@@ -221,16 +247,12 @@ def _positions(spec: Changes, layer: str, shape: tuple[int, int, int]) -> _Sites
 
     grid = output(np.zeros((1, *shape), np.float32)).shape[1:-1]
     skipped = 0
-    # The tokens of a transformer are a square grid if their number is a square, perhaps without
-    # other tokens.
     if len(grid) == 1:
-        # Counts of tokens that are not patches.
-        others = (0, 1, int(getattr(classifier.module, "num_prefix_tokens", 0)))
-        skipped = next(
-            (k for k in others if k < grid[0] and math.isqrt(grid[0] - k) ** 2 == grid[0] - k), 0
-        )
+        prefix = int(getattr(classifier.module, "num_prefix_tokens", 0))
+        skipped = _tokens_before_square(grid[0], prefix)
         side = math.isqrt(grid[0] - skipped)
-        grid = (side, side) if side**2 == grid[0] - skipped else grid
+        if side**2 == grid[0] - skipped:
+            grid = (side, side)
     expect(
         math.prod(grid) > 1,
         "layer",
@@ -238,8 +260,18 @@ def _positions(spec: Changes, layer: str, shape: tuple[int, int, int]) -> _Sites
         "one whose output has positions; choose an earlier layer",
     )
 
-    def vectors(images: Any) -> np.ndarray:
+    def vectors(images: np.ndarray) -> np.ndarray:
         values = output(images)
         return values.reshape(len(values), -1, values.shape[-1])[:, skipped:]
 
-    return _Sites(Grid(grid), vectors)
+    return Sites(Grid(grid), vectors)
+
+
+def _tokens_before_square(tokens: int, prefix: int) -> int:
+    """Number of first tokens of a transformer without which the others are a square grid: 0, 1 or
+    `prefix`; 0 if none of these leaves a square.
+    """
+    for others in (0, 1, prefix):
+        if others < tokens and math.isqrt(tokens - others) ** 2 == tokens - others:
+            return others
+    return 0

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
 from pydantic import Field
 
-from uturn.core.protocols import Probe, Spec
+from uturn.core.protocols import Spec
+
+V = TypeVar("V")
 
 
-class Named(Spec, Probe):
-    """A probe that an experiment can use several times, with different networks; `name` is a
-    prefix of its variables and dims.
+class Named(Spec):
+    """Options of a probe that an experiment can use several times, with different networks: `name`
+    is a prefix of its variables and dims.
     """
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)
@@ -27,12 +29,12 @@ class Named(Spec, Probe):
         return "" if self.name is None else f"{self.name}_"
 
     def prefixed(
-        self, entries: Mapping[str, Any], twins: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Variables or readings by their names in results; `twins`: readings that compare clones
+        self, entries: Mapping[str, V], twins: Mapping[str, V] | None = None
+    ) -> dict[str, V]:
+        """Variables or readings by their names in results. `twins`: readings that compare clones
         with each other.
         """
         named = {f"{self.prefix}{name}": entry for name, entry in entries.items()}
-        return named | {
-            f"clone_{self.prefix}{name}": entry for name, entry in (twins or {}).items()
-        }
+        for name, entry in (twins or {}).items():
+            named[f"clone_{self.prefix}{name}"] = entry
+        return named

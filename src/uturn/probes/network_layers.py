@@ -7,16 +7,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from uturn.core.checks import expect
 from uturn.core.files import cached_while_unchanged
 from uturn.core.findings import Finding
 from uturn.core.inputs import File
-from uturn.core.protocols import UTurns, Variable
+from uturn.core.protocols import Probe, Source, UTurns, Variable
 from uturn.measures.clones import between_clones
 from uturn.probes.named import Named
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from uturn.probes.hidden_layers import HiddenLayers
 
 
-class NetworkLayers(Named):
+class NetworkLayers(Named, Probe):
     """Similarity of standardised post-activations of a network, layer by layer, and agreement of
     its predicted classes.
 
@@ -63,6 +63,13 @@ class NetworkLayers(Named):
     legacy: bool = False
     labels: bool = True
     batch_size: int = Field(default=100, ge=1)
+    _hidden_layers: HiddenLayers = PrivateAttr()
+    _measured: tuple[str, ...] = PrivateAttr()
+
+    @property
+    def hidden_layers(self) -> HiddenLayers:
+        """The layers that it reads, of a probe that is bound to a source."""
+        return self._hidden_layers
 
     @property
     def network_name(self) -> str:
@@ -75,7 +82,14 @@ class NetworkLayers(Named):
         expect(fits, "class_prompts", self.class_prompts, expected)
         return self
 
-    def variables(self, source: Any) -> dict[str, Variable]:
+    @cached_while_unchanged()  # the statistics of reference images are slow
+    def bind(self, source: Source) -> Self:
+        bound = self.model_copy()
+        bound._measured = _measured(self, source)
+        bound._hidden_layers = _hidden_layers(self, source)
+        return bound
+
+    def variables(self, source: Source) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory")
         layered = (*dims, f"{self.prefix}network_layer")
         share: dict[str, Any] = {"bounds": (0, 1), "group": "class"}
@@ -130,10 +144,10 @@ class NetworkLayers(Named):
                 dims, "label of the original among the five first classes", **share
             ),
         }
-        return self.prefixed({name: every[name] for name in _measured(self, source)})
+        return self.prefixed({name: every[name] for name in self._measured})
 
     def coordinates(self, source: Any) -> dict[str, Any]:
-        layers = hidden_layers_of(self, source).layers
+        layers = self._hidden_layers.layers
         return {f"{self.prefix}network_layer": np.array(layers)} if layers else {}
 
     def taken_from(self, source: Any) -> str:
@@ -141,10 +155,12 @@ class NetworkLayers(Named):
         return "" if texts is None else hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        originals, clones, measured = u_turns.originals, u_turns.clones, _measured(self, source)
+        originals = u_turns.originals
+        clones = u_turns.clones
+        measured = self._measured
         reconstructions = _readable(originals.data_of(u_turns.reconstructions))
         has_classes = "same_class" in measured
-        layers = hidden_layers_of(self, source).read(
+        layers = self._hidden_layers.read(
             _readable(originals.data), reconstructions, clones, logits=has_classes
         )
         readings: dict[str, Any] = {"similarity": layers.similarity, "distance": layers.distance}
@@ -216,8 +232,7 @@ class NetworkLayers(Named):
         return class_texts(self.class_prompts, source.class_names())
 
 
-@cached_while_unchanged()
-def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
+def _hidden_layers(spec: NetworkLayers, source: Source) -> HiddenLayers:
     """The hidden layers of a spec, with statistics from its file or from images of the source."""
     from uturn.networks.layers import EVERY_BLOCK
     from uturn.networks.modules import Network
@@ -246,8 +261,7 @@ def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
     return probe.fit(_first_images(source, spec.reference, spec.batch_size))
 
 
-@cached_while_unchanged()
-def _measured(spec: NetworkLayers, source: Any) -> tuple[str, ...]:
+def _measured(spec: NetworkLayers, source: Source) -> tuple[str, ...]:
     """Names of the variables without the prefix; ValueError if labels and classes do not match."""
     names = ["similarity", "distance", "same_class", "predicted_class"]
     shape = source.image_shape()

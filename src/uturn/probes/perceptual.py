@@ -8,18 +8,18 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from uturn.core.checks import expect
-from uturn.core.files import cached_while_unchanged
-from uturn.core.inputs import File
+from uturn.core.inputs import File, Input
 from uturn.core.messages import one_line
-from uturn.core.protocols import UTurns, Variable
+from uturn.core.protocols import Probe, UTurns, Variable
 from uturn.measures.clones import between_clones
 from uturn.probes.named import Named
+from uturn.sources.images import Images, ImageSource, NoisyImages
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ LPIPS_LAYERS = {
 }
 
 
-class Perceptual(Named):
+class Perceptual(Named, Probe[Images, NoisyImages, ImageSource]):
     """Perceptual distance of images to their reconstructions, LPIPS (arXiv:1801.03924, Eq. 1;
     `PerceptualDistance`).
 
@@ -61,42 +61,45 @@ class Perceptual(Named):
     layers: tuple[str, ...] | None = None
     linear: File | None = None
     batch_size: int = Field(default=50, ge=1)
+    _distance: PerceptualDistance = PrivateAttr()
 
     @property
     def network_name(self) -> str:
         return self.classifier
 
-    def variables(self, source: Any) -> dict[str, Variable]:
-        distance_of(self, source)  # exposes errors before the run
-        long_name = (
-            f"perceptual distance, {self.classifier},"
-            f" {'without' if self.linear is None else 'with'} learned weights"
-        )
-        read_as: dict[str, Any] = {
-            "start": 0,
-            "bounds": (0, None),
-            "group": "perceptual distance",
-            "symmetric": True,
-        }
-        return self.prefixed(
-            {"perceptual_distance": Variable(("noise", "item", "trajectory"), long_name, **read_as)}
-        )
+    def bind(self, source: ImageSource) -> Self:
+        bound = self.model_copy()
+        bound._distance = distance_of(self, source)
+        return bound
 
-    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
+    def variables(self, source: ImageSource) -> dict[str, Variable]:
+        weights = "without" if self.linear is None else "with"
+        distance = Variable(
+            ("noise", "item", "trajectory"),
+            f"perceptual distance, {self.classifier}, {weights} learned weights",
+            start=0,
+            bounds=(0, None),
+            group="perceptual distance",
+            symmetric=True,
+        )
+        return self.prefixed({"perceptual_distance": distance})
+
+    def read(
+        self, u_turns: UTurns[Images, NoisyImages], source: ImageSource
+    ) -> dict[str, np.ndarray]:
         originals = u_turns.originals
-        distances = distance_of(self, source).read(
+        distances = self._distance.read(
             originals.data, originals.data_of(u_turns.reconstructions), u_turns.clones
         )
         return self.prefixed(*({"perceptual_distance": values} for values in distances))
 
-    def reads(self) -> list[Any]:
+    def reads(self) -> list[Input]:
         from uturn.networks.modules import Network
 
         return [Network(self.classifier, self.weights), *super().reads()]
 
 
-@cached_while_unchanged()
-def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
+def distance_of(spec: Perceptual, source: ImageSource) -> PerceptualDistance:
     """The perceptual distance of a spec, tested on blank images of the source's size."""
     from uturn.networks.modules import Network, Preprocessing, load_classifier
     from uturn.probes.hidden_layers import HiddenLayers

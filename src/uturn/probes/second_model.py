@@ -6,22 +6,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from uturn.core.checks import expect
 from uturn.core.files import cached_while_unchanged
+from uturn.core.protocols import Backward, Probe, UTurns
 from uturn.probes.named import Named
-from uturn.sources.tokens import PAD, check_known
+from uturn.sources.tokens import PAD, NoisyTokens, TextSource, Tokens, check_known
 
 if TYPE_CHECKING:
     from uturn.networks.texts.language import LanguageModel
     from uturn.networks.texts.language_files import TextModel
 
 
-class SecondModel(Named):
+TextUTurns = UTurns[Tokens, NoisyTokens]
+
+
+class SecondModel(Named, Probe[Tokens, NoisyTokens, TextSource]):
     """A probe that reads texts with a second model.
 
     Options. `model`: a folder or hub id of a model of transformers. `tokenizer`, `split`: as in the
@@ -45,6 +49,7 @@ class SecondModel(Named):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | None = None
     batch_size: int = Field(default=32, ge=1, le=2**16)
+    _texts: TextsOf = PrivateAttr()
 
     @property
     def network_name(self) -> str:
@@ -89,29 +94,42 @@ class SecondModel(Named):
         )
         return {name: getattr(self, name) for name in names}
 
-    def texts(self, source: Any) -> TextsOf:
+    def bind(self, source: TextSource) -> Self:
+        # Sources with the same texts are equal, also if the models of their backwards differ.
+        return _bound(self, source, source.backward)
+
+    def texts(self, source: TextSource) -> TextsOf:
+        """The texts of a source as tokens of the second model."""
         return TextsOf(source, self.text_model.load(), self.where)
 
-    def prepared(self, texts: TextsOf, source: Any) -> Any:
-        """What is computed once for a source; ValueError if its texts and the model do not fit."""
+    def prepare(self, source: TextSource) -> None:
+        """Compute what the probe needs to know of a source; ValueError if its texts and the model
+        do not fit.
+        """
 
-    def of_rows(self, model: Any, rows: np.ndarray) -> np.ndarray:
+    def of_rows(self, rows: np.ndarray) -> np.ndarray:
         """What the probe reads of each text, float64 (count, ..), given as tokens of the model
         (count, longest).
         """
         raise NotImplementedError
 
-    def of_texts(self, texts: TextsOf, ids: np.ndarray) -> np.ndarray:
+    def of_texts(self, ids: np.ndarray) -> np.ndarray:
         """What the probe reads of ids (count, length) of the first model, NaN for texts that the
         second cannot read.
         """
-        return texts.measured(ids, lambda rows: self.of_rows(texts.model, rows))
+        return self._texts.measured(ids, self.of_rows)
 
 
-@cached_while_unchanged()
-def prepared(spec: SecondModel, source: Any) -> tuple[TextsOf, Any]:
-    texts = spec.texts(source)
-    return texts, spec.prepared(texts, source)
+P = TypeVar("P", bound=SecondModel)
+
+
+@cached_while_unchanged()  # a model reads many texts of the source
+def _bound(probe: P, source: TextSource, backward: Backward | None) -> P:
+    """A probe with the texts of a source, which the model of the backward reads, too."""
+    bound = probe.model_copy()
+    bound._texts = probe.texts(source)
+    bound.prepare(source)
+    return bound
 
 
 def distinct(
@@ -143,9 +161,10 @@ class TextsOf:
         where: str,
         prompt: str = "",
         lower: bool = False,
-        reader: Any = None,
     ) -> None:
-        self.model, self._prompt, self._lower = reader or model, prompt, lower
+        self.model = model
+        self._prompt = prompt
+        self._lower = lower
         self.first: Any = source.tokenizer
         self.second: Any = model.tokenizer
         self.most_tokens = model.most_tokens

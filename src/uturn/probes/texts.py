@@ -9,20 +9,22 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from uturn.core.checks import expect
-from uturn.core.protocols import UTurns, Variable
-from uturn.measures.clones import between_clones
-from uturn.probes.second_model import SecondModel, TextsOf, distinct, prepared
+from uturn.core.protocols import Variable
+from uturn.probes.comparison import Comparison, Features
+from uturn.probes.second_model import SecondModel, TextsOf, TextUTurns, distinct
+from uturn.sources.tokens import NoisyTokens, TextSource, Tokens
 
 if TYPE_CHECKING:
-    from uturn.networks.texts.language_files import SentenceModel
+    from uturn.networks.texts.language_files import SentenceEncoder, SentenceModel
+    from uturn.probes.text_states import TextStates
 
 _DIMS = ("noise", "item", "trajectory")
 
 
-class TextClass(SecondModel):
+class TextClass(SecondModel, Comparison[Tokens, NoisyTokens, TextSource]):
     """Agreement of the classes that a classifier predicts for the original and for the
     reconstruction.
 
@@ -42,6 +44,7 @@ class TextClass(SecondModel):
     role: ClassVar[str] = "classifier"
     type: Literal["text_class"] = "text_class"
     labels: bool = True
+    _has_labels: bool = PrivateAttr()
 
     @model_validator(mode="after")
     def _is_no_masked_model(self) -> TextClass:
@@ -49,37 +52,36 @@ class TextClass(SecondModel):
         expect(self.model != "same", "classifier", self.model, known)
         return self
 
-    def of_rows(self, model: Any, rows: np.ndarray) -> np.ndarray:
-        return self._logits(model, rows).argmax(1).astype(float)
-
-    def _logits(self, model: Any, rows: np.ndarray) -> np.ndarray:
-        from uturn.networks.texts.language import class_logits
-
-        return class_logits(model, rows, self.batch_size)
-
-    def prepared(self, texts: TextsOf, source: Any) -> bool:
-        """Whether labels are compared; ValueError if some are no classes of the classifier."""
+    def prepare(self, source: TextSource) -> None:
+        """Note whether labels are compared; ValueError if some are no classes of the classifier."""
         num_labels = source.num_labels() if self.labels else None
-        num_classes = self._logits(texts.model, texts.rows(source.ids([0, 0]))).shape[1]
+        num_classes = self._logits(self._texts.rows(source.ids([0, 0]))).shape[1]
         way_out = "number the labels as the classifier does, or leave them out (labels = false)"
-        expected = f"at most {num_classes - 1}, as {self.where} knows; {way_out}"
         expect(
-            (num_labels or 0) <= num_classes,
+            num_labels is None or num_labels <= num_classes,
             "largest label of the texts",
             (num_labels or 0) - 1,
-            expected,
+            f"at most {num_classes - 1}, as {self.where} knows; {way_out}",
         )
-        return num_labels is not None
+        self._has_labels = num_labels is not None
 
-    def variables(self, source: Any) -> dict[str, Variable]:
+    def of_rows(self, rows: np.ndarray) -> np.ndarray:
+        return self._logits(rows).argmax(1).astype(float)
+
+    def _logits(self, rows: np.ndarray) -> np.ndarray:
+        from uturn.networks.texts.language import class_logits
+
+        return class_logits(self._texts.model, rows, self.batch_size)
+
+    def variables(self, source: TextSource) -> dict[str, Variable]:
         share: dict[str, Any] = {"bounds": (0, 1), "group": "class", "family": "text"}
-        same, right = f"same:{self.prefix}original_class", f"same:{self.prefix}original_class=label"
+        of_original = f"{self.prefix}original_class"
         every = {
             "same_class": Variable(
                 _DIMS,
                 "same predicted class as the original",
                 start=1,
-                chance=same,
+                chance=f"same:{of_original}",
                 symmetric=True,
                 **share,
             ),
@@ -89,34 +91,33 @@ class TextClass(SecondModel):
             "original_class": Variable(
                 _DIMS[:2], "class predicted for the original", role="record", pooled=False
             ),
-            "label_top1": Variable(
-                _DIMS, "label of the original is the predicted class", start=right, **share
-            ),
         }
-        has_labels = prepared(self, source)[1]
-        return self.prefixed(
-            {name: of for name, of in every.items() if has_labels or name != "label_top1"}
-        )
+        if self._has_labels:
+            every["label_top1"] = Variable(
+                _DIMS,
+                "label of the original is the predicted class",
+                start=f"same:{of_original}=label",
+                **share,
+            )
+        return self.prefixed(every)
 
-    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        texts, has_labels = prepared(self, source)
+    def features(self, u_turns: TextUTurns, source: TextSource) -> tuple[Features, Features]:
         ids, original, reconstructed = distinct(u_turns.originals.data, u_turns.reconstructions)
-        classes = self.of_texts(texts, ids)
-        before, after = classes[original], classes[reconstructed]
-        readings = {
-            "same_class": _agree(after, before[:, None]),
-            "predicted_class": after,
-            "original_class": before,
-        }
-        if has_labels:
-            labels = u_turns.originals.labels[:, None]
-            readings["label_top1"] = _agree(after, np.where(labels >= 0, labels, np.nan))
-        twins = (
-            {"same_class": between_clones(after, u_turns.clones, _agree)}
-            if u_turns.clones > 1
-            else {}
-        )
-        return self.prefixed(readings, twins)
+        classes = self.of_texts(ids)
+        return {"class": classes[original]}, {"class": classes[reconstructed]}
+
+    def compare(self, first: Features, second: Features) -> dict[str, np.ndarray]:
+        return self.prefixed({"same_class": _agree(first["class"], second["class"])})
+
+    def read(self, u_turns: TextUTurns, source: TextSource) -> dict[str, np.ndarray]:
+        before, after = self.features(u_turns, source)
+        readings = self.compared(before, after, u_turns.clones, source)
+        classes = {"predicted_class": after["class"], "original_class": before["class"]}
+        labels = u_turns.originals.labels
+        if self._has_labels and labels is not None:
+            known = np.where(labels >= 0, labels, np.nan)
+            classes["label_top1"] = _agree(after["class"], known[:, None])
+        return readings | self.prefixed(classes)
 
 
 def _agree(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -124,7 +125,7 @@ def _agree(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(a) | np.isnan(b), np.nan, a == b)
 
 
-class TextEncoder(SecondModel):
+class TextEncoder(SecondModel, Comparison[Tokens, NoisyTokens, TextSource]):
     """Similarity of texts in a sentence encoder: the cosine of the embeddings of original and
     reconstruction.
 
@@ -140,6 +141,8 @@ class TextEncoder(SecondModel):
 
     type: Literal["text_encoder"] = "text_encoder"
     reference: int = Field(default=256, ge=2)
+    _encoder: SentenceEncoder = PrivateAttr()
+    _reference: np.ndarray = PrivateAttr()
 
     @property
     def text_model(self) -> SentenceModel:
@@ -147,20 +150,20 @@ class TextEncoder(SecondModel):
 
         return SentenceModel(**self._loading())
 
-    def texts(self, source: Any) -> TextsOf:
+    def texts(self, source: TextSource) -> TextsOf:
         encoder = self.text_model.load()
-        return TextsOf(
-            source, encoder.model, self.where, encoder.prompt, encoder.lower, reader=encoder
-        )
+        return TextsOf(source, encoder.model, self.where, encoder.prompt, encoder.lower)
 
-    def of_rows(self, model: Any, rows: np.ndarray) -> np.ndarray:
-        return model.embed(rows, self.batch_size)
+    def prepare(self, source: TextSource) -> None:
+        """Embed the first originals."""
+        self._encoder = self.text_model.load()
+        count = min(self.reference, source.count())
+        self._reference = self.of_texts(source.ids(np.arange(count)))
 
-    def prepared(self, texts: TextsOf, source: Any) -> np.ndarray:
-        return self.of_texts(texts, source.ids(np.arange(min(self.reference, source.count()))))
+    def of_rows(self, rows: np.ndarray) -> np.ndarray:
+        return self._encoder.embed(rows, self.batch_size)
 
-    def variables(self, source: Any) -> dict[str, Variable]:
-        prepared(self, source)  # exposes errors before the run
+    def variables(self, source: TextSource) -> dict[str, Variable]:
         how: dict[str, Any] = {
             "bounds": (-1, 1),
             "group": "sentence",
@@ -180,27 +183,28 @@ class TextEncoder(SecondModel):
         }
         return self.prefixed(every)
 
-    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        (texts, reference), clones = prepared(self, source), u_turns.clones
+    def features(self, u_turns: TextUTurns, source: TextSource) -> tuple[Features, Features]:
         ids, original, reconstructed = distinct(u_turns.originals.data, u_turns.reconstructions)
-        embeddings = self.of_texts(texts, ids)
-
-        def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            cosine = (embeddings[a] * embeddings[b]).sum(-1).clip(-1, 1)
-            return np.where((a == b) & ~np.isnan(cosine), 1.0, cosine)
-
-        inside = u_turns.originals.items < len(reference)  # an item is not compared with itself
-        others, total = len(reference) - inside, embeddings[original] @ reference.sum(0) - inside
-        readings = {
-            "sentence_similarity": similarity(original[:, None], reconstructed),
-            "sentence_chance": np.where(others > 0, total / np.maximum(others, 1), np.nan),
-        }
-        twins = (
-            {"sentence_similarity": between_clones(reconstructed, clones, similarity)}
-            if clones > 1
-            else {}
+        embeddings = self.of_texts(ids)
+        return (
+            {"text": original, "embedding": embeddings[original]},
+            {"text": reconstructed, "embedding": embeddings[reconstructed]},
         )
-        return self.prefixed(readings, twins)
+
+    def compare(self, first: Features, second: Features) -> dict[str, np.ndarray]:
+        cosine = (first["embedding"] * second["embedding"]).sum(-1).clip(-1, 1)
+        is_equal = (first["text"] == second["text"]) & ~np.isnan(cosine)
+        return self.prefixed({"sentence_similarity": np.where(is_equal, 1.0, cosine)})
+
+    def read(self, u_turns: TextUTurns, source: TextSource) -> dict[str, np.ndarray]:
+        before, after = self.features(u_turns, source)
+        readings = self.compared(before, after, u_turns.clones, source)
+        # An original among the reference texts is not compared with itself, whose cosine is 1.
+        is_inside = u_turns.originals.items < len(self._reference)
+        others = len(self._reference) - is_inside
+        total = before["embedding"] @ self._reference.sum(0) - is_inside
+        chance = np.where(others > 0, total / np.maximum(others, 1), np.nan)
+        return readings | self.prefixed({"sentence_chance": chance})
 
 
 class TextLikelihood(SecondModel):
@@ -244,13 +248,11 @@ class TextLikelihood(SecondModel):
         expect(fits, f"likelihood for {where}", self.likelihood, f"{stated!r}, or none")
         return stated or self.likelihood
 
-    def texts(self, source: Any) -> TextsOf:
+    def texts(self, source: TextSource) -> TextsOf:
         from uturn.networks.texts.language import beginning
 
-        where, model = (
-            self.where,
-            (source.language() if self.model == "same" else self.text_model.load()),
-        )
+        where = self.where
+        model = source.language() if self.model == "same" else self.text_model.load()
         fits = self.head != "masked" or model.corruption == "masking"
         expect(
             fits,
@@ -270,19 +272,17 @@ class TextLikelihood(SecondModel):
             model = replace(model, length=model.length - len(beginning(model)))
         return TextsOf(source, model, where)
 
-    def of_rows(self, model: Any, rows: np.ndarray) -> np.ndarray:
+    def of_rows(self, rows: np.ndarray) -> np.ndarray:
         from uturn.networks.texts.language import causal_log_likelihoods, pseudo_log_likelihoods
 
-        return (causal_log_likelihoods if self.head == "causal" else pseudo_log_likelihoods)(
-            model, rows, self.batch_size
-        )
+        model = self._texts.model
+        if self.head == "causal":
+            return causal_log_likelihoods(model, rows, self.batch_size)
+        return pseudo_log_likelihoods(model, rows, self.batch_size)
 
-    def variables(self, source: Any) -> dict[str, Variable]:
-        prepared(self, source)
-        law, unit = (
-            {"causal": "log-likelihood", "masked": "pseudo-log-likelihood"}[self.head],
-            "nats per character",
-        )
+    def variables(self, source: TextSource) -> dict[str, Variable]:
+        law = "log-likelihood" if self.head == "causal" else "pseudo-log-likelihood"
+        unit = "nats per character"
         start = f"{self.prefix}original_log_likelihood"
         every = {
             "log_likelihood": Variable(
@@ -298,16 +298,12 @@ class TextLikelihood(SecondModel):
         }
         return self.prefixed(every)
 
-    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        texts, _ = prepared(self, source)
+    def read(self, u_turns: TextUTurns, source: TextSource) -> dict[str, np.ndarray]:
         ids, original, reconstructed = distinct(u_turns.originals.data, u_turns.reconstructions)
-        nats, characters = (
-            self.of_texts(texts, ids),
-            np.array([len(text) for text in texts.texts(ids)]),
-        )
-        likelihood = np.where(
-            np.isfinite(nats) & (characters > 0), nats / np.maximum(characters, 1), np.nan
-        )
+        nats = self.of_texts(ids)
+        characters = np.array([len(text) for text in self._texts.texts(ids)])
+        is_known = np.isfinite(nats) & (characters > 0)
+        likelihood = np.where(is_known, nats / np.maximum(characters, 1), np.nan)
         return self.prefixed(
             {
                 "log_likelihood": likelihood[reconstructed],
@@ -336,46 +332,45 @@ class TextLayers(SecondModel):
     model: str = "same"
     layers: tuple[str, ...] | None = None
     reference: int = Field(default=256, ge=1)
+    _states: TextStates = PrivateAttr()
 
     @property
     def network_name(self) -> str:
         return self.model
 
-    def texts(self, source: Any) -> TextsOf:
+    def texts(self, source: TextSource) -> TextsOf:
         model = source.language().encoder() if self.model == "same" else self.text_model.load()
         return TextsOf(source, model, self.where)
 
-    def prepared(self, texts: TextsOf, source: Any) -> Any:
+    def prepare(self, source: TextSource) -> None:
+        """Standardise the channels of the layers over the first originals."""
         from uturn.probes.text_states import TextStates
 
         reference = source.ids(np.arange(min(self.reference, source.count())))
-        return TextStates(texts.model, texts, reference, self.layers, self.batch_size)
+        self._states = TextStates(
+            self._texts.model, self._texts, reference, self.layers, self.batch_size
+        )
 
-    def variables(self, source: Any) -> dict[str, Variable]:
+    def variables(self, source: TextSource) -> dict[str, Variable]:
         dims = (*_DIMS, f"{self.prefix}text_layer")
         how: dict[str, Any] = {"start": 1, "bounds": (-1, 1), "order": dims[-1], "symmetric": True}
-        states, share = (
-            "cosine similarity of standardised hidden states",
-            prepared(self, source)[0].shares_tokens,
-        )
-        note = "" if share else " (no token_similarity: the tokens of the models differ)"
-        every = {
-            "text_similarity": Variable(
-                dims, f"{states}, averaged over tokens{note}", group="layers", **how
-            ),
-            "token_similarity": Variable(
-                dims, f"{states} of a token, mean over tokens", group="tokens in layers", **how
-            ),
-        }
+        states = "cosine similarity of standardised hidden states"
+        texts = f"{states}, averaged over tokens"
+        if not self._texts.shares_tokens:
+            note = "no token_similarity: the tokens of the models differ"
+            only = Variable(dims, f"{texts} ({note})", group="layers", **how)
+            return self.prefixed({"text_similarity": only})
+        tokens = f"{states} of a token, mean over tokens"
         return self.prefixed(
-            {name: of for name, of in every.items() if share or name == "text_similarity"}
+            {
+                "text_similarity": Variable(dims, texts, group="layers", **how),
+                "token_similarity": Variable(dims, tokens, group="tokens in layers", **how),
+            }
         )
 
-    def coordinates(self, source: Any) -> dict[str, Any]:
-        return {f"{self.prefix}text_layer": np.array(prepared(self, source)[1].layers)}
+    def coordinates(self, source: TextSource) -> dict[str, np.ndarray]:
+        return {f"{self.prefix}text_layer": np.array(self._states.layers)}
 
-    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        states = prepared(self, source)[1]
-        return self.prefixed(
-            *states.read(u_turns.originals.data, u_turns.reconstructions, u_turns.clones)
-        )
+    def read(self, u_turns: TextUTurns, source: TextSource) -> dict[str, np.ndarray]:
+        tables = self._states.read(u_turns.originals.data, u_turns.reconstructions, u_turns.clones)
+        return self.prefixed(*tables)

@@ -4,17 +4,18 @@ tokens themselves.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from uturn.core.checks import expect
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
-from uturn.measures.clones import between_clones
+from uturn.probes.comparison import Comparison, Features
+from uturn.sources.tokens import NoisyTokens, TextSource, Tokens
 
 
-class KeptTokens(Spec, Probe):
+class KeptTokens(Spec, Comparison[Tokens, NoisyTokens, TextSource]):
     """Share of tokens that are kept, in U-turns of texts.
 
     Variables. `kept`: share of runs of `span` = 1, 2, 4, .. neighbouring tokens in which all tokens
@@ -32,8 +33,14 @@ class KeptTokens(Spec, Probe):
     batch_invariant: ClassVar[bool] = True
     type: Literal["kept_tokens"] = "kept_tokens"
     spans: tuple[int, ...] | None = Field(default=None, min_length=1)
+    _spans: tuple[int, ...] = PrivateAttr()
 
-    def variables(self, source: Any) -> dict[str, Variable]:
+    def bind(self, source: TextSource) -> Self:
+        bound = self.model_copy()
+        bound._spans = spans_of(source, self.spans)
+        return bound
+
+    def variables(self, source: TextSource) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory")
         share: dict[str, Any] = {"start": 1, "bounds": (0, 1)}
         of_spans: dict[str, Any] = {"group": "tokens", "family": "text", "symmetric": True, **share}
@@ -50,67 +57,79 @@ class KeptTokens(Spec, Probe):
             )
         return every
 
-    def coordinates(self, source: Any) -> dict[str, Any]:
-        added: dict[str, Any] = {"span": np.array(self._spans(source))}
-        return added | {"region": np.array(source.regions)} if source.regions else added
-
-    def _spans(self, source: Any) -> tuple[int, ...]:
-        shortest = int(longest_runs(source.free(np.arange(source.count()))).min())
-        if self.spans is None:
-            return tuple(2**k for k in range(7) if 2**k <= shortest)
-        fits = (
-            max(self.spans) <= shortest
-            and min(self.spans) > 0
-            and len(set(self.spans)) == len(self.spans)
-        )
-        expect(
-            fits,
-            "spans",
-            self.spans,
-            f"different lengths in 1 .. {shortest}, the number of tokens of the shortest text",
-        )
-        return self.spans
-
-    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        before, after, clones = u_turns.originals.data, u_turns.reconstructions, u_turns.clones
-        items, draws, length = after.shape
-        rows = np.repeat(np.arange(items), draws)
-        present = source.free(u_turns.originals.items)[rows]
-        same = before[rows] == after.reshape(-1, length)
-        spans = self._spans(source)
-        readings = {"kept": runs_kept(same, present, spans)}
+    def coordinates(self, source: TextSource) -> dict[str, np.ndarray]:
+        coordinates = {"span": np.array(self._spans)}
         if source.regions:
-            readings["kept_region"] = _regions_kept(
-                same, source.regions_of(u_turns.originals.items)[rows], len(source.regions)
-            )
+            coordinates["region"] = np.array(source.regions)
+        return coordinates
+
+    def features(
+        self, u_turns: UTurns[Tokens, NoisyTokens], source: TextSource
+    ) -> tuple[Features, Features]:
+        originals = u_turns.originals
+        texts = u_turns.reconstructions
+        free = source.free(originals.items)
+        return (
+            {"text": originals.data, "free": free},
+            {"text": texts, "free": np.broadcast_to(free[:, None], texts.shape)},
+        )
+
+    def compare(self, first: Features, second: Features) -> dict[str, np.ndarray]:
+        is_kept = first["text"] == second["text"]
+        return {"kept": runs_kept(is_kept, second["free"], self._spans)}
+
+    def read(
+        self, u_turns: UTurns[Tokens, NoisyTokens], source: TextSource
+    ) -> dict[str, np.ndarray]:
+        readings = super().read(u_turns, source)
+        items = u_turns.originals.items
+        is_kept = u_turns.originals.data[:, None] == u_turns.reconstructions
+        if source.regions:
+            regions = source.regions_of(items)[:, None]
+            readings["kept_region"] = _regions_kept(is_kept, regions, len(source.regions))
         if source.separators():
-            readings["kept_segments"] = _segments_kept(
-                same, source.segments_of(u_turns.originals.items)[rows]
-            )
-        readings = {
-            name: values.reshape(items, draws, *values.shape[1:])
-            for name, values in readings.items()
-        }
-        if clones > 1:
-            of_noisy = present[::clones]  # one row for each noisy text
-            readings["clone_kept"] = between_clones(
-                after, clones, lambda a, b: runs_kept(a == b, of_noisy, spans)
-            )
+            segments = source.segments_of(items)[:, None]
+            readings["kept_segments"] = _segments_kept(is_kept, segments)
         return readings
 
 
-def runs_kept(same: np.ndarray, present: np.ndarray, spans: tuple[int, ...]) -> np.ndarray:
-    """Share of runs of each length in which all tokens are unchanged, (rows, spans); `present`:
-    tokens that can change.
+def spans_of(source: TextSource, wanted: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """Lengths of runs of tokens that every text of a source has: those wanted, or the powers of two
+    up to 64; ValueError if a text has no run of a wanted length.
     """
-    changed, absent = (
-        np.pad(np.cumsum(of, axis=1), ((0, 0), (1, 0))) for of in (present & ~same, ~present)
+    shortest = int(longest_runs(source.free(np.arange(source.count()))).min())
+    if wanted is None:
+        return tuple(2**k for k in range(7) if 2**k <= shortest)
+    is_possible = min(wanted) > 0 and max(wanted) <= shortest
+    expect(
+        is_possible and len(set(wanted)) == len(wanted),
+        "spans",
+        wanted,
+        f"different lengths in 1 .. {shortest}, the number of tokens of the shortest text",
     )
+    return wanted
+
+
+def runs_kept(is_kept: np.ndarray, is_free: np.ndarray, spans: tuple[int, ...]) -> np.ndarray:
+    """Share of runs of each length in which all tokens are kept, (.., spans), from bool (..,
+    tokens).
+
+    `is_free`: the tokens that can change; runs with others do not count.
+    """
+    changed = _counts_before(is_free & ~is_kept)
+    fixed = _counts_before(~is_free)
     shares = []
     for span in spans:
-        whole, inside = (count[:, span:] == count[:, :-span] for count in (changed, absent))
-        shares.append((whole & inside).sum(1) / inside.sum(1))
-    return np.stack(shares, axis=1)
+        is_inside = fixed[..., span:] == fixed[..., :-span]
+        is_whole = changed[..., span:] == changed[..., :-span]
+        shares.append((is_whole & is_inside).sum(-1) / is_inside.sum(-1))
+    return np.stack(shares, axis=-1)
+
+
+def _counts_before(is_true: np.ndarray) -> np.ndarray:
+    """Number of True before each token and before the end, int (.., tokens + 1)."""
+    beginning = np.zeros((*is_true.shape[:-1], 1), int)
+    return np.concatenate([beginning, np.cumsum(is_true, axis=-1)], axis=-1)
 
 
 def longest_runs(present: np.ndarray) -> np.ndarray:
@@ -123,22 +142,23 @@ def longest_runs(present: np.ndarray) -> np.ndarray:
     return longest
 
 
-def _regions_kept(same: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:
-    """Share of tokens kept in each region, (rows, regions); NaN for regions without tokens."""
-    inside = regions[..., None] == np.arange(count)
+def _regions_kept(is_kept: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:
+    """Share of tokens kept in each region, (.., regions); NaN for regions without tokens."""
+    is_inside = regions[..., None] == np.arange(count)
     with np.errstate(invalid="ignore"):
-        return (inside & same[..., None]).sum(1) / inside.sum(1)
+        return (is_inside & is_kept[..., None]).sum(-2) / is_inside.sum(-2)
 
 
-def _segments_kept(same: np.ndarray, segments: np.ndarray) -> np.ndarray:
-    """Share of segments whose tokens are all kept, (rows,)."""
-    of_each = segments[..., None] == np.arange(segments.max(initial=0) + 1)
-    there, lost = of_each.any(1), (of_each & ~same[..., None]).any(1)
+def _segments_kept(is_kept: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """Share of segments whose tokens are all kept, (..,)."""
+    is_inside = segments[..., None] == np.arange(segments.max(initial=0) + 1)
+    exists = is_inside.any(-2)
+    is_lost = (is_inside & ~is_kept[..., None]).any(-2)
     with np.errstate(invalid="ignore"):
-        return (there & ~lost).sum(1) / there.sum(1)
+        return (exists & ~is_lost).sum(-1) / exists.sum(-1)
 
 
-class KeepTokens(Spec, Probe):
+class KeepTokens(Spec, Probe[Tokens, NoisyTokens, TextSource]):
     """The tokens of reconstructions and of noisy texts; with `first`, of the first items only.
 
     Variables. `token` and `noisy_token`: ids; -2 beyond the end of a text, NaN for items beyond
@@ -150,23 +170,26 @@ class KeepTokens(Spec, Probe):
     type: Literal["tokens"] = "tokens"
     first: int | None = Field(default=None, ge=1)
 
-    def variables(self, source: Any) -> dict[str, Variable]:
+    def variables(self, source: TextSource) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory", "position")
         return {
             "token": Variable(dims, "id of a reconstructed token", role="record"),
             "noisy_token": Variable(dims, "id of a noisy token, -1 if masked", role="record"),
         }
 
-    def coordinates(self, source: Any) -> dict[str, Any]:
+    def coordinates(self, source: TextSource) -> dict[str, np.ndarray]:
         return {"position": np.arange(source.max_length)}
 
-    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        after, clones = u_turns.reconstructions, u_turns.clones
-        noisy = np.repeat(
-            u_turns.noisy.values.reshape(len(after), -1, after.shape[2]), clones, axis=1
-        )
-        kept = u_turns.originals.items < (self.first or np.inf)
+    def read(
+        self, u_turns: UTurns[Tokens, NoisyTokens], source: TextSource
+    ) -> dict[str, np.ndarray]:
+        texts = u_turns.reconstructions
+        noisy = u_turns.noisy.values.reshape(len(texts), -1, texts.shape[2])
+        noisy = np.repeat(noisy, u_turns.clones, axis=1)
+        is_stored = np.full(len(texts), True)
+        if self.first is not None:
+            is_stored = u_turns.originals.items < self.first
         return {
-            name: np.where(kept[:, None, None], values, np.nan).astype(np.float32)
-            for name, values in (("token", after), ("noisy_token", noisy))
+            name: np.where(is_stored[:, None, None], ids, np.nan).astype(np.float32)
+            for name, ids in {"token": texts, "noisy_token": noisy}.items()
         }

@@ -124,10 +124,8 @@ class TextSource(Source[Tokens]):
         """
         labels = self.labels()
         for k, text in enumerate(self.texts()):
-            yield (
-                f"text {k}",
-                ({"text": text} if labels is None else {"text": text, "label": labels[k]}),
-            )
+            row = {"text": text} if labels is None else {"text": text, "label": labels[k]}
+            yield f"text {k}", row
 
     def made_by(self, backward: Any, seed: int) -> TextSource:
         bound = copy(self)

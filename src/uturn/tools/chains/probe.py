@@ -18,7 +18,7 @@ from uturn.core.inputs import Input
 from uturn.core.own_parts import code_digest
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
 from uturn.exact.inference import infer
-from uturn.probes.tokens import KeptTokens, runs_kept
+from uturn.probes.tokens import runs_kept, spans_of
 
 _GRID = 4  # blocks of an image along each axis, whose means are observables
 _GROUPS = 16  # of ids of tokens
@@ -106,7 +106,7 @@ class ChainReadings(Spec, Probe):
         if source.kind == "strings":
             coordinates["tree_level"] = np.arange(source.depth + 1)
         if source.kind == "tokens":
-            coordinates["span"] = KeptTokens().coordinates(source)["span"]
+            coordinates["span"] = np.array(spans_of(source))
         return coordinates
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
@@ -195,7 +195,7 @@ def _spans_kept(originals: Any, texts: np.ndarray, source: Any) -> np.ndarray:
     """
     rows, length = np.repeat(np.arange(len(texts)), texts.shape[1]), texts.shape[2]
     same, free = originals.data[rows] == texts.reshape(-1, length), originals.free[rows]
-    kept = runs_kept(same, free, tuple(KeptTokens().coordinates(source)["span"]))
+    kept = runs_kept(same, free, spans_of(source))
     return kept.reshape(*texts.shape[:2], -1)
 
 
