@@ -462,8 +462,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a backward that reads all its input is given the whole run",
-        "uturn.core.u_turns:_stream",
-        "if most is not None and len(waiting) >= most:",
+        "uturn.core.u_turns:_Stream._noisy",
+        "if most is not None and len(self.waiting) >= most:",
         "if False:",
         tests=(("test_u_turn::test_a_backward_that_reads_all_its_input_does_not_hold_the_whole_run", {}),),
     ),

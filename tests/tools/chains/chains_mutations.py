@@ -39,9 +39,9 @@ MUTATIONS = (
     ),
     Mutation(
         "masked strings are read with evidence of replacement",
-        "uturn.corruption.masking:Masking.evidence",
-        "certain - np.inf",
-        "certain - 4",
+        "uturn.corruption.masking:Masking.log_likelihoods",
+        "-np.inf",
+        "-4.0",
         tests=of_verdicts("matrix") + of_verdicts("minimal"),
     ),
     Mutation(
