@@ -8,8 +8,8 @@ add up to
     sum over pairs of C_ij = sum_t A_r(x_t - m) / (T - 1).
 
 A distance knows how to compute A_r without a matrix of all pairs. `Covariances` adds trajectories
-batch by batch: it keeps the mean and the sum of A_r, and joins two batches by `A_r(m - m') n n'/(n
-+ n')`, which follows from bilinearity.
+batch by batch: it keeps the mean and the sum of A_r, and joins two batches by `A_r(m - m') n n'/(n +
+n')`, which follows from bilinearity.
 """
 
 from __future__ import annotations

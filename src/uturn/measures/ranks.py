@@ -28,8 +28,8 @@ def ranks(
 
     If the K clones are draws from p(x_0 | y), the number of clones with h(x̂_k; y) < h(x_0; y) is
     uniform on 0, .., K (Talts et al., arXiv:1804.06788). Trajectory 0 counts; ties are broken at
-    random. The count n F(r) of n items of rank at most r is binomial with probability (r + 1) / (K
-    + 1); with B_r of this law, the statistic is
+    random. The count n F(r) of n items of rank at most r is binomial with probability (r + 1) / (K +
+    1); with B_r of this law, the statistic is
 
         gamma = min_r 2 min(P(B_r <= n F(r)), P(B_r >= n F(r)))    (Säilynoja, Bürkner and Vehtari 2022, arXiv:2103.10522).
 
@@ -132,8 +132,8 @@ def _ranks(ds: xr.Dataset, name: str, ties: np.ndarray, several: bool) -> xr.Dat
 
 @lru_cache(maxsize=4)
 def _tails(items: int, clones: int) -> np.ndarray:
-    """Two-sided tail probabilities of the counts n F(r) under uniform ranks, (ranks K, counts n
-    + 1).
+    """Two-sided tail probabilities of the counts n F(r) under uniform ranks, (ranks K, counts n +
+    1).
     """
     from scipy.stats import binom
 

@@ -480,8 +480,8 @@ class Moments:
         self.mean, self.count = self.mean + shift * (count / total), total
 
     def by_channel(self, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """By channel: mean and variance over samples and positions; variance over samples (count
-        - 1), summed over positions.
+        """By channel: mean and variance over samples and positions; variance over samples (count -
+        1), summed over positions.
         """
         over = tuple(k for k in range(self.mean.ndim) if k != axis - 1)
         variance = (self.squares / self.count).mean(over) + self.mean.var(over)

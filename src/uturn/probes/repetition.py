@@ -24,8 +24,8 @@ class Repetition(Spec, Probe):
     draw too sure tokens repeat.
 
     Variables. `ngram_entropy`: entropy in nats of the n-grams of a text, -sum p log p over its
-    distinct runs of `ngram` = 1, 2, 4 neighbouring tokens, with the share p of each; at most log(n
-    - ngram + 1) for n tokens. `repeated_ngrams`: share of the n-grams that have occurred before in
+    distinct runs of `ngram` = 1, 2, 4 neighbouring tokens, with the share p of each; at most log(n -
+    ngram + 1) for n tokens. `repeated_ngrams`: share of the n-grams that have occurred before in
     the text. `repeated_tokens`: share of the tokens, from the second on, that equal the token
     before them. Each starts from its value for the original, `original_<name>`.
 

@@ -135,8 +135,8 @@ class TextEncoder(SecondModel, Comparison[Tokens, NoisyTokens, TextSource]):
 
     Variables. `sentence_similarity`: -1 .. 1, 1 for equal texts; NaN where a reconstruction has no
     tokens, or too many for the model. `sentence_chance`: mean similarity of an original with the
-    others among the first `reference` originals, NaN if there are none. (similarity - chance) / (1
-    - chance) is 1 for equal texts and 0 on average for unrelated texts.
+    others among the first `reference` originals, NaN if there are none. (similarity - chance) / (1 -
+    chance) is 1 for equal texts and 0 on average for unrelated texts.
     """
 
     type: Literal["text_encoder"] = "text_encoder"

@@ -51,8 +51,8 @@ def infer(
 
     Belief propagation is exact because the factor graph is a tree (Eq. 7, 8 and 16-19 of
     arXiv:2402.16991). Upward, `up[y] ~ sum over rules y -> (x_1, .., x_s) of p(rule) * prod_i
-    up_i[x_i]`; downward, to child i, `down_i[x] ~ sum over rules with x_i = x of p(rule) * down[y]
-    * prod_{j != i} up_j[x_j]`; marginal `~ up * down`.
+    up_i[x_i]`; downward, to child i, `down_i[x] ~ sum over rules with x_i = x of p(rule) * down[y] *
+    prod_{j != i} up_j[x_j]`; marginal `~ up * down`.
 
     Parameters
     ----------
@@ -180,8 +180,8 @@ def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int,
     in nats; errors as in `infer`.
 
     `H(X_L | obs)` is the entropy of the root marginal, and `H(X_{l-1} | obs) = H(X_l | obs) + sum
-    over nodes of sum_y marginal[y]
-    * H(rule | y, obs)`, with `p(rule | y, obs) ~ p(rule) prod_i up_i[x_i]`. The error is absolute,
+    over nodes of sum_y marginal[y] *
+    H(rule | y, obs)`, with `p(rule | y, obs) ~ p(rule) prod_i up_i[x_i]`. The error is absolute,
       about 1e-15 nats a node.
     """
     from uturn.exact.inference.torch_backend import entropies

@@ -271,8 +271,8 @@ def _row_pointers(builder, line, address, item_bytes, first, last):
 
 @intrinsic
 def read_block(typing_context, array, target, address, item_bytes, first, last, ahead):
-    """One cache line each of the items first, first + 1, .., turned: column c goes to array[target
-    + c * LANES:].
+    """One cache line each of the items first, first + 1, .., turned: column c goes to array[target +
+    c * LANES:].
 
     Item i is at `address + i * item_bytes`; `ahead` bytes further on is what will be read next
     time.

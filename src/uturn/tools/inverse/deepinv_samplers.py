@@ -245,8 +245,8 @@ class DeepinvSampler:
 
 
 def _vp_time(sigma: float, low: float = 0.1, high: float = 20.0) -> float:
-    """The time t of deepinv's variance-preserving SDE with noise sigma: log(1 + sigma^2) = low t
-    + (high - low) t^2 / 2.
+    """The time t of deepinv's variance-preserving SDE with noise sigma: log(1 + sigma^2) = low t +
+    (high - low) t^2 / 2.
     """
     exponent = np.log1p(np.float64(sigma) ** 2)
     return float((np.sqrt(low**2 + 2 * (high - low) * exponent) - low) / (high - low))
