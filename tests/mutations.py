@@ -201,10 +201,22 @@ MUTATIONS = (
     ),
     Mutation(
         "clones compared with themselves",
+        "uturn.probes.comparison:Comparison.compared",
+        "self.compare(of_clone[j], of_clone[k])",
+        "self.compare(of_clone[j], of_clone[j])",
+        tests=(("test_calibration::test_twins_are_their_definition", {}),),
+    ),
+    Mutation(
+        "clones of readings made elsewhere are compared with themselves",
         "uturn.measures.clones:between_clones",
         "f(groups[:, j], groups[:, k])",
         "f(groups[:, j], groups[:, j])",
-        tests=(("test_calibration::test_twins_are_their_definition", {}),),
+        tests=(
+            (
+                "test_readings::test_calibration_equals_that_of_arrays",
+                {"shrink": 1.0, "passes": True},
+            ),
+        ),
     ),
     Mutation(
         "p-values of many tests without Holm's factor",
