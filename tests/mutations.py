@@ -398,8 +398,8 @@ MUTATIONS = (
     Mutation(
         "Sana counts its steps as Stable Diffusion does",
         "uturn.networks.images.schedules:schedule",
-        "pipeline.startswith(COUNTED_DOWN)",
-        "pipeline.startswith(tuple(set(COUNTED_DOWN) - {'Sana'}))",
+        "family.counts_down or",
+        "(family.counts_down and not pipeline.startswith('Sana')) or",
         tests=(("test_schedules::test_the_rule_of_every_image_to_image_pipeline", {}),),
     ),
     # --- parts, and clones ---
