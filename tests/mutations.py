@@ -456,8 +456,8 @@ MUTATIONS = (
     Mutation(
         "all images of a call are told the timestep of the first ones",
         "uturn.backward.reverse_diffusion:ImageQueue.advance",
-        "timesteps.append(cohort.timestep.to",
-        "timesteps.append(cohorts[0].timestep.to",
+        "*map(torch.cat, inputs)",
+        "*(torch.cat(part)[:1].expand(sum(map(len, part))) if part[0].ndim == 1 else torch.cat(part) for part in inputs)",
         tests=(("test_queue::test_shared_batches_change_nothing", {"name": "ddpm"}),),
     ),
     Mutation(
@@ -476,7 +476,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the learned variance is taken for the noise",
-        "uturn.backward.reverse_diffusion:ImageQueue.advance",
+        "uturn.backward.reverse_diffusion:Cohort.step_back",
         "output = output[:, :channels]",
         "output = output[:, channels:]",
         tests=(("test_ancestral::test_learned_variances_are_left_out", {}),),
