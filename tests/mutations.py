@@ -410,8 +410,8 @@ MUTATIONS = (
     Mutation(
         "Sana counts its steps as Stable Diffusion does",
         "uturn.networks.images.schedules:schedule",
-        "pipeline.startswith(COUNTED_DOWN)",
-        "pipeline.startswith(tuple(set(COUNTED_DOWN) - {'Sana'}))",
+        "family.counts_down or",
+        "(family.counts_down and not pipeline.startswith('Sana')) or",
         tests=(("test_schedules::test_the_rule_of_every_image_to_image_pipeline", {}),),
     ),
     # --- parts, and clones ---
@@ -468,8 +468,8 @@ MUTATIONS = (
     Mutation(
         "all images of a call are told the timestep of the first ones",
         "uturn.backward.reverse_diffusion:ImageQueue.advance",
-        "timesteps.append(cohort.timestep.to",
-        "timesteps.append(cohorts[0].timestep.to",
+        "*map(torch.cat, inputs)",
+        "*(torch.cat(part)[:1].expand(sum(map(len, part))) if part[0].ndim == 1 else torch.cat(part) for part in inputs)",
         tests=(("test_queue::test_shared_batches_change_nothing", {"name": "ddpm"}),),
     ),
     Mutation(
@@ -488,7 +488,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the learned variance is taken for the noise",
-        "uturn.backward.reverse_diffusion:ImageQueue.advance",
+        "uturn.backward.reverse_diffusion:Cohort.step_back",
         "output = output[:, :channels]",
         "output = output[:, channels:]",
         tests=(("test_ancestral::test_learned_variances_are_left_out", {}),),

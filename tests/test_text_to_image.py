@@ -20,7 +20,7 @@ from uturn.core.random import keys, normals
 from uturn.corruption.schedulers import add_noise
 from uturn.measures.strengths import strength_of
 from uturn.networks.images.options import read_prompts
-from uturn.networks.images.pipelines import TextDenoiser
+from uturn.networks.images.prompted import PromptedUNet
 from uturn.presets import ImageOptions
 from uturn.store.record import Store
 
@@ -400,7 +400,7 @@ def test_the_scale_that_a_consistency_model_is_told(tmp_path):
 
     folder = tiny_pipelines.write("sd", tmp_path / "lcm-like", time_cond_proj_dim=8)
     network = loaded(folder, "ddpm", prompt="a", guidance=7.5).model.network
-    assert isinstance(network, TextDenoiser)
+    assert isinstance(network, PromptedUNet)
     expected = LatentConsistencyModelPipeline.get_guidance_scale_embedding(
         None, torch.tensor([6.5]), embedding_dim=8
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from uturn.corruption.diffusion import ForwardDiffusion, check_diffusion
 from uturn.networks.images.options import DiffusionOptions
 from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, NoisyImages, doubtful_range
+
+if TYPE_CHECKING:
+    from uturn.networks.images.pretrained import DenoisingNetwork
 
 
 class DiffusionModel(DiffusionOptions, Spec, Queued):
@@ -54,14 +57,11 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
 
     def works(self, noisy: Noisy, streams: Streams, clones: int) -> Iterator[Work]:
         reverse = _reverse_diffusion(self)
-        step, labels = (
-            reverse.forward.step_of(streams.noise),
-            self.labels_of(noisy, streams, clones),
-        )
+        step = reverse.forward.step_of(streams.noise)
+        labels = self.labels_of(noisy, streams, clones)
         for row, key in enumerate(streams.keys(Purpose.RECONSTRUCTION, clones)):
-            yield Work(
-                noisy.values[row // clones], step, key, None if labels is None else int(labels[row])
-            )
+            label = None if labels is None else int(labels[row])
+            yield Work(noisy.values[row // clones], step, key, label)
 
     def queue(self, works: Iterator[Work]) -> Iterator[tuple[Any, np.ndarray]]:
         return _reverse_diffusion(self).queue(works)
@@ -79,25 +79,18 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         return _reverse_diffusion(self).forward
 
     def check_source(self, source: Source) -> None:
-        reverse, shape = _reverse_diffusion(self), tuple(source.image_shape() or ())
+        reverse = _reverse_diffusion(self)
+        shape = tuple(source.image_shape() or ())
         expected = reverse.image_shape
-        takes = f"what the model {self.model!r} takes, {expected}"
-        takes += "; give the source its `channels` and `size`, or the model `image_size`"
-        expect(
-            expected is None or tuple(expected) == shape,
-            "images: (channels, height, width)",
-            shape,
-            takes,
-        )
+        fits = expected is None or tuple(expected) == shape
+        remedy = "give the source its `channels` and `size`, or the model `image_size`"
+        takes = f"what the model {self.model!r} takes, {expected}; {remedy}"
+        expect(fits, "images: (channels, height, width)", shape, takes)
         expects = None if reverse.prompts is not None else reverse.num_classes
         labels = None if expects is None else source.num_labels()
         where = f"classes of the images, on which the model {self.model!r} is conditioned,"
-        expect(
-            labels == expects,
-            where,
-            labels,
-            f"{expects}; give the source labels in the model's order, by `classes`",
-        )
+        remedy = "give the source labels in the model's order, by `classes`"
+        expect(labels == expects, where, labels, f"{expects}; {remedy}")
 
     def labels_of(self, noisy: Any, streams: Streams, clones: int = 1) -> np.ndarray | None:
         """The true class of each reconstruction, or the number of its prompt; None for models
@@ -112,55 +105,50 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         labels = np.full(len(noisy.values), -1) if labels is None else labels
         wrong = (labels < 0) | (labels >= reverse.num_classes)
         where = f"labels of the images, on which the model {self.model!r} is conditioned,"
-        expect(
-            not wrong.any(),
-            where,
-            labels[wrong],
-            f"0 .. {reverse.num_classes - 1}, in the model's order",
-        )
+        known = f"0 .. {reverse.num_classes - 1}, in the model's order"
+        expect(not wrong.any(), where, labels[wrong], known)
         return np.repeat(labels, clones)
 
     def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:
-        import torch
+        from uturn.networks.model_check import is_checked
 
-        from uturn.networks.model_check import check_denoiser, is_checked
-
-        reverse, images = (
-            _reverse_diffusion(self),
-            np.concatenate([block.data for block in originals]),
-        )
+        reverse = _reverse_diffusion(self)
+        images = np.concatenate([block.data for block in originals])
+        findings = []
+        if is_checked(reverse.model, reverse.device):
+            for finding in self._findings(reverse, images, originals):
+                words = f"the model {self.model!r} {finding.words}"
+                findings.append(finding._replace(words=words))
         # The range of an array was checked when it was read.
         doubt = "" if isinstance(source, ArraySource) else doubtful_range(images)
-        of_images = [Finding(f"the source {source!r} gives {doubt}")] if doubt else []
-        if not is_checked(reverse.model, reverse.device):
-            return of_images
+        if doubt:
+            findings.append(Finding(f"the source {source!r} gives {doubt}"))
+        return findings
+
+    def _findings(
+        self, reverse: ReverseDiffusion, images: np.ndarray, originals: Sequence[Any]
+    ) -> list[Finding]:
+        """What the check of the network on the images of originals has found."""
+        import torch
+
+        from uturn.networks.model_check import check_denoiser
+
+        unlabelled = [np.full(len(block.items), -1) for block in originals]
+        labels = [
+            getattr(block, "labels", none)
+            for block, none in zip(originals, unlabelled, strict=True)
+        ]
+        noisy = NoisyImages(images, np.zeros(len(images)), labels=np.concatenate(labels))
         items = np.concatenate([block.items for block in originals])
-        labels = np.concatenate(
-            [getattr(block, "labels", np.full(len(block.items), -1)) for block in originals]
-        )
-        noisy = NoisyImages(images, np.zeros(len(images)), labels=labels)
-        labels_of_rows = self.labels_of(noisy, Streams(0, items, 0.0))
+        rows = self.labels_of(noisy, Streams(0, items, 0.0))
+        pieces = Pieces(reverse.device, reverse.batch_size)
         with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             clean = torch.from_numpy(reverse.forward.clean(images)).to(reverse.device)
-            classes = (
-                None
-                if labels_of_rows is None
-                else torch.from_numpy(labels_of_rows).to(reverse.device)
-            )
-            pieces = Pieces(reverse.device, reverse.batch_size)
+            classes = None if rows is None else torch.from_numpy(rows).to(reverse.device)
+            network = cast("DenoisingNetwork", reverse.model)
+            scheduler = reverse.forward.scheduler
             half = self.dtype != "float32"
-            findings = list(
-                check_denoiser(
-                    reverse.model, reverse.forward.scheduler, clean, classes, pieces, half
-                )
-            )
-        return [
-            *(
-                finding._replace(words=f"the model {self.model!r} {finding.words}")
-                for finding in findings
-            ),
-            *of_images,
-        ]
+            return list(check_denoiser(network, scheduler, clean, classes, pieces, half))
 
     def chain(self, steps: int) -> DiffusionModel:
         """The model with another number of reverse steps."""
@@ -175,13 +163,10 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
     def generated_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images of the model."""
         reverse = _reverse_diffusion(self)
-        expect(
-            reverse.image_shape and reverse.latent_shape,
-            "model",
-            self.model,
-            "one that says how large its images are",
-        )
-        return reverse.image_shape  # type: ignore[return-value]
+        shape = reverse.image_shape
+        is_known = shape and reverse.latent_shape
+        expect(is_known, "model", self.model, "one that says how large its images are")
+        return shape  # type: ignore[return-value]
 
     def num_labels(self) -> int | None:
         """Number of classes of the model's label input; None for models without labels."""
@@ -206,11 +191,8 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         """
         path = Path(checked_path("model", self.model))
         prompts = [Path(self.prompt)] if self.prompt and self.prompt.endswith(".txt") else []
-        parts = (
-            sorted([*path.glob("*"), *path.glob("*/*")])
-            if (path / "model_index.json").is_file()
-            else [path]
-        )
+        is_folder = (path / "model_index.json").is_file()
+        parts = sorted([*path.glob("*"), *path.glob("*/*")]) if is_folder else [path]
         return parts + prompts
 
     def fingerprint(self) -> str:
@@ -227,11 +209,9 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         # For flow matching, ddpm is the ancestral step.
         scheduler = "ancestral" if is_ancestral else self.scheduler
         draws = "draws noise" if reverse.is_stochastic else "deterministic"
-        guided = (
-            ""
-            if self.guidance == 1
-            else f"; guidance {self.guidance:g}: not a draw from the posterior"
-        )
+        guided = ""
+        if self.guidance != 1:
+            guided = f"; guidance {self.guidance:g}: not a draw from the posterior"
         return f"{reverse.description}; {scheduler}, {self.steps} steps, {draws}{guided}"
 
 

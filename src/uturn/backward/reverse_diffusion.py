@@ -7,11 +7,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from uturn.corruption.diffusion import ForwardDiffusion, checked_images
 from uturn.corruption.schedulers import (
     SCHEDULERS,
     PipelineTimesteps,
+    Scheduler,
+    scaled_input,
     scheduler_like,
     uses_learned_variance,
 )
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
     import torch
 
     from uturn.networks.images.options import Prompts
+    from uturn.networks.images.pipelines import Codec
+
+    Images = TypeVar("Images", np.ndarray, torch.Tensor)
+    Labels = np.ndarray | Sequence[int]
 
 
 class ReverseDiffusion:
@@ -72,8 +78,8 @@ class ReverseDiffusion:
 
     def __init__(
         self,
-        model: Any,
-        scheduler: Any,
+        model: Callable[..., Any],
+        scheduler: Scheduler,
         num_steps: int,
         *,
         timestep_spacing: str | None = None,
@@ -83,7 +89,7 @@ class ReverseDiffusion:
         device: torch.device | str | None = None,
         pure_noise: bool = False,
         num_classes: int | None = None,
-        codec: Any = None,
+        codec: Codec | None = None,
         latent_shape: tuple[int, int, int] | None = None,
         timesteps: PipelineTimesteps | None = None,
     ) -> None:
@@ -91,61 +97,49 @@ class ReverseDiffusion:
 
         from uturn.networks.images.pretrained import shape_of
 
-        is_training, most = getattr(model, "training", False), scheduler.config.num_train_timesteps
-        expect(
-            not is_training,
-            "training mode of the model",
-            True,
-            "model.eval(), since dropout would corrupt the U-turn",
-        )
-        expect(
-            1 <= num_steps <= most,
-            "num_steps",
-            num_steps,
-            f"1 .. {most}, the timesteps of the training schedule",
-        )
+        is_training = getattr(model, "training", False)
+        remedy = "model.eval(), since dropout would corrupt the U-turn"
+        expect(not is_training, "training mode of the model", True, remedy)
+        most = scheduler.config.num_train_timesteps
+        known = f"1 .. {most}, the timesteps of the training schedule"
+        expect(1 <= num_steps <= most, "num_steps", num_steps, known)
         fits = batch_size == "auto" if isinstance(batch_size, str) else 1 <= batch_size <= 2**20
         expect(fits, "batch_size", batch_size, "at least 1 image, or 'auto'")
-        self.model, self.codec, self.num_steps, self.num_classes = (
-            model,
-            codec,
-            num_steps,
-            num_classes,
-        )
+        self.model = model
+        self.codec = codec
+        self.num_steps = num_steps
+        self.num_classes = num_classes
         self.device = torch.device(device) if device is not None else _device_of(model)
         if isinstance(batch_size, str):
             batch_size = 64 if self.device.type == "cpu" else 256
         self.pieces = Pieces(self.device, batch_size)
-        if getattr(model, "rows_of_an_image", 1) > 1:
-            self.pieces.restrict(self.network, max(1, batch_size // model.rows_of_an_image))
-        self.image_shape = image_shape or (
-            shape_of(getattr(model, "config", None)) if codec is None else None
-        )
-        self.latent_shape = latent_shape if codec is not None else self.image_shape
-        rules: dict[str, Any] = {
-            "timestep_spacing": timestep_spacing,
-            "pure_noise": pure_noise,
-            "timesteps": timesteps,
-        }
+        rows_of_an_image = getattr(model, "rows_of_an_image", 1)
+        if rows_of_an_image > 1:
+            self.pieces.restrict(self.network, max(1, batch_size // rows_of_an_image))
+        if image_shape is None and codec is None:
+            image_shape = shape_of(getattr(model, "config", None))
+        self.image_shape = image_shape
+        self.latent_shape = latent_shape if codec is not None else image_shape
         try:
             self.forward = ForwardDiffusion(
-                scheduler, num_steps, codec=codec, pieces=self.pieces, **rules
+                scheduler,
+                num_steps,
+                timestep_spacing=timestep_spacing,
+                pure_noise=pure_noise,
+                codec=codec,
+                timesteps=timesteps,
+                pieces=self.pieces,
             )
             self.step_arguments = _step_arguments(self.forward.scheduler, eta)
-            self.takes_generator = (
-                "generator" in inspect.signature(self.forward.scheduler.step).parameters
-            )
+            parameters = inspect.signature(self.forward.scheduler.step).parameters
+            self.takes_generator = "generator" in parameters
             self.is_stochastic = self._draws_noise()
         except (RuntimeError, AttributeError, TypeError, KeyError, IndexError) as error:
-            reason, others = (
-                f"{type(error).__name__}: {one_line(error)}",
-                ", ".join(map(repr, sorted(SCHEDULERS))),
-            )
-            where = (
+            raise ValueError(
                 f"{type(scheduler).__name__} cannot begin in the middle of its chain as others do"
-                f" ({reason})"
-            )
-            raise ValueError(f"{where}; use another scheduler ({others})") from None
+                f" ({type(error).__name__}: {one_line(error)}); use another scheduler"
+                f" ({', '.join(map(repr, sorted(SCHEDULERS)))})"
+            ) from None
 
     @property
     def batch_size(self) -> int:
@@ -173,46 +167,52 @@ class ReverseDiffusion:
         from uturn.networks.images.options import DenoiserOptions
         from uturn.networks.images.pretrained import load_pretrained
 
-        loaded = load_pretrained(
-            path,
-            **{name: options.pop(name) for name in DenoiserOptions.model_fields if name in options},
-        )
+        of_model = DenoiserOptions.model_fields.keys() & options.keys()
+        loaded = load_pretrained(path, **{name: options.pop(name) for name in of_model})
         stated = ("image_shape", "num_classes", "codec", "latent_shape", "device", "timesteps")
         options = {name: getattr(loaded, name) for name in stated} | options
-        made = cls(loaded.model, scheduler_like(loaded.scheduler, scheduler), num_steps, **options)
-        made.description, made.prompts = loaded.description, loaded.prompts
-        return made
+        reverse = cls(
+            loaded.model, scheduler_like(loaded.scheduler, scheduler), num_steps, **options
+        )
+        reverse.description = loaded.description
+        reverse.prompts = loaded.prompts
+        return reverse
 
-    def u_turn(self, images: Any, step: int, keys: Any, labels: Any = None) -> Any:
-        """Reconstructions of images after noising to `step` k, 0 .. num_steps, and denoising back:
-        `denoise(corrupt(images))`.
+    def u_turn(
+        self, images: Images, step: int, keys: np.ndarray, labels: Labels | None = None
+    ) -> Images:
+        """Reconstructions of images: noise up to `step` k, 0 .. num_steps, and k steps back.
 
         images and reconstructions: float32 (batch, channels, height, width) in [-1, 1], numpy
         arrays or tensors; for step 0 a copy, bit for bit. keys: uint64 (batch,), one random stream
         for each image (`uturn.random.keys`); the noise of an image depends on its key alone.
         labels: int64 (batch,), true classes, for class-conditional models.
         """
-        return self.denoise(self.corrupt(images, step, keys), step, keys, labels)
+        noisy = self.corrupt(images, step, keys)
+        return self.denoise(noisy, step, keys, labels)
 
-    def corrupt(self, images: Any, step: int, keys: Any) -> Any:
+    def corrupt(self, images: Images, step: int, keys: np.ndarray) -> Images:
         """Noisy images x_t (latents, if there is a codec), not clipped: those of `u_turn` with
         the same arguments.
         """
         clean = checked_images(images, self.image_shape, True)
         return _like(images, self.forward.noised(clean, step, _checked_keys(keys, len(clean))))
 
-    def denoise(self, noisy: Any, step: int, keys: Any, labels: Any = None) -> Any:
+    def denoise(
+        self, noisy: Images, step: int, keys: np.ndarray, labels: Labels | None = None
+    ) -> Images:
         """Reconstructions, clipped to [-1, 1], of noisy images x_t at `step`, in the units of
         `corrupt`.
         """
-        values = checked_images(
-            noisy, self.image_shape if step == 0 else self.latent_shape, step == 0
-        )
-        keys, labels = _checked_keys(keys, len(values)), self._checked_labels(labels, len(values))
+        shape = self.image_shape if step == 0 else self.latent_shape
+        values = checked_images(noisy, shape, step == 0)
+        keys = _checked_keys(keys, len(values))
+        classes = self._checked_labels(labels, len(values))
         rows = range(len(values))
         with units(len(values)):
-            done = dict(self.queue(Work(values[k], step, keys[k], labels[k], k) for k in rows))
-        return _like(noisy, np.stack([done[k] for k in rows]) if done else values)
+            work = (Work(values[row], step, keys[row], classes[row], row) for row in rows)
+            done = dict(self.queue(work))
+        return _like(noisy, np.stack([done[row] for row in rows]) if done else values)
 
     def queue(self, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:
         """Reconstructions of noisy images at different steps, in full batches: `(name, image)` in
@@ -224,7 +224,7 @@ class ReverseDiffusion:
         """
         return run_queue(ImageQueue(self), work)
 
-    def generate(self, keys: Any, labels: Any = None) -> Any:
+    def generate(self, keys: np.ndarray, labels: Labels | None = None) -> np.ndarray:
         """Samples from pure noise, one for each key, float32 (batch, channels, height, width);
         `labels` as in `u_turn`.
         """
@@ -236,9 +236,8 @@ class ReverseDiffusion:
                 " ReverseDiffusion(image_shape=...)"
             )
         blank = torch.zeros(len(keys), *self.latent_shape)
-        noise = (
-            self.forward.noise_like(blank, _checked_keys(keys, len(keys))) * self.forward.pure_sigma
-        )
+        noise = self.forward.noise_like(blank, _checked_keys(keys, len(keys)))
+        noise = noise * self.forward.pure_sigma
         return self.denoise(noise.numpy(), self.num_steps, keys, labels)
 
     def decoded(self, states: np.ndarray) -> np.ndarray:
@@ -249,11 +248,8 @@ class ReverseDiffusion:
 
         if self.codec is not None:
             with torch.inference_mode():
-                states = (
-                    self.pieces(self.codec.decode, torch.from_numpy(states).to(self.device))
-                    .cpu()
-                    .numpy()
-                )
+                latents = torch.from_numpy(states).to(self.device)
+                states = self.pieces(self.codec.decode, latents).cpu().numpy()
         return states.clip(-1, 1)
 
     def network(
@@ -268,18 +264,21 @@ class ReverseDiffusion:
         """SHA-256 (hexadecimal) of weights, scheduler configuration and number of steps,
         recorded with results.
         """
+        import torch
+
         from uturn.networks.files import fingerprint
 
         scheduler = self.forward.scheduler
-        words = [
+        facts = [
             fingerprint(module)
             for module in (self.model, self.codec)
-            if hasattr(module, "state_dict")
+            if isinstance(module, torch.nn.Module)
         ]
-        words += [type(scheduler).__name__, scheduler.to_json_string()]
-        words += map(repr, (self.num_steps, self.step_arguments, self.forward.pure_noise))
-        words += [] if self.prompts is None else [repr(self.prompts[:3])]
-        return hashlib.sha256("\0".join(words).encode()).hexdigest()
+        facts += [type(scheduler).__name__, scheduler.to_json_string()]
+        facts += map(repr, (self.num_steps, self.step_arguments, self.forward.pure_noise))
+        if self.prompts is not None:
+            facts.append(repr(self.prompts[:3]))
+        return hashlib.sha256("\0".join(facts).encode()).hexdigest()
 
     def _draws_noise(self) -> bool:
         """Whether reverse steps draw noise: compares one step (not the last, which draws none)
@@ -296,68 +295,51 @@ class ReverseDiffusion:
             output = torch.zeros(1, 2 if uses_learned_variance(scheduler) else 1, 2, 2)
             torch.manual_seed(global_seed)
             for timestep in timesteps[: scheduler.order]:
-                if hasattr(scheduler, "scale_model_input"):
-                    # Some schedulers require it before step().
-                    scheduler.scale_model_input(state, timestep)
+                scaled_input(scheduler, state, timestep)  # some schedulers require it before step()
                 state = scheduler.step(output, timestep, state, **arguments).prev_sample
             return state
 
         with torch.random.fork_rng(devices=[]):
             reference = one_step(seed=0, global_seed=0)
-            is_own, name = (
-                torch.equal(reference, one_step(seed=0, global_seed=1)),
-                type(self.forward.scheduler).__name__,
-            )
-            expect(
-                is_own,
-                "scheduler",
-                name,
-                "one whose step() draws no noise from torch's global generator, such as 'ddpm'",
-            )
+            is_own = torch.equal(reference, one_step(seed=0, global_seed=1))
+            name = type(self.forward.scheduler).__name__
+            known = "one whose step() draws no noise from torch's global generator, such as 'ddpm'"
+            expect(is_own, "scheduler", name, known)
             return not torch.equal(reference, one_step(seed=1, global_seed=0))
 
-    def _checked_labels(self, labels: Any, count: int) -> Sequence[int | None]:
+    def _checked_labels(self, labels: Labels | None, count: int) -> Sequence[int | None]:
         if self.num_classes is None:
             return [None] * count  # an unconditional model
         if labels is None and self.prompts is not None and self.prompts.rows is None:
             return [0] * count  # one prompt for all
         array = np.asarray(labels)
-        fits = (
-            array.dtype.kind in "iu"
-            and array.shape == (count,)
-            and np.isin(array, range(self.num_classes)).all()
-        )
-        expect(
-            fits,
-            "labels",
-            labels,
-            f"{count} integers, the classes 0 .. {self.num_classes - 1} of the model",
-        )
-        return array.tolist()
+        is_whole = array.dtype.kind in "iu" and array.shape == (count,)
+        fits = is_whole and np.isin(array, range(self.num_classes)).all()
+        known = f"{count} integers, the classes 0 .. {self.num_classes - 1} of the model"
+        expect(fits, "labels", labels, known)
+        classes: list[int | None] = array.tolist()
+        return classes
 
 
-def _like(images: Any, result: np.ndarray) -> Any:
+def _like(images: Images, result: np.ndarray) -> Images:
+    """The result as a tensor if the images are one."""
     import torch
 
     return torch.from_numpy(result) if isinstance(images, torch.Tensor) else result
 
 
-def _step_arguments(scheduler: Any, eta: float | None) -> dict[str, float]:
+def _step_arguments(scheduler: Scheduler, eta: float | None) -> dict[str, float]:
     """Arguments of the scheduler's `step` that are the same for the whole chain."""
     if eta is None:
         return {}
-    takes_eta, name = (
-        "eta" in inspect.signature(scheduler.step).parameters,
-        type(scheduler).__name__,
-    )
-    expect(
-        takes_eta, f"{name} takes no eta: eta", eta, "none; leave it out, or use scheduler='ddim'"
-    )
+    takes_eta = "eta" in inspect.signature(scheduler.step).parameters
+    where = f"{type(scheduler).__name__} takes no eta: eta"
+    expect(takes_eta, where, eta, "none; leave it out, or use scheduler='ddim'")
     expect(0 <= eta <= 1, "eta", eta, "a number in [0, 1]")
     return {"eta": eta}
 
 
-def _device_of(model: Any) -> torch.device:
+def _device_of(model: object) -> torch.device:
     import torch
 
     parameters = getattr(model, "parameters", None)
@@ -365,7 +347,7 @@ def _device_of(model: Any) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def _checked_keys(keys: Any, count: int) -> np.ndarray:
+def _checked_keys(keys: np.ndarray, count: int) -> np.ndarray:
     array = np.asarray(keys)
     fits = array.dtype == np.uint64 and array.shape == (count,)
     expect(fits, "keys", keys, f"uint64 ({count},), as uturn.random.keys gives")
@@ -375,27 +357,36 @@ def _checked_keys(keys: Any, count: int) -> np.ndarray:
 class Work(NamedTuple):
     """A reconstruction to compute."""
 
-    image: Any  # float32 (channels, height, width), x_t in the units of `ReverseDiffusion.corrupt`
-    step: int  # number k of reverse steps, 0 .. num_steps
-    key: Any  # uint64, its random stream
-    label: int | None = None  # true class, for class-conditional models
-    name: Any = None  # any value, which is returned with the result and named in errors
+    image: np.ndarray
+    """x_t, float32 (channels, height, width), in the units of `ReverseDiffusion.corrupt`."""
+    step: int
+    """Number k of reverse steps, 0 .. num_steps."""
+    key: np.uint64
+    """The random stream of the image."""
+    label: int | None = None
+    """True class, for class-conditional models."""
+    name: object = None
+    """Any value, which is returned with the result and named in errors."""
 
 
 @dataclass
-class _Cohort:
-    """Images that entered the queue together at the same timestep, with a scheduler and its
-    history.
+class Cohort:
+    """Images that entered the queue together at the same timestep, on their way back: each step is
+    one call of the network and one `step` of the scheduler, which keeps their history.
     """
 
-    names: list[Any]
+    names: list[object]
     reverse_steps: int
-    scheduler: Any
+    scheduler: Scheduler
     timesteps: torch.Tensor
+    """The timesteps of all calls of the network, the noisiest first."""
     state: torch.Tensor
+    """x_t, (batch, channels, height, width)."""
     labels: torch.Tensor | None
     arguments: dict[str, Any]
+    """Further arguments of the scheduler's `step`."""
     step: int = 0
+    """Calls of the network made so far."""
 
     @property
     def calls(self) -> int:
@@ -404,6 +395,22 @@ class _Cohort:
     @property
     def timestep(self) -> torch.Tensor:
         return self.timesteps[self.step]
+
+    def inputs(self) -> list[torch.Tensor]:
+        """The next inputs of the network: noisy images, timesteps and, if it takes them, labels."""
+        device = self.state.device
+        noisy = scaled_input(self.scheduler, self.state, self.timestep)
+        inputs = [noisy, self.timestep.to(device).expand(len(self.names))]
+        return inputs if self.labels is None else [*inputs, self.labels]
+
+    def step_back(self, output: torch.Tensor) -> None:
+        """Go to the next timestep with the network's output at this one."""
+        channels = self.state.shape[1]
+        if output.shape[1] == 2 * channels and not uses_learned_variance(self.scheduler):
+            output = output[:, :channels]
+        moved = self.scheduler.step(output, self.timestep, self.state, **self.arguments)
+        self.state = moved.prev_sample
+        self.step += 1
 
 
 class ImageQueue:
@@ -424,88 +431,69 @@ class ImageQueue:
     def unchanged(self, work: Work) -> np.ndarray:
         return np.array(work.image, np.float32)
 
-    def admitted(self, work: list[Work]) -> list[_Cohort]:
+    def admitted(self, work: list[Work]) -> list[Cohort]:
         by_step = attrgetter("step")
-        return [
-            self._cohort(list(group), step)
-            for step, group in groupby(sorted(work, key=by_step, reverse=True), by_step)
-        ]
+        noisiest_first = sorted(work, key=by_step, reverse=True)
+        return [self._cohort(list(group), step) for step, group in groupby(noisiest_first, by_step)]
 
-    def _cohort(self, work: list[Work], step: int) -> _Cohort:
+    def _cohort(self, work: list[Work], step: int) -> Cohort:
         import torch
 
         reverse = self.reverse
-        state = torch.from_numpy(np.stack([np.asarray(w.image) for w in work])).to(reverse.device)
-        labels = (
-            None
-            if reverse.num_classes is None
-            else torch.tensor([w.label for w in work], device=reverse.device)
-        )
+        images = np.stack([np.asarray(w.image) for w in work])
+        labels = None
+        if reverse.num_classes is not None:
+            labels = torch.tensor([w.label for w in work], device=reverse.device)
         scheduler, timesteps = reverse.forward.placed(step)
         arguments: dict[str, Any] = dict(reverse.step_arguments)
         if reverse.takes_generator:
             # CPU generators on every device, so that a GPU draws the same noise.
             arguments["generator"] = [torch.Generator().manual_seed(int(w.key)) for w in work]
-        return _Cohort([w.name for w in work], step, scheduler, timesteps, state, labels, arguments)
+        return Cohort(
+            names=[w.name for w in work],
+            reverse_steps=step,
+            scheduler=scheduler,
+            timesteps=timesteps,
+            state=torch.from_numpy(images).to(reverse.device),
+            labels=labels,
+            arguments=arguments,
+        )
 
-    def advance(self, cohorts: list[_Cohort]) -> None:
+    def advance(self, cohorts: list[Cohort]) -> None:
         """One step of all cohorts, with one call of the network."""
         import torch
 
-        reverse = self.reverse
         with torch.inference_mode():
-            states, timesteps = [], []
-            for cohort in cohorts:
-                scaled = cohort.state
-                if hasattr(cohort.scheduler, "scale_model_input"):
-                    scaled = cohort.scheduler.scale_model_input(cohort.state, cohort.timestep)
-                states.append(scaled)
-                timesteps.append(cohort.timestep.to(reverse.device).expand(len(cohort.names)))
-            labels = (
-                [torch.cat([c.labels for c in cohorts if c.labels is not None])]
-                if reverse.num_classes is not None
-                else []
-            )
-            outputs = reverse.pieces(
-                reverse.network, torch.cat(states), torch.cat(timesteps), *labels
-            )
-            for cohort, output in zip(
-                cohorts, outputs.split([len(cohort.names) for cohort in cohorts]), strict=True
-            ):
-                channels = cohort.state.shape[1]
-                if output.shape[1] == 2 * channels and not uses_learned_variance(cohort.scheduler):
-                    output = output[:, :channels]
-                cohort.state = cohort.scheduler.step(
-                    output, cohort.timestep, cohort.state, **cohort.arguments
-                ).prev_sample
-                cohort.step += 1
+            inputs = zip(*(cohort.inputs() for cohort in cohorts), strict=True)
+            outputs = self.reverse.pieces(self.reverse.network, *map(torch.cat, inputs))
+            sizes = [len(cohort.names) for cohort in cohorts]
+            for cohort, output in zip(cohorts, outputs.split(sizes), strict=True):
+                cohort.step_back(output)
 
-    def results(self, cohort: _Cohort) -> np.ndarray:
+    def results(self, cohort: Cohort) -> np.ndarray:
         import torch
 
         reverse = self.reverse
         with torch.inference_mode():
-            _check_finite(
-                cohort, cohort.state, "the model or the scheduler diverged", reverse.model
-            )
             images = cohort.state
+            _check_finite(cohort, images, "the model or the scheduler diverged", reverse.model)
             if reverse.codec is not None:
-                images = reverse.pieces(reverse.codec.decode, cohort.state)
-                _check_finite(
-                    cohort, images, "the autoencoder gives NaN or infinity", reverse.codec
-                )
-            return (images.clamp(-1, 1) if reverse.clips else images).cpu().numpy()
+                images = reverse.pieces(reverse.codec.decode, images)
+                reason = "the autoencoder gives NaN or infinity"
+                _check_finite(cohort, images, reason, reverse.codec)
+            if reverse.clips:
+                images = images.clamp(-1, 1)
+            return images.cpu().numpy()
 
 
-def _check_finite(cohort: _Cohort, values: torch.Tensor, reason: str, network: Any) -> None:
+def _check_finite(cohort: Cohort, values: torch.Tensor, reason: str, network: object) -> None:
     import torch
 
     finite = torch.isfinite(values).flatten(1).all(1).tolist()
-    if bad := [str(name) for name, good in zip(cohort.names, finite, strict=True) if not good]:
-        where = (
-            f"reconstructions of images {', '.join(bad[:10])} are not finite after"
-            f" {cohort.reverse_steps} steps"
-        )
+    bad = [str(name) for name, good in zip(cohort.names, finite, strict=True) if not good]
+    if bad:
+        advice = half_precision_words(getattr(network, "dtype", None))
         raise ValueError(
-            f"{where}: {reason}{half_precision_words(getattr(network, 'dtype', None))}"
+            f"reconstructions of images {', '.join(bad[:10])} are not finite after"
+            f" {cohort.reverse_steps} steps: {reason}{advice}"
         )

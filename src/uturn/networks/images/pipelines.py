@@ -14,29 +14,23 @@ import importlib
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 from torch import nn
 
 from uturn.core.checks import expect
 from uturn.core.pieces import half_precision_words
+from uturn.corruption.schedulers import CONSISTENCY, Scheduler
 from uturn.networks.files import check_finite, fingerprint
+from uturn.networks.images.families import TEXT_PIPELINES, Family, family_of
 from uturn.networks.images.own_denoisers import is_scheduler
 from uturn.networks.libraries import check_hub, fetching, library, reading, without_bars
 
-TEXT_DENOISERS = {
-    "StableDiffusionPipeline": "UNet2DConditionModel",
-    "StableDiffusionXLPipeline": "UNet2DConditionModel",
-    "LatentConsistencyModelPipeline": "UNet2DConditionModel",
-    "StableDiffusion3Pipeline": "SD3Transformer2DModel",
-    "FluxPipeline": "FluxTransformer2DModel",
-}
-"""Pipelines of text-conditioned models, and the class of their denoiser."""
 TEXT_PARTS = (
     *("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"),
     *("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast"),
@@ -50,7 +44,7 @@ _CONDITIONED = ("text_encoder", "tokenizer", "image_encoder", "bert", "prior", "
 _UNUSED = ("safety_checker", "feature_extractor")
 _PIPELINES = (
     "expected one of DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipeline,"
-    f" {', '.join(TEXT_DENOISERS)}"
+    f" {', '.join(TEXT_PIPELINES)}"
 )
 _ALONE = "; DDPMPipeline(unet, scheduler).save_pretrained(folder) writes one around a UNet2DModel"
 _ZEROS = "force_zeros_for_empty_prompt"
@@ -59,14 +53,23 @@ _AT_ONCE = 16  # prompts encoded in one batch
 _DISTILLED = ("turbo", "lightning", "schnell", "lcm", "hyper-sd")
 
 
-class Folder(NamedTuple):
+@dataclass(frozen=True)
+class Folder:
     """The folder of a pipeline."""
 
     path: Path
-    pipeline: str  # its class if it is text-conditioned, else ""
-    parts: dict[str, str]  # {part: its class}
-    denoiser: str  # the name of the denoising part
-    left_out: tuple[str, ...] = ()  # parts that a U-turn does not need, and parts listed as absent
+    pipeline: str
+    """The class of the pipeline if it is text-conditioned, else empty."""
+    parts: dict[str, str]
+    """{part: its class}."""
+    denoiser: str
+    """The name of the denoising part."""
+    left_out: tuple[str, ...] = ()
+    """Parts that a U-turn does not need, and parts that are listed as absent."""
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.pipeline)
 
 
 class Codec(nn.Module):
@@ -107,8 +110,7 @@ def read_folder(path: Path) -> Folder:
     """The folder of a pipeline, fetched from a hub if necessary, with its parts checked."""
     name = path.as_posix()
     if path.is_dir():
-        folder = _pipeline_folder(path, diffusers.DiffusionPipeline.load_config)
-        return folder
+        return _pipeline_folder(path, diffusers.DiffusionPipeline.load_config)
     if path.parent.is_dir() or not is_hub_name(name):
         raise ValueError(
             f"{name}: no such folder or file; expected a pipeline's folder, a checkpoint, or"
@@ -119,9 +121,8 @@ def read_folder(path: Path) -> Folder:
         index = diffusers.DiffusionPipeline.load_config(name)
     folder = _pipeline_folder(path, lambda _: index)  # check before gigabytes are fetched
     with fetching(name):
-        return folder._replace(
-            path=Path(diffusers.DiffusionPipeline.download(name, **dict.fromkeys(folder.left_out)))
-        )
+        unused = dict.fromkeys(folder.left_out)
+        return replace(folder, path=Path(diffusers.DiffusionPipeline.download(name, **unused)))
 
 
 def is_hub_name(name: str) -> bool:
@@ -148,33 +149,32 @@ def _pipeline_folder(path: Path, load_index: Callable[[str], Any]) -> Folder:
             elif part.startswith((*_UNUSED, *_CONDITIONED)):
                 left_out.append(part)
         pipeline = str(index.get("_class_name"))
-        takes_text = pipeline in TEXT_DENOISERS
-        denoiser = next(
-            (part for part in ("unet", "transformer") if part in parts), "unet or transformer"
-        )
-        kinds: dict[str, tuple[str, ...]] = {
-            denoiser: (TEXT_DENOISERS[pipeline],) if takes_text else _DENOISERS,
-            "vae": _CODECS,
-            "vqvae": _CODECS,
-        }
-        kinds |= {
-            part: TEXT_PARTS if takes_text else ()
-            for part in parts
-            if part.startswith(_CONDITIONED)
-        }
-        for part, allowed in kinds.items():
-            expected = (
-                " or ".join(allowed) or "a pipeline that is not conditioned on a text or an image"
-            )
-            expect(
-                parts.get(part) in (None, *allowed),
-                f"the {part} of its {pipeline}",
-                parts.get(part),
-                expected,
-            )
+        takes_text = pipeline in TEXT_PIPELINES
+        denoisers = [part for part in ("unet", "transformer") if part in parts]
+        denoiser = denoisers[0] if denoisers else "unet or transformer"
+        for part in (denoiser, "vae", "vqvae", *parts):
+            kind = parts.get(part)
+            allowed = _allowed_kinds(part, denoiser, family_of(pipeline) if takes_text else None)
+            not_conditioned = "a pipeline that is not conditioned on a text or an image"
+            expected = " or ".join(allowed or ()) or not_conditioned
+            is_allowed = kind is None or allowed is None or kind in allowed
+            expect(is_allowed, f"the {part} of its {pipeline}", kind, expected)
         needed = [denoiser, "scheduler", *(["vae"] if takes_text else [])]
         expect(parts.keys() >= {*needed}, "its parts", ", ".join(parts), ", ".join(needed))
     return Folder(path, pipeline if takes_text else "", parts, denoiser, tuple(left_out))
+
+
+def _allowed_kinds(part: str, denoiser: str, text_family: Family | None) -> tuple[str, ...] | None:
+    """The classes that a part of a pipeline may have, None for any; `text_family`: that of a
+    text-conditioned pipeline.
+    """
+    if part == denoiser:
+        return _DENOISERS if text_family is None else (text_family.denoiser,)
+    if part in ("vae", "vqvae"):
+        return _CODECS
+    if part.startswith(_CONDITIONED):
+        return () if text_family is None else TEXT_PARTS
+    return None
 
 
 def load_codec(
@@ -380,107 +380,18 @@ def _text_pipeline(folder: Folder, encoders: dict[str, Any], dtype: torch.dtype)
 
 def _encoded(pipeline: Any, texts: list[str], device: torch.device) -> dict[str, torch.Tensor]:
     """{"text", "pooled"} of texts, or of the null prompt if the only text is empty."""
-    kind = type(pipeline).__name__
-    options: dict[str, Any] = {"prompt": texts, "device": device, "num_images_per_prompt": 1}
-    if kind == "FluxPipeline":
-        text, pooled, _ = pipeline.encode_prompt(prompt_2=None, **options)
+    family = family_of(type(pipeline).__name__)
+    options: dict[str, object] = {"device": device, "num_images_per_prompt": 1}
+    options |= dict.fromkeys(family.further_prompts)
+    if not family.has_null_prompt:
+        text, pooled, _ = pipeline.encode_prompt(prompt=texts, **options)
         return {"text": text.cpu(), "pooled": pooled.cpu()}
-    if kind == "StableDiffusion3Pipeline":
-        options |= {"prompt_2": None, "prompt_3": None}
     is_null = texts == [""]
-    prompts = pipeline.encode_prompt(
-        do_classifier_free_guidance=is_null, negative_prompt=None, **options
-    )
+    options |= {"do_classifier_free_guidance": is_null, "negative_prompt": None}
+    prompts = pipeline.encode_prompt(prompt=texts, **options)
     # The pipeline returns prompt and null prompt in turn.
     tables = prompts[1::2] if is_null else prompts[::2]
     return {name: table.cpu() for name, table in zip(("text", "pooled"), tables, strict=False)}
-
-
-class TextDenoiser(nn.Module):
-    """The denoiser of a text-conditioned pipeline, called as `network(noisy, timestep)` or
-    `network(noisy, timestep, prompts)`.
-
-    `tables`: prompts encoded by `encoded`, one row for each, in main memory. `size`: height and
-    width of the images in pixels, an input of Stable Diffusion XL. `guidance`: its scale, an input
-    of guidance-distilled networks (`takes_guidance`).
-    """
-
-    def __init__(
-        self, network: Any, tables: dict[str, torch.Tensor], size: int, guidance: float = 1.0
-    ) -> None:
-        super().__init__()
-        self.network, self.size, self.guidance = network, size, guidance
-        self.text, self.pooled = tables["text"], tables.get("pooled")
-
-    def forward(
-        self, noisy: torch.Tensor, timestep: torch.Tensor, prompts: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Prediction (batch, channels, height, width) for noisy latents; `prompts`: rows of the
-        tables, int64 (batch,), or 0.
-        """
-        rows = torch.zeros(len(noisy), dtype=torch.int64) if prompts is None else prompts.cpu()
-        text = self.text[rows].to(noisy.device)
-        pooled = None if self.pooled is None else self.pooled[rows].to(noisy.device)
-        kind = type(self.network).__name__
-        if kind == "FluxTransformer2DModel":
-            return self._flux(noisy, timestep, text, pooled)
-        if kind == "SD3Transformer2DModel":
-            return self.network(
-                noisy, encoder_hidden_states=text, pooled_projections=pooled, timestep=timestep
-            ).sample
-        options: dict[str, Any] = {}
-        if pooled is not None:
-            sizes = torch.tensor(
-                [self.size, self.size, 0, 0, self.size, self.size], device=noisy.device
-            )
-            options["added_cond_kwargs"] = {
-                "text_embeds": pooled,
-                "time_ids": sizes.expand(len(noisy), -1),
-            }
-        if self.network.config.time_cond_proj_dim is not None:
-            options["timestep_cond"] = self._guidance_embedding(noisy)
-        return self.network(noisy, timestep, text, **options).sample
-
-    def _flux(
-        self, noisy: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, pooled: Any
-    ) -> torch.Tensor:
-        """Call FLUX, which takes latents as a sequence of blocks of two by two; returns its
-        output as an image of latents.
-        """
-        batch, channels, height, width = noisy.shape
-        blocks = noisy.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(
-            0, 2, 4, 1, 3, 5
-        )
-        places = torch.zeros(height // 2, width // 2, 3, device=noisy.device, dtype=noisy.dtype)
-        places[..., 1] = torch.arange(height // 2, device=noisy.device)[:, None]
-        places[..., 2] = torch.arange(width // 2, device=noisy.device)
-        guidance = (
-            torch.full((batch,), self.guidance, device=noisy.device)
-            if self.network.config.guidance_embeds
-            else None
-        )
-        predicted = self.network(
-            hidden_states=blocks.reshape(batch, -1, 4 * channels),
-            encoder_hidden_states=text,
-            pooled_projections=pooled,
-            timestep=timestep / 1000,
-            img_ids=places.reshape(-1, 3),
-            txt_ids=torch.zeros(text.shape[1], 3, device=noisy.device, dtype=noisy.dtype),
-            guidance=guidance,
-        ).sample
-        blocks = predicted.reshape(batch, height // 2, width // 2, channels, 2, 2).permute(
-            0, 3, 1, 4, 2, 5
-        )
-        return blocks.reshape(batch, channels, height, width)
-
-    def _guidance_embedding(self, noisy: torch.Tensor) -> torch.Tensor:
-        """Embedding of the guidance scale g for latent consistency models (arXiv:2310.04378):
-        sines, cosines of 1000 (g - 1).
-        """
-        half = self.network.config.time_cond_proj_dim // 2
-        rates = torch.exp(-torch.arange(half, device=noisy.device) * np.log(10000.0) / (half - 1))
-        angles = 1000.0 * (self.guidance - 1) * rates
-        return torch.cat([angles.sin(), angles.cos()]).to(noisy.dtype).expand(len(noisy), -1)
 
 
 def takes_guidance(network: Any) -> bool:
@@ -491,54 +402,40 @@ def takes_guidance(network: Any) -> bool:
     )
 
 
-def distillation(network: Any, scheduler: Any, path: Path) -> str:
+def distillation(network: Any, scheduler: Scheduler, path: Path, family: Family) -> str:
     """The kind of distillation of a model, "guidance" or "step", by its inputs, its scheduler
     and its name; "" if none shows.
     """
-    is_fixed_flux = type(network).__name__ == "FluxTransformer2DModel" and not scheduler.config.get(
-        "use_dynamic_shifting"
-    )
     name = path.resolve().name.lower()
-    if type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler") or any(
-        word in name for word in _DISTILLED
-    ):
+    is_consistency = type(scheduler).__name__ in CONSISTENCY
+    if is_consistency or any(word in name for word in _DISTILLED):
         return "step"
     if takes_guidance(network):
         return "guidance"
-    return "step" if is_fixed_flux else ""
+    is_fixed = not scheduler.config.get("use_dynamic_shifting")
+    return "step" if family.is_distilled_without_shift and is_fixed else ""
 
 
-def latent_channels(network: Any) -> int:
-    """Channels of a denoiser's latents; FLUX stacks four positions into its channels."""
-    return network.config.in_channels // (
-        4 if type(network).__name__ == "FluxTransformer2DModel" else 1
-    )
+def latent_channels(network: Any, family: Family) -> int:
+    """Channels of a denoiser's latents."""
+    return int(network.config.in_channels) // family.packing**2
 
 
-def latents_of(network: Any, scale: int, size: int | None) -> tuple[int, int, int]:
+def latents_of(network: Any, family: Family, scale: int, size: int | None) -> tuple[int, int, int]:
     """(channels, height, width) of the latents, `scale` pixels each, of images of `size` pixels,
     by default those of training.
     """
-    kind, config = type(network).__name__, network.config
-    patch = {"FluxTransformer2DModel": 2, "SD3Transformer2DModel": config.get("patch_size", 1)}.get(
-        kind, 1
-    )
+    config = network.config
     # FLUX networks do not state it; their pipelines use 128.
     default = config.get("sample_size") or 128
     height, width = (default, default) if isinstance(default, int) else default
     expect(height == width, "the latents of the denoiser", default, "squares")
-    size, unit = height * scale if size is None else size, scale * patch
-    expect(
-        size >= unit and size % unit == 0,
-        "image_size",
-        size,
-        f"a multiple of {unit} pixels, as its networks take",
-    )
+    unit = scale * family.packing * config.get("patch_size", 1)
+    if size is None:
+        size = height * scale
+    fits = size >= unit and size % unit == 0
+    expect(fits, "image_size", size, f"a multiple of {unit} pixels, as its networks take")
     most = config.get("pos_embed_max_size") or size
-    expect(
-        size <= most * unit,
-        "image_size",
-        size,
-        f"at most {most * unit} pixels, as the denoiser takes",
-    )
-    return latent_channels(network), size // scale, size // scale
+    known = f"at most {most * unit} pixels, as the denoiser takes"
+    expect(size <= most * unit, "image_size", size, known)
+    return latent_channels(network, family), size // scale, size // scale

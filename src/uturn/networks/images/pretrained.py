@@ -39,7 +39,6 @@ from uturn.networks.images.own_denoisers import (
     OwnNetwork,
     denoiser_from_function,
 )
-from uturn.networks.images.schedules import EVEN_SIGMAS
 from uturn.networks.libraries import checked_device
 
 
@@ -332,25 +331,19 @@ def _read_text_folder(path: Path, folder: pipelines.Folder, options: _Options) -
     )
     scheduler = pipelines.load_scheduler(folder.path, folder.parts["scheduler"])
     _checked_channels(path, network.config)
-    distilled, takes_scale = (
-        pipelines.distillation(network, scheduler, path),
-        pipelines.takes_guidance(network),
-    )
+    distilled = pipelines.distillation(network, scheduler, path, folder.family)
+    takes_scale = pipelines.takes_guidance(network)
     conditioned = prompted(options, path, len(prompts.texts), prompts.words, distilled, takes_scale)
+    channels = pipelines.latent_channels(network, folder.family)
     codec = pipelines.load_codec(
-        folder.path,
-        "vae",
-        folder.parts["vae"],
-        options.precision,
-        pipelines.latent_channels(network),
+        folder.path, "vae", folder.parts["vae"], options.precision, channels
     )
-    shape = pipelines.latents_of(network, codec.factor, options.image_size)
+    shape = pipelines.latents_of(network, folder.family, codec.factor, options.image_size)
     _unclip(scheduler)
     size = shape[1] * codec.factor
     scale = options.guidance if takes_scale else 1.0
-    denoiser = pipelines.TextDenoiser(
-        pipelines.in_dtype(network, options.precision), tables, size, scale
-    )
+    network = pipelines.in_dtype(network, options.precision)
+    denoiser = folder.family.network(network, tables, size, scale)
     kind = folder.pipeline.removesuffix("Pipeline")
     return options.loaded(
         DenoisingNetwork(denoiser, options.precision, conditioned),
@@ -362,9 +355,7 @@ def _read_text_folder(path: Path, folder: pipelines.Folder, options: _Options) -
             f"{kind}, {conditioned.words}, in the latents of {type(codec.network).__name__}"
         ),
         prompts=prompts._replace(encoders=encoders),
-        timesteps=PipelineTimesteps(
-            folder.pipeline.startswith(EVEN_SIGMAS), (shape[1] // 2) * (shape[2] // 2)
-        ),
+        timesteps=PipelineTimesteps(folder.family.even_sigmas, (shape[1] // 2) * (shape[2] // 2)),
     )
 
 

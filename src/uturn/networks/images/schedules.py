@@ -15,14 +15,9 @@ from uturn.core.checks import checked_path, expect
 from uturn.core.files import read_table
 from uturn.core.messages import one_line
 from uturn.measures.strengths import strength_of
+from uturn.networks.images.families import family_of
 from uturn.networks.libraries import reading
 
-EVEN_SIGMAS = ("Flux", "QwenImage", "Chroma", "ZImage")
-"""Prefixes of pipelines with `PipelineTimesteps.even_sigmas`."""
-COUNTED_DOWN = ("StableDiffusion3", "Flux", "QwenImage", "Chroma", "ZImage", "Sana")
-"""Prefixes of pipelines whose image-to-image makes k = N - int(N - N strength) steps; other
-pipelines make int(N strength).
-"""
 _WANTED = (
     "expected 'fashion_mnist', a pipeline's folder or a scheduler_config.json, a hub id, or a"
     " guided-diffusion file"
@@ -66,11 +61,11 @@ def schedule(
     expect(
         size > 0 and size % 16 == 0, "size", size, "a multiple of 16 pixels, two pixels of latents"
     )
-    counts_down = pipeline.startswith(COUNTED_DOWN) or (not pipeline and schedulers.is_flow(stored))
+    family = family_of(pipeline)
+    counts_down = family.counts_down or (not pipeline and schedulers.is_flow(stored))
     try:
-        shift = schedulers.PipelineTimesteps(
-            pipeline.startswith(EVEN_SIGMAS), (size // 16) ** 2
-        ).set(made, steps)
+        timesteps = schedulers.PipelineTimesteps(family.even_sigmas, (size // 16) ** 2)
+        shift = timesteps.set(made, steps)
         ks = np.arange(1, steps + 1)
         times = torch.as_tensor(made.timesteps)
         firsts = (steps - ks) * made.order  # index at which the pipelines cut the list of timesteps

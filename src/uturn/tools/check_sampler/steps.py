@@ -138,11 +138,8 @@ def step_variance(model: DiffusionModel, noisy: Any, streams: Streams) -> Any:
     if not uses_learned_variance(scheduler):
         return large if rule.startswith("fixed_large") else small
     (cohort,) = ImageQueue(reverse).admitted(list(model.works(noisy, streams, 1)))
-    labels = () if cohort.labels is None else (cohort.labels,)
     with torch.inference_mode():
-        output = reverse.network(
-            cohort.state, cohort.timestep.to(reverse.device).expand(len(cohort.state)), *labels
-        )
+        output = reverse.network(*cohort.inputs())
     # The second half of the channels.
     learned = output[:, cohort.state.shape[1] :].double().cpu().numpy()
     if rule == "learned":
