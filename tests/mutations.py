@@ -201,9 +201,9 @@ MUTATIONS = (
     ),
     Mutation(
         "clones compared with themselves",
-        "uturn.measures.clones:between_clones",
-        "f(groups[:, j], groups[:, k])",
-        "f(groups[:, j], groups[:, j])",
+        "uturn.probes.comparison:Comparison.compared",
+        "self.compare(of_clone[j], of_clone[k])",
+        "self.compare(of_clone[j], of_clone[j])",
         tests=(("test_calibration::test_twins_are_their_definition", {}),),
     ),
     Mutation(
