@@ -9,9 +9,10 @@ from pydantic import Field
 
 from uturn.core.checks import expect
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
+from uturn.sources.images import Images, ImageSource, NoisyImages
 
 
-class KeepImages(Spec, Probe):
+class KeepImages(Spec, Probe[Images, NoisyImages, ImageSource]):
     """The reconstructed images, float32 (.., channel, row, column) in [-1, 1]; with `first`, NaN
     for all later items.
 
@@ -24,7 +25,7 @@ class KeepImages(Spec, Probe):
     first: int | None = Field(default=None, ge=1)
     observation: bool = False
 
-    def variables(self, source: Any) -> dict[str, Variable]:
+    def variables(self, source: ImageSource) -> dict[str, Variable]:
         dims = ("channel", "row", "column")
         records = {
             "image": Variable(
@@ -40,14 +41,17 @@ class KeepImages(Spec, Probe):
             )
         return records
 
-    def coordinates(self, source: Any) -> dict[str, Any]:
+    def coordinates(self, source: ImageSource) -> dict[str, np.ndarray]:
         return {
             dim: np.arange(size)
             for dim, size in zip(("channel", "row", "column"), source.image_shape(), strict=True)
         }
 
-    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        images, items = u_turns.reconstructions, u_turns.originals.items
+    def read(
+        self, u_turns: UTurns[Images, NoisyImages], source: ImageSource
+    ) -> dict[str, np.ndarray]:
+        images = u_turns.reconstructions
+        items = u_turns.originals.items
         left_out = np.zeros(len(items), bool) if self.first is None else items >= self.first
         if left_out.any():
             images = np.array(images, np.float32)
@@ -70,11 +74,12 @@ class KeepImages(Spec, Probe):
         return {"image": images, "observation": np.stack(rows)}
 
 
-def _as_image(measured: Any, row: int) -> np.ndarray:
+def _as_image(measured: Any, row: int) -> np.ndarray:  # of the tool of inverse problems
     """Measurement `row` in the form of an image, NaN where values are hidden or it has no such
     form.
     """
-    values, hidden = measured.values[row], measured.hidden(row)
+    values = measured.values[row]
+    hidden = measured.hidden(row)
     image = (
         measured.as_data(values[None])[0]
         if values.shape == measured.shape

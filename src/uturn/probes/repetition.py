@@ -4,22 +4,18 @@ before.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
-from uturn.sources.tokens import PAD
+from uturn.sources.tokens import PAD, NoisyTokens, TextSource, Tokens
 
-_READINGS: dict[str, tuple[str, str, int | None]] = {  # what they are, unit, and largest value
-    "ngram_entropy": ("entropy of the n-grams of a text, nats", "nats", None),
-    "repeated_ngrams": ("share of n-grams that have occurred before in the text", "", 1),
-    "repeated_tokens": ("share of tokens that equal the token before them", "", 1),
-}
+_SHARE: dict[str, Any] = {"bounds": (0, 1), "group": "repetition"}
 
 
-class Repetition(Spec, Probe):
+class Repetition(Spec, Probe[Tokens, NoisyTokens, TextSource]):
     """Entropy and repetition of the tokens of reconstructions, and of the originals; decoders that
     draw too sure tokens repeat.
 
@@ -37,48 +33,77 @@ class Repetition(Spec, Probe):
     type: Literal["repetition"] = "repetition"
     ngrams: tuple[int, ...] = Field(default=(1, 2, 4), min_length=1)
 
-    def variables(self, source: Any) -> dict[str, Variable]:
-        every: dict[str, Variable] = {}
-        for name, (text, unit, most) in _READINGS.items():
-            further = () if name == "repeated_tokens" else ("ngram",)
-            of: dict[str, Any] = {
-                "unit": unit,
-                "bounds": (0, most),
-                "group": "entropy" if unit else "repetition",
-            }
-            start = f"original_{name}"
-            every[name] = Variable(
-                ("noise", "item", "trajectory", *further), text, start=start, **of
-            )
-            every[start] = Variable(
-                ("noise", "item", *further), f"{text}, of the original", role="record", pooled=False
-            )
-        return every
+    def variables(self, source: TextSource) -> dict[str, Variable]:
+        nats: dict[str, Any] = {"bounds": (0, None), "group": "entropy", "unit": "nats"}
+        entropy = "entropy of the n-grams of a text, nats"
+        ngrams = "share of n-grams that have occurred before in the text"
+        tokens = "share of tokens that equal the token before them"
+        return {
+            **_with_original("ngram_entropy", entropy, ("ngram",), **nats),
+            **_with_original("repeated_ngrams", ngrams, ("ngram",), **_SHARE),
+            **_with_original("repeated_tokens", tokens, (), **_SHARE),
+        }
 
-    def coordinates(self, source: Any) -> dict[str, Any]:
+    def coordinates(self, source: TextSource) -> dict[str, np.ndarray]:
         return {"ngram": np.array(self.ngrams)}
 
-    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        before, after = u_turns.originals.data, u_turns.reconstructions
-        readings = {}
-        for prefix, texts in (("", after), ("original_", before)):
-            read = [self._of_text(text[text != PAD]) for text in texts.reshape(-1, texts.shape[-1])]
-            for name, values in zip(_READINGS, map(np.array, zip(*read, strict=True)), strict=True):
-                readings[prefix + name] = values.reshape(*texts.shape[:-1], *values.shape[1:])
-        return readings
+    def read(
+        self, u_turns: UTurns[Tokens, NoisyTokens], source: TextSource
+    ) -> dict[str, np.ndarray]:
+        after = self._table(u_turns.reconstructions)
+        before = self._table(u_turns.originals.data)
+        return {**after, **{f"original_{name}": values for name, values in before.items()}}
 
-    def _of_text(self, tokens: np.ndarray) -> tuple[list[float], list[float], float]:
-        entropies, repeats = np.full((2, len(self.ngrams)), np.nan).tolist()
-        for k, n in enumerate(self.ngrams):
-            if (number := len(tokens) - n + 1) > 0:
-                windows = np.lib.stride_tricks.sliding_window_view(tokens, n)
-                share = np.unique(windows, axis=0, return_counts=True)[1] / number
-                entropies[k], repeats[k] = (
-                    float(-(share * np.log(share)).sum()),
-                    1 - len(share) / number,
-                )
-        return (
-            entropies,
-            repeats,
-            float((tokens[1:] == tokens[:-1]).mean()) if len(tokens) > 1 else np.nan,
-        )
+    def _table(self, texts: np.ndarray) -> dict[str, np.ndarray]:
+        """The readings (..) or (.., ngrams) of texts (.., length)."""
+        rows = [self._of_text(text[text != PAD]) for text in texts.reshape(-1, texts.shape[-1])]
+        shape = texts.shape[:-1]
+        return {
+            "ngram_entropy": np.array([row.entropies for row in rows]).reshape(*shape, -1),
+            "repeated_ngrams": np.array([row.repeated for row in rows]).reshape(*shape, -1),
+            "repeated_tokens": np.array([row.repeated_tokens for row in rows]).reshape(shape),
+        }
+
+    def _of_text(self, tokens: np.ndarray) -> _OfText:
+        laws = [_ngram_law(tokens, n) for n in self.ngrams]
+        repeated_tokens = np.nan
+        if len(tokens) > 1:
+            repeated_tokens = float((tokens[1:] == tokens[:-1]).mean())
+        return _OfText([law[0] for law in laws], [law[1] for law in laws], repeated_tokens)
+
+
+class _OfText(NamedTuple):
+    """Readings of a text."""
+
+    entropies: list[float]
+    """Nats, for each length of n-grams; NaN if the text is shorter."""
+    repeated: list[float]
+    """Share of n-grams that have occurred before, likewise."""
+    repeated_tokens: float
+
+
+def _ngram_law(tokens: np.ndarray, n: int) -> tuple[float, float]:
+    """Entropy in nats, and share of repetitions, of the n-grams of a text; NaN without n-grams."""
+    number = len(tokens) - n + 1
+    if number <= 0:
+        return np.nan, np.nan
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, n)
+    _, counts = np.unique(windows, axis=0, return_counts=True)
+    share = counts / number
+    return float(-(share * np.log(share)).sum()), 1 - len(share) / number
+
+
+def _with_original(
+    name: str,
+    long_name: str,
+    own_dims: tuple[str, ...],
+    **how: Any,  # fields of Variable
+) -> dict[str, Variable]:
+    """A reading of reconstructions, which starts from that of the original."""
+    start = f"original_{name}"
+    dims = ("noise", "item", "trajectory", *own_dims)
+    of_original = ("noise", "item", *own_dims)
+    return {
+        name: Variable(dims, long_name, start=start, **how),
+        start: Variable(of_original, f"{long_name}, of the original", role="record", pooled=False),
+    }

@@ -23,7 +23,7 @@ AS_LEVELS: dict[str, Any] = {
 """Reading instructions of shares and beliefs of tree levels."""
 
 
-def check_tree(probe: Any, source: Any) -> None:
+def check_tree(probe: Spec, source: StringSource) -> None:
     """ValueError for a probe of trees and a source of strings without trees."""
     expect(
         hasattr(source, "branching"),
@@ -120,7 +120,7 @@ class ParsedLevels(Spec, Comparison[Strings, NoisyStrings, StringSource]):
         return {"parsed": shares_of_equal_nodes(first, second)}
 
 
-class Messages(Spec, Probe):
+class Messages(Spec, Probe[Strings, NoisyStrings, StringSource]):
     """Exact messages at the true symbols, averaged over the nodes of each level and over
     trajectories.
 
@@ -133,7 +133,7 @@ class Messages(Spec, Probe):
     type: Literal["messages"] = "messages"
     directions: tuple[Literal["upward", "downward"], ...] = ("upward", "downward")
 
-    def variables(self, source: Any) -> dict[str, Variable]:
+    def variables(self, source: StringSource) -> dict[str, Variable]:
         check_tree(self, source)
         dims = ("noise", "item", "tree_level")
         read_as: dict[str, Any] = {"bounds": (0, 1), "group": "messages"}
@@ -142,17 +142,17 @@ class Messages(Spec, Probe):
             for name in self.directions
         }
 
-    def coordinates(self, source: Any) -> dict[str, Any]:
+    def coordinates(self, source: StringSource) -> dict[str, np.ndarray]:
         return {"tree_level": np.arange(source.depth + 1)}
 
-    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
+    def read(self, u_turns: StringUTurns, source: StringSource) -> dict[str, np.ndarray]:
         return {
             f"{name}_belief": true_beliefs(u_turns, name, *self.directions)
             for name in self.directions
         }
 
 
-def true_beliefs(u_turns: UTurns, output: str, *also: str) -> np.ndarray:
+def true_beliefs(u_turns: StringUTurns, output: str, *also: str) -> np.ndarray:
     """Messages at the true symbols, averaged over the nodes of a level and over trajectories:
     float64 (items, levels).
 
@@ -162,15 +162,21 @@ def true_beliefs(u_turns: UTurns, output: str, *also: str) -> np.ndarray:
     messages = u_turns.noisy.beliefs(output, *also)
     columns = []
     for level in sorted(latents):
-        true = latents[level]
-        copies = len(messages[level]) // len(true)
-        at = np.repeat(true, copies, axis=0)[..., None]
-        right = np.take_along_axis(messages[level], at, axis=2)
-        columns.append(right.reshape(len(true), -1).mean(axis=1, dtype=np.float64))
+        right = _at_true_symbols(messages[level], latents[level])
+        columns.append(right.reshape(len(right), -1).mean(axis=1, dtype=np.float64))
     return np.stack(columns, axis=-1)
 
 
-class TreeNodes(Spec, Probe):
+def _at_true_symbols(messages: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+    """Messages (items * trajectories, nodes, symbols) at the symbols (items, nodes) of the
+    originals: (items, trajectories, nodes).
+    """
+    of_items = messages.reshape(len(symbols), -1, *messages.shape[1:])
+    at = np.broadcast_to(symbols[:, None, :, None], (*of_items.shape[:3], 1))
+    return np.take_along_axis(of_items, at, axis=3)[..., 0]
+
+
+class TreeNodes(Spec, Probe[Strings, NoisyStrings, StringSource]):
     """Single nodes of the trees of the `first` originals, for a picture of the tree; NaN for all
     later originals.
 
@@ -185,7 +191,7 @@ class TreeNodes(Spec, Probe):
     type: Literal["tree_nodes"] = "tree_nodes"
     first: int = Field(default=4, ge=1)
 
-    def variables(self, source: Any) -> dict[str, Variable]:
+    def variables(self, source: StringSource) -> dict[str, Variable]:
         return {
             "node_belief": Variable(
                 ("noise", "item", "node"), "marginal of the true symbol of a node", role="record"
@@ -197,25 +203,20 @@ class TreeNodes(Spec, Probe):
             ),
         }
 
-    def coordinates(self, source: Any) -> dict[str, Any]:
+    def coordinates(self, source: StringSource) -> dict[str, np.ndarray]:
         check_tree(self, source)
-        return {
-            "node": np.arange(
-                sum(source.branching ** (source.depth - level) for level in shown_levels(source))
-            )
-        }
+        nodes = [source.branching ** (source.depth - level) for level in shown_levels(source)]
+        return {"node": np.arange(sum(nodes))}
 
-    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        before, after = u_turns.originals.draw.latents, u_turns.reconstructions
-        levels, items = shown_levels(source), len(u_turns.originals.items)
+    def read(self, u_turns: StringUTurns, source: StringSource) -> dict[str, np.ndarray]:
+        before = u_turns.originals.draw.latents
+        after = u_turns.reconstructions
         marginals = u_turns.noisy.beliefs("marginals")
-        beliefs, unchanged = [], []
-        for level in levels:
-            of_copies = marginals[level].reshape(items, -1, *marginals[level].shape[1:])
-            at = np.broadcast_to(before[level][:, None, :, None], (*of_copies.shape[:3], 1))
-            beliefs.append(
-                np.take_along_axis(of_copies, at, axis=3)[..., 0].mean(axis=1, dtype=np.float64)
-            )
+        beliefs = []
+        unchanged = []
+        for level in shown_levels(source):
+            of_node = _at_true_symbols(marginals[level], before[level])
+            beliefs.append(of_node.mean(axis=1, dtype=np.float64))
             unchanged.append((after[level] == before[level][:, None]).astype(np.float32))
         readings = {
             "node_belief": np.concatenate(beliefs, axis=-1),
@@ -226,7 +227,7 @@ class TreeNodes(Spec, Probe):
         return readings
 
 
-def shown_levels(source: Any) -> list[int]:
+def shown_levels(source: StringSource) -> list[int]:
     """Tree levels with at most 64 nodes, from the root down."""
     return [
         level
