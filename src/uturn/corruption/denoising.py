@@ -19,7 +19,7 @@ from uturn.core.protocols import Channel, Noisy
 from uturn.core.random import streams
 
 if TYPE_CHECKING:
-    from uturn.exact.rhm import RandomHierarchyModel
+    from uturn.exact.grammar import Grammar
 
 _AT_ONCE = 2**23  # largest number of values (sample, leaf, symbol) in memory
 # Sub-streams of a sample for the order of unmasking and the last draw; the sub-streams 0, 1, .. are
@@ -54,7 +54,7 @@ class ExactDenoiser:
     about 1e-11.
     """
 
-    def __init__(self, rhm: RandomHierarchyModel, corruption: Channel) -> None:
+    def __init__(self, rhm: Grammar, corruption: Channel) -> None:
         check_channel(corruption)
         self.rhm, self.corruption, self.vocab_size, self.num_leaves = (
             rhm,

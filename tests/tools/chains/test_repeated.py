@@ -19,7 +19,7 @@ from uturn.core.random import Purpose, keys, normals, uniforms
 from uturn.core.u_turns import u_turns
 from uturn.engine.cluster import _Tasks
 from uturn.engine.trial import check
-from uturn.exact.rhm import Draw
+from uturn.exact.grammar import Draw
 from uturn.pages.page import collect
 from uturn.store.outputs import write_dataset
 from uturn.tools.chains.energies import energy_of
