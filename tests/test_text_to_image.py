@@ -271,8 +271,8 @@ def test_prompts_are_part_of_the_identity_of_a_run(folders, data, prompts, tmp_p
 def test_generated_originals_have_the_prompts_of_their_items(folders, prompts):
     backward = options(folders["sd"], "generated", prompt=str(prompts)).experiment().parts.backward
     assert backward.describe().count("3 prompts of prompts.txt") == 1
-    assert backward.generated_labels(np.arange(3)).tolist() == [0, 1, 0]
-    assert backward.num_labels() is None
+    assert backward.prior().conditions(np.arange(3)).tolist() == [0, 1, 0]
+    assert backward.prior().num_labels is None
 
 
 # --- whole runs -----------------------------------------------------------------------------------

@@ -4,7 +4,10 @@ network's batches full.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -17,6 +20,7 @@ from uturn.core.files import cached_while_unchanged
 from uturn.core.findings import Finding
 from uturn.core.imports import is_import_path
 from uturn.core.pieces import Pieces
+from uturn.core.prior import Prior
 from uturn.core.protocols import Corruption, Noisy, Source, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.diffusion import ForwardDiffusion, check_diffusion
@@ -150,40 +154,8 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
             half = self.dtype != "float32"
             return list(check_denoiser(network, scheduler, clean, classes, pieces, half))
 
-    def chain(self, steps: int) -> DiffusionModel:
-        """The model with another number of reverse steps."""
-        return self.model_copy(update={"steps": steps})
-
-    def generate(self, keys: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-        """Images of the model, float32 (batch, channels, height, width), from pure noise, one
-        for each random stream.
-        """
-        return _reverse_diffusion(self).generate(keys, labels)
-
-    def generated_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the images of the model."""
-        reverse = _reverse_diffusion(self)
-        shape = reverse.image_shape
-        is_known = shape and reverse.latent_shape
-        expect(is_known, "model", self.model, "one that says how large its images are")
-        return shape  # type: ignore[return-value]
-
-    def num_labels(self) -> int | None:
-        """Number of classes of the model's label input; None for models without labels."""
-        reverse = _reverse_diffusion(self)
-        return None if reverse.prompts is not None else reverse.num_classes
-
-    def generated_labels(self, items: np.ndarray) -> np.ndarray | None:
-        """The conditions of drawn originals: classes, or numbers of prompts, in turn."""
-        reverse = _reverse_diffusion(self)
-        if reverse.num_classes is None:
-            return None
-        if reverse.prompts is None:
-            return items % reverse.num_classes
-        return reverse.prompts.rows_of(items % len(reverse.prompts.rows or (0,)))
-
-    def images_together(self) -> int:
-        return _reverse_diffusion(self).batch_size
+    def prior(self, steps: int | None = None) -> DiffusionPrior:
+        return DiffusionPrior(self if steps is None else self.model_copy(update={"steps": steps}))
 
     def files(self) -> list[Path]:
         """The checkpoint, or the files of the model's folder and of the folders in it; and the
@@ -213,6 +185,51 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         if self.guidance != 1:
             guided = f"; guidance {self.guidance:g}: not a draw from the posterior"
         return f"{reverse.description}; {scheduler}, {self.steps} steps, {draws}{guided}"
+
+
+@dataclass(frozen=True)
+class DiffusionPrior(Prior):
+    """The images that a diffusion model draws from pure noise, by all its reverse steps."""
+
+    model: DiffusionModel
+
+    @property
+    def fingerprint(self) -> str:
+        only_execution = set(self.model.execution)
+        options = self.model.model_dump(mode="json", exclude_defaults=True, exclude=only_execution)
+        identity = f"{self.model.fingerprint()} {json.dumps(options, sort_keys=True)}"
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        reverse = self.model.reverse()
+        shape = reverse.image_shape
+        is_known = shape and reverse.latent_shape
+        expect(is_known, "model", self.model.model, "one that says how large its images are")
+        return shape  # type: ignore[return-value]
+
+    @property
+    def num_labels(self) -> int | None:
+        reverse = self.model.reverse()
+        return None if reverse.prompts is not None else reverse.num_classes
+
+    @property
+    def batch_size(self) -> int:
+        return 1 if self.model.wants_processes else self.model.reverse().batch_size
+
+    def draw(self, keys: np.ndarray, items: np.ndarray) -> np.ndarray:
+        return self.model.reverse().generate(keys, self.conditions(items))
+
+    def conditions(self, items: np.ndarray) -> np.ndarray | None:
+        """What each image is conditioned on, in turn: its class, or the number of its prompt. None
+        for a model without conditions.
+        """
+        reverse = self.model.reverse()
+        if reverse.num_classes is None:
+            return None
+        if reverse.prompts is None:
+            return items % reverse.num_classes
+        return reverse.prompts.rows_of(items % len(reverse.prompts.rows or (0,)))
 
 
 @cached_while_unchanged(maxsize=2)

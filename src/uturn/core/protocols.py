@@ -30,6 +30,7 @@ K = TypeVar("K", bound=Hashable)
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
+    from uturn.core.prior import Prior
 
 __all__ = [
     "Axes",
@@ -332,6 +333,15 @@ class Backward(Part, Generic[N]):
 
         None: that of the experiment is used. ValueError if the data of the source do not fit the
         model.
+        """
+        return None
+
+    def prior(self, steps: int | None = None) -> Prior | None:
+        """The law of the originals of the model, for the source `generated`; None if originals
+        cannot be drawn.
+
+        `steps`: steps of the sampler that draws them, by default those of the backward. ValueError
+        if the backward has no number of steps of its own.
         """
         return None
 
