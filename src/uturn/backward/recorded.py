@@ -24,7 +24,7 @@ from uturn.core.checks import LARGEST, checked_path, expect
 from uturn.core.data import Noisy, Originals
 from uturn.core.files import digest_of_file
 from uturn.core.messages import one_line, shown
-from uturn.core.protocols import Backward, Corruption, Source, Spec
+from uturn.core.protocols import Corruption, FromFiles, Source, Spec
 from uturn.core.random import Streams
 from uturn.core.variables import Axes, Axis
 from uturn.corruption.recorded import Recorded
@@ -60,7 +60,7 @@ _SWAPPED, _CLEAR = 0.7, 1.2
 _COLOURS = ("RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")  # modes of Pillow
 
 
-class RecordedImages(Spec, Backward):
+class RecordedImages(Spec, FromFiles):
     """Reads the reconstructions of U-turns made elsewhere from image files; no model is run.
 
     The source is the folder of originals (type "images"). Its options `channels` and `size` apply
@@ -82,7 +82,6 @@ class RecordedImages(Spec, Backward):
     kinds: ClassVar[tuple[str, ...]] = ("images",)
     undoes: ClassVar[tuple[str, ...]] = ("recorded",)
     adds_trajectories: ClassVar[bool] = True
-    has_gaps: ClassVar[bool] = True
     type: Literal["recorded"] = "recorded"
     pattern: str
 

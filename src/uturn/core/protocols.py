@@ -40,6 +40,8 @@ __all__ = [
     "Coordinate",
     "Coordinates",
     "Corruption",
+    "FromFiles",
+    "Hints",
     "Noisy",
     "Originals",
     "Part",
@@ -271,7 +273,26 @@ class Channel(Corruption[O, Noisy]):
         return values
 
 
-class Backward(Part, Generic[N]):
+class Hints:
+    """How a backward is fastest. A hint changes the order of tasks and never a number."""
+
+    shares_batches: ClassVar[bool] = False
+    """Whether `reconstruct_stream` reconstructs the data of several blocks together."""
+    by_items: ClassVar[bool] = False
+    """Whether the tasks of one block of items are best measured together, at all noise levels."""
+    blocks_ahead: ClassVar[int | None] = 64
+    """Largest number of blocks (at least 1) that `reconstruct_stream` may have read and not yet
+    answered, before it is called again. None for backwards that read only as many as they have
+    room for.
+    """
+
+    @property
+    def wants_processes(self) -> bool:
+        """Whether several processes are faster than one with several threads."""
+        return False
+
+
+class Backward(Part, Hints, Generic[N]):
     """A model that draws reconstructions given noisy data."""
 
     undoes: ClassVar[tuple[str, ...]] = ()
@@ -280,28 +301,6 @@ class Backward(Part, Generic[N]):
     """Further members that a user-defined corruption of strings needs."""
     adds_trajectories: ClassVar[bool] = False
     """Whether trajectories can be reconstructed separately with the same results."""
-    shares_batches: ClassVar[bool] = False
-    """Whether `reconstruct_stream` reconstructs the data of several blocks together. A hint for
-    the order of tasks.
-    """
-    by_items: ClassVar[bool] = False
-    """Whether the tasks of one block of items are best measured together, at all noise levels. A
-    hint for the order of tasks.
-    """
-    blocks_ahead: ClassVar[int | None] = 64
-    """Largest number of blocks (at least 1) that `reconstruct_stream` may have read and not yet
-    answered, before it is called again. None for backwards that read only as many as they have
-    room for.
-    """
-    has_gaps: ClassVar[bool] = False
-    """Whether reconstructions may be missing, float arrays of NaN alone. Their readings are then
-    NaN; probes do not see them.
-    """
-
-    @property
-    def wants_processes(self) -> bool:
-        """Whether several processes are faster than one with several threads."""
-        return False
 
     @abstractmethod
     def reconstruct(self, noisy: N, streams: Streams, clones: int = 1) -> Reconstructions:
@@ -361,11 +360,19 @@ class Backward(Part, Generic[N]):
         """
         return ()
 
+
+class FromFiles(Backward[N]):
+    """A backward whose reconstructions were made elsewhere and are read from files.
+
+    Reconstructions may be missing: float arrays of NaN alone. Their readings are then NaN, and
+    probes do not see them.
+    """
+
+    @abstractmethod
     def stale(self, fingerprint: str, noise: Sequence[float]) -> Collection[float] | None:
-        """The noise levels that have changed since the fingerprint was this one; None: unknown,
-        so that no run is resumed.
+        """Noise levels whose data changed since `fingerprint` was recorded. None if this cannot be
+        told; the store is then not resumed.
         """
-        return None
 
 
 S = TypeVar("S", bound=Source, default=Source)

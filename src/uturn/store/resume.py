@@ -20,7 +20,7 @@ from uturn.core.contracts import checked_blocks
 from uturn.core.files import locked_folder
 from uturn.core.messages import shown
 from uturn.core.own_parts import is_own
-from uturn.core.protocols import Coordinates
+from uturn.core.protocols import Coordinates, FromFiles
 from uturn.core.registry import build
 from uturn.store.places import is_empty, is_url
 from uturn.store.record import Blocks, MemoryStore, Store, Task
@@ -143,11 +143,10 @@ def _compared(
     changed = {
         key for key in known.keys() | models.keys() if known.get(key, "") != models.get(key, "")
     }
-    stale = (
-        experiment.parts.backward.stale(known["backward"], opened.noise)
-        if "backward" in changed & known.keys()
-        else None
-    )
+    stale: Collection[float] | None = None
+    backward = experiment.parts.backward
+    if isinstance(backward, FromFiles) and "backward" in changed & known.keys():
+        stale = backward.stale(known["backward"], opened.noise)
     user_defined = {str(slot) for slot, part in experiment.slots().items() if is_own(part)}
     acceptable = sorted(key for key in changed if key.endswith(".code") or key in user_defined)
     fixed = changed.difference(acceptable, {"backward"} if stale is not None else ())
