@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypeVar
 
@@ -31,6 +31,8 @@ K = TypeVar("K", bound=Hashable)
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
     from uturn.core.prior import Prior
+    from uturn.corruption.denoising import Denoiser
+    from uturn.exact.inference.evidence import Evidence
 
 __all__ = [
     "Axes",
@@ -236,12 +238,12 @@ class Channel(Corruption[O, Noisy]):
     """
 
     @abstractmethod
-    def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
+    def log_evidence(self, noisy: Noisy, dtype: DTypeLike | None = None) -> np.ndarray:
         """Log-likelihood (nats, up to a constant) of each leaf's observation for each symbol,
         (batch, num_leaves, vocab_size).
         """
 
-    def evidence(self, noisy: Noisy) -> Any:  # `Evidence` of a room above this one, or an array
+    def evidence(self, noisy: Noisy) -> Evidence | np.ndarray:
         """The evidence in the form that inference reads fastest; by default its logarithms.
 
         A class that defines `log_evidence` anew, and not `evidence`, has this default again, so
@@ -254,7 +256,7 @@ class Channel(Corruption[O, Noisy]):
         if "log_evidence" in vars(cls) and "evidence" not in vars(cls):
             cls.evidence = Channel.evidence  # type: ignore[method-assign]
 
-    def reverse(self, denoiser: Any, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
+    def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
         """Strings int64 (batch, num_leaves) from `steps` evaluations of a denoiser; all samples
         have the same noise level.
         """
@@ -428,14 +430,21 @@ class Probe(Part, Generic[O, N, S]):
         """
 
     def accumulate(
-        self, state: Any, u_turns: UTurns[O, N], source: S
-    ) -> Any:  # of the probe's own kind
+        self,
+        state: Any,  # noqa: ANN401 - None, or what the method gave
+        u_turns: UTurns[O, N],
+        source: S,
+    ) -> Any:  # noqa: ANN401 - a state of the probe's own kind
         """The running state of a block after more of its U-turns, given the state after earlier
         trajectories (None at first).
         """
         return self.read(u_turns, source)
 
-    def readings(self, state: Any, source: S) -> Mapping[str, np.ndarray]:  # as accumulate gives it
+    def readings(
+        self,
+        state: Any,  # noqa: ANN401 - as `accumulate` gives it
+        source: S,
+    ) -> Mapping[str, np.ndarray]:
         """The readings of a block, in the form of `read`, from the state of `accumulate` after
         all its trajectories.
         """
@@ -477,7 +486,7 @@ class Spec(BaseModel, Part):
     def files(self) -> Sequence[Any]:
         return [path for one in self.reads() for path in one.files()]
 
-    def own_code(self) -> Any:
+    def own_code(self) -> object:
         return next((code for one in self.reads() if (code := one.own_code()) is not None), None)
 
     def fingerprint(self) -> str:
