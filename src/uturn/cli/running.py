@@ -106,7 +106,7 @@ def locate_into(
     for line in location.lines():
         console().print(line)
     if out is None:
-        say_next(run=("study", *(inside(folder, f"{name}.zarr") for name in location.runs)))
+        say_next(run=("study", *(inside(folder, name) for name in location.runs)))
     else:
         pages.write_study(location.runs, out, located=location.numbers())
         end(out)
@@ -116,7 +116,7 @@ def locate_into(
 
 def originals_in(out: str) -> str | None:
     """The folder of generated originals in a folder of results; None at a URL."""
-    from uturn.store.places import is_url
+    from uturn.store.folders import is_url
 
     return None if is_url(out) else os.path.abspath(os.path.join(out, "originals"))
 
@@ -141,18 +141,18 @@ def end(
 
 
 def opened(place: str, **of_table: Any) -> Any:
-    """The run in a store, in the `run.zarr` of a folder of results, or in a table of readings
+    """The run in a store, in the folder `run` of a folder of results, or in a table of readings
     with the options `of_table`.
     """
     from uturn.core.files import check_plain
-    from uturn.store.record import open_run
+    from uturn.store.run_folder import open_run
     from uturn.studies.long_form import is_table
     from uturn.studies.readings import read_readings
 
     if is_table(place):
         return read_readings(place, **of_table)
-    inner = Path(place) / "run.zarr"
-    if (Path(place) / "zarr.json").exists() or not inner.is_dir():
+    inner = Path(place) / "run"
+    if not (inner / "run.json").is_file():
         return open_run(place)
     check_plain(inner)  # the folder, perhaps of others, may not lead to a store elsewhere
     return open_run(inner)

@@ -28,9 +28,10 @@ from uturn.core.own_parts import is_own
 from uturn.core.processes import cores, in_processes
 from uturn.core.progress import progress_bar
 from uturn.engine.tasks import Tasks
-from uturn.store.places import is_url, place_of
-from uturn.store.record import MemoryStore, Store, Task, warnings_of
+from uturn.store.blocks import Task
+from uturn.store.folders import checked_location, is_url
 from uturn.store.resume import open_store
+from uturn.store.run_folder import RunFolder, warnings_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -62,7 +63,7 @@ def run(
     Parameters
     ----------
     store : path or URL, optional
-        The zarr store that is filled task by task: a folder, or a URL of object storage
+        The store that is filled task by task: a folder, or a URL of object storage
         (s3://bucket/run, gs://.., az://..) as text; in memory if not given.
     resume : bool
         Whether to complete an existing store of the same experiment, or to extend it by items,
@@ -106,10 +107,10 @@ def run(
     begun = begin(experiment, store, resume, accept_changes, shard, workers)
     work, left, workers_alive = begun.work, begun.left, ""
     if cluster is None and store is not None and min(workers or 1, len(left)) > 1:
-        measured_in_processes([begun], workers or 1, progress, work.store.where)
+        measured_in_processes([begun], workers or 1, progress, work.store.location)
         return begun.end()
     bar = progress_bar(
-        progress, work.store.where, begun.tasks, begun.tasks - len(left), lambda: workers_alive
+        progress, work.store.location, begun.tasks, begun.tasks - len(left), lambda: workers_alive
     )
     with bar as advance, work.store.finishing() as store_by:
         if cluster is not None and left:
@@ -172,15 +173,15 @@ class Begun:
         experiment, left = self.work.experiment, self.left.items()
         spec, by_items = json.dumps(experiment.to_dict()), experiment.parts.backward.by_items
         groups = groupby(left, key=lambda pair: pair[0].item_block if by_items else pair[0])
-        return [(spec, self.work.store.where, list(group)) for _, group in groups]
+        return [(spec, self.work.store.location, list(group)) for _, group in groups]
 
     def end(self) -> xr.Dataset:
         """The dataset of `run`, after the tasks were measured."""
         experiment, opened = self.work.experiment, self.work.store
-        ds = opened.dataset(look=False)
+        ds = opened.dataset()
         if self.left and ds.attrs["complete"] and (empty := _without_values(ds)):
             _noted(opened, self.doubts + empty, new=empty)
-            ds = ds.assign_attrs(warnings=opened.attributes["warnings"])
+            ds = ds.assign_attrs(warnings=json.dumps(opened.attributes["warnings"]))
         # Use the caller's spec: figures build parts from it, and the text in a store is not
         # trusted.
         return ds.assign_attrs(spec=json.dumps(experiment.to_dict()), spec_hash=experiment.hash)
@@ -198,7 +199,7 @@ def begin(
     the networks.
     """
     checked_experiment(experiment)
-    place = None if store is None else place_of("store", store)
+    place = None if store is None else checked_location("store", store)
     number, shares = (checked_integer("shard", part, 1) for part in shard)
     expect(number <= shares, "shard", shard, "(i, n) with 1 <= i <= n")
     expect(
@@ -226,15 +227,15 @@ def begin(
         ]
     work = Tasks(experiment, opened)
     left = work.left(tasks)
-    doubts = list(map(str, experiment.model_check())) if left else warnings_of(opened.attributes)
+    doubts = list(map(str, experiment.model_check())) if left else warnings_of(opened.file.texts())
     _noted(opened, doubts, new=doubts)
     return Begun(work, len(tasks), left, doubts)
 
 
-def _noted(opened: Store | MemoryStore, texts: list[str], new: list[str]) -> None:
+def _noted(opened: RunFolder, texts: list[str], new: list[str]) -> None:
     """Store warnings in the attributes of a store, and give the new ones."""
-    if texts != warnings_of(opened.attributes):
-        opened.update(warnings=json.dumps(texts))
+    if texts != warnings_of(opened.file.texts()):
+        opened.update(warnings=texts)
     for text in new:
         warnings.warn(text, stacklevel=4)
 
@@ -264,7 +265,6 @@ def _on_cluster(
     from uturn.engine.cluster import on_cluster, whole_batches
 
     experiment, opened = work.experiment, work.store
-    assert isinstance(opened, Store)
     for name, code in experiment.own_code().items():
         module = (code if inspect.isfunction(code) else type(code)).__module__
         expect(
@@ -278,7 +278,7 @@ def _on_cluster(
         experiment.chunk * experiment.trajectories * experiment.clones,
     )
     batch = getattr(backward, "batch_size", None)
-    where = opened.where if is_url(opened.where) else os.path.abspath(opened.where)
+    where = opened.location if is_url(opened.location) else os.path.abspath(opened.location)
     tasks, by_items = list[Task](), backward.by_items
     alike = [
         list(group)
@@ -315,7 +315,7 @@ def _on_cluster(
     until = time.monotonic() + _SEEN_SECONDS
     while (lost := work.recorded_left(list(left))) and time.monotonic() < until:
         time.sleep(1)
-    where = f"{opened.where}: measured tasks that this host does not see in it"
+    where = f"{opened.location}: measured tasks that this host does not see in it"
     expect(
         not lost,
         where,
@@ -336,11 +336,9 @@ def _tasks_of(spec: str, store: str) -> Tasks:
     """The tasks of a spec in another process, perhaps on another host; ValueError if the source
     has other data than the store.
     """
-    experiment, opened = Experiment.from_dict(json.loads(spec)), Store.open(store)
+    experiment, opened = Experiment.from_dict(json.loads(spec)), RunFolder.open(store)
     source = experiment.parts.source
-    same = is_own(source) or source.fingerprint() == json.loads(opened.attributes["models"]).get(
-        "source", ""
-    )
+    same = is_own(source) or source.fingerprint() == opened.models.get("source", "")
     expect(
         same, "source", source, "data as they were when the run began; bring them back, and resume"
     )

@@ -11,7 +11,8 @@ import numpy as np
 
 from uturn.core.experiment import Experiment
 from uturn.engine.measuring import measurements
-from uturn.store.record import MemoryStore, Store, Task, called
+from uturn.store.blocks import Task
+from uturn.store.run_folder import RunFolder, called
 
 
 def left_of(experiment: Experiment, counts: Mapping[Task, int]) -> dict[Task, int]:
@@ -25,7 +26,7 @@ def left_of(experiment: Experiment, counts: Mapping[Task, int]) -> dict[Task, in
 class Tasks:
     """The tasks of an experiment, measured into its store."""
 
-    def __init__(self, experiment: Experiment, store: Store | MemoryStore) -> None:
+    def __init__(self, experiment: Experiment, store: RunFolder) -> None:
         self.experiment, self.store = experiment, store
 
     def left(self, tasks: Iterable[Task]) -> dict[Task, int]:
@@ -38,7 +39,6 @@ class Tasks:
         """`left` according to the records alone, which is fast; tasks with damaged readings
         count as done.
         """
-        assert isinstance(self.store, Store)
         return left_of(self.experiment, self.store.recorded(tasks))
 
     def measure(
@@ -53,12 +53,12 @@ class Tasks:
 
         Neighbours of equal first trajectory are measured together. `check`: whether to look for
         readings that another process has stored in the meantime. `call` calls the function that
-        stores readings; that of `Store.finishing` may do so later.
+        stores readings; that of `RunFolder.finishing` may do so later.
         """
         for first, group in groupby(tasks, key=lambda pair: pair[1]):
             named = ((task, task.noise_index, self.store.items(task)) for task, _ in group)
             for task, readings in measurements(self.experiment, named, first):
-                if not check or self.recorded_left([task]):
+                if not check or not self.store.is_done(task):
                     call(self._write, task, readings, first)
                 yield task
 
@@ -67,12 +67,13 @@ class Tasks:
         trajectories.
         """
         store = self.store
-        if isinstance(store, Store) and first:
+        if first:
             before = store.read(task, first)
+            assert before is not None  # it was read when the run began
             axes = {
-                name: variable.index("trajectory") - 1
-                for name, variable in store.dims.items()
-                if "trajectory" in variable
+                name: variable.dims.index("trajectory") - 1
+                for name, variable in store.file.variables.items()
+                if "trajectory" in variable.dims
             }
             readings = {
                 name: (

@@ -5,7 +5,6 @@ its own.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from uturn.core.checks import LARGEST, checked_array, expect, plain
 from uturn.core.messages import one_line, shown
 from uturn.core.protocols import Variable
 from uturn.measures.changes import covariances_of
-from uturn.store.places import is_empty, place_of
-from uturn.store.record import MemoryStore, Store, fill, write_run
+from uturn.store.folders import checked_location, is_empty
 from uturn.store.resume import versions_used
+from uturn.store.run_folder import RunFolder, fill, write_run
 from uturn.studies.long_form import AXES, COLUMNS, NEAR, arrays_of, read_long_form
 from uturn.studies.runs import is_kept_if_large, named_in
 
@@ -221,21 +220,19 @@ def readings(
     }
     chunk = min(sizes["item"], _CHUNK)
     attributes = {
-        "spec": json.dumps(spec),
-        "identity": json.dumps(
-            {**spec, "chunk": chunk, "corruption": {**part, "noise": levels.tolist()}}
-        ),
-        "models": json.dumps({"readings": _digest(arrays)}),
-        "versions": json.dumps(versions_used()),
+        "spec": spec,
+        "identity": {**spec, "chunk": chunk, "corruption": {**part, "noise": levels.tolist()}},
+        "models": {"readings": _digest(arrays)},
+        "versions": versions_used(),
         "random_version": random.VERSION,
     }
     attributes |= {"description": description} if description else {}
-    attributes |= {"warnings": json.dumps(hints)} if hints else {}
-    run = MemoryStore(variables, coordinates, chunk, attributes)
+    attributes |= {"warnings": hints} if hints else {}
+    run = RunFolder.in_memory(variables, coordinates, attributes)
     fill(run, {name: arrays[name].values for name in variables})
     if store is not None:
-        place = place_of("store", store)
-        if not is_empty(place) and not Store.open(place).is_made_elsewhere:
+        place = checked_location("store", store)
+        if not is_empty(place) and not RunFolder.open(place).is_made_elsewhere:
             raise ValueError(
                 f"store = {str(store)!r} holds a run of U-turns; choose another folder"
             )

@@ -32,7 +32,7 @@ _KEPT = "kept, span = 1"  # the reading by which decoders are compared
 
 
 def audit_into(out: str, chosen: AuditOptions, running: Running) -> None:
-    """Measure and write an audit: the study of OUT/run.zarr, the runs OUT/audit/NAME.zarr of
+    """Measure and write an audit: the study of OUT/run, the runs OUT/audit/NAME of
     decoders, and `audit.json`.
     """
     expect(
@@ -42,13 +42,13 @@ def audit_into(out: str, chosen: AuditOptions, running: Running) -> None:
         "1/1, since an audit compares finished runs; leave out --shard",
     )
     experiment, decoders = chosen.experiment(), chosen.audited()
-    datasets = runs_into(out, {"run.zarr": experiment}, running)
+    datasets = runs_into(out, {"run": experiment}, running)
     assert datasets is not None  # no other shares
-    run = datasets["run.zarr"]
+    run = datasets["run"]
     with output_folder("out", out) as folder:
         runs: dict[str, Any] = {}
         for name, options in decoders.items():
-            store = folder.inside("audit").place(f"{re.sub('[^a-z0-9.]+', '-', name)}.zarr")
+            store = folder.inside("audit").place(f"{re.sub('[^a-z0-9.]+', '-', name)}")
             runs[name] = run_into(store, options.experiment(), running)
         looks: Any = {"title": "U-turns of texts", "groups": ("tokens",), "page": False}
         study = write_study(run, out, source=experiment.parts.source, **looks)
