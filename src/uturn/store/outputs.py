@@ -177,6 +177,7 @@ def export_run(location: str | Path, path: Path) -> None:
         write_dataset(data, path)
         return
     # NetCDF has neither truth values nor numpy's text of variable length.
+    del data.attrs["variables"]  # scipy has an own attribute of this name; the file lists them
     data.attrs = {name: _netcdf_attribute(value) for name, value in data.attrs.items()}
     texts = {}
     for name, labels in data.variables.items():
