@@ -28,7 +28,7 @@ from uturn.engine import cluster as engine_cluster
 from uturn.engine.cluster import on_cluster
 from uturn.engine.run import _on_cluster
 from uturn.engine.tasks import Tasks
-from uturn.store.places import place_of
+from uturn.store.folders import checked_location
 from uturn.store.resume import open_store
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -136,7 +136,9 @@ def overhead(address: str, duration: float) -> None:
         used = time.process_time()
         ut.run(experiment, Path(folder) / "local")
         local = time.process_time() - used
-        opened = open_store(experiment, place_of("store", Path(folder) / "cluster"), True, False)
+        opened = open_store(
+            experiment, checked_location("store", Path(folder) / "cluster"), True, False
+        )
         work = Tasks(experiment, opened)
         done, seen = 0, []
         for count, _ in _on_cluster(work, work.left(opened.tasks()), address, 1, 1.0, None):

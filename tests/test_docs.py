@@ -25,7 +25,7 @@ from uturn.cli.stops import Stops
 from uturn.core.registry import PARTS
 from uturn.paper import fig7
 from uturn.paper.registry import FIGURES, PAPER_FIGURES, load_figure
-from uturn.store.record import VERSION
+from uturn.store.run_file import VERSION
 
 ROOT = Path(__file__).parents[1]
 OF_EXAMPLES = {"changed-runs"}  # tests/test_tools.py installs examples/tool and runs it

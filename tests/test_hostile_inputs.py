@@ -31,6 +31,7 @@ import xarray as xr
 import zarr
 from PIL import Image
 from rich.table import Table
+from uturn.store.record import _digest_of_labels, open_run
 
 import uturn as ut
 from command_line import SPEC as TOML
@@ -59,7 +60,6 @@ from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, listed
 from uturn.sources.tokens import _rows
 from uturn.store.outputs import write_dataset
-from uturn.store.record import _digest_of_labels, open_run
 from uturn.studies import records_of
 from uturn.studies.records import _MOST_TOKENS
 
@@ -327,7 +327,7 @@ def ended(capsys, *words):
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """A small finished store."""
-    path = tmp_path_factory.mktemp("stored") / "run.zarr"
+    path = tmp_path_factory.mktemp("stored") / "run"
     ut.run(ut.Experiment.from_dict({**SPEC, "trajectories": 2, "clones": 2}), path)
     return path
 
@@ -513,11 +513,11 @@ def figure(folder, name="fig6", **changes):
 
 @pytest.mark.parametrize(
     ("place", "kind"),
-    [("fig7.json", "pipe"), ("x.zarr/zarr.json", "device"), ("run.zarr/noise/c/0", "link")],
+    [("fig7.json", "pipe"), ("x.zarr/zarr.json", "device"), ("run/noise/c/0", "link")],
 )
 def test_a_report_reads_no_pipes_devices_and_links(place, kind, stored, tmp_path):
     folder = figure(tmp_path / "results", files={"png": "fig6.png"})
-    shutil.copytree(stored, folder / "run.zarr")
+    shutil.copytree(stored, folder / "run")
     path = folder / place
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
@@ -1023,13 +1023,13 @@ def test_a_place_that_is_no_number_has_a_card(tmp_path):
 
 def test_links_in_a_circle_are_replaced_or_named(tmp_path, capsys):
     (tmp_path / "spec.json").write_text(json.dumps(SPEC))
-    for name, code in (("run.zarr", 0), ("circle/run.zarr", 2)):
+    for name, code in (("run", 0), ("circle/run", 2)):
         (tmp_path / name.split("/")[0]).symlink_to(name.split("/")[0])
         ending = ended(
             capsys, "run", tmp_path / "spec.json", "--store", tmp_path / name, "--workers", 1
         )
         assert (ending[0], "symbolic links" in ending[1][0]) == (code, code == 2), ending
-    assert not (tmp_path / "run.zarr").is_symlink()
+    assert not (tmp_path / "run").is_symlink()
 
 
 # --- folders of images, of models and of texts ----------------------------------------------------
@@ -1221,10 +1221,10 @@ def test_a_spec_of_a_store_that_is_no_table_is_one_line(text, stored, tmp_path, 
 
 
 def test_a_study_follows_no_link_in_a_folder_of_results(stored, tmp_path, capsys):
-    (tmp_path / "run.zarr").symlink_to(stored)
+    (tmp_path / "run").symlink_to(stored)
     for words in (["study", tmp_path], ["choose", tmp_path, "--keep", "belief=.5"]):
         code, (line,), _ = ended(capsys, *words)
-        assert (code, "run.zarr is a link" in line) == (2, True), line
+        assert (code, "run is a link" in line) == (2, True), line
 
 
 def test_originals_are_read_up_to_the_first_of_another_shape(tmp_path, monkeypatch):

@@ -344,7 +344,7 @@ def recording():
         recorded("uturn.engine.sweep.run_all", {"one": RUN})
         recorded("uturn.engine.trial.check", [])
         recorded("uturn.studies.locate.forecast", Forecast("", {"at both ends": Described(PARTS)}))
-        recorded("uturn.store.record.Store.open", ends=True)
+        recorded("uturn.store.run_folder.RunFolder.open", ends=True)
         patch.setattr("uturn.engine.plan.plan", plan_of(recorder))
         # Results
         for name in ("write_study", "write_page"):

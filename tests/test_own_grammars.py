@@ -13,7 +13,7 @@ from uturn.engine.run import run_tasks
 from uturn.exact.inference import prior_entropy
 from uturn.exact.inference.torch_backend import sample_torch
 from uturn.exact.rhm import cumulative_sums
-from uturn.store.record import Store
+from uturn.store.run_folder import RunFolder
 
 # Of logarithms of rules of probability 0.
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -174,7 +174,7 @@ def test_rules_that_change_during_a_run_are_not_mixed(tmp_path):
         {**spec, "backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]}
     )
     ut.run(experiment, tmp_path / "run")
-    source, (task, *_) = experiment.parts.source, Store.open(str(tmp_path / "run")).tasks()
+    source, (task, *_) = experiment.parts.source, RunFolder.open(str(tmp_path / "run")).tasks()
     before = source.fingerprint()
     path.write_text(json.dumps({"rules": RULES, "class_probabilities": [0.25, 0.75]}))
     assert source.grammar(0, 0).fingerprint == before

@@ -14,7 +14,7 @@ from uturn.engine import plan as planning
 from uturn.engine.measuring import measure
 from uturn.engine.plan import Plan, plan
 from uturn.probes.hidden_layers import HiddenLayers
-from uturn.store.record import Store
+from uturn.store.run_folder import RunFolder
 
 # A check is no part of a plan, and takes longer than these runs.
 pytestmark = pytest.mark.usefixtures("unchecked_models")
@@ -104,7 +104,7 @@ def test_tasks_and_bytes_are_those_of_the_store(name, tmp_path):
     assert found.disk == sum(
         run[variable].astype(np.float32).nbytes for variable in run.attrs["variables"]
     )
-    assert found.tasks == len(list(Store.open(tmp_path / "x").tasks()))
+    assert found.tasks == len(list(RunFolder.open(tmp_path / "x").tasks()))
 
 
 def test_only_what_the_store_lacks_is_counted(tmp_path):

@@ -22,7 +22,7 @@ from uturn.measures.strengths import strength_of
 from uturn.networks.images.options import read_prompts
 from uturn.networks.images.prompted import PromptedUNet
 from uturn.presets import ImageOptions
-from uturn.store.record import Store
+from uturn.store.run_folder import RunFolder
 
 pytest.importorskip("transformers")
 
@@ -254,7 +254,7 @@ def test_texts_are_encoded_once(folders, data, prompts, monkeypatch):
 
 
 def test_prompts_are_part_of_the_identity_of_a_run(folders, data, prompts, tmp_path):
-    store = str(tmp_path / "run.zarr")
+    store = str(tmp_path / "run")
     ut.run(options(folders["sd"], data, prompt=str(prompts)).experiment(), store)
     prompts.write_text("a cat\na dog\na dog\n")
     with pytest.raises(ValueError, match="weights or data of backward"):
@@ -307,7 +307,7 @@ def test_from_the_command_line(folders, data, tmp_path, kind):
     more = ["--prompt", "a cat", "--no-compare-labels", "--workers", "1", "--out", str(out)]
     done = CliRunner().invoke(app, [*command, *sizes, *more])
     assert done.exit_code == 0, done.output
-    ds = Store.open(out / "run.zarr").dataset()
+    ds = RunFolder.open(out / "run").dataset()
     assert (out / "study.png").is_file()
     words = ds.attrs["description"]
     assert "with the prompt 'a cat'" in words

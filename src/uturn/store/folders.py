@@ -55,8 +55,8 @@ class Folder(ABC):
 
     location: str
     """Path or URL."""
-    patience: float = PATIENCE
-    """Seconds after which a request that fails is given up."""
+    patience: float | None = None
+    """Seconds after which a request that fails is given up; by default `PATIENCE`."""
 
     @abstractmethod
     def read(self, name: str, most: int = sys.maxsize) -> bytes | None:
@@ -242,7 +242,6 @@ class ObjectFolder(Folder):
 
     def __init__(self, location: str) -> None:
         self.location = location
-        self.patience = PATIENCE
         try:
             import obstore
         except ImportError as error:
@@ -265,12 +264,10 @@ class ObjectFolder(Folder):
         return self._clients[seconds]
 
     def read(self, name: str, most: int = sys.maxsize) -> bytes | None:
-        objects = self._objects(min(most, 2**31))
-
         def request() -> bytes | None:
             try:
                 # The head of the answer has the size, so that no request of its own is needed.
-                answer = self._requests.get(objects, name)
+                answer = self._requests.get(self._objects(0), name)
             except (self._absent, FileNotFoundError):
                 return None
             size = answer.meta["size"]
@@ -324,7 +321,7 @@ class ObjectFolder(Folder):
         return self._repeated("list it", request)
 
     def _repeated(self, action: str, request: Callable[[], Result]) -> Result:
-        start = time.monotonic()
+        end = time.monotonic() + (PATIENCE if self.patience is None else self.patience)
         wait = _FIRST_WAIT
         while True:
             try:
@@ -332,7 +329,7 @@ class ObjectFolder(Folder):
             except (OSError, self._requests.exceptions.BaseError) as error:
                 text = _without_source(error)
                 may_pass = _MAY_PASS.search(f"{type(error).__name__} {text}")
-                has_time = time.monotonic() + wait < start + self.patience
+                has_time = time.monotonic() + wait < end
                 if not (may_pass and has_time):
                     raise failure(self.location, action, error) from None
             time.sleep(wait * random.uniform(0.5, 1.0))
