@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import uturn as ut
 from command_line import process, uturn
+from forging import forge
 from small import strings
 from uturn.backward import ExactPosterior
 from uturn.cli import app
@@ -452,9 +453,9 @@ def test_a_spec_in_a_store_runs_nothing(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert not trace.exists()
     assert "evil" not in sys.modules
-    RunFolder.open(folder).update(spec=[source])
-    with pytest.raises(ValueError, match="the run's attribute 'spec' is no JSON table"):
-        ut.study(RunFolder.open(folder).dataset())
+    forge(folder, lambda run: run["attributes"].update(spec=[source]))
+    with pytest.raises(ValueError, match="is not a readable store: its attribute spec = "):
+        RunFolder.open(folder)
 
 
 # -- the code of a part ----------------------------------------------------------------------------
