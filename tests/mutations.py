@@ -630,23 +630,23 @@ MUTATIONS = (
     ),
     # --- stores and clusters ---
     Mutation(
-        "a larger store is announced before its labels are written",
-        "uturn.store.record:Store.grow",
-        "root = new.pop(ROOT)",
-        "root = new.pop(ROOT); write(self.files, ROOT, root)",
-        tests=(("test_grow::growth_is_announced_last", {}),),
+        "the file of a task of another run is read",
+        "uturn.store.run_folder:RunFolder.read",
+        "if file is None or file.about != self._about(task, trajectories):",
+        "if file is None:",
+        tests=(("test_grow::a_file_of_another_run_is_not_read", {}),),
     ),
     Mutation(
         "a block that was cut short counts as done in a larger run",
-        "uturn.store.record:Store.states",
-        "if count == 0 or items < len(self.items(task)):",
-        "if count == 0:",
+        "uturn.store.run_folder:RunFolder._stem",
+        'f"noise_{extent.noise!r}-items_{extent.first_item}_{extent.last_item}"',
+        'f"noise_{extent.noise!r}-items_{extent.first_item}"',
         tests=(("test_grow::blocks_that_were_cut_short_are_missing", {}),),
     ),
     Mutation(
         "metadata that were changed are read",
-        "uturn.store.record:Store.__init__",
-        'digest == _digest(root)',
+        "uturn.store.run_file:RunFile.__init__",
+        "digest == _digest(table)",
         "True",
         tests=(("test_grow::metadata_are_as_they_were_written", {}),),
     ),
@@ -681,20 +681,6 @@ MUTATIONS = (
         tests=(("test_changes_probe::test_the_change_of_a_text_is_that_of_its_own_free_tokens", {"clones": 3}),),
     ),
     # --- stores ---
-    Mutation(
-        "stores of any format of zarr are opened",
-        "uturn.store.record:Store.__init__",
-        'mode="r+", use_consolidated=True, zarr_format=3',
-        'mode="r+", use_consolidated=True',
-        tests=(("test_hostile_inputs::test_format_3_is_asked_for", {}),),
-    ),
-    Mutation(
-        "readings of any format of zarr are opened",
-        "uturn.store.record:Store.dataset",
-        "self.files, zarr_format=3, consolidated=True",
-        "self.files, consolidated=True",
-        tests=(("test_hostile_inputs::test_format_3_is_asked_for", {}),),
-    ),
     # --- places ---
     Mutation(
         "the error of an estimated chance is left out",
@@ -779,7 +765,7 @@ MUTATIONS = (
     Mutation(
         "a plan counts levels whose files have changed as done",
         "uturn.store.resume:trajectories_done",
-        edit=Replaced("blocks.noise[task.noise_index] in stale", "False"),
+        edit=Replaced("extent.noise in stale", "False"),
         tests=(("test_recorded::test_a_plan_holds_the_levels_whose_files_have_changed", {}),),
     ),
     # --- exact inference, decoders, clones ---

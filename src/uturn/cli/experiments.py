@@ -65,7 +65,7 @@ def run(
 
     Measures what U-turns change at each noise level: the share of unchanged latents at each tree
     level, the similarity in each layer of a network, and the readings of other probes.
-    `xarray.open_zarr(STORE)` opens the results. If the store holds the same experiment with fewer
+    `xarray.open_dataset(STORE, engine="uturn")` opens the results. If the store holds the same experiment with fewer
     items, noise levels or trajectories, it is extended. With --out, the run is then studied, as
     `uturn study STORE --out FOLDER` does.
 
