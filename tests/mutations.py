@@ -108,8 +108,8 @@ MUTATIONS = (
     Mutation(
         "all clones identical",
         "uturn.exact.inference:sample_posterior",
-        "trees = sample(rhm, evidence, streams(seed, len(evidence)), numbers)",
-        "trees = sample(rhm, evidence, streams(seed, len(evidence)), 0 * numbers)",
+        "trees = rhm.posterior_draws(evidence, streams(seed, len(evidence)), numbers)",
+        "trees = rhm.posterior_draws(evidence, streams(seed, len(evidence)), 0 * numbers)",
         tests=of_channel(CALIBRATION, "masking"),
     ),
     Mutation(
@@ -188,15 +188,15 @@ MUTATIONS = (
     Mutation(
         "a sampler of marginals",
         "uturn.exact.inference:sample_posterior",
-        "trees = sample(rhm, evidence, streams(seed, len(evidence)), numbers)",
+        "trees = rhm.posterior_draws(evidence, streams(seed, len(evidence)), numbers)",
         "from mutations import of_marginals; trees = of_marginals(rhm, evidence, streams(seed, len(evidence)), numbers)",
         tests=of_channel(CALIBRATION, "masking"),
     ),
     Mutation(
         "marginals of other evidence than the draws",
         "uturn.sources.strings:NoisyStrings.true_beliefs",
-        "return true_beliefs(self.rhm, self.evidence, symbols)",
-        "return true_beliefs(self.rhm, Evidence.of(np.float32(1.1) * self.log_evidence), symbols)",
+        "return self.rhm.true_beliefs(self.evidence, symbols)",
+        "return self.rhm.true_beliefs(Evidence.of(np.float32(1.1) * self.log_evidence), symbols)",
         tests=of_channel(MARGINALS, "gaussian"),
     ),
     Mutation(
@@ -424,9 +424,9 @@ MUTATIONS = (
     ),
     Mutation(
         "draws are cut into clones first, then trajectories",
-        "uturn.core.contracts:with_twins",
-        'at = dims.index("trajectory") + 1',
-        'at = dims.index("trajectory")',
+        "uturn.core.contracts:_with_clones",
+        'end = dims.index("trajectory") + 1',
+        'end = dims.index("trajectory")',
         tests=(("test_calibration::test_twins_are_their_definition", {}),),
     ),
     Mutation(

@@ -64,14 +64,14 @@ class RunFile:
         """Binds the files of tasks to the run."""
         self.attributes: Plain = table["attributes"]
         self.variables = {
-            name: StoredVariable(tuple(entry["dims"]), entry["attributes"])
+            name: StoredVariable(tuple(entry["dims"]), _attributes(name, entry))
             for name, entry in table["variables"].items()
         }
         self.coordinates = {
             name: StoredCoordinate(
                 tuple(entry["dims"]),
                 _labels(entry["type"], entry["values"]),
-                entry["attributes"],
+                _attributes(name, entry),
             )
             for name, entry in table["coordinates"].items()
         }
@@ -225,6 +225,13 @@ def attributes_of(variable: Variable) -> dict[str, str]:
     instructions = variable.instructions()
     if instructions:
         attributes["reading"] = json.dumps(instructions)
+    return attributes
+
+
+def _attributes(name: str, entry: Plain) -> Plain:
+    """The attributes in the entry of a variable or a coordinate."""
+    attributes: Plain = entry["attributes"]
+    expect(isinstance(attributes, dict), f"{name}: attributes", attributes, "a table")
     return attributes
 
 
