@@ -56,7 +56,7 @@ def counted_tasks(spec, store):
     """The tasks of an experiment, which also count what is begun, one byte each in a file of the
     process.
     """
-    from uturn.engine.run import _tasks_of
+    from uturn.engine.executors import _tasks_of
     from uturn.engine.tasks import Tasks
 
     class Counted(Tasks):

@@ -14,8 +14,9 @@ import uturn as ut
 from cluster_tasks import FileTasks, tries
 from uturn.core.errors import StoreError
 from uturn.engine import cluster as engine_cluster
-from uturn.engine import run as engine_run
+from uturn.engine import executors
 from uturn.engine.cluster import Outcome, Worker, bundle_size, on_cluster, whole_batches
+from uturn.engine.schedule import Left
 from uturn.engine.tasks import Tasks
 from uturn.store.run_folder import RunFolder
 
@@ -290,7 +291,7 @@ def given(monkeypatch):
         work = make()
         all_of = threading.Timer(
             found.get("late", 0),
-            lambda: list(work.measure(work.recorded_left(found["tasks"]).items(), check=True)),
+            lambda: list(work.measure(work.recorded_left(found["tasks"]), check=True)),
         )
         all_of.start()
         if not found.get("late"):
@@ -333,7 +334,7 @@ def test_only_damaged_readings_are_forgotten(tmp_path):
     (path / work.store.file_of(tasks[-1], 1)).write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="is damaged"):
         left = work.left(tasks)
-    assert (left[tasks[-2]], left[tasks[-1]]) == (1, 0)
+    assert left[-2:] == [Left(tasks[-2], 1), Left(tasks[-1], 0)]
     assert work.recorded_left(tasks) == left
 
 
@@ -341,12 +342,12 @@ def test_only_damaged_readings_are_forgotten(tmp_path):
     ("there", "error"), [(False, "no store at"), (True, "does not see in it = 8")]
 )
 def test_workers_that_see_another_store_or_none(given, tmp_path, monkeypatch, there, error):
-    experiment, tasks_of = ut.Experiment.from_dict(STRINGS), engine_run._tasks_of
+    experiment, tasks_of = ut.Experiment.from_dict(STRINGS), executors._tasks_of
     if there:
         ut.run(experiment, tmp_path / "other", shard=(1, 1000))
-    monkeypatch.setattr(engine_run, "_SEEN_SECONDS", 0.0)
+    monkeypatch.setattr(executors, "_SEEN_SECONDS", 0.0)
     monkeypatch.setattr(
-        engine_run, "_tasks_of", lambda spec, store: tasks_of(spec, str(tmp_path / "other"))
+        executors, "_tasks_of", lambda spec, store: tasks_of(spec, str(tmp_path / "other"))
     )
     with pytest.raises(ValueError, match=error):
         ut.run(experiment, tmp_path / "x", cluster="there")

@@ -21,19 +21,9 @@ from uturn.core.messages import visible
 
 
 def run_into(store: str | Path, experiment: uturn.Experiment, running: Running) -> Any:
-    """The dataset of an experiment, run into a store; a run of more than a minute here first
-    tells its cost on stderr.
-    """
-    from uturn.engine.plan import plan
-
-    options = running.arguments()
+    """The dataset of an experiment, run into a store."""
     with resumable(store):
-        if options["shard"] == (1, 1) and running.cluster is None:
-            with suppress(ValueError):  # the run reports the same error
-                cost = plan(experiment, store, workers=running.workers, budget=3.0, least=60.0)
-                for line in cost.lines() if cost is not None else []:
-                    typer.echo(visible(f"uturn: {line}"), err=True)
-        return uturn.run(experiment, store, **options)
+        return uturn.run(experiment, store, **running.arguments())
 
 
 def check_out(out: str, save_images: bool = False, kept: int = 0) -> None:

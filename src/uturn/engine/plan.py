@@ -98,10 +98,8 @@ def plan(
     done = trajectories_done(
         experiment, None if store is None else checked_location("store", store)
     )
-    missing, blocks = (
-        left_of(experiment, done),
-        Blocks(experiment.chunk, experiment.items, experiment.noise),
-    )
+    missing = {entry.task: entry.first for entry in left_of(experiment, done)}
+    blocks = Blocks(experiment.chunk, experiment.items, experiment.noise)
     workers = max(1, min(chosen_workers(workers, experiment), cores(), len(missing)))
     u_turns: Counter[int] = Counter()
     originals = sum(

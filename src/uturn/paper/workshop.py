@@ -42,6 +42,7 @@ class Workshop:
     scale: Scale
     folder: Path | OutputFolder
     workers: int | None = None
+    """Processes of a run; by default those of `uturn.run(workers="auto")`."""
     progress: bool = False
     cluster: Mapping[str, Any] = field(default_factory=dict)  # further arguments of `uturn.run`
 
@@ -54,7 +55,10 @@ class Workshop:
         place = self._kept.place(label)
         if not self._is_run_of(experiment, place):
             self._kept.remove(label)
-        return run(experiment, place, workers=self.workers, progress=self.progress, **self.cluster)
+        options: dict[str, Any] = {"progress": self.progress, **self.cluster}
+        if self.workers is not None or not self.cluster.get("cluster"):
+            options["workers"] = self.workers or "auto"
+        return run(experiment, place, **options)
 
     def _is_run_of(self, experiment: Experiment, place: str) -> bool:
         """Whether a place is empty, or holds a run of this experiment."""

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
-from xarray.backends import BackendArray, BackendEntrypoint
+from xarray.backends import BackendArray
 from xarray.core.indexing import (
     ExplicitIndexer,
     IndexingSupport,
@@ -20,8 +16,9 @@ from xarray.core.indexing import (
 
 from uturn.store.blocks import Task
 from uturn.store.folders import each
-from uturn.store.run_file import NAME
-from uturn.store.run_folder import RunFolder, open_run
+
+if TYPE_CHECKING:
+    from uturn.store.run_folder import RunFolder
 
 _MOST_AT_ONCE = 2**24
 """Numbers of the largest variable that is read at once."""
@@ -110,22 +107,3 @@ class _LazyVariable(BackendArray):
             in_task = items[rows] - block * run.chunk
             region: tuple[Any, ...] = (rows, *run.file.region(self.name, count)[1:])
             values[region] = readings[self.name][in_task]
-
-
-class RunBackend(BackendEntrypoint):
-    """Opens runs by `xarray.open_dataset("runs/x", engine="uturn")`."""
-
-    description = "Runs of uturn"
-
-    def open_dataset(
-        self,
-        filename_or_obj: Any,  # noqa: ANN401 - as xarray passes it
-        *,
-        drop_variables: str | Iterable[str] | None = None,
-    ) -> xr.Dataset:
-        return open_run(filename_or_obj).drop_vars(drop_variables or [])
-
-    def guess_can_open(self, filename_or_obj: object) -> bool:
-        if not isinstance(filename_or_obj, str | os.PathLike):
-            return False
-        return Path(filename_or_obj, NAME).is_file()

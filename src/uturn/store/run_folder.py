@@ -13,7 +13,7 @@ import json
 import os
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,6 +85,8 @@ class RunFolder(Blocks):
         self.folder = folder
         self.location = folder.location
         self.file = file
+        self._pool: ThreadPoolExecutor | None = None  # for writing in the background
+        self._pending: deque[Future[None]] = deque()
 
     # -- making and opening ------------------------------------------------------------------------
 
@@ -287,32 +289,36 @@ class RunFolder(Blocks):
         """Store the readings of a task, {variable: array (items, ..)}."""
         arrays = {name: narrowed(readings[name]) for name in self.file.variables}
         file = TaskFile(self._about(task, self.trajectories), arrays)
-        self.folder.write(self.file_of(task), file.content())
+        if self._pool is None:
+            self.folder.write(self.file_of(task), file.content())
+            return
+        self._pending.append(
+            self._pool.submit(self.folder.write, self.file_of(task), file.content())
+        )
+        if len(self._pending) > AT_ONCE:
+            self._pending.popleft().result()
 
     def _about(self, task: Task, trajectories: int) -> About:
         extent = self.extent(task)
         return About(self.file.key, extent.noise, extent.first_item, extent.last_item, trajectories)
 
     @contextmanager
-    def finishing(self) -> Iterator[Callable[..., None]]:
-        """Context whose value calls a function that writes, at a URL in the background. Its end
-        removes files that are no longer needed.
+    def writing(self) -> Iterator[None]:
+        """Context in which `write` may store readings in the background, at a URL. Its end waits
+        for them, and removes files that are no longer needed.
         """
-        pending: deque[Future[None]] = deque()
-
-        def in_background(function: Callable[..., None], *args: Any) -> None:
-            pending.append(pool.submit(function, *args))
-            if len(pending) > AT_ONCE:
-                pending.popleft().result()
-
         with ThreadPoolExecutor(AT_ONCE) as pool:
+            if is_url(self.location):
+                self._pool = pool
             try:
-                yield in_background if is_url(self.location) else called
-                for future in pending:
-                    future.result()
+                yield
+                while self._pending:
+                    self._pending.popleft().result()
             except BaseException:
                 self.folder.patience = folders.INTERRUPTED_PATIENCE
                 raise
+            finally:
+                self._pool = None
         self._remove_superseded()
         self.folder.clean()
 
@@ -406,11 +412,6 @@ def warnings_of(attributes: Mapping[str, Any]) -> list[str]:
     longest = MOST_CHARACTERS_OF_WARNING
     texts = [sentence for sentence in sentences if isinstance(sentence, str)][:MOST_WARNINGS]
     return [text if len(text) <= longest else f"{text[:longest]} .." for text in texts]
-
-
-def called(function: Callable[..., None], *args: Any) -> None:
-    """Call a function at once."""
-    function(*args)
 
 
 def _start_of(name: str) -> str:

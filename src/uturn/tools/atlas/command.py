@@ -60,7 +60,7 @@ def atlas(
             rows,
             out,
             announce=lambda text: console().print(text, style="bold"),
-            workers=machines.workers,
+            workers=machines.processes,
             progress=True,
             accept_changes=accept_changes,
             **machines.on_cluster(),
