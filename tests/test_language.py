@@ -82,7 +82,9 @@ def test_the_network_is_told_the_share_of_masked_tokens():
         TokenWork(np.array(text), (np.array(text) == -1).sum() / length, key, length)
         for text, key, length in zip(texts, keys(0, range(3)), (4, 4, 3), strict=True)
     ]
-    done = dict(run_token_queue(LanguageModel(Listening(), 3, mask_id=3), Decoder(), work, 2))
+    done = dict(
+        run_token_queue(LanguageModel(Listening(), 3, mask_id=3), Decoder().sampler, work, 2)
+    )
     assert (done[3][:3] >= 0).all()
     assert done[3][3] == PAD
     assert len(heard) == 4 + 2 + 3
@@ -214,10 +216,8 @@ def test_entropies_and_probabilities_are_those_of_the_law(tmp_path):
     rows, positions = np.nonzero(values == -1)
     law_there = found.at(rows, positions)
     entropy = -(law_there * np.log(np.maximum(law_there, 1e-300))).sum(-1)
-    np.testing.assert_allclose(found.ranks(Decoder("entropy"))[rows, positions], entropy, atol=1e-5)
-    np.testing.assert_allclose(
-        found.ranks(Decoder("probability"))[rows, positions], -law_there.max(-1), atol=1e-6
-    )
+    np.testing.assert_allclose(found.entropies()[rows, positions], entropy, atol=1e-5)
+    np.testing.assert_allclose(found.largest()[rows, positions], law_there.max(-1), atol=1e-6)
 
 
 # -- experiments -----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from uturn.core.protocols import Noisy
 from uturn.core.random import keys
 from uturn.corruption import unmasking
 from uturn.corruption.denoising import ExactDenoiser, denoise
+from uturn.corruption.sampling import SymbolLaw
 from uturn.corruption.unmasking import Decoder, law_of, unmask
 
 V, D = TableDenoiser.V, TableDenoiser.D
@@ -90,7 +91,7 @@ def test_equal_confidences_are_kept_from_left_to_right(count):
     belief = np.array([[2, 1, 1], [1, 2, 1], [1, 1, 2]], np.float32) / 4
 
     decoder = Decoder("confidence", temperature=0.5)
-    weights = decoder.weights(belief) / decoder.weights(belief).sum(-1, keepdims=True)
+    weights = decoder.law.weights(belief) / decoder.law.weights(belief).sum(-1, keepdims=True)
     expected = {}
     for drawn in product(range(V), repeat=3):
         kept = sorted(range(3), key=lambda k: (-belief[k, drawn[k]], k))[:count]
@@ -98,8 +99,10 @@ def test_equal_confidences_are_kept_from_left_to_right(count):
         expected[state] = expected.get(state, 0.0) + np.prod(
             [weights[k, drawn[k]] for k in range(3)]
         )
-    states, chances = unmasking._next(decoder, np.full((1, 3), -1), np.ones(1), belief[None], count)
-    assert dict(zip(map(tuple, states.tolist()), chances, strict=True)) == pytest.approx(
+    start = unmasking.PartialStrings(np.full((1, 3), -1), np.ones(1))
+    reached = unmasking._next(decoder.sampler, start, belief[None], count)
+    strings = map(tuple, reached.values.tolist())
+    assert dict(zip(strings, reached.probabilities, strict=True)) == pytest.approx(
         expected, abs=1e-12
     )
 
@@ -166,7 +169,7 @@ def test_top_p_keeps_the_fewest_symbols_that_reach_p(p):
             (some for some in sets if belief[some].sum() >= p),
             key=lambda some: (len(some), -belief[some].sum()),
         )
-        weights = Decoder(top_p=p).weights(belief)
+        weights = SymbolLaw(top_p=p).weights(belief)
         assert np.flatnonzero(weights).tolist() == expected
         np.testing.assert_array_equal(weights[expected], belief[expected])
 

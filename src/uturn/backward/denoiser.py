@@ -4,7 +4,6 @@ denoiser of single leaves.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,8 +15,10 @@ from uturn.core.inputs import File
 from uturn.core.protocols import Backward, Corruption, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption import UniformReplacement
-from uturn.corruption.denoising import Denoiser, ExactDenoiser, Reverse, check_channel, denoise
-from uturn.corruption.unmasking import Decoder, unmask
+from uturn.corruption.denoising import Denoiser, ExactDenoiser, check_channel, denoise
+from uturn.corruption.in_time import InTime
+from uturn.corruption.uniform import Replacing
+from uturn.corruption.unmasking import Decoder, InOrder
 from uturn.networks.texts.options import DecoderOptions
 from uturn.sources.strings import NoisyStrings
 
@@ -96,59 +97,52 @@ class StringDenoiser(DecoderOptions, Spec, Backward):
     def reconstruct(
         self, noisy: NoisyStrings, streams: Streams, clones: int = 1
     ) -> dict[int, np.ndarray]:
-        denoiser = (
-            ExactDenoiser(noisy.rhm, noisy.channel)
-            if self.model == "exact"
-            else self._learned(noisy.channel)
-        )
         keys = streams.keys(Purpose.DENOISING, clones)
-        reverse = reverse_process(self.decoder, noisy.channel) if self._reveals else None
-        strings = denoise(denoiser, noisy.repeated(clones), self.steps, keys, reverse)
+        sampler = sampler_of(self.decoder, noisy.channel) if self._reveals else None
+        denoiser = self._denoiser(noisy)
+        strings = denoise(denoiser, noisy.repeated(clones), self.steps, keys, sampler)
         return noisy.parsed(strings, len(streams.items), keys)
 
-    def check(self, source: Any, corruption: Corruption) -> None:
+    def check(
+        self,
+        source: Any,  # of strings, with `num_leaves` and `vocab_size`
+        corruption: Corruption,
+    ) -> None:
         check_channel(corruption)
         if self._reveals:
-            reverse_process(self.decoder, corruption)
-        if self.model != "exact":
-            denoiser = self._learned(corruption)
-            sizes, takes = (
-                (source.num_leaves, source.vocab_size),
-                (
-                    denoiser.num_leaves,
-                    denoiser.vocab_size,
-                ),
-            )
-            expect(
-                sizes == takes,
-                "leaves and symbols of the strings",
-                sizes,
-                f"{takes}, as those of model = {self.model!r}",
-            )
+            sampler_of(self.decoder, corruption)
+        if self.model == "exact":
+            return
+        denoiser = self._learned(corruption)
+        sizes = (source.num_leaves, source.vocab_size)
+        expected = (denoiser.num_leaves, denoiser.vocab_size)
+        of_model = f"{expected}, as those of model = {self.model!r}"
+        expect(sizes == expected, "leaves and symbols of the strings", sizes, of_model)
 
-    def _learned(self, corruption: Any) -> Denoiser:
+    def _denoiser(self, noisy: NoisyStrings) -> Denoiser:
+        if self.model == "exact":
+            return ExactDenoiser(noisy.rhm, noisy.channel)
+        return self._learned(noisy.channel)
+
+    def _learned(self, corruption: Corruption) -> Denoiser:
         denoiser = _learned_denoiser(self.model)
         undone = denoiser.corruption
-        expect(
-            undone == corruption,
-            "corruption",
-            corruption,
-            f"{undone!r}, which the model {self.model!r} undoes",
-        )
+        expected = f"{undone!r}, which the model {self.model!r} undoes"
+        expect(undone == corruption, "corruption", corruption, expected)
         return denoiser
 
 
-def reverse_process(decoder: Decoder, corruption: Any) -> Reverse:
-    """The reverse process of a channel with a decoder; ValueError if the decoder is not for this
-    channel.
+def sampler_of(decoder: Decoder, corruption: Corruption) -> InOrder | InTime | Replacing:
+    """The sampler of a decoder that undoes a corruption; ValueError if the decoder is not for this
+    corruption.
     """
     if getattr(corruption, "masks", False):
-        return partial(unmask, decoder=decoder)
-    steps, euler = decoder.steps or 1, decoder.order == "euler"
-    if isinstance(corruption, UniformReplacement) and decoder == Decoder(
-        "euler" if euler else "analytic", steps
-    ):
-        return lambda denoiser, noisy, keys: corruption.reverse(denoiser, noisy, steps, keys, euler)
+        return decoder.sampler
+    steps = decoder.steps or 1
+    is_euler = decoder.order == "euler"
+    is_alone = decoder == Decoder("euler" if is_euler else "analytic", steps)
+    if isinstance(corruption, UniformReplacement) and is_alone:
+        return Replacing(corruption, steps, is_euler)
     raise ValueError(
         f"corruption = {corruption!r}: expected Masking(), or a corruption with masks = True, for"
         f" {decoder.description}; leave its options out"
