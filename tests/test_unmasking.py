@@ -10,7 +10,7 @@ import pytest
 import uturn as ut
 from enumeration import drawn_as
 from tiny_language import TableDenoiser
-from uturn.core.protocols import Noisy
+from uturn.core.protocols import Channel, Noisy
 from uturn.core.random import keys
 from uturn.corruption import unmasking
 from uturn.corruption.denoising import ExactDenoiser, denoise
@@ -252,3 +252,41 @@ def test_decoders_are_for_masked_strings():
         ),
     ):
         ut.run(ut.Experiment.from_dict(spec("uniform", temperature=0.5)))
+
+
+class Hidden(Channel):
+    """Hides symbols as `Masking` does, and says so; it inherits nothing from it."""
+
+    kinds = ("strings",)
+    unit = "hidden share"
+    max_noise = 1.0
+    masks = True
+    is_reversible = True
+    misread = -25.0
+
+    def corrupt(self, leaves, noise, keys):
+        noisy = ut.Masking().corrupt(leaves, noise, keys)
+        return Noisy(noisy.values, np.full(len(leaves), float(noise)))
+
+    def log_evidence(self, noisy, dtype=None):
+        return ut.Masking().log_evidence(noisy, dtype)
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        {"order": "entropy"},
+        {"order": "blocks", "block": 2, "causal": True},
+        {"order": "analytic", "steps": 4},
+        {"order": "random", "steps": 4, "remask": "rescale", "eta": 0.5},
+    ],
+)
+def test_decoders_undo_a_corruption_of_ones_own_that_masks(decoder):
+    """It masks what `Masking` masks, so the same strings are drawn, also by samplers in time."""
+    table = {**spec(**decoder), "items": 20, "probes": [{"type": "tree_nodes"}]}
+    masked = ut.run(ut.Experiment.from_dict(table))
+    table["corruption"] = {"type": f"{__name__}:Hidden", "noise": [0.6]}
+    hidden = ut.run(ut.Experiment.from_dict(table))
+    for name in masked.data_vars:
+        np.testing.assert_array_equal(masked[name].values, hidden[name].values)
+    assert any((masked[name].values != masked[name].values.flat[0]).any() for name in masked)

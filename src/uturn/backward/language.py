@@ -19,12 +19,14 @@ from uturn.core.findings import Finding
 from uturn.core.protocols import Corruption, Noisy, Originals, Reconstructions, Source, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.in_time import InTime
+from uturn.corruption.masking import Masking
+from uturn.corruption.orders import share_of_masked
 from uturn.corruption.sampling import MASKED, Sampler, State
 from uturn.corruption.uniform import Replacing, UniformReplacement
 from uturn.corruption.unmasking import Decoder, InOrder
 from uturn.networks.texts.options import LanguageOptions
 from uturn.sources.strings import NoisyStrings
-from uturn.sources.tokens import PAD, TextSource
+from uturn.sources.tokens import PAD, NoisyTokens, TextSource
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +38,20 @@ _COUNTED = 1000  # texts whose tokens are counted
 _CALLS = 4  # network calls in one step of the whole queue
 
 
-class LanguageDenoiser(LanguageOptions, Spec, Queued):
+class TokenWork(NamedTuple):
+    """A text to draw."""
+
+    values: np.ndarray
+    """ids int64 (length,), `MASKED` where masked, `PAD` beyond the end."""
+    noise: float
+    """Its noise level."""
+    key: np.uint64
+    """The random stream of the text."""
+    name: object = None
+    """Any value, which is returned with the result."""
+
+
+class LanguageDenoiser(LanguageOptions, Spec, Queued[NoisyTokens | NoisyStrings, TokenWork]):
     """A language model that denoises tokens: a masked model, or a discrete diffusion model.
 
     The options that load it are those of `uturn.networks.texts.language_files.TextModel`, the
@@ -100,14 +115,21 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
     def _steps(self) -> int:
         return 64 if self.steps is None else self.steps
 
-    def works(self, noisy: Noisy, streams: Streams, clones: int) -> Iterator[TokenWork]:
+    def works(
+        self, noisy: NoisyTokens | NoisyStrings, streams: Streams, clones: int
+    ) -> Iterator[TokenWork]:
+        noise = noisy.noise
+        if noisy.channel.masks and not isinstance(noisy.channel, Masking):
+            noise = share_of_masked(noisy.values)  # a corruption of one's own has another unit
         for row, key in enumerate(streams.keys(Purpose.DENOISING, clones)):
-            yield TokenWork(noisy.values[row // clones], float(noisy.noise[row // clones]), key)
+            yield TokenWork(noisy.values[row // clones], float(noise[row // clones]), key)
 
     def queue(self, works: Iterator[TokenWork]) -> Iterator[tuple[object, np.ndarray]]:
         return run_token_queue(self.language(), self._sampler, works, self.batch_size)
 
-    def shaped(self, rows: np.ndarray, noisy: Noisy, streams: Streams) -> Reconstructions:
+    def shaped(
+        self, rows: np.ndarray, noisy: NoisyTokens | NoisyStrings, streams: Streams
+    ) -> Reconstructions:
         if not isinstance(noisy, NoisyStrings):
             return super().shaped(rows, noisy, streams)
         clones = len(rows) // len(noisy.values)
@@ -270,19 +292,6 @@ def _hardly_better(
         f" nats a token, and that of the frequencies of the tokens {frequencies.mean():.3g}; results"
         " say more about the model than the texts"
     ]
-
-
-class TokenWork(NamedTuple):
-    """A text to draw."""
-
-    values: np.ndarray
-    """ids int64 (length,), `MASKED` where masked, `PAD` beyond the end."""
-    noise: float
-    """Its noise level."""
-    key: np.uint64
-    """The random stream of the text."""
-    name: object = None
-    """Any value, which is returned with the result."""
 
 
 @dataclass
