@@ -389,8 +389,8 @@ MUTATIONS = (
     Mutation(
         "all masked tokens are told as noise in all steps",
         "uturn.corruption.unmasking:InOrder.question",
-        "self.order.noise(state.noise, state.step, seen, state.chance)",
-        "self.order.noise(state.noise, 0 * state.step, seen, state.chance)",
+        "self.order.noise(state.noise, state.step, visible, state.chance)",
+        "self.order.noise(state.noise, 0 * state.step, visible, state.chance)",
         tests=(("test_unmasking::test_the_denoiser_is_told_the_share_of_masked_tokens", {}),),
     ),
     Mutation(
@@ -799,7 +799,7 @@ MUTATIONS = (
     Mutation(
         "the denoiser is told the share of masked tokens, not the noise of the data",
         "uturn.corruption.orders:Order.noise",
-        edit=Replaced("np.where(step == 0, noise, share_of_masked(seen))", "share_of_masked(seen)"),
+        edit=Replaced("np.where(step == 0, noise, share_of_masked(visible))", "share_of_masked(visible)"),
         tests=(("test_unmasking::test_the_denoiser_is_told_the_noise_of_the_data_first", {"causal": False, "first": 0.9}),),
     ),
     Mutation(

@@ -11,7 +11,6 @@ from scipy.stats import kstest
 import uturn as ut
 from enumeration import drawn_as
 from tiny_language import Table, TableDenoiser
-from uturn.backward.denoiser import sampler_of
 from uturn.core.protocols import Noisy
 from uturn.core.random import keys
 from uturn.corruption import in_time
@@ -463,7 +462,7 @@ def test_eulers_step_on_masks_is_the_analytic_one():
 def test_draws_of_replaced_symbols_follow_the_law(order):
     count, values = 20_000, [1, 2]
     noisy = Noisy(np.tile(values, (count, 1)), np.full(count, 0.7), V)
-    sampler = sampler_of(Decoder(order, 3), ut.UniformReplacement())
+    sampler = Decoder(order, 3).sampler_for(ut.UniformReplacement())
     strings = denoise(Replaced(2), noisy, 3, keys(0, range(count)), sampler)
     other = {"analytic": "euler", "euler": "analytic"}[order]
     assert drawn_as(strings, replaced(2, values, 3, order)) > 1e-4

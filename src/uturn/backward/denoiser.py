@@ -14,11 +14,8 @@ from uturn.core.files import cached_while_unchanged
 from uturn.core.inputs import File
 from uturn.core.protocols import Backward, Corruption, Spec
 from uturn.core.random import Purpose, Streams
-from uturn.corruption import UniformReplacement
 from uturn.corruption.denoising import Denoiser, ExactDenoiser, check_channel, denoise
-from uturn.corruption.in_time import InTime
-from uturn.corruption.uniform import Replacing
-from uturn.corruption.unmasking import Decoder, InOrder
+from uturn.corruption.unmasking import Decoder
 from uturn.networks.texts.options import DecoderOptions
 from uturn.sources.strings import NoisyStrings
 
@@ -98,7 +95,7 @@ class StringDenoiser(DecoderOptions, Spec, Backward):
         self, noisy: NoisyStrings, streams: Streams, clones: int = 1
     ) -> dict[int, np.ndarray]:
         keys = streams.keys(Purpose.DENOISING, clones)
-        sampler = sampler_of(self.decoder, noisy.channel) if self._reveals else None
+        sampler = self.decoder.sampler_for(noisy.channel) if self._reveals else None
         denoiser = self._denoiser(noisy)
         strings = denoise(denoiser, noisy.repeated(clones), self.steps, keys, sampler)
         return noisy.parsed(strings, len(streams.items), keys)
@@ -110,7 +107,7 @@ class StringDenoiser(DecoderOptions, Spec, Backward):
     ) -> None:
         check_channel(corruption)
         if self._reveals:
-            sampler_of(self.decoder, corruption)
+            self.decoder.sampler_for(corruption)
         if self.model == "exact":
             return
         denoiser = self._learned(corruption)
@@ -130,23 +127,6 @@ class StringDenoiser(DecoderOptions, Spec, Backward):
         expected = f"{undone!r}, which the model {self.model!r} undoes"
         expect(undone == corruption, "corruption", corruption, expected)
         return denoiser
-
-
-def sampler_of(decoder: Decoder, corruption: Corruption) -> InOrder | InTime | Replacing:
-    """The sampler of a decoder that undoes a corruption; ValueError if the decoder is not for this
-    corruption.
-    """
-    if getattr(corruption, "masks", False):
-        return decoder.sampler
-    steps = decoder.steps or 1
-    is_euler = decoder.order == "euler"
-    is_alone = decoder == Decoder("euler" if is_euler else "analytic", steps)
-    if isinstance(corruption, UniformReplacement) and is_alone:
-        return Replacing(corruption, steps, is_euler)
-    raise ValueError(
-        f"corruption = {corruption!r}: expected Masking(), or a corruption with masks = True, for"
-        f" {decoder.description}; leave its options out"
-    )
 
 
 @cached_while_unchanged(files=lambda path: [path], maxsize=4)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import model_validator
 
-from uturn.backward.denoiser import sampler_of
 from uturn.backward.queue import Queued, run_queue
 from uturn.core.checks import expect
 from uturn.core.findings import Finding
@@ -84,7 +83,7 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued[NoisyTokens | NoisyStrings,
         is_plain = self.decoder == Decoder(steps=self.steps, block=self.block)
         if isinstance(channel, UniformReplacement) and is_plain:
             return Replacing(channel, self._steps)
-        return sampler_of(self.decoder, channel)
+        return self.decoder.sampler_for(channel)
 
     @model_validator(mode="after")
     def _fits(self) -> LanguageDenoiser:
@@ -138,11 +137,14 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued[NoisyTokens | NoisyStrings,
     def check(self, source: Source, corruption: Corruption) -> None:
         model = self.language()
         channel = model.channel
-        own = " or a corruption with masks = True" if channel.masks else ""
-        is_undone = corruption.masks if channel.masks else corruption == channel
+        is_undone = corruption == channel
+        expected = f"{channel!r}"
+        if channel.masks:
+            is_undone = corruption.masks
+            expected += " or a corruption with masks = True"
         undone = (
-            f"{channel!r}{own}, which the model {self.model!r} undoes; take that, or say"
-            " `corruption` for the model"
+            f"{expected}, which the model {self.model!r} undoes; take that, or say `corruption` for"
+            " the model"
         )
         expect(is_undone, "corruption", corruption, undone)
         if getattr(source, "has_fixed", False):
@@ -160,9 +162,11 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued[NoisyTokens | NoisyStrings,
         model = self.language()
         vocab_size = source.vocab_size
         length = source.num_leaves
-        most = model.vocab_size if model.mask_id is None else min(model.vocab_size, model.mask_id)
-        ids = f"at most {most}, ids of tokens of {self.model!r} but its mask"
-        expect(vocab_size <= most, "symbols of the strings", vocab_size, ids)
+        num_ids = model.vocab_size
+        if model.mask_id is not None:
+            num_ids = min(num_ids, model.mask_id)
+        ids = f"at most {num_ids}, ids of tokens of {self.model!r} but its mask"
+        expect(vocab_size <= num_ids, "symbols of the strings", vocab_size, ids)
         longest = model.most_tokens or length
         expected = f"at most {model.most_tokens}, for {self.model!r}"
         expect(length <= longest, "length of the strings", length, expected)
@@ -173,12 +177,12 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued[NoisyTokens | NoisyStrings,
         model = self.language()
         if not is_checked(model.network, model.device):
             return []
-        trial = _Trial.made(model, originals, self.batch_size)
+        trial = _Trial.prepared(model, originals, self.batch_size)
         mistakes = trial.mistakes_in_calls(half=self.dtype != "float32")
         if isinstance(source, TextSource) and model.corruption == "masking":
             texts = np.concatenate([np.repeat(block.data, 2, axis=0) for block in originals])
-            others = source.ids(np.arange(source.count())[:_COUNTED])
-            mistakes += trial.mistakes_in_laws(texts, others)
+            data = source.ids(np.arange(source.count())[:_COUNTED])
+            mistakes += trial.mistakes_in_laws(texts, data)
         return [Finding(f"the model {self.model!r} {mistake}") for mistake in mistakes]
 
 
@@ -194,7 +198,7 @@ class _Trial:
     pieces: Pieces
 
     @classmethod
-    def made(
+    def prepared(
         cls, model: LanguageModel, originals: Sequence[Originals], batch_size: int | None
     ) -> _Trial:
         """Two noisy data of each original, at half of the largest noise level."""
@@ -236,16 +240,16 @@ class _Trial:
         probabilities[place] = self.model.beliefs(rows, noise, self.pieces).at(*place)
         return torch.from_numpy(probabilities)
 
-    def mistakes_in_laws(self, texts: np.ndarray, others: np.ndarray) -> list[str]:
+    def mistakes_in_laws(self, texts: np.ndarray, data: np.ndarray) -> list[str]:
         """Mistakes that the losses at masked tokens show; `texts` (rows, length) are the originals,
-        `others` texts of the same data.
+        `data` (texts, length) these and other texts of the source.
         """
         rows, positions = np.nonzero(self.values == MASKED)
         laws = self.model.beliefs(self.values, self.noise, self.pieces).at(rows, positions)
         tokens = texts[rows, positions]
         loss = -np.log(np.maximum(laws[np.arange(len(rows)), tokens], 1e-30))
         losses = _Losses(loss, rows, tokens)
-        return _hardly_better(losses, texts[: len(self.values)], others, self.model.vocab_size)
+        return _hardly_better(losses, texts[: len(self.values)], data, self.model.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -261,7 +265,7 @@ class _Losses:
 
 
 def _hardly_better(
-    losses: _Losses, texts: np.ndarray, others: np.ndarray, vocab_size: int
+    losses: _Losses, texts: np.ndarray, data: np.ndarray, vocab_size: int
 ) -> list[str]:
     """The fault of a model whose losses at masked sites of texts are hardly below those of the
     frequencies of tokens.
@@ -271,13 +275,13 @@ def _hardly_better(
     of their loss.
     """
     V = vocab_size
-    counts = np.bincount(others[others != PAD], minlength=V)
+    counts = np.bincount(data[data != PAD], minlength=V)
     counts_of_others = [counts - np.bincount(text[text != PAD], minlength=V) for text in texts]
     tables = np.array(counts_of_others).clip(0)
     different = (tables > 0).sum(1)[losses.text]
     total = tables.sum(1)[losses.text]
-    own = tables[losses.text, losses.token]
-    shares = (own + different / V) / np.maximum(total + different, 1)
+    count = tables[losses.text, losses.token]
+    shares = (count + different / V) / np.maximum(total + different, 1)
     frequencies = -np.log(np.maximum(shares, 1 / (1000 * V)))
     size = np.bincount(losses.text, minlength=len(texts))
     saved = np.bincount(losses.text, frequencies - losses.loss, minlength=len(texts))[size > 0]
@@ -340,8 +344,8 @@ class _TokenQueue:
         is_waiting = self.sampler.is_waiting(state).tolist()
         texts: list[_Text] = []
         for row, new in enumerate(work):
-            own = state.rows(slice(row, row + 1))
-            texts.append(_Text(new.name, own, lengths[row], calls[row], not is_waiting[row]))
+            text = state.rows(slice(row, row + 1))
+            texts.append(_Text(new.name, text, lengths[row], calls[row], not is_waiting[row]))
         return texts
 
     def advance(self, cohorts: list[_Text]) -> None:

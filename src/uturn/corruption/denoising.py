@@ -9,6 +9,7 @@ they were independent.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -120,21 +121,20 @@ def drawn(sampler: Sampler, denoiser: Denoiser, noisy: Noisy, keys: np.ndarray) 
     stream. An evaluation serves all strings that are not done.
     """
     strings = noisy.values.copy()
-    left = np.arange(len(strings))
+    rows = np.arange(len(strings))
     state = sampler.start(noisy, keys)
     with progress.units(sampler.calls(noisy).sum()):
         while True:
             is_waiting = sampler.is_waiting(state)
-            strings[left[~is_waiting]] = state.values[~is_waiting]
+            strings[rows[~is_waiting]] = state.values[~is_waiting]
             state = state.rows(is_waiting)
-            left = left[is_waiting]
-            if not left.size:
+            rows = rows[is_waiting]
+            if not rows.size:
                 return strings
-            question = sampler.question(state)
-            told = Noisy(question.values, question.noise, noisy.vocab_size)
-            beliefs = ArrayBeliefs(checked_posterior(denoiser, told))
+            question = replace(sampler.question(state), vocab_size=noisy.vocab_size)
+            beliefs = ArrayBeliefs(checked_posterior(denoiser, question))
             state = sampler.answered(state, beliefs)
-            progress.add(len(left))
+            progress.add(len(rows))
 
 
 def checked_posterior(denoiser: Denoiser, noisy: Noisy) -> np.ndarray:
@@ -151,12 +151,12 @@ def checked_posterior(denoiser: Denoiser, noisy: Noisy) -> np.ndarray:
     return belief
 
 
-def _equal_noise(noise: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """Groups of at most `most` indices of samples with equal noise."""
+def _equal_noise(noise: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Groups of at most `size` indices of samples with equal noise."""
     for level in np.unique(noise):
         rows = np.flatnonzero(noise == level)
-        for start in range(0, len(rows), most):
-            yield rows[start : start + most]
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
 
 
 def check_channel(corruption: Corruption) -> None:

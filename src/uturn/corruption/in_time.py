@@ -38,7 +38,7 @@ from uturn.corruption.sampling import (
     SymbolLaw,
     lengths,
 )
-from uturn.corruption.uniform import UniformReplacement
+from uturn.corruption.uniform import Replacing
 
 SCHEDULES = ("none", "cap", "rescale", "conf")
 _TINY = 1e-300  # instead of 0 in a denominator
@@ -78,14 +78,14 @@ class Remasking:
     """"none", "cap", "rescale" or "conf"."""
     eta: float = 0.1
     """Strength, 0 to 1."""
-    given: bool = False
+    masks_given: bool = False
     """Whether tokens that the noise has left are masked, too."""
 
     def __post_init__(self) -> None:
-        is_known = self.schedule in SCHEDULES and 0 <= self.eta <= 1
-        found = (self.schedule, self.eta)
-        expect(is_known, "remask, eta", found, f"one of {SCHEDULES}, and 0 to 1")
-        is_used = self.is_on or not self.given
+        is_schedule = self.schedule in SCHEDULES and 0 <= self.eta <= 1
+        options = (self.schedule, self.eta)
+        expect(is_schedule, "remask, eta", options, f"one of {SCHEDULES}, and 0 to 1")
+        is_used = self.is_on or not self.masks_given
         expect(is_used, "remask with remask_given", "none", "'cap', 'rescale' or 'conf'")
 
     @property
@@ -102,14 +102,14 @@ class Remasking:
         """What is masked again, in words; empty if nothing is."""
         if not self.is_on:
             return []
-        tokens = "given and drawn tokens" if self.given else "drawn tokens"
+        tokens = "given and drawn tokens" if self.masks_given else "drawn tokens"
         return [f"{tokens} masked again ({self.schedule}, eta {self.eta:g})"]
 
     def first(self, noise: np.ndarray) -> np.ndarray:
         """Noise level at which all sites that take part are masked: that of the data, `noise`,
         or 1 if given tokens take part.
         """
-        return np.ones_like(noise) if self.given else noise
+        return np.ones_like(noise) if self.masks_given else noise
 
     def chances(self, now: np.ndarray, later: np.ndarray, first: np.ndarray) -> Chances:
         """Chances of a step between two noise levels, t = `now` and s = `later`. With "conf", that
@@ -117,18 +117,18 @@ class Remasking:
         """
         before = 1 - now / first
         after = 1 - later / first
-        most = np.minimum(1, (1 - after) / np.maximum(before, _TINY))
-        sigma = self._sigma(most)
+        sigma_max = np.minimum(1, (1 - after) / np.maximum(before, _TINY))
+        sigma = self._sigma(sigma_max)
         reveal = (after - (1 - sigma) * before) / (1 - before)
-        return Chances(reveal, self.eta * most if self.is_by_confidence else sigma)
+        return Chances(reveal, self.eta * sigma_max if self.is_by_confidence else sigma)
 
-    def _sigma(self, most: np.ndarray) -> np.ndarray:
-        """Chance of masking by which the chance of revealing is raised, given sigma_max."""
+    def _sigma(self, sigma_max: np.ndarray) -> np.ndarray:
+        """Chance of masking by which the chance of revealing is raised."""
         if self.schedule == "cap":
-            return np.minimum(self.eta, most)
+            return np.minimum(self.eta, sigma_max)
         if self.schedule == "rescale":
-            return self.eta * most
-        return 0 * most
+            return self.eta * sigma_max
+        return 0 * sigma_max
 
     def shared(self, mask: np.ndarray, drawn: np.ndarray, sure: np.ndarray) -> np.ndarray:
         """Chance (rows, sites) with which each token is masked again.
@@ -174,13 +174,13 @@ class InTime(Sampler[TimeState]):
     @property
     def keeps_posterior(self) -> bool:
         """Whether draws from beliefs, one an evaluation, are draws from the posterior."""
-        is_blind = not (self.remasking.is_by_confidence or self.remasking.given)
+        is_blind = not (self.remasking.is_by_confidence or self.remasking.masks_given)
         return self.is_single and is_blind
 
     def start(self, noisy: Noisy, keys: np.ndarray) -> TimeState:
         values = noisy.values
         none = np.zeros(values.shape, bool)
-        can_change = values >= MASKED if self.remasking.given else values == MASKED
+        can_change = values >= MASKED if self.remasking.masks_given else values == MASKED
         state = TimeState(
             values=values,
             noise=noisy.noise,
@@ -230,18 +230,18 @@ class InTime(Sampler[TimeState]):
 
     def answered(self, state: TimeState, beliefs: SymbolBeliefs) -> TimeState:
         uniform = _uniforms(state, state.step - 1)
-        chosen = state.turn
+        places = state.turn
         if self.is_single:
-            chosen = np.zeros(state.turn.shape, bool)
+            places = np.zeros(state.turn.shape, bool)
             first = np.where(state.turn, uniform.chance, 2).argmin(axis=1)
-            np.put_along_axis(chosen, first[:, None], True, axis=1)
+            np.put_along_axis(places, first[:, None], True, axis=1)
         # Denoisers of strings give float32, and so does a network here.
-        draws = self.law.draws(beliefs, chosen, uniform.heights, np.float32)
+        draws = self.law.draws(beliefs, places, uniform.heights, np.float32)
         state = replace(
             state,
             values=draws.written(state.values, draws.symbols),
             sure=draws.written(state.sure, draws.probabilities),
-            turn=state.turn & ~chosen,
+            turn=state.turn & ~places,
         )
         return self._at_next_question(state)
 
@@ -291,41 +291,47 @@ def _uniforms(state: TimeState, step: np.ndarray) -> _Uniforms:
     length, and then its chances.
     """
     rows, width = state.values.shape
-    both = uniforms(streams(state.keys, rows, step), 2 * width)
+    numbers = uniforms(streams(state.keys, rows, step), 2 * width)
     places = np.minimum(state.lengths[:, None] + np.arange(width), 2 * width - 1)
-    return _Uniforms(both[:, :width], np.take_along_axis(both, places, axis=1))
+    return _Uniforms(numbers[:, :width], np.take_along_axis(numbers, places, axis=1))
 
 
 def law_in_time(
-    denoiser: Denoiser, noisy: Noisy, sampler: InTime, most: int, is_euler: bool
+    denoiser: Denoiser, noisy: Noisy, sampler: InTime | Replacing, max_states: int
 ) -> dict[tuple[int, ...], float]:
     """The law of strings drawn from one noisy string, see `uturn.corruption.unmasking.law_of`.
 
-    `most`: largest number of partial strings. `is_euler`: for replaced symbols, whose sampler has
-    no remasking, Euler steps in place of analytic ones.
+    `max_states`: largest number of partial strings.
     """
-    channel = denoiser.corruption
-    remasking = sampler.remasking
+    values = noisy.values[0]
+    noise = float(noisy.noise[0])
+    can_change = np.ones(values.shape, bool)
+    num_masks = 0
+    if isinstance(sampler, InTime):
+        _check_enumerable(sampler.remasking)
+        can_change = (values < 0) | sampler.remasking.masks_given
+        num_masks = 1 + sampler.is_single
+    free = np.flatnonzero(can_change)
+    is_clean = noise <= denoiser.corruption.clean_noise
+    if is_clean or not free.size:  # nothing changes, as in `denoise`
+        return {tuple(values.tolist()): 1.0}
+    sites = _Sites(denoiser, values, free, num_masks, max_states)
+    p = sites.start
+    for now, later in pairwise(levels(noise, sampler.steps).tolist()):
+        if isinstance(sampler, Replacing):
+            p = sites.replaced(p, sampler, now, later)
+        else:
+            first = sampler.remasking.first(np.array(noise))
+            p = sites.unmasked(p, sampler, sampler.remasking.chances(now, later, first), now)
+    return sites.strings(p)
+
+
+def _check_enumerable(remasking: Remasking) -> None:
     expected = (
         "another one to enumerate its law, which does not depend on the probabilities of earlier"
         " draws"
     )
     expect(not remasking.is_by_confidence, "remask", remasking.schedule, expected)
-    values = noisy.values[0]
-    noise = float(noisy.noise[0])
-    is_replaced = isinstance(channel, UniformReplacement)
-    free = np.flatnonzero((values < 0) | remasking.given | is_replaced)
-    if not free.size or noise <= channel.clean_noise:  # nothing changes, as in `denoise`
-        return {tuple(values.tolist()): 1.0}
-    sites = _Sites(denoiser, values, free, sampler, most, is_replaced)
-    p = sites.start
-    for now, later in pairwise(levels(noise, sampler.steps).tolist()):
-        if isinstance(channel, UniformReplacement):
-            p = sites.replaced(p, channel, now, later, is_euler)
-        else:
-            chances = remasking.chances(now, later, remasking.first(np.array(noise)))
-            p = sites.unmasked(p, chances, now)
-    return sites.strings(p)
 
 
 class _Sites:
@@ -341,23 +347,19 @@ class _Sites:
         denoiser: Denoiser,
         values: np.ndarray,
         free: np.ndarray,
-        sampler: InTime,
-        most: int,
-        is_replaced: bool,
+        num_masks: int,
+        max_states: int,
     ) -> None:
         self.denoiser = denoiser
         self.values = values
         self.free = free
-        self.sampler = sampler
         self.v = denoiser.vocab_size
-        num_masks = 0 if is_replaced else 1 + sampler.is_single
         self.num_values = self.v + num_masks
         """Number of values of a site."""
         m = len(free)
         size = self.num_values**m
-        expect(
-            size <= most, "partial strings in a step", size, f"at most {most}; take shorter strings"
-        )
+        expected = f"at most {max_states}; take shorter strings"
+        expect(size <= max_states, "partial strings in a step", size, expected)
         self.states = np.indices((self.num_values,) * m).reshape(m, -1).T
         """All values of the sites, int64 (num_values**m, m)."""
 
@@ -375,33 +377,27 @@ class _Sites:
         strings[:, self.free] = self.states[rows]
         return dict(zip(map(tuple, strings.tolist()), p[rows].tolist(), strict=True))
 
-    def belief(self, rows: np.ndarray, told: float | None) -> np.ndarray:
+    def belief(self, rows: np.ndarray, level: float | None) -> np.ndarray:
         """Beliefs about the sites in some states, float64 (rows, m, v).
 
-        `told`: noise level that the denoiser is told; None: the share of masked tokens.
+        `level`: noise level that the denoiser is told; None: the share of masked tokens.
         """
         states = self.states[rows]
         strings = np.tile(self.values, (len(rows), 1))
         strings[:, self.free] = np.where(states < self.v, states, MASKED)
-        noise = share_of_masked(strings) if told is None else np.full(len(rows), told)
+        noise = share_of_masked(strings) if level is None else np.full(len(rows), level)
         belief = checked_posterior(self.denoiser, Noisy(strings, noise, self.v))
         return belief[:, self.free].astype(float)
 
-    def replaced(
-        self,
-        p: np.ndarray,
-        channel: UniformReplacement,
-        now: float,
-        later: float,
-        is_euler: bool,
-    ) -> np.ndarray:
+    def replaced(self, p: np.ndarray, sampler: Replacing, now: float, later: float) -> np.ndarray:
         """Probabilities after a step of uniform replacement."""
         rows = np.flatnonzero(p)
         belief = self.belief(rows, now)
-        weights = channel.step_law(belief, self.states[rows], 1 - now, 1 - later, is_euler)
+        step_law = sampler.channel.step_law
+        weights = step_law(belief, self.states[rows], 1 - now, 1 - later, sampler.is_euler)
         return _moved(p[rows], weights / weights.sum(-1, keepdims=True), self.num_values)
 
-    def unmasked(self, p: np.ndarray, chances: Chances, now: float) -> np.ndarray:
+    def unmasked(self, p: np.ndarray, sampler: InTime, chances: Chances, now: float) -> np.ndarray:
         """Probabilities after a step that reveals tokens, and masks others again."""
         rows = np.flatnonzero(p)
         states = self.states[rows]
@@ -411,18 +407,18 @@ class _Sites:
         laws = np.where(is_revealed, (1 - chances.mask) * stays, (1 - chances.reveal) * stays)
         laws[..., v] += chances.mask * (states < v)
         masked = states == v
-        if self.sampler.is_single:
+        if sampler.is_single:
             laws[..., v + 1] += chances.reveal * masked
             p = _moved(p[rows], laws, self.num_values)
             for _ in self.free:
-                p = self._one_revealed(p)
+                p = self._one_revealed(p, sampler)
             return p
-        weights = self.sampler.law.weights(self.belief(rows, now))
+        weights = sampler.law.weights(self.belief(rows, now))
         turn = chances.reveal * masked[..., None]
         laws[..., :v] += turn * weights / weights.sum(-1, keepdims=True)
         return _moved(p[rows], laws, self.num_values)
 
-    def _one_revealed(self, p: np.ndarray) -> np.ndarray:
+    def _one_revealed(self, p: np.ndarray, sampler: InTime) -> np.ndarray:
         """Probabilities after one of the sites to be revealed, uniformly chosen, is revealed in
         each state that has any.
         """
@@ -431,7 +427,7 @@ class _Sites:
         if not rows.size:
             return p
         turn = self.states[rows] == to_reveal
-        weights = self.sampler.law.weights(self.belief(rows, None))
+        weights = sampler.law.weights(self.belief(rows, None))
         share = (p[rows] / turn.sum(axis=1))[:, None, None]
         weights *= share * turn[..., None] / weights.sum(-1, keepdims=True)
         after = p.copy()

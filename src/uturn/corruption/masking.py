@@ -58,9 +58,9 @@ class Masking(SymbolChannel):
         """
         from scipy.special import xlogy
 
-        kept = (noisy.values >= 0).sum(axis=1)
-        masked = noisy.values.shape[1] - kept
-        factor: np.ndarray = xlogy(kept, 1 - noisy.noise) + xlogy(masked, noisy.noise)
+        num_shown = (noisy.values >= 0).sum(axis=1)
+        num_masked = noisy.values.shape[1] - num_shown
+        factor: np.ndarray = xlogy(num_shown, 1 - noisy.noise) + xlogy(num_masked, noisy.noise)
         return factor
 
     def effective_epsilon(self, noise: ArrayLike, vocab_size: int) -> np.ndarray:

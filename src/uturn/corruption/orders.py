@@ -69,17 +69,17 @@ class Order(ABC):
         """
         return candidates
 
-    def seen(self, values: np.ndarray) -> np.ndarray:
-        """What the denoiser sees of strings (rows, positions)."""
+    def visible(self, values: np.ndarray) -> np.ndarray:
+        """What the denoiser sees of strings, int64 (rows, positions)."""
         return values
 
     def noise(
-        self, noise: np.ndarray, step: np.ndarray, seen: np.ndarray, chance: np.ndarray
+        self, noise: np.ndarray, step: np.ndarray, visible: np.ndarray, chance: np.ndarray
     ) -> np.ndarray:
         """Noise level (rows,) that the denoiser is told: in the first step that of the data,
-        `noise`, then the share of masked symbols in `seen`.
+        `noise`, then the share of masked symbols in `visible`.
         """
-        return np.where(step == 0, noise, share_of_masked(seen))
+        return np.where(step == 0, noise, share_of_masked(visible))
 
     def block_length(self, length: int) -> int:
         """Number of neighbouring positions that may be revealed in one step, in strings of some
@@ -106,14 +106,14 @@ class FirstHitting(RandomOrder):
     name = "first_hitting"
 
     def noise(
-        self, noise: np.ndarray, step: np.ndarray, seen: np.ndarray, chance: np.ndarray
+        self, noise: np.ndarray, step: np.ndarray, visible: np.ndarray, chance: np.ndarray
     ) -> np.ndarray:
         """Noise level (rows,) that the denoiser is told.
 
         A symbol that is masked at noise level t is revealed at a level uniform in (0, t), here
         t (1 - chance). The denoiser is told the largest of these levels among masked symbols.
         """
-        masked = seen == MASKED
+        masked = visible == MASKED
         levels: np.ndarray = noise * (1 - np.where(masked, chance, 1.0).min(axis=1))
         return levels
 
@@ -146,7 +146,7 @@ class Blocks(Order):
         blocks = np.arange(masked.shape[1]) // self.size
         return np.broadcast_to(blocks, masked.shape).astype(float)
 
-    def seen(self, values: np.ndarray) -> np.ndarray:
+    def visible(self, values: np.ndarray) -> np.ndarray:
         if not self.causal:
             return values
         current = (values == MASKED).argmax(axis=1)[:, None] // self.size
@@ -154,11 +154,11 @@ class Blocks(Order):
         return np.where(is_right & (values >= 0), MASKED, values)
 
     def noise(
-        self, noise: np.ndarray, step: np.ndarray, seen: np.ndarray, chance: np.ndarray
+        self, noise: np.ndarray, step: np.ndarray, visible: np.ndarray, chance: np.ndarray
     ) -> np.ndarray:
         if self.causal:  # a part of a string has no noise level of its own
-            return share_of_masked(seen)
-        return super().noise(noise, step, seen, chance)
+            return share_of_masked(visible)
+        return super().noise(noise, step, visible, chance)
 
     def block_length(self, length: int) -> int:
         return self.size if self.causal else length

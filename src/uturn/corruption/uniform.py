@@ -53,9 +53,10 @@ class UniformReplacement(SymbolChannel):
         """Effective ε (Eq. 63), v/(v-1) (1 - p^2 - (v-1) q^2) with p = alpha + (1-alpha)/v, q =
         (1-alpha)/v.
         """
-        other = checked_noise(noise, 1) / vocab_size
-        seen = 1 - (vocab_size - 1) * other
-        return (1 - seen * seen - (vocab_size - 1) * other * other) * vocab_size / (vocab_size - 1)
+        q = checked_noise(noise, 1) / vocab_size
+        p = 1 - (vocab_size - 1) * q
+        lost: np.ndarray = 1 - p * p - (vocab_size - 1) * q * q
+        return lost * vocab_size / (vocab_size - 1)
 
     def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
         return drawn(Replacing(self, steps), denoiser, noisy, keys)

@@ -17,7 +17,7 @@ from itertools import combinations
 import numpy as np
 
 from uturn.core.checks import checked_integer, expect
-from uturn.core.protocols import Noisy
+from uturn.core.protocols import Corruption, Noisy
 from uturn.core.random import streams, uniforms
 from uturn.corruption.denoising import (
     ORDER,
@@ -45,7 +45,7 @@ from uturn.corruption.sampling import (
     SymbolBeliefs,
     SymbolLaw,
 )
-from uturn.corruption.uniform import UniformReplacement
+from uturn.corruption.uniform import Replacing, UniformReplacement
 
 ORDERS = (
     "random",
@@ -75,8 +75,8 @@ class Portions:
     def before(self, step: np.ndarray) -> np.ndarray:
         """Symbols revealed before an evaluation, int64 (rows,); `step` (rows,): its number."""
         first = np.cumsum(self.calls, axis=1) - self.calls
-        made = np.clip(step[:, None] - first, 0, self.calls)
-        revealed: np.ndarray = (self.tokens * made // np.maximum(self.calls, 1)).sum(axis=1)
+        num_made = np.clip(step[:, None] - first, 0, self.calls)
+        revealed: np.ndarray = (self.tokens * num_made // np.maximum(self.calls, 1)).sum(axis=1)
         return revealed
 
 
@@ -145,8 +145,8 @@ class InOrder(Sampler[OrderState]):
         return is_waiting
 
     def question(self, state: OrderState) -> Noisy:
-        seen = self.order.seen(state.values)
-        return Noisy(seen, self.order.noise(state.noise, state.step, seen, state.chance))
+        visible = self.order.visible(state.values)
+        return Noisy(visible, self.order.noise(state.noise, state.step, visible, state.chance))
 
     def answered(self, state: OrderState, beliefs: SymbolBeliefs) -> OrderState:
         masked = state.values == MASKED
@@ -239,6 +239,24 @@ class Decoder:
         is_single = self.order == "random"
         return InTime(self.steps or 1, self.law, self.remasking, is_single)
 
+    def sampler_for(self, corruption: Corruption) -> InOrder | InTime | Replacing:
+        """The sampler that undoes a corruption; ValueError if the decoder is not for it.
+
+        A corruption that masks is undone by every decoder, uniform replacement by the orders
+        "analytic" and "euler" alone.
+        """
+        if getattr(corruption, "masks", False):
+            return self.sampler
+        steps = self.steps or 1
+        is_euler = self.order == "euler"
+        is_alone = self == Decoder("euler" if is_euler else "analytic", steps)
+        if isinstance(corruption, UniformReplacement) and is_alone:
+            return Replacing(corruption, steps, is_euler)
+        raise ValueError(
+            f"corruption = {corruption!r}: expected Masking(), or a corruption with masks = True,"
+            f" for {self.description}; leave its options out"
+        )
+
     def _order(self) -> Order:
         """The order in which tokens are revealed, of a decoder that does not follow time."""
         if self.order == "blocks":
@@ -254,8 +272,8 @@ class Decoder:
         # Blocks of one are left to right.
         if self.order == "blocks" and self.block >= max(length, 2):
             simple = replace(self, order="random", block=Decoder.block, causal=False)
-        most = simple.block if simple.causal else length
-        if simple.steps is None or simple.in_time or simple.steps < most:
+        longest = simple.block if simple.causal else length
+        if simple.steps is None or simple.in_time or simple.steps < longest:
             return simple
         return replace(simple, steps=None)
 
@@ -332,17 +350,17 @@ def law_of(
     level = (values < 0).mean() if noise is None else noise
     observed = Noisy(values[None], np.array([level]), denoiser.vocab_size)
     noisy = checked_observation(denoiser, observed)
-    sampler = decoder.sampler
-    if isinstance(sampler, InTime):
-        return law_in_time(denoiser, noisy, sampler, _MOST, is_euler=decoder.order == "euler")
+    sampler = decoder.sampler_for(denoiser.corruption)
+    if not isinstance(sampler, InOrder):
+        return law_in_time(denoiser, noisy, sampler, _MOST)
     partial = PartialStrings(noisy.values, np.ones(1))
     portions = sampler.portions(noisy.values)
     for step in range(int(portions.calls.sum())):
         before = portions.before(np.array([step]))
         after = portions.before(np.array([step + 1]))
-        seen = sampler.order.seen(partial.values)
-        told = Noisy(seen, share_of_masked(seen), denoiser.vocab_size)
-        belief = checked_posterior(denoiser, told)
+        visible = sampler.order.visible(partial.values)
+        question = Noisy(visible, share_of_masked(visible), denoiser.vocab_size)
+        belief = checked_posterior(denoiser, question)
         partial = _next(sampler, partial, belief, int((after - before)[0]))
     strings = map(tuple, partial.values.tolist())
     return dict(zip(strings, partial.probabilities.tolist(), strict=True))
@@ -379,16 +397,16 @@ def _next(
     symbols = np.indices((v,) * count).reshape(count, -1).T
     reached: list[np.ndarray] = []
     shares: list[np.ndarray] = []
-    for chosen in map(list, combinations(range(n), count)):
+    for places in map(list, combinations(range(n), count)):
         if isinstance(sampler.order, Confidence):
-            are_first = _confident(belief, weights, chosen, symbols)
+            are_first = _confident(belief, weights, places, symbols)
         else:
-            are_first = _are_first(ranks, chosen, sampler.order.is_by_chance)[:, None]
-        draws = weights[:, chosen, symbols].prod(axis=-1)
+            are_first = _are_first(ranks, places, sampler.order.is_by_chance)[:, None]
+        draws = weights[:, places, symbols].prod(axis=-1)
         share = partial.probabilities[:, None] * are_first * draws
         rows, which = np.nonzero(share)
         after = states[rows]
-        np.put_along_axis(after, masked[rows][:, chosen], symbols[which], axis=1)
+        np.put_along_axis(after, masked[rows][:, places], symbols[which], axis=1)
         reached.append(after)
         shares.append(share[rows, which])
     return _merged(np.concatenate(reached), np.concatenate(shares))
@@ -403,19 +421,19 @@ def _merged(states: np.ndarray, shares: np.ndarray) -> PartialStrings:
     return PartialStrings(states[first], np.add.reduceat(shares[order], first))
 
 
-def _are_first(ranks: np.ndarray, chosen: list[int], is_by_chance: bool) -> np.ndarray:
-    """Probability (states,) that the chosen positions have the smallest ranks, (states, positions).
+def _are_first(ranks: np.ndarray, places: list[int], is_by_chance: bool) -> np.ndarray:
+    """Probability (states,) that some places have the smallest ranks, (states, positions).
 
     Equal ranks come in random order, or from left to right.
     """
-    count = len(chosen)
+    count = len(places)
     if not is_by_chance:
         first = np.argsort(ranks, axis=1, kind="stable")[:, :count]
-        are_first: np.ndarray = (np.sort(first, axis=1) == chosen).all(axis=1)
+        are_first: np.ndarray = (np.sort(first, axis=1) == places).all(axis=1)
         return are_first
     from scipy.special import comb
 
-    is_chosen = np.isin(np.arange(ranks.shape[1]), chosen)
+    is_chosen = np.isin(np.arange(ranks.shape[1]), places)
     last = np.sort(ranks, axis=1)[:, count - 1, None]
     is_before = ranks < last
     is_equal = ranks == last
@@ -427,21 +445,21 @@ def _are_first(ranks: np.ndarray, chosen: list[int], is_by_chance: bool) -> np.n
 
 
 def _confident(
-    belief: np.ndarray, weights: np.ndarray, chosen: list[int], symbols: np.ndarray
+    belief: np.ndarray, weights: np.ndarray, places: list[int], symbols: np.ndarray
 ) -> np.ndarray:
-    """Probability (states, draws) that the tokens drawn at all other positions have a smaller
-    probability than the chosen ones.
+    """Probability (states, draws) that the tokens drawn at all other positions have smaller
+    probabilities than the tokens drawn at some places.
 
-    `symbols` (draws, count): what is drawn at the chosen positions. Equal ones are ordered from
+    `symbols` (draws, count): the tokens drawn at these places. Equal probabilities are ordered from
     left to right.
     """
-    others = np.setdiff1d(np.arange(belief.shape[1]), chosen)
-    own = belief[:, chosen, symbols]
-    least = own.min(axis=-1)
-    last = np.where(own == least[..., None], chosen, -1).max(axis=-1)[..., None, None]
-    least = least[..., None, None]
-    other_beliefs = belief[:, None, others]
-    is_right = others[:, None] > last
-    is_later = (other_beliefs < least) | ((other_beliefs == least) & is_right)
-    chance: np.ndarray = (weights[:, None, others] * is_later).sum(axis=-1).prod(axis=-1)
+    rivals = np.setdiff1d(np.arange(belief.shape[1]), places)
+    probabilities = belief[:, places, symbols]
+    lowest = probabilities.min(axis=-1)[..., None]
+    last = np.where(probabilities == lowest, places, -1).max(axis=-1)[..., None, None]
+    lowest = lowest[..., None]
+    rival_beliefs = belief[:, None, rivals]
+    is_right = rivals[:, None] > last
+    is_later = (rival_beliefs < lowest) | ((rival_beliefs == lowest) & is_right)
+    chance: np.ndarray = (weights[:, None, rivals] * is_later).sum(axis=-1).prod(axis=-1)
     return chance
