@@ -4,7 +4,7 @@ denoiser of single leaves.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -12,12 +12,15 @@ from pydantic import Field, model_validator
 from uturn.core.checks import expect
 from uturn.core.files import cached_while_unchanged
 from uturn.core.inputs import File
-from uturn.core.protocols import Backward, Corruption, Spec
+from uturn.core.protocols import Backward, Corruption, Reconstructions, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.denoising import Denoiser, ExactDenoiser, check_channel, denoise
 from uturn.corruption.unmasking import Decoder
 from uturn.networks.texts.options import DecoderOptions
 from uturn.sources.strings import NoisyStrings
+
+if TYPE_CHECKING:
+    from uturn.core.experiment import Experiment
 
 
 class ExactPosterior(Spec, Backward):
@@ -38,22 +41,27 @@ class ExactPosterior(Spec, Backward):
     adds_trajectories: ClassVar[bool] = True
     type: Literal["exact"] = "exact"
 
-    def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> Any:
+    def reconstruct(
+        self,
+        noisy: Any,  # noisy data of any kind with `posterior_draws`
+        streams: Streams,
+        clones: int = 1,
+    ) -> Reconstructions:
         return noisy.posterior_draws(streams, clones)
 
-    def missing(self, experiment: Any) -> dict[str, str]:
+    def missing(self, experiment: Experiment) -> dict[str, str]:
         """No reconstruction is missing; ValueError if a measurement has no exact posterior."""
-        source, corruption = experiment.parts.source, experiment.parts.corruption
+        source = experiment.parts.source
+        corruption = experiment.parts.corruption
         if corruption.process == "operator":
             block = next(iter(source.blocks(np.arange(1), experiment.seed, 1)))
             for noise in experiment.noise:
-                corruption.observe(
-                    block, noise, Streams(experiment.seed, block.items, noise)
-                ).posterior(0)
+                streams = Streams(experiment.seed, block.items, noise)
+                corruption.observe(block, noise, streams).posterior(0)
         return {}
 
 
-class StringDenoiser(DecoderOptions, Spec, Backward):
+class StringDenoiser(DecoderOptions, Spec, Backward[NoisyStrings]):
     """Reverse process of a Bayesian channel of strings, with a denoiser of single leaves
     (`uturn.corruption.denoising.denoise`).
 
@@ -89,7 +97,9 @@ class StringDenoiser(DecoderOptions, Spec, Backward):
         return self.decoder != Decoder(steps=self.steps)
 
     def describe(self) -> str:
-        return self.decoder.description + self.decoder.warning if self._reveals else ""
+        if not self._reveals:
+            return ""
+        return self.decoder.description + self.decoder.warning
 
     def reconstruct(
         self, noisy: NoisyStrings, streams: Streams, clones: int = 1

@@ -106,9 +106,12 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued[NoisyTokens | NoisyStrings,
             euler = "Euler " if self.order == "euler" else ""
             return f"{model.description}, uniform replacement, {self._steps} {euler}steps"
         decoder = self.decoder
-        warning = decoder.warning or ("" if decoder.is_exact else ": not a draw from the posterior")
-        speed = ", one token a call" if decoder.steps is None else ""
-        return f"{model.description}, {decoder.description}{speed}{warning}"
+        description = f"{model.description}, {decoder.description}"
+        if decoder.steps is None:
+            description += ", one token a call"
+        if decoder.is_exact:
+            return description
+        return description + (decoder.warning or ": not a draw from the posterior")
 
     @property
     def _steps(self) -> int:
@@ -118,7 +121,7 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued[NoisyTokens | NoisyStrings,
         self, noisy: NoisyTokens | NoisyStrings, streams: Streams, clones: int
     ) -> Iterator[TokenWork]:
         noise = noisy.noise
-        if noisy.channel.masks and not isinstance(noisy.channel, Masking):
+        if self.language().channel.masks and not isinstance(noisy.channel, Masking | None):
             noise = share_of_masked(noisy.values)  # a corruption of one's own has another unit
         for row, key in enumerate(streams.keys(Purpose.DENOISING, clones)):
             yield TokenWork(noisy.values[row // clones], float(noise[row // clones]), key)

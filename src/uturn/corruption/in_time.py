@@ -229,14 +229,15 @@ class InTime(Sampler[TimeState]):
         return Noisy(state.values, self._level(state.noise, state.step - 1))
 
     def answered(self, state: TimeState, beliefs: SymbolBeliefs) -> TimeState:
-        uniform = _uniforms(state, state.step - 1)
+        step = state.step - 1
         places = state.turn
         if self.is_single:
             places = np.zeros(state.turn.shape, bool)
-            first = np.where(state.turn, uniform.chance, 2).argmin(axis=1)
+            chance = _chance(state, step)
+            first = np.where(state.turn, chance, 2).argmin(axis=1)
             np.put_along_axis(places, first[:, None], True, axis=1)
-        # Denoisers of strings give float32, and so does a network here.
-        draws = self.law.draws(beliefs, places, uniform.heights, np.float32)
+        # As a `Denoiser` gives them; the beliefs of a language model are more precise.
+        draws = self.law.draws(beliefs, places, _heights(state, step), np.float32)
         state = replace(
             state,
             values=draws.written(state.values, draws.symbols),
@@ -261,7 +262,7 @@ class InTime(Sampler[TimeState]):
     def _next_step(self, state: TimeState) -> TimeState:
         """The state after the beginning of the next step, in which tokens change by chance."""
         values = np.where(state.lost, MASKED, state.values)
-        chance = _uniforms(state, state.step).chance
+        chance = _chance(state, state.step)
         masked = values == MASKED
         drawn = state.free & (values >= 0)
         noise = state.noise[:, None]
@@ -277,23 +278,20 @@ class InTime(Sampler[TimeState]):
         return replace(state, values=values, step=state.step + 1, turn=turn, lost=lost)
 
 
-class _Uniforms(NamedTuple):
-    """Uniform numbers of a step, (rows, positions)."""
-
-    heights: np.ndarray
-    """They draw symbols."""
-    chance: np.ndarray
-    """They decide which tokens change, and in which order."""
+def _heights(state: State, step: np.ndarray) -> np.ndarray:
+    """Uniform numbers (rows, positions) that draw the symbols of a step (rows,)."""
+    rows, width = state.values.shape
+    return uniforms(streams(state.keys, rows, step), width)
 
 
-def _uniforms(state: TimeState, step: np.ndarray) -> _Uniforms:
-    """The uniform numbers of a step (rows,): a stream has first the heights of a string of some
-    length, and then its chances.
+def _chance(state: State, step: np.ndarray) -> np.ndarray:
+    """Uniform numbers (rows, positions) that decide which tokens change in a step (rows,), and in
+    which order. In a stream they follow the heights of a string of some length.
     """
     rows, width = state.values.shape
     numbers = uniforms(streams(state.keys, rows, step), 2 * width)
     places = np.minimum(state.lengths[:, None] + np.arange(width), 2 * width - 1)
-    return _Uniforms(numbers[:, :width], np.take_along_axis(numbers, places, axis=1))
+    return np.take_along_axis(numbers, places, axis=1)
 
 
 def law_in_time(

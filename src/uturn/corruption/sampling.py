@@ -24,7 +24,10 @@ from uturn.core.data import Noisy
 from uturn.core.random import choices
 
 MASKED = -1  # value of a masked position; values below it lie beyond the end of a shorter text
-TOGETHER = 2**22  # probabilities of the symbols that are drawn together
+# Largest numbers of positions, and of probabilities, of the symbols that are drawn together. Small
+# arrays are faster.
+_POSITIONS = 2**12
+_PROBABILITIES = 2**22
 
 
 class SymbolBeliefs(Protocol):
@@ -51,8 +54,9 @@ class ArrayBeliefs:
         self.vocab_size: int = probabilities.shape[-1]
 
     def at(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        laws: np.ndarray = self.probabilities[rows, positions]
-        return laws
+        width = self.probabilities.shape[1]
+        laws = self.probabilities.reshape(-1, self.vocab_size)
+        return laws.take(rows * width + positions, axis=0)
 
     def entropies(self) -> np.ndarray:
         logs = np.log(np.maximum(self.probabilities, np.finfo(np.float32).tiny))
@@ -168,7 +172,7 @@ class SymbolLaw:
         for part in parts(len(rows), beliefs.vocab_size):
             belief = beliefs.at(rows[part], positions[part])
             if dtype is not None:
-                belief = belief.astype(dtype)
+                belief = belief.astype(dtype, copy=False)
             drawn = choices(self.weights(belief), heights[rows[part], positions[part]])
             symbols[part] = drawn
             probabilities[part] = np.take_along_axis(belief, drawn[:, None], 1)[:, 0]
@@ -177,7 +181,7 @@ class SymbolLaw:
 
 def parts(count: int, vocab_size: int) -> list[slice]:
     """Slices of `count` positions whose symbols are drawn together."""
-    size = max(1, TOGETHER // vocab_size)
+    size = max(1, min(_POSITIONS, _PROBABILITIES // vocab_size))
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
@@ -192,7 +196,7 @@ class State:
     keys: np.ndarray
     """uint64 (rows,), a random stream for each string."""
     step: np.ndarray
-    """int64 (rows,), number of the next step of each string, or of the step under way."""
+    """int64 (rows,), number of the step of each string that comes next."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -253,7 +257,7 @@ class Sampler(ABC, Generic[S]):
 
     @abstractmethod
     def question(self, state: S) -> Noisy:
-        """Strings and noise levels that the denoiser is told, if all rows wait."""
+        """Strings and noise levels that the denoiser is told. All rows are waiting."""
 
     @abstractmethod
     def answered(self, state: S, beliefs: SymbolBeliefs) -> S:

@@ -129,10 +129,10 @@ class Replacing(Sampler[State]):
 
     def answered(self, state: State, beliefs: SymbolBeliefs) -> State:
         values = state.values.copy()
-        different = np.unique(np.stack([state.noise, state.step], axis=1), axis=0)
-        for noise, step in different.tolist():
+        steps_under_way = set(zip(state.noise.tolist(), state.step.tolist(), strict=True))
+        for noise, step in steps_under_way:
             rows = np.flatnonzero((state.noise == noise) & (state.step == step))
-            values[rows] = self._drawn(state.rows(rows), rows, beliefs, noise, int(step))
+            values[rows] = self._drawn(state.rows(rows), rows, beliefs, noise, step)
         return replace(state, values=values, step=state.step + 1)
 
     def _drawn(
@@ -149,8 +149,8 @@ class Replacing(Sampler[State]):
         row, position = np.nonzero(values >= 0)  # beyond the end of a text there is padding
         for part in parts(len(row), beliefs.vocab_size):
             place = row[part], position[part]
-            # Denoisers of strings give float32, and so does a network here.
-            belief = beliefs.at(rows[place[0]], place[1]).astype(np.float32)
+            # As a `Denoiser` gives it; the beliefs of a language model are more precise.
+            belief = beliefs.at(rows[place[0]], place[1]).astype(np.float32, copy=False)
             law = self.channel.step_law(belief, values[place], now, later, self.is_euler)
             values[place] = choices(law, heights[place])
         return values
