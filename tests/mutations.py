@@ -501,6 +501,18 @@ MUTATIONS = (
         tests=(("test_in_time::test_draws_follow_the_law", {"decoder": Decoder("confidence"), "start": (-1, -1, -1)}),),
     ),
     Mutation(
+        "the chances of a text in time depend on its padding",
+        "uturn.corruption.in_time:_chance",
+        "state.lengths[:, None]",
+        "width + 0 * state.lengths[:, None]",
+        tests=(
+            (
+                "test_language::test_padding_changes_no_draw",
+                {"decoder": {"order": "analytic", "steps": 5}},
+            ),
+        ),
+    ),
+    Mutation(
         "the texts of a call get the state of the first one",
         "uturn.backward.language:_TokenQueue._call",
         "state.rows(slice(row, row + 1))",

@@ -331,6 +331,32 @@ def test_batches_lengths_and_interruptions_change_nothing(bert, texts, tmp_path)
     assert (grown.token.values == whole.token.values).all()
 
 
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        {"order": "analytic", "steps": 5},
+        {"order": "analytic", "steps": 5, "remask": "conf", "eta": 1.0},
+        {"order": "random", "steps": 5, "remask": "cap", "eta": 0.5},
+        {"corruption": "uniform", "steps": 5},
+    ],
+)
+def test_padding_changes_no_draw(bert, decoder):
+    """Also in time: a text draws the same in an array of its own length."""
+    backward = LanguageDenoiser(model=str(bert), **decoder)
+    channel = backward.language().channel
+    rng = np.random.default_rng(0)
+    lengths = np.array([8, 3, 5, 1, 7])
+    noisy = channel.corrupt(rng.integers(5, 15, (5, 8)), 0.8, seed=1, vocab_size=17)
+    values = np.where(np.arange(8) < lengths[:, None], noisy.values, PAD)
+    padded = NoisyTokens(values, noisy.noise, 17, channel)
+    together = backward.reconstruct(padded, Streams(0, np.arange(5), 0.8))[:, 0]
+    for item, length in enumerate(lengths):
+        own = NoisyTokens(values[[item], :length], noisy.noise[[item]], 17, channel)
+        alone = backward.reconstruct(own, Streams(0, np.array([item]), 0.8))
+        np.testing.assert_array_equal(alone[0, 0], together[item, :length])
+    assert (together[:, 1:][values[:, 1:] == PAD] == PAD).all()
+
+
 def test_strings_of_a_grammar_and_tokens_are_the_same_data(bert, tmp_path):
     # Symbols of a grammar are ids, so that a model can be compared with exact inference on the same
     # strings.
