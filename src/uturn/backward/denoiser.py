@@ -12,12 +12,12 @@ from pydantic import Field, model_validator
 from uturn.core.checks import expect
 from uturn.core.files import cached_while_unchanged
 from uturn.core.inputs import File
-from uturn.core.protocols import Backward, Corruption, Reconstructions, Spec
+from uturn.core.protocols import Backward, Corruption, Reconstructions, Source, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.denoising import Denoiser, ExactDenoiser, check_channel, denoise
 from uturn.corruption.unmasking import Decoder
 from uturn.networks.texts.options import DecoderOptions
-from uturn.sources.strings import NoisyStrings
+from uturn.sources.strings import NoisyStrings, StringSource
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -110,15 +110,11 @@ class StringDenoiser(DecoderOptions, Spec, Backward[NoisyStrings]):
         strings = denoise(denoiser, noisy.repeated(clones), self.steps, keys, sampler)
         return noisy.parsed(strings, len(streams.items), keys)
 
-    def check(
-        self,
-        source: Any,  # of strings, with `num_leaves` and `vocab_size`
-        corruption: Corruption,
-    ) -> None:
+    def check(self, source: Source, corruption: Corruption) -> None:
         check_channel(corruption)
         if self._reveals:
             self.decoder.sampler_for(corruption)
-        if self.model == "exact":
+        if self.model == "exact" or not isinstance(source, StringSource):
             return
         denoiser = self._learned(corruption)
         sizes = (source.num_leaves, source.vocab_size)

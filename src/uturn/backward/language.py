@@ -24,7 +24,7 @@ from uturn.corruption.sampling import MASKED, Sampler, State
 from uturn.corruption.uniform import Replacing, UniformReplacement
 from uturn.corruption.unmasking import Decoder, InOrder
 from uturn.networks.texts.options import LanguageOptions
-from uturn.sources.strings import NoisyStrings
+from uturn.sources.strings import NoisyStrings, StringSource
 from uturn.sources.tokens import PAD, NoisyTokens, TextSource
 
 if TYPE_CHECKING:
@@ -157,10 +157,10 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued[NoisyTokens | NoisyStrings,
             expected = "False, as it masks the fixed tokens (keep_first, fixed) again"
             expect(not self.remask_given, "remask_given", True, expected)
         _ = self._sampler  # raises for a decoder that is not for this corruption
-        if source.kind == "strings":
+        if isinstance(source, StringSource):
             self._check_strings(source)
 
-    def _check_strings(self, source: Any) -> None:  # a source with `vocab_size` and `num_leaves`
+    def _check_strings(self, source: StringSource) -> None:
         """ValueError if the model cannot denoise the strings of a grammar."""
         model = self.language()
         vocab_size = source.vocab_size
