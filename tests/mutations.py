@@ -388,16 +388,16 @@ MUTATIONS = (
     ),
     Mutation(
         "all masked tokens are told as noise in all steps",
-        "uturn.corruption.unmasking:unmask",
-        "decoder.told(noisy.noise[active], step, seen, chance[active])",
-        "decoder.told(noisy.noise[active], 0, seen, chance[active])",
+        "uturn.corruption.unmasking:InOrder.question",
+        "self.order.noise(state.noise, state.step, visible, state.chance)",
+        "self.order.noise(state.noise, 0 * state.step, visible, state.chance)",
         tests=(("test_unmasking::test_the_denoiser_is_told_the_share_of_masked_tokens", {}),),
     ),
     Mutation(
         "top-p without the token that crosses p",
-        "uturn.corruption.unmasking:Decoder.weights",
-        "np.cumsum(ordered, axis=-1) - ordered <",
-        "np.r_[0, np.ones(ordered.shape[-1] - 1)] * np.cumsum(ordered, axis=-1) <=",
+        "uturn.corruption.sampling:SymbolLaw._truncated",
+        "np.cumsum(ordered, axis=-1) - ordered",
+        "np.r_[0, np.ones(ordered.shape[-1] - 1)] * np.cumsum(ordered, axis=-1)",
         tests=(("test_unmasking::test_top_p_keeps_the_fewest_symbols_that_reach_p", {"p": 0.5}),),
     ),
     Mutation(
@@ -495,16 +495,35 @@ MUTATIONS = (
     ),
     Mutation(
         "tokens that were not kept are drawn with the same numbers again",
+        "uturn.corruption.unmasking:InOrder.answered",
+        "streams(state.keys, len(masked), state.step)",
+        "streams(state.keys, len(masked), 0)",
+        tests=(("test_in_time::test_draws_follow_the_law", {"decoder": Decoder("confidence"), "start": (-1, -1, -1)}),),
+    ),
+    Mutation(
+        "the chances of a text in time depend on its padding",
+        "uturn.corruption.in_time:_chance",
+        "state.lengths[:, None]",
+        "width + 0 * state.lengths[:, None]",
+        tests=(
+            (
+                "test_language::test_padding_changes_no_draw",
+                {"decoder": {"order": "analytic", "steps": 5}},
+            ),
+        ),
+    ),
+    Mutation(
+        "the texts of a call get the state of the first one",
         "uturn.backward.language:_TokenQueue._call",
-        "steps = np.array([text.step for text in texts], np.uint64)",
-        "steps = np.array([0 for text in texts], np.uint64)",
+        "state.rows(slice(row, row + 1))",
+        "state.rows(slice(0, 1))",
         tests=(("test_language::test_the_queue_draws_what_unmasking_draws", {"decoder": Decoder("confidence", steps=2)}),),
     ),
     Mutation(
         "share of masked tokens among those of the longest text",
-        "uturn.corruption.unmasking:Decoder.told",
-        "(seen >= MASKED).sum(axis=1)",
-        "seen.shape[1]",
+        "uturn.corruption.orders:share_of_masked",
+        "lengths(values)",
+        "values.shape[1]",
         tests=(("test_language::test_the_network_is_told_the_share_of_masked_tokens", {}),),
     ),
     # --- calibration ---
@@ -668,9 +687,9 @@ MUTATIONS = (
     # --- texts ---
     Mutation(
         "remasking that tells the denoiser the noise of the step",
-        "uturn.corruption.in_time:unmask",
-        "told = (leaves[rows] < 0).mean(axis=1)",
-        "told = now[rows]",
+        "uturn.corruption.in_time:InTime.question",
+        "share_of_masked(state.values)",
+        "self._level(state.noise, state.step - 1)",
         tests=(("test_in_time::test_remasking_tells_the_denoiser_what_it_sees", {"order": "random"}),),
     ),
     Mutation(
@@ -777,13 +796,13 @@ MUTATIONS = (
     ),
     Mutation(
         "the denoiser is told the share of masked tokens, not the noise of the data",
-        "uturn.corruption.unmasking:Decoder.told",
-        edit=Replaced("np.where(step == 0, noise, share)", "share"),
+        "uturn.corruption.orders:Order.noise",
+        edit=Replaced("np.where(step == 0, noise, share_of_masked(visible))", "share_of_masked(visible)"),
         tests=(("test_unmasking::test_the_denoiser_is_told_the_noise_of_the_data_first", {"causal": False, "first": 0.9}),),
     ),
     Mutation(
         "expected evaluations do not count the tokens that return",
-        "uturn.corruption.in_time:evaluations",
+        "uturn.corruption.in_time:InTime.evaluations",
         edit=Assigned("returning", "0"),
         tests=(("test_in_time::test_planned_evaluations_count_the_tokens_that_return", {}),),
     ),

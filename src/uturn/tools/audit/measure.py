@@ -13,8 +13,8 @@ from uturn.cli.options import Running
 from uturn.cli.printing import console
 from uturn.cli.running import end, run_into, runs_into
 from uturn.core.checks import expect
+from uturn.core.data import Noisy
 from uturn.core.files import write_json
-from uturn.corruption.in_time import evaluations
 from uturn.measures.statistics import replicates
 from uturn.pages.charts import number, numbers
 from uturn.pages.page import report
@@ -110,15 +110,10 @@ def _decoder(name: str, run: xr.Dataset, options: TextOptions) -> dict[str, Any]
         options.denoiser().decoder,
     )
     has_gap = "gap" in tested  # not for a single text
-    masked = (run["noisy_token"].isel(clone=0, trajectory=0, missing_dims="ignore") == -1).values
-    calls: Any
-    if decoder.in_time:  # the expected number
-        calls = [
-            [evaluations(decoder, noise, length) for length in run["length"].values.tolist()]
-            for noise in COMPARED
-        ]
-    else:
-        calls = [decoder.numbers(of_noise)[0] for of_noise in masked]
+    noisy = run["noisy_token"].isel(clone=0, trajectory=0, missing_dims="ignore").values
+    calls: list[np.ndarray] = []
+    for noise, values in zip(COMPARED, noisy, strict=True):
+        calls.append(decoder.sampler.calls(Noisy(values, np.full(len(values), noise))))
 
     def above_original(reading: str, **at: int) -> list[Any]:
         difference = (run[reading] - run[f"original_{reading}"]).sel(at).isel(noise=[-1])
