@@ -96,7 +96,7 @@ def test_parts_of_the_trajectories_give_the_same_numbers(monkeypatch):
         whole = ut.run(described(**options)).load()
         with monkeypatch.context() as patched:
             patched.setattr(measuring, "Streams", noted)
-            patched.setattr(measuring, "_PART", 2 * 16 * 8 * options.get("clones", 1))
+            patched.setattr(measuring, "_NUMBERS_OF_PART", 2 * 16 * 8 * options.get("clones", 1))
             sizes.clear()
             parts = ut.run(described(**options)).load()
         assert sizes == [2, 2, 1]
@@ -107,7 +107,7 @@ def test_parts_of_the_trajectories_give_the_same_numbers(monkeypatch):
 @pytest.mark.parametrize("source", [RHM, {"type": "gaussian_field", "size": 8}])
 def test_the_chunk_changes_no_bit(source, monkeypatch):
     """Accumulators add up the same numbers in the same order, whatever else is in the batch."""
-    monkeypatch.setattr(measuring, "_PART", 2 * 16 * 8)
+    monkeypatch.setattr(measuring, "_NUMBERS_OF_PART", 2 * 16 * 8)
     channel = {"type": "gaussian", "noise": [0.2]}
     whole, *others = (
         ut.run(described(items=7, chunk=chunk, source=source, corruption=channel)).load()

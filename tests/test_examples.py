@@ -97,7 +97,7 @@ def test_a_spec_describes_what_can_be_measured(name, beside):
 @pytest.mark.parametrize("name", named(SPECS))
 def test_a_spec_is_checked_without_a_doubt(name, beside, unchecked_models):
     """As `uturn check`, apart from the models, which test_model_check.py checks."""
-    lines = list(check(ut.Experiment.from_file(beside(name))))
+    lines = list(map(str, check(ut.Experiment.from_file(beside(name)))))
     assert not [line for line in lines if line.startswith((*CHECKS, "warning:"))]
     assert sum("means over items" in line for line in lines) == 2
 

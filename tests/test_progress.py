@@ -12,7 +12,7 @@ import uturn as ut
 from uturn.core import progress
 from uturn.core.processes import in_processes
 from uturn.core.progress import add, begun, in_progress, part, progress_bar, steps
-from uturn.engine.measuring import measurements
+from uturn.engine.measuring import Wanted, measurements
 
 STRINGS = {
     "type": "rhm",
@@ -97,7 +97,9 @@ def test_nothing_is_left_of_work_that_failed_or_was_dropped():
             add(1 / (one == "a"))
     assert in_progress() == 0
     for name in ("exact", "images"):
-        running = measurements(experiment(name), [(None, 1, np.arange(4)), (None, 0, np.arange(4))])
+        running = measurements(
+            experiment(name), [Wanted(None, level, np.arange(4)) for level in (1, 0)]
+        )
         next(running)
         running.close()
         assert in_progress() == 0
@@ -106,12 +108,12 @@ def test_nothing_is_left_of_work_that_failed_or_was_dropped():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_run_moves_inside_its_tasks_and_never_backwards_or_past_its_end(name, reported):
     one, finished, total = experiment(name), 0, 4
-    list(measurements(one, [(None, 1, np.array([4, 5]))]))
+    list(measurements(one, [Wanted(None, 1, np.array([4, 5]))]))
     assert len(set(np.round(reported, 9))) >= LEAST.get(name, 8)
     reported.clear()
     values = [0.0]
     tasks = [
-        ((level, block), level, np.arange(6)[4 * block :][:4])
+        Wanted((level, block), level, np.arange(6)[4 * block :][:4])
         for level in (1, 0)
         for block in (0, 1)
     ]

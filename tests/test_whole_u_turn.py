@@ -177,12 +177,17 @@ def experiment(**changes):
     )
 
 
+FIVE = [measuring.Wanted(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)]
+
+
+def joined(experiment):
+    """Numbers of tasks that are measured together."""
+    return [len(together.names) for together in measuring._joined(experiment, FIVE)]
+
+
 def test_joined_tasks_are_the_tasks(monkeypatch, tmp_path):
     together = ut.run(experiment())
-    joined = list(
-        measuring._joined(experiment(), [(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)])
-    )
-    assert [len(names) for names, _, _ in joined] == [5]
+    assert joined(experiment()) == [5]
     monkeypatch.setattr("uturn.engine.measuring._JOINED_BYTES", 1)
     alone = ut.run(experiment(), tmp_path / "run")
     for name in together.data_vars:
@@ -191,19 +196,14 @@ def test_joined_tasks_are_the_tasks(monkeypatch, tmp_path):
 
 def test_fewer_tasks_with_clones_are_joined(monkeypatch):
     """Draws of all clones are in memory together."""
-    joined = 5 * 4 * 2 * 512  # five tasks of 4 originals, 2 trajectories, 512 bytes
-    monkeypatch.setattr("uturn.engine.measuring._JOINED_BYTES", joined)
-    tasks = [(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)]
+    five = 5 * 4 * 2 * 512  # five tasks of 4 originals, 2 trajectories, 512 bytes
+    monkeypatch.setattr("uturn.engine.measuring._JOINED_BYTES", five)
     for clones, expected in ((1, [5]), (2, [2, 2, 1]), (100, [1] * 5)):
-        assert [
-            len(names) for names, _, _ in measuring._joined(experiment(clones=clones), tasks)
-        ] == expected
+        assert joined(experiment(clones=clones)) == expected
 
 
 def test_own_parts_and_networks_are_not_joined():
-    tasks = [(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)]
-    one_step = experiment(backward={"type": "denoiser", "steps": 1})
-    assert [len(names) for names, _, _ in measuring._joined(one_step, tasks)] == [1] * 5
+    assert joined(experiment(backward={"type": "denoiser", "steps": 1})) == [1] * 5
 
 
 class Labelled(Probe):

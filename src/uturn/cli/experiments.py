@@ -27,7 +27,6 @@ from uturn.cli.pages import study
 from uturn.cli.printing import console, inside, say_next
 from uturn.cli.running import check_out, locate_into, resumable, run_into
 from uturn.core.checks import expect
-from uturn.core.findings import CHECKS
 
 
 @command(EXPERIMENTS)
@@ -155,14 +154,14 @@ def check(spec: Spec) -> None:
     """
     from uturn.engine.trial import check
 
-    doubts = 0
-    for line in check(uturn.Experiment.from_file(spec)):
-        doubts += line.startswith((*CHECKS, "warning:"))
-        console().print(line)
-    console().print(
-        f"{spec}:"
-        f" {'no error was found; see the warnings above' if doubts else 'nothing wrong was found'}"
-    )
+    has_doubts = False
+    for checked in check(uturn.Experiment.from_file(spec)):
+        has_doubts |= checked.is_doubt
+        console().print(checked.line)
+    result = "nothing wrong was found"
+    if has_doubts:
+        result = "no error was found; see the warnings above"
+    console().print(f"{spec}: {result}")
     say_next(run=("plan", str(spec)))
 
 

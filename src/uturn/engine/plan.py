@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,17 +21,23 @@ from uturn.core.checks import checked_integer
 from uturn.core.experiment import Experiment, checked_experiment
 from uturn.core.processes import cores
 from uturn.core.progress import duration
-from uturn.engine.measuring import measurements
+from uturn.engine.measuring import Wanted, measurements
 from uturn.engine.run import chosen_workers
+from uturn.engine.schedule import Left
 from uturn.engine.tasks import left_of
-from uturn.store.blocks import Blocks
+from uturn.store.blocks import Blocks, Task
 from uturn.store.folders import checked_location
 from uturn.store.resume import trajectories_done
 
-_LEVELS = 6  # largest number of noise levels that are timed
-_GROWTH = 4  # ratio of consecutive numbers of originals
-_MOST = 1024  # largest number of originals
-_WRITING = 0.004  # seconds for writing a task
+_MOST_LEVELS = 6
+"""Noise levels that are timed."""
+_GROWTH = 4
+"""Ratio of consecutive numbers of originals that are timed."""
+_MOST_ORIGINALS = 1024
+_WRITING = 0.001
+"""Seconds for writing a task."""
+_MOST_PROCESSES = 8
+"""Of the table of times, if no number is given."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +45,21 @@ class Plan:
     """The estimated cost of a run."""
 
     tasks: int
-    done: int  # stored tasks
-    u_turns: int  # of the remaining tasks
-    disk: float  # bytes of the readings of the complete store, before their compression
-    workers: int  # processes on this machine, sharing its cores
+    done: int
+    """Stored tasks."""
+    u_turns: int
+    """Of the tasks that are left."""
+    disk: float
+    """Bytes of the readings of the complete store."""
+    workers: int
+    """Processes on this machine, which share its cores."""
     seconds: dict[int, float]
-    """Time of the remaining tasks by number of processes, without loading models and
-    compilation. Processes beyond `workers` are assumed to have separate cores.
+    """Time of the tasks that are left by number of processes, without loading models and
+    compilation. Processes beyond `workers` are assumed to have cores of their own.
     """
 
     def lines(self) -> list[str]:
+        """The plan as text."""
         left = self.tasks - self.done
         lines = [
             f"tasks: {self.tasks:,}, {self.done:,} done, {left:,} left with {self.u_turns:,}"
@@ -57,13 +68,9 @@ class Plan:
         if not left:
             return lines
         processes = "1 process" if self.workers == 1 else f"{self.workers} processes"
-        lines += [
-            f"disk: {_bytes(self.disk)} of readings, before compression",
-            (
-                f"time: {duration(self.seconds[self.workers])} in {processes} on this machine,"
-                " after its start"
-            ),
-        ]
+        time_here = duration(self.seconds[self.workers])
+        lines.append(f"disk: {_bytes(self.disk)} of readings")
+        lines.append(f"time: {time_here} in {processes} on this machine, after its start")
         more = [
             f"{number}: {duration(seconds)}"
             for number, seconds in self.seconds.items()
@@ -80,8 +87,7 @@ def plan(
     *,
     workers: int | None = None,
     budget: float = 5.0,
-    least: float = 0.0,
-) -> Plan | None:
+) -> Plan:
     """The estimated cost of the tasks of an experiment that are missing in its store; errors as in
     `run`. Nothing is written.
 
@@ -91,145 +97,184 @@ def plan(
 
     `workers`: number of processes; None for the choice of `run`, and up to 8 in the table of times.
     `budget`: approximate seconds of timing, after first U-turns that load models and compile
-    kernels. A time below `least` seconds gives None.
+    kernels.
     """
     checked_experiment(experiment)
-    most = 8 if workers is None else checked_integer("workers", workers, 1)
-    done = trajectories_done(
-        experiment, None if store is None else checked_location("store", store)
+    most = _MOST_PROCESSES if workers is None else checked_integer("workers", workers, 1)
+    location = None if store is None else checked_location("store", store)
+    done = trajectories_done(experiment, location)
+    left = left_of(experiment, done)
+    number = max(1, min(chosen_workers(workers, experiment), cores(), len(left)))
+    work = _Work.of(experiment, left)
+    total = 0.0
+    if left:
+        timing = _Timing(experiment, work, number)
+        total = _WRITING * len(left) + timing.seconds(budget)
+    numbers = sorted({number, most, *(2**power for power in range(most.bit_length()))})
+    seconds = {
+        processes: total / min(processes, max(1, len(left)))
+        for processes in numbers
+        if processes >= number
+    }
+    return Plan(
+        tasks=len(done),
+        done=len(done) - len(left),
+        u_turns=sum(work.u_turns.values()),
+        disk=_readings_in_bytes(experiment),
+        workers=number,
+        seconds=seconds,
     )
-    missing = {entry.task: entry.first for entry in left_of(experiment, done)}
-    blocks = Blocks(experiment.chunk, experiment.items, experiment.noise)
-    workers = max(1, min(chosen_workers(workers, experiment), cores(), len(missing)))
-    u_turns: Counter[int] = Counter()
-    originals = sum(
-        len(blocks.items(task)) for task in {task.item_block: task for task in missing}.values()
-    )
-    costly = missing
-    # The smaller noise levels of some items come with their largest.
-    if experiment.parts.backward.by_items:
-        ordered = sorted(missing, key=lambda task: experiment.noise[task.noise_index])
-        costly = {
-            task: missing[task] for task in {task.item_block: task for task in ordered}.values()
-        }
-    for task, first in costly.items():
-        u_turns[task.noise_index] += (
-            len(blocks.items(task)) * (experiment.trajectories - first) * experiment.clones
-        )
-    writing = _WRITING * len(missing)
-    total = (
-        writing
-        + _seconds(experiment, originals, u_turns, workers, budget, least * workers - writing)
-        if missing
-        else 0.0
-    )
-    numbers = sorted({workers, most, *(2**k for k in range(most.bit_length()))})
-    seconds = {k: total / min(k, max(1, len(missing))) for k in numbers if k >= workers}
-    if seconds[workers] < least:
-        return None
+
+
+def _readings_in_bytes(experiment: Experiment) -> float:
+    """Bytes of all readings as float32."""
     coordinates = experiment.coordinates()
-    shapes = [
-        [len(coordinates[dim][1]) for dim in variable.dims]
-        for variable in experiment.variables().values()
-    ]
-    disk = float(sum(4 * np.prod(shape, dtype=float) for shape in shapes))
-    return Plan(len(done), len(done) - len(missing), sum(u_turns.values()), disk, workers, seconds)
+    numbers = 0.0
+    for variable in experiment.variables().values():
+        shape = [len(coordinates[dim].values) for dim in variable.dims]
+        numbers += np.prod(shape, dtype=float)
+    return 4 * numbers
 
 
-def _seconds(
-    experiment: Experiment,
-    originals: int,
-    u_turns: Counter[int],
-    workers: int,
-    budget: float,
-    least: float,
-) -> float:
-    """Time of drawing originals and of U-turns {level: number} in one process; an upper limit if
-    it is less than `least`.
-    """
-    source, noise, draws = (
-        experiment.parts.source,
-        np.array(experiment.noise),
-        experiment.trajectories * experiment.clones,
-    )
-    levels = sorted(u_turns, key=lambda level: noise[level])
-    timed = [
-        levels[k] for k in np.unique(np.linspace(0, len(levels) - 1, _LEVELS).round().astype(int))
-    ]
-    of_original = 0.0  # seconds
-    each: dict[float, float] = {}  # seconds of a U-turn, by noise level
+@dataclass(frozen=True)
+class _Work:
+    """What the tasks that are left take."""
 
-    def made(first: int, end: int) -> None:
-        # The number of items is given as that of the experiment, so that a source which draws ahead
-        # draws no more of them.
-        nonlocal of_original
-        begin = time.perf_counter()
-        for _ in source.blocks(np.arange(first, end), experiment.seed, end):
-            pass
-        of_original = (time.perf_counter() - begin) / (end - first)
+    originals: int
+    """That are drawn."""
+    u_turns: Mapping[int, int]
+    """Number of U-turns by index of the noise level."""
 
-    def measured(level: int, items: int) -> float:
-        cuts, begin = [*range(0, items, experiment.chunk), items], time.perf_counter()
-        tasks = [(None, level, np.arange(*ends)) for ends in pairwise(cuts)]
-        for _ in measurements(experiment, tasks):
-            pass
-        each[noise[level]] = (time.perf_counter() - begin) / (items * draws)
-        return time.perf_counter() - begin
+    @classmethod
+    def of(cls, experiment: Experiment, left: list[Left]) -> _Work:
+        blocks = Blocks(experiment.chunk, experiment.items, experiment.noise)
+        one_of_each_block: dict[int, Task] = {}
+        largest_of_each_block: dict[int, Left] = {}
+        for entry in sorted(left, key=lambda entry: experiment.noise[entry.task.noise_index]):
+            one_of_each_block[entry.task.item_block] = entry.task
+            largest_of_each_block[entry.task.item_block] = entry
+        originals = sum(len(blocks.items(task)) for task in one_of_each_block.values())
+        costly = left
+        if experiment.parts.backward.by_items:
+            # The smaller noise levels of some items come with their largest.
+            costly = list(largest_of_each_block.values())
+        u_turns: Counter[int] = Counter()
+        for entry in costly:
+            trajectories = experiment.trajectories - entry.first
+            items = len(blocks.items(entry.task))
+            u_turns[entry.task.noise_index] += items * trajectories * experiment.clones
+        return cls(originals, u_turns)
 
-    def total() -> float:
-        slope, base = (
-            np.polyfit(list(each), list(each.values()), 1)
-            if len(each) > 1
-            else (0.0, *each.values())
-        )
-        of_level = {level: max(base + slope * noise[level], min(each.values())) for level in levels}
-        return originals * of_original + sum(
-            number * of_level[level] for level, number in u_turns.items()
-        )
 
-    made(0, 1)
-    # Loads models and compiles kernels, of which the smallest noise may need none.
-    for level in timed[:2]:
-        measured(level, 1)
-    end, took = time.perf_counter() + budget, dict[int, float]()
-    with _limited_threads(max(1, cores() // workers)):
-        for level in timed:
-            if len(took) < 2 or time.perf_counter() < end - budget / 2:
-                took[level] = measured(level, 1)
-        most, items = min(experiment.items, _MOST if workers == 1 else experiment.chunk), 1
-        while items < most and total() >= least:
-            if time.perf_counter() + _GROWTH * min(took.values()) > end:
-                break
-            before, items, ratio = items, min(_GROWTH * items, most), 1.0
-            made(before, items)
+class _Timing:
+    """Times U-turns of an experiment in one process, as it would be one of several."""
+
+    def __init__(self, experiment: Experiment, work: _Work, workers: int) -> None:
+        self.experiment = experiment
+        self.work = work
+        self.workers = workers
+        self.noise = np.array(experiment.noise)
+        self.levels = sorted(work.u_turns, key=lambda level: self.noise[level])
+        places = np.linspace(0, len(self.levels) - 1, _MOST_LEVELS).round().astype(int)
+        self.timed_levels = [self.levels[place] for place in np.unique(places)]
+        self.of_original = 0.0
+        """Seconds of drawing an original."""
+        self.of_u_turn: dict[int, float] = {}
+        """Seconds of a U-turn at the levels that were timed."""
+
+    def seconds(self, budget: float) -> float:
+        """Time of all originals and U-turns in one process."""
+        self.draw_originals(0, 1)
+        # Loads models and compiles kernels, of which the smallest noise may need none.
+        for level in self.timed_levels[:2]:
+            self.turn(level, 1)
+        end = time.perf_counter() + budget
+        took: dict[int, float] = {}
+        with _limited_threads(max(1, cores() // self.workers)):
+            for level in self.timed_levels:
+                if len(took) < 2 or time.perf_counter() < end - budget / 2:
+                    took[level] = self.turn(level, 1)
+            self.turn_more(took, end)
+        return self.total()
+
+    def turn_more(self, took: dict[int, float], end: float) -> None:
+        """Time more and more originals until the time `end`. `took`: seconds at each level."""
+        most = min(self.experiment.items, self.experiment.chunk)
+        if self.workers == 1:
+            most = min(self.experiment.items, _MOST_ORIGINALS)
+        items = 1
+        while items < most and time.perf_counter() + _GROWTH * min(took.values()) <= end:
+            before = items
+            items = min(_GROWTH * items, most)
+            self.draw_originals(before, items)
+            gain = 1.0
             for level in took:
-                fewer = each[noise[level]]
+                fewer = self.of_u_turn[level]
                 if time.perf_counter() + _GROWTH * took[level] < end:
-                    took[level] = measured(level, items)
-                    ratio = each[noise[level]] / fewer
-                else:  # as many originals take too long here; a U-turn among them gains what it gained at a smaller level
-                    each[noise[level]] *= ratio
-    return total()
+                    took[level] = self.turn(level, items)
+                    gain = self.of_u_turn[level] / fewer
+                else:
+                    # As many originals take too long here. A U-turn among them gains what it
+                    # gained at a smaller level.
+                    self.of_u_turn[level] *= gain
+
+    def draw_originals(self, first: int, end: int) -> None:
+        """Time the originals first .. end - 1."""
+        begin = time.perf_counter()
+        # `end` is given as the number of items of the experiment, so that a source which draws
+        # ahead draws no more of them.
+        blocks = self.experiment.parts.source.blocks(
+            np.arange(first, end), self.experiment.seed, end
+        )
+        for _ in blocks:
+            pass
+        self.of_original = (time.perf_counter() - begin) / (end - first)
+
+    def turn(self, level: int, items: int) -> float:
+        """Time the U-turns of the first items at a noise level; gives their seconds."""
+        cuts = [*range(0, items, self.experiment.chunk), items]
+        tasks = [Wanted(None, level, np.arange(*ends)) for ends in pairwise(cuts)]
+        begin = time.perf_counter()
+        for _ in measurements(self.experiment, tasks):
+            pass
+        seconds = time.perf_counter() - begin
+        draws = self.experiment.trajectories * self.experiment.clones
+        self.of_u_turn[level] = seconds / (items * draws)
+        return seconds
+
+    def total(self) -> float:
+        """Seconds of all originals and U-turns, from a line in the noise level."""
+        seconds = list(self.of_u_turn.values())
+        slope = 0.0
+        base = seconds[0]
+        if len(seconds) > 1:
+            slope, base = np.polyfit([self.noise[level] for level in self.of_u_turn], seconds, 1)
+        total = self.work.originals * self.of_original
+        for level, number in self.work.u_turns.items():
+            total += number * max(base + slope * self.noise[level], min(seconds))
+        return float(total)
 
 
 @contextmanager
 def _limited_threads(number: int) -> Iterator[None]:
+    """Context in which kernels and networks use fewer threads."""
     torch: Any = sys.modules.get("torch")
-    before = threads.num_threads, torch.get_num_threads() if torch else 0
-    threads.num_threads = min(number, before[0])
+    kernel_threads = threads.num_threads
+    network_threads = torch.get_num_threads() if torch else 0
+    threads.num_threads = min(number, kernel_threads)
     if torch:
-        torch.set_num_threads(min(number, before[1]))
+        torch.set_num_threads(min(number, network_threads))
     try:
         yield
     finally:
-        threads.num_threads = before[0]
+        threads.num_threads = kernel_threads
         if torch:
-            torch.set_num_threads(before[1])
+            torch.set_num_threads(network_threads)
 
 
 def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
         size /= 1000
-    return f"{size:.3g} {unit}"
+    return f"{size:.3g} GB"

@@ -8,7 +8,7 @@ from itertools import groupby
 import numpy as np
 
 from uturn.core.experiment import Experiment
-from uturn.engine.measuring import measurements
+from uturn.engine.measuring import Wanted, measurements
 from uturn.engine.schedule import Left
 from uturn.store.blocks import Task
 from uturn.store.run_folder import RunFolder
@@ -45,11 +45,11 @@ class Tasks:
         """
         in_order = sorted(left, key=lambda entry: entry.first)
         for first, group in groupby(in_order, key=lambda entry: entry.first):
-            named = (
-                (entry.task, entry.task.noise_index, self.store.items(entry.task))
+            wanted = (
+                Wanted(entry.task, entry.task.noise_index, self.store.items(entry.task))
                 for entry in group
             )
-            for task, readings in measurements(self.experiment, named, first):
+            for task, readings in measurements(self.experiment, wanted, first):
                 if not check or not self.store.is_done(task):
                     self._write(task, readings, first)
                 yield task
