@@ -672,8 +672,8 @@ MUTATIONS = (
     Mutation(
         "the second half of a bundle that failed is not handed out again",
         "uturn.engine.cluster:_Tasks.blame",
-        "bundle[: len(bundle) // 2], bundle[len(bundle) // 2 :]",
-        "bundle[: len(bundle) // 2], bundle[: len(bundle) // 2]",
+        "bundle[:half], bundle[half:]",
+        "bundle[:half], bundle[:half]",
         tests=(("test_cluster_logic::test_bundles_that_fail_are_handed_out_in_halves", {}),),
     ),
     # --- measurements ---

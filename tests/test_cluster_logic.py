@@ -264,9 +264,9 @@ def test_workers_that_do_not_start_are_replaced_three_times(cluster):
 
 
 def measured_by(made):
-    return engine_cluster._states(
-        made, engine_cluster._Tasks(range(1000), str, 1), {"CPU": 1.0, "GPU": 0.0}, 9, (), 120.0
-    )
+    work = engine_cluster._Tasks(range(1000), str, 1)
+    fleet = engine_cluster._Fleet(made, work, {"CPU": 1.0, "GPU": 0.0}, 9, (), 120.0)
+    return fleet.states()
 
 
 def test_workers_end_with_an_interrupted_driver():

@@ -190,6 +190,12 @@ class Experiment(BaseModel):
                 raise
             raise ValueError(f"{path}: {error}") from None
 
+    def model_copy(
+        self, *, update: Mapping[str, Any] | None = None, deep: bool = False
+    ) -> Experiment:
+        """The experiment with other values of some fields, checked as a new one."""
+        return type(self)(**{**self.to_dict(), **(update or {})})
+
     def __repr__(self) -> str:
         types = [shown(table["type"]) for table in self._tables().values()]
         u_turn = " -> ".join(types[:3])

@@ -25,6 +25,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from uturn.core.checks import expect
@@ -66,10 +67,8 @@ def connected(address: str) -> Iterator[Any]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with ExitStack() as stack:
         if address == "local":
-            # Paths of sockets have at most 107 characters.
-            place = None if len(tempfile.gettempdir()) < 30 else "/tmp"
             folder = tempfile.TemporaryDirectory(
-                prefix="uturn-ray-", dir=place, ignore_cleanup_errors=True
+                prefix="uturn-ray-", dir=_short_folder(), ignore_cleanup_errors=True
             )
             # One node on the loopback interface; nothing listens to other hosts. The object store
             # carries only small messages.
@@ -77,8 +76,8 @@ def connected(address: str) -> Iterator[Any]:
                 "include_dashboard": False,
                 "_node_ip_address": "127.0.0.1",
                 "object_store_memory": 2**27,
+                "_temp_dir": stack.enter_context(folder),
             }
-            options |= {"_temp_dir": stack.enter_context(folder)}
         stack.callback(ray.shutdown)
         try:
             if address != "local":
@@ -92,6 +91,13 @@ def connected(address: str) -> Iterator[Any]:
                 " RAY_AUTH_MODE=token here too"
             ) from None
         yield ray
+
+
+def _short_folder() -> str | None:
+    """A folder for temporary files whose path is short, since that of a socket has at most 107
+    characters.
+    """
+    return None if len(tempfile.gettempdir()) < 30 else "/tmp"
 
 
 def _check_answers(address: str) -> None:
@@ -109,19 +115,19 @@ def _check_answers(address: str) -> None:
         raise ValueError(f"nothing answers at {address}: {one_line(error)}") from None
 
 
-def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
+def _init(ray: ModuleType, address: str, options: Mapping[str, Any]) -> None:
     """`ray.init`, after which this process has its own signal handlers again; they also handle a
     SIGTERM that came meanwhile.
     """
     from ray._private import ray_constants
 
     is_main = threading.current_thread() is threading.main_thread()
-    before = (
-        {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        if is_main
-        else {}
-    )
-    enabled, code = ray_constants.ENABLE_RAY_CLUSTER, None
+    handlers: dict[int, Any] = {}
+    if is_main:
+        handlers[signal.SIGINT] = signal.getsignal(signal.SIGINT)
+        handlers[signal.SIGTERM] = signal.getsignal(signal.SIGTERM)
+    enabled = ray_constants.ENABLE_RAY_CLUSTER
+    code: object = None
     try:
         # Otherwise Ray takes another address than 127.0.0.1 for this node.
         ray_constants.ENABLE_RAY_CLUSTER = enabled and address != "local"
@@ -131,7 +137,7 @@ def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
         raise
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = enabled
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             if handler is not None:  # only handlers set by Python can be restored
                 signal.signal(number, handler)
         if code == signal.SIGTERM and is_main:
@@ -139,14 +145,14 @@ def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
 
 
 class Outcome(NamedTuple):
-    """What became of the start of a worker, or of its bundle: `of_node` says whether the node or
-    the store is to blame.
-    """
+    """What became of the start of a worker, or of its bundle."""
 
     host: str
     error: str | None = None
     of_node: bool = False
-    measured: int = 0  # tasks that were not done before
+    """Whether the node or the store is to blame for the error, and no task."""
+    measured: int = 0
+    """Tasks that were not done before."""
     seconds: float = 0.0
 
 
@@ -178,29 +184,32 @@ class Worker:
             # the session.
             node = ray._private.worker._global_node
             session = None if node is None else node.get_session_dir_path()
-            place = (
-                Path(tempfile.mkdtemp(prefix="uturn-modules-", dir=session))
-                if modules
-                else Path.cwd()
-            )
-            for name, text in modules.items():
-                (place / name).parent.mkdir(parents=True, exist_ok=True)
-                (place / name).write_text(text, encoding="utf-8")
-            sys.path += [os.getcwd(), str(place)]
+            sys.path.append(os.getcwd())
+            if modules:
+                own = Path(tempfile.mkdtemp(prefix="uturn-modules-", dir=session))
+                for name, text in modules.items():
+                    (own / name).parent.mkdir(parents=True, exist_ok=True)
+                    (own / name).write_text(text, encoding="utf-8")
+                sys.path.append(str(own))
             self._work = ray.cloudpickle.loads(make)()
         except (Exception, SystemExit) as error:
             return Outcome(self._host, described(error, 400), True)
         return Outcome(self._host)
 
     def measure(self, tasks: Sequence[Any]) -> Outcome:
-        begin, left, measured = time.monotonic(), None, 0
+        """Measure the tasks of a bundle that are not done."""
+        begin = time.monotonic()
+        measured = 0
+        is_opened = False
         try:
             left = self._work.recorded_left(tasks)
+            is_opened = True
             for _ in self._work.measure(left, check=True):
                 measured += 1
         except BaseException as error:
-            of_store = left is None or isinstance(error, StoreError)
-            time.sleep(_STORE_WAIT if of_store else 0)
+            of_store = not is_opened or isinstance(error, StoreError)
+            if of_store:
+                time.sleep(_STORE_WAIT)
             return Outcome(self._host, described(error), of_store)
         return Outcome(self._host, None, False, measured, time.monotonic() - begin)
 
@@ -220,8 +229,12 @@ def bundle_size(waiting: int, workers: int, least: int, seconds: float | None) -
     """Number of tasks of the next bundle, of those waiting: ten seconds' worth, at least
     `least`, and fewer at the end.
     """
-    timely = 1 if seconds is None else int(_SECONDS / max(seconds, 1e-4))
-    return max(1, min(max(least, min(timely, waiting // (4 * workers))), -(-waiting // workers)))
+    timely = 1
+    if seconds is not None:
+        timely = int(_SECONDS / max(seconds, 1e-4))
+    fair = -(-waiting // workers)  # so that all workers end at about the same time
+    size = max(least, min(timely, waiting // (4 * workers)))
+    return max(1, min(size, fair))
 
 
 class _Tasks:
@@ -234,23 +247,35 @@ class _Tasks:
         least: int,
         together: Callable[[Any], Any] = id,
     ) -> None:
-        self.label, self.least, self.together = label, least, together
-        self.waiting, self.left = deque(tasks), set(tasks)
-        self.returned = deque[list[Any]]()  # bundles that failed
-        self.tries, self.failed = Counter[Any](), dict[Any, str]()
-        self.durations = list[float]()  # of finished bundles
-        self.seconds: float | None = None  # of a task of the last one
+        self.label = label
+        self.least = least
+        self.together = together
+        self.waiting = deque(tasks)
+        self.left = set(tasks)
+        self.returned: deque[list[Any]] = deque()
+        """Bundles that failed."""
+        self.tries: Counter[Any] = Counter()
+        self.failed: dict[Any, str] = {}
+        """Tasks that are given up, with the last error."""
+        self.durations: list[float] = []
+        """Seconds of finished bundles."""
+        self.seconds: float | None = None
+        """Seconds of a task of the last bundle."""
 
     def next(self, workers: int) -> list[Any]:
         if self.returned:
             return self.returned.popleft()
         size = bundle_size(len(self.waiting), workers, self.least, self.seconds)
         bundle = [self.waiting.popleft() for _ in range(min(size, len(self.waiting)))]
-        while (
-            bundle and self.waiting and self.together(self.waiting[0]) == self.together(bundle[-1])
-        ):
+        while self._belongs_to(bundle):
             bundle.append(self.waiting.popleft())
         return bundle
+
+    def _belongs_to(self, bundle: list[Any]) -> bool:
+        """Whether the next task is not to be parted from the last one of a bundle."""
+        if not bundle or not self.waiting:
+            return False
+        return bool(self.together(self.waiting[0]) == self.together(bundle[-1]))
 
     def finished(self, bundle: list[Any], measured: int, seconds: float) -> None:
         self.left.difference_update(bundle)
@@ -272,7 +297,8 @@ class _Tasks:
                 f"{self.label(task)}, and {len(bundle) - 1} more tasks, are handed out again:"
                 f" {error}"
             )
-            self.returned += bundle[: len(bundle) // 2], bundle[len(bundle) // 2 :]
+            half = len(bundle) // 2
+            self.returned += bundle[:half], bundle[half:]
             return
         self.tries[task] += 1
         _log.warning(f"{self.label(task)}, try {self.tries[task]} of {MOST_TRIES}: {error}")
@@ -309,17 +335,28 @@ class _Worker:
 
     def read(self, outcome: Outcome, work: _Tasks) -> None:
         """Take the answer to its start or to its bundle."""
-        bundle, self.bundle, self.answer, self.since = self.bundle, [], None, time.monotonic()
-        if outcome.of_node:  # no task is to blame for a full disk
-            work.returned += [bundle] if bundle else []
+        bundle = self.bundle
+        self.bundle = []
+        self.answer = None
+        self.since = time.monotonic()
+        if outcome.error is None:
+            work.finished(bundle, outcome.measured, outcome.seconds)
+            self.has_started = True
+            self.failures = 0
+        elif outcome.of_node:  # no task is to blame for a full disk
+            if bundle:
+                work.returned.append(bundle)
             self.failures = self.failures + 1 if self.has_started else MOST_TRIES
             self.error = f"the node {outcome.host} is not used for ten minutes: {outcome.error}"
             _log.warning(f"on {outcome.host}: {outcome.error}" if self.is_able else self.error)
-        elif outcome.error is not None:
-            work.blame(bundle, f"{outcome.error} (on {outcome.host})")
         else:
-            work.finished(bundle, outcome.measured, outcome.seconds)
-            self.has_started, self.failures = True, 0
+            work.blame(bundle, f"{outcome.error} (on {outcome.host})")
+
+    def give(self, bundle: list[Any]) -> None:
+        """Give it a bundle."""
+        self.bundle = bundle
+        self.since = time.monotonic()
+        self.answer = self.actor.measure.remote(bundle)
 
 
 def on_cluster(
@@ -357,8 +394,9 @@ def on_cluster(
         )
     with connected(address) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        has_gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
         if gpus is None:
-            gpus = 1.0 if wants_gpu and any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+            gpus = 1.0 if wants_gpu and has_gpus else 0.0
         needs = {"CPU": 1.0 if cpus is None else cpus, "GPU": gpus}
         has_room = any(_room(node, needs) for node in nodes)
         expect(
@@ -377,7 +415,8 @@ def on_cluster(
         )
         work = _Tasks(tasks, label, least_on_gpu if gpus else 1, together or id)
         try:
-            yield from _states(ray, work, needs, most_workers or len(tasks), start, silent_after)
+            most = most_workers or len(tasks)
+            yield from _Fleet(ray, work, needs, most, start, silent_after).states()
         except (ConnectionError, ray.exceptions.RayError) as error:
             raise ValueError(
                 f"the cluster does not answer ({one_line(error)}); run it again to resume"
@@ -391,83 +430,131 @@ def on_cluster(
         )
 
 
-def _states(
-    ray: Any,
-    work: _Tasks,
-    needs: Mapping[str, float],
-    most: int,
-    start: tuple[Any, ...],
-    silent_after: float,
-) -> Generator[tuple[int, int]]:
-    """Keep a worker in each place of the cluster, and give them bundles until no task is left."""
-    workers, failed_starts, able_at = list[_Worker](), 0, time.monotonic()
-    new_actor = ray.remote(Worker).options(num_cpus=needs["CPU"], num_gpus=needs["GPU"]).remote
+class _Fleet:
+    """The workers on a cluster: one in each place with room, until no task is left."""
 
-    def end(worker: _Worker, reason: str) -> None:
+    def __init__(
+        self,
+        ray: ModuleType,
+        work: _Tasks,
+        needs: Mapping[str, float],
+        most: int,
+        start: tuple[Any, ...],
+        silent_after: float,
+    ) -> None:
+        self.ray = ray
+        self.work = work
+        self.needs = needs
+        """Cores and GPUs of a worker."""
+        self.most = most
+        self.start = start
+        """Arguments of `Worker.start`."""
+        self.silent_after = silent_after
+        self.workers: list[_Worker] = []
+        self.failed_starts = 0
+        self.able_at = time.monotonic()
+        """When a worker was last able to measure; infinite after that was reported."""
+        options = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"]}
+        self.new_actor = ray.remote(Worker).options(**options).remote
+
+    def states(self) -> Generator[tuple[int, int]]:
+        """Numbers of tasks left and of workers that measure, about twice a second."""
+        try:
+            while self.work.left:
+                wanted = self.add_workers()
+                has_answers = self.read_answers()
+                now = time.monotonic()
+                self.end_rests(now)
+                able = [worker for worker in self.workers if worker.is_able]
+                self.hand_out(able, now)
+                self.check_able(able, wanted, now)
+                if not has_answers:
+                    time.sleep(0.5)
+                yield len(self.work.left), len(able)
+        finally:
+            if self.ray.is_initialized():  # otherwise the next call would connect to any cluster
+                with suppress(Exception):
+                    for worker in self.workers:
+                        self.ray.kill(worker.actor)
+
+    def add_workers(self) -> int:
+        """Start a worker in each place with room; gives the number of workers that are wanted."""
+        # Nodes may have joined or died.
+        room = sum(
+            _room(node["Resources"], self.needs) for node in self.ray.nodes() if node["Alive"]
+        )
+        wanted = min(room, self.most, len(self.work.left))
+        for _ in range(wanted - len(self.workers)):
+            actor = self.new_actor(max(1, int(self.needs["CPU"])))
+            self.workers.append(_Worker(actor, actor.start.remote(*self.start)))
+        return wanted
+
+    def read_answers(self) -> bool:
+        """Take the answers that have come; gives whether any is pending."""
+        pending = {worker.answer: worker for worker in self.workers if worker.answer is not None}
+        if not pending:
+            return False
+        for answer in self.ray.wait(list(pending), timeout=0.5)[0]:
+            try:
+                outcome = self.ray.get(answer)
+            except Exception as error:
+                self.end(pending[answer], _reason(error))
+            else:
+                pending[answer].read(outcome, self.work)
+        return True
+
+    def end_rests(self, now: float) -> None:
+        """End workers that have rested, since their node may have recovered."""
+        for worker in list(self.workers):
+            if worker.rests and now - worker.since > _REST:
+                with suppress(Exception):
+                    self.ray.kill(worker.actor)
+                self.workers.remove(worker)
+
+    def hand_out(self, able: list[_Worker], now: float) -> None:
+        """Give bundles to workers that have none, and end those that do not answer."""
+        patience = max(self.silent_after, self.work.patience())
+        for worker in able:
+            if worker.bundle:
+                if now - worker.since > patience:
+                    self.end(worker, f"it did not answer for {now - worker.since:.0f} s")
+                continue
+            bundle = self.work.next(len(able))
+            if bundle:
+                worker.give(bundle)
+
+    def end(self, worker: _Worker, reason: str) -> None:
         """End a worker that died or hangs, and hand out its tasks again."""
-        nonlocal failed_starts
         with suppress(Exception):
-            ray.kill(worker.actor)
-        failed_starts += not worker.has_started
-        if not worker.has_started and failed_starts > MOST_TRIES:
-            worker.answer, worker.failures, worker.since = None, MOST_TRIES, time.monotonic()
+            self.ray.kill(worker.actor)
+        if not worker.has_started:
+            self.failed_starts += 1
+        if not worker.has_started and self.failed_starts > MOST_TRIES:
+            worker.answer = None
+            worker.failures = MOST_TRIES
+            worker.since = time.monotonic()
             worker.error = f"a worker did not start: {reason}"
         else:
-            workers.remove(worker)
+            self.workers.remove(worker)
         if worker.bundle:
-            work.blame(worker.bundle, f"the worker died ({reason})")
+            self.work.blame(worker.bundle, f"the worker died ({reason})")
 
-    try:
-        while work.left:
-            # Nodes may have joined or died.
-            room = sum(_room(node["Resources"], needs) for node in ray.nodes() if node["Alive"])
-            for _ in range(min(room, most, len(work.left)) - len(workers)):
-                actor = new_actor(max(1, int(needs["CPU"])))
-                workers.append(_Worker(actor, actor.start.remote(*start)))
-            pending = {worker.answer: worker for worker in workers if worker.answer is not None}
-            for answer in ray.wait(list(pending), timeout=0.5)[0] if pending else ():
-                try:
-                    outcome = ray.get(answer)
-                except Exception as error:
-                    end(pending[answer], _reason(error))
-                else:
-                    pending[answer].read(outcome, work)
-            now, able = time.monotonic(), [worker for worker in workers if worker.is_able]
-            for worker in [one for one in workers if one.rests and now - one.since > _REST]:
-                with suppress(Exception):
-                    ray.kill(worker.actor)
-                workers.remove(worker)  # its node may have recovered
-            for worker in able:
-                if worker.bundle and now - worker.since > max(silent_after, work.patience()):
-                    end(worker, f"it did not answer for {now - worker.since:.0f} s")
-                elif not worker.bundle and (bundle := work.next(len(able))):
-                    worker.bundle, worker.since, worker.answer = (
-                        bundle,
-                        now,
-                        worker.actor.measure.remote(bundle),
-                    )
-            able_at = now if able else able_at
-            errors = [worker.error for worker in workers if worker.rests]
-            if errors and (
-                len(errors) == len(workers) >= min(room, most, len(work.left))
-                or now - able_at > _NO_WORKER
-            ):
-                raise ValueError(f"no node can measure: {errors[0]}")
-            if now - able_at > _NO_WORKER:
-                able_at = math.inf  # report this only once
-                wanted = " and ".join(f"{share:g} {name}" for name, share in needs.items() if share)
-                _log.warning(
-                    f"no worker has started yet: either no node has {wanted} free, or they still"
-                    " load their models"
-                )
-            if not pending:
-                time.sleep(0.5)
-            yield len(work.left), len(able)
-    finally:
-        if ray.is_initialized():  # otherwise the next call would connect to any Ray instance
-            with suppress(Exception):
-                for worker in workers:
-                    ray.kill(worker.actor)
+    def check_able(self, able: list[_Worker], wanted: int, now: float) -> None:
+        """ValueError if no node can measure; a warning if no worker has started for long."""
+        if able:
+            self.able_at = now
+        waited = now - self.able_at
+        errors = [worker.error for worker in self.workers if worker.rests]
+        all_rest = len(errors) == len(self.workers) >= min(wanted, len(self.work.left))
+        if errors and (all_rest or waited > _NO_WORKER):
+            raise ValueError(f"no node can measure: {errors[0]}")
+        if waited > _NO_WORKER:
+            self.able_at = math.inf  # this is reported only once
+            shares = [f"{share:g} {name}" for name, share in self.needs.items() if share]
+            _log.warning(
+                f"no worker has started yet: either no node has {' and '.join(shares)} free, or"
+                " they still load their models"
+            )
 
 
 def _room(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
@@ -484,18 +571,18 @@ def _own_modules() -> dict[str, str]:
         site.getusersitepackages(),
         *(paths[name] for name in ("stdlib", "purelib", "platlib")),
     ]
-    installed = [Path(place).resolve() for place in (*places, str(Path(__file__).parents[2]))]
+    package = str(Path(__file__).parents[2])
+    installed = [Path(place).resolve() for place in (*places, package)]
     sources: dict[str, str] = {}
     for name, module in list(sys.modules.items()):
         path = Path(str(getattr(module, "__file__", None) or "")).resolve()
-        if (
-            path.suffix == ".py"
-            and not name.startswith("__main")
-            and not any(path.is_relative_to(place) for place in installed)
-        ):
-            end = "/__init__.py" if path.name == "__init__.py" else ".py"
-            with suppress(OSError, UnicodeDecodeError):
-                sources[name.replace(".", "/") + end] = path.read_text(encoding="utf-8")
+        if path.suffix != ".py" or name.startswith("__main"):
+            continue
+        if any(path.is_relative_to(place) for place in installed):
+            continue
+        end = "/__init__.py" if path.name == "__init__.py" else ".py"
+        with suppress(OSError, UnicodeDecodeError):
+            sources[name.replace(".", "/") + end] = path.read_text(encoding="utf-8")
     return sources
 
 

@@ -9,7 +9,8 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
@@ -25,8 +26,10 @@ from uturn.engine.run import Workers, begin, chosen_workers, measure, run
 if TYPE_CHECKING:
     import xarray as xr
 
-# Bytes of a value in a name, and of a name; file systems take 255.
-_LONGEST, _LONGEST_NAME = 50, 200
+_LONGEST = 50
+"""Bytes of a value in a name."""
+_LONGEST_NAME = 200
+"""Bytes of a name; file systems take 255."""
 _MOST = 10_000  # experiments of a sweep
 
 
@@ -55,54 +58,58 @@ def sweep(
     ['multiplicity=2,items=8', 'multiplicity=4,items=16']
     """
     checked_experiment(experiment)
-    kinds = (list, tuple, range, np.ndarray)
-    are_lists = (
-        isinstance(values, Mapping)
-        and values
-        and all(isinstance(some, kinds) and len(some) for some in values.values())
-    )
-    expect(
-        are_lists,
-        "values",
-        values,
-        "lists of values by key, such as {'source.multiplicity': [4, 6]}",
-    )
-    lists = {key: plain(list(some)) for key, some in values.items()}
-    lengths = {key: len(some) for key, some in lists.items()}
-    expect(
-        not zip or len(set(lengths.values())) == 1,
-        "zip: numbers of values",
-        lengths,
-        "as many for each key",
-    )
-    count = min(lengths.values()) if zip else math.prod(lengths.values())
-    expect(count <= _MOST, "experiments of the sweep", count, f"at most {_MOST}")
-    ends = [key.rpartition(".")[2] for key in lists]
-    labels = {
-        key: end if ends.count(end) == 1 else key
-        for key, end in builtins.zip(lists, ends, strict=True)
-    }
+    lists = _checked_lists(values)
+    combinations = list(_combinations(lists, zip))
+    number = len(combinations)
+    expect(number <= _MOST, "experiments of the sweep", number, f"at most {_MOST}")
+    labels = _labels(list(lists))
     experiments: dict[str, Experiment] = {}
-    for combination in (
-        builtins.zip(*lists.values(), strict=True) if zip else itertools.product(*lists.values())
-    ):
-        chosen = dict(builtins.zip(lists, combination, strict=True))
-        name = _short(
-            ",".join(f"{labels[key]}={_text(value)}" for key, value in chosen.items()),
-            _LONGEST_NAME,
-        )
-        expect(
-            name not in experiments,
-            "experiments of the sweep",
-            name,
-            "different values; two have this name",
-        )
+    for combination in combinations:
+        texts = [f"{labels[key]}={_text(value)}" for key, value in combination.items()]
+        name = _short(",".join(texts), _LONGEST_NAME)
+        expected = "different values; two have this name"
+        expect(name not in experiments, "experiments of the sweep", name, expected)
         spec = deepcopy(experiment.to_dict())
-        for key, value in chosen.items():
+        for key, value in combination.items():
             _put(spec, key, value)
         with _named(name):
             experiments[name] = Experiment.from_dict(spec)
     return experiments
+
+
+def _checked_lists(values: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """The values of each key as a list of plain data; ValueError for anything else."""
+    expected = "lists of values by key, such as {'source.multiplicity': [4, 6]}"
+    expect(isinstance(values, Mapping) and values, "values", values, expected)
+    lists: dict[str, list[Any]] = {}
+    for key, entries in values.items():
+        is_list = isinstance(entries, list | tuple | range | np.ndarray) and len(entries)
+        expect(is_list, "values", values, expected)
+        lists[key] = plain(list(entries))
+    return lists
+
+
+def _combinations(lists: Mapping[str, list[Any]], zip: bool) -> Iterator[dict[str, Any]]:
+    """All combinations of values, {key: value}, or with `zip` the first of all, the second, .."""
+    rows: Iterable[tuple[Any, ...]]
+    if zip:
+        lengths = {key: len(entries) for key, entries in lists.items()}
+        is_even = len(set(lengths.values())) == 1
+        expect(is_even, "zip: numbers of values", lengths, "as many for each key")
+        rows = builtins.zip(*lists.values(), strict=True)
+    else:
+        count = math.prod(len(entries) for entries in lists.values())
+        expect(count <= _MOST, "experiments of the sweep", count, f"at most {_MOST}")
+        rows = itertools.product(*lists.values())
+    for row in rows:
+        yield dict(builtins.zip(lists, row, strict=True))
+
+
+def _labels(keys: list[str]) -> dict[str, str]:
+    """The last part of each key, or the whole key if another one ends alike."""
+    ends = {key: key.rpartition(".")[2] for key in keys}
+    numbers = Counter(ends.values())
+    return {key: end if numbers[end] == 1 else key for key, end in ends.items()}
 
 
 @contextmanager
@@ -114,7 +121,7 @@ def _named(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _put(spec: dict[str, Any], key: str, value: Any) -> None:
+def _put(spec: dict[str, Any], key: str, value: object) -> None:
     """Set a value of a spec, in place; ValueError if a table or list on the way to it does not
     exist.
     """
@@ -122,24 +129,33 @@ def _put(spec: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
     try:
         for name in path:
-            place = place[int(name) if isinstance(place, list) else name]
-        place[int(last) if isinstance(place, list) else last] = value
+            place = place[_index(place, name)]
+        place[_index(place, last)] = value
     except (LookupError, TypeError, ValueError):
         raise ValueError(
             f"{key}: the spec has no such place; expected names in tables and positions in lists"
         ) from None
 
 
-def _text(value: Any) -> str:
+def _index(place: object, name: str) -> str | int:
+    """A part of a key as an index of a table or of a list."""
+    return int(name) if isinstance(place, list) else name
+
+
+def _text(value: object) -> str:
+    """A value in the name of an experiment."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return _short(re.sub(r"[^\w.+\[\]:@-]+", "_", text), _LONGEST)
 
 
 def _short(text: str, most: int) -> str:
     """A text of at most `most` bytes; a longer one ends in its digest."""
-    if len(text.encode()) <= most:
+    content = text.encode()
+    if len(content) <= most:
         return text
-    return f"{text.encode()[: most - 9].decode(errors='ignore')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    beginning = content[: most - len(digest) - 1].decode(errors="ignore")
+    return f"{beginning}-{digest}"
 
 
 def parsed_values(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -152,24 +168,20 @@ def parsed_values(texts: Sequence[str]) -> dict[str, list[Any]]:
     """
     values: dict[str, list[Any]] = {}
     for text in texts:
-        key, right = (part.strip() for part in text.partition("=")[::2])
-        expect(
-            key and right,
-            "set",
-            text,
-            "KEY=VALUE or KEY=VALUE,VALUE,.., such as source.multiplicity=4,6,8",
-        )
-        expect(
-            key not in values, "set", text, f"{key} once; give all of its values at once, {key}=A,B"
-        )
-        whole = parsed_value(f"[{right}]")
-        # At commas outside of quotes.
-        parts = [part.strip() for part in re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', right)]
-        values[key] = whole if isinstance(whole, list) else [parsed_value(part) for part in parts]
+        key, _, listed = (part.strip() for part in text.partition("="))
+        expected = "KEY=VALUE or KEY=VALUE,VALUE,.., such as source.multiplicity=4,6,8"
+        expect(key and listed, "set", text, expected)
+        expected = f"{key} once; give all of its values at once, {key}=A,B"
+        expect(key not in values, "set", text, expected)
+        entries = parsed_value(f"[{listed}]")
+        if not isinstance(entries, list):
+            parts = re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', listed)  # at commas outside of quotes
+            entries = [parsed_value(part.strip()) for part in parts]
+        values[key] = entries
     return values
 
 
-def parsed_value(text: str) -> Any:
+def parsed_value(text: str) -> Any:  # noqa: ANN401 - of any type of JSON
     """A value of JSON or TOML, or else the text itself."""
     with suppress(ValueError):
         return json.loads(text)
