@@ -40,7 +40,7 @@ def images(
     posterior. --recorded studies images that another program has noised and denoised.
 
     Writes the page `index.html`, `study.png`, `grid.png`, `curves.csv`, `numbers.csv`, `items.csv`
-    (a row for each image) and the run, `run`. The command can be stopped at any time; running
+    (a row for each image) and the run in the folder `run`. The command can be stopped at any time; running
     it again resumes. Larger numbers of items, levels or trajectories extend the run. Without
     options, the command runs the package's Fashion-MNIST model, in a few minutes.
 
@@ -87,7 +87,7 @@ def text(out: Out = "results/text", *, place: Place, chosen: TextOptions, runnin
     whether reconstructions are draws from the posterior. Numbers have 95 % intervals.
 
     Writes the page `index.html`, `study.png`, `tokens.html` (originals and reconstructions with
-    changes marked), `curves.csv`, `numbers.csv`, `items.csv` and the run, `run`. The command
+    changes marked), `curves.csv`, `numbers.csv`, `items.csv` and the run in the folder `run`. The command
     can be stopped at any time; running it again resumes. Larger numbers of items, levels or
     trajectories extend the run. Without options, the command runs the package's character model, in
     a few minutes.

@@ -12,6 +12,8 @@ from uturn.core.checks import expect
 from uturn.networks.images.options import DenoiserOptions, DiffusionOptions, read_prompts
 from uturn.presets.options import SIZES, PresetOptions, given, noise_levels, probe_names
 
+_OF_FOLDER = ("size", "channels", "classes")
+"""Options of a folder of images."""
 _SPEED = ("dtype", "device", "batch_size", "compile", "offload")
 
 
@@ -155,14 +157,11 @@ class ImageOptions(DiffusionOptions, PresetOptions):
             return self._recorded_experiment(self.recorded)
         self._absent("recorded", "unit", "schedule")
         prompts = read_prompts(self.prompt or "").rows
-        expect(
-            prompts is None or len(prompts) == self.items,
-            "lines of prompt",
-            prompts and len(prompts),
-            f"{self.items}, as items",
-        )
+        if prompts is not None:
+            number = len(prompts)
+            expect(number == self.items, "lines of prompt", number, f"{self.items}, as items")
         return self._experiment(
-            20 if self.items <= 1000 else 50,
+            _chunk(self.items),
             source=self._source(originals),
             corruption={"type": "diffusion", "noise": noise_levels(self.levels, self.steps)},
             backward={"type": "diffusion", **self._set(*DiffusionOptions.model_fields)},
@@ -177,72 +176,66 @@ class ImageOptions(DiffusionOptions, PresetOptions):
 
         for name in DiffusionOptions.model_fields:
             value = getattr(self, name)
-            expect(
-                value == type(self).model_fields[name].default,
-                name,
-                value,
-                "none; recorded files need no model",
-            )
-        is_folder = self.data not in ("fashion_mnist", "generated") and not self.data.endswith(
-            ".npy"
-        )
-        expect(
-            is_folder, "data", self.data, f"the folder of the originals of recorded = {pattern!r}"
-        )
-        table, backward = (
-            self._source(None),
-            build("backward", {"type": "recorded", "pattern": pattern}),
-        )
-        levels: Any = self.levels if "levels" in self.model_fields_set else backward.files.levels
-        expect(
-            isinstance(levels, list),
-            "levels",
-            levels,
-            "levels of the recorded files, such as 0.2,0.5, or none",
-        )
-        found = {
-            "trajectories": len(backward.files.trajectories),
-            "clones": len(backward.files.clones),
-        }
-        if "items" not in self.model_fields_set:
-            found["items"] = build("source", table).count()
-        options = self.model_copy(
-            update={name: size for name, size in found.items() if name not in self.model_fields_set}
-        )
+            is_default = value == type(self).model_fields[name].default
+            expect(is_default, name, value, "none; recorded files need no model")
+        is_folder = not self._is_named and not self._is_array
+        expected = f"the folder of the originals of recorded = {pattern!r}"
+        expect(is_folder, "data", self.data, expected)
+        source = self._source(None)
+        backward = {"type": "recorded", "pattern": pattern}
+        files = build("backward", backward).files
+        chosen = self.model_fields_set
+        levels = self.levels if "levels" in chosen else files.levels
+        expected = "levels of the recorded files, such as 0.2,0.5, or none"
+        expect(isinstance(levels, list), "levels", levels, expected)
+        sizes = {}
+        if "trajectories" not in chosen:
+            sizes["trajectories"] = len(files.trajectories)
+        if "clones" not in chosen:
+            sizes["clones"] = len(files.clones)
+        if "items" not in chosen:
+            sizes["items"] = build("source", source).count()
+        options = self.model_copy(update=sizes)
         return options._experiment(
-            20 if options.items <= 1000 else 50,
-            source=table,
+            _chunk(options.items),
+            source=source,
             corruption={"type": "recorded", "noise": levels, **self._set("unit", "schedule")},
-            backward={"type": "recorded", "pattern": pattern},
+            backward=backward,
             probes=self._probes(),
         )
+
+    @property
+    def _is_named(self) -> bool:
+        """Whether the data are those of the package, or drawn by the model."""
+        return self.data in ("fashion_mnist", "generated")
+
+    @property
+    def _is_array(self) -> bool:
+        return not self._is_named and self.data.endswith(".npy")
 
     def _source(self, originals: str | None) -> dict[str, Any]:
         """Table of the source: the embedded images, images of the model, a .npy file or a
         folder.
         """
-        of_folder, of_array = ("size", "channels", "classes"), ("labels",)
-        is_named, is_array = self.data in ("fashion_mnist", "generated"), self.data.endswith(".npy")
-        if is_named or is_array:
-            self._absent("a folder of images", *of_folder)
-        if not is_array:
-            self._absent("a .npy file", *of_array)
-        table = (
-            {"type": self.data}
-            if is_named
-            else {"type": "array" if is_array else "images", "path": self.data}
-        )
-        folder = {"folder": originals} if self.data == "generated" and originals is not None else {}
-        return {**table, **folder, **self._set(*of_folder, *of_array)}
+        if self._is_named or self._is_array:
+            self._absent("a folder of images", *_OF_FOLDER)
+        if not self._is_array:
+            self._absent("a .npy file", "labels")
+        options = self._set(*_OF_FOLDER, "labels")
+        if self._is_array:
+            return {"type": "array", "path": self.data, **options}
+        if not self._is_named:
+            return {"type": "images", "path": self.data, **options}
+        source: dict[str, Any] = {"type": self.data}
+        if self.data == "generated" and originals is not None:
+            source["folder"] = originals
+        return {**source, **options}
 
     def _probes(self) -> list[dict[str, Any]]:
         """Tables of the probes: the layers of each classifier, the perceptual distance, and the
         stored images.
         """
-        generating = self.model if self.data == "generated" else None
-        classifiers = self.classifiers or (
-            ["fashion_mnist"] if "fashion_mnist" in (self.data, generating) else []
-        )
+        classifiers = self._classifiers()
         example = f"at least one for data = {self.data!r}, such as 'torchvision:convnext_base'"
         expect(classifiers or not self.needs_classifier, "classifiers", classifiers, example)
         networks = len(classifiers) + (self.perceptual is not None)
@@ -250,31 +243,44 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         each = f"{networks}, one for each network (the perceptual one is the last), or none at all"
         expect(len(weights) == networks, "number of weights", len(weights), each)
         probes: list[dict[str, Any]] = []
-        for name, classifier, own_weights in zip(
-            probe_names(classifiers), classifiers, weights, strict=False
-        ):
-            options: dict[str, Any] = {"weights": own_weights, "layers": self.layers, "name": name}
-            labels = {} if self.compare_labels else {"labels": False}
-            prompts = self._set("class_prompts") if classifier.startswith("clip:") else {}
-            probes.append(
-                {
-                    "type": "network_layers",
-                    "classifier": classifier,
-                    **given(options),
-                    **labels,
-                    **prompts,
-                }
-            )
-        if not any(classifier.startswith("clip:") for classifier in classifiers):
+        names = probe_names(classifiers)
+        for name, classifier, own_weights in zip(names, classifiers, weights, strict=False):
+            probes.append(self._network_layers(name, classifier, own_weights))
+        if not any(map(_is_clip, classifiers)):
             self._absent("a classifier 'clip:FOLDER'", "class_prompts")
-        if self.perceptual is not None:
+        if self.perceptual is None:
+            self._absent("a network `perceptual`", "perceptual_linear")
+        else:
             options = {"weights": weights[-1], "linear": self.perceptual_linear}
             probes.append({"type": "perceptual", "classifier": self.perceptual, **given(options)})
-        else:
-            self._absent("a network `perceptual`", "perceptual_linear")
         if self.keep:
             probes.append({"type": "images", "first": self.keep})
         return probes
+
+    def _classifiers(self) -> list[str]:
+        """The classifiers; by default the embedded one for images like Fashion-MNIST."""
+        if self.classifiers:
+            return self.classifiers
+        images = self.model if self.data == "generated" else self.data
+        return ["fashion_mnist"] if images == "fashion_mnist" else []
+
+    def _network_layers(self, name: str, classifier: str, weights: str) -> dict[str, Any]:
+        """The table of the probe of a classifier."""
+        options = given({"weights": weights, "layers": self.layers, "name": name})
+        if not self.compare_labels:
+            options["labels"] = False
+        if _is_clip(classifier):
+            options |= self._set("class_prompts")
+        return {"type": "network_layers", "classifier": classifier, **options}
+
+
+def _is_clip(classifier: str) -> bool:
+    return classifier.startswith("clip:")
+
+
+def _chunk(items: int) -> int:
+    """Originals in a task."""
+    return 20 if items <= 1000 else 50
 
 
 def image_experiment(

@@ -17,6 +17,8 @@ from uturn.core.messages import validation_words
 
 SIZES = ("levels", "items", "trajectories", "clones", "keep", "chunk", "seed")
 """The panel "Size and seed" of the help."""
+_MOST_LEVELS = 1000
+_LONGEST_NAME = 80
 
 
 class PresetOptions(BaseModel):
@@ -70,30 +72,19 @@ class PresetOptions(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _plain(cls, options: Any) -> Any:
+    def _plain(cls, options: object) -> object:
         """Options from Python or the command line, converted to the types of the fields."""
         if not isinstance(options, Mapping):
             return options
-        values = {
-            name: os.fspath(value) if isinstance(value, os.PathLike) else plain(value)
-            for name, value in options.items()
-        }
+        values = {}
+        for name, value in options.items():
+            values[name] = os.fspath(value) if isinstance(value, os.PathLike) else plain(value)
         for name, field in cls.model_fields.items():
             if field.annotation == list[str] and name in values:
-                texts = (
-                    [values[name]]
-                    if isinstance(values[name], str)
-                    else []
-                    if values[name] is None
-                    else values[name]
-                )
-                values[name] = (
-                    ["" if text is None else text for text in texts]
-                    if isinstance(texts, list)
-                    else texts
-                )
-        if isinstance(values.get("levels"), str):
-            values["levels"] = parsed_levels(values["levels"])
+                values[name] = _as_list(values[name])
+        levels = values.get("levels")
+        if isinstance(levels, str):
+            values["levels"] = parsed_levels(levels)
         if str(values.get("batch_size")).isdecimal():
             values["batch_size"] = int(values["batch_size"])
         return values
@@ -111,14 +102,15 @@ class PresetOptions(BaseModel):
             raise ValueError(validation_words(error)) from None
 
     def _set(self, *names: str) -> dict[str, Any]:
+        """Those of the options that are given."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
-    def _absent(self, of: str, *names: str) -> None:
-        """ValueError if one of these options is given, which goes with something that is not
+    def _absent(self, partner: str, *names: str) -> None:
+        """ValueError if one of these options is given, which goes with a partner that is not
         chosen.
         """
         for name, value in self._set(*names).items():
-            expect(False, name, value, f"none; it goes with {of}")
+            expect(False, name, value, f"none; it goes with {partner}")
 
     def _experiment(self, chunk: int, **parts: Any) -> uturn.Experiment:
         """The experiment of these parts, with the default of `chunk`: larger for large runs,
@@ -128,7 +120,19 @@ class PresetOptions(BaseModel):
         return uturn.Experiment.from_dict({**sizes, "chunk": self.chunk or chunk, **parts})
 
 
+def _as_list(value: object) -> object:
+    """A list of texts from one text, a list, or None; other values as they are."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list):
+        return ["" if text is None else text for text in value]
+    return value
+
+
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without those that are empty."""
     return {name: value for name, value in options.items() if value}
 
 
@@ -141,17 +145,17 @@ def noise_levels(levels: int | list[float], steps: int | None = None) -> list[fl
     ([0.25, 0.5, 0.75, 1.0], [0.26, 0.5, 0.76, 1.0])
     """
     if isinstance(levels, list):
-        return checked_noise(levels, 1).tolist()
+        checked: list[float] = checked_noise(levels, 1).tolist()
+        return checked
     count = checked_integer("levels", levels, 1)
-    expect(
-        steps is None or count <= steps,
-        "levels",
-        count,
+    if steps is None:
+        expect(count <= _MOST_LEVELS, "levels", levels, f"at most {_MOST_LEVELS} noise levels")
+        steps = count
+    expected = (
         f"at most as many as the chain has steps, {steps}; take fewer levels (--levels), or more"
-        " steps (--steps)",
+        " steps (--steps)"
     )
-    expect(steps is not None or count <= 1000, "levels", levels, "at most 1000 noise levels")
-    steps = steps or count
+    expect(count <= steps, "levels", count, expected)
     return [(2 * i * steps + count) // (2 * count) / steps for i in range(1, count + 1)]
 
 
@@ -161,10 +165,10 @@ def parsed_levels(text: str) -> int | list[float]:
     >>> parsed_levels("10"), parsed_levels("0.5,1.0")
     (10, [0.5, 1.0])
     """
+    if text.strip().isdecimal():
+        return int(text)
     try:
-        return (
-            int(text) if text.strip().isdecimal() else [float(level) for level in text.split(",")]
-        )
+        return [float(level) for level in text.split(",")]
     except ValueError:
         raise ValueError(
             f"levels = {text!r}: expected a number of levels, or noise levels such as 0.2,0.5,1.0"
@@ -183,19 +187,22 @@ def probe_names(networks: Sequence[str], kind: str = "classifier") -> list[str]:
     if len(networks) == 1:
         return [""]
     names: list[str] = []
-    for text in networks:
-        word = (
-            Path(text.rpartition(":")[2]).name
-            if ":" in text and not Path(text).exists()
-            else Path(text).stem
-        )
-        word = re.sub(r"\W", "_", word, flags=re.ASCII).strip("_")[:80] or kind
-        if word[0].isdigit() or keyword.iskeyword(word):
-            word = f"{kind}_{word}"
-        number = next(
-            n
-            for n in range(1, len(networks) + 1)
-            if (word if n == 1 else f"{word}_{n}") not in names
-        )
-        names.append(word if number == 1 else f"{word}_{number}")
+    for network in networks:
+        word = _identifier(network, kind)
+        name = word
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{word}_{number}"
+        names.append(name)
     return names
+
+
+def _identifier(network: str, kind: str) -> str:
+    """A text that names a network as an identifier."""
+    is_of_library = ":" in network and not Path(network).exists()
+    word = Path(network.rpartition(":")[2]).name if is_of_library else Path(network).stem
+    word = re.sub(r"\W", "_", word, flags=re.ASCII).strip("_")[:_LONGEST_NAME] or kind
+    if word[0].isdigit() or keyword.iskeyword(word):
+        return f"{kind}_{word}"
+    return word

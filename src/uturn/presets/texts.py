@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -11,7 +11,11 @@ import uturn
 from uturn.networks.texts.options import LanguageOptions
 from uturn.presets.options import SIZES, PresetOptions, given, noise_levels, probe_names
 
-PASSAGES = 30  # of those of the package, without --items
+if TYPE_CHECKING:
+    from uturn.backward.language import LanguageDenoiser
+
+PASSAGES = 30
+"""Passages of the package that are taken without --items."""
 
 
 class TextOptions(LanguageOptions, PresetOptions):
@@ -161,10 +165,12 @@ class TextOptions(LanguageOptions, PresetOptions):
         options = {"segments": self.segments, "keep_first": self.keep_first, "length": self.length}
         return {"type": "tokens", "path": self.data, "windows": self.windows, **given(options)}
 
-    def denoiser(self) -> Any:
+    def denoiser(self) -> LanguageDenoiser:
+        """The language model as a backward."""
         from uturn.core.registry import build
 
-        return build("backward", self._backward())
+        denoiser: LanguageDenoiser = build("backward", self._backward())
+        return denoiser
 
     def _backward(self) -> dict[str, Any]:
         return {"type": "language", **self._set(*LanguageOptions.model_fields)}
