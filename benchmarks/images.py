@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -45,18 +46,18 @@ def reverse(options: argparse.Namespace, batch: int) -> ReverseDiffusion:
     chain = ReverseDiffusion.from_pretrained(
         options.model, "ddpm", options.steps, batch_size=batch, prompt=options.prompt
     )
-    chain.model = Counted(chain.model)
+    chain.model = replace(chain.model, network=Counted(chain.model.network))
     return chain
 
 
 def rows_of(chain: ReverseDiffusion, items: int) -> list[int] | None:
     """The prompt of each item, or the class, for models that are told one."""
-    if chain.num_classes is None:
+    if chain.model.num_classes is None:
         return None
     return (
-        [k % chain.num_classes for k in range(items)]
-        if chain.prompts is None
-        else chain.prompts.rows_of(range(items)).tolist()
+        [k % chain.model.num_classes for k in range(items)]
+        if chain.model.prompts is None
+        else chain.model.prompts.rows_of(range(items)).tolist()
     )
 
 

@@ -467,7 +467,7 @@ MUTATIONS = (
     # --- queues ---
     Mutation(
         "all images of a call are told the timestep of the first ones",
-        "uturn.backward.reverse_diffusion:ImageQueue.advance",
+        "uturn.backward.reverse_diffusion:ReverseDiffusion.step_back",
         "*map(torch.cat, inputs)",
         "*(torch.cat(part)[:1].expand(sum(map(len, part))) if part[0].ndim == 1 else torch.cat(part) for part in inputs)",
         tests=(("test_queue::test_shared_batches_change_nothing", {"name": "ddpm"}),),
@@ -481,9 +481,9 @@ MUTATIONS = (
     ),
     Mutation(
         "images that enter the queue together draw the same noise",
-        "uturn.backward.reverse_diffusion:ImageQueue._cohort",
-        "manual_seed(int(w.key)) for w in work",
-        "manual_seed(int(work[0].key)) for w in work",
+        "uturn.backward.reverse_diffusion:ReverseDiffusion._step_options",
+        "manual_seed(seed) for seed in seeds",
+        "manual_seed(seeds[0]) for seed in seeds",
         tests=(("test_queue::test_shared_batches_change_nothing", {"name": "ddpm"}),),
     ),
     Mutation(

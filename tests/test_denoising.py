@@ -15,8 +15,8 @@ from scipy import stats
 
 import uturn as ut
 from enumeration import all_trees
+from tiny_denoiser import chain_of
 from uturn.backward import StringDiffusion
-from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.backward.score_model import (
     ScoreModel,
     images_of,
@@ -87,7 +87,7 @@ def reverse(name, steps, rows=1, eta=None, **options):
         scheduler = getattr(diffusers, name)(
             num_train_timesteps=TIMESTEPS, trained_betas=schedule(), **options
         )
-    return ReverseDiffusion(
+    return chain_of(
         ScoreModel(ExactDenoiser(RHM, ut.Gaussian()), scheduler, rows),
         scheduler,
         steps,

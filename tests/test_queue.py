@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import uturn as ut
-from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
+from tiny_denoiser import chain_of
+from uturn.backward.reverse_diffusion import Work
 from uturn.core.random import keys
 from uturn.corruption.schedulers import SCHEDULERS, scheduler_like
 from uturn.store.record import Store, Variable
@@ -46,7 +47,7 @@ class Halves(torch.nn.Module):
 
 
 def reverse(name="ddpm", steps=10, network=None, **options):
-    return ReverseDiffusion(
+    return chain_of(
         network or Network(), scheduler_like(diffusers.DDPMScheduler(), name), steps, **options
     )
 
@@ -115,7 +116,7 @@ def test_a_batch_that_does_not_fit_is_halved():
         result, reverse().u_turn(images, 6, keys(0, np.arange(30))), rtol=0, atol=1e-6
     )
     assert small.batch_size == 3  # 24, 12, 6, 3
-    assert max(small.model.rows) <= 5
+    assert max(small.model.network.rows) <= 5
 
 
 def test_a_codec_that_needs_more_memory_does_not_shrink_the_batches_of_the_network():
@@ -137,7 +138,7 @@ def test_a_codec_that_needs_more_memory_does_not_shrink_the_batches_of_the_netwo
     np.testing.assert_allclose(
         result, reverse(codec=Halves(), **options).u_turn(images, 6, streams), atol=1e-6
     )
-    assert small.model.rows == [8] * 6 + [1] * 6
+    assert small.model.network.rows == [8] * 6 + [1] * 6
 
 
 def test_other_failures_of_the_network_are_not_swallowed():

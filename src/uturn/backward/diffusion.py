@@ -81,12 +81,12 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
     def check_source(self, source: Source) -> None:
         reverse = _reverse_diffusion(self)
         shape = tuple(source.image_shape() or ())
-        expected = reverse.image_shape
+        expected = reverse.model.image_shape
         fits = expected is None or tuple(expected) == shape
         remedy = "give the source its `channels` and `size`, or the model `image_size`"
         takes = f"what the model {self.model!r} takes, {expected}; {remedy}"
         expect(fits, "images: (channels, height, width)", shape, takes)
-        expects = None if reverse.prompts is not None else reverse.num_classes
+        expects = None if reverse.model.prompts is not None else reverse.model.num_classes
         labels = None if expects is None else source.num_labels()
         where = f"classes of the images, on which the model {self.model!r} is conditioned,"
         remedy = "give the source labels in the model's order, by `classes`"
@@ -97,15 +97,15 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         that take neither.
         """
         reverse = _reverse_diffusion(self)
-        if reverse.num_classes is None:
+        if reverse.model.num_classes is None:
             return None
-        if reverse.prompts is not None:
-            return np.repeat(reverse.prompts.rows_of(streams.items), streams.count * clones)
+        if reverse.model.prompts is not None:
+            return np.repeat(reverse.model.prompts.rows_of(streams.items), streams.count * clones)
         labels = getattr(noisy, "labels", None)
         labels = np.full(len(noisy.values), -1) if labels is None else labels
-        wrong = (labels < 0) | (labels >= reverse.num_classes)
+        wrong = (labels < 0) | (labels >= reverse.model.num_classes)
         where = f"labels of the images, on which the model {self.model!r} is conditioned,"
-        known = f"0 .. {reverse.num_classes - 1}, in the model's order"
+        known = f"0 .. {reverse.model.num_classes - 1}, in the model's order"
         expect(not wrong.any(), where, labels[wrong], known)
         return np.repeat(labels, clones)
 
@@ -115,7 +115,7 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         reverse = _reverse_diffusion(self)
         images = np.concatenate([block.data for block in originals])
         findings = []
-        if is_checked(reverse.model, reverse.device):
+        if is_checked(reverse.model.network, reverse.device):
             for finding in self._findings(reverse, images, originals):
                 words = f"the model {self.model!r} {finding.words}"
                 findings.append(finding._replace(words=words))
@@ -145,7 +145,7 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             clean = torch.from_numpy(reverse.forward.clean(images)).to(reverse.device)
             classes = None if rows is None else torch.from_numpy(rows).to(reverse.device)
-            network = cast("DenoisingNetwork", reverse.model)
+            network = cast("DenoisingNetwork", reverse.model.network)
             scheduler = reverse.forward.scheduler
             half = self.dtype != "float32"
             return list(check_denoiser(network, scheduler, clean, classes, pieces, half))
@@ -163,24 +163,24 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
     def generated_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images of the model."""
         reverse = _reverse_diffusion(self)
-        shape = reverse.image_shape
-        is_known = shape and reverse.latent_shape
+        shape = reverse.model.image_shape
+        is_known = shape and reverse.model.state_shape
         expect(is_known, "model", self.model, "one that says how large its images are")
         return shape  # type: ignore[return-value]
 
     def num_labels(self) -> int | None:
         """Number of classes of the model's label input; None for models without labels."""
         reverse = _reverse_diffusion(self)
-        return None if reverse.prompts is not None else reverse.num_classes
+        return None if reverse.model.prompts is not None else reverse.model.num_classes
 
     def generated_labels(self, items: np.ndarray) -> np.ndarray | None:
         """The conditions of drawn originals: classes, or numbers of prompts, in turn."""
         reverse = _reverse_diffusion(self)
-        if reverse.num_classes is None:
+        if reverse.model.num_classes is None:
             return None
-        if reverse.prompts is None:
-            return items % reverse.num_classes
-        return reverse.prompts.rows_of(items % len(reverse.prompts.rows or (0,)))
+        if reverse.model.prompts is None:
+            return items % reverse.model.num_classes
+        return reverse.model.prompts.rows_of(items % len(reverse.model.prompts.rows or (0,)))
 
     def images_together(self) -> int:
         return _reverse_diffusion(self).batch_size
@@ -212,7 +212,7 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         guided = ""
         if self.guidance != 1:
             guided = f"; guidance {self.guidance:g}: not a draw from the posterior"
-        return f"{reverse.description}; {scheduler}, {self.steps} steps, {draws}{guided}"
+        return f"{reverse.model.description}; {scheduler}, {self.steps} steps, {draws}{guided}"
 
 
 @cached_while_unchanged(maxsize=2)

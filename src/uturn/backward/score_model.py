@@ -5,6 +5,7 @@ for diffusers' schedulers.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.backward.reverse_diffusion import ReverseDiffusion, Sampler
 from uturn.core.checks import expect
 from uturn.core.protocols import Axes, Backward, Corruption, Source, Spec
 from uturn.core.random import Purpose, Streams
@@ -22,12 +23,12 @@ from uturn.corruption.denoising import Denoiser, ExactDenoiser
 from uturn.corruption.diffusion import Diffusion, ForwardDiffusion, check_diffusion
 from uturn.corruption.predictions import predicted
 from uturn.corruption.schedulers import (
-    AncestralScheduler,
     Scheduler,
     is_flow_match,
     named_scheduler,
     prediction_of,
 )
+from uturn.networks.images.model import ImageModel
 from uturn.sources.strings import NoisyStrings
 
 if TYPE_CHECKING:
@@ -252,24 +253,29 @@ class _NoisyScored(NoisyStrings):
     images: Any = None
 
 
+_BASES: Mapping[str, str] = {"ancestral": "ddpm", "flow_match_ancestral": "flow_match"}
+"""Schedulers with the noise schedules of the ancestral steps."""
+_LINEAR: Mapping[str, object] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+}
+"""The noise schedule of DDPM. The defaults of the schedulers' classes differ."""
+
+
 @lru_cache(maxsize=4)
 def _string_diffusion(spec: StringDiffusion, rhm: RandomHierarchyModel) -> ReverseDiffusion:
-    ancestral = {"ancestral": "ddpm", "flow_match_ancestral": "flow_match"}
-    made, extra = named_scheduler(ancestral.get(spec.scheduler, spec.scheduler))
-    # The defaults of the classes differ; with these values all schedulers have the same noise
-    # levels.
-    linear = {
-        "num_train_timesteps": 1000,
-        "beta_start": 1e-4,
-        "beta_end": 0.02,
-        "beta_schedule": "linear",
-    }
-    taken = inspect.signature(made).parameters
-    scheduler = made(**(linear if "beta_schedule" in taken else {}), **extra)
-    options = {
-        k: getattr(spec, k) for k in ("eta", "timestep_spacing") if getattr(spec, k) is not None
-    }
-    model = ScoreModel(ExactDenoiser(rhm, Gaussian()), scheduler)
-    if spec.scheduler in ancestral:
-        scheduler = AncestralScheduler(scheduler)
-    return ReverseDiffusion(model, scheduler, spec.steps, **options, batch_size=4096)
+    named = named_scheduler(_BASES.get(spec.scheduler, spec.scheduler))
+    options = dict(named.options)
+    if "beta_schedule" in inspect.signature(named.kind).parameters:
+        options |= _LINEAR
+    scheduler: Scheduler = named.kind(**options)
+    score = ScoreModel(ExactDenoiser(rhm, Gaussian()), scheduler)
+    sampler = Sampler(
+        scheduler="ancestral" if spec.scheduler in _BASES else "stored",
+        steps=spec.steps,
+        timestep_spacing=spec.timestep_spacing,
+        eta=spec.eta,
+    )
+    return ReverseDiffusion(ImageModel(score, scheduler, batch_size=4096), sampler)

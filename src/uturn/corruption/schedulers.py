@@ -135,8 +135,20 @@ def prediction_of(scheduler: Scheduler) -> Prediction:
     return OF_DIFFUSERS[declared]
 
 
-def named_scheduler(name: str) -> tuple[type, dict[str, object]]:
-    """Class of diffusers for a short name or a class name, and the options it needs."""
+@dataclass(frozen=True)
+class NamedScheduler:
+    """A class of schedulers, and the options that its short name stands for."""
+
+    kind: Callable[..., Scheduler]
+    options: Mapping[str, object]
+
+    def like(self, scheduler: Scheduler) -> Scheduler:
+        """Such a scheduler with the options of another one."""
+        return _configured(self.kind, scheduler, **self.options)
+
+
+def named_scheduler(name: str) -> NamedScheduler:
+    """The scheduler of diffusers with a short name, or with the name of its class."""
     import diffusers
 
     known = {**SCHEDULERS, **FLOW_SCHEDULERS}
@@ -144,36 +156,43 @@ def named_scheduler(name: str) -> tuple[type, dict[str, object]]:
     is_scheduler = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
     names = f"one of {sorted(known)}, or the name of a scheduler class of diffusers"
     expect(is_scheduler, "scheduler", name, names)
-    return kind, dict(_OPTIONS.get(name, {}))
+    return NamedScheduler(kind, _OPTIONS.get(name, {}))
 
 
 def scheduler_like(stored: Scheduler, name: str | None) -> Scheduler:
     """A scheduler by name, with the noise schedule and prediction type of the stored one;
     ValueError if they do not fit.
 
-    For flow matching "ddpm" is the ancestral step, which has the law of DDPM.
+    None or "stored" is the stored scheduler itself. For flow matching "ddpm" is the ancestral step,
+    which has the law of DDPM.
     """
     if name is None or name == "stored":
         return stored
     if name == "ancestral" or (name == "ddpm" and is_flow(stored)):
         return AncestralScheduler(stored)
     if type(stored).__name__ in CONSISTENCY:
-        stored = _configured(named_scheduler("ddim")[0], stored)  # the same noise schedule
-    made, options = named_scheduler(name)
+        stored = named_scheduler("ddim").like(stored)  # the same noise schedule
+    named = named_scheduler(name)
     stored_name = type(stored).__name__
     compatibles: list[type] = stored.compatibles  # type: ignore[attr-defined]
-    # Schedulers of EDM have noise levels of their own, although they are listed as compatible.
-    has_same_levels = made.__name__.startswith("EDM") == stored_name.startswith("EDM")
-    fits = made is type(stored) or (made in compatibles and has_same_levels)
-    others = sorted(scheduler.__name__ for scheduler in compatibles)
+    is_compatible = named.kind is type(stored)
+    if named.kind in compatibles:
+        # Schedulers of EDM have noise levels of their own, although they are listed as compatible.
+        is_edm = named.kind.__name__.startswith("EDM")
+        is_compatible = is_compatible or is_edm == stored_name.startswith("EDM")
+    others = sorted(kind.__name__ for kind in compatibles)
     known = f"one for the noise schedule of the model's {stored_name}: 'ancestral', 'stored'"
-    expect(fits, "scheduler", name, f"{known}, or one of {others}")
-    return _configured(made, stored, **options)
+    expect(is_compatible, "scheduler", name, f"{known}, or one of {others}")
+    return named.like(stored)
 
 
-def _configured(kind: type, scheduler: Scheduler, **changes: object) -> Scheduler:
+def _configured(
+    kind: Any,  # a class of diffusers, whose `from_config` has no types
+    scheduler: Scheduler,
+    **changes: object,
+) -> Scheduler:
     """A new scheduler of diffusers with the options of another one."""
-    made: Scheduler = kind.from_config(scheduler.config, **changes)  # type: ignore[attr-defined]
+    made: Scheduler = kind.from_config(scheduler.config, **changes)
     return made
 
 

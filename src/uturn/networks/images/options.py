@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from uturn.core.checks import expect
@@ -296,17 +298,17 @@ def read_options(
     )
 
 
-class Conditioned(NamedTuple):
-    """The condition with which a model is run; for text-conditioned models, a label is the
-    number of a prompt.
-    """
+@dataclass(frozen=True)
+class Conditioned:
+    """The condition with which a network is run."""
 
-    # The label for no class, or for the null prompt, if the network is called with it.
     null_class: int | None = None
-    # Number of classes, or of prompts, if the network is called with labels.
+    """The label for no class, or for the null prompt, if the network is called with it."""
     num_classes: int | None = None
+    """Number of classes, or of prompts, if the network is called with labels."""
     guidance: float = 1.0
     words: str = ""
+    """The condition as text, for the description of a model."""
 
 
 UNCONDITIONAL = Conditioned()
@@ -411,30 +413,34 @@ def _check(asked: DenoiserOptions, model: Any, rules: tuple[tuple[str, bool, str
         expect(allowed, f"the model {model}: {option}", getattr(asked, option), expected)
 
 
-class Prompts(NamedTuple):
+@dataclass(frozen=True)
+class Prompts:
     """The prompts of a run."""
 
-    texts: tuple[str, ...]  # the different prompts, in the order of their first item
-    # For each item the number of its text; None if all items have the same.
+    texts: tuple[str, ...]
+    """The different prompts, in the order of their first items."""
     rows: tuple[int, ...] | None
-    encoders: str = ""  # digest of the text encoders
-    given: str = ""  # the user's option, a prompt or a file
+    """For each item the number of its text; None if all items have the same."""
+    encoders: str = ""
+    """Digest of the text encoders."""
+    option: str = ""
+    """The user's option: a prompt, or a file of prompts."""
 
-    def rows_of(self, items: Any) -> np.ndarray:
+    def rows_of(self, items: ArrayLike) -> np.ndarray:
         """Numbers of the texts of items, int64; ValueError if the file has no line for an item."""
         items = np.asarray(items)
         if self.rows is None:
             return np.zeros(len(items), np.int64)
         expected = f"a file with one line for each item, but it has {len(self.rows)}"
-        expect(items.max(initial=0) < len(self.rows), "prompt", self.given, expected)
+        expect(items.max(initial=0) < len(self.rows), "prompt", self.option, expected)
         return np.array(self.rows, np.int64)[items]
 
     @property
     def words(self) -> str:
-        """The prompts as text for a description."""
+        """The prompts as text, for the description of a model."""
         if self.rows is not None:
-            return f"{len(self.rows)} prompts of {Path(self.given).name}"
-        return f"the prompt {shown(self.given)}" if self.given else "the empty prompt"
+            return f"{len(self.rows)} prompts of {Path(self.option).name}"
+        return f"the prompt {shown(self.option)}" if self.option else "the empty prompt"
 
 
 def read_prompts(prompt: str) -> Prompts:
@@ -442,8 +448,9 @@ def read_prompts(prompt: str) -> Prompts:
     item.
     """
     if not prompt.endswith(".txt"):
-        return Prompts((prompt,), None, given=prompt)
+        return Prompts((prompt,), None, option=prompt)
     with reading(f"prompt = {shown(prompt)}", "expected a text file with one prompt a line"):
         lines = read_text(prompt).removesuffix("\n").split("\n")
     numbers = {text: row for row, text in enumerate(dict.fromkeys(lines))}
-    return Prompts(tuple(numbers), tuple(numbers[line] for line in lines), given=prompt)
+    rows = tuple(numbers[line] for line in lines)
+    return Prompts(tuple(numbers), rows, option=prompt)

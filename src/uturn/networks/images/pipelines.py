@@ -28,6 +28,7 @@ from uturn.core.pieces import half_precision_words
 from uturn.corruption.schedulers import CONSISTENCY, Scheduler
 from uturn.networks.files import check_finite, fingerprint
 from uturn.networks.images.families import TEXT_PIPELINES, Family, family_of
+from uturn.networks.images.model import Shape
 from uturn.networks.images.own_denoisers import is_scheduler
 from uturn.networks.libraries import check_hub, fetching, library, reading, without_bars
 
@@ -94,6 +95,11 @@ class Codec(nn.Module):
         self.factor = int(2 ** (len(network.config.block_out_channels) - 1))
         self.register_buffer("scale", scale.reshape(1, -1, 1, 1))
         self.register_buffer("centre", centre.reshape(1, -1, 1, 1))
+
+    def image_shape(self, latent_shape: Shape) -> Shape:
+        """Shape of the images of latents."""
+        _, height, width = latent_shape
+        return self.image_channels, height * self.factor, width * self.factor
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         encoded = self.network.encode(images.to(self.dtype))
