@@ -84,9 +84,9 @@ class ReverseDiffusion:
         import torch
 
         scheduler = scheduler_like(model.scheduler, sampler.scheduler)
-        most = scheduler.config.num_train_timesteps
-        known = f"1 .. {most}, the timesteps of the training schedule"
-        expect(1 <= sampler.steps <= most, "num_steps", sampler.steps, known)
+        num_timesteps = scheduler.config.num_train_timesteps
+        expected = f"1 .. {num_timesteps}, the timesteps of the training schedule"
+        expect(1 <= sampler.steps <= num_timesteps, "num_steps", sampler.steps, expected)
         self.model = model
         self.sampler = sampler
         self.clips = True
@@ -338,8 +338,10 @@ class ReverseDiffusion:
             reference = self._trial_step(seed=0, global_seed=0)
             is_own = torch.equal(reference, self._trial_step(seed=0, global_seed=1))
             name = type(self.forward.scheduler).__name__
-            known = "one whose step() draws no noise from torch's global generator, such as 'ddpm'"
-            expect(is_own, "scheduler", name, known)
+            expected = (
+                "one whose step() draws no noise from torch's global generator, such as 'ddpm'"
+            )
+            expect(is_own, "scheduler", name, expected)
             return not torch.equal(reference, self._trial_step(seed=1, global_seed=0))
 
     def _trial_step(self, seed: int, global_seed: int) -> torch.Tensor:
@@ -377,8 +379,8 @@ class ReverseDiffusion:
         array = np.asarray(labels)
         is_whole = array.dtype.kind in "iu" and array.shape == (count,)
         fits = is_whole and np.isin(array, range(num_classes)).all()
-        known = f"{count} integers, the classes 0 .. {num_classes - 1} of the model"
-        expect(fits, "labels", labels, known)
+        expected = f"{count} integers, the classes 0 .. {num_classes - 1} of the model"
+        expect(fits, "labels", labels, expected)
         classes: list[int | None] = array.tolist()
         return classes
 

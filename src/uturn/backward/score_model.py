@@ -59,16 +59,16 @@ class ScoreModel:
 
     def __init__(self, denoiser: Denoiser, scheduler: Scheduler, rows: int = 1) -> None:
         channel = denoiser.corruption
-        known = "the Gaussian process, Gaussian()"
-        expect(isinstance(channel, Gaussian), "corruption of the denoiser", channel, known)
+        expected = "the Gaussian process, Gaussian()"
+        expect(isinstance(channel, Gaussian), "corruption of the denoiser", channel, expected)
         config = scheduler.config
         name = type(scheduler).__name__
         self._is_flow = is_flow_match(scheduler)
         table = getattr(scheduler, "alphas_cumprod", None)
         if config.get("use_flow_sigmas"):
             table = None
-        known = "one with a table `alphas_cumprod`, or FlowMatchEulerDiscreteScheduler"
-        expect(self._is_flow or table is not None, "scheduler", name, known)
+        expected = "one with a table `alphas_cumprod`, or FlowMatchEulerDiscreteScheduler"
+        expect(self._is_flow or table is not None, "scheduler", name, expected)
         self.prediction = prediction_of(scheduler)
         kind = config.get("timestep_type", "discrete")
         expect(kind == "discrete", f"{name}: timestep_type", kind, "'discrete'")

@@ -74,8 +74,8 @@ class ImageModel:
         expect(not is_training, "training mode of the model", True, remedy)
         is_automatic = self.batch_size == "auto"
         is_size = not isinstance(self.batch_size, str) and 1 <= self.batch_size <= 2**20
-        known = "at least 1 image, or 'auto'"
-        expect(is_automatic or is_size, "batch_size", self.batch_size, known)
+        expected = "at least 1 image, or 'auto'"
+        expect(is_automatic or is_size, "batch_size", self.batch_size, expected)
         if self.image_shape is None and self.codec is None:
             config = getattr(self.network, "config", None)
             object.__setattr__(self, "image_shape", shape_of(config))
