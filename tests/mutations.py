@@ -410,8 +410,8 @@ MUTATIONS = (
     Mutation(
         "Sana counts its steps as Stable Diffusion does",
         "uturn.networks.images.schedules:schedule",
-        "family.counts_down or",
-        "(family.counts_down and not pipeline.startswith('Sana')) or",
+        "counts_down = family.counts_down",
+        "counts_down = family.counts_down and not stored.pipeline.startswith('Sana')",
         tests=(("test_schedules::test_the_rule_of_every_image_to_image_pipeline", {}),),
     ),
     # --- parts, and clones ---

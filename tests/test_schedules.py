@@ -205,7 +205,7 @@ def test_the_levels_are_those_of_u_turns(tmp_path):
         ("euler", "linspace"),
     ):
         ds = schedule(folder, 20, name, timestep_spacing=spacing)
-        stored = read_scheduler(folder)[0]
+        stored = read_scheduler(folder).scheduler
         levels = chain_of(
             torch.nn.Identity().eval(), scheduler_like(stored, name), 20
         ).forward.noise_levels

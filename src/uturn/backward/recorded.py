@@ -214,7 +214,7 @@ def _axes_of(model: str, noise: np.ndarray) -> dict[str, Axis]:
         most,
         "levels up to 1, which are read as t/T or strength",
     )
-    steps = int(read_scheduler(model)[0].config.get("num_train_timesteps", 1000))
+    steps = int(read_scheduler(model).scheduler.config.get("num_train_timesteps", 1000))
     levels = schedule(model, steps, timestep_spacing="linspace").isel(
         step=np.rint(noise * steps).astype(int)
     )
