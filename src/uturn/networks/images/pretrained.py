@@ -290,9 +290,7 @@ def _read_text_folder(path: Path, folder: pipelines.Folder, options: _Options) -
     texts = list(prompts.texts)
     if options.guidance != 1:
         texts.append("")  # the null prompt comes last
-    tables, encoders = pipelines.encoded(
-        folder, texts, options.where, options.precision, options.offload
-    )
+    encoded = pipelines.encoded(folder, texts, options.where, options.precision, options.offload)
     network = pipelines.load_part(
         folder.path, folder.denoiser, folder.parts[folder.denoiser], options.precision
     )
@@ -310,7 +308,7 @@ def _read_text_folder(path: Path, folder: pipelines.Folder, options: _Options) -
     _unclip(scheduler)
     scale = options.guidance if takes_scale else 1.0
     network = pipelines.in_dtype(network, options.precision)
-    denoiser = folder.family.network(network, tables, image_shape[1], scale)
+    denoiser = folder.family.network(network, encoded.tables, image_shape[1], scale)
     kind = folder.pipeline.removesuffix("Pipeline")
     autoencoder = type(codec.network).__name__
     _, height, width = latent_shape
@@ -321,7 +319,7 @@ def _read_text_folder(path: Path, folder: pipelines.Folder, options: _Options) -
         codec=pipelines.for_inference(codec, options.where),
         latent_shape=latent_shape,
         num_classes=conditioned.num_classes,
-        prompts=replace(prompts, encoders=encoders),
+        prompts=replace(prompts, encoders=encoded.digest),
         timesteps=PipelineTimesteps(folder.family.even_sigmas, (height // 2) * (width // 2)),
         device=options.where,
         description=f"{kind}, {conditioned.words}, in the latents of {autoencoder}",
