@@ -69,8 +69,8 @@ class DenoiserModel:
         """The kind of prediction of the network; ValueError for an unknown one."""
         kinds: dict[str, Prediction] = {kind: kind for kind in get_args(Prediction)}
         kinds["edm"] = "x0"
-        known = f"one of {', '.join(map(repr, PREDICTIONS))}"
-        expect(self.predicts in kinds, "DenoiserModel.predicts", self.predicts, known)
+        expected = f"one of {', '.join(map(repr, PREDICTIONS))}"
+        expect(self.predicts in kinds, "DenoiserModel.predicts", self.predicts, expected)
         return kinds[self.predicts]
 
     @property
@@ -258,16 +258,22 @@ class OwnNetwork(nn.Module):
             # It may modify its inputs.
             output = self.network(noisy.clone(), *(tensor.clone() for tensor in arguments))
         output = getattr(output, "sample", output)
+        self._check(output, noisy)
+        return output
+
+    def _check(self, output: object, noisy: torch.Tensor) -> None:
+        """ValueError for an output that does not fit the noisy images."""
         count, channels, *size = noisy.shape
-        widths = (channels, 2 * channels) if self.learned_variance else (channels,)
-        shapes = [(count, width, *size) for width in widths]
+        shapes = [(count, channels, *size)]
+        if self.learned_variance:
+            shapes.append((count, 2 * channels, *size))
         expected = f"floating point numbers {' or '.join(map(str, shapes))}"
         where = f"{self.label}: output for noisy images {tuple(noisy.shape)}"
-        is_tensor = isinstance(output, torch.Tensor)
-        found = (output.dtype, tuple(output.shape)) if is_tensor else output
-        fits = is_tensor and tuple(output.shape) in shapes and output.is_floating_point()
-        expect(fits, where, found, expected)
-        return output
+        expect(isinstance(output, torch.Tensor), where, output, expected)
+        assert isinstance(output, torch.Tensor)
+        shape = tuple(output.shape)
+        fits = shape in shapes and output.is_floating_point()
+        expect(fits, where, (output.dtype, shape), expected)
 
     def compile(self, *args: object, **kwargs: object) -> None:
         """Compile the user's module; functions are not compiled."""
