@@ -28,7 +28,7 @@ from uturn.core.random import keys
 from uturn.corruption.denoising import ExactDenoiser, denoise
 from uturn.corruption.schedulers import SCHEDULERS
 from uturn.networks.files import save_network
-from uturn.networks.strings.denoisers import TreeDenoiser
+from uturn.networks.strings.denoisers import TreeNetwork
 from uturn.sources import RHMSource
 
 RHM = ut.RandomHierarchyModel(3, 2, 2, 2, seed=4)
@@ -333,7 +333,7 @@ def test_a_network_file_can_take_the_place_of_the_exact_denoiser(tmp_path):
 
     torch.manual_seed(0)
     path = str(tmp_path / "network.safetensors")
-    save_network(TreeDenoiser(4, 2, 3, width=8, channel="masking"), path)
+    save_network(TreeNetwork(4, 2, 3, width=8, channel="masking"), path)
     masking = {"type": "masking", "noise": [0.0, 0.5]}
     results, exact = (
         ut.run(
