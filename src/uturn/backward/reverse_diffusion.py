@@ -152,8 +152,8 @@ class ReverseDiffusion:
         for each image (`uturn.random.keys`); the noise of an image depends on its key alone.
         labels: int64 (batch,), true classes, for class-conditional models.
         """
-        noisy = self.corrupt(images, step, keys)
-        return self.denoise(noisy, step, keys, labels)
+        noisy = self.corrupt(images, step, keys)  # noise up to step k
+        return self.denoise(noisy, step, keys, labels)  # k steps back
 
     def corrupt(self, images: Images, step: int, keys: np.ndarray) -> Images:
         """Noisy images x_t (latents, if there is a codec), not clipped, that `u_turn` makes with
@@ -173,16 +173,16 @@ class ReverseDiffusion:
         works = self._works(values, step, _checked_keys(keys, len(values)), labels)
         if step == 0 or not works:
             return _like(noisy, values.copy())
-        batches = []
+        reconstructions = []
         with progress.units(len(works)):
             while works:
                 cohort = self.cohort(works[: self.batch_size])
                 works = works[len(cohort.names) :]
-                for _ in cohort.timesteps:
+                for _ in cohort.timesteps:  # the noisiest first
                     self.step_back([cohort])
                     progress.add(len(cohort.names) / cohort.calls)
-                batches.append(self.images_of(cohort))
-        return _like(noisy, np.concatenate(batches))
+                reconstructions.append(self.images_of(cohort))
+        return _like(noisy, np.concatenate(reconstructions))
 
     def step_back(self, cohorts: Sequence[Cohort]) -> None:
         """One reverse step of images at any timesteps, by one call of the network."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from uturn.core.checks import checked_noise, expect
 from uturn.core.pieces import Pieces, half_precision_words
-from uturn.core.protocols import Axes, Axis, Corruption, Noisy
+from uturn.core.protocols import Axes, Axis, Corruption, Noisy, Source
 from uturn.core.random import Purpose, normals
 from uturn.corruption import schedulers
 from uturn.corruption.schedulers import PipelineTimesteps, Scheduler
@@ -28,7 +28,7 @@ LONG_NAMES = {
 """Axes of the noise levels of a scheduler, in words."""
 
 
-class Diffusion(Corruption[Any, Noisy]):
+class Diffusion(Corruption[Any, Noisy]):  # images, or strings as images
     """The forward process of a diffusion model, which the backward of the experiment has.
 
     A spec names it by the table `{"type": "diffusion"}`. It has no schedule, and adds no noise by
@@ -217,7 +217,7 @@ class ForwardDiffusion(Diffusion):
             "signal": a,
         }
 
-    def axes(self, noise: np.ndarray, source: Any) -> Axes:
+    def axes(self, noise: np.ndarray, source: Source) -> Axes:
         steps = self.checked_steps(checked_noise(list(noise), 1))
         long_names = {"timestep": "timestep of the schedule", **LONG_NAMES}
         axes: dict[str, Axis] = {}

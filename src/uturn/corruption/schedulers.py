@@ -368,7 +368,7 @@ class AncestralScheduler:
         self.config = self.base.config
         self._prediction = prediction_of(scheduler)
 
-    def set_timesteps(self, num_inference_steps: int, **options: Any) -> None:
+    def set_timesteps(self, num_inference_steps: int, **options: object) -> None:
         self.base.set_timesteps(num_inference_steps, **options)
         self.timesteps = self.base.timesteps
         signal, noise = amplitudes(self.base, self.timesteps)

@@ -117,7 +117,7 @@ class SigmaDenoiser(nn.Module):
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Callable[..., Any],  # gives a tensor, or an object of diffusers with `.sample`
         scheduler: Scheduler,
         device: torch.device,
         labels: torch.Tensor | None = None,

@@ -36,13 +36,13 @@ _FORMS = (
 class DenoiserModel:
     """A user-defined denoising network with its noise schedule."""
 
-    network: Any
+    network: Callable[..., Any]  # gives a tensor, or an object with `.sample`
     """A `torch.nn.Module` or function, called as `network(noisy, timestep)` or, with `takes =
     "sigma"`, `network(noisy, sigma)`, and with labels int64 (batch,) as a third argument if
     `num_classes` is given. noisy: float32 (batch, channels, height, width); timestep and sigma:
     (batch,). Returns a tensor of the shape of `noisy`, or an object with `.sample`.
     """
-    scheduler: Any = None
+    scheduler: Any = None  # of diffusers, checked when it is loaded
     """A scheduler of diffusers with the noise schedule: one with `alphas_cumprod` such as
     DDPMScheduler, or FlowMatchEulerDiscreteScheduler. Its prediction type is not read. By
     default, for `takes = "sigma"` only, `edm_schedule()`.
@@ -96,14 +96,16 @@ def edm_schedule(
     return cast(Scheduler, schedule)
 
 
-def denoiser_function(path: str) -> Callable[[], Any]:
+def denoiser_function(path: str) -> Callable[[], Any]:  # what a user's function returns
+    """The user's function "module:function"."""
     return import_function(path, f"model = {path!r}", _FORMS)
 
 
-def denoiser_from_function(path: str) -> tuple[DenoiserModel, bool]:
-    """The checked result of "module:function", and whether it is a pair (module, scheduler).
+def denoiser_from_function(path: str) -> DenoiserModel:
+    """The checked result of "module:function".
 
-    The scheduler of a pair declares the prediction type.
+    If it is a pair (module, scheduler), then `predicts` is empty, as the scheduler declares the
+    prediction type.
     """
     label = f"model = {path!r}"
     function = denoiser_function(path)
@@ -111,12 +113,13 @@ def denoiser_from_function(path: str) -> tuple[DenoiserModel, bool]:
         returned = function()
     if isinstance(returned, DenoiserModel):
         _check(label, returned)
-        return returned, False
+        return returned
     is_pair = isinstance(returned, tuple) and len(returned) == 2
     is_model = is_pair and isinstance(returned[0], nn.Module) and is_scheduler(returned[1])
     forms = "(torch.nn.Module, scheduler of diffusers), or a DenoiserModel"
     expect(is_model, f"{label}: what it gives", returned, forms)
-    return DenoiserModel(*returned, predicts=""), True
+    network, scheduler = returned
+    return DenoiserModel(network, scheduler, predicts="")
 
 
 def is_scheduler(value: object) -> bool:
@@ -239,7 +242,7 @@ class OwnNetwork(nn.Module):
 
     def __init__(
         self,
-        network: Callable[..., Any],
+        network: Callable[..., Any],  # gives a tensor, or an object with `.sample`
         label: str,
         dtype: torch.dtype,
         learned_variance: bool,

@@ -181,7 +181,8 @@ def _read_checkpoint(path: Path, options: _Options) -> ImageModel:
 
 def _read_own(path: Path, options: _Options) -> ImageModel:
     name = str(path)
-    denoiser, is_pair = denoiser_from_function(name)
+    denoiser = denoiser_from_function(name)
+    is_pair = denoiser.predicts == ""
     scheduler: Scheduler = denoiser.scheduler
     conversion = None
     shape = denoiser.image_shape

@@ -62,10 +62,7 @@ def schedule(
     `steps`, `timestep_spacing`, `rule` (of k from strength), `shift`.
     """
     stored = read_scheduler(model, preset)
-    made = scheduler_like(stored.scheduler, scheduler)
-    check_schedule(made)
-    if timestep_spacing is not None:
-        made = with_spacing(made, timestep_spacing)
+    made = _like(stored.scheduler, scheduler, timestep_spacing)
     num_timesteps = int(made.config.get("num_train_timesteps", 1000))
     expected = f"1 .. {num_timesteps}, the timesteps of the training schedule"
     expect(1 <= steps <= num_timesteps, "steps", steps, expected)
@@ -105,6 +102,13 @@ def schedule(
     }
     variables = {name: ("step", values) for name, values in columns.items()}
     return xr.Dataset(variables, {"step": np.arange(steps + 1)}, attributes)
+
+
+def _like(stored: Scheduler, name: str | None, timestep_spacing: str | None) -> Scheduler:
+    """A scheduler with the noise schedule of the stored one."""
+    made = scheduler_like(stored, name)
+    check_schedule(made)
+    return made if timestep_spacing is None else with_spacing(made, timestep_spacing)
 
 
 @dataclass(frozen=True)
