@@ -74,11 +74,11 @@ def main() -> None:
     streams = keys(0, np.arange(options.items))
 
     queue = reverse(options, options.batch)
-    assert queue.image_shape is not None
+    assert queue.model.image_shape is not None
     images = fashion_mnist.load_test_set()[0][: options.items]
-    if images.shape[1:] != queue.image_shape:
-        images = 0.4 * normals(streams, int(np.prod(queue.image_shape)), np.float32).reshape(
-            -1, *queue.image_shape
+    if images.shape[1:] != queue.model.image_shape:
+        images = 0.4 * normals(streams, int(np.prod(queue.model.image_shape)), np.float32).reshape(
+            -1, *queue.model.image_shape
         ).clip(-2, 2)
     told = rows_of(queue, options.items)
     work = (
@@ -91,7 +91,7 @@ def main() -> None:
     start = time.perf_counter()
     queued = dict(queue.queue(work))
     wall = time.perf_counter() - start
-    model = queue.model
+    model = queue.model.network
     needed = options.items * sum(ladder)
     assert model.rows == needed, "no row too many"
 
@@ -121,12 +121,12 @@ def main() -> None:
     )
     print(f"{'':34}{'queue':>10}{'loop':>10}")
     print(
-        f"{'calls of the network':34}{model.calls:>10}{loop.model.calls:>10}   floor"
+        f"{'calls of the network':34}{model.calls:>10}{loop.model.network.calls:>10}   floor"
         f" {-(-needed // options.batch)}"
     )
-    occupied = [m.rows / (m.calls * options.batch) for m in (model, loop.model)]
+    occupied = [m.rows / (m.calls * options.batch) for m in (model, loop.model.network)]
     print(f"{'mean occupancy of a batch':34}{occupied[0]:>10.3f}{occupied[1]:>10.3f}")
-    outside = [1 - m.seconds / t for m, t in ((model, wall), (loop.model, loop_wall))]
+    outside = [1 - m.seconds / t for m, t in ((model, wall), (loop.model.network, loop_wall))]
     print(f"{'share of time outside the network':34}{outside[0]:>10.3f}{outside[1]:>10.3f}")
     print(
         f"largest difference of a pixel in [-1, 1]: queue - loop {same:.1e}; batch {options.batch}"

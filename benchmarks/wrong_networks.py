@@ -86,7 +86,7 @@ def main():
         network = chain.model.network.network
         declared = Probed(
             chain.model.network, chain.forward.scheduler, clean, None, Pieces(chain.device, 64)
-        ).predicts
+        ).prediction
         rows = {"right": {}}
         rows |= {words: {"network": Changed(network, inputs)} for words, inputs in INPUTS.items()}
         rows |= {"flipped sign": {"network": Changed(network, sign=-1)}}

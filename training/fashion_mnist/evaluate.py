@@ -105,7 +105,7 @@ def measure_u_turns(
             flush=True,
         )
     save_sheet(np.stack(shown, axis=1), sheet)
-    levels = backward.levels()
+    levels = backward.forward.noise_levels
     result |= {
         "abar": levels["abar"][steps],
         "similarity": similarity,
