@@ -56,7 +56,7 @@ def counted_tasks(spec, store):
     """The tasks of an experiment, which also count what is begun, one byte each in a file of the
     process.
     """
-    from uturn.engine.run import _tasks_of
+    from uturn.engine.executors import _tasks_of
     from uturn.engine.tasks import Tasks
 
     class Counted(Tasks):
@@ -161,17 +161,18 @@ class Faults:
 
 def compared(name, store, local, begun, events, tolerance=0.0):
     """Print a row of the table: what is lost, wrong and wasted in the store of a run."""
-    from uturn.store.record import Store
+    from uturn.store.run_folder import RunFolder
 
-    opened = Store.open(str(store))
+    opened = RunFolder.open(str(store))
     states = opened.states()
-    lost = [task for task, (state, _) in states.items() if state != "done"]
+    lost = [task for task, progress in states.items() if progress.state != "done"]
     ds = opened.dataset().load()
     wrong = 0
     for task in states.keys() - set(lost):
         at = {"noise": task.noise_index, "item": opened.items(task)}
         pairs = [
-            (ds[name].isel(at).values, local[name].isel(at).values) for name in opened.variables
+            (ds[name].isel(at).values, local[name].isel(at).values)
+            for name in opened.file.variables
         ]
         wrong += not all(
             np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True) for a, b in pairs

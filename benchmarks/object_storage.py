@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 import uturn as ut
-from uturn.store.record import Store
+from uturn.store.run_folder import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from faulty_proxy import FaultyProxy
@@ -39,7 +39,7 @@ def measure(where, proxy=None):
     for name, action in (
         ("run", lambda: ut.run(experiment, where)),
         ("resume", lambda: ut.run(experiment, where)),
-        ("status", lambda: Store.open(where).states()),
+        ("status", lambda: RunFolder.open(where).states()),
         ("extend", lambda: ut.run(larger, where)),
     ):
         if proxy:

@@ -26,9 +26,10 @@ import numpy as np
 
 from uturn.engine import cluster as engine_cluster
 from uturn.engine.cluster import on_cluster
-from uturn.engine.run import _on_cluster
+from uturn.engine.executors import Job, OnRay
+from uturn.engine.schedule import Left
 from uturn.engine.tasks import Tasks
-from uturn.store.places import place_of
+from uturn.store.folders import checked_location
 from uturn.store.resume import open_store
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -49,13 +50,13 @@ class SleepingTasks:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
-    def recorded_left(self, tasks: list[Any]) -> dict[Any, int]:
-        return dict.fromkeys(tasks, 0)
+    def recorded_left(self, tasks: list[Any]) -> list[Left]:
+        return [Left(task) for task in tasks]
 
     def measure(self, tasks: Any, *, check: bool = False) -> Any:
-        for task, _ in tasks:
+        for entry in tasks:
             time.sleep(self.seconds)
-            yield task
+            yield entry.task
 
 
 @contextmanager
@@ -136,10 +137,13 @@ def overhead(address: str, duration: float) -> None:
         used = time.process_time()
         ut.run(experiment, Path(folder) / "local")
         local = time.process_time() - used
-        opened = open_store(experiment, place_of("store", Path(folder) / "cluster"), True, False)
+        opened = open_store(
+            experiment, checked_location("store", Path(folder) / "cluster"), True, False
+        )
         work = Tasks(experiment, opened)
         done, seen = 0, []
-        for count, _ in _on_cluster(work, work.left(opened.tasks()), address, 1, 1.0, None):
+        job = Job(work, work.left(opened.tasks()))
+        for count in OnRay(address, 1, 1.0).measured([job]):
             done += count
             if done and (workers := processes("ray::Worker")):
                 seen.append((done, processor_seconds(workers), time.process_time()))

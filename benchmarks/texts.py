@@ -20,7 +20,8 @@ import torch
 
 from uturn.backward.language import TokenWork, run_token_queue
 from uturn.core.random import keys
-from uturn.corruption.unmasking import MASKED, Decoder
+from uturn.corruption.sampling import MASKED
+from uturn.corruption.unmasking import Decoder
 from uturn.networks.texts.language import LanguageModel
 from uturn.sources.tokens import PAD
 
@@ -93,7 +94,7 @@ def main() -> None:
         )
         start, found = time.perf_counter(), {}
         for group in groups:
-            found |= dict(run_token_queue(model, decoder, group, options.batch))
+            found |= dict(run_token_queue(model, decoder.sampler, group, options.batch))
         return network, time.perf_counter() - start, found
 
     work = [

@@ -19,7 +19,7 @@ from uturn.studies.plotting.style import style
 
 ATLAS = Path(__file__).parent / "atlas"
 OUT = Path(__file__).parents[1] / "docs" / "images" / "u-turn.webp"
-STORE = Path(__file__).parents[1] / "results" / "moving-picture.zarr"
+STORE = Path(__file__).parents[1] / "results" / "moving-picture"
 STEPS, TURNS, ITEM, SEED = 40, (0.2, 0.35, 0.6, 0.8), 5, 5
 WIDTH, HEIGHT, MILLISECONDS = 800, 540, 60
 CARD, PALE, WORDS = "#141923", "#3a4354", "#dfe5ee"

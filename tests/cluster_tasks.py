@@ -9,6 +9,8 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+from uturn.engine.schedule import Left
+
 
 class FileTasks:
     """Tasks are integers; a task that is done is a file of its name. `raises`, `dies`: tasks that
@@ -22,12 +24,13 @@ class FileTasks:
         self.raises, self.dies, self.once, self.together = raises, dies, once, together
 
     def recorded_left(self, tasks):
-        return {task: 0 for task in tasks if not (self.folder / f"{task}").exists()}
+        return [Left(task) for task in tasks if not (self.folder / f"{task}").exists()]
 
-    def measure(self, tasks, *, check=False):
+    def measure(self, left, *, check=False):
         # With `together`, all tasks are taken before the first is measured, as in the batches of a
         # network.
-        for task, _ in list(tasks) if self.together else tasks:
+        for entry in list(left) if self.together else left:
+            task = entry.task
             (self.folder / f"try-{task}-{time.time_ns()}-{os.getpid()}").touch()
             time.sleep(self.seconds)
             while (self.folder / "held").exists():

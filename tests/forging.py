@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from uturn.core.registry import part_class
-from uturn.store.record import _signed
+from uturn.store.run_file import signed as with_digest
 from uturn.studies.tables import tested_families
 
 _CLASSES = (
@@ -22,12 +22,10 @@ _CLASSES = (
 
 
 def forge(store, change, *, signed=True):
-    """Change the content of `zarr.json`, the only metadata that are read. `signed`: with its
-    digest.
-    """
-    root = json.loads((store / "zarr.json").read_text())
-    change(root)
-    (store / "zarr.json").write_bytes(_signed(root) if signed else json.dumps(root).encode())
+    """Change the content of `run.json`. `signed`: with its digest."""
+    run = json.loads((store / "run.json").read_text())
+    change(run)
+    (store / "run.json").write_bytes(with_digest(run) if signed else json.dumps(run).encode())
 
 
 def leaves(node, path=()):
@@ -87,11 +85,6 @@ def passed(study):
 def outcomes(verdicts):
     """Whether each verdict of a figure passed."""
     return [verdict.passed for verdict in verdicts]
-
-
-def array(root, name):
-    """The metadata of an array in the content of `zarr.json`."""
-    return root["consolidated_metadata"]["metadata"][name]
 
 
 _BOUND = {

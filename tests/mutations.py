@@ -108,8 +108,8 @@ MUTATIONS = (
     Mutation(
         "all clones identical",
         "uturn.exact.inference:sample_posterior",
-        "trees = sample(rhm, evidence, streams(seed, len(evidence)), numbers)",
-        "trees = sample(rhm, evidence, streams(seed, len(evidence)), 0 * numbers)",
+        "trees = rhm.posterior_draws(evidence, streams(seed, len(evidence)), numbers)",
+        "trees = rhm.posterior_draws(evidence, streams(seed, len(evidence)), 0 * numbers)",
         tests=of_channel(CALIBRATION, "masking"),
     ),
     Mutation(
@@ -188,15 +188,15 @@ MUTATIONS = (
     Mutation(
         "a sampler of marginals",
         "uturn.exact.inference:sample_posterior",
-        "trees = sample(rhm, evidence, streams(seed, len(evidence)), numbers)",
+        "trees = rhm.posterior_draws(evidence, streams(seed, len(evidence)), numbers)",
         "from mutations import of_marginals; trees = of_marginals(rhm, evidence, streams(seed, len(evidence)), numbers)",
         tests=of_channel(CALIBRATION, "masking"),
     ),
     Mutation(
         "marginals of other evidence than the draws",
         "uturn.sources.strings:NoisyStrings.true_beliefs",
-        "return true_beliefs(self.rhm, self.evidence, symbols)",
-        "return true_beliefs(self.rhm, Evidence.of(np.float32(1.1) * self.log_evidence), symbols)",
+        "return self.rhm.true_beliefs(self.evidence, symbols)",
+        "return self.rhm.true_beliefs(Evidence.of(np.float32(1.1) * self.log_evidence), symbols)",
         tests=of_channel(MARGINALS, "gaussian"),
     ),
     Mutation(
@@ -388,16 +388,16 @@ MUTATIONS = (
     ),
     Mutation(
         "all masked tokens are told as noise in all steps",
-        "uturn.corruption.unmasking:unmask",
-        "decoder.told(noisy.noise[active], step, seen, chance[active])",
-        "decoder.told(noisy.noise[active], 0, seen, chance[active])",
+        "uturn.corruption.unmasking:InOrder.question",
+        "self.order.noise(state.noise, state.step, visible, state.chance)",
+        "self.order.noise(state.noise, 0 * state.step, visible, state.chance)",
         tests=(("test_unmasking::test_the_denoiser_is_told_the_share_of_masked_tokens", {}),),
     ),
     Mutation(
         "top-p without the token that crosses p",
-        "uturn.corruption.unmasking:Decoder.weights",
-        "np.cumsum(ordered, axis=-1) - ordered <",
-        "np.r_[0, np.ones(ordered.shape[-1] - 1)] * np.cumsum(ordered, axis=-1) <=",
+        "uturn.corruption.sampling:SymbolLaw._truncated",
+        "np.cumsum(ordered, axis=-1) - ordered",
+        "np.r_[0, np.ones(ordered.shape[-1] - 1)] * np.cumsum(ordered, axis=-1)",
         tests=(("test_unmasking::test_top_p_keeps_the_fewest_symbols_that_reach_p", {"p": 0.5}),),
     ),
     Mutation(
@@ -424,9 +424,9 @@ MUTATIONS = (
     ),
     Mutation(
         "draws are cut into clones first, then trajectories",
-        "uturn.core.contracts:with_twins",
-        'at = dims.index("trajectory") + 1',
-        'at = dims.index("trajectory")',
+        "uturn.core.contracts:_with_clones",
+        'end = dims.index("trajectory") + 1',
+        'end = dims.index("trajectory")',
         tests=(("test_calibration::test_twins_are_their_definition", {}),),
     ),
     Mutation(
@@ -495,16 +495,35 @@ MUTATIONS = (
     ),
     Mutation(
         "tokens that were not kept are drawn with the same numbers again",
+        "uturn.corruption.unmasking:InOrder.answered",
+        "streams(state.keys, len(masked), state.step)",
+        "streams(state.keys, len(masked), 0)",
+        tests=(("test_in_time::test_draws_follow_the_law", {"decoder": Decoder("confidence"), "start": (-1, -1, -1)}),),
+    ),
+    Mutation(
+        "the chances of a text in time depend on its padding",
+        "uturn.corruption.in_time:_chance",
+        "state.lengths[:, None]",
+        "width + 0 * state.lengths[:, None]",
+        tests=(
+            (
+                "test_language::test_padding_changes_no_draw",
+                {"decoder": {"order": "analytic", "steps": 5}},
+            ),
+        ),
+    ),
+    Mutation(
+        "the texts of a call get the state of the first one",
         "uturn.backward.language:_TokenQueue._call",
-        "steps = np.array([text.step for text in texts], np.uint64)",
-        "steps = np.array([0 for text in texts], np.uint64)",
+        "state.rows(slice(row, row + 1))",
+        "state.rows(slice(0, 1))",
         tests=(("test_language::test_the_queue_draws_what_unmasking_draws", {"decoder": Decoder("confidence", steps=2)}),),
     ),
     Mutation(
         "share of masked tokens among those of the longest text",
-        "uturn.corruption.unmasking:Decoder.told",
-        "(seen >= MASKED).sum(axis=1)",
-        "seen.shape[1]",
+        "uturn.corruption.orders:share_of_masked",
+        "lengths(values)",
+        "values.shape[1]",
         tests=(("test_language::test_the_network_is_told_the_share_of_masked_tokens", {}),),
     ),
     # --- calibration ---
@@ -630,23 +649,23 @@ MUTATIONS = (
     ),
     # --- stores and clusters ---
     Mutation(
-        "a larger store is announced before its labels are written",
-        "uturn.store.record:Store.grow",
-        "root = new.pop(ROOT)",
-        "root = new.pop(ROOT); write(self.files, ROOT, root)",
-        tests=(("test_grow::growth_is_announced_last", {}),),
+        "the file of a task of another run is read",
+        "uturn.store.run_folder:RunFolder.read",
+        "if file is None or file.about != self._about(task, trajectories):",
+        "if file is None:",
+        tests=(("test_grow::a_file_of_another_run_is_not_read", {}),),
     ),
     Mutation(
         "a block that was cut short counts as done in a larger run",
-        "uturn.store.record:Store.states",
-        "if count == 0 or items < len(self.items(task)):",
-        "if count == 0:",
+        "uturn.store.run_folder:RunFolder._stem",
+        'f"noise_{extent.noise!r}-items_{extent.first_item}_{extent.last_item}"',
+        'f"noise_{extent.noise!r}-items_{extent.first_item}"',
         tests=(("test_grow::blocks_that_were_cut_short_are_missing", {}),),
     ),
     Mutation(
         "metadata that were changed are read",
-        "uturn.store.record:Store.__init__",
-        'digest == _digest(root)',
+        "uturn.store.run_file:RunFile.__init__",
+        "digest == _digest(table)",
         "True",
         tests=(("test_grow::metadata_are_as_they_were_written", {}),),
     ),
@@ -668,9 +687,9 @@ MUTATIONS = (
     # --- texts ---
     Mutation(
         "remasking that tells the denoiser the noise of the step",
-        "uturn.corruption.in_time:unmask",
-        "told = (leaves[rows] < 0).mean(axis=1)",
-        "told = now[rows]",
+        "uturn.corruption.in_time:InTime.question",
+        "share_of_masked(state.values)",
+        "self._level(state.noise, state.step - 1)",
         tests=(("test_in_time::test_remasking_tells_the_denoiser_what_it_sees", {"order": "random"}),),
     ),
     Mutation(
@@ -681,20 +700,6 @@ MUTATIONS = (
         tests=(("test_changes_probe::test_the_change_of_a_text_is_that_of_its_own_free_tokens", {"clones": 3}),),
     ),
     # --- stores ---
-    Mutation(
-        "stores of any format of zarr are opened",
-        "uturn.store.record:Store.__init__",
-        'mode="r+", use_consolidated=True, zarr_format=3',
-        'mode="r+", use_consolidated=True',
-        tests=(("test_hostile_inputs::test_format_3_is_asked_for", {}),),
-    ),
-    Mutation(
-        "readings of any format of zarr are opened",
-        "uturn.store.record:Store.dataset",
-        "self.files, zarr_format=3, consolidated=True",
-        "self.files, consolidated=True",
-        tests=(("test_hostile_inputs::test_format_3_is_asked_for", {}),),
-    ),
     # --- places ---
     Mutation(
         "the error of an estimated chance is left out",
@@ -779,7 +784,7 @@ MUTATIONS = (
     Mutation(
         "a plan counts levels whose files have changed as done",
         "uturn.store.resume:trajectories_done",
-        edit=Replaced("blocks.noise[task.noise_index] in stale", "False"),
+        edit=Replaced("extent.noise in stale", "False"),
         tests=(("test_recorded::test_a_plan_holds_the_levels_whose_files_have_changed", {}),),
     ),
     # --- exact inference, decoders, clones ---
@@ -791,13 +796,13 @@ MUTATIONS = (
     ),
     Mutation(
         "the denoiser is told the share of masked tokens, not the noise of the data",
-        "uturn.corruption.unmasking:Decoder.told",
-        edit=Replaced("np.where(step == 0, noise, share)", "share"),
+        "uturn.corruption.orders:Order.noise",
+        edit=Replaced("np.where(step == 0, noise, share_of_masked(visible))", "share_of_masked(visible)"),
         tests=(("test_unmasking::test_the_denoiser_is_told_the_noise_of_the_data_first", {"causal": False, "first": 0.9}),),
     ),
     Mutation(
         "expected evaluations do not count the tokens that return",
-        "uturn.corruption.in_time:evaluations",
+        "uturn.corruption.in_time:InTime.evaluations",
         edit=Assigned("returning", "0"),
         tests=(("test_in_time::test_planned_evaluations_count_the_tokens_that_return", {}),),
     ),

@@ -403,7 +403,7 @@ def recipe(name, folder, **sizes):
 
 def test_the_recipe_of_strength(tmp_path, capsys, unchecked_models):
     choice = recipe("strength", tmp_path, items=10, steps=20, reference=100)
-    run = xr.open_zarr(tmp_path / "run.zarr").load()
+    run = xr.open_dataset(tmp_path / "run", engine="uturn").load()
     np.testing.assert_allclose(choice.keep.mean, run.same_class.mean(("item", "trajectory")))
     assert choice.answer == "not decided"  # of 10 originals
     assert set(choice.by) == set(range(10))
@@ -414,7 +414,7 @@ def test_the_recipe_of_strength(tmp_path, capsys, unchecked_models):
 def test_the_recipe_of_purification(tmp_path, capsys, unchecked_models):
     choice = recipe("purification", tmp_path, items=10, steps=20, epsilon=0.2)
     clean, moved = (
-        xr.open_zarr(tmp_path / f"{name}.zarr").load() for name in ("clean", "perturbed")
+        xr.open_dataset(tmp_path / name, engine="uturn").load() for name in ("clean", "perturbed")
     )
     fooled = clean.original_class.values[0] != moved.original_class.values[0]
     assert 5 <= fooled.sum() < 10  # so that the test of what is left out can fail
@@ -429,7 +429,10 @@ def test_the_recipe_of_anomalies(tmp_path, capsys, unchecked_models):
     choice = recipe("anomalies", tmp_path, items=6, steps=10)
     assert list(choice.by) == [4, 8, 12]
     assert "xi (pixels)" in capsys.readouterr().out
-    run, images = xr.open_zarr(tmp_path / "planted.zarr").load(), np.load(tmp_path / "planted.npy")
+    run, images = (
+        xr.open_dataset(tmp_path / "planted", engine="uturn").load(),
+        np.load(tmp_path / "planted.npy"),
+    )
     normal = ut.fashion_mnist.load_test_set()[0][:6]
     changed = (images != normal)[:, 0]
     assert changed.sum((1, 2)).tolist() == [16, 64, 144] * 2

@@ -471,21 +471,21 @@ def test_a_run_with_a_folder_of_results_ends_with_its_study(tmp_path, monkeypatc
     assert done.exit_code == 0, (done.output, done.exception)
     assert "half of the way from start to chance" in done.output
     assert done.output.rstrip("\n").split("\n")[-1] == "next: open a/index.html"
-    again = CliRunner().invoke(app, ["study", "a/run.zarr", "--out", "b"])
+    again = CliRunner().invoke(app, ["study", "a/run", "--out", "b"])
     assert again.exit_code == 0, (again.output, again.exception)
     files = {path.name for path in (tmp_path / "b").iterdir()}
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {*files, "run.zarr"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {*files, "run"}
     for name in ("curves.csv", "numbers.csv"):
         assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
     whole = CliRunner().invoke(app, ["run", "spec.toml", "--store", "store", "--out", "c"])
     assert whole.exit_code == 0
-    assert not (tmp_path / "c" / "run.zarr").exists()
+    assert not (tmp_path / "c" / "run").exists()
     assert (tmp_path / "c" / "curves.csv").read_text() == (
         tmp_path / "a" / "curves.csv"
     ).read_text()
     share = CliRunner().invoke(app, ["run", "spec.toml", "--out", "d", "--shard", "1/2"])
     assert share.exit_code == 0
-    assert [path.name for path in (tmp_path / "d").iterdir()] == ["run.zarr"]
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["run"]
     refused = CliRunner().invoke(app, ["run", "spec.toml", "--out", "store", "--store", "other"])
     assert "is a store itself" in str(refused.exception)
     assert not (tmp_path / "other").exists()  # before the run

@@ -14,10 +14,11 @@ import uturn as ut
 from cluster_tasks import FileTasks, tries
 from uturn.core.errors import StoreError
 from uturn.engine import cluster as engine_cluster
-from uturn.engine import run as engine_run
+from uturn.engine import executors
 from uturn.engine.cluster import Outcome, Worker, bundle_size, on_cluster, whole_batches
+from uturn.engine.schedule import Left
 from uturn.engine.tasks import Tasks
-from uturn.store.record import Store
+from uturn.store.run_folder import RunFolder
 
 ray = pytest.importorskip("ray")
 
@@ -290,7 +291,7 @@ def given(monkeypatch):
         work = make()
         all_of = threading.Timer(
             found.get("late", 0),
-            lambda: list(work.measure(work.recorded_left(found["tasks"]).items(), check=True)),
+            lambda: list(work.measure(work.recorded_left(found["tasks"]), check=True)),
         )
         all_of.start()
         if not found.get("late"):
@@ -319,11 +320,6 @@ def test_records_that_this_host_sees_later(given, tmp_path):
     ]
 
 
-def chunk_of(store, variable, task):
-    folder = store / variable / "c" / str(task.noise_index) / str(task.item_block)
-    return next(path for path in (folder, *folder.rglob("*")) if path.is_file())
-
-
 def test_only_damaged_readings_are_forgotten(tmp_path):
     """Not those of a store with fewer trajectories. Workers, who read only the records, then
     measure what is left.
@@ -333,12 +329,12 @@ def test_only_damaged_readings_are_forgotten(tmp_path):
     path, more = tmp_path / "x", ut.Experiment.from_dict({**spec, "trajectories": 2})
     ut.run(ut.Experiment.from_dict(spec), path)
     ut.run(more, path, shard=(1, 1000))
-    work = Tasks(more, Store.open(path))
+    work = Tasks(more, RunFolder.open(path))
     tasks = list(work.store.tasks())
-    chunk_of(path, work.store.variables[0], tasks[-1]).write_bytes(b"damaged")
+    (path / work.store.file_of(tasks[-1], 1)).write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="is damaged"):
         left = work.left(tasks)
-    assert (left[tasks[-2]], left[tasks[-1]]) == (1, 0)
+    assert left[-2:] == [Left(tasks[-2], 1), Left(tasks[-1], 0)]
     assert work.recorded_left(tasks) == left
 
 
@@ -346,26 +342,23 @@ def test_only_damaged_readings_are_forgotten(tmp_path):
     ("there", "error"), [(False, "no store at"), (True, "does not see in it = 8")]
 )
 def test_workers_that_see_another_store_or_none(given, tmp_path, monkeypatch, there, error):
-    experiment, tasks_of = ut.Experiment.from_dict(STRINGS), engine_run._tasks_of
+    experiment, tasks_of = ut.Experiment.from_dict(STRINGS), executors._tasks_of
     if there:
         ut.run(experiment, tmp_path / "other", shard=(1, 1000))
-    monkeypatch.setattr(engine_run, "_SEEN_SECONDS", 0.0)
+    monkeypatch.setattr(executors, "_SEEN_SECONDS", 0.0)
     monkeypatch.setattr(
-        engine_run, "_tasks_of", lambda spec, store: tasks_of(spec, str(tmp_path / "other"))
+        executors, "_tasks_of", lambda spec, store: tasks_of(spec, str(tmp_path / "other"))
     )
     with pytest.raises(ValueError, match=error):
         ut.run(experiment, tmp_path / "x", cluster="there")
 
 
-def test_damaged_records_count_as_missing(given, tmp_path):
+def test_a_damaged_file_is_measured_again(given, tmp_path):
     experiment, path = ut.Experiment.from_dict(STRINGS), tmp_path / "x"
     ut.run(experiment, path)
-    store = Store.open(path)
+    store = RunFolder.open(path)
     task = list(store.tasks())[3]
-    chunk_of(path, "tasks/records", task).write_bytes(b"damaged")
-    assert [one for one, count in store.recorded(list(store.tasks())).items() if not count] == [
-        task
-    ]
+    (path / store.file_of(task)).write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="is damaged"):
         found = ut.run(experiment, path, cluster="there")
     assert found.attrs["complete"]

@@ -422,7 +422,7 @@ def test_preprocessing_of_the_folder(tmp_path):
 
 def test_other_texts_of_classes_are_another_experiment(clip, tmp_path):
     """The texts come from names of the source, which no weights and no options hold."""
-    from uturn.store.record import Store
+    from uturn.store.run_folder import RunFolder
 
     for name in ("cat", "dog"):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -440,7 +440,7 @@ def test_other_texts_of_classes_are_another_experiment(clip, tmp_path):
     }
     options |= {"steps": 2, "levels": 1, "keep": 0, "chunk": 2, "device": "cpu"}
     ut.run(ImageOptions.from_dict({**options, "items": 2}).experiment(), tmp_path / "x")
-    assert Store.open(tmp_path / "x").states()
+    assert RunFolder.open(tmp_path / "x").states()
     classes.write_text("cat\ndog\nfox\n")
     with pytest.raises(ValueError, match="taken_from_source"):
         ut.run(ImageOptions.from_dict({**options, "items": 4}).experiment(), tmp_path / "x")

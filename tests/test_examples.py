@@ -175,7 +175,7 @@ def test_the_moving_picture(monkeypatch, tmp_path, capsys, unchecked_models):
     names = main.__globals__
     small = {
         "OUT": tmp_path / "u-turn.webp",
-        "STORE": tmp_path / "run.zarr",
+        "STORE": tmp_path / "run",
         "STEPS": 5,
         "TURNS": (0.2, 0.8),
     }

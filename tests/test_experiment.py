@@ -9,7 +9,7 @@ import xarray as xr
 
 import uturn as ut
 from small import strings
-from uturn.store.record import Store
+from uturn.store.run_folder import RunFolder
 
 SPEC = strings(
     "masking",
@@ -55,7 +55,7 @@ def test_labels_and_values(finished):
     assert (ds.belief.sel(noise=0) == 1).all()
     assert json.loads(ds.attrs["spec"]) == json.loads(json.dumps(experiment().to_dict()))
     assert ds.attrs["spec_hash"] == experiment().hash
-    assert xr.open_zarr(folder, consolidated=False, chunks=None).load().equals(ds)
+    assert xr.open_dataset(folder, engine="uturn").load().equals(ds)
 
 
 def test_gaussian_runs_know_their_axes():
@@ -124,7 +124,7 @@ def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path, monkeypatch):
     folder, _ = finished
     copy = tmp_path / "store"
     calls = []
-    write = Store.write
+    write = RunFolder.write
 
     def interrupted(self, *args):
         calls.append(args)
@@ -132,21 +132,21 @@ def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         write(self, *args)
 
-    monkeypatch.setattr(Store, "write", interrupted)
+    monkeypatch.setattr(RunFolder, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ut.run(experiment(), copy)
     assert len(calls) == 5
-    assert xr.open_zarr(copy).attrs["missing_tasks"] == 9 - 4
+    assert xr.open_dataset(copy, engine="uturn").attrs["missing_tasks"] == 9 - 4
     ut.run(experiment(), copy)
     assert len(calls) == 5 + 9 - 4  # what had been written is not computed again
     assert files_of(copy) == files_of(folder)
 
 
-def test_a_damaged_chunk_is_found_and_mended(finished, tmp_path):
+def test_a_damaged_file_is_found_and_mended(finished, tmp_path):
     folder, ds = finished
     copy = tmp_path / "store"
     shutil.copytree(folder, copy)
-    chunk = copy / "unchanged" / "c" / "1" / "2" / "0" / "0"
+    chunk = sorted((copy / "tasks").iterdir())[4]
     good = chunk.read_bytes()
     for bad in (good[:-3], good[:5] + bytes([good[5] ^ 1]) + good[6:], b""):
         chunk.write_bytes(bad)
@@ -169,12 +169,12 @@ def test_a_store_is_never_mistaken_for_another(finished, tmp_path):
     (tmp_path / "something").mkdir()
     (tmp_path / "something" / "file").write_text("precious")
     with pytest.raises(
-        ValueError, match=r"something is not a readable store: it has no zarr\.json; copy"
+        ValueError, match=r"something is not a readable store: it has no run\.json; copy"
     ):
         ut.run(experiment(), tmp_path / "something")
     assert (tmp_path / "something" / "file").read_text() == "precious"
     with pytest.raises(ValueError, match="no store at"):
-        Store.open(tmp_path / "absent")
+        RunFolder.open(tmp_path / "absent")
 
 
 @pytest.mark.parametrize(

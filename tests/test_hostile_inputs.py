@@ -15,7 +15,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -35,7 +34,7 @@ from rich.table import Table
 import uturn as ut
 from command_line import SPEC as TOML
 from command_line import handlers_kept
-from forging import array, forge, leaves, replaced
+from forging import forge, leaves, replaced
 from small import strings
 from tiny_texts import write_bert
 from uturn import paper
@@ -59,7 +58,7 @@ from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, listed
 from uturn.sources.tokens import _rows
 from uturn.store.outputs import write_dataset
-from uturn.store.record import _digest_of_labels, open_run
+from uturn.store.run_folder import open_run
 from uturn.studies import records_of
 from uturn.studies.records import _MOST_TOKENS
 
@@ -327,7 +326,7 @@ def ended(capsys, *words):
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """A small finished store."""
-    path = tmp_path_factory.mktemp("stored") / "run.zarr"
+    path = tmp_path_factory.mktemp("stored") / "run"
     ut.run(ut.Experiment.from_dict({**SPEC, "trajectories": 2, "clones": 2}), path)
     return path
 
@@ -377,7 +376,7 @@ def test_control_characters_of_files_do_not_reach_the_terminal(
     stored, tmp_path, capsys, monkeypatch
 ):
     store = shutil.copytree(stored, tmp_path / "run")
-    texts = {"spec": json.dumps({"title": EVIL}), "versions": json.dumps({"uturn": EVIL})}
+    texts = {"spec": {"title": EVIL}, "versions": {"uturn": EVIL}}
     forge(store, lambda root: root["attributes"].update(texts))
     table = Table("name", EVIL, title=EVIL)
     table.add_row(EVIL, EVIL)
@@ -425,7 +424,7 @@ def opened_by_zarr():
 
 def test_every_call_opens_format_3():
     calls = list(opened_by_zarr())
-    assert {"record.py", "outputs.py", "workshop.py", "sections.py"} <= {file for file, *_ in calls}
+    assert {"outputs.py", "workshop.py", "sections.py"} <= {file for file, *_ in calls}
     assert [call for call in calls if call[-1] != 3] == []
 
 
@@ -444,15 +443,12 @@ class Spy(numcodecs.abc.Codec):
 
 
 @pytest.mark.parametrize("place", ["filters", "compressors"])
-@pytest.mark.parametrize("form", ["uturn.store", "uturn.readings"])
-def test_no_codec_of_a_folder_in_format_2_is_run(place, form, stored, tmp_path, capsys):
+def test_no_codec_of_a_folder_in_format_2_is_run(place, stored, tmp_path, capsys):
     numcodecs.registry.register_codec(Spy)
     Spy.runs.clear()
     path = tmp_path / "mine.zarr"
     codecs = {"filters": [Spy()]} if place == "filters" else {"compressors": Spy()}
-    with xr.open_zarr(stored, zarr_format=3) as run:
-        run = run.load().drop_encoding().assign_attrs(format=form, complete=True, missing_tasks=0)
-    run.to_zarr(
+    open_run(stored).to_zarr(
         path,
         zarr_format=2,
         encoding={name: codecs for name in ("item", "noise", "belief")},
@@ -467,31 +463,6 @@ def test_no_codec_of_a_folder_in_format_2_is_run(place, form, stored, tmp_path, 
     assert Spy.runs == []
     xr.open_zarr(path, zarr_format=2, consolidated=False).load()
     assert Spy.runs  # negative control
-
-
-def test_format_3_is_asked_for():
-    """Stores are written and opened in format 3 alone."""
-    asked = []
-
-    def noted(function):
-        return lambda *args, **options: (
-            asked.append((function.__name__, options.get("zarr_format")))
-            or function(*args, **options)
-        )
-
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        for module, name in (
-            (zarr, "open_group"),
-            (zarr, "consolidate_metadata"),
-            (xr, "open_zarr"),
-        ):
-            patch.setattr(module, name, noted(getattr(module, name)))
-        ut.readings(
-            {"a": np.random.default_rng(0).random((2, 3))}, [0.5, 1.5], store=f"{folder}/mine.zarr"
-        )
-        open_run(f"{folder}/mine.zarr")
-    assert {name for name, _ in asked} == {"open_group", "consolidate_metadata", "open_zarr"}
-    assert {version for _, version in asked} == {3}
 
 
 # --- folders of results ---------------------------------------------------------------------------
@@ -513,18 +484,18 @@ def figure(folder, name="fig6", **changes):
 
 @pytest.mark.parametrize(
     ("place", "kind"),
-    [("fig7.json", "pipe"), ("x.zarr/zarr.json", "device"), ("run.zarr/noise/c/0", "link")],
+    [("fig7.json", "pipe"), ("x/run.json", "device"), ("run/tasks/x", "link")],
 )
 def test_a_report_reads_no_pipes_devices_and_links(place, kind, stored, tmp_path):
     folder = figure(tmp_path / "results", files={"png": "fig6.png"})
-    shutil.copytree(stored, folder / "run.zarr")
+    shutil.copytree(stored, folder / "run")
     path = folder / place
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
     if kind == "pipe":
         os.mkfifo(path)
     else:
-        path.symlink_to("/dev/zero" if kind == "device" else stored / "noise" / "c" / "0")
+        path.symlink_to("/dev/zero" if kind == "device" else stored / "run.json")
     page, problems = report([folder])
     assert Path(page).stat().st_size > 1000
     words = f"{place} is a link, a pipe or a device"
@@ -560,7 +531,9 @@ def test_a_report_starts_no_other_program_for_a_picture(tmp_path, monkeypatch):
 def test_long_texts_in_a_store_are_shortened_in_figures(stored, tmp_path, capsys):
     """Matplotlib would take minutes and gigabytes."""
     store = shutil.copytree(stored, tmp_path / "run")
-    forge(store, lambda root: array(root, "noise")["attributes"].update(long_name="$\n" * 4_000))
+    forge(
+        store, lambda run: run["coordinates"]["noise"]["attributes"].update(long_name="$\n" * 4_000)
+    )
     forge(store, lambda root: root["attributes"].update(description="x y" * 60_000))
     assert ended(capsys, "study", store, "--out", tmp_path / "out")[0] == 0
     assert len(xr.open_zarr(tmp_path / "out" / "study.zarr").attrs["description"]) < 600
@@ -571,7 +544,7 @@ def test_long_texts_in_a_store_are_shortened_in_figures(stored, tmp_path, capsys
 @pytest.mark.parametrize(("coordinate", "key"), [("noise", "max"), ("tail", "clean")])
 @pytest.mark.parametrize("value", ["x" * 5_000, [1], None])
 def test_an_attribute_that_is_no_number_is_named(coordinate, key, value, stored):
-    run = ut.store.record.open_run(stored)
+    run = open_run(stored)
     run = run.assign_coords(tail=("noise", run.noise.values))
     run[coordinate].attrs[key] = value
     with pytest.raises(
@@ -583,24 +556,15 @@ def test_an_attribute_that_is_no_number_is_named(coordinate, key, value, stored)
 
 
 @pytest.mark.slow
-def test_a_shape_that_promises_more_than_the_store_holds(stored, tmp_path, capsys):
-    """Its chunks are not looked for one by one, which would take minutes."""
+def test_more_tasks_than_the_folder_holds(stored, tmp_path, capsys):
+    """Their files are not looked for one by one, which would take minutes."""
     store, items = shutil.copytree(stored, tmp_path / "run"), 300_000
-    opened, labels = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False), {}
-    for name in ("item", "grammar"):
-        opened[name].resize((items,))
-        opened[name][...] = np.arange(items)
-        labels[name] = _digest_of_labels(opened[name][...])
 
-    def change(root):
-        attributes = root["attributes"]
+    def change(run):
         for key in ("spec", "identity"):
-            attributes[key] = json.dumps(json.loads(attributes[key]) | {"items": items, "chunk": 1})
-        attributes["labels"] = json.dumps(json.loads(attributes["labels"]) | labels)
-        array(root, "tasks/records")["shape"][1] = items
-        for about in root["consolidated_metadata"]["metadata"].values():
-            if "item" in (dims := about.get("dimension_names") or ()):
-                about["shape"][dims.index("item")] = items
+            run["attributes"][key] |= {"items": items, "chunk": 1}
+        for name in ("item", "grammar"):
+            run["coordinates"][name]["values"] = list(range(items))
 
     forge(store, change)
     begin = time.monotonic()
@@ -611,17 +575,17 @@ def test_a_shape_that_promises_more_than_the_store_holds(stored, tmp_path, capsy
 
 
 def test_a_report_reads_no_folder_outside(stored, tmp_path):
-    shutil.copytree(stored, tmp_path / "fig6-x.zarr")
+    shutil.copytree(stored, tmp_path / "fig6-x")
     folder = figure(tmp_path / "results")
     (folder / "smoke").symlink_to(tmp_path)
     assert collect([folder]).sections[0]["details"] == []
     (folder / "smoke").unlink()
     (folder / "smoke").mkdir()
-    (folder / "smoke" / "fig6-x.zarr").symlink_to(stored)
+    (folder / "smoke" / "fig6-x").symlink_to(stored)
     assert collect([folder]).sections[0]["details"] == []
     figure(folder, scale="..")
     assert "names in the folder" in collect([folder]).problems[0]["words"]
-    shutil.copytree(tmp_path / "fig6-x.zarr", figure(tmp_path / "sound") / "smoke" / "fig6-x.zarr")
+    shutil.copytree(tmp_path / "fig6-x", figure(tmp_path / "sound") / "smoke" / "fig6-x")
     assert len(collect([tmp_path / "sound"]).sections[0]["details"]) == 1
 
 
@@ -668,9 +632,7 @@ def test_a_store_names_no_code_that_is_run(command, tmp_path, monkeypatch, capsy
     values, dims = np.zeros((3, 4, 1, 1, 2)), ("noise", "item", "trajectory", "clone", "position")
     of_tokens = dict.fromkeys(("token", "noisy_token"), values)
     run = {"kept": np.random.default_rng(0).random((3, 4)), **of_tokens}
-    ut.readings(
-        run, [0.1, 0.5, 0.9], dims=dict.fromkeys(of_tokens, dims), store=tmp_path / "mine.zarr"
-    )
+    ut.readings(run, [0.1, 0.5, 0.9], dims=dict.fromkeys(of_tokens, dims), store=tmp_path / "mine")
     spec = {
         "seed": 0,
         "source": {"type": "tokens"},
@@ -683,10 +645,10 @@ def test_a_store_names_no_code_that_is_run(command, tmp_path, monkeypatch, capsy
     }
 
     def change(root):
-        root["attributes"]["spec"] = json.dumps(json.loads(root["attributes"]["spec"]) | spec)
+        root["attributes"]["spec"] |= spec
 
-    forge(tmp_path / "mine.zarr", change)
-    assert ended(capsys, command, tmp_path / "mine.zarr", "--out", tmp_path / "out.html")[0] == 0
+    forge(tmp_path / "mine", change)
+    assert ended(capsys, command, tmp_path / "mine", "--out", tmp_path / "out.html")[0] == 0
     assert "evil_of_a_stranger" not in sys.modules
 
 
@@ -766,7 +728,10 @@ def test_a_report_of_small_files_ends_soon(tmp_path):
 
     for path in (holes / "fig6.zarr" / "zarr.json", holes / "fig6.zarr" / "y" / "zarr.json"):
         root = json.loads(path.read_text())
-        promise(array(root, "y") if "consolidated_metadata" in root else root)
+        if "consolidated_metadata" in root:
+            promise(root["consolidated_metadata"]["metadata"]["y"])
+        else:
+            promise(root)
         path.write_text(json.dumps(root))
     problems = str(collect([holes]).problems)
     assert "bytes = 68719476736: expected" in problems
@@ -833,36 +798,28 @@ def test_a_table_of_holes_is_not_read(tmp_path):
             ut.Experiment.from_file(tmp_path / name)
 
 
-def test_readings_that_no_chunk_holds_are_bounded(tmp_path):
-    """A reading of half a billion levels in a folder of some kilobytes."""
-    path, dims = tmp_path / "mine.zarr", ("noise", "item", "trajectory", "clone", "layer")
+def test_readings_that_no_file_holds_are_bounded(tmp_path):
+    """Dims of many sizes whose product is half a billion, in a folder of some kilobytes."""
+    path, dims = tmp_path / "mine", ("noise", "item", "trajectory", "clone", "layer")
     ut.readings({"x": np.ones((2, 3, 1, 1, 4))}, [0.2, 0.8], dims={"x": dims}, store=path)
-    shutil.rmtree(path / "x")
-    shutil.rmtree(path / "layer")
+    shutil.rmtree(path / "tasks")
+    many = {"dims": ["many"], "type": "<i8", "values": list(range(30_000)), "attributes": {}}
 
-    def change(root):
-        labels = json.loads(root["attributes"]["labels"])
-        del root["consolidated_metadata"]["metadata"]["layer"], labels["layer"]
-        root["attributes"]["labels"] = json.dumps(labels)
-        array(root, "x")["shape"][-1] = 2**28
-        array(root, "x")["chunk_grid"]["configuration"]["chunk_shape"][-1] = 2**24
+    def change(run):
+        run["coordinates"] |= {name: many | {"dims": [name]} for name in ("a", "b")}
+        run["variables"]["x"]["dims"] += ["a", "b"]
 
     forge(path, change)
-    with pytest.raises(ValueError, match="numbers that are read at once = 805306368"):
-        ut.store.record.open_run(path)
+    with pytest.raises(ValueError, match="numbers of a task = "):
+        open_run(path)
 
 
 def test_levels_of_a_store_are_those_of_its_noise(stored, tmp_path, capsys):
     store = shutil.copytree(stored, tmp_path / "run")
-    forge(
-        store,
-        lambda root: root["attributes"].update(
-            levels=json.dumps([0.0, *json.loads(root["attributes"]["levels"])])
-        ),
-    )
+    forge(store, lambda run: run["coordinates"]["noise"]["values"].reverse())
     for command in ("status", "study"):
         code, (line,), _ = ended(capsys, command, store)
-        assert (code, "each noise level once" in line) == (2, True), line
+        assert (code, "those of the spec" in line) == (2, True), line
 
 
 @pytest.mark.parametrize(
@@ -870,7 +827,7 @@ def test_levels_of_a_store_are_those_of_its_noise(stored, tmp_path, capsys):
 )
 def test_no_attribute_changes_readings(about, stored, tmp_path):
     store = shutil.copytree(stored, tmp_path / "run")
-    forge(store, lambda root: array(root, "belief")["attributes"].update(about))
+    forge(store, lambda run: run["variables"]["belief"]["attributes"].update(about))
     xr.testing.assert_equal(open_run(store), open_run(stored))
 
 
@@ -940,56 +897,30 @@ def test_texts_of_a_page_are_bounded(of_texts, monkeypatch):
     assert shown == _MOST_TOKENS // of_text < many
 
 
-def _relabelled(root, kind):
+def _first_level(run, level):
+    run["attributes"]["identity"]["corruption"]["noise"][0] = level
+    run["coordinates"]["noise"]["values"][0] = level
+
+
+def _relabelled(run, kind):
     """A coordinate of one label of a gigabyte."""
-    metadata, labels = (
-        root["consolidated_metadata"]["metadata"],
-        json.loads(root["attributes"]["labels"]),
-    )
-    codec = {"name": "bytes", "configuration": {"endian": "little"}}
-    data_type = {"name": kind, "configuration": {"length_bytes": 2**30}}
-    grid = {"name": "regular", "configuration": {"chunk_shape": [1]}}
-    big = {
-        "shape": [1],
-        "dimension_names": ["big"],
-        "chunk_grid": grid,
-        "data_type": data_type,
-        "codecs": [codec],
-    }
-    metadata["big"] = metadata["item"] | big | {"fill_value": "", "attributes": {}}
-    root["attributes"]["labels"] = json.dumps(labels | {"big": "0" * 16})
-
-
-def _first_level(root, level):
-    attributes = root["attributes"]
-    identity, levels = (json.loads(attributes[name]) for name in ("identity", "levels"))
-    identity["corruption"]["noise"][0] = levels[0] = level
-    attributes.update(identity=json.dumps(identity), levels=json.dumps(levels))
+    big = {"dims": ["big"], "type": kind, "values": [""], "attributes": {}}
+    run["coordinates"]["big"] = big
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda root: _first_level(root, None), "not a readable store: float"),
-        (lambda root: _first_level(root, 10**400), "not a readable store: int too large"),
-        (
-            lambda root: root["attributes"].update(labels=json.dumps(["noise", "item"])),
-            "not a readable store",
-        ),
-        (lambda root: root["attributes"].pop("spec"), "it has no 'spec'"),
-        (lambda root: root["attributes"].update(spec="{"), "not a readable store"),
-        *(
-            (lambda root, kind=kind: _relabelled(root, kind), "big: type")
-            for kind in ("fixed_length_utf32", "raw_bytes")
-        ),
-        (
-            lambda root: array(root, "belief")["attributes"].update(dtype="bool"),
-            "belief: attribute = 'dtype'",
-        ),
-        (
-            lambda root: array(root, "belief").update(data_type="complex64", fill_value=[0, 0]),
-            "belief: type = 'complex64'",
-        ),
+        (lambda run: _first_level(run, None), "not a readable store: float"),
+        (lambda run: _first_level(run, 10**400), "not a readable store: int too large"),
+        (lambda run: run.update(coordinates=["noise", "item"]), "not a readable store"),
+        (lambda run: run["attributes"].pop("spec"), "it has no 'spec'"),
+        (lambda run: run["attributes"].update(spec="{"), "its attribute spec = '{'"),
+        (lambda run: run["attributes"].update(models=[]), "its attribute models = []"),
+        (lambda run: _relabelled(run, "<U268435456"), "type of labels = '<U268435456'"),
+        (lambda run: _relabelled(run, "V1073741824"), "type of labels = 'V1073741824'"),
+        (lambda run: _relabelled(run, "O"), "type of labels = 'O'"),
+        (lambda run: _relabelled(run, "<c16"), "type of labels = '<c16'"),
     ],
 )
 def test_attributes_and_types_of_no_store_are_named(change, message, stored, tmp_path, capsys):
@@ -1003,7 +934,7 @@ def test_attributes_and_types_of_no_store_are_named(change, message, stored, tmp
 def test_a_variable_without_a_description(stored, tmp_path, capsys):
     store = shutil.copytree(stored, tmp_path / "run")
     (tmp_path / "spec.json").write_text(json.dumps({**SPEC, "trajectories": 2, "clones": 2}))
-    forge(store, lambda root: array(root, "belief").update(attributes={}))
+    forge(store, lambda run: run["variables"]["belief"].update(attributes={}))
     assert ended(capsys, "run", tmp_path / "spec.json", "--store", store, "--workers", 1)[0] == 0
 
 
@@ -1021,15 +952,14 @@ def test_a_place_that_is_no_number_has_a_card(tmp_path):
     assert '<p class="big">none</p>' in Path(report([tmp_path])[0]).read_text()
 
 
-def test_links_in_a_circle_are_replaced_or_named(tmp_path, capsys):
+def test_links_in_a_circle_are_named(tmp_path, capsys):
     (tmp_path / "spec.json").write_text(json.dumps(SPEC))
-    for name, code in (("run.zarr", 0), ("circle/run.zarr", 2)):
+    for name, reason in (("run", "File exists"), ("circle/run", "symbolic links")):
         (tmp_path / name.split("/")[0]).symlink_to(name.split("/")[0])
-        ending = ended(
+        code, (line,), _ = ended(
             capsys, "run", tmp_path / "spec.json", "--store", tmp_path / name, "--workers", 1
         )
-        assert (ending[0], "symbolic links" in ending[1][0]) == (code, code == 2), ending
-    assert not (tmp_path / "run.zarr").is_symlink()
+        assert (code, reason in line) == (2, True), line
 
 
 # --- folders of images, of models and of texts ----------------------------------------------------
@@ -1164,27 +1094,26 @@ STRANGE = (..., None, -1, 10**400, "x" * 5_000, [], {}, [[1]], math.nan, 2**40, 
 
 @pytest.mark.slow
 def test_forged_metadata_are_the_same_run_or_one_line(stored, tmp_path):
-    """Each value of `zarr.json`, and of the tables in its attributes, is replaced by each of the
-    strange ones.
-    """
+    """Each value of `run.json` is replaced by each of the strange ones."""
     store = shutil.copytree(stored, tmp_path / "run")
-    content, run, wrong = (
-        (store / "zarr.json").read_bytes(),
-        open_run(stored).load().drop_attrs(),
-        [],
-    )
-    # The digest is in the attributes; names of dims name other data.
+    content = (store / "run.json").read_bytes()
+    run = open_run(store).load().drop_attrs()
+    wrong = []
+    # Labels of a coordinate are data; names of dims name other data.
     paths = [
         path
         for path in leaves(json.loads(content))
-        if path[1:] and "dimension_names" not in path and path[-1] != "JSON"
+        if "values" not in path[:-1] and "dims" not in path and path != ("digest",)
     ]
-    assert len(paths) > 300
+    assert len(paths) > 100
     for path, value in itertools.product(paths, STRANGE):
-        (store / "zarr.json").write_bytes(content)
+        (store / "run.json").write_bytes(content)
         forge(store, lambda root, path=path, value=value: replaced(root, path, value))
         try:
-            is_right = open_run(store).load().drop_attrs().equals(run)
+            opened = open_run(store).load()
+            # Less than the run, or readings that are seen to be those of another one.
+            is_less = not opened.attrs["complete"] or set(opened.variables) < set(run.variables)
+            is_right = is_less or opened.drop_attrs().equals(run)
         except Exception as error:
             is_right = (
                 isinstance(error, ValueError) and "\n" not in str(error) and len(str(error)) < 1500
@@ -1194,20 +1123,11 @@ def test_forged_metadata_are_the_same_run_or_one_line(stored, tmp_path):
     assert wrong == []
 
 
-def test_bytes_that_no_codec_has_written_are_one_line(stored, tmp_path):
-    """The checksum, without its codec, stands behind what zstd reads."""
-    store = shutil.copytree(stored, tmp_path / "run")
-    forge(store, lambda root: array(root, "unchanged")["codecs"].pop())
-    with pytest.raises(ValueError, match="a chunk cannot be decoded: Zstd") as caught:
-        open_run(store).load()
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["-1", "[[1]]", "null", '"x"'])
+@pytest.mark.parametrize("text", [-1, [[1]], None, "x"])
 def test_a_spec_of_a_store_that_is_no_table_is_one_line(text, stored, tmp_path, capsys):
     store = shutil.copytree(stored, tmp_path / "run")
     for name in ("identity", "spec"):
-        content = (store / "zarr.json").read_bytes()
+        content = (store / "run.json").read_bytes()
         forge(store, lambda root, name=name: root["attributes"].update({name: text}))
         for command in (
             ("status", store),
@@ -1217,14 +1137,14 @@ def test_a_spec_of_a_store_that_is_no_table_is_one_line(text, stored, tmp_path, 
             code, error, _ = ended(capsys, *command)
             assert code in (0, 2)
             assert len(error) == 1
-        (store / "zarr.json").write_bytes(content)
+        (store / "run.json").write_bytes(content)
 
 
 def test_a_study_follows_no_link_in_a_folder_of_results(stored, tmp_path, capsys):
-    (tmp_path / "run.zarr").symlink_to(stored)
+    (tmp_path / "run").symlink_to(stored)
     for words in (["study", tmp_path], ["choose", tmp_path, "--keep", "belief=.5"]):
         code, (line,), _ = ended(capsys, *words)
-        assert (code, "run.zarr is a link" in line) == (2, True), line
+        assert (code, "run is a link" in line) == (2, True), line
 
 
 def test_originals_are_read_up_to_the_first_of_another_shape(tmp_path, monkeypatch):

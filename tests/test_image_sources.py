@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 import uturn as ut
+from uturn.core.protocols import Variable
 from uturn.sources import images as image_sources
 from uturn.sources.images import ArraySource, ImageFolderSource
-from uturn.store.record import Variable
 
 
 def noise_image(seed, height=6, width=6, channels=3):

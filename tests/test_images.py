@@ -437,14 +437,14 @@ def results(tmp_path_factory):
 
 def test_command_writes_everything(results):
     out, output = results
-    assert {path.name for path in out.iterdir()} == {*WITH_IMAGES, PICTURES, "run.zarr"}
+    assert {path.name for path in out.iterdir()} == {*WITH_IMAGES, PICTURES, "run"}
     for name in ("study", "grid"):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert (out / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
     assert "half of the way from start to chance" in output
     assert "logits falls below" in " ".join(output.split())
     assert "UNet2DModel, unconditional" in output
-    run = xr.open_zarr(out / "run.zarr").load()
+    run = xr.open_dataset(out / "run", engine="uturn").load()
     kept = xr.open_zarr(out / "study.zarr").load()
     np.testing.assert_array_equal(kept.half_life, ut.study(run).half_life)
     np.testing.assert_array_equal(kept.original, fashion_mnist.load_test_set()[0][:2])
@@ -453,7 +453,7 @@ def test_command_writes_everything(results):
 
 def test_png_files_are_the_images(results):
     out, _ = results
-    run = xr.open_zarr(out / "run.zarr").load()
+    run = xr.open_dataset(out / "run", engine="uturn").load()
     assert len(list((out / "reconstructions").iterdir())) == 2 * (3 + 1)
     pixels = np.asarray(Image.open(out / "reconstructions" / "item1-noise0.6000-trajectory0.png"))
     np.testing.assert_array_equal(
@@ -467,7 +467,7 @@ def test_png_files_are_the_images(results):
 
 def test_missing_originals_leave_empty_places(results, tmp_path):
     out, _ = results
-    run = xr.open_zarr(out / "run.zarr").load()
+    run = xr.open_dataset(out / "run", engine="uturn").load()
     spec = json.loads(run.attrs["spec"])
     for source in (
         {"type": "array", "path": str(tmp_path / "gone.npy")},
@@ -485,7 +485,7 @@ def test_missing_originals_leave_empty_places(results, tmp_path):
 @pytest.mark.usefixtures("unsaved_figures")
 def test_results_are_replaced_or_left_alone(results, tmp_path):
     out, _ = results
-    run = xr.open_zarr(out / "run.zarr").load()
+    run = xr.open_dataset(out / "run", engine="uturn").load()
     write_study(run, tmp_path, save_images=True)
     write_study(run.drop_vars("image"), tmp_path)
     kept = NUMBERS | {PICTURES}  # no old figure is left over, pictures stay
@@ -498,7 +498,7 @@ def test_results_are_replaced_or_left_alone(results, tmp_path):
     assert (tmp_path / PICTURES / "holiday.png").read_bytes() == b"mine"
     (tmp_path / PICTURES / "holiday.png").unlink()
     with pytest.raises(ValueError, match="is a store itself"):
-        write_study(run, out / "run.zarr")
+        write_study(run, out / "run")
     before = (tmp_path / "curves.csv").read_bytes()
     with pytest.raises(ValueError, match="kept images = 0: expected at least one for save_images"):
         write_study(run.drop_vars("image"), tmp_path, save_images=True)
@@ -510,7 +510,7 @@ def test_results_are_replaced_or_left_alone(results, tmp_path):
 
 @pytest.mark.usefixtures("unsaved_figures")
 def test_pictures_of_near_levels_have_files_of_their_own(results, tmp_path):
-    run = xr.open_zarr(results[0] / "run.zarr").load().drop_vars("t_over_T")
+    run = xr.open_dataset(results[0] / "run", engine="uturn").load().drop_vars("t_over_T")
     write_study(run, tmp_path / "far", save_images=True)
     near = run.assign_coords(noise=("noise", np.arange(run.sizes["noise"]) * 1e-6, run.noise.attrs))
     write_study(near, tmp_path / "near", save_images=True)

@@ -11,7 +11,6 @@ from scipy.stats import kstest
 import uturn as ut
 from enumeration import drawn_as
 from tiny_language import Table, TableDenoiser
-from uturn.backward.denoiser import reverse_process
 from uturn.core.protocols import Noisy
 from uturn.core.random import keys
 from uturn.corruption import in_time
@@ -138,7 +137,7 @@ def test_one_reveal_at_a_time_is_its_definition():
     table, law = Masked(), {}
     decoder = Decoder("random", 2, remask="rescale", eta=0.5)
     (first, none), (second, again) = (
-        in_time.chances(decoder, *levels, 1.0) for levels in ((1.0, 0.5), (0.5, 0.0))
+        decoder.remasking.chances(*levels, 1.0) for levels in ((1.0, 0.5), (0.5, 0.0))
     )
     assert (none, second, again) == (0.5, 1.0, 0.0)
 
@@ -450,7 +449,7 @@ def test_eulers_step_on_masks_is_the_analytic_one():
         return table.law[fits].sum() * np.prod([t if x < 0 else 1 - t for x in values])
 
     values = [int(table.strings[table.law.argmax()][0]), -1, -1]
-    reveal, _ = in_time.chances(Decoder("euler", 4), t, s, t)
+    reveal, _ = Decoder("euler", 4).remasking.chances(t, s, t)
     conditional = table.conditionals([values])[0]
     for a in range(V):
         ratio = density([values[0], a, -1]) / density(values)
@@ -463,8 +462,8 @@ def test_eulers_step_on_masks_is_the_analytic_one():
 def test_draws_of_replaced_symbols_follow_the_law(order):
     count, values = 20_000, [1, 2]
     noisy = Noisy(np.tile(values, (count, 1)), np.full(count, 0.7), V)
-    reverse = reverse_process(Decoder(order, 3), ut.UniformReplacement())
-    strings = denoise(Replaced(2), noisy, 3, keys(0, range(count)), reverse)
+    sampler = Decoder(order, 3).sampler_for(ut.UniformReplacement())
+    strings = denoise(Replaced(2), noisy, 3, keys(0, range(count)), sampler)
     other = {"analytic": "euler", "euler": "analytic"}[order]
     assert drawn_as(strings, replaced(2, values, 3, order)) > 1e-4
     assert drawn_as(strings, replaced(2, values, 3, other)) < 1e-4
@@ -495,9 +494,9 @@ def test_planned_evaluations_are_those_that_are_made():
         noisy = Counting.corruption.corrupt(strings, 0.7, vocab_size=V, seed=1)
         unmask(Counting(), noisy, keys(0, range(count)), decoder)
         assert (
-            in_time.evaluations(decoder, 0.7, 4) - 1 - 0.3
+            decoder.sampler.evaluations(0.7, 4) - 1 - 0.3
             < heard[0] / count
-            < in_time.evaluations(decoder, 0.7, 4) + 0.3
+            < decoder.sampler.evaluations(0.7, 4) + 0.3
         )
 
 
@@ -515,7 +514,7 @@ def test_planned_evaluations_count_the_tokens_that_return():
     noisy = Noisy(np.full((count, Table.D), -1), np.ones(count), Table.V)
     unmask(Counting(), noisy, keys(0, range(count)), decoder)
     assert (
-        Table.D + 1 < sum(made) / count < in_time.evaluations(decoder, 1.0, Table.D) <= Table.D + 8
+        Table.D + 1 < sum(made) / count < decoder.sampler.evaluations(1.0, Table.D) <= Table.D + 8
     )
 
 

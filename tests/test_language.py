@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -67,6 +68,50 @@ def test_the_queue_draws_what_unmasking_draws(decoder):
     ).all()
 
 
+@pytest.mark.parametrize(
+    ("model", "decoder"),
+    [
+        (TABLE, {}),
+        (TABLE, {"order": "analytic", "steps": 6}),
+        (TABLE, {"order": "random", "steps": 6, "remask": "rescale", "eta": 0.5}),
+        (TABLE, {"order": "analytic", "steps": 6, "remask": "conf", "remask_given": True}),
+        ("tiny_language:replaced", {"steps": 6}),
+        ("tiny_language:replaced", {"order": "euler", "steps": 6}),
+    ],
+)
+def test_blocks_of_a_stream_share_calls(monkeypatch, model, decoder):
+    """Also those of samplers in time: as many calls for eight blocks as for one, and its draws."""
+    made = []
+    monkeypatch.setattr(
+        LanguageModel, "beliefs", counting(LanguageModel.beliefs, made), raising=True
+    )
+    rng = np.random.default_rng(0)
+    channel = ut.Masking() if model == TABLE else ut.UniformReplacement()
+    blocks = []
+    for key, noise in enumerate(np.linspace(0, 0.9, 8)):
+        noisy = channel.corrupt(rng.integers(3, size=(4, 4)), noise, seed=key, vocab_size=3)
+        tokens = NoisyTokens(noisy.values, noisy.noise, 3, channel)
+        blocks.append((key, tokens, Streams(0, np.arange(4), float(noise))))
+    backward = LanguageDenoiser(model=model, batch_size=16, **decoder)
+    together = dict(backward.reconstruct_stream(iter(blocks)))
+    num_shared = len(made)
+    num_longest = 0
+    for key, noisy, streams in blocks:
+        before = len(made)
+        np.testing.assert_array_equal(backward.reconstruct(noisy, streams), together[key])
+        num_longest = max(num_longest, len(made) - before)
+    assert num_shared <= 2 * num_longest  # 32 texts are two batches
+    assert 3 * num_shared <= len(made) - num_shared
+
+
+def counting(function, made):
+    def counted(*arguments):
+        made.append(arguments)
+        return function(*arguments)
+
+    return counted
+
+
 def test_the_network_is_told_the_share_of_masked_tokens():
     heard = []
 
@@ -82,7 +127,9 @@ def test_the_network_is_told_the_share_of_masked_tokens():
         TokenWork(np.array(text), (np.array(text) == -1).sum() / length, key, length)
         for text, key, length in zip(texts, keys(0, range(3)), (4, 4, 3), strict=True)
     ]
-    done = dict(run_token_queue(LanguageModel(Listening(), 3, mask_id=3), Decoder(), work, 2))
+    done = dict(
+        run_token_queue(LanguageModel(Listening(), 3, mask_id=3), Decoder().sampler, work, 2)
+    )
     assert (done[3][:3] >= 0).all()
     assert done[3][3] == PAD
     assert len(heard) == 4 + 2 + 3
@@ -214,10 +261,8 @@ def test_entropies_and_probabilities_are_those_of_the_law(tmp_path):
     rows, positions = np.nonzero(values == -1)
     law_there = found.at(rows, positions)
     entropy = -(law_there * np.log(np.maximum(law_there, 1e-300))).sum(-1)
-    np.testing.assert_allclose(found.ranks(Decoder("entropy"))[rows, positions], entropy, atol=1e-5)
-    np.testing.assert_allclose(
-        found.ranks(Decoder("probability"))[rows, positions], -law_there.max(-1), atol=1e-6
-    )
+    np.testing.assert_allclose(found.entropies()[rows, positions], entropy, atol=1e-5)
+    np.testing.assert_allclose(found.largest()[rows, positions], law_there.max(-1), atol=1e-6)
 
 
 # -- experiments -----------------------------------------------------------------------------------
@@ -284,6 +329,32 @@ def test_batches_lengths_and_interruptions_change_nothing(bert, texts, tmp_path)
     grown = ut.run(experiment(bert, texts, probes=probes), tmp_path / "run")
     assert (alone.token.values == whole.token.values[:, :4, :1]).all()
     assert (grown.token.values == whole.token.values).all()
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        {"order": "analytic", "steps": 5},
+        {"order": "analytic", "steps": 5, "remask": "conf", "eta": 1.0},
+        {"order": "random", "steps": 5, "remask": "cap", "eta": 0.5},
+        {"corruption": "uniform", "steps": 5},
+    ],
+)
+def test_padding_changes_no_draw(bert, decoder):
+    """Also in time: a text draws the same in an array of its own length."""
+    backward = LanguageDenoiser(model=str(bert), **decoder)
+    channel = backward.language().channel
+    rng = np.random.default_rng(0)
+    lengths = np.array([8, 3, 5, 1, 7])
+    noisy = channel.corrupt(rng.integers(5, 15, (5, 8)), 0.8, seed=1, vocab_size=17)
+    values = np.where(np.arange(8) < lengths[:, None], noisy.values, PAD)
+    padded = NoisyTokens(values, noisy.noise, 17, channel)
+    together = backward.reconstruct(padded, Streams(0, np.arange(5), 0.8))[:, 0]
+    for item, length in enumerate(lengths):
+        own = NoisyTokens(values[[item], :length], noisy.noise[[item]], 17, channel)
+        alone = backward.reconstruct(own, Streams(0, np.array([item]), 0.8))
+        np.testing.assert_array_equal(alone[0, 0], together[item, :length])
+    assert (together[:, 1:][values[:, 1:] == PAD] == PAD).all()
 
 
 def test_strings_of_a_grammar_and_tokens_are_the_same_data(bert, tmp_path):
@@ -468,6 +539,75 @@ def test_a_corruption_of_ones_own_that_masks_is_undone(bert, texts):
         corruption=own,
         backward={"corruption": "uniform", "steps": 4},
     )
+
+
+class Pairs(Corruption):
+    """Masks some pairs of neighbours; its noise level is their number, no share."""
+
+    kinds = ("tokens",)
+    process = "channel"
+    masks = True
+    unit = "masked pairs"
+    max_noise = 3.0
+
+    def corrupt(self, tokens, noise, keys):
+        length = tokens.shape[1]
+        order = uniforms(keys, length // 2).argsort(axis=1)
+        is_masked = np.repeat(order < noise, 2, axis=1)
+        is_masked = np.pad(is_masked, ((0, 0), (0, length % 2)))
+        return Noisy(np.where(is_masked, -1, tokens), np.full(len(tokens), float(noise)))
+
+
+class Listening(Table):
+    """A network that keeps the shares of masked tokens that it sees, and the noise it is told."""
+
+    heard: ClassVar[list] = []
+
+    def logits(self, ids, noise):
+        share = (ids == self.mask_id).double().mean(1)
+        self.heard.extend(zip(share.tolist(), noise.tolist(), strict=True))
+        return super().logits(ids, noise)
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        {},
+        {"order": "entropy", "steps": 2},
+        {"order": "analytic", "steps": 4},
+        {"order": "random", "steps": 4, "remask": "cap", "eta": 0.8},
+        {"order": "random", "steps": 8, "remask": "rescale", "remask_given": True},
+    ],
+)
+def test_a_corruption_of_ones_own_may_have_a_unit_of_its_own(tmp_path, decoder):
+    """A network is told the share of masked tokens, also by samplers in time."""
+    np.save(tmp_path / "ids.npy", Table().strings[:30:5])
+    clear_caches()
+    corruption = {"type": f"{__name__}:Pairs", "noise": [0.0, 1.0, 2.0]}
+    made = experiment(
+        f"{__name__}:Listening",
+        tmp_path / "ids.npy",
+        corruption=corruption,
+        backward=decoder,
+        clones=2,
+    )
+    ds = ut.run(made)
+    token, noisy = ds.token.values, ds.noisy_token.values
+    assert ((noisy == -1).sum(-1) == np.array([0, 2, 4])[:, None, None, None]).all()
+    assert (ds.kept.sel(noise=0.0) == 1).all()
+    assert (token >= 0).all()
+    is_kept = (noisy == -1) | (token == noisy)
+    assert is_kept.all() or decoder.get("remask_given")
+    assert (token[2] != token[0]).any()
+    source, channel, backward, _ = made.parts
+    (block,) = source.blocks(np.arange(6), 0, 6)
+    Listening.heard.clear()
+    ut.u_turn(block, channel, backward, 2.0)
+    share, noise = np.array(Listening.heard).T
+    if decoder.get("order") == "analytic":  # it tells the noise level of each step
+        assert set(noise.tolist()) <= {0.25, 0.5, 0.75, 1.0}
+    else:
+        np.testing.assert_array_equal(share, noise)
 
 
 class Lines(ut.sources.TextSource):

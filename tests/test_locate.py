@@ -88,7 +88,7 @@ def test_strings_are_located_planned_and_studied(folder):
     assert [mark["at"]["noise"] for mark in overlay["charts"][0]["marks"]] == [[value, low, high]]
     assert "t*" not in overlay["words"] + "".join(stage["words"] for stage in stages)
     (folder / "damaged").mkdir()
-    for path in (folder / "results").glob("*.zarr"):
+    for path in (folder / "results").glob("noise-*"):
         shutil.copytree(path, folder / "damaged" / path.name)
     (folder / "damaged" / "located.json").write_text('{"axes": {"noise": [0.1')
     damaged = collect([folder / "damaged"])
@@ -99,7 +99,7 @@ def test_strings_are_located_planned_and_studied(folder):
 
 
 def stored(folder, level, reading):
-    dataset = xr.open_zarr(search_runs.store_of(folder, level))
+    dataset = xr.open_dataset(search_runs.store_of(folder, level), engine="uturn")
     return search_runs.readings_in(dataset, reading, dataset.sizes["item"])
 
 
@@ -562,12 +562,12 @@ def test_a_slow_fall_that_passes_the_height_near_its_end_has_a_place():
 
 
 def test_a_store_is_no_folder_for_a_search(tmp_path):
-    ut.run(experiment(), tmp_path / "finished.zarr")
+    ut.run(experiment(), tmp_path / "finished")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(
         ValueError, match="it is a store; expected a folder for the stores of the search"
     ):
-        locate(experiment(), ROOT, 0.2, tmp_path / "finished.zarr")
+        locate(experiment(), ROOT, 0.2, tmp_path / "finished")
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -1,6 +1,7 @@
 """Wrong networks are named when they are loaded, and right ones are not."""
 
 import html
+import json
 import re
 import warnings
 from pathlib import Path
@@ -27,7 +28,7 @@ from uturn.networks.images.pretrained import DenoisingNetwork, load_pretrained
 from uturn.networks.model_check import Probed, check_denoiser
 from uturn.networks.texts.language_files import load_language_model
 from uturn.sources.fashion_mnist import generator_folder
-from uturn.store.record import Store, warnings_of
+from uturn.store.run_folder import RunFolder, warnings_of
 
 ATLAS = Path(__file__).parents[1] / "examples" / "atlas"
 made = None
@@ -380,7 +381,7 @@ def test_the_line_is_printed_and_kept(wrong, tmp_path):
     options += ["--no-compare-labels", "--workers", "1"]
     found = CliRunner().invoke(app, ["images", *options, "--out", str(tmp_path / "out")])
     assert found.exit_code == 0, found.output
-    (line,) = warnings_of(Store.open(tmp_path / "out" / "run.zarr").attributes)
+    (line,) = warnings_of(RunFolder.open(tmp_path / "out" / "run").file.texts())
     assert line.startswith(
         f"model check: the model '{wrong}' does not fit what is declared, that it predicts the"
         " noise"
@@ -389,11 +390,11 @@ def test_the_line_is_printed_and_kept(wrong, tmp_path):
     assert line in html.unescape((tmp_path / "out" / "index.html").read_text())
     # A complete store says it again, without a new check.
     (tmp_path / "spec.json").write_text(
-        Store.open(tmp_path / "out" / "run.zarr").attributes["spec"]
+        json.dumps(RunFolder.open(tmp_path / "out" / "run").attributes["spec"])
     )
     with pytest.warns(UserWarning, match="^model check: ") as said:
         again = CliRunner().invoke(
-            app, ["run", str(tmp_path / "spec.json"), "--store", str(tmp_path / "out" / "run.zarr")]
+            app, ["run", str(tmp_path / "spec.json"), "--store", str(tmp_path / "out" / "run")]
         )
     assert again.exit_code == 0, again.output
     assert line in [str(one.message) for one in said]

@@ -11,16 +11,15 @@ import urllib.request
 
 import pytest
 import xarray as xr
-from zarr.core.sync import sync
 
 import uturn as ut
 from faulty_proxy import KINDS, FaultyProxy
 from small import strings
 from uturn.engine import measuring
-from uturn.store import places
+from uturn.store import folders, resume
+from uturn.store.folders import folder_at
 from uturn.store.outputs import OutputFolder
-from uturn.store.places import files_at, listed, read, write
-from uturn.store.record import Store
+from uturn.store.run_folder import RunFolder, open_run
 
 obstore = pytest.importorskip("obstore")
 pytest.importorskip("moto.server")
@@ -81,7 +80,7 @@ def proxy(server, monkeypatch, request):
             "AWS_ENDPOINT_URL": proxy.url,
         }.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(places, "_FIRST_WAIT", 0.01)
+        monkeypatch.setattr(folders, "_FIRST_WAIT", 0.01)
         bucket = f"bucket-{abs(hash(request.node.name))}"
         urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT")).close()
         proxy.bucket = f"s3://{bucket}"
@@ -117,13 +116,13 @@ def files_of(folder):
 
 
 def objects_at(url):
-    files = files_at(url)
-    return {key: read(files, key) for key in listed(files)}
+    folder = folder_at(url)
+    return {name: folder.read(name) for name in folder.names()}
 
 
 def test_a_run_through_a_faulty_proxy_is_the_local_run_in_every_bit(proxy, local):
     url = f"{proxy.bucket}/runs/x"
-    proxy.rate = 0.2
+    proxy.rate = 0.4
     for spec, expected in ((SPEC, local[0]), (LARGER, local[1])):
         ds = ut.run(experiment(spec), url).load()
         proxy.rate, before = 0.0, proxy.rate
@@ -135,7 +134,6 @@ def test_a_run_through_a_faulty_proxy_is_the_local_run_in_every_bit(proxy, local
 
 def test_a_store_is_read_as_a_local_one_is(proxy, local, tmp_path, capsys):
     from typer.testing import CliRunner
-    from zarr.storage import ObjectStore
 
     from uturn.cli import app
 
@@ -143,12 +141,8 @@ def test_a_store_is_read_as_a_local_one_is(proxy, local, tmp_path, capsys):
     ds = ut.run(experiment(), url).load()
     expected = ut.run(experiment()).load()
     xr.testing.assert_identical(ds.drop_attrs(), expected.drop_attrs())
-    xr.testing.assert_identical(Store.open(url + "/").dataset().load(), ds)
-    for found in (
-        xr.open_zarr(ObjectStore(obstore.store.from_url(url), read_only=True)),
-        xr.open_zarr(ObjectStore(obstore.store.from_url(url)), chunks=None),
-    ):
-        xr.testing.assert_identical(found.load().drop_attrs(deep=False), ds.drop_attrs(deep=False))
+    xr.testing.assert_identical(RunFolder.open(url + "/").dataset().load(), ds)
+    xr.testing.assert_identical(open_run(url).load(), ds)
     before = objects_at(url)
     told = CliRunner().invoke(app, ["status", url]).output
     assert f"{url}: 9 of 9 tasks done, 0 missing, 0 damaged" in told
@@ -158,36 +152,35 @@ def test_a_store_is_read_as_a_local_one_is(proxy, local, tmp_path, capsys):
 def test_damage_and_loss_are_noticed_and_mended(proxy, local):
     url = f"{proxy.bucket}/x"
     ut.run(experiment(), url)
-    files = files_at(url)
-    write(files, "unchanged/c/0/0/0/0", read(files, "unchanged/c/1/0/0/0"))
-    write(files, "belief/c/1/1/0", read(files, "belief/c/1/1/0")[:-5])
-    sync(files.delete("belief/c/2/1/0"))
-    assert (
-        sorted(state for state, _ in Store.open(url).states().values())
-        == ["damaged"] * 3 + ["done"] * 6
-    )
+    folder = folder_at(url)
+    first, second, third, *_ = folder.names("tasks/")
+    folder.write(first, folder.read(second))
+    folder.write(second, folder.read(second)[:-5])
+    folder.remove(third)
+    assert list_of_states(url) == ["damaged"] * 2 + ["done"] * 6 + ["missing"]
     with pytest.warns(UserWarning, match="is damaged"):
         ut.run(experiment(), url)
     assert objects_at(url) == local[0]
 
 
 def test_requests_of_a_task(proxy):
-    """A task is one request for each variable and one for its record."""
-    opened = Store.open(ut_run(f"{proxy.bucket}/x"))
+    """A task is one request."""
+    opened = RunFolder.open(ut_run(f"{proxy.bucket}/x"))
     for task in opened.tasks():
         readings = opened.read(task, 2)
         proxy.requests.clear()
         opened.write(task, readings)
-        assert [method for method, _, _ in proxy.requests] == ["PUT"] * (len(opened.variables) + 1)
+        assert [method for method, _, _ in proxy.requests] == ["PUT"]
 
 
 def test_objects_that_are_too_large_are_not_read(memory, monkeypatch):
     url = ut_run("s3://bucket/large")
-    write(files_at(url), "tasks/records/c/0/0/0", bytes(10_000))
-    assert list(Store.open(url).states().values()).count(("damaged", 0)) == 1
-    monkeypatch.setattr("uturn.store.record._LARGEST_ROOT", 1000)
-    with pytest.raises(ValueError, match=r"zarr\.json: bytes = \d+: expected at most 1000"):
-        Store.open(url)
+    folder = folder_at(url)
+    folder.write(folder.names("tasks/")[0], bytes(2_000_000))
+    assert list_of_states(url).count("damaged") == 1
+    monkeypatch.setattr("uturn.store.run_folder.MOST_BYTES_OF_RUN", 1000)
+    with pytest.raises(ValueError, match=r"run\.json: bytes = \d+: expected at most 1000"):
+        RunFolder.open(url)
 
 
 def ut_run(url, spec=SPEC):
@@ -254,7 +247,7 @@ def test_figures_at_a_url_are_those_of_a_folder_and_are_continued(
         "uturn.paper.workshop.Workshop._compute", lambda *_: pytest.fail("computed again")
     )
     assert reproduce(["fig10"], url, workers=1)[0].verdicts == local[0].verdicts
-    sync(files_at(url).delete("index.html"))
+    folder_at(url).remove("index.html")
     assert report([url]) == (f"{url}/index.html", [])
     assert b'id="fig10"' in objects_at(url)["index.html"]
 
@@ -283,8 +276,8 @@ def test_folders_are_pushed_and_fetched(proxy, tmp_path):
 def test_keys_that_leave_the_folder_are_refused(tmp_path, memory, monkeypatch):
     from uturn.store import outputs
 
-    monkeypatch.setattr(outputs, "listed", lambda *_: ["x/../../outside"])
-    with pytest.raises(ValueError, match="no name of a file"):
+    monkeypatch.setattr(folders.ObjectFolder, "names", lambda *_: ["x/../../outside"])
+    with pytest.raises(ValueError, match="not a name of a file"):
         outputs.OutputFolder("s3://bucket/out", tmp_path / "here").fetch("x")
 
 
@@ -304,13 +297,13 @@ def test_storage_that_does_not_answer_is_no_damage(proxy, local, monkeypatch):
     judged nor written again.
     """
     url = ut_run(f"{proxy.bucket}/x")
-    opened = Store.open(url)
-    monkeypatch.setattr(places, "PATIENCE", 0.2)
+    opened = RunFolder.open(url)
+    monkeypatch.setattr(folders, "PATIENCE", 0.2)
     proxy.down = 503
     for ask in (
         opened.states,
         opened.dataset,
-        lambda: Store.open(url),
+        lambda: RunFolder.open(url),
         lambda: ut.run(experiment(), url),
     ):
         with pytest.raises(ValueError, match=r"503.*safe: .*run it again to resume") as error:
@@ -339,7 +332,7 @@ def test_an_outage_ends_a_run_and_what_was_written_is_kept(proxy, local, monkeyp
             yield readings
 
     monkeypatch.setattr("uturn.engine.tasks.measurements", fails_after_five)
-    monkeypatch.setattr(places, "PATIENCE", 0.3)
+    monkeypatch.setattr(folders, "PATIENCE", 0.3)
     with pytest.raises(ValueError, match=r"safe: .*run it again to resume"):
         ut.run(experiment(), url)
     proxy.down = None
@@ -350,16 +343,16 @@ def test_an_outage_ends_a_run_and_what_was_written_is_kept(proxy, local, monkeyp
 
 
 def list_of_states(url):
-    return sorted(state for state, _ in Store.open(url).states().values())
+    return sorted(progress.state for progress in RunFolder.open(url).states().values())
 
 
 def test_slow_requests_are_repeated(proxy, monkeypatch):
     url = ut_run(f"{proxy.bucket}/x")
-    monkeypatch.setattr(places, "REQUEST_SECONDS", 0.2)
-    monkeypatch.setattr(places, "PATIENCE", 0.5)
+    monkeypatch.setattr(folders, "REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(folders, "PATIENCE", 0.5)
     proxy.latency, before = 2.0, len(proxy.requests)
-    with pytest.raises(ValueError, match="TimeoutError"):
-        Store.open(url)
+    with pytest.raises(ValueError, match="error sending request"):
+        RunFolder.open(url)
     assert len(proxy.requests) - before >= 2
 
 
@@ -367,7 +360,7 @@ def test_two_runs_of_different_specs_never_mix(memory, local, monkeypatch):
     """One makes the store while the other prepares its own: the second one finds another
     experiment.
     """
-    url, found, seen = "s3://bucket/x", places.is_store, []
+    url, found, seen = "s3://bucket/x", resume.is_empty, []
 
     def meanwhile(where):
         empty = found(where)
@@ -376,7 +369,7 @@ def test_two_runs_of_different_specs_never_mix(memory, local, monkeypatch):
             ut.run(experiment(), url)
         return empty
 
-    monkeypatch.setattr(places, "is_store", meanwhile)
+    monkeypatch.setattr(resume, "is_empty", meanwhile)
     with pytest.raises(ValueError, match="holds another experiment"):
         ut.run(experiment({**SPEC, "seed": 4}), url)
-    assert objects_at(url)["zarr.json"] == local[0]["zarr.json"]
+    assert objects_at(url)["run.json"] == local[0]["run.json"]

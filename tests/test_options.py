@@ -53,6 +53,7 @@ BASE = {  # arguments that a command needs
     "check": ["spec.toml"],
     "plan": ["spec.toml"],
     "status": ["store"],
+    "export": ["store", "one.nc"],
     "study": ["one.zarr", "two.zarr"],
     "report": ["one.zarr"],
     "choose": ["one.zarr", "--keep", "same=.9"],
@@ -344,7 +345,8 @@ def recording():
         recorded("uturn.engine.sweep.run_all", {"one": RUN})
         recorded("uturn.engine.trial.check", [])
         recorded("uturn.studies.locate.forecast", Forecast("", {"at both ends": Described(PARTS)}))
-        recorded("uturn.store.record.Store.open", ends=True)
+        recorded("uturn.store.outputs.export_run")
+        recorded("uturn.store.run_folder.RunFolder.open", ends=True)
         patch.setattr("uturn.engine.plan.plan", plan_of(recorder))
         # Results
         for name in ("write_study", "write_page"):

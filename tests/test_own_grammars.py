@@ -9,11 +9,12 @@ import pytest
 
 import enumeration
 import uturn as ut
-from uturn.engine.run import run_tasks
+from uturn.engine.executors import run_tasks
+from uturn.engine.schedule import Left
 from uturn.exact.inference import prior_entropy
 from uturn.exact.inference.torch_backend import sample_torch
 from uturn.exact.rhm import cumulative_sums
-from uturn.store.record import Store
+from uturn.store.run_folder import RunFolder
 
 # Of logarithms of rules of probability 0.
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -174,12 +175,12 @@ def test_rules_that_change_during_a_run_are_not_mixed(tmp_path):
         {**spec, "backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]}
     )
     ut.run(experiment, tmp_path / "run")
-    source, (task, *_) = experiment.parts.source, Store.open(str(tmp_path / "run")).tasks()
+    source, (task, *_) = experiment.parts.source, RunFolder.open(str(tmp_path / "run")).tasks()
     before = source.fingerprint()
     path.write_text(json.dumps({"rules": RULES, "class_probabilities": [0.25, 0.75]}))
     assert source.grammar(0, 0).fingerprint == before
     with pytest.raises(ValueError, match="as they were when the run began"):
-        run_tasks(json.dumps(experiment.to_dict()), str(tmp_path / "run"), [(task, 0)])
+        run_tasks(json.dumps(experiment.to_dict()), str(tmp_path / "run"), [Left(task)])
 
 
 @pytest.mark.parametrize(

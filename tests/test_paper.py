@@ -104,7 +104,7 @@ def test_figures_share_runs(workshop):
     assert runs["run"].unchanged.sizes["item"] == 2
     again = workshop.runs("one", {"run": experiment})
     xr.testing.assert_identical(runs["run"].load(), again["run"].load())
-    assert [p.name for p in workshop.folder.iterdir()] == ["one-run.zarr"]
+    assert [p.name for p in workshop.folder.iterdir()] == ["one-run"]
 
 
 def test_runs_apart_are_made_side_by_side_unless_there_is_a_cluster(tmp_path, monkeypatch):

@@ -16,14 +16,16 @@ from typer.testing import CliRunner
 
 import uturn as ut
 from command_line import process, uturn
+from forging import forge
 from small import strings
 from uturn.backward import ExactPosterior
 from uturn.cli import app
 from uturn.core.errors import described
+from uturn.core.protocols import Variable
 from uturn.engine.trial import check
 from uturn.probes import TreeLevels
 from uturn.sources import RHMSource
-from uturn.store.record import Store, Variable
+from uturn.store.run_folder import RunFolder
 from uturn.studies import records_of
 
 OWN = Path(__file__).parents[1] / "examples" / "own"
@@ -309,9 +311,7 @@ def test_readings_that_are_all_nan_are_named(tmp_path):
         with pytest.warns(UserWarning, match="^all readings of leaves are NaN$"):
             ds = ut.run(spec, store)
         assert json.loads(ds.attrs["warnings"]) == ["all readings of leaves are NaN"]
-    assert json.loads(Store.open(store).attributes["warnings"]) == [
-        "all readings of leaves are NaN"
-    ]
+    assert RunFolder.open(store).attributes["warnings"] == ["all readings of leaves are NaN"]
     assert "warnings" not in ut.run(ut.Experiment.from_dict(SPEC)).attrs
 
 
@@ -439,30 +439,30 @@ def test_a_spec_in_a_store_runs_nothing(tmp_path, monkeypatch):
     (tmp_path / "evil.py").write_text(f"open({str(trace)!r}, 'w')\nclass Source: pass\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    stored = json.loads(Store.open(folder).attributes["spec"])
+    stored = RunFolder.open(folder).attributes["spec"]
     for source in (
         {"type": "os:system", "command": f"touch {trace}"},
         {"type": "subprocess:Popen", "args": ["touch", str(trace)]},
         {"type": "evil:Source"},
     ):
-        Store.open(folder).update(spec=json.dumps({**stored, "source": source}))
-        assert np.isnan(records_of(Store.open(folder).dataset()).original).all()
+        RunFolder.open(folder).update(spec={**stored, "source": source})
+        assert np.isnan(records_of(RunFolder.open(folder).dataset()).original).all()
     done = CliRunner().invoke(
         app, ["study", str(folder), "--out", str(tmp_path / "out"), "--save-images"]
     )
     assert done.exit_code == 0, done.output
     assert not trace.exists()
     assert "evil" not in sys.modules
-    Store.open(folder).update(spec=json.dumps([source]))
-    with pytest.raises(ValueError, match="the run's attribute 'spec' is no JSON table"):
-        ut.study(Store.open(folder).dataset())
+    forge(folder, lambda run: run["attributes"].update(spec=[source]))
+    with pytest.raises(ValueError, match="is not a readable store: its attribute spec = "):
+        RunFolder.open(folder)
 
 
 # -- the code of a part ----------------------------------------------------------------------------
 
 
 MODULE = """
-from uturn.store.record import Variable
+from uturn.core.protocols import Variable
 from uturn.probes import TreeLevels
 
 class Mine(TreeLevels):
@@ -583,7 +583,7 @@ def test_own_series_run(own_folder):
     assert uturn("check", "series.toml", cwd=own_folder).returncode == 0
     done = process("run", "series.toml", "--store", "run", "--workers", "2", cwd=own_folder)
     assert done.returncode == 0, done.stderr
-    ds = Store.open(own_folder / "run").dataset()
+    ds = RunFolder.open(own_folder / "run").dataset()
     assert np.allclose(ds.similarity.sel(noise=0), 1)
     mean = ds.similarity.mean(("item", "trajectory"))
     assert (np.diff(mean, axis=0) < 0.02).all()  # falls with noise
@@ -599,7 +599,7 @@ def test_own_series_end_in_a_page(own_folder):
     (own_folder / "few.toml").write_text(text)
     done = uturn("run", "few.toml", "--out", "results", "--workers", "1", cwd=own_folder)
     assert done.returncode == 0, done.stderr
-    ds = Store.open(own_folder / "results" / "run.zarr").dataset()
+    ds = RunFolder.open(own_folder / "results" / "run").dataset()
     numbers = xr.open_zarr(own_folder / "results" / "study.zarr").sel(axis="noise")
     assert numbers.reading.values.tolist() == [
         *(f"similarity, window = {window}" for window in (1, 4, 16)),
@@ -642,7 +642,7 @@ def test_own_rules_run(own_folder):
     """The beliefs are those of the inference of the grammar alone, and its strings parse."""
     done = uturn("run", "rules.toml", "--store", "rules", "--workers", "1", cwd=own_folder)
     assert done.returncode == 0, done.stderr
-    ds = Store.open(own_folder / "rules").dataset()
+    ds = RunFolder.open(own_folder / "rules").dataset()
     assert np.allclose(ds.belief.sel(noise=0), 1)
     assert np.allclose(ds.unchanged.sel(noise=0), 1)
     grammar = ut.RandomHierarchyModel.from_rules(

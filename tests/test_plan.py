@@ -12,9 +12,9 @@ from command_line import SPEC, uturn
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.engine import plan as planning
 from uturn.engine.measuring import measure
-from uturn.engine.plan import Plan, plan
+from uturn.engine.plan import plan
 from uturn.probes.hidden_layers import HiddenLayers
-from uturn.store.record import Store
+from uturn.store.run_folder import RunFolder
 
 # A check is no part of a plan, and takes longer than these runs.
 pytestmark = pytest.mark.usefixtures("unchecked_models")
@@ -104,7 +104,7 @@ def test_tasks_and_bytes_are_those_of_the_store(name, tmp_path):
     assert found.disk == sum(
         run[variable].astype(np.float32).nbytes for variable in run.attrs["variables"]
     )
-    assert found.tasks == len(list(Store.open(tmp_path / "x").tasks()))
+    assert found.tasks == len(list(RunFolder.open(tmp_path / "x").tasks()))
 
 
 def test_only_what_the_store_lacks_is_counted(tmp_path):
@@ -199,24 +199,3 @@ def test_the_command_writes_nothing_and_mistakes_are_one_line(tmp_path):
         done = uturn("plan", *arguments, cwd=tmp_path)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert message in done.stderr
-
-
-def test_long_runs_say_what_they_will_take(tmp_path, monkeypatch):
-    from typer.testing import CliRunner
-
-    from uturn import cli
-
-    (tmp_path / "spec.toml").write_text(SPEC)
-    given = {}
-
-    def found(experiment, store, **options):
-        given.update(options)
-        return Plan(2, 0, 8, 1e4, 1, {1: 90.0})
-
-    monkeypatch.setattr("uturn.engine.plan.plan", found)
-    done = CliRunner().invoke(
-        cli.app, ["run", str(tmp_path / "spec.toml"), "--store", str(tmp_path / "x")]
-    )
-    assert done.exit_code == 0, done.output
-    assert "uturn: time: 90 s in 1 process on this machine" in done.stderr
-    assert given["least"] == 60

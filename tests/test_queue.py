@@ -12,9 +12,10 @@ import torch
 import uturn as ut
 from tiny_denoiser import chain_of
 from uturn.backward.reverse_diffusion import Work
+from uturn.core.protocols import Coordinate, Variable
 from uturn.core.random import keys
 from uturn.corruption.schedulers import SCHEDULERS, scheduler_like
-from uturn.store.record import Store, Variable
+from uturn.store.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("unchecked_models")
 
@@ -255,12 +256,11 @@ def test_shares_fill_one_store(tmp_path, whole):
 
 LAYOUT = (  # of the smallest store there is
     {"change": Variable(("noise", "item"), "a variable")},
-    {dim: ((dim,), [0], {}) for dim in ("noise", "item", "trajectory")},
-    1,
+    {dim: Coordinate((dim,), np.array([0])) for dim in ("noise", "item", "trajectory")},
     {
-        "spec": "{}",
-        "identity": '{"items": 1, "trajectories": 1, "chunk": 1, "corruption": {"noise": [0]}}',
-        "models": "{}",
+        "spec": {},
+        "identity": {"items": 1, "trajectories": 1, "chunk": 1, "corruption": {"noise": [0]}},
+        "models": {},
         "spec_hash": "",
         "random_version": 1,
     },
@@ -268,25 +268,30 @@ LAYOUT = (  # of the smallest store there is
 
 
 def test_a_store_is_made_once(tmp_path):
-    """Many makers at once: one makes it, the others get None, nothing is left beside it."""
+    """Many makers of different runs at once: one makes its run, the others get None, nothing is
+    left beside it.
+    """
     made, start = [], threading.Barrier(8)
+    variables, coordinates, attributes = LAYOUT
 
-    def make():
+    def make(seed):
         start.wait()
-        made.append(Store.create(tmp_path / "run", *LAYOUT))
+        own = {**attributes, "seed": seed}
+        made.append(RunFolder.create(tmp_path / "run", variables, coordinates, own))
 
-    threads = [threading.Thread(target=make) for _ in range(8)]
+    threads = [threading.Thread(target=make, args=(seed,)) for seed in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(made) == 8
-    assert sum(store is not None for store in made) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    (ours,) = [store for store in made if store is not None]
+    assert RunFolder.open(tmp_path / "run").attributes == ours.attributes
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
 
 
 def test_a_killed_run_loses_what_is_in_flight_only(tmp_path, monkeypatch, whole):
-    folder, written = tmp_path / "run", Store.write
+    folder, written = tmp_path / "run", RunFolder.write
 
     def killed(self, task, arrays):
         if killed.left == 0:
@@ -295,7 +300,7 @@ def test_a_killed_run_loses_what_is_in_flight_only(tmp_path, monkeypatch, whole)
         written(self, task, arrays)
 
     killed.left = 4
-    monkeypatch.setattr(Store, "write", killed)
+    monkeypatch.setattr(RunFolder, "write", killed)
     with pytest.raises(KeyboardInterrupt):
         ut.run(experiment(), folder)
     killed.left = 5  # and no more are left to do

@@ -13,22 +13,20 @@ import sys
 import time
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-import zarr
 
 import uturn as ut
 from command_line import uturn
-from forging import array, forge
+from forging import forge
 from small import strings
 from uturn.core.tools import own_tools
 from uturn.measures.changes import covariances_of
 from uturn.measures.scaling import correlation_length
 from uturn.pages import write_study
-from uturn.store.record import Store, open_run, warnings_of
+from uturn.store.run_folder import Progress, RunFolder, State, open_run, warnings_of
 from uturn.studies.headline import headline_of
 from uturn.studies.readings import read_readings
 from uturn.studies.tables import remarks
@@ -208,7 +206,7 @@ def test_a_strangers_parquet_is_right_or_one_line(change, message, tmp_path):
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """A store of two readings, one with levels, and changes of sites; its run in memory."""
-    rng, place = np.random.default_rng(3), tmp_path_factory.mktemp("stored") / "mine.zarr"
+    rng, place = np.random.default_rng(3), tmp_path_factory.mktemp("stored") / "mine"
     run = ut.readings(
         {"energy": rng.random((3, 1100, 2)), "kept": rng.random((3, 1100, 2, 4))},
         [0.2, 0.4, 8.0],
@@ -231,34 +229,32 @@ def test_a_store_of_readings_is_one_of_run(stored, tmp_path):
     xr.testing.assert_equal(found, run)
     assert found.attrs == run.attrs
     assert ut.study(found.isel(item=slice(20))).equals(ut.study(run.isel(item=slice(20))))
-    # Two chunks of items.
-    assert {path.name for path in (place / "energy/c/0").iterdir()} == {"0", "1"}
-    opened = Store.open(place)
-    assert set(opened.states().values()) == {("done", 2)}
+    opened = RunFolder.open(place)
+    assert set(opened.states().values()) == {Progress(State.done, 2)}
+    assert len(list((place / "tasks").glob("*-items_0_*"))) == len(run.noise)  # two blocks of items
+    assert len(list((place / "tasks").iterdir())) == 2 * len(run.noise)
     other = {"energy": np.full((1, 4), 0.5)}
     # Replaced as a whole.
-    ut.readings(other, [0.3], store=shutil.copytree(place, tmp_path / "copy.zarr"))
-    assert dict(open_run(tmp_path / "copy.zarr").sizes) == {"noise": 1, "item": 4, "trajectory": 1}
+    ut.readings(other, [0.3], store=shutil.copytree(place, tmp_path / "copy"))
+    assert dict(open_run(tmp_path / "copy").sizes) == {"noise": 1, "item": 4, "trajectory": 1}
 
 
 def test_readings_replace_nothing_else(own_run, tmp_path):
-    ut.run(ut.Experiment.from_dict(json.loads(own_run.attrs["spec"])), tmp_path / "run.zarr")
+    ut.run(ut.Experiment.from_dict(json.loads(own_run.attrs["spec"])), tmp_path / "run")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/mine.txt").touch()
-    with pytest.raises(
-        ValueError, match=r"run.zarr' holds a run of U-turns; choose another folder"
-    ):
-        ut.readings({"a": GOOD}, NOISE, store=tmp_path / "run.zarr")
+    with pytest.raises(ValueError, match=r"run' holds a run of U-turns; choose another folder"):
+        ut.readings({"a": GOOD}, NOISE, store=tmp_path / "run")
     with pytest.raises(
         ValueError, match=r"folder is not a readable store: .*choose another folder"
     ):
         ut.readings({"a": GOOD}, NOISE, store=tmp_path / "folder")
-    assert open_run(tmp_path / "run.zarr").attrs["complete"]
+    assert open_run(tmp_path / "run").attrs["complete"]
     assert (tmp_path / "folder/mine.txt").exists()
 
 
 def test_readings_that_were_cut_short_are_no_store(tmp_path, monkeypatch):
-    writes, write = [], Store.write
+    writes, write = [], RunFolder.write
 
     def killed(self, *args):
         if writes:
@@ -267,115 +263,107 @@ def test_readings_that_were_cut_short_are_no_store(tmp_path, monkeypatch):
         write(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "write", killed)
+        patch.setattr(RunFolder, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             ut.readings(
                 {"a": np.random.default_rng(0).random((6, 3))},
                 np.arange(6),
-                store=tmp_path / "mine.zarr",
+                store=tmp_path / "mine",
             )
     assert not list(tmp_path.iterdir())
 
 
-def lost(name):
-    return lambda folder: shutil.rmtree(folder / name)
+def first_file(folder):
+    """The file of the first task."""
+    return min((folder / "tasks").iterdir())
 
 
-def flipped(name, place):
-    """A change of one bit."""
+def lost(pattern):
+    """Files of tasks that were not copied."""
 
     def change(folder):
-        content = bytearray((folder / name).read_bytes())
+        for path in (folder / "tasks").glob(pattern):
+            path.unlink()
+
+    return change
+
+
+def flipped(place):
+    """A change of one bit in the file of a task."""
+
+    def change(folder):
+        content = bytearray(first_file(folder).read_bytes())
         content[place] ^= 1
-        (folder / name).write_bytes(content)
+        first_file(folder).write_bytes(content)
 
     return change
 
 
-def copied_over(folder):
-    """The store of another run in the same folder: its axes of noise stay beside those of this
-    run, which are the ones named.
-    """
-    group = zarr.open_group(folder, mode="r+", zarr_format=3, use_consolidated=False)
-    group.create_array(
-        "sigma", shape=group["noise"].shape, dtype="float64", dimension_names=("noise",)
-    )[...] = 2.0
-
-
-def bomb(name):
-    """A chunk of a few kilobytes that zstd decodes to two gigabytes."""
-
-    def change(folder):
-        size = 2**31
-        blocks = [
-            struct.pack("<I", 2**17 << 3 | 2 | (k == 1))[:3] + b"\0"
-            for k in (*[0] * (size // 2**17 - 1), 1)
-        ]
-        data = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", size) + b"".join(blocks)
-        (folder / name).write_bytes(data + struct.pack("<I", google_crc32c.value(data)))
-
-    return change
+def bomb(folder):
+    """A header that promises two gigabytes."""
+    header = json.dumps({"energy": {"dtype": "F32", "shape": [2**29], "data_offsets": [0, 2**31]}})
+    first_file(folder).write_bytes(struct.pack("<Q", len(header)) + header.encode())
 
 
 def attributes(**values):
-    return lambda folder: forge(folder, lambda root: root["attributes"].update(values))
+    return lambda folder: forge(folder, lambda run: run["attributes"].update(values))
 
 
 def without(name):
-    return lambda folder: forge(folder, lambda root: root["attributes"].pop(name))
+    return lambda folder: forge(folder, lambda run: run["attributes"].pop(name))
 
 
-def of_array(name, *, chunk_shape=None, codec=None, **values):
-    """A change of the metadata of an array by somebody who knows how the digest is made."""
+def in_run(*path, value):
+    """A change of `run.json` by somebody who knows how the digest is made."""
 
-    def change(root):
-        about = array(root, name)
-        about |= values
-        about["codecs"] += [codec] if codec else []
-        if chunk_shape:
-            about["chunk_grid"]["configuration"]["chunk_shape"] = chunk_shape
+    def change(run):
+        *keys, last = path
+        for key in keys:
+            run = run[key]
+        run[last] = value
 
     return lambda folder: forge(folder, change)
 
 
-def sparse(name):
+def sparse(name=None):
     """Eight gigabytes that the disk does not hold, behind the content of the file."""
-    return lambda folder: os.truncate(folder / name, 2**33)
+    return lambda folder: os.truncate(folder / name if name else first_file(folder), 2**33)
 
 
-def piped(name):
-    def change(folder):
-        (folder / name).unlink()
-        os.mkfifo(folder / name)
-
-    return change
+def piped(folder):
+    path = first_file(folder)
+    path.unlink()
+    os.mkfifo(path)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lost("noise"), "the coordinate noise is damaged"),
-        (lost("energy/c/1"), "2 chunks of readings are missing or damaged; copy the store again"),
-        (lost("tasks"), "6 chunks of readings are missing or damaged"),
-        (flipped("log_snr/c/0", 20), "the coordinate log_snr is damaged"),
-        (attributes(version=1000), r"the store has version 1000 of the format; a newer uturn"),
-        (of_array("noise", shape=[2**28]), "is not a readable store: noise: shape = "),
-        (of_array("layer", chunk_shape=[2**30]), "layer: numbers that are read at once = "),
+        (lost("*-items_0_*"), "files of readings are missing or damaged; copy the store again"),
+        (lost("*"), "files of readings are missing or damaged"),
+        (flipped(20), "1 files of readings are missing or damaged"),
+        (flipped(-20), "1 files of readings are missing or damaged"),
+        (bomb, "1 files of readings are missing or damaged"),
+        (sparse(), "1 files of readings are missing or damaged"),
+        (piped, "safetensors is a link, a pipe or a device"),
+        (in_run("version", value=1000), r"version 1000 of the format; a newer uturn wrote it"),
+        (sparse("run.json"), r"run.json: bytes = 8589934592: expected at most \d+"),
         (without("models"), "is not a readable store: it has no 'models'"),
-        (attributes(labels="{}"), "is not a readable store: its arrays = "),
+        (attributes(models=[]), "its attribute models = "),
+        (in_run("coordinates", "noise", "values", value=[1.0]), "noise: size = "),
+        (in_run("coordinates", "noise", "type", value="O"), "type of labels = 'O'"),
+        (in_run("coordinates", "noise", "type", value="V99999999"), "type of labels = "),
+        (in_run("attributes", "identity", "items", value=2**60), "tasks = "),
+        (in_run("attributes", "identity", "chunk", value=0), "its sizes = "),
         (
-            of_array("log_snr", codec={"name": "gzip", "configuration": {"level": 1}}),
-            "log_snr: codecs = ",
+            in_run("variables", "energy", "dims", value=["noise", "item", *["layer"] * 9]),
+            "energy: dims = ",
         ),
-        (bomb("log_snr/c/0"), "the coordinate log_snr is damaged"),
-        (bomb("energy/c/0/0/0"), "1 chunks of readings are missing or damaged"),
-        (sparse("zarr.json"), r"zarr.json: bytes = 8589934592: expected at most \d+"),
-        (sparse("energy/c/0/0/0"), "1 chunks of readings are missing or damaged"),
-        (piped("energy/c/0/0/0"), "energy/c/0/0/0 is a link, a pipe or a device"),
+        (in_run("variables", "energy", "dims", value=["noise", "item", "x"]), "it has no 'x'"),
     ],
 )
 def test_a_damaged_store_of_readings_is_one_line_at_once(change, message, stored, tmp_path):
-    folder = shutil.copytree(stored[0], tmp_path / "mine.zarr")
+    folder = shutil.copytree(stored[0], tmp_path / "mine")
     change(folder)
     start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=message) as caught:
@@ -386,25 +374,19 @@ def test_a_damaged_store_of_readings_is_one_line_at_once(change, message, stored
 
 
 def test_a_copy_over_another_store_that_stopped_halfway_is_noticed(tmp_path):
-    """The readings have equal shapes, and the chunk and its record fit each other."""
+    """The readings have equal shapes."""
     for name, seed in (("a", 0), ("b", 1), ("again", 0)):
         ut.readings(
             {"energy": np.random.default_rng(seed).random((3, 5))}, [1, 2, 3], store=tmp_path / name
         )
-    for part in ("energy/c/1", "tasks/records/c/1"):
-        shutil.copytree(tmp_path / "a" / part, tmp_path / "again" / part, dirs_exist_ok=True)
-        shutil.copytree(tmp_path / "b" / part, tmp_path / "a" / part, dirs_exist_ok=True)
+    (name,) = [path.name for path in (tmp_path / "a" / "tasks").glob("noise_2.0*")]
+    for source, target in (("a", "again"), ("b", "a")):
+        shutil.copyfile(tmp_path / source / "tasks" / name, tmp_path / target / "tasks" / name)
     with pytest.raises(
-        ValueError, match="1 chunks of readings are missing or damaged; copy the store again"
+        ValueError, match="1 files of readings are missing or damaged; copy the store again"
     ):
         open_run(tmp_path / "a")
     assert open_run(tmp_path / "again").attrs["complete"]  # equal calls make equal stores
-
-
-def test_another_store_in_the_same_folder_is_not_read(stored, tmp_path):
-    folder = shutil.copytree(stored[0], tmp_path / "mine.zarr")
-    copied_over(folder)
-    xr.testing.assert_identical(open_run(folder).load(), open_run(stored[0]).load())
 
 
 # --- the same run ---------------------------------------------------------------------------------

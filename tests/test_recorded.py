@@ -115,8 +115,8 @@ def measured(recorded):
     assert done.returncode == 0, done.stderr
     return (
         done,
-        xr.open_zarr(recorded / "out" / "run.zarr").load(),
-        ut.study(xr.open_zarr(recorded / "out" / "run.zarr")),
+        xr.open_dataset(recorded / "out" / "run", engine="uturn").load(),
+        ut.study(xr.open_dataset(recorded / "out" / "run", engine="uturn")),
     )
 
 
@@ -186,7 +186,7 @@ def test_everything_of_a_run_of_a_model_is_there(recorded, measured):
     assert float(study.gap_p.min()) <= 1e-3  # clones share the image they fade into
     assert ds.similarity.sizes["network_layer"] >= 2
     written = {path.name for path in (recorded / "out").iterdir()}
-    assert {"index.html", "study.zarr", "grid.png", "run.zarr"} <= written
+    assert {"index.html", "study.zarr", "grid.png", "run"} <= written
     assert "recorded U-turns" in (recorded / "out" / "index.html").read_text()
 
 
@@ -296,8 +296,11 @@ def test_further_files_extend_a_run(small, copied, monkeypatch):
             warnings.simplefilter("ignore")
             whole = run(copied)
             asked.clear()
-            run(copied, store=copied / "run.zarr")
-        done, ds = sorted(asked), xr.open_zarr(copied / "run.zarr").load().sortby("noise")
+            run(copied, store=copied / "run")
+        done, ds = (
+            sorted(asked),
+            xr.open_dataset(copied / "run", engine="uturn").load().sortby("noise"),
+        )
         xr.testing.assert_allclose(ds.drop_attrs(), whole.load().drop_attrs(), atol=1e-5)
         return (
             done,
@@ -358,8 +361,8 @@ def test_further_files_extend_a_run(small, copied, monkeypatch):
 def test_files_that_do_not_fit_are_named(copied, change, says):
     change(copied)
     with pytest.raises(ValueError, match=says):
-        ut.run(image_experiment(**options(copied)), copied / "run.zarr")
-    assert not (copied / "run.zarr").exists()
+        ut.run(image_experiment(**options(copied)), copied / "run")
+    assert not (copied / "run").exists()
 
 
 def test_few_files_do_not_name_millions_of_u_turns(tmp_path):
@@ -560,13 +563,13 @@ def test_files_swapped_at_a_larger_noise_are_named(tmp_path):
     assert not [line for line in map(str, experiment.model_check()) if line.startswith(CHECKS)]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        run(folder, pattern, folder / "run.zarr", levels=[0.1, 1.0])
+        run(folder, pattern, folder / "run", levels=[0.1, 1.0])
         assert not [warning for warning in said if "swapped" in str(warning.message)]
         for draw in ("0_0", "1_0"):
             swap(
                 folder / "strength_0.2" / f"c_{draw}.png", folder / "strength_0.2" / f"h_{draw}.png"
             )
-        ds = run(folder, pattern, folder / "run.zarr")
+        ds = run(folder, pattern, folder / "run")
     (words,) = [words for words in json.loads(ds.attrs["warnings"]) if "swapped" in words]
     assert "at 0.2, reconstructions lie closer to another original" in words
     assert "swapped: c.png and h.png?" in words
@@ -593,7 +596,7 @@ def test_pairs_are_named_below_the_ratio_that_is_said(share, is_named, tmp_path)
 
 def test_a_plan_holds_the_levels_whose_files_have_changed(tmp_path):
     folder = make(tmp_path, "abcd", [0.2, 0.5])
-    store = folder / "run.zarr"
+    store = folder / "run"
     run(folder, store=store)
     done = plan(image_experiment(**options(folder)), store, workers=1, budget=0.1)
     assert (done.tasks, done.done) == (2, 2)
@@ -709,7 +712,7 @@ def test_originals_that_change_and_keep_their_size_stop_a_run(tmp_path):
     for path in folder.glob("originals/*.png"):
         Image.open(path).save(path.with_suffix(".bmp"))
         path.unlink()
-    pattern, store = "strength_{noise}/{item}_{trajectory}_0.png", folder / "run.zarr"
+    pattern, store = "strength_{noise}/{item}_{trajectory}_0.png", folder / "run"
     first = run(folder, pattern, store, levels=[0.1, 0.5], trajectories=1)
     changed = folder / "originals" / "d.bmp"
     before = changed.read_bytes()
@@ -726,7 +729,9 @@ def test_originals_that_change_and_keep_their_size_stop_a_run(tmp_path):
     ):
         with pytest.raises(ValueError, match=says):
             run(folder, pattern, store, **sizes)
-    xr.testing.assert_identical(xr.open_zarr(store).load().drop_attrs(), first.load().drop_attrs())
+    xr.testing.assert_identical(
+        xr.open_dataset(store, engine="uturn").load().drop_attrs(), first.load().drop_attrs()
+    )
     images, _ = originals(first, np.arange(6))
     assert np.isnan(images[[3]]).all()
     changed.write_bytes(before)

@@ -89,13 +89,13 @@ def test_curves_of_a_figure_are_its_numbers(tmp_path):
 def test_figures_of_the_paper_come_first_below_a_heading(tmp_path):
     for name, is_of_paper in (("chi", False), ("s9", True), ("fig7", True), ("fig10", True)):
         figure(tmp_path, name, is_of_paper=is_of_paper)
-    ut.readings({"same": np.ones((3, 4))}, [0.1, 0.5, 0.9], store=tmp_path / "run.zarr")
+    ut.readings({"same": np.ones((3, 4))}, [0.1, 0.5, 0.9], store=tmp_path / "run")
     page = write_page(tmp_path).read_text()
     headings = re.findall(
         r"<h2[^>]*>(The paper|Beyond the paper|Other results|.*?A title|run)", page
     )
     sections = [section["short"] for section in data_of(page)["sections"]]
-    assert sections == ["fig7", "fig10", "s9", "chi", "run.zarr"]
+    assert sections == ["fig7", "fig10", "s9", "chi", "run"]
     assert [name for name in headings if "title" not in name] == [
         "The paper",
         "Beyond the paper",
@@ -162,11 +162,11 @@ def test_damaged_data_and_pictures_leave_the_verdicts(tmp_path):
 
 
 def test_a_damaged_study_is_shown_as_far_as_it_can_be_read(tmp_path):
-    ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "run.zarr")
+    ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "run")
     (tmp_path / "study.zarr").mkdir()
     found = collect([str(tmp_path)])
     assert [Path(one["file"]).name for one in found.problems] == ["study.zarr"]
-    assert [one["title"] for one in found.sections] == ["Run run.zarr"]
+    assert [one["title"] for one in found.sections] == ["Run run"]
 
 
 def test_folders_without_results(tmp_path):
@@ -195,7 +195,7 @@ def test_several_folders_make_one_page_here(tmp_path, monkeypatch):
 
 
 def test_a_store_shows_means_with_intervals(tmp_path):
-    run = ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "run.zarr")
+    run = ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "run")
     (section,) = collect([tmp_path]).sections
     chart = section["charts"][0]
     assert chart["title"] == "Share of unchanged nodes"
@@ -224,7 +224,7 @@ def test_the_tree_of_a_store_has_the_readings_of_its_nodes(tmp_path):
         "backward": {"type": "exact"},
         "probes": [{"type": "tree_levels"}, {"type": "tree_nodes", "first": 2}],
     }
-    run = ut.run(ut.Experiment.from_dict(spec), tmp_path / "nodes.zarr")
+    run = ut.run(ut.Experiment.from_dict(spec), tmp_path / "nodes")
     starts = np.cumsum([0, 1, 3, 9, 27])
     # Nodes are numbered from the root, and their means are those of the levels.
     for k, level in enumerate((4, 3, 2, 1)):
@@ -245,7 +245,7 @@ def test_the_tree_of_a_store_has_the_readings_of_its_nodes(tmp_path):
     )
     ut.run(
         ut.Experiment.from_dict({**spec, "probes": [{"type": "tree_levels"}]}),
-        tmp_path / "levels.zarr",
+        tmp_path / "levels",
     )
     # Means of levels alone.
     assert collect([tmp_path]).sections[0]["tree"]["readings"][0]["items"] == []

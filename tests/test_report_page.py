@@ -36,7 +36,7 @@ def address(tmp_path_factory):
     spec = strings(
         "masking", [0.0, 0.6, 1.0], ["tree_levels", "tree_nodes"], source={"vocab_size": 4}, items=6
     )
-    ut.run(ut.Experiment.from_dict(spec), folder / "runs" / "tree.zarr")
+    ut.run(ut.Experiment.from_dict(spec), folder / "runs" / "tree")
     report([folder / "runs"], folder / "runs.html")
     return write_page(folder).as_uri()
 

@@ -267,7 +267,7 @@ def test_array_job_gives_the_numbers_of_a_local_run(tmp_path):
         assert task(f"{job}_2", "Restarts") == "1"
 
     wanted = ut.run(ut.Experiment.from_file(tmp_path / "spec.toml"))
-    found = xr.open_zarr(tmp_path / "store").load()
+    found = xr.open_dataset(tmp_path / "store", engine="uturn").load()
     assert found.attrs["complete"]
     for name in wanted.data_vars:
         assert found[name].values.tobytes() == wanted[name].values.tobytes()

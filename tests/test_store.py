@@ -18,14 +18,16 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import uturn as ut
-from forging import array, forge
+from forging import forge
 from small import strings
 from uturn.cli import app
 from uturn.core import random
+from uturn.core.protocols import Variable
 from uturn.core.registry import filled
 from uturn.engine import measuring
-from uturn.store.record import VERSION, Store, Variable, _digest_of_labels, open_run
 from uturn.store.resume import attributes_of, layout_of, versions_used
+from uturn.store.run_file import VERSION, RunFile
+from uturn.store.run_folder import RunFolder, State, open_run
 
 SPEC = strings(
     "masking", [0.0, 0.4, 1.0], source={"grammars": 2}, seed=3, items=10, trajectories=2, chunk=4
@@ -49,7 +51,7 @@ def same_run(store, other):
     """Whether two stores hold the same numbers, labels and instructions, in any order of their
     arrays.
     """
-    mine, others = (Store.open(path).dataset().load() for path in (store, other))
+    mine, others = (RunFolder.open(path).dataset().load() for path in (store, other))
     return (
         mine.drop_attrs(deep=False).identical(others.drop_attrs(deep=False))
         and mine.spec_hash == others.spec_hash
@@ -88,124 +90,72 @@ def measured(monkeypatch):
 # -- readings in their places ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("names", [["unchanged"], ["unchanged", "belief", "tasks/records"]])
-@pytest.mark.parametrize(("taken", "put"), [("1/0", "2/0"), ("1/0", "1/1")])
-def test_a_valid_chunk_in_the_place_of_another_is_noticed(store, names, taken, put):
+def file_of(store, noise, items):
+    """The file of a task."""
+    return next((store / "tasks").glob(f"noise_{noise}-items_{items}-*"))
+
+
+def states_of(store):
+    return [progress.state for progress in RunFolder.open(store).states().values()]
+
+
+@pytest.mark.parametrize(
+    ("taken", "put"), [((0.4, "0_3"), (1.0, "0_3")), ((0.4, "0_3"), (0.4, "4_7"))]
+)
+def test_a_valid_file_in_the_place_of_another_is_noticed(store, taken, put):
     before = files_of(store)
-    for name in names:
-        chunks = store / name / "c"
-        rest = next((chunks / taken).rglob("*0")) if (chunks / taken).is_dir() else chunks / taken
-        ends = [
-            path.relative_to(chunks / taken)
-            for path in (chunks / taken).rglob("*")
-            if path.is_file()
-        ]
-        shutil.copyfile(chunks / taken / ends[0], chunks / put / ends[0])
-        assert rest.exists()
-    states = [state for state, _ in Store.open(store).states().values()]
-    assert states.count("damaged") == 1
-    assert Store.open(store).dataset().attrs["missing_tasks"] == 1
+    shutil.copyfile(file_of(store, *taken), file_of(store, *put))
+    assert states_of(store).count(State.damaged) == 1
+    assert RunFolder.open(store).dataset().attrs["missing_tasks"] == 1
     with pytest.warns(UserWarning, match="holds the values of another noise level or other items"):
         ut.run(experiment(), store)
     assert files_of(store) == before
 
 
-def edited(folder, name, change):
-    """Change the metadata of an array, or of the store for ""."""
-    path = folder / name / "zarr.json"
-    text = json.loads(path.read_text())
-    change(text)
-    path.write_text(json.dumps(text))
-
-
 FORGED = [
-    lambda root: root["attributes"].update(
-        identity=root["attributes"]["identity"].replace('"items": 10', '"items": 9')
-    ),
-    lambda root: array(root, "belief")["chunk_key_encoding"]["configuration"].update(separator="."),
-    lambda root: array(root, "unchanged")["chunk_grid"]["configuration"].update(
-        chunk_shape=[1, 5, 2, 4]
-    ),
-    lambda root: array(root, "tree_level")["attributes"].update(units="days since 2000"),
+    lambda run: run["attributes"]["identity"].update(items=9),
+    lambda run: run["variables"]["belief"].update(dims=["noise", "item"]),
+    lambda run: run["variables"]["belief"]["attributes"].update(reading="{}"),
+    lambda run: run["coordinates"]["tree_level"].update(values=[0, 1, 2, 4]),
 ]
 
 
 def test_metadata_that_are_not_as_they_were_written_are_refused(store):
     for change in FORGED:
-        before = (store / "zarr.json").read_bytes()
+        before = (store / "run.json").read_bytes()
         forge(store, change, signed=False)
         with pytest.raises(ValueError, match="is not a readable store") as error:
             ut.run(experiment(), store)
         assert "\n" not in str(error.value)
         with pytest.raises(ValueError, match="is not a readable store"):
             open_run(store)
-        (store / "zarr.json").write_bytes(before)
+        (store / "run.json").write_bytes(before)
     assert ut.run(experiment(), store).attrs["complete"]
 
 
 def test_a_store_of_a_newer_version_asks_for_an_update(store):
-    forge(store, lambda root: root["attributes"].update(version=VERSION + 1), signed=False)
+    forge(store, lambda run: run.update(version=VERSION + 1), signed=False)
     with pytest.raises(ValueError, match="a newer uturn wrote it: update uturn"):
         open_run(store)
 
 
-def test_a_store_of_an_older_version_is_to_be_made_again(store):
-    forge(store, lambda root: root["attributes"].update(version=4), signed=False)
-    with pytest.raises(ValueError, match=r"has version 4 .* this uturn reads version 6; make the"):
-        open_run(store)
-
-
-def test_metadata_of_single_arrays_are_not_read(store, finished):
-    """Those in `zarr.json` decide, so that a growth that was killed, or another store in the
-    folder, changes nothing.
-    """
-    edited(store, "belief", lambda t: t.update(shape=[3, 12, 4], fill_value=0.5))
-    edited(store, "noise", lambda t: t["attributes"].clear())
-    (store / "tree_level" / "zarr.json").unlink()
-    assert same_run(store, finished)
+def test_a_store_of_an_older_version_is_to_be_made_again(tmp_path):
+    """Runs up to version 0.4 are folders of zarr."""
+    xr.Dataset({"unchanged": ("noise", [1.0])}).to_zarr(tmp_path / "run", zarr_format=3)
+    for opened in (open_run, lambda store: ut.run(experiment(), store)):
+        with pytest.raises(ValueError, match=r"as uturn up to 0\.4 wrote runs; measure again in"):
+            opened(tmp_path / "run")
 
 
 @pytest.mark.parametrize(("seed", "version"), [(4, random.VERSION), (3, random.VERSION + 1)])
-def test_a_chunk_of_another_run_is_noticed(seed, version, store, tmp_path, monkeypatch):
-    """The same place in the store of another seed, or other random numbers, with its record; and
-    the labels of another run.
-    """
+def test_a_file_of_another_run_is_noticed(seed, version, store, tmp_path, monkeypatch):
+    """The same place in the store of another seed, or other random numbers."""
     other = tmp_path / "other"
     with monkeypatch.context() as patch:
         patch.setattr(random, "VERSION", version)
         ut.run(experiment(seed=seed), other)
-    for name in ("unchanged", "belief", "tasks/records"):
-        shutil.copytree(
-            other / name / "c" / "1" / "0", store / name / "c" / "1" / "0", dirs_exist_ok=True
-        )
-    assert [state for state, _ in Store.open(store).states().values()].count("damaged") == 1
-    ut.run(experiment(grammars=5), tmp_path / "third")
-    shutil.copytree(tmp_path / "third" / "grammar", store / "grammar", dirs_exist_ok=True)
-    with pytest.raises(ValueError, match="the coordinate grammar is damaged"):
-        Store.open(store).dataset()
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "sound"),
-    [
-        ("effective_epsilon", 5e-8, True),  # another quadrature
-        ("effective_epsilon", 1e-6, False),
-        ("noise", 1e-6, False),
-        ("tree_level", 1, False),
-    ],
-)
-def test_coordinates_agree_up_to_rounding(store, recwarn, name, change, sound):
-    before = Store.open(store).coordinate(name)
-    opened, changed = Store.open(store), before.copy()
-    opened.arrays[name][1] = changed[1] = before[1] + change
-    opened.update(labels=json.dumps({**opened.labels, name: _digest_of_labels(changed)}))
-    ut.run(experiment(), store)
-    assert [str(w.message) for w in recwarn if "is damaged" in str(w.message)] == (
-        [] if sound else [f"{store}: the coordinate {name} is damaged; it is written again"]
-    )
-    after = Store.open(store).coordinate(name)
-    assert (after[1] == before[1]) == (not sound)
-    assert Store.open(store).dataset().attrs["complete"]
+    shutil.copyfile(file_of(other, 0.4, "0_3"), file_of(store, 0.4, "0_3"))
+    assert states_of(store).count(State.damaged) == 1
 
 
 # -- completeness ----------------------------------------------------------------------------------
@@ -213,44 +163,26 @@ def test_coordinates_agree_up_to_rounding(store, recwarn, name, change, sound):
 
 def test_datasets_know_whether_they_are_complete(store, tmp_path):
     assert ut.run(experiment()).attrs["complete"] is True
-    for ds in (ut.run(experiment(), store), xr.open_zarr(store), Store.open(store).dataset()):
+    for ds in (ut.run(experiment(), store), open_run(store)):
         assert ds.attrs["complete"] is True
         assert ds.attrs["missing_tasks"] == 0
     share = ut.run(experiment(), tmp_path / "shares", shard=(1, 2))
-    for ds in (share, xr.open_zarr(tmp_path / "shares"), Store.open(tmp_path / "shares").dataset()):
+    for ds in (share, open_run(tmp_path / "shares")):
         assert ds.attrs["complete"] is False
         assert ds.attrs["missing_tasks"] == 4
     assert ut.run(experiment(), tmp_path / "shares", shard=(2, 2)).attrs["complete"] is True
     assert files_of(tmp_path / "shares") == files_of(store)
-    shutil.rmtree(store / "belief" / "c" / "1" / "1")
-    assert Store.open(store).dataset().attrs["missing_tasks"] == 1
-
-
-def test_chunks_of_any_nan_are_done(tmp_path):
-    """zarr stores no chunk of nothing but NaN, whose bits may differ."""
-    small = experiment(items=4, grammars=1, noise=[0.4])
-    opened = Store.create(tmp_path / "run", *layout_of(small), attributes_of(small, small.models()))
-    (task,) = opened.tasks()
-    opened.write(
-        task,
-        {
-            name: np.full_like(values, -np.float32(np.nan))
-            for name, values in opened.read(task, 2).items()
-        },
-    )
-    assert not (tmp_path / "run" / "belief" / "c").exists()
-    assert opened.states() == {task: ("done", 2)}
+    file_of(store, 0.4, "4_7").unlink()
+    assert RunFolder.open(store).dataset().attrs["missing_tasks"] == 1
 
 
 def test_status(store):
-    shutil.rmtree(store / "belief" / "c" / "1" / "1")
-    shutil.copyfile(
-        store / "belief" / "c" / "1" / "0" / "0", store / "belief" / "c" / "2" / "0" / "0"
-    )
+    file_of(store, 0.4, "4_7").unlink()
+    shutil.copyfile(file_of(store, 0.4, "0_3"), file_of(store, 1.0, "0_3"))
     before = files_of(store)
     done = CliRunner().invoke(app, ["status", str(store)])
     assert done.exit_code == 0
-    assert "7 of 9 tasks done, 0 missing, 2 damaged" in done.output
+    assert "7 of 9 tasks done, 1 missing, 1 damaged" in done.output
     assert "damaged: noise 1, items 0 to 3" in done.output
     assert '"multiplicity": 2' in done.output
     assert files_of(store) == before
@@ -310,7 +242,6 @@ def test_a_store_grows_step_by_step(tmp_path):
     ut.run(larger, tmp_path / "run")
     ut.run(larger, tmp_path / "fresh")
     assert same_run(tmp_path / "run", tmp_path / "fresh")
-    assert Store.open(tmp_path / "run").levels == [0.4, 0.0, 0.2, 0.1, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -380,12 +311,12 @@ def test_a_store_behind_a_link_stays_where_it_is(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")
     ut.run(experiment(grammars=1, items=12), tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
-    assert Store.open(tmp_path / "disk" / "real").num_items == 12
+    assert RunFolder.open(tmp_path / "disk" / "real").num_items == 12
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
 
 
 def test_damage_does_not_spread_into_an_extended_store(store, tmp_path):
-    chunk = store / "unchanged" / "c" / "1" / "0" / "0" / "0"
+    chunk = file_of(store, 0.4, "0_3")
     chunk.write_bytes(chunk.read_bytes()[:-2] + b"\0\0")
     with pytest.warns(UserWarning, match="damaged"):
         ut.run(experiment(items=20, grammars=4), store)
@@ -396,7 +327,7 @@ def test_damage_does_not_spread_into_an_extended_store(store, tmp_path):
 def test_a_process_of_the_smaller_run_does_not_undo_a_growth(store, tmp_path):
     """It may go on writing its tasks; only the attributes of the larger run are not its own."""
     old, larger = (
-        Store.open(store),
+        RunFolder.open(store),
         experiment(items=20, grammars=4, noise=[0.0, 0.2, 0.4, 1.0], trajectories=3),
     )
     readings = {task: old.read(task, 2) for task in old.tasks()}
@@ -406,7 +337,14 @@ def test_a_process_of_the_smaller_run_does_not_undo_a_growth(store, tmp_path):
     other = experiment(items=40, grammars=8)
     for change in (
         lambda: old.update(complete=True),
-        lambda: old.grow(*layout_of(other), attributes_of(other, {})),
+        lambda: old.grow(
+            RunFile.made(
+                layout_of(other).variables,
+                layout_of(other).coordinates,
+                attributes_of(other, {}),
+                old.file.key,
+            )
+        ),
     ):
         with pytest.raises(ValueError, match="another process has extended the store"):
             change()
@@ -488,7 +426,7 @@ def test_image_runs_grow(tmp_path, monkeypatch):
         difference = np.abs(extended[name] - fresh[name])
         assert float(difference.max()) < 2e-5, name
         assert (extended[name].isnull() == fresh[name].isnull()).all()
-    assert Store.open(tmp_path / "run").dataset().attrs["complete"]
+    assert RunFolder.open(tmp_path / "run").dataset().attrs["complete"]
 
 
 # -- processes -------------------------------------------------------------------------------------
@@ -534,7 +472,7 @@ def test_a_stopped_run_leaves_no_processes_behind(tmp_path, stop):
     run = subprocess.Popen(
         words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    records = tmp_path / "run" / "tasks" / "records" / "c"
+    records = tmp_path / "run" / "tasks"
     deadline = time.monotonic() + 120
     while not (records.exists() and any(records.rglob("*"))):  # workers are at work
         assert run.poll() is None, run.stderr.read()
@@ -554,7 +492,7 @@ def test_a_stopped_run_leaves_no_processes_behind(tmp_path, stop):
         assert told.strip().splitlines() == [
             "stopped; what is done is in run; run the same command again to resume"
         ]
-        assert not Store.open(tmp_path / "run").dataset().attrs["complete"]
+        assert not RunFolder.open(tmp_path / "run").dataset().attrs["complete"]
 
 
 INTERRUPTIBLE = (
@@ -595,7 +533,7 @@ def test_further_signals_disturb_no_stop(tmp_path, stops, delay):
     run = subprocess.Popen(
         words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    records = tmp_path / "run" / "tasks" / "records" / "c"
+    records = tmp_path / "run" / "tasks"
     deadline = time.monotonic() + 120
     while not (records.exists() and any(records.rglob("*"))):
         assert run.poll() is None, run.stderr.read()
@@ -610,7 +548,7 @@ def test_further_signals_disturb_no_stop(tmp_path, stops, delay):
     assert told.strip().splitlines() == [
         "stopped; what is done is in run; run the same command again to resume"
     ]
-    assert "damaged" not in set(Store.open(tmp_path / "run").states().values())
+    assert "damaged" not in set(RunFolder.open(tmp_path / "run").states().values())
 
 
 # --- specs ----------------------------------------------------------------------------------------

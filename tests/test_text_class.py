@@ -323,7 +323,7 @@ def test_the_command_takes_a_classifier_and_files_without_model_type(folder, tmp
         "class",
         "layers",
     )
-    spec = json.loads(xr.open_zarr(tmp_path / "out" / "run.zarr").attrs["spec"])
+    spec = json.loads(xr.open_dataset(tmp_path / "out" / "run", engine="uturn").attrs["spec"])
     tokenizers = {probe["type"]: probe.get("tokenizer") for probe in spec["probes"]}
     assert tokenizers["text_class"] == tokenizers["text_layers"] == str(folder / "letters")
     with_line, without = (

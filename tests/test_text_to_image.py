@@ -22,7 +22,7 @@ from uturn.measures.strengths import strength_of
 from uturn.networks.images.options import read_prompts
 from uturn.networks.images.prompted import PromptedUNet
 from uturn.presets import ImageOptions
-from uturn.store.record import Store
+from uturn.store.run_folder import RunFolder
 
 pytest.importorskip("transformers")
 
@@ -254,7 +254,7 @@ def test_texts_are_encoded_once(folders, data, prompts, monkeypatch):
 
 
 def test_prompts_are_part_of_the_identity_of_a_run(folders, data, prompts, tmp_path):
-    store = str(tmp_path / "run.zarr")
+    store = str(tmp_path / "run")
     ut.run(options(folders["sd"], data, prompt=str(prompts)).experiment(), store)
     prompts.write_text("a cat\na dog\na dog\n")
     with pytest.raises(ValueError, match="weights or data of backward"):
@@ -271,8 +271,8 @@ def test_prompts_are_part_of_the_identity_of_a_run(folders, data, prompts, tmp_p
 def test_generated_originals_have_the_prompts_of_their_items(folders, prompts):
     backward = options(folders["sd"], "generated", prompt=str(prompts)).experiment().parts.backward
     assert backward.describe().count("3 prompts of prompts.txt") == 1
-    assert backward.generated_labels(np.arange(3)).tolist() == [0, 1, 0]
-    assert backward.num_labels() is None
+    assert backward.prior().conditions(np.arange(3)).tolist() == [0, 1, 0]
+    assert backward.prior().num_labels is None
 
 
 # --- whole runs -----------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def test_from_the_command_line(folders, data, tmp_path, kind):
     more = ["--prompt", "a cat", "--no-compare-labels", "--workers", "1", "--out", str(out)]
     done = CliRunner().invoke(app, [*command, *sizes, *more])
     assert done.exit_code == 0, done.output
-    ds = Store.open(out / "run.zarr").dataset()
+    ds = RunFolder.open(out / "run").dataset()
     assert (out / "study.png").is_file()
     words = ds.attrs["description"]
     assert "with the prompt 'a cat'" in words

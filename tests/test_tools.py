@@ -193,7 +193,7 @@ def without_folder(place, name):
         if file.endswith(".json"):
             (results / file).write_text('{"format": "of a tool"}')
             Image.new("RGB", (3, 3)).save((results / file).with_suffix(".png"))
-    ut.readings({"same": np.ones((3, 4))}, [0.1, 0.5, 0.9], store=results / "run.zarr")
+    ut.readings({"same": np.ones((3, 4))}, [0.1, 0.5, 0.9], store=results / "run")
     part = {
         idea: {"type": kind}
         for idea, kinds in tool.parts.items()
@@ -204,7 +204,7 @@ def without_folder(place, name):
     def change(root):  # the store of a run with parts of this tool
         root["attributes"]["spec"] = json.dumps(json.loads(root["attributes"]["spec"]) | part)
 
-    forge(results / "run.zarr", change)
+    forge(results / "run", change)
     (results / "chi.json").write_text("{")  # a damaged figure is still told
     Image.new("RGB", (3, 3)).save(results / "chi.png")
     shutil.copytree(ROOT, place / "src" / "uturn", ignore=shutil.ignore_patterns("__pycache__"))

@@ -10,10 +10,11 @@ import pytest
 import uturn as ut
 from enumeration import drawn_as
 from tiny_language import TableDenoiser
-from uturn.core.protocols import Noisy
+from uturn.core.protocols import Channel, Noisy
 from uturn.core.random import keys
 from uturn.corruption import unmasking
 from uturn.corruption.denoising import ExactDenoiser, denoise
+from uturn.corruption.sampling import SymbolLaw
 from uturn.corruption.unmasking import Decoder, law_of, unmask
 
 V, D = TableDenoiser.V, TableDenoiser.D
@@ -90,7 +91,7 @@ def test_equal_confidences_are_kept_from_left_to_right(count):
     belief = np.array([[2, 1, 1], [1, 2, 1], [1, 1, 2]], np.float32) / 4
 
     decoder = Decoder("confidence", temperature=0.5)
-    weights = decoder.weights(belief) / decoder.weights(belief).sum(-1, keepdims=True)
+    weights = decoder.law.weights(belief) / decoder.law.weights(belief).sum(-1, keepdims=True)
     expected = {}
     for drawn in product(range(V), repeat=3):
         kept = sorted(range(3), key=lambda k: (-belief[k, drawn[k]], k))[:count]
@@ -98,8 +99,10 @@ def test_equal_confidences_are_kept_from_left_to_right(count):
         expected[state] = expected.get(state, 0.0) + np.prod(
             [weights[k, drawn[k]] for k in range(3)]
         )
-    states, chances = unmasking._next(decoder, np.full((1, 3), -1), np.ones(1), belief[None], count)
-    assert dict(zip(map(tuple, states.tolist()), chances, strict=True)) == pytest.approx(
+    start = unmasking.PartialStrings(np.full((1, 3), -1), np.ones(1))
+    reached = unmasking._next(decoder.sampler, start, belief[None], count)
+    strings = map(tuple, reached.values.tolist())
+    assert dict(zip(strings, reached.probabilities, strict=True)) == pytest.approx(
         expected, abs=1e-12
     )
 
@@ -166,7 +169,7 @@ def test_top_p_keeps_the_fewest_symbols_that_reach_p(p):
             (some for some in sets if belief[some].sum() >= p),
             key=lambda some: (len(some), -belief[some].sum()),
         )
-        weights = Decoder(top_p=p).weights(belief)
+        weights = SymbolLaw(top_p=p).weights(belief)
         assert np.flatnonzero(weights).tolist() == expected
         np.testing.assert_array_equal(weights[expected], belief[expected])
 
@@ -249,3 +252,41 @@ def test_decoders_are_for_masked_strings():
         ),
     ):
         ut.run(ut.Experiment.from_dict(spec("uniform", temperature=0.5)))
+
+
+class Hidden(Channel):
+    """Hides symbols as `Masking` does, and says so; it inherits nothing from it."""
+
+    kinds = ("strings",)
+    unit = "hidden share"
+    max_noise = 1.0
+    masks = True
+    is_reversible = True
+    misread = -25.0
+
+    def corrupt(self, leaves, noise, keys):
+        noisy = ut.Masking().corrupt(leaves, noise, keys)
+        return Noisy(noisy.values, np.full(len(leaves), float(noise)))
+
+    def log_evidence(self, noisy, dtype=None):
+        return ut.Masking().log_evidence(noisy, dtype)
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        {"order": "entropy"},
+        {"order": "blocks", "block": 2, "causal": True},
+        {"order": "analytic", "steps": 4},
+        {"order": "random", "steps": 4, "remask": "rescale", "eta": 0.5},
+    ],
+)
+def test_decoders_undo_a_corruption_of_ones_own_that_masks(decoder):
+    """It masks what `Masking` masks, so the same strings are drawn, also by samplers in time."""
+    table = {**spec(**decoder), "items": 20, "probes": [{"type": "tree_nodes"}]}
+    masked = ut.run(ut.Experiment.from_dict(table))
+    table["corruption"] = {"type": f"{__name__}:Hidden", "noise": [0.6]}
+    hidden = ut.run(ut.Experiment.from_dict(table))
+    for name in masked.data_vars:
+        np.testing.assert_array_equal(masked[name].values, hidden[name].values)
+    assert any((masked[name].values != masked[name].values.flat[0]).any() for name in masked)

@@ -72,7 +72,7 @@ def readings(out, items, steps, levels):
         1,
         steps,
         levels,
-        f"{out}/planted.zarr",
+        f"{out}/planted",
     )
     change = run.image.values - normal[:, None]  # (noise, item, trajectory, channel, row, column)
     sides, pixels = (images - normal)[:, None], (-3, -2, -1)
@@ -159,7 +159,7 @@ def main(out="results/anomalies", items=60, steps=20, levels=STEPS_BACK):
         4,
         steps,
         levels,
-        f"{out}/normal.zarr",
+        f"{out}/normal",
     )
     study = ut.study(normal)
     choice = ut.choose(run, "rest", keep=KEEP, lose={"left": LOSE}, by="side")

@@ -63,13 +63,13 @@ def readings(out, items, steps, epsilon, levels):
     Path(out).mkdir(parents=True, exist_ok=True)
     images = perturbed(ut.fashion_mnist.load_test_set()[0][:items], epsilon)
     np.save(f"{out}/perturbed.npy", images)
-    clean = measure({"type": "fashion_mnist"}, items, steps, levels, f"{out}/clean.zarr")
+    clean = measure({"type": "fashion_mnist"}, items, steps, levels, f"{out}/clean")
     moved = measure(
         {"type": "array", "path": f"{out}/perturbed.npy"},
         items,
         steps,
         levels,
-        f"{out}/perturbed.zarr",
+        f"{out}/perturbed",
     )
     # (noise, item), the same at each noise.
     fooled = moved.original_class.values != clean.original_class.values

@@ -34,7 +34,7 @@ def measure(out, items, steps, levels, reference):
             "backward": {"type": "diffusion", "steps": steps},
             "probes": [{"type": "network_layers", "reference": reference}],
         }),
-        f"{out}/run.zarr",
+        f"{out}/run",
         progress=True,
     )  # fmt: skip
 

@@ -175,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", type=Path, help="folder with run.zarr")
+    parser.add_argument("results", type=Path, help="folder with run")
     parser.add_argument("picture", type=Path, help="file to write, .png or .pdf")
     parser.add_argument(
         "--classes", type=Path, help="text file with the name of each class on a line"
@@ -186,7 +186,7 @@ def main() -> None:
     options = parser.parse_args()
     names = options.classes.read_text().split() if options.classes else []
     save_figure(
-        draw_figure(xr.open_zarr(options.results / "run.zarr"), options.text, names),
+        draw_figure(xr.open_dataset(options.results / "run", engine="uturn"), options.text, names),
         options.picture,
     )
 

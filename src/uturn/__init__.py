@@ -119,5 +119,5 @@ _NAMES = {
 _get, __dir__, _HOMES = lazy(__name__, _NAMES)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     return [*_HOMES, *names_of_tools(__name__)] if name == "__all__" else _get(name)

@@ -53,10 +53,10 @@ def changed_runs(spec: Spec, out: Out, *, running: Running) -> None:
     experiment = Experiment.from_dict(
         {**table, "probes": [*table["probes"], {"type": "changed_runs"}]}
     )
-    datasets = runs_into(out, {"run.zarr": experiment}, running)
+    datasets = runs_into(out, {"run": experiment}, running)
     if datasets is None:
         return
-    lengths = datasets["run.zarr"].run_length
+    lengths = datasets["run"].run_length
     means = lengths.mean([dim for dim in lengths.dims if dim != "noise"])
     with output_folder("out", out) as folder:
         write_json(
@@ -64,7 +64,7 @@ def changed_runs(spec: Spec, out: Out, *, running: Running) -> None:
             {"noise": means.noise.values.tolist(), "length": means.values.tolist()},
         )
         folder.push(FILE)
-    write_study(datasets["run.zarr"], out, title="Runs of changed leaves")
+    write_study(datasets["run"], out, title="Runs of changed leaves")
     end(out, [], files=[FILE])
 
 

@@ -4,8 +4,7 @@ denoiser of single leaves.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -13,13 +12,15 @@ from pydantic import Field, model_validator
 from uturn.core.checks import expect
 from uturn.core.files import cached_while_unchanged
 from uturn.core.inputs import File
-from uturn.core.protocols import Backward, Corruption, Spec
+from uturn.core.protocols import Backward, Corruption, Reconstructions, Source, Spec
 from uturn.core.random import Purpose, Streams
-from uturn.corruption import UniformReplacement
-from uturn.corruption.denoising import Denoiser, ExactDenoiser, Reverse, check_channel, denoise
-from uturn.corruption.unmasking import Decoder, unmask
+from uturn.corruption.denoising import Denoiser, ExactDenoiser, check_channel, denoise
+from uturn.corruption.unmasking import Decoder
 from uturn.networks.texts.options import DecoderOptions
-from uturn.sources.strings import NoisyStrings
+from uturn.sources.strings import NoisyStrings, StringSource
+
+if TYPE_CHECKING:
+    from uturn.core.experiment import Experiment
 
 
 class ExactPosterior(Spec, Backward):
@@ -40,22 +41,27 @@ class ExactPosterior(Spec, Backward):
     adds_trajectories: ClassVar[bool] = True
     type: Literal["exact"] = "exact"
 
-    def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> Any:
+    def reconstruct(
+        self,
+        noisy: Any,  # noisy data of any kind with `posterior_draws`
+        streams: Streams,
+        clones: int = 1,
+    ) -> Reconstructions:
         return noisy.posterior_draws(streams, clones)
 
-    def missing(self, experiment: Any) -> dict[str, str]:
+    def missing(self, experiment: Experiment) -> dict[str, str]:
         """No reconstruction is missing; ValueError if a measurement has no exact posterior."""
-        source, corruption = experiment.parts.source, experiment.parts.corruption
+        source = experiment.parts.source
+        corruption = experiment.parts.corruption
         if corruption.process == "operator":
             block = next(iter(source.blocks(np.arange(1), experiment.seed, 1)))
             for noise in experiment.noise:
-                corruption.observe(
-                    block, noise, Streams(experiment.seed, block.items, noise)
-                ).posterior(0)
+                streams = Streams(experiment.seed, block.items, noise)
+                corruption.observe(block, noise, streams).posterior(0)
         return {}
 
 
-class StringDenoiser(DecoderOptions, Spec, Backward):
+class StringDenoiser(DecoderOptions, Spec, Backward[NoisyStrings]):
     """Reverse process of a Bayesian channel of strings, with a denoiser of single leaves
     (`uturn.corruption.denoising.denoise`).
 
@@ -91,68 +97,42 @@ class StringDenoiser(DecoderOptions, Spec, Backward):
         return self.decoder != Decoder(steps=self.steps)
 
     def describe(self) -> str:
-        return self.decoder.description + self.decoder.warning if self._reveals else ""
+        if not self._reveals:
+            return ""
+        return self.decoder.description + self.decoder.warning
 
     def reconstruct(
         self, noisy: NoisyStrings, streams: Streams, clones: int = 1
     ) -> dict[int, np.ndarray]:
-        denoiser = (
-            ExactDenoiser(noisy.rhm, noisy.channel)
-            if self.model == "exact"
-            else self._learned(noisy.channel)
-        )
         keys = streams.keys(Purpose.DENOISING, clones)
-        reverse = reverse_process(self.decoder, noisy.channel) if self._reveals else None
-        strings = denoise(denoiser, noisy.repeated(clones), self.steps, keys, reverse)
+        sampler = self.decoder.sampler_for(noisy.channel) if self._reveals else None
+        denoiser = self._denoiser(noisy)
+        strings = denoise(denoiser, noisy.repeated(clones), self.steps, keys, sampler)
         return noisy.parsed(strings, len(streams.items), keys)
 
-    def check(self, source: Any, corruption: Corruption) -> None:
+    def check(self, source: Source, corruption: Corruption) -> None:
         check_channel(corruption)
         if self._reveals:
-            reverse_process(self.decoder, corruption)
-        if self.model != "exact":
-            denoiser = self._learned(corruption)
-            sizes, takes = (
-                (source.num_leaves, source.vocab_size),
-                (
-                    denoiser.num_leaves,
-                    denoiser.vocab_size,
-                ),
-            )
-            expect(
-                sizes == takes,
-                "leaves and symbols of the strings",
-                sizes,
-                f"{takes}, as those of model = {self.model!r}",
-            )
+            self.decoder.sampler_for(corruption)
+        if self.model == "exact" or not isinstance(source, StringSource):
+            return
+        denoiser = self._learned(corruption)
+        sizes = (source.num_leaves, source.vocab_size)
+        expected = (denoiser.num_leaves, denoiser.vocab_size)
+        of_model = f"{expected}, as those of model = {self.model!r}"
+        expect(sizes == expected, "leaves and symbols of the strings", sizes, of_model)
 
-    def _learned(self, corruption: Any) -> Denoiser:
+    def _denoiser(self, noisy: NoisyStrings) -> Denoiser:
+        if self.model == "exact":
+            return ExactDenoiser(noisy.rhm, noisy.channel)
+        return self._learned(noisy.channel)
+
+    def _learned(self, corruption: Corruption) -> Denoiser:
         denoiser = _learned_denoiser(self.model)
         undone = denoiser.corruption
-        expect(
-            undone == corruption,
-            "corruption",
-            corruption,
-            f"{undone!r}, which the model {self.model!r} undoes",
-        )
+        expected = f"{undone!r}, which the model {self.model!r} undoes"
+        expect(undone == corruption, "corruption", corruption, expected)
         return denoiser
-
-
-def reverse_process(decoder: Decoder, corruption: Any) -> Reverse:
-    """The reverse process of a channel with a decoder; ValueError if the decoder is not for this
-    channel.
-    """
-    if getattr(corruption, "masks", False):
-        return partial(unmask, decoder=decoder)
-    steps, euler = decoder.steps or 1, decoder.order == "euler"
-    if isinstance(corruption, UniformReplacement) and decoder == Decoder(
-        "euler" if euler else "analytic", steps
-    ):
-        return lambda denoiser, noisy, keys: corruption.reverse(denoiser, noisy, steps, keys, euler)
-    raise ValueError(
-        f"corruption = {corruption!r}: expected Masking(), or a corruption with masks = True, for"
-        f" {decoder.description}; leave its options out"
-    )
 
 
 @cached_while_unchanged(files=lambda path: [path], maxsize=4)

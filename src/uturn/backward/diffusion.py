@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -15,6 +18,7 @@ from uturn.core.files import cached_while_unchanged
 from uturn.core.findings import Finding
 from uturn.core.imports import is_import_path
 from uturn.core.pieces import Pieces
+from uturn.core.prior import Prior
 from uturn.core.protocols import Corruption, Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.diffusion import ForwardDiffusion, check_diffusion
@@ -147,41 +151,16 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
             classes = None if rows is None else torch.from_numpy(rows).to(reverse.device)
             return list(check_denoiser(network, scheduler, clean, classes, pieces, is_half))
 
-    def chain(self, steps: int) -> DiffusionModel:
-        """The model with another number of reverse steps."""
-        return self.model_copy(update={"steps": steps})
-
-    def generate(self, keys: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-        """Images of the model, float32 (batch, channels, height, width), from pure noise, one
-        for each random stream.
-        """
-        return self.reverse().generate(keys, labels)
-
-    def generated_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the images of the model."""
-        model = self.reverse().model
-        expected = "one that says how large its images are"
-        expect(model.image_shape and model.state_shape, "model", self.model, expected)
-        return model.image_shape  # type: ignore[return-value]  # checked in the line before
-
     def num_labels(self) -> int | None:
         """Number of classes of the model's label input; None for models without labels."""
         model = self.reverse().model
         return model.num_classes if model.prompts is None else None
 
-    def generated_labels(self, items: np.ndarray) -> np.ndarray | None:
-        """The conditions of drawn originals: classes, or numbers of prompts, in turn."""
-        model = self.reverse().model
-        if model.num_classes is None:
-            return None
-        if model.prompts is None:
-            return items % model.num_classes
-        num_rows = len(model.prompts.rows or (0,))
-        return model.prompts.rows_of(items % num_rows)
-
-    def images_together(self) -> int:
-        """Images in a call of the network."""
-        return self.reverse().batch_size
+    def prior(self, steps: int | None = None) -> DiffusionPrior:
+        """The images that the model draws, by all its reverse steps or by another number of them."""
+        if steps is None:
+            return DiffusionPrior(self)
+        return DiffusionPrior(self.model_copy(update={"steps": steps}))
 
     def files(self) -> list[Path]:
         """The checkpoint, or the files of the model's folder and of the folders in it; and the
@@ -219,6 +198,50 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
 def _no_labels(count: int) -> np.ndarray:
     """Labels of images without labels: -1."""
     return np.full(count, -1)
+
+
+@dataclass(frozen=True)
+class DiffusionPrior(Prior):
+    """The images that a diffusion model draws from pure noise, by all its reverse steps."""
+
+    model: DiffusionModel
+
+    @property
+    def fingerprint(self) -> str:
+        only_execution = set(self.model.execution)
+        options = self.model.model_dump(mode="json", exclude_defaults=True, exclude=only_execution)
+        identity = f"{self.model.fingerprint()} {json.dumps(options, sort_keys=True)}"
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        model = self.model.reverse().model
+        expected = "one that says how large its images are"
+        expect(model.image_shape and model.state_shape, "model", self.model.model, expected)
+        return model.image_shape  # type: ignore[return-value]  # checked in the line before
+
+    @property
+    def num_labels(self) -> int | None:
+        return self.model.num_labels()
+
+    @property
+    def batch_size(self) -> int:
+        return 1 if self.model.wants_processes else self.model.reverse().batch_size
+
+    def draw(self, keys: np.ndarray, items: np.ndarray) -> np.ndarray:
+        return self.model.reverse().generate(keys, self.conditions(items))
+
+    def conditions(self, items: np.ndarray) -> np.ndarray | None:
+        """What each image is conditioned on, in turn: its class, or the number of its prompt. None
+        for a model without conditions.
+        """
+        model = self.model.reverse().model
+        if model.num_classes is None:
+            return None
+        if model.prompts is None:
+            return items % model.num_classes
+        num_rows = len(model.prompts.rows or (0,))
+        return model.prompts.rows_of(items % num_rows)
 
 
 @cached_while_unchanged(maxsize=2)

@@ -23,7 +23,7 @@ from uturn.core.checks import LARGEST, checked_path, expect
 from uturn.core.data import Noisy, Originals
 from uturn.core.files import digest_of_file
 from uturn.core.messages import one_line, shown
-from uturn.core.protocols import Backward, Corruption, Source, Spec
+from uturn.core.protocols import Corruption, FromFiles, Source, Spec
 from uturn.core.random import Streams
 from uturn.core.variables import Axes, Axis
 from uturn.corruption.recorded import Recorded
@@ -80,7 +80,7 @@ _EXPECTED = (
 _RENAME = "{item} must be the name of the original's file without its suffix"
 
 
-class RecordedImages(Spec, Backward):
+class RecordedImages(Spec, FromFiles):
     """Reads the reconstructions of U-turns made elsewhere from image files; no model is run.
 
     The source is the folder of originals (type "images"). Its options `channels` and `size` apply
@@ -102,7 +102,6 @@ class RecordedImages(Spec, Backward):
     kinds: ClassVar[tuple[str, ...]] = ("images",)
     undoes: ClassVar[tuple[str, ...]] = ("recorded",)
     adds_trajectories: ClassVar[bool] = True
-    has_gaps: ClassVar[bool] = True
     type: Literal["recorded"] = "recorded"
     pattern: str
 

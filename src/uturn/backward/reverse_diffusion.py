@@ -428,6 +428,10 @@ class Cohort:
         return len(self.timesteps)
 
     @property
+    def is_done(self) -> bool:
+        return self.step == self.calls
+
+    @property
     def timestep(self) -> torch.Tensor:
         return self.timesteps[self.step]
 

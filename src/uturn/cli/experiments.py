@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,8 +37,7 @@ def run(
         str | None,
         option(
             OUTPUT,
-            "Folder of the zarr store to fill, or URL such as s3://bucket/run; by default run.zarr"
-            " in --out.",
+            "Folder of the store to fill, or URL such as s3://bucket/run; by default run in --out.",
             metavar="STORE",
         ),
     ] = None,
@@ -65,7 +65,7 @@ def run(
 
     Measures what U-turns change at each noise level: the share of unchanged latents at each tree
     level, the similarity in each layer of a network, and the readings of other probes.
-    `xarray.open_zarr(STORE)` opens the results. If the store holds the same experiment with fewer
+    `xarray.open_dataset(STORE, engine="uturn")` opens the results. If the store holds the same experiment with fewer
     items, noise levels or trajectories, it is extended. With --out, the run is then studied, as
     `uturn study STORE --out FOLDER` does.
 
@@ -96,7 +96,7 @@ def run(
     if place.until is not None:
         expect(not changed, "until", place.until, "one experiment; leave out --set")
         return locate_into(store or str(out), experiment, running, place, out)
-    store = store or inside(str(out), "run.zarr")
+    store = store or inside(str(out), "run")
     if changed:
         return _run_sweep(experiment, changed, pairs, store, out, running)
     ds = run_into(store, experiment, running)
@@ -230,6 +230,30 @@ def _print_plan(
 
 
 @command(EXPERIMENTS)
+def export(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a store.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A new file that ends in .zarr or .nc.")
+    ],
+) -> None:
+    """Write the readings of a run as one dataset in zarr or NetCDF, for other programs.
+
+    Readings of tasks that are not done are NaN. In Python, `xarray.open_dataset(STORE,
+    engine="uturn")` opens a run without a copy.
+
+    Example:
+
+    ```
+    uturn export runs/epsilon epsilon.nc
+    ```
+    """
+    from uturn.store.outputs import export_run
+
+    export_run(store, file)
+    console().print(f"written to {file}")
+
+
+@command(EXPERIMENTS)
 def status(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a store.")],
 ) -> None:
@@ -244,24 +268,22 @@ def status(
     uturn status runs/epsilon
     ```
     """
-    from uturn.store.record import Store
+    from uturn.store.run_folder import RunFolder, State
 
-    opened = Store.open(store)
-    for name in opened.labels:
-        opened.coordinate(name)  # ValueError if it is damaged
-    states = {task: state for task, (state, _) in opened.states().items()}
+    opened = RunFolder.open(store)
+    states = {task: progress.state for task, progress in opened.states().items()}
     out = console()
     counts = Counter(states.values())
     summary = [
-        f"{counts['done']} of {len(states)} tasks done",
-        f"{counts['missing']} missing",
-        f"{counts['damaged']} damaged",
+        f"{counts[State.done]} of {len(states)} tasks done",
+        f"{counts[State.missing]} missing",
+        f"{counts[State.damaged]} damaged",
     ]
-    if counts["part"]:
-        summary.insert(1, f"{counts['part']} with fewer trajectories than the spec asks for")
+    if counts[State.part]:
+        summary.insert(1, f"{counts[State.part]} with fewer trajectories than the spec asks for")
     out.print(f"{store}: {', '.join(summary)}")
     for task, state in states.items():
-        if state == "damaged":
+        if state == State.damaged:
             items = opened.items(task)
             place = f"noise {opened.noise[task.noise_index]:g}, items {items[0]} to {items[-1]}"
             out.print(f"  damaged: {place}; `uturn run` with the same spec measures it again")
@@ -269,12 +291,12 @@ def status(
         f"{len(opened.noise)} noise levels, {opened.num_items} items, {opened.trajectories}"
         " trajectories"
     )
-    out.print(f"  {', '.join(opened.variables)}: {sizes}")
-    out.print(json.dumps(opened.spec, indent=1, ensure_ascii=False))
+    out.print(f"  {', '.join(opened.file.variables)}: {sizes}")
+    out.print(json.dumps(opened.attributes["spec"], indent=1, ensure_ascii=False))
     say_next(
         run=(
             ("report", store)
-            if counts["done"] == len(states)
+            if counts[State.done] == len(states)
             else ("run", "SPEC", "--store", store)
         )
     )

@@ -21,6 +21,8 @@ from uturn.paper.registry import FIGURES, ORDER, PAPER_FIGURES, load_figure
 
 
 class Scale(StrEnum):
+    """Size of the runs of a figure."""
+
     smoke = "smoke"
     paper = "paper"
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 
@@ -68,6 +68,13 @@ class Machines:
         None, CLUSTER, "GPUs of each worker; by default 1 for networks if the cluster has any."
     )
 
+    @property
+    def processes(self) -> int | Literal["auto"] | None:
+        """The argument `workers` of `uturn.run`."""
+        if self.workers is None and self.cluster is None:
+            return "auto"
+        return self.workers
+
     def on_cluster(self) -> dict[str, Any]:
         each = self.cpus_per_worker, self.gpus_per_worker
         expect(
@@ -109,11 +116,10 @@ class Running(Machines):
             self.shard,
             "i/n, such as 2/8",
         )
-        options: dict[str, Any] = {
-            name: getattr(self, name) for name in ("resume", "workers", "accept_changes")
-        }
         return {
-            **options,
+            "resume": self.resume,
+            "workers": self.processes,
+            "accept_changes": self.accept_changes,
             "shard": (int(number), int(shares)),
             "progress": True,
             **self.on_cluster(),

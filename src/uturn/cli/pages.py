@@ -23,7 +23,7 @@ def study(
         typer.Argument(
             metavar="STORE",
             help=(
-                "Finished stores of any command that runs U-turns, folders with a `run.zarr`, or"
+                "Finished stores of any command that runs U-turns, folders with a `run`, or"
                 " tables of readings (.csv, "
                 ".tsv, .parquet)."
             ),
@@ -92,7 +92,7 @@ def study(
     ```
     """
     from uturn.pages.results import RESULTS
-    from uturn.store.places import is_url
+    from uturn.store.folders import is_url
     from uturn.studies.paired import remarks_of, table_of
     from uturn.studies.tables import for_terminal
 

@@ -93,7 +93,7 @@ def draw_to(path: Path, draw: Callable[[], Any]) -> None:
 
 def say_next(*, open: str | Path | None = None, run: tuple[str, ...] = ()) -> None:
     """The last line of a command: the file to open, or the command to run, next."""
-    from uturn.store.places import is_url
+    from uturn.store.folders import is_url
 
     if open is None:
         advice = Text(shlex.join(("uturn", *run)), "bold")

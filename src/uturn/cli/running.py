@@ -21,19 +21,9 @@ from uturn.core.messages import visible
 
 
 def run_into(store: str | Path, experiment: uturn.Experiment, running: Running) -> Any:
-    """The dataset of an experiment, run into a store; a run of more than a minute here first
-    tells its cost on stderr.
-    """
-    from uturn.engine.plan import plan
-
-    options = running.arguments()
+    """The dataset of an experiment, run into a store."""
     with resumable(store):
-        if options["shard"] == (1, 1) and running.cluster is None:
-            with suppress(ValueError):  # the run reports the same error
-                cost = plan(experiment, store, workers=running.workers, budget=3.0, least=60.0)
-                for line in cost.lines() if cost is not None else []:
-                    typer.echo(visible(f"uturn: {line}"), err=True)
-        return uturn.run(experiment, store, **options)
+        return uturn.run(experiment, store, **running.arguments())
 
 
 def check_out(out: str, save_images: bool = False, kept: int = 0) -> None:
@@ -106,7 +96,7 @@ def locate_into(
     for line in location.lines():
         console().print(line)
     if out is None:
-        say_next(run=("study", *(inside(folder, f"{name}.zarr") for name in location.runs)))
+        say_next(run=("study", *(inside(folder, name) for name in location.runs)))
     else:
         pages.write_study(location.runs, out, located=location.numbers())
         end(out)
@@ -116,7 +106,7 @@ def locate_into(
 
 def originals_in(out: str) -> str | None:
     """The folder of generated originals in a folder of results; None at a URL."""
-    from uturn.store.places import is_url
+    from uturn.store.folders import is_url
 
     return None if is_url(out) else os.path.abspath(os.path.join(out, "originals"))
 
@@ -141,18 +131,18 @@ def end(
 
 
 def opened(place: str, **of_table: Any) -> Any:
-    """The run in a store, in the `run.zarr` of a folder of results, or in a table of readings
+    """The run in a store, in the folder `run` of a folder of results, or in a table of readings
     with the options `of_table`.
     """
     from uturn.core.files import check_plain
-    from uturn.store.record import open_run
+    from uturn.store.run_folder import open_run
     from uturn.studies.long_form import is_table
     from uturn.studies.readings import read_readings
 
     if is_table(place):
         return read_readings(place, **of_table)
-    inner = Path(place) / "run.zarr"
-    if (Path(place) / "zarr.json").exists() or not inner.is_dir():
+    inner = Path(place) / "run"
+    if not (inner / "run.json").is_file():
         return open_run(place)
     check_plain(inner)  # the folder, perhaps of others, may not lead to a store elsewhere
     return open_run(inner)

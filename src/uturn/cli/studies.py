@@ -40,7 +40,7 @@ def images(
     posterior. --recorded studies images that another program has noised and denoised.
 
     Writes the page `index.html`, `study.png`, `grid.png`, `curves.csv`, `numbers.csv`, `items.csv`
-    (a row for each image) and the run, `run.zarr`. The command can be stopped at any time; running
+    (a row for each image) and the run, `run`. The command can be stopped at any time; running
     it again resumes. Larger numbers of items, levels or trajectories extend the run. Without
     options, the command runs the package's Fashion-MNIST model, in a few minutes.
 
@@ -87,7 +87,7 @@ def text(out: Out = "results/text", *, place: Place, chosen: TextOptions, runnin
     whether reconstructions are draws from the posterior. Numbers have 95 % intervals.
 
     Writes the page `index.html`, `study.png`, `tokens.html` (originals and reconstructions with
-    changes marked), `curves.csv`, `numbers.csv`, `items.csv` and the run, `run.zarr`. The command
+    changes marked), `curves.csv`, `numbers.csv`, `items.csv` and the run, `run`. The command
     can be stopped at any time; running it again resumes. Larger numbers of items, levels or
     trajectories extend the run. Without options, the command runs the package's character model, in
     a few minutes.
@@ -116,14 +116,14 @@ def _study(
     save_images: bool = False,
     **looks: Any,
 ) -> None:
-    """Run an experiment into OUT/run.zarr and study it; nothing is studied while other shares
+    """Run an experiment into OUT/run and study it; nothing is studied while other shares
     have unfinished tasks.
     """
-    datasets = runs_into(out, {"run.zarr": experiment}, running)
+    datasets = runs_into(out, {"run": experiment}, running)
     if datasets is None:
         return
     study = pages.write_study(
-        datasets["run.zarr"], out, source=experiment.parts.source, save_images=save_images, **looks
+        datasets["run"], out, source=experiment.parts.source, save_images=save_images, **looks
     )
     end(
         out,

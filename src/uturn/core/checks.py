@@ -90,7 +90,7 @@ def checked_path(name: str, value: object) -> str:
     return path
 
 
-def checked_array(name: str, value: Any) -> np.ndarray:
+def checked_array(name: str, value: object) -> np.ndarray:
     """`value` as an array of any type, or a ValueError."""
     expect(not np.ma.is_masked(value), name, value, "no masked values; leave out what is missing")
     try:
@@ -99,7 +99,7 @@ def checked_array(name: str, value: Any) -> np.ndarray:
         raise ValueError(f"{name} = {shown(value)}: expected an array") from None
 
 
-def checked_numbers(name: str, value: Any) -> np.ndarray:
+def checked_numbers(name: str, value: object) -> np.ndarray:
     """`value` as float64 numbers whose squares and sums do not overflow, or a ValueError."""
     numbers = checked_array(name, value)
     expect(numbers.dtype.kind in "biuf", name, value, f"real numbers, got dtype {numbers.dtype}")
@@ -110,7 +110,7 @@ def checked_numbers(name: str, value: Any) -> np.ndarray:
     return numbers
 
 
-def checked_noise(noise: Any, most: float, batch: int | None = None) -> np.ndarray:
+def checked_noise(noise: object, most: float, batch: int | None = None) -> np.ndarray:
     """Noise levels as float64, all in [0, most], or a ValueError."""
     try:
         levels = checked_array("noise", noise).astype(float, casting="same_kind")
@@ -124,7 +124,7 @@ def checked_noise(noise: Any, most: float, batch: int | None = None) -> np.ndarr
     return levels
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any) -> Any:  # noqa: ANN401 - a table of any shape
     """Tables and lists with numpy arrays and numbers replaced by Python types, for JSON."""
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import is_dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,11 @@ from uturn.core.messages import shown
 from uturn.core.own_parts import is_own, name_of
 from uturn.core.protocols import Backward, Corruption, Probe, Source, Spec
 from uturn.core.variables import Axes, Axis, Coordinates, Variable
+
+T = TypeVar("T")
+
+_RESERVED = ("noise", "item", "trajectory", "clone", "tasks")
+"""Names of the dims of every result, which a part cannot take."""
 
 
 def checked_blocks(source: Source[O], blocks: Iterable[O], items: np.ndarray) -> list[O]:
@@ -27,61 +32,63 @@ def checked_blocks(source: Source[O], blocks: Iterable[O], items: np.ndarray) ->
     numbers: list[int] = []
     for block in blocks:
         kind = type(block).__name__
-        expect(
-            isinstance(block, Originals),
-            where,
-            kind,
-            "blocks of a class that inherits from uturn.Originals",
-        )
-        shape, batch = np.shape(getattr(block, "data", block.items)), np.shape(block.items)
-        expect(
-            shape[:1] == batch,
-            f"{where}: shape of `data`",
-            shape,
-            f"(batch, ..) with `items` {batch}",
-        )
+        expected = "blocks of a class that inherits from uturn.Originals"
+        expect(isinstance(block, Originals), where, kind, expected)
+        batch = np.shape(block.items)
+        shape = np.shape(getattr(block, "data", block.items))
+        fits = shape[:1] == batch
+        expect(fits, f"{where}: shape of `data`", shape, f"(batch, ..) with `items` {batch}")
         checked.append(read_only(block))
         numbers += np.atleast_1d(block.items).tolist()
         if len(numbers) > len(items):
             break
-    if numbers != items.tolist():
+    requested = items.tolist()
+    if numbers != requested:
         raise ValueError(
-            f"{where}: items = {shown(numbers)}: expected {shown(items.tolist())}, each once and in"
+            f"{where}: items = {shown(numbers)}: expected {shown(requested)}, each once and in"
             " order"
         )
     return checked
 
 
-def read_only(value: Any) -> Any:
+def read_only(value: T) -> T:
     """A block or noisy data whose numpy arrays, also those in its tables and dataclasses, are
     read-only views.
     """
+    copied: Any = value
     if isinstance(value, np.ndarray):
-        value = value.view()
-        value.flags.writeable = False
-    elif isinstance(value, dict):
-        return {key: read_only(entry) for key, entry in value.items()}
-    elif isinstance(value, list | tuple):
-        parts = map(read_only, value)
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    elif not isinstance(value, type):
-        members = {
-            name: x
-            for name, x in attributes(value).items()
-            if isinstance(x, np.ndarray | dict) or is_dataclass(x)
-        }
-        value = copy(value) if members else value
-        for name, member in members.items():
-            object.__setattr__(value, name, read_only(member))  # works for frozen dataclasses, too
-    return value
+        copied = value.view()
+        copied.flags.writeable = False
+        return copied  # type: ignore[no-any-return]  # of the type of `value`, as below
+    if isinstance(value, dict):
+        copied = {key: read_only(entry) for key, entry in value.items()}
+        return copied  # type: ignore[no-any-return]
+    if isinstance(value, list | tuple):
+        entries = [read_only(entry) for entry in value]
+        is_namedtuple = hasattr(value, "_fields")
+        copied = type(value)(*entries) if is_namedtuple else type(value)(entries)
+        return copied  # type: ignore[no-any-return]
+    if isinstance(value, type):
+        return value
+    members = {}
+    for name, member in attributes(value).items():
+        if isinstance(member, np.ndarray | dict) or is_dataclass(member):
+            members[name] = member
+    if members:
+        copied = copy(value)
+    for name, member in members.items():
+        object.__setattr__(copied, name, read_only(member))  # works for frozen dataclasses, too
+    return copied  # type: ignore[no-any-return]
 
 
-def attributes(value: Any) -> dict[str, Any]:
+def attributes(value: object) -> dict[str, Any]:
     """The attributes of an object: those of its `__dict__` and of its slots."""
-    state = object.__getstate__(value)
-    # (attributes, slots), or attributes alone.
-    tables = state if isinstance(state, tuple) else (state,)
-    return {name: attribute for table in tables for name, attribute in (table or {}).items()}
+    state: Any = object.__getstate__(value)
+    tables = state if isinstance(state, tuple) else (state,)  # attributes and slots, or one table
+    members: dict[str, Any] = {}
+    for table in tables:
+        members |= table or {}
+    return members
 
 
 def undoes(backward: Backward, corruption: Corruption) -> bool:
@@ -96,25 +103,19 @@ def checked_reconstructions(
 ) -> Reconstructions:
     """Reconstructions of a backward, `draws` for each item, read-only."""
     where = f"{name_of(backward, 'backward')}.reconstruct"
-    arrays = (
-        list(reconstructions.values())
-        if isinstance(reconstructions, Mapping)
-        else [reconstructions]
-    )
-    for array in arrays or [None]:
+    arrays = [reconstructions]
+    if isinstance(reconstructions, Mapping):
+        arrays = list(reconstructions.values()) or [None]
+    expected = f"shape ({items}, {draws}, ..): items, draws, .."
+    for array in arrays:
         shape = tuple(getattr(array, "shape", ()))
-        expect(
-            shape[:2] == (items, draws),
-            where,
-            shape or array,
-            f"shape ({items}, {draws}, ..): items, draws, ..",
-        )
+        expect(shape[:2] == (items, draws), where, shape or array, expected)
     return read_only(reconstructions)
 
 
 def checked_readings(
     label: str,
-    readings: Any,
+    readings: Mapping[str, np.ndarray],
     declared: Mapping[str, Variable],
     sizes: Mapping[str, int],
     items: int,
@@ -125,42 +126,39 @@ def checked_readings(
     `sizes`: lengths of all dims except noise and item.
     """
     where = f"{label}.read"
-    checked: dict[str, np.ndarray] = {}
-    clones = sizes.get("clone", 1)
     _check_twins(label, readings, declared)
-    expect(
-        set(readings) == set(declared),
-        where,
-        list(readings),
-        f"{', '.join(declared)}, as `variables` declares",
-    )
-    for name, variable in declared.items():
-        values = _array(f"{where}: {name}", readings[name])
-        dims = tuple(dim for dim in variable.dims[1:] if dim != "clone")
-        draws = sizes["trajectory"] * (clones if "clone" in variable.dims else 1)
-        shape = (items, *(draws if dim == "trajectory" else sizes[dim] for dim in dims[1:]))
-        expect(
-            values.shape == shape,
-            f"{where}: shape of {name}",
-            values.shape,
-            f"{shape}, its dims {dims}",
-        )
-        expect(
-            values.dtype.kind in "biuf",
-            f"{where}: dtype of {name}",
-            str(values.dtype),
-            "real numbers",
-        )
-        with np.errstate(over="ignore"):
-            is_finite = not np.isinf(values.astype(np.float32)).any()
-        expect(
-            is_finite,
-            f"{where}: {name}",
-            np.inf,
-            "numbers that are finite in float32, NaN where there is none",
-        )
-        checked[name] = values.reshape(items, *(sizes[dim] for dim in variable.dims[2:]))
-    return checked
+    expected = f"{', '.join(declared)}, as `variables` declares"
+    expect(set(readings) == set(declared), where, list(readings), expected)
+    return {
+        name: _checked_reading(f"{where}: ", name, readings[name], variable, sizes, items)
+        for name, variable in declared.items()
+    }
+
+
+def _checked_reading(
+    where: str,
+    name: str,
+    reading: np.ndarray,
+    variable: Variable,
+    sizes: Mapping[str, int],
+    items: int,
+) -> np.ndarray:
+    """Readings of one variable, (items, ..) with its dims in `sizes`."""
+    values = _array(f"{where}{name}", reading)
+    read_dims = tuple(dim for dim in variable.dims[1:] if dim != "clone")
+    lengths = dict(sizes)
+    if "clone" in variable.dims:  # a probe reads all draws of an item along one axis
+        lengths["trajectory"] *= sizes.get("clone", 1)
+    shape = (items, *(lengths[dim] for dim in read_dims[1:]))
+    fits = values.shape == shape
+    expect(fits, f"{where}shape of {name}", values.shape, f"{shape}, its dims {read_dims}")
+    is_real = values.dtype.kind in "biuf"
+    expect(is_real, f"{where}dtype of {name}", str(values.dtype), "real numbers")
+    with np.errstate(over="ignore"):
+        is_finite = not np.isinf(values.astype(np.float32)).any()
+    expected = "numbers that are finite in float32, NaN where there is none"
+    expect(is_finite, f"{where}{name}", np.inf, expected)
+    return values.reshape(items, *(sizes[dim] for dim in variable.dims[2:]))
 
 
 def _check_twins(label: str, readings: Collection[str], declared: Mapping[str, Variable]) -> None:
@@ -175,38 +173,27 @@ def _check_twins(label: str, readings: Collection[str], declared: Mapping[str, V
 
 
 def checked_variables(
-    label: str, variables: Any, own_dims: Mapping[str, Any]
+    label: str, variables: Mapping[str, Variable], own_dims: Collection[str]
 ) -> dict[str, Variable]:
     """The variables that a probe declares; ValueError for names, dims or types that are not
     allowed.
     """
-    where, known = f"{label}.variables", ("trajectory", *own_dims)
+    where = f"{label}.variables"
+    allowed = ("trajectory", *own_dims)
     for name, variable in variables.items():
         _check_name(where, name)
         dims = variable.dims
-        is_known = (
-            dims[:2] == ("noise", "item")
-            and set(dims[2:]) <= set(known)
-            and len(set(dims)) == len(dims)
-        )
-        expected = f"('noise', 'item', ..), then some of {known}; `coordinates` adds dims"
-        expect(is_known, f"{where}: dims of {name}", dims, expected)
-        is_both, has_twin = (
-            variable.symmetric and variable.ranked,
-            variable.symmetric or variable.ranked,
-        )
-        expect(
-            not is_both,
-            f"{where}: {name}: symmetric and ranked",
-            True,
-            "a comparison of two data, or a reading of one",
-        )
-        expect(
-            "trajectory" in dims or not has_twin,
-            f"{where}: dims of {name}",
-            dims,
-            "'trajectory', for symmetric and ranked",
-        )
+        begins = dims[:2] == ("noise", "item")
+        fits = begins and set(dims[2:]) <= set(allowed) and len(set(dims)) == len(dims)
+        expected = f"('noise', 'item', ..), then some of {allowed}; `coordinates` adds dims"
+        expect(fits, f"{where}: dims of {name}", dims, expected)
+        is_both = variable.symmetric and variable.ranked
+        expected = "a comparison of two data, or a reading of one"
+        expect(not is_both, f"{where}: {name}: symmetric and ranked", True, expected)
+        has_twin = variable.symmetric or variable.ranked
+        fits = "trajectory" in dims or not has_twin
+        expected = "'trajectory', for symmetric and ranked"
+        expect(fits, f"{where}: dims of {name}", dims, expected)
         variable.check(f"{where}: {name}: ")
     return dict(variables)
 
@@ -223,14 +210,27 @@ def bound_probe(probe: Probe, source: Source, index: int) -> Probe:
     return bound
 
 
-class Declared(NamedTuple):
-    """Declaration of a probe: its name in messages, its variables, and the coordinates of its
-    dims.
-    """
+@dataclass(frozen=True)
+class Declared:
+    """What a probe declares."""
 
     label: str
+    """Name of the probe in messages."""
     variables: dict[str, Variable]
     dims: dict[str, np.ndarray]
+    """Coordinates of the dims that the probe adds: {dim: values}."""
+
+    def renamed(self, names: Mapping[str, str]) -> Declared:
+        """The declaration with other names of its dims, {old: new}."""
+        variables = {}
+        for key, variable in self.variables.items():
+            dims = tuple(names.get(dim, dim) for dim in variable.dims)
+            order = variable.order
+            if order is not None:
+                order = names.get(order, order)
+            variables[key] = replace(variable, dims=dims, order=order)
+        dims_of_probe = {names.get(dim, dim): values for dim, values in self.dims.items()}
+        return Declared(self.label, variables, dims_of_probe)
 
 
 def declared_by(probes: Sequence[Probe], source: Source, clones: int) -> list[Declared]:
@@ -241,42 +241,30 @@ def declared_by(probes: Sequence[Probe], source: Source, clones: int) -> list[De
     "changes_distance" beside `network_layers`.
     """
     declarations: list[Declared] = []
-    for i, probe in enumerate(probes):
-        label = name_of(probe, f"probes[{i}]")
-        dims = checked_coordinates(f"{label}.coordinates", probe.coordinates(source), None)
-        variables = checked_variables(label, probe.variables(source), dims)
-        named = {
-            key: replace(variable, probe=probe.probe_name, model=probe.network_name)
-            for key, variable in variables.items()
-        }
-        variables = with_twins(named, clones)
-        twice = [
-            key for key in variables if any(key in earlier.variables for earlier in declarations)
-        ]
-        expect(
-            not twice,
-            "probes: variables of two of them",
-            twice,
-            "different ones; put one probe in an experiment of its own",
-        )
-        declarations.append(Declared(label, variables, dims))
-    measured = {key for declared in declarations for key in declared.variables}
-    for k, (probe, (label, variables, dims)) in enumerate(zip(probes, declarations, strict=True)):
+    measured: set[str] = set()
+    for index, probe in enumerate(probes):
+        declaration = _declaration(probe, source, clones, index)
+        twice = [key for key in declaration.variables if key in measured]
+        expected = "different ones; put one probe in an experiment of its own"
+        expect(not twice, "probes: variables of two of them", twice, expected)
+        measured.update(declaration.variables)
+        declarations.append(declaration)
+    for index, probe in enumerate(probes):
         if isinstance(probe, Spec) and not is_own(probe):
-            kind = probe.type
-            names: dict[Any, str] = {dim: f"{kind}_{dim}" for dim in dims if dim in measured}
-            apart = {
-                key: replace(
-                    one,
-                    dims=tuple(names.get(dim, dim) for dim in one.dims),
-                    order=names.get(one.order, one.order),
-                )
-                for key, one in variables.items()
-            }
-            declarations[k] = Declared(
-                label, apart, {names.get(dim, dim): values for dim, values in dims.items()}
-            )
+            declaration = declarations[index]
+            names = {dim: f"{probe.type}_{dim}" for dim in declaration.dims if dim in measured}
+            declarations[index] = declaration.renamed(names)
     return declarations
+
+
+def _declaration(probe: Probe, source: Source, clones: int, index: int) -> Declared:
+    """What a probe declares, with the twins of its variables."""
+    label = name_of(probe, f"probes[{index}]")
+    dims = checked_coordinates(f"{label}.coordinates", probe.coordinates(source), None)
+    named = {}
+    for key, variable in checked_variables(label, probe.variables(source), dims).items():
+        named[key] = replace(variable, probe=probe.probe_name, model=probe.network_name)
+    return Declared(label, with_twins(named, clones), dims)
 
 
 def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinates:
@@ -284,14 +272,10 @@ def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinat
     same name.
     """
     for name, new in more.items():
-        known = coordinates.get(name, new)
-        same = known.dims == new.dims and np.array_equal(known.values, new.values)
-        expect(
-            same,
-            f"{label}: coordinate",
-            name,
-            "another name, since it exists already with other values",
-        )
+        present = coordinates.get(name, new)
+        is_equal = present.dims == new.dims and np.array_equal(present.values, new.values)
+        expected = "another name, since it exists already with other values"
+        expect(is_equal, f"{label}: coordinate", name, expected)
     return {**coordinates, **more}
 
 
@@ -299,40 +283,51 @@ def with_twins(variables: Mapping[str, Variable], clones: int) -> dict[str, Vari
     """The variables that an experiment stores: those declared, with the dim "clone" if there are
     several, and their twins.
     """
-    together = {}
+    stored: dict[str, Variable] = {}
     for name, variable in variables.items():
-        dims, several = variable.dims, "trajectory" in variable.dims and clones > 1
-        at = dims.index("trajectory") + 1 if several else 0
-        together[name] = replace(
-            variable, dims=(*dims[:at], "clone", *dims[at:]) if several else dims
-        )
-        record = replace(
-            variable,
-            role="record",
-            symmetric=False,
-            ranked=False,
-            start=None,
-            chance=None,
-            twin_of=name,
-        )
-        twins: dict[str, Variable] = {}
-        if variable.symmetric and clones > 1:
-            told = f"{variable.long_name}, compared with the other clones"
-            twins[f"clone_{name}"] = replace(
-                record, twin="clones", dims=together[name].dims, long_name=told
-            )
-        if variable.ranked:
-            told = f"{variable.long_name}, of the original"
-            twins[f"original_{name}"] = replace(record, twin="original", long_name=told)
+        stored[name] = _with_clones(variable, clones)
+        twins = _twins(name, variable, clones)
         for twin in twins:
-            expect(
-                twin not in variables,
-                "probes: variable",
-                twin,
-                f"another name, since it is that of the twin of {name!r}",
-            )
-        together |= twins
-    return together
+            expected = f"another name, since it is that of the twin of {name!r}"
+            expect(twin not in variables, "probes: variable", twin, expected)
+        stored |= twins
+    return stored
+
+
+def _with_clones(variable: Variable, clones: int) -> Variable:
+    """A variable with the dim "clone" after "trajectory", if there are several clones."""
+    dims = variable.dims
+    if clones == 1 or "trajectory" not in dims:
+        return variable
+    end = dims.index("trajectory") + 1
+    return replace(variable, dims=(*dims[:end], "clone", *dims[end:]))
+
+
+def _twins(name: str, variable: Variable, clones: int) -> dict[str, Variable]:
+    """The twins of a variable by their names: its comparison of clones, and its reading of the
+    original.
+    """
+    record = replace(
+        variable,
+        role="record",
+        symmetric=False,
+        ranked=False,
+        start=None,
+        chance=None,
+        twin_of=name,
+    )
+    twins: dict[str, Variable] = {}
+    if variable.symmetric and clones > 1:
+        twins[f"clone_{name}"] = replace(
+            record,
+            twin="clones",
+            dims=_with_clones(variable, clones).dims,
+            long_name=f"{variable.long_name}, compared with the other clones",
+        )
+    if variable.ranked:
+        long_name = f"{variable.long_name}, of the original"
+        twins[f"original_{name}"] = replace(record, twin="original", long_name=long_name)
+    return twins
 
 
 def checked_axes(corruption: Corruption, axes: Axes, count: int) -> dict[str, Axis]:
@@ -340,50 +335,45 @@ def checked_axes(corruption: Corruption, axes: Axes, count: int) -> dict[str, Ax
     `count` values.
     """
     where = f"{name_of(corruption, 'corruption')}.axes"
-    levels = checked_coordinates(where, {name: entry[0] for name, entry in axes.items()}, count)
-    return {name: Axis(values, plain(dict(axes[name][1]))) for name, values in levels.items()}
+    values = {name: axis[0] for name, axis in axes.items()}
+    levels = checked_coordinates(where, values, count)
+    return {name: Axis(levels[name], plain(dict(axis[1]))) for name, axis in axes.items()}
 
 
-def checked_coordinates(where: str, coordinates: Any, count: int | None) -> dict[str, np.ndarray]:
+def checked_coordinates(
+    where: str,
+    coordinates: Mapping[str, Any],
+    count: int | None,
+) -> dict[str, np.ndarray]:
     """Coordinates {name: values along one axis}; ValueError unless they are numbers or text,
     `count` of them if given.
     """
+    length = "length" if count is None else str(count)
     checked = {}
     for name, values in coordinates.items():
         _check_name(where, name)
-        labels = checked[name] = _array(f"{where}: {name}", values)
+        labels = _array(f"{where}: {name}", values)
         fits = labels.ndim == 1 and count in (None, len(labels))
-        expect(
-            fits,
-            f"{where}: shape of {name}",
-            labels.shape,
-            "(length,)" if count is None else f"({count},)",
-        )
-        is_text = labels.dtype.kind == "U" or (
-            labels.dtype.kind == "O" and all(isinstance(x, str) for x in labels)
-        )
-        expect(
-            is_text or labels.dtype.kind in "biuf",
-            f"{where}: dtype of {name}",
-            str(labels.dtype),
-            "numbers or text",
-        )
+        expect(fits, f"{where}: shape of {name}", labels.shape, f"({length},)")
+        allowed = labels.dtype.kind in "biufU" or _are_texts(labels)
+        expect(allowed, f"{where}: dtype of {name}", str(labels.dtype), "numbers or text")
+        checked[name] = labels
     return checked
 
 
-def _array(where: str, values: Any) -> np.ndarray:
-    expect(
-        not isinstance(values, np.ma.MaskedArray),
-        where,
-        "a masked array",
-        "a plain array, with NaN where there is no value",
-    )
+def _are_texts(labels: np.ndarray) -> bool:
+    return labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels)
+
+
+def _array(where: str, values: object) -> np.ndarray:
+    is_masked = isinstance(values, np.ma.MaskedArray)
+    expected = "a plain array, with NaN where there is no value"
+    expect(not is_masked, where, "a masked array", expected)
     return np.asarray(values)
 
 
-def _check_name(where: str, name: Any) -> None:
-    taken = ("noise", "item", "trajectory", "clone", "tasks")
-    allowed = isinstance(name, str) and re.fullmatch(r"[^\W\d]\w*", name) and name not in taken
-    expect(
-        allowed, f"{where}: name", name, f"letters, digits and _, and none of {', '.join(taken)}"
-    )
+def _check_name(where: str, name: object) -> None:
+    is_word = isinstance(name, str) and re.fullmatch(r"[^\W\d]\w*", name)
+    allowed = is_word and name not in _RESERVED
+    expected = f"letters, digits and _, and none of {', '.join(_RESERVED)}"
+    expect(allowed, f"{where}: name", name, expected)

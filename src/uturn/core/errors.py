@@ -34,7 +34,7 @@ class Origin:
 
     @property
     def place(self) -> str:
-        """ " (mine.py, line 12)"; empty if the file is not known."""
+        """File and line in brackets, " (mine.py, line 12)"; empty if the file is not known."""
         return f" ({self.file}, line {self.line})" if self.file else ""
 
     @property

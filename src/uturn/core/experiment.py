@@ -120,28 +120,13 @@ class Experiment(BaseModel):
     """The grid of noise levels. In a table of the corruption it is the key `noise`."""
 
     def __init__(self, /, **spec: Any) -> None:
-        spec = plain(spec)  # numpy arrays and numbers become lists and numbers
-        if isinstance(table := spec.get("corruption"), dict):
-            once = "noise" not in spec or "noise" not in table
-            expect(
-                once, "noise", spec.get("noise"), "levels in one place, here or in corruption.noise"
-            )
-            spec["noise"] = table.pop("noise", spec.get("noise"))
-        if "noise" in spec:
-            spec["noise"] = _levels(spec["noise"])
+        spec = _with_noise(plain(spec))  # numpy arrays and numbers become lists and numbers
         try:
             super().__init__(**spec)
         except ValidationError as error:
             raise ValueError(validation_words(error)) from None
         with noted():
-            built = {
-                idea: as_part(idea, getattr(self, idea))
-                for idea in ("source", "corruption", "backward")
-            }
-            built["probes"] = tuple(
-                as_part("probes", probe, i) for i, probe in enumerate(self.probes)
-            )
-            self.__dict__.update(built)
+            self._build_parts()
             self.parts  # noqa: B018 - a ValueError unless they fit together
         try:
             json.dumps(self.to_dict())
@@ -150,30 +135,32 @@ class Experiment(BaseModel):
                 f"spec: {one_line(error)}; expected plain data: numbers, text, lists, tables"
             ) from None
 
+    def _build_parts(self) -> None:
+        """Build the parts that are given as tables, in the place of the tables."""
+        parts: dict[str, Any] = {}
+        for role in ("source", "corruption", "backward"):
+            parts[role] = as_part(role, getattr(self, role))
+        parts["probes"] = tuple(
+            as_part("probes", probe, index) for index, probe in enumerate(self.probes)
+        )
+        self.__dict__.update(parts)  # the fields are frozen
+
     @model_validator(mode="after")
     def _fits(self) -> Experiment:
-        levels, chunk, draws = (
-            len(self.noise),
-            min(self.chunk, self.items),
-            self.trajectories * self.clones,
+        levels = len(self.noise)
+        chunk = min(self.chunk, self.items)
+        draws = self.trajectories * self.clones
+        draws_of_item = "trajectories" if self.clones == 1 else "trajectories * clones"
+        _check_size(
+            f"chunk * {draws_of_item}",
+            chunk * draws,
+            2**24,
+            "U-turns in a task, which are in memory together",
         )
-        of_each = "trajectories" if self.clones == 1 else "trajectories * clones"
-        for what, number, most, lower in (
-            (
-                f"chunk * {of_each}",
-                chunk * draws,
-                2**24,
-                "U-turns in a task, which are in memory together",
-            ),
-            (
-                "items * noise levels / chunk",
-                -(-self.items // chunk) * levels,
-                2**21,
-                "tasks, which are files",
-            ),
-            (f"items * {of_each} * noise levels", self.items * draws * levels, 2**32, "U-turns"),
-        ):
-            expect(number <= most, what, number, f"at most {most} {lower}; lower one of them")
+        tasks = -(-self.items // chunk) * levels
+        _check_size("items * noise levels / chunk", tasks, 2**21, "tasks, which are files")
+        u_turns = self.items * draws * levels
+        _check_size(f"items * {draws_of_item} * noise levels", u_turns, 2**32, "U-turns")
         return self
 
     @classmethod
@@ -181,12 +168,8 @@ class Experiment(BaseModel):
         """The experiment of a description, tables of plain data; a ValueError names the wrong
         field.
         """
-        expect(
-            isinstance(spec, Mapping),
-            "spec",
-            spec,
-            "a table with source, corruption, backward, probes, items, ..",
-        )
+        expected = "a table with source, corruption, backward, probes, items, .."
+        expect(isinstance(spec, Mapping), "spec", spec, expected)
         return cls(**spec)
 
     @classmethod
@@ -198,10 +181,8 @@ class Experiment(BaseModel):
         try:
             spec = read_table(path)
         except ValueError as error:  # JSONDecodeError, TOMLDecodeError, UnicodeDecodeError
-            raise ValueError(
-                f"{path} is not a valid {'JSON' if path.suffix == '.json' else 'TOML'} file:"
-                f" {error}"
-            ) from None
+            language = "JSON" if path.suffix == ".json" else "TOML"
+            raise ValueError(f"{path} is not a valid {language} file: {error}") from None
         try:
             return cls.from_dict(spec)
         except ValueError as error:
@@ -210,14 +191,10 @@ class Experiment(BaseModel):
             raise ValueError(f"{path}: {error}") from None
 
     def __repr__(self) -> str:
-        source, corruption, backward, *types = (
-            shown(table["type"]) for table in self._tables().values()
-        )
-        probes = ", ".join(types)
-        return (
-            f"Experiment({self._sizes()};\n  {source} -> {corruption} -> {backward}, read by"
-            f" {probes})"
-        )
+        types = [shown(table["type"]) for table in self._tables().values()]
+        u_turn = " -> ".join(types[:3])
+        probes = ", ".join(types[3:])
+        return f"Experiment({self._sizes()};\n  {u_turn}, read by {probes})"
 
     __str__ = __repr__
 
@@ -229,25 +206,24 @@ class Experiment(BaseModel):
             "trajectories": self.trajectories,
             "clones": self.clones,
         }
-        return (
-            ", ".join(f"{name} {number}" for name, number in numbers.items())
-            + f", seed {self.seed}"
-        )
+        sizes = ", ".join(f"{name} {number}" for name, number in numbers.items())
+        return f"{sizes}, seed {self.seed}"
 
     def _repr_html_(self) -> str:
-        def options(table: Mapping[str, Any]) -> str:
-            return ", ".join(
+        rows = []
+        for name, table in self._tables().items():
+            options = [
                 f"{key} = {shown(value)}"
                 for key, value in table.items()
                 if key != "type" and value is not None
-            )
-
-        rows = [(name, table["type"], options(table)) for name, table in self._tables().items()]
-        lowest, highest = min(self.noise), max(self.noise)
+            ]
+            rows.append((name, table["type"], ", ".join(options)))
+        lowest = min(self.noise)
+        highest = max(self.noise)
         u_turns = self.items * len(self.noise) * self.trajectories * self.clones
         note = f"Noise from {lowest:g} to {highest:g}; {u_turns:,} U-turns."
-        table = display.table(("idea", "type", "options"), rows)
-        return display.page(f"Experiment: {self._sizes()}", table, note=note)
+        shown_parts = display.table(("idea", "type", "options"), rows)
+        return display.page(f"Experiment: {self._sizes()}", shown_parts, note=note)
 
     def _given(self) -> dict[str, Any]:
         probes = {f"probes[{k}]": probe for k, probe in enumerate(self.probes)}
@@ -262,16 +238,15 @@ class Experiment(BaseModel):
         return {name: table_of(part) for name, part in self._given().items()}
 
     def _spec(self, tables: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        sizes = {
-            name: getattr(self, name)
-            for name in ("seed", "items", "trajectories", "clones", "chunk")
-        }
         source, corruption, backward, *probes = tables.values()
-        corruption = {**corruption, "noise": list(self.noise)}
         return {
-            **sizes,
+            "seed": self.seed,
+            "items": self.items,
+            "trajectories": self.trajectories,
+            "clones": self.clones,
+            "chunk": self.chunk,
             "source": source,
-            "corruption": corruption,
+            "corruption": {**corruption, "noise": list(self.noise)},
             "backward": backward,
             "probes": probes,
         }
@@ -287,19 +262,11 @@ class Experiment(BaseModel):
         """The fields that determine the results: the spec without execution-only options such as
         the device.
         """
-
-        def fixed(part: Any, table: Mapping[str, Any]) -> dict[str, Any]:
-            inner = (
-                {"of": fixed(part.of, table["of"])} if isinstance(table.get("of"), Mapping) else {}
-            )
-            return {
-                name: value for name, value in table.items() if name not in part.execution
-            } | inner
-
         parts = {str(slot): part for slot, part in self.slots().items()}
-        return self._spec(
-            {name: fixed(parts[name], table) for name, table in self._tables().items()}
-        )
+        tables = {}
+        for name, table in self._tables().items():
+            tables[name] = _without_execution(parts[name], table)
+        return self._spec(tables)
 
     @cached_property
     def hash(self) -> str:
@@ -337,51 +304,43 @@ class Experiment(BaseModel):
 
     def variables(self) -> dict[str, Variable]:
         """The measured variables: {name: Variable}."""
-        return {
-            name: variable
-            for declared in self.declared
-            for name, variable in declared.variables.items()
-        }
+        variables: dict[str, Variable] = {}
+        for declaration in self.declared:
+            variables |= declaration.variables
+        return variables
 
     def coordinates(self) -> Coordinates:
         """Coordinates of the results: {name: (dims, values, attributes)}."""
-        source, corruption = self.parts.source, self.parts.corruption
+        source = self.parts.source
+        corruption = self.parts.corruption
         levels = checked_noise(self.noise, corruption.max_noise)
-        end = {"max": float(corruption.max_noise)} if math.isfinite(corruption.max_noise) else {}
-        coordinates: Coordinates = {
+        about_noise: dict[str, Any] = {"long_name": corruption.unit}
+        if math.isfinite(corruption.max_noise):
+            about_noise["max"] = float(corruption.max_noise)
+        of_run = {
             "item": Coordinate(("item",), np.arange(self.items)),
             "trajectory": Coordinate(("trajectory",), np.arange(self.trajectories)),
-            **(
-                {"clone": Coordinate(("clone",), np.arange(self.clones))} if self.clones > 1 else {}
-            ),
-            "noise": Coordinate(("noise",), levels, {"long_name": corruption.unit, **end}),
         }
+        if self.clones > 1:
+            of_run["clone"] = Coordinate(("clone",), np.arange(self.clones))
+        of_run["noise"] = Coordinate(("noise",), levels, about_noise)
+
         axes = checked_axes(corruption, corruption.axes(levels, source), len(levels))
+        of_noise = {name: Coordinate(("noise",), *axis) for name, axis in axes.items()}
+        coordinates = joined(of_run, "corruption", of_noise)
+
         labels = source.coordinates(self.seed, self.items)
-        items = checked_coordinates(f"{name_of(source, 'source')}.coordinates", labels, self.items)
-        coordinates = joined(
-            coordinates,
-            "corruption",
-            {name: Coordinate(("noise",), *axis) for name, axis in axes.items()},
-        )
-        coordinates = joined(
-            coordinates,
-            "source",
-            {name: Coordinate(("item",), values) for name, values in items.items()},
-        )
-        for label, _, dims in self.declared:
-            coordinates = joined(
-                coordinates,
-                label,
-                {dim: Coordinate((dim,), values) for dim, values in dims.items()},
-            )
+        where = f"{name_of(source, 'source')}.coordinates"
+        labels = checked_coordinates(where, labels, self.items)
+        of_items = {name: Coordinate(("item",), values) for name, values in labels.items()}
+        coordinates = joined(coordinates, "source", of_items)
+
+        for declaration in self.declared:
+            of_probe = {dim: Coordinate((dim,), values) for dim, values in declaration.dims.items()}
+            coordinates = joined(coordinates, declaration.label, of_probe)
         for name in self.variables():
-            expect(
-                name not in coordinates,
-                "probes: variable",
-                name,
-                "another name, since it is that of a coordinate",
-            )
+            expected = "another name, since it is that of a coordinate"
+            expect(name not in coordinates, "probes: variable", name, expected)
         return coordinates
 
     def models(self) -> dict[str, str]:
@@ -399,33 +358,32 @@ class Experiment(BaseModel):
 
     def own_code(self) -> dict[str, Any]:
         """User-defined parts, and user-defined networks of built-in parts."""
-        own = {
-            str(slot): part if is_own(part) else part.own_code()
-            for slot, part in self.slots().items()
-        }
-        return {name: code for name, code in own.items() if code is not None}
+        own: dict[str, Any] = {}
+        for slot, part in self.slots().items():
+            code = part if is_own(part) else part.own_code()
+            if code is not None:
+                own[str(slot)] = code
+        return own
 
     def model_check(self) -> list[Finding]:
         """Suspected faults of networks and images, found on the first originals, and of data
         that the backward reads.
         """
-        source = self.parts.source
+        findings = []
+        for sentence in self.parts.backward.doubts(self):
+            findings.append(Finding(sentence, check=DATA_CHECK))
         checks = [
             part
             for part in self.slots().values()
             if not is_own(part) and hasattr(part, "model_check")
         ]
-        items = np.arange(min(_CHECKED, self.items) if checks else 0)
-        originals = (
-            checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items)
-            if checks
-            else []
-        )
-        findings = [
-            Finding(sentence, check=DATA_CHECK) for sentence in self.parts.backward.doubts(self)
-        ]
-        for part in checks:
-            findings += part.model_check(source, originals)
+        if checks:
+            source = self.parts.source
+            items = np.arange(min(_CHECKED, self.items))
+            blocks = source.blocks(items.copy(), self.seed, self.items)
+            originals = checked_blocks(source, blocks, items)
+            for part in checks:
+                findings += part.model_check(source, originals)
         return findings
 
     @property
@@ -433,33 +391,61 @@ class Experiment(BaseModel):
         """Whether further trajectories can be measured separately: the backward allows it, and
         no variable pools trajectories.
         """
-        pooled = any(
-            "trajectory" not in variable.dims and variable.pooled
+        backward = self.parts.backward
+        if is_own(backward) or not backward.adds_trajectories:
+            return False
+        return not any(
+            variable.pooled and "trajectory" not in variable.dims
             for variable in self.variables().values()
         )
-        return (
-            self.parts.backward.adds_trajectories and not is_own(self.parts.backward) and not pooled
-        )
 
 
-def _levels(noise: Any) -> list[float]:
+def _check_size(quantity: str, number: int, most: int, units: str) -> None:
+    expect(number <= most, quantity, number, f"at most {most} {units}; lower one of them")
+
+
+def _with_noise(spec: dict[str, Any]) -> dict[str, Any]:
+    """A spec with its noise levels in the field `noise`, from the table of the corruption if they
+    stand there.
+    """
+    spec = dict(spec)
+    corruption = spec.get("corruption")
+    if isinstance(corruption, dict) and "noise" in corruption:
+        expected = "levels in one place, here or in corruption.noise"
+        expect("noise" not in spec, "noise", spec.get("noise"), expected)
+        spec["noise"] = corruption["noise"]
+        spec["corruption"] = {key: corruption[key] for key in corruption if key != "noise"}
+    if "noise" in spec or isinstance(corruption, dict):
+        spec["noise"] = _levels(spec.get("noise"))
+    return spec
+
+
+def _levels(noise: object) -> list[float]:
     levels: list[float] = []
-    if isinstance(noise, list) and all(
-        isinstance(x, int | float) and not isinstance(x, bool) for x in noise
-    ):
+    if isinstance(noise, list) and all(_is_number(level) for level in noise):
         with suppress(OverflowError):
-            levels = [float(x) + 0.0 for x in noise]  # -0.0 is 0.0
-    distinct = levels and not any(map(math.isnan, levels)) and len(set(levels)) == len(levels)
-    expect(
-        distinct,
-        "corruption: noise",
-        noise,
-        "a list of different numbers, at least one, none of them NaN or too large",
-    )
+            levels = [float(level) + 0.0 for level in noise]  # -0.0 is 0.0
+    has_nan = any(map(math.isnan, levels))
+    are_different = levels and not has_nan and len(set(levels)) == len(levels)
+    expected = "a list of different numbers, at least one, none of them NaN or too large"
+    expect(are_different, "corruption: noise", noise, expected)
     return levels
 
 
-def checked_experiment(value: Any) -> Experiment:
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _without_execution(part: Part, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of a part without its execution-only options; `of` is the table of a part in it."""
+    fixed = {name: value for name, value in table.items() if name not in part.execution}
+    inner = table.get("of")
+    if isinstance(inner, Mapping):
+        fixed["of"] = _without_execution(part.of, inner)  # type: ignore[attr-defined]
+    return fixed
+
+
+def checked_experiment(value: object) -> Experiment:
     """The argument `experiment` of a function, or a ValueError."""
     if not isinstance(value, Experiment):
         raise ValueError(

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import stat
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
@@ -89,12 +89,12 @@ def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Itera
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
+def write_json(path: str | os.PathLike[str], content: object) -> None:
     """Write plain data, with numpy arrays and numbers, as a JSON file; null for numbers that are
     not finite.
     """
 
-    def finite(value: Any) -> Any:
+    def finite(value: object) -> object:
         if isinstance(value, dict):
             return {key: finite(entry) for key, entry in value.items()}
         if isinstance(value, list):
@@ -107,7 +107,7 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         file.write(text.encode(errors="backslashreplace"))
 
 
-def read_table(path: str | os.PathLike[str]) -> Any:
+def read_table(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401 - what a file holds
     """The content of a TOML or (by the suffix .json) JSON file in UTF-8, with or without a byte
     order mark.
     """
@@ -241,7 +241,7 @@ class _Call:
 class _Same:
     """The key of a part of the user: itself, whatever its class says of equality."""
 
-    def __init__(self, part: Any) -> None:
+    def __init__(self, part: object) -> None:
         self.part = part
 
     def __hash__(self) -> int:
@@ -251,7 +251,7 @@ class _Same:
         return isinstance(other, _Same) and other.part is self.part
 
 
-def _key(value: Any) -> Any:
+def _key(value: object) -> Hashable:
     return _Same(value) if own_label(value) else value
 
 

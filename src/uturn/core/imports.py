@@ -18,7 +18,7 @@ def is_import_path(text: str) -> bool:
     return bool(_PATH.fullmatch(text)) and not Path(text).exists()
 
 
-def import_object(path: str, where: str, expected: str) -> Any:
+def import_object(path: str, where: str, expected: str) -> Any:  # noqa: ANN401 - of a user
     """The object with an import path "module:name"; importing it runs the code of its module.
 
     A ValueError begins with `where`, which names the option, and ends with the `expected` forms of

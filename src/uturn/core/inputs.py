@@ -25,7 +25,7 @@ class Input:
         """
         return []
 
-    def own_code(self) -> Any:
+    def own_code(self) -> object:
         """A user-defined function among the options, a digest of whose code is recorded with the
         results; None without one.
         """

@@ -28,7 +28,7 @@ def lazy(package: str, names: Mapping[str, Sequence[str]]) -> Lazy:
     """
     homes = {name: module for module, of_module in names.items() for name in of_module}
 
-    def get(name: str) -> Any:
+    def get(name: str) -> object:
         if name in homes:
             value = _imported(package, homes[name], name)
         else:
@@ -43,7 +43,7 @@ def lazy(package: str, names: Mapping[str, Sequence[str]]) -> Lazy:
     return Lazy(get, list_names, paths)
 
 
-def _imported(package: str, home: str, name: str) -> Any:
+def _imported(package: str, home: str, name: str) -> object:
     """A name of a module, or a module of a package."""
     if home != package:
         module = importlib.import_module(home)
@@ -52,7 +52,7 @@ def _imported(package: str, home: str, name: str) -> Any:
     return importlib.import_module(f"{home}.{name}")
 
 
-def _of_a_tool(package: str, name: str) -> Any:
+def _of_a_tool(package: str, name: str) -> object:
     """What a tool adds to a package under a name, or an AttributeError."""
     module = f"{package}.{name}"
     path = None

@@ -5,7 +5,10 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 def shown(value: object) -> str:
@@ -41,13 +44,13 @@ def one_line(error: BaseException, most: int = 160) -> str:
     text = ""
     with suppress(Exception):  # the text of a user-defined error may itself fail
         if type(error).__module__.startswith("pydantic_core"):  # recognised without an import
-            text = validation_words(error)
+            text = validation_words(cast("ValidationError", error))
         else:
             text = " ".join(str(error).split())[:most]
     return text or type(error).__name__
 
 
-def validation_words(error: Any) -> str:  # of pydantic, which is not imported here
+def validation_words(error: ValidationError) -> str:
     """A validation error of pydantic in one line."""
     return "; ".join(_entry_words(entry) for entry in error.errors())
 

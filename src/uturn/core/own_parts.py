@@ -6,7 +6,6 @@ import hashlib
 import inspect
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from uturn.core.checks import expect
 from uturn.core.errors import own_label
@@ -106,7 +105,7 @@ def code_digest(code: object) -> str:
     return hashlib.sha256(text).hexdigest() if text else ""
 
 
-def _text(code: Any) -> str:  # any member of a class
+def _text(code: object) -> str:
     """Source text of a function or property, of a class with its bases, or of a plain value."""
     if inspect.isclass(code):
         bases = [base for base in code.__mro__ if base.__module__ == code.__module__]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,7 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def half_precision_words(dtype: Any) -> str:
+def half_precision_words(dtype: object) -> str:
     """Advice in an error about NaN in half precision; "" for other dtypes and None."""
     import torch
 

@@ -85,7 +85,10 @@ def in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin(unfinished: Any, num_begun: Any) -> None:  # cells of ctypes without a public type
+def _begin(
+    unfinished: Sequence[Any],
+    num_begun: Any,  # noqa: ANN401 - a cell of ctypes, whose type is not public
+) -> None:
     """Initialise a new process: it ignores Ctrl-C, ends with its parent, and writes its progress.
 
     `unfinished`: a cell for the work of each process. `num_begun`: processes so far.

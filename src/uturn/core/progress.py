@@ -123,7 +123,7 @@ def listening(ask: Callable[[], float]) -> Iterator[None]:
         _others.remove(ask)
 
 
-def write_to(cell: Any) -> None:
+def write_to(cell: Any) -> None:  # noqa: ANN401 - of ctypes, whose type is not public
     """Keep the work done in `cell.value`, a number in memory that another process reads."""
     _work.done = cell
 

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypeVar
 
@@ -30,6 +30,9 @@ K = TypeVar("K", bound=Hashable)
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
+    from uturn.core.prior import Prior
+    from uturn.corruption.denoising import Denoiser
+    from uturn.exact.inference.evidence import Evidence
 
 __all__ = [
     "Axes",
@@ -39,6 +42,8 @@ __all__ = [
     "Coordinate",
     "Coordinates",
     "Corruption",
+    "FromFiles",
+    "Hints",
     "Noisy",
     "Originals",
     "Part",
@@ -233,12 +238,12 @@ class Channel(Corruption[O, Noisy]):
     """
 
     @abstractmethod
-    def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
+    def log_evidence(self, noisy: Noisy, dtype: DTypeLike | None = None) -> np.ndarray:
         """Log-likelihood (nats, up to a constant) of each leaf's observation for each symbol,
         (batch, num_leaves, vocab_size).
         """
 
-    def evidence(self, noisy: Noisy) -> Any:  # `Evidence` of a room above this one, or an array
+    def evidence(self, noisy: Noisy) -> Evidence | np.ndarray:
         """The evidence in the form that inference reads fastest; by default its logarithms.
 
         A class that defines `log_evidence` anew, and not `evidence`, has this default again, so
@@ -251,7 +256,7 @@ class Channel(Corruption[O, Noisy]):
         if "log_evidence" in vars(cls) and "evidence" not in vars(cls):
             cls.evidence = Channel.evidence  # type: ignore[method-assign]
 
-    def reverse(self, denoiser: Any, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
+    def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
         """Strings int64 (batch, num_leaves) from `steps` evaluations of a denoiser; all samples
         have the same noise level.
         """
@@ -270,7 +275,26 @@ class Channel(Corruption[O, Noisy]):
         return values
 
 
-class Backward(Part, Generic[N]):
+class Hints:
+    """How a backward is fastest. A hint changes the order of tasks and never a number."""
+
+    shares_batches: ClassVar[bool] = False
+    """Whether `reconstruct_stream` reconstructs the data of several blocks together."""
+    by_items: ClassVar[bool] = False
+    """Whether the tasks of one block of items are best measured together, at all noise levels."""
+    blocks_ahead: ClassVar[int | None] = 64
+    """Largest number of blocks (at least 1) that `reconstruct_stream` may have read and not yet
+    answered, before it is called again. None for backwards that read only as many as they have
+    room for.
+    """
+
+    @property
+    def wants_processes(self) -> bool:
+        """Whether several processes are faster than one with several threads."""
+        return False
+
+
+class Backward(Part, Hints, Generic[N]):
     """A model that draws reconstructions given noisy data."""
 
     undoes: ClassVar[tuple[str, ...]] = ()
@@ -279,28 +303,6 @@ class Backward(Part, Generic[N]):
     """Further members that a user-defined corruption of strings needs."""
     adds_trajectories: ClassVar[bool] = False
     """Whether trajectories can be reconstructed separately with the same results."""
-    shares_batches: ClassVar[bool] = False
-    """Whether `reconstruct_stream` reconstructs the data of several blocks together. A hint for
-    the order of tasks.
-    """
-    by_items: ClassVar[bool] = False
-    """Whether the tasks of one block of items are best measured together, at all noise levels. A
-    hint for the order of tasks.
-    """
-    blocks_ahead: ClassVar[int | None] = 64
-    """Largest number of blocks (at least 1) that `reconstruct_stream` may have read and not yet
-    answered, before it is called again. None for backwards that read only as many as they have
-    room for.
-    """
-    has_gaps: ClassVar[bool] = False
-    """Whether reconstructions may be missing, float arrays of NaN alone. Their readings are then
-    NaN; probes do not see them.
-    """
-
-    @property
-    def wants_processes(self) -> bool:
-        """Whether several processes are faster than one with several threads."""
-        return False
 
     @abstractmethod
     def reconstruct(self, noisy: N, streams: Streams, clones: int = 1) -> Reconstructions:
@@ -335,6 +337,15 @@ class Backward(Part, Generic[N]):
         """
         return None
 
+    def prior(self, steps: int | None = None) -> Prior | None:
+        """The law of the originals of the model, for the source `generated`; None if originals
+        cannot be drawn.
+
+        `steps`: steps of the sampler that draws them, by default those of the backward. ValueError
+        if the backward has no number of steps of its own.
+        """
+        return None
+
     def describe(self) -> str:
         """One line of text about the model, recorded with the results."""
         return ""
@@ -351,11 +362,19 @@ class Backward(Part, Generic[N]):
         """
         return ()
 
+
+class FromFiles(Backward[N]):
+    """A backward whose reconstructions were made elsewhere and are read from files.
+
+    Reconstructions may be missing: float arrays of NaN alone. Their readings are then NaN, and
+    probes do not see them.
+    """
+
+    @abstractmethod
     def stale(self, fingerprint: str, noise: Sequence[float]) -> Collection[float] | None:
-        """The noise levels that have changed since the fingerprint was this one; None: unknown,
-        so that no run is resumed.
+        """Noise levels whose data changed since `fingerprint` was recorded. None if this cannot be
+        told; the store is then not resumed.
         """
-        return None
 
 
 S = TypeVar("S", bound=Source, default=Source)
@@ -411,14 +430,21 @@ class Probe(Part, Generic[O, N, S]):
         """
 
     def accumulate(
-        self, state: Any, u_turns: UTurns[O, N], source: S
-    ) -> Any:  # of the probe's own kind
+        self,
+        state: Any,  # noqa: ANN401 - None, or what the method gave
+        u_turns: UTurns[O, N],
+        source: S,
+    ) -> Any:  # noqa: ANN401 - a state of the probe's own kind
         """The running state of a block after more of its U-turns, given the state after earlier
         trajectories (None at first).
         """
         return self.read(u_turns, source)
 
-    def readings(self, state: Any, source: S) -> Mapping[str, np.ndarray]:  # as accumulate gives it
+    def readings(
+        self,
+        state: Any,  # noqa: ANN401 - as `accumulate` gives it
+        source: S,
+    ) -> Mapping[str, np.ndarray]:
         """The readings of a block, in the form of `read`, from the state of `accumulate` after
         all its trajectories.
         """
@@ -460,7 +486,7 @@ class Spec(BaseModel, Part):
     def files(self) -> Sequence[Any]:
         return [path for one in self.reads() for path in one.files()]
 
-    def own_code(self) -> Any:
+    def own_code(self) -> object:
         return next((code for one in self.reads() if (code := one.own_code()) is not None), None)
 
     def fingerprint(self) -> str:

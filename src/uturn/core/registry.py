@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -136,7 +136,7 @@ def installed_part(kind: object) -> str | None:
 
 def build(
     role: str, table: Mapping[str, Any], trusted: bool = True, index: int | None = None
-) -> Any:  # a part of any role
+) -> Any:  # noqa: ANN401 - a part, whose type the role says
     """The part that a table of a spec describes. `role`, and `index` of a probe: as in `Slot`.
 
     ValueError if there is no such part, if it lacks a member or rejects its arguments, the other
@@ -182,11 +182,11 @@ def check_fit(
     kind = source.kind or "the source"
     type_of_backward = table_of(backward)["type"]
 
-    def takes(part: Any) -> bool:  # a part, or the class of one
+    def takes(part: Part | type[Part]) -> bool:
         return not part.kinds or not source.kind or source.kind in part.kinds
 
-    def is_undone(part: Any) -> bool:  # a corruption, or the class of one
-        return takes(part) and undoes(backward, part)
+    def is_undone(part: Part | type[Part]) -> bool:
+        return takes(part) and undoes(backward, cast(Corruption, part))
 
     of_both = f"{kind}, backward {type_of_backward!r}"
     _check_takes(Slot("backward"), backward, takes, kind)
@@ -203,7 +203,9 @@ def check_fit(
         expect(not lacks, "corruption", table_of(corruption)["type"], asked)
 
 
-def _check_takes(slot: Slot, part: Part, fits: Callable[[Any], bool], kind: str) -> None:
+def _check_takes(
+    slot: Slot, part: Part, fits: Callable[[Part | type[Part]], bool], kind: str
+) -> None:
     """ValueError unless a part fits; it names the built-in parts that do."""
     if fits(part):
         return
@@ -215,7 +217,7 @@ def _check_takes(slot: Slot, part: Part, fits: Callable[[Any], bool], kind: str)
     raise ValueError(f"{slot}: type {given!r} does not go with {kind}; {expected}")
 
 
-def as_part(role: str, value: Any, index: int | None = None) -> Any:  # a part of any role
+def as_part(role: str, value: object, index: int | None = None) -> Any:  # noqa: ANN401 - a part, whose type the role says
     """The part of a table, or a given part.
 
     A user-defined part is built from its table, so that a spec describes it.
@@ -226,7 +228,7 @@ def as_part(role: str, value: Any, index: int | None = None) -> Any:  # a part o
     of_base = f"a part, which inherits from uturn.{base.__name__}"
     expected = f"a table with a `type`, or {of_base}"
     expect(isinstance(value, base), str(Slot(role, index)), value, expected)
-    table = table_of(value)
+    table = table_of(cast(Part, value))
     return value if table["type"] in PARTS[role] else build(role, table, index=index)
 
 
@@ -271,13 +273,14 @@ def filled(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {"clones": 1, **spec, **tables}
 
 
-def _filled(role: str, table: Any) -> Any:  # a stored spec may hold anything
+def _filled(role: str, table: object) -> object:
     """A table with the defaults of a built-in part; any other value as it is."""
-    kind = table.get("type") if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        return table
+    kind = table.get("type")
     if not isinstance(kind, str) or kind not in PARTS[role]:
         return table
     options = getattr(part_class(role, kind), "model_fields", {})
-    defaults = {
-        name: option.default for name, option in options.items() if not option.is_required()
-    }
-    return defaults | table
+    filled = {name: option.default for name, option in options.items() if not option.is_required()}
+    filled |= table
+    return filled

@@ -90,7 +90,7 @@ class _Announcement(event.Listener):
 
     printed = False
 
-    def on_start(self, event: Any) -> None:
+    def on_start(self, event: Any) -> None:  # noqa: ANN401 - of numba, which has no types
         ours = event.data["dispatcher"].py_func.__module__.startswith("uturn.")
         if (
             ours
@@ -104,7 +104,7 @@ class _Announcement(event.Listener):
                 flush=True,
             )
 
-    def on_end(self, event: Any) -> None:
+    def on_end(self, event: object) -> None:
         pass
 
 

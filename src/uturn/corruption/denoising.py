@@ -8,18 +8,20 @@ they were independent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from uturn.core import progress
 from uturn.core.checks import checked_integer, checked_noise, expect
-from uturn.core.protocols import Channel, Noisy
+from uturn.core.protocols import Channel, Corruption, Noisy
 from uturn.core.random import streams
+from uturn.corruption.sampling import ArrayBeliefs, Sampler
 
 if TYPE_CHECKING:
-    from uturn.exact.rhm import RandomHierarchyModel
+    from uturn.exact.grammar import Grammar
 
 _AT_ONCE = 2**23  # largest number of values (sample, leaf, symbol) in memory
 # Sub-streams of a sample for the order of unmasking and the last draw; the sub-streams 0, 1, .. are
@@ -41,9 +43,6 @@ class Denoiser(Protocol):
         """
 
 
-Reverse = Callable[[Denoiser, Noisy, np.ndarray], np.ndarray]
-
-
 class ExactDenoiser:
     """The Bayes-optimal denoiser of a grammar: leaf marginals by belief propagation (Eqs. 7, 8 of
     arXiv:2402.16991).
@@ -54,14 +53,12 @@ class ExactDenoiser:
     about 1e-11.
     """
 
-    def __init__(self, rhm: RandomHierarchyModel, corruption: Channel) -> None:
+    def __init__(self, rhm: Grammar, corruption: Channel) -> None:
         check_channel(corruption)
-        self.rhm, self.corruption, self.vocab_size, self.num_leaves = (
-            rhm,
-            corruption,
-            rhm.vocab_size,
-            rhm.num_leaves,
-        )
+        self.rhm = rhm
+        self.corruption = corruption
+        self.vocab_size = rhm.vocab_size
+        self.num_leaves = rhm.num_leaves
 
     def posterior(self, noisy: Noisy) -> np.ndarray:
         """Leaf marginals given the noisy datum, float32 (batch, num_leaves, vocab_size)."""
@@ -74,7 +71,11 @@ class ExactDenoiser:
 
 
 def denoise(
-    denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, reverse: Reverse | None = None
+    denoiser: Denoiser,
+    noisy: Noisy,
+    steps: int,
+    keys: np.ndarray,
+    sampler: Sampler | None = None,
 ) -> np.ndarray:
     """Draw strings given noisy data, with `steps` evaluations of a denoiser.
 
@@ -91,25 +92,49 @@ def denoise(
       leaf (arXiv:2107.03006), the replaced fraction going to 0 in equal steps.
 
     `noisy`: data of the denoiser's channel; noise levels may differ between samples. `keys`: uint64
-    (batch,), one random stream for each sample (`uturn.random.keys`). `reverse`: a reverse process
-    that replaces the channel's, `reverse(denoiser, noisy, keys)`. Returns strings, int64 (batch,
+    (batch,), one random stream for each sample (`uturn.random.keys`). `sampler`: it replaces the
+    reverse process of the channel, and `steps` has no effect. Returns strings, int64 (batch,
     num_leaves); those with noise at most `clean_noise` of the channel are unchanged.
     """
-    steps, channel = checked_integer("steps", steps, 1), denoiser.corruption
+    steps = checked_integer("steps", steps, 1)
+    channel = denoiser.corruption
     check_channel(channel)
     noisy = checked_observation(denoiser, noisy)
     keys = streams(np.asarray(keys), len(noisy.noise))
-    out = np.empty((len(keys), denoiser.num_leaves), np.int64)
+    strings = np.empty((len(keys), denoiser.num_leaves), np.int64)
     at_once = max(1, _AT_ONCE // (denoiser.num_leaves * denoiser.vocab_size))
     for rows in progress.steps(list(_equal_noise(noisy.noise, at_once))):
         group = Noisy(noisy.values[rows], noisy.noise[rows], noisy.vocab_size)
         if group.noise[0] <= channel.clean_noise:
-            out[rows] = channel.shown(group)
-        elif reverse is not None:
-            out[rows] = reverse(denoiser, group, keys[rows])
+            strings[rows] = channel.shown(group)
+        elif sampler is None:
+            strings[rows] = channel.reverse(denoiser, group, steps, keys[rows])
         else:
-            out[rows] = channel.reverse(denoiser, group, steps, keys[rows])
-    return out
+            strings[rows] = drawn(sampler, denoiser, group, keys[rows])
+    return strings
+
+
+def drawn(sampler: Sampler, denoiser: Denoiser, noisy: Noisy, keys: np.ndarray) -> np.ndarray:
+    """Strings int64 (batch, length) that a sampler draws from noisy ones with a denoiser.
+
+    `keys`, uint64 (batch,): one random stream for each string, whose draws depend on no other
+    stream. An evaluation serves all strings that are not done.
+    """
+    strings = noisy.values.copy()
+    rows = np.arange(len(strings))
+    state = sampler.start(noisy, keys)
+    with progress.units(sampler.calls(noisy).sum()):
+        while True:
+            is_waiting = sampler.is_waiting(state)
+            strings[rows[~is_waiting]] = state.values[~is_waiting]
+            state = state.rows(is_waiting)
+            rows = rows[is_waiting]
+            if not rows.size:
+                return strings
+            question = replace(sampler.question(state), vocab_size=noisy.vocab_size)
+            beliefs = ArrayBeliefs(checked_posterior(denoiser, question))
+            state = sampler.answered(state, beliefs)
+            progress.add(len(rows))
 
 
 def checked_posterior(denoiser: Denoiser, noisy: Noisy) -> np.ndarray:
@@ -117,50 +142,42 @@ def checked_posterior(denoiser: Denoiser, noisy: Noisy) -> np.ndarray:
     every leaf.
     """
     belief = np.asarray(denoiser.posterior(noisy), np.float32)
+    name = f"the posterior of {type(denoiser).__name__}"
     shape = (len(noisy.noise), denoiser.num_leaves, denoiser.vocab_size)
-    expect(
-        belief.shape == shape,
-        f"shape of the posterior of {type(denoiser).__name__}",
-        belief.shape,
-        str(shape),
-    )
+    expect(belief.shape == shape, f"shape of {name}", belief.shape, str(shape))
     total = belief.sum(-1)
     is_law = belief.min(initial=0) >= 0 and np.abs(total - 1).max(initial=0) < 1e-3  # false for NaN
-    expect(
-        is_law,
-        f"sums of the posterior of {type(denoiser).__name__}",
-        total,
-        "1 at each leaf, of numbers >= 0 (a softmax)",
-    )
+    expect(is_law, f"sums of {name}", total, "1 at each leaf, of numbers >= 0 (a softmax)")
     return belief
 
 
-def _equal_noise(noise: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """Groups of at most `most` indices of samples with equal noise."""
+def _equal_noise(noise: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Groups of at most `size` indices of samples with equal noise."""
     for level in np.unique(noise):
         rows = np.flatnonzero(noise == level)
-        yield from (rows[k : k + most] for k in range(0, len(rows), most))
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
 
 
-def check_channel(corruption: Any) -> None:
+def check_channel(corruption: Corruption) -> None:
     """ValueError for a corruption that has no reverse steps."""
     is_reversible = getattr(corruption, "is_reversible", False) and corruption.is_random
-    known = (
+    channels = (
         "Gaussian(), Masking(), UniformReplacement(), or a channel of your own that draws noise and"
         " has reverse steps"
     )
-    expect(is_reversible, "corruption", corruption, f"{known} (is_reversible)")
+    expect(is_reversible, "corruption", corruption, f"{channels} (is_reversible)")
 
 
 def checked_observation(denoiser: Denoiser, noisy: Noisy) -> Noisy:
     """Noisy data that fit the denoiser, with one noise level for each sample, or a ValueError."""
-    channel, d, v = denoiser.corruption, denoiser.num_leaves, denoiser.vocab_size
+    channel = denoiser.corruption
+    v = denoiser.vocab_size
     values = np.asarray(noisy.values)
-    found, expected = (*values.shape[1:], noisy.vocab_size), (*channel.value_shape(d, v), v)
-    expect(
-        found == expected, "shape and number of symbols of the noisy values", found, str(expected)
-    )
-    noise = np.array(
-        np.broadcast_to(checked_noise(noisy.noise, channel.max_noise, len(values)), len(values))
-    )
+    shape = (*values.shape[1:], noisy.vocab_size)
+    expected = (*channel.value_shape(denoiser.num_leaves, v), v)
+    where = "shape and number of symbols of the noisy values"
+    expect(shape == expected, where, shape, str(expected))
+    noise = checked_noise(noisy.noise, channel.max_noise, len(values))
+    noise = np.array(np.broadcast_to(noise, len(values)))
     return Noisy(channel.checked_values(values, noise, v), noise, v)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,14 +11,14 @@ from numpy.typing import ArrayLike
 from uturn.core.checks import checked_noise
 from uturn.core.protocols import Noisy
 from uturn.core.random import NOISE, Seed, streams, uniforms
-from uturn.corruption.denoising import Denoiser
+from uturn.corruption.denoising import Denoiser, drawn
 from uturn.corruption.strings import (
     LogLikelihoods,
     SymbolChannel,
     checked_strings,
     checked_symbols,
 )
-from uturn.corruption.unmasking import Decoder, unmask
+from uturn.corruption.unmasking import InOrder
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,23 @@ class Masking(SymbolChannel):
         """
         from scipy.special import xlogy
 
-        kept, d = (noisy.values >= 0).sum(axis=1), noisy.values.shape[1]
-        return xlogy(kept, 1 - noisy.noise) + xlogy(d - kept, noisy.noise)
+        num_shown = (noisy.values >= 0).sum(axis=1)
+        num_masked = noisy.values.shape[1] - num_shown
+        factor: np.ndarray = xlogy(num_shown, 1 - noisy.noise) + xlogy(num_masked, noisy.noise)
+        return factor
 
-    def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
+    def effective_epsilon(self, noise: ArrayLike, vocab_size: int) -> np.ndarray:
         """Effective ε (Eq. 63): the masked fraction."""
         return checked_noise(noise, 1)
 
-    def bits_per_leaf(self, noise: Any, vocab_size: int) -> np.ndarray:
+    def bits_per_leaf(self, noise: ArrayLike, vocab_size: int) -> np.ndarray:
         """Mutual information of a uniformly distributed leaf and its observation: alpha log2 v
         bits.
         """
         return (1 - checked_noise(noise, 1)) * np.log2(vocab_size)
 
     def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
-        return unmask(denoiser, noisy, keys, Decoder(steps=steps))
+        return drawn(InOrder(steps=steps), denoiser, noisy, keys)
 
     def checked_values(self, values: np.ndarray, noise: np.ndarray, vocab_size: int) -> np.ndarray:
         return checked_symbols(values, noise, -1, vocab_size, self)

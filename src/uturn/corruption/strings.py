@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -21,63 +21,62 @@ _ANY = 2**62  # more symbols than any string has
 
 
 def checked_strings(
-    leaves: Any, noise: Any, vocab_size: int, most: float
+    leaves: ArrayLike, noise: ArrayLike, vocab_size: int, max_noise: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Strings as int64 (batch, num_leaves) and noise levels as float64 (batch,), or a ValueError.
 
     `vocab_size` 0: the number of symbols is not known, and any are allowed.
     """
     checked_integer("vocab_size", vocab_size, 0)
-    leaves = checked_leaves(leaves, vocab_size or _ANY)
-    return leaves, np.array(
-        np.broadcast_to(checked_noise(noise, most, len(leaves)), len(leaves)), float
-    )
+    strings = checked_leaves(leaves, vocab_size or _ANY)
+    batch = len(strings)
+    levels = checked_noise(noise, max_noise, batch)
+    return strings, np.array(np.broadcast_to(levels, batch), float)
 
 
 def alphabet_of(noisy: Noisy) -> np.ndarray:
     """The symbols 0 .. v - 1 of noisy data; ValueError if their number is not known."""
     v = noisy.vocab_size
-    expect(
-        v > 0, "noisy.vocab_size", v, "the number of symbols; give it as corrupt(.., vocab_size=V)"
-    )
+    expected = "the number of symbols; give it as corrupt(.., vocab_size=V)"
+    expect(v > 0, "noisy.vocab_size", v, expected)
     return np.arange(v)
 
 
 def checked_symbols(
-    values: np.ndarray, noise: np.ndarray, least: int, vocab_size: int, channel: Any
+    values: np.ndarray, noise: np.ndarray, smallest: int, vocab_size: int, channel: Channel
 ) -> np.ndarray:
-    """Noisy symbols as int64; ValueError unless they are integers least..v-1, and >= 0 where
-    noise = 0.
+    """Noisy symbols as int64; ValueError unless they are integers from `smallest` to v - 1, and at
+    least 0 where noise = 0.
     """
-    are_symbols = values.dtype.kind in "iu" and ((values >= least) & (values < vocab_size)).all()
-    expect(
-        are_symbols, f"noisy.values of {channel!r}", values, f"integers {least}..{vocab_size - 1}"
-    )
-    expect(
-        (values[noise == 0] >= 0).all(),
-        f"noisy.values of {channel!r}",
-        -1,
-        "no masked leaf where noise = 0",
-    )
+    where = f"noisy.values of {channel!r}"
+    are_in_range = ((values >= smallest) & (values < vocab_size)).all()
+    are_symbols = values.dtype.kind in "iu" and are_in_range
+    expect(are_symbols, where, values, f"integers {smallest}..{vocab_size - 1}")
+    are_shown = (values[noise == 0] >= 0).all()
+    expect(are_shown, where, -1, "no masked leaf where noise = 0")
     return values.astype(np.int64, copy=False)
 
 
-def log_evidence_of(channel: Any, noisy: Noisy) -> Callable[[np.ndarray], np.ndarray]:
+def log_evidence_of(channel: Channel, noisy: Noisy) -> Callable[[np.ndarray], np.ndarray]:
     """The function that gives the log-evidence of some samples, float32."""
     # It refers to the arrays, not to `noisy`, which refers to the function: a reference cycle would
     # delay freeing memory.
-    values, noise, v = noisy.values, noisy.noise, noisy.vocab_size
-    return lambda samples: channel.log_evidence(
-        Noisy(values[samples], noise[samples], v), np.float32
-    )
+    values = noisy.values
+    noise = noisy.noise
+    v = noisy.vocab_size
+
+    def log_evidence(samples: np.ndarray) -> np.ndarray:
+        return channel.log_evidence(Noisy(values[samples], noise[samples], v), np.float32)
+
+    return log_evidence
 
 
 class LogLikelihoods(NamedTuple):
-    """Log-likelihoods in nats of what is observed of a leaf."""
+    """Log-likelihoods in nats of the observed symbol of a leaf."""
 
-    same: np.ndarray
-    """If the observed symbol is that of the leaf."""
-    other: np.ndarray
+    if_equal: np.ndarray
+    """If the leaf has the observed symbol."""
+    if_different: np.ndarray
     """If the leaf has any other symbol."""
 
 
@@ -105,14 +104,14 @@ class SymbolChannel(Channel):
         logs = self.log_likelihoods(noisy.noise, noisy.vocab_size)
         shown = noisy.values[..., None]
         is_same = (shown == alphabet_of(noisy)) | (shown < 0)
-        evidence = np.where(is_same, logs.same[:, None, None], logs.other[:, None, None])
+        evidence = np.where(is_same, logs.if_equal[:, None, None], logs.if_different[:, None, None])
         return evidence.astype(dtype or np.float64, copy=False)
 
     def evidence(self, noisy: Noisy) -> Evidence:
         """The shown symbols, and the log-evidence of all other symbols relative to them."""
         values = checked_symbols(noisy.values, noisy.noise, -1, noisy.vocab_size, self)
         logs = self.log_likelihoods(noisy.noise, noisy.vocab_size)
-        relative = logs.other.astype(np.float32) - logs.same.astype(np.float32)
+        relative = logs.if_different.astype(np.float32) - logs.if_equal.astype(np.float32)
         return Evidence(SYMBOLS, values, relative, log_evidence_of(self, noisy))
 
     def bits_per_leaf(self, noise: ArrayLike, vocab_size: int) -> np.ndarray:
@@ -122,9 +121,10 @@ class SymbolChannel(Channel):
         """
         from scipy.special import xlogy
 
-        other = checked_noise(noise, 1) / vocab_size
-        this = 1 - (vocab_size - 1) * other
-        entropy = -xlogy(this, this) - (vocab_size - 1) * xlogy(other, other)
+        # Belief in each of the symbols that are not shown, and in the shown one.
+        q = checked_noise(noise, 1) / vocab_size
+        p = 1 - (vocab_size - 1) * q
+        entropy = -xlogy(p, p) - (vocab_size - 1) * xlogy(q, q)
         bits: np.ndarray = np.log2(vocab_size) - entropy / np.log(2)
         return bits
 
@@ -152,7 +152,7 @@ class EpsilonBelief(SymbolChannel):
         leaves, epsilon = checked_strings(leaves, noise, vocab_size, 1)
         return Noisy(leaves, epsilon, vocab_size)
 
-    def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
+    def effective_epsilon(self, noise: ArrayLike, vocab_size: int) -> np.ndarray:
         """ε itself."""
         return checked_noise(noise, 1)
 

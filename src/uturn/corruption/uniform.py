@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from uturn.core import progress
 from uturn.core.checks import checked_integer, checked_noise
 from uturn.core.protocols import Noisy
-from uturn.core.random import NOISE, Seed, streams, uniforms
-from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
-from uturn.corruption.strings import SymbolChannel, checked_strings, checked_symbols, draw_symbols
+from uturn.core.random import NOISE, Seed, choices, streams, uniforms
+from uturn.corruption.denoising import LAST, Denoiser, drawn
+from uturn.corruption.sampling import Sampler, State, SymbolBeliefs, parts
+from uturn.corruption.strings import SymbolChannel, checked_strings, checked_symbols
 
 
 @dataclass(frozen=True)
@@ -50,23 +49,17 @@ class UniformReplacement(SymbolChannel):
         """
         return np.zeros(len(noisy.values))
 
-    def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
+    def effective_epsilon(self, noise: ArrayLike, vocab_size: int) -> np.ndarray:
         """Effective ε (Eq. 63), v/(v-1) (1 - p^2 - (v-1) q^2) with p = alpha + (1-alpha)/v, q =
         (1-alpha)/v.
         """
-        other = checked_noise(noise, 1) / vocab_size
-        seen = 1 - (vocab_size - 1) * other
-        return (1 - seen * seen - (vocab_size - 1) * other * other) * vocab_size / (vocab_size - 1)
+        q = checked_noise(noise, 1) / vocab_size
+        p = 1 - (vocab_size - 1) * q
+        lost: np.ndarray = 1 - p * p - (vocab_size - 1) * q * q
+        return lost * vocab_size / (vocab_size - 1)
 
-    def reverse(
-        self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, euler: bool = False
-    ) -> np.ndarray:
-        v = noisy.vocab_size
-        levels = (1 - noisy.noise[0] * np.arange(steps, 0, -1) / steps).tolist()
-        for step, (now, later) in enumerate(progress.steps(list(pairwise(levels)))):
-            law = self.step_law(checked_posterior(denoiser, noisy), noisy.values, now, later, euler)
-            noisy = Noisy(draw_symbols(law, keys, step), np.full(len(keys), 1 - later), v)
-        return draw_symbols(checked_posterior(denoiser, noisy), keys, LAST)
+    def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
+        return drawn(Replacing(self, steps), denoiser, noisy, keys)
 
     def step_law(
         self, belief: np.ndarray, values: np.ndarray, now: float, later: float, euler: bool = False
@@ -102,3 +95,67 @@ class UniformReplacement(SymbolChannel):
 
 def _replaced(same: np.ndarray, alpha: float, v: int) -> np.ndarray:
     return np.where(same, alpha + (1 - alpha) / v, (1 - alpha) / v)
+
+
+@dataclass(frozen=True)
+class Replacing(Sampler[State]):
+    """The replaced share goes to 0 in equal steps. The last evaluation draws each symbol from its
+    own posterior.
+    """
+
+    channel: UniformReplacement
+    steps: int
+    is_euler: bool = False
+    """Euler steps in place of analytic ones, see `UniformReplacement.step_law`."""
+
+    def start(self, noisy: Noisy, keys: np.ndarray) -> State:
+        is_noisy = noisy.noise > self.channel.clean_noise
+        step = np.where(is_noisy, 0, self.steps)
+        return State(noisy.values, noisy.noise, keys, step)
+
+    def calls(self, noisy: Noisy) -> np.ndarray:
+        """Number of evaluations for each string, int64 (rows,): that of the steps, or 0 without
+        noise.
+        """
+        return np.where(noisy.noise > self.channel.clean_noise, self.steps, 0)
+
+    def is_waiting(self, state: State) -> np.ndarray:
+        is_waiting: np.ndarray = state.step < self.steps
+        return is_waiting
+
+    def question(self, state: State) -> Noisy:
+        share = 1 - self._kept(state.noise, state.step)
+        return Noisy(state.values, np.where(state.step == 0, state.noise, share))
+
+    def answered(self, state: State, beliefs: SymbolBeliefs) -> State:
+        values = state.values.copy()
+        steps_under_way = set(zip(state.noise.tolist(), state.step.tolist(), strict=True))
+        for noise, step in steps_under_way:
+            rows = np.flatnonzero((state.noise == noise) & (state.step == step))
+            values[rows] = self._drawn(state.rows(rows), rows, beliefs, noise, step)
+        return replace(state, values=values, step=state.step + 1)
+
+    def _drawn(
+        self, state: State, rows: np.ndarray, beliefs: SymbolBeliefs, noise: float, step: int
+    ) -> np.ndarray:
+        """Strings after a step, of rows with equal noise levels; `rows` are those of `beliefs`."""
+        values = state.values.copy()
+        level = np.array(noise)
+        now = float(self._kept(level, np.array(step)))
+        later = float(self._kept(level, np.array(step + 1)))
+        is_last = step == self.steps - 1
+        keys = streams(state.keys, len(rows), LAST if is_last else step)
+        heights = uniforms(keys, values.shape[1])
+        row, position = np.nonzero(values >= 0)  # beyond the end of a text there is padding
+        for part in parts(len(row), beliefs.vocab_size):
+            place = row[part], position[part]
+            # As a `Denoiser` gives it; the beliefs of a language model are more precise.
+            belief = beliefs.at(rows[place[0]], place[1]).astype(np.float32, copy=False)
+            law = self.channel.step_law(belief, values[place], now, later, self.is_euler)
+            values[place] = choices(law, heights[place])
+        return values
+
+    def _kept(self, noise: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """Share of kept symbols at the beginning of a step."""
+        kept: np.ndarray = 1 - noise * (self.steps - step) / self.steps
+        return kept

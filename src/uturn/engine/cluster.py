@@ -196,7 +196,7 @@ class Worker:
         begin, left, measured = time.monotonic(), None, 0
         try:
             left = self._work.recorded_left(tasks)
-            for _ in self._work.measure(sorted(left.items(), key=lambda pair: pair[1]), check=True):
+            for _ in self._work.measure(left, check=True):
                 measured += 1
         except BaseException as error:
             of_store = left is None or isinstance(error, StoreError)

@@ -17,7 +17,7 @@ from uturn.core.errors import noted
 from uturn.core.experiment import Experiment
 from uturn.core.own_parts import is_own
 from uturn.core.progress import add, begun, portion
-from uturn.core.protocols import UTurns, Variable
+from uturn.core.protocols import FromFiles, UTurns, Variable
 from uturn.core.random import Streams
 from uturn.core.u_turns import u_turns
 
@@ -127,7 +127,7 @@ class _Block:
         probes = self.experiment.parts.bound_probes
         items, declared = len(turned.originals.items), self.experiment.declared
         self.states = self.states or [None] * len(probes)
-        if backward.has_gaps:
+        if isinstance(backward, FromFiles):
             missing = (
                 np.isnan(turned.reconstructions)
                 .reshape(items, -1, turned.originals.data[0].size)

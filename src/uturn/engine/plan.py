@@ -24,8 +24,8 @@ from uturn.core.progress import duration
 from uturn.engine.measuring import measurements
 from uturn.engine.run import chosen_workers
 from uturn.engine.tasks import left_of
-from uturn.store.places import place_of
-from uturn.store.record import Blocks
+from uturn.store.blocks import Blocks
+from uturn.store.folders import checked_location
 from uturn.store.resume import trajectories_done
 
 _LEVELS = 6  # largest number of noise levels that are timed
@@ -95,11 +95,11 @@ def plan(
     """
     checked_experiment(experiment)
     most = 8 if workers is None else checked_integer("workers", workers, 1)
-    done = trajectories_done(experiment, None if store is None else place_of("store", store))
-    missing, blocks = (
-        left_of(experiment, done),
-        Blocks(experiment.chunk, experiment.items, experiment.noise),
+    done = trajectories_done(
+        experiment, None if store is None else checked_location("store", store)
     )
+    missing = {entry.task: entry.first for entry in left_of(experiment, done)}
+    blocks = Blocks(experiment.chunk, experiment.items, experiment.noise)
     workers = max(1, min(chosen_workers(workers, experiment), cores(), len(missing)))
     u_turns: Counter[int] = Counter()
     originals = sum(

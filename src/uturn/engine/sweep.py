@@ -19,7 +19,8 @@ import numpy as np
 
 from uturn.core.checks import expect, plain
 from uturn.core.experiment import Experiment, checked_experiment
-from uturn.engine.run import begin, chosen_workers, measured_in_processes, run
+from uturn.engine.executors import Processes, ThisProcess
+from uturn.engine.run import Workers, begin, chosen_workers, measure, run
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -183,7 +184,7 @@ def run_all(
     folder: str | Path,
     *,
     resume: bool = True,
-    workers: int | None = None,
+    workers: Workers | None = None,
     progress: bool = False,
     shard: tuple[int, int] = (1, 1),
     accept_changes: bool = False,
@@ -200,18 +201,25 @@ def run_all(
         with _named(name):
             experiment.coordinates()
     stores = {name: f"{str(folder).rstrip('/')}/{name}" for name in experiments}
-    if not cluster.get("cluster"):
-        workers = chosen_workers(workers, *experiments.values())
-    options: dict[str, Any] = {"accept_changes": accept_changes, "shard": shard, "workers": workers}
-    if cluster.get("cluster") or workers == 1:
-        options |= {"progress": progress, **cluster}
+    if cluster.get("cluster"):
+        options: dict[str, Any] = {"workers": workers, "accept_changes": accept_changes}
         return {
-            name: run(experiment, stores[name], resume, **options)
+            name: run(
+                experiment,
+                stores[name],
+                resume,
+                shard=shard,
+                progress=progress,
+                **options,
+                **cluster,
+            )
             for name, experiment in experiments.items()
         }
+    number = chosen_workers(workers, *experiments.values())
+    executor = Processes(number) if number > 1 else ThisProcess()
     runs = {
-        name: begin(experiment, stores[name], resume, **options)
+        name: begin(experiment, stores[name], resume, accept_changes, shard, executor)
         for name, experiment in experiments.items()
     }
-    measured_in_processes(list(runs.values()), workers or 1, progress, str(folder))
+    measure(list(runs.values()), executor, progress, str(folder))
     return {name: begun.end() for name, begun in runs.items()}

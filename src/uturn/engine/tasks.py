@@ -1,85 +1,70 @@
-"""Tasks of an experiment in its store: the remaining tasks, and their measurement in any
-process.
-"""
+"""The tasks of an experiment in its store: which are left, and their measurement in any process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
 import numpy as np
 
 from uturn.core.experiment import Experiment
 from uturn.engine.measuring import measurements
-from uturn.store.record import MemoryStore, Store, Task, called
+from uturn.engine.schedule import Left
+from uturn.store.blocks import Task
+from uturn.store.run_folder import RunFolder
 
 
-def left_of(experiment: Experiment, counts: Mapping[Task, int]) -> dict[Task, int]:
-    """Tasks that are not done, with the first trajectory to be measured; `counts`: number of
-    trajectories done of each task.
-    """
-    adds, wanted = experiment.adds_trajectories, experiment.trajectories
-    return {task: done if adds else 0 for task, done in counts.items() if done < wanted}
+def left_of(experiment: Experiment, done: Mapping[Task, int]) -> list[Left]:
+    """The tasks that are not done. `done`: number of trajectories done of each task."""
+    left = []
+    for task, count in done.items():
+        if count < experiment.trajectories:
+            left.append(Left(task, count if experiment.adds_trajectories else 0))
+    return left
 
 
 class Tasks:
     """The tasks of an experiment, measured into its store."""
 
-    def __init__(self, experiment: Experiment, store: Store | MemoryStore) -> None:
-        self.experiment, self.store = experiment, store
+    def __init__(self, experiment: Experiment, store: RunFolder) -> None:
+        self.experiment = experiment
+        self.store = store
 
-    def left(self, tasks: Iterable[Task]) -> dict[Task, int]:
-        """The unfinished tasks, with the first trajectory to measure. Reads all readings;
-        records of damaged ones are cleared.
-        """
+    def left(self, tasks: Iterable[Task]) -> list[Left]:
+        """The tasks that are not done. All files are read, and damaged ones are removed."""
         return left_of(self.experiment, self.store.done(tasks))
 
-    def recorded_left(self, tasks: Sequence[Task]) -> dict[Task, int]:
-        """`left` according to the records alone, which is fast; tasks with damaged readings
-        count as done.
-        """
-        assert isinstance(self.store, Store)
+    def recorded_left(self, tasks: Iterable[Task]) -> list[Left]:
+        """`left` by the names of files alone, which is fast; damaged files count as done."""
         return left_of(self.experiment, self.store.recorded(tasks))
 
-    def measure(
-        self,
-        tasks: Iterable[tuple[Task, int]],
-        *,
-        check: bool = False,
-        call: Callable[..., None] = called,
-    ) -> Iterator[Task]:
-        """Measure `tasks`, pairs (task, first trajectory); yields each task when its readings are
-        handed to the store.
+    def measure(self, left: Iterable[Left], *, check: bool = False) -> Iterator[Task]:
+        """Measure tasks, and yield each when its readings are handed to the store.
 
-        Neighbours of equal first trajectory are measured together. `check`: whether to look for
-        readings that another process has stored in the meantime. `call` calls the function that
-        stores readings; that of `Store.finishing` may do so later.
+        `check`: whether to look for readings that another process has stored in the meantime.
         """
-        for first, group in groupby(tasks, key=lambda pair: pair[1]):
-            named = ((task, task.noise_index, self.store.items(task)) for task, _ in group)
+        in_order = sorted(left, key=lambda entry: entry.first)
+        for first, group in groupby(in_order, key=lambda entry: entry.first):
+            named = (
+                (entry.task, entry.task.noise_index, self.store.items(entry.task))
+                for entry in group
+            )
             for task, readings in measurements(self.experiment, named, first):
-                if not check or self.recorded_left([task]):
-                    call(self._write, task, readings, first)
+                if not check or not self.store.is_done(task):
+                    self._write(task, readings, first)
                 yield task
 
-    def _write(self, task: Task, readings: dict[str, np.ndarray], first: int) -> None:
-        """Store the readings of a task, combined with the stored readings of its first
-        trajectories.
-        """
-        store = self.store
-        if isinstance(store, Store) and first:
-            before = store.read(task, first)
-            axes = {
-                name: variable.index("trajectory") - 1
-                for name, variable in store.dims.items()
-                if "trajectory" in variable
-            }
-            readings = {
-                name: (
-                    np.concatenate([before[name], values], axis=axes[name])
-                    if name in axes
-                    else values
-                )
-                for name, values in readings.items()
-            }
-        store.write(task, readings)
+    def _write(self, task: Task, readings: Mapping[str, np.ndarray], first: int) -> None:
+        """Store the readings of a task, behind the stored readings of its first trajectories."""
+        if first == 0:
+            self.store.write(task, readings)
+            return
+        before = self.store.read(task, first)
+        assert before is not None  # it was read when the run began
+        joined = {}
+        for name, variable in self.store.file.variables.items():
+            joined[name] = readings[name]
+            if "trajectory" in variable.dims:
+                axis = variable.dims.index("trajectory") - 1
+                joined[name] = np.concatenate([before[name], readings[name]], axis=axis)
+        self.store.write(task, joined)

@@ -15,14 +15,17 @@ import numpy as np
 
 from uturn.core.checks import check_memory, checked_integer, checked_numbers, expect
 from uturn.core.random import STRINGS, checked_seed, choices, keys, streams, uniforms
-from uturn.exact.rhm import Draw, checked_law, checked_leaves
+from uturn.exact.grammar import Draw, Grammar, Symbols
+from uturn.exact.inference.beliefs import Beliefs
+from uturn.exact.inference.evidence import Evidence, check_possible, check_values
+from uturn.exact.rhm import checked_law, checked_leaves
 
 _STATES = 2**62 + 2  # sub-stream of a reconstruction for its hidden states
 _SMALLEST = 1e-250  # smaller sums may have lost terms
 _AT_ONCE = 2**16  # terms of a sum over states in memory: half of a usual L2 cache
 
 
-class HiddenMarkovModel:
+class HiddenMarkovModel(Grammar):
     """Strings x_1 .. x_N whose symbols are emitted by a Markov chain of hidden states s_1 .. s_N.
 
     `p(s, x) = pi(s_1) prod_i A(s_i, s_{i+1}) prod_i E(s_i, x_i)`, with pi = `initial` (states,), A
@@ -35,7 +38,9 @@ class HiddenMarkovModel:
     {0: (3, 10), 1: (3, 10)}
     """
 
+    only_in_numpy = ("marginals", "log_evidence")
     depth = 1
+    num_leaves: int
 
     def __init__(self, initial: Any, transition: Any, emission: Any, *, length: int) -> None:
         names = ("initial", "transition", "emission")
@@ -199,6 +204,38 @@ class HiddenMarkovModel:
         )
         return {0: leaves, 1: np.where(np.isfinite(total)[:, None], drawn[1][0], -1)}
 
+    def beliefs(self, evidence: Evidence, outputs: tuple[str, ...]) -> Beliefs:
+        """`infer` in the type of the evidence, from `outputs` "marginals" and "log_evidence"."""
+        marginals, total = self.infer(_logarithms(evidence), "marginals" in outputs)
+        check_possible(total)
+        computed: dict[str, dict[int, np.ndarray] | np.ndarray] = {}
+        for name in outputs:
+            if name == "log_evidence":
+                computed[name] = total
+            else:
+                computed[name] = {
+                    level: nodes.astype(evidence.dtype, copy=False)
+                    for level, nodes in marginals.items()
+                }
+        return Beliefs(**computed)
+
+    def posterior_draws(
+        self, evidence: Evidence, keys: np.ndarray, numbers: np.ndarray
+    ) -> dict[int, np.ndarray]:
+        draws, total = self.draw(_logarithms(evidence), keys, numbers)
+        check_possible(total)
+        return draws
+
+    def true_beliefs(self, evidence: Evidence, symbols: Symbols) -> np.ndarray:
+        marginals = self.beliefs(evidence, ("marginals",)).marginals
+        copies = len(evidence) // len(symbols[0])
+        means = []
+        for level in sorted(symbols):
+            truth = np.repeat(symbols[level], copies, axis=0)[..., None]
+            of_truth = np.take_along_axis(marginals[level], truth, 2)
+            means.append(of_truth.mean(axis=(1, 2), dtype=float))
+        return np.stack(means, axis=-1)
+
     def _emitted(self, evidence: np.ndarray) -> np.ndarray:
         """log ell_i(s), (batch, N, states)."""
         return np.stack(
@@ -216,6 +253,13 @@ class HiddenMarkovModel:
             alpha[:, i] = message - np.maximum(size, -1e300)
             total += size[:, 0]
         return alpha, total
+
+
+def _logarithms(evidence: Evidence) -> np.ndarray:
+    """The logarithms of evidence (batch, N, symbols); ValueError for NaN, +inf, or no symbol."""
+    logarithms = evidence.log(np.arange(len(evidence)))
+    check_values(logarithms)
+    return logarithms
 
 
 def _product(logs: np.ndarray, matrix: np.ndarray) -> np.ndarray:

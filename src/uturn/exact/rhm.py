@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import njit
@@ -29,6 +29,11 @@ from uturn.core.checks import (
 from uturn.core.files import check_regular, whole_file
 from uturn.core.random import STRINGS, checked_seed, keys, streams, uniform_row, uniforms
 from uturn.core.threads import over_blocks
+from uturn.exact.grammar import Draw, Grammar, Symbols
+
+if TYPE_CHECKING:
+    from uturn.exact.inference.beliefs import Beliefs
+    from uturn.exact.inference.evidence import Evidence
 
 Rules = Mapping[int, np.ndarray]
 # Size of an alphabet, told by the largest leaf symbol, up to which most symbols may occur in no
@@ -36,32 +41,6 @@ Rules = Mapping[int, np.ndarray]
 _MOST_UNUSED = 2**16
 _MOST_DRAWN = 32  # nodes of a level in the drawing of a grammar
 _FILE_FORMAT, _FILE_VERSION = "uturn.rhm", "1"
-
-
-@dataclass(frozen=True, repr=False)
-class Draw:
-    """Strings with their trees: `latents[tree_level]` is an int64 array (count, nodes), from 0 =
-    leaves to depth = class.
-    """
-
-    latents: dict[int, np.ndarray]
-
-    @property
-    def leaves(self) -> np.ndarray:
-        """The strings, (count, num_leaves) int64."""
-        return self.latents[0]
-
-    @property
-    def classes(self) -> np.ndarray:
-        """The root symbols, (count,) int64."""
-        return self.latents[max(self.latents)][:, 0]
-
-    def __getitem__(self, rows: Any) -> Draw:
-        return Draw({level: nodes[rows] for level, nodes in self.latents.items()})
-
-    def __repr__(self) -> str:
-        count, length = self.leaves.shape
-        return f"Draw({count} strings of {length} leaves, tree levels 0 .. {max(self.latents)})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,7 +71,7 @@ def zipf(multiplicity: int, exponent: float) -> np.ndarray:
     return weights / weights.sum()
 
 
-class RandomHierarchyModel:
+class RandomHierarchyModel(Grammar):
     """Random Hierarchy Model (Cagnetta et al., arXiv:2307.02129; section 3 of arXiv:2402.16991).
 
     The root (tree level L, the class) takes one of `num_classes` values. Every symbol `y` of tree
@@ -136,6 +115,8 @@ class RandomHierarchyModel:
     rules: dict[int, np.ndarray]
     rule_probabilities: dict[int, np.ndarray]
     class_probabilities: np.ndarray
+
+    branching: int
 
     def __init__(
         self,
@@ -429,6 +410,29 @@ class RandomHierarchyModel:
                     parse.latents[level], parse.rules[level]
                 ].sum(axis=1)
         return total
+
+    def completed(self, leaves: np.ndarray, keys: np.ndarray) -> dict[int, np.ndarray]:
+        """The parse of each string, which is unique: {tree_level: int64 (batch, nodes)}, -1 where
+        a node is ungrammatical.
+        """
+        return self.parse(leaves).latents
+
+    def beliefs(self, evidence: Evidence, outputs: tuple[str, ...]) -> Beliefs:
+        from uturn.exact.inference.engine import infer_numba
+
+        return infer_numba(self, evidence, outputs)
+
+    def posterior_draws(
+        self, evidence: Evidence, keys: np.ndarray, numbers: np.ndarray
+    ) -> dict[int, np.ndarray]:
+        from uturn.exact.inference.engine import sample_numba
+
+        return sample_numba(self, evidence, keys, numbers)
+
+    def true_beliefs(self, evidence: Evidence, symbols: Symbols) -> np.ndarray:
+        from uturn.exact.inference.engine import true_beliefs
+
+        return true_beliefs(self, evidence, symbols)
 
     def checked_leaves(self, leaves: Any) -> np.ndarray:
         """`leaves` as an int64 array (batch, num_leaves) with symbols 0..v-1, or a ValueError."""

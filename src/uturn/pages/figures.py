@@ -20,6 +20,8 @@ from uturn.pages.charts import charts_of, mark
 from uturn.pages.pictures import images_of_figure
 from uturn.pages.sections import Reader, card, new_section
 from uturn.pages.trees import tree_of_figure, tree_of_store
+from uturn.store.run_file import NAME, RunFile
+from uturn.store.run_folder import runs_in
 
 OF_PAPER = "The paper"
 BEYOND = "Beyond the paper"
@@ -153,13 +155,11 @@ def figure_section(path: Path, read: Reader) -> dict[str, Any]:
     if "png" in files:
         read.add_picture(section, files["png"], "figure")
     folder = path.parent / result.scale
-    found = [] if folder.is_symlink() else sorted(folder.glob(f"{result.figure}-*.zarr"))
-    stores = [store for store in found if not store.is_symlink()]  # the raw runs
+    stores = [] if folder.is_symlink() else runs_in(folder, f"{result.figure}-*")
     for store in stores:
         with read.noting(store):
-            attributes = json.loads(read.content(store / "zarr.json")).get("attributes", {})
-            if "spec" in attributes:
-                section["details"].append(read.details(store.name, attributes, store))
+            attributes = RunFile.parsed(read.content(store / NAME)).texts()
+            section["details"].append(read.details(store.name, attributes, store))
     if "data" in files and files["data"].exists():
         with read.noting(files["data"]):
             data = read.dataset(files["data"])
@@ -200,8 +200,8 @@ def _tree(stores: Sequence[Path], read: Reader) -> dict[str, Any] | None:
     is none.
     """
     for store in stores:
-        if (store / "node_belief").is_dir():
-            with read.noting(store):
+        with read.noting(store):
+            if "node_belief" in RunFile.parsed(read.content(store / NAME)).variables:
                 tree = tree_of_store(read.run(store))
-                return None if tree is None else tree | {"run": store.stem}
+                return None if tree is None else tree | {"run": store.name}
     return None

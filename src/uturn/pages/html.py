@@ -32,6 +32,7 @@ from uturn.core.messages import visible
 from uturn.pages.figures import tally
 from uturn.pages.sections import Collected
 from uturn.pages.tokens import Token, blocks
+from uturn.store.folders import ROOTS
 
 _ASSETS = Path(__file__).parents[1] / "assets"
 _EDGES = ("solid", "dashed", "dotted", "double")  # lines below the tokens of regions
@@ -144,7 +145,10 @@ def _visible(data: Any) -> Any:
 
 def _link(path: Path, folder: Path) -> str:
     relative = os.path.relpath(path.resolve(), folder.resolve())
-    return quote(f"{relative}/zarr.json" if path.is_dir() else relative, errors="surrogateescape")
+    for root in ROOTS:
+        if (path / root).is_file():
+            relative = f"{relative}/{root}"
+    return quote(relative, errors="surrogateescape")
 
 
 @lru_cache(1)

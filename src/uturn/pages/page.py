@@ -4,7 +4,6 @@ opens without a network.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,8 +17,10 @@ from uturn.core.tools import named, tools
 from uturn.pages import figures, studies
 from uturn.pages.html import results_page
 from uturn.pages.sections import Collected, Reader
+from uturn.store.folders import is_url
 from uturn.store.outputs import OutputFolder, output_folder
-from uturn.store.places import is_url
+from uturn.store.run_file import NAME
+from uturn.store.run_folder import runs_in
 
 _Section = Callable[[Path, Reader], dict[str, Any]]
 
@@ -55,7 +56,7 @@ def report(places: Sequence[str | Path], out: str | Path | None = None) -> tuple
         )
         expect(Path(place).is_dir(), "folder", place, what)
         folders.append(Path(place))
-    alone = len(folders) == 1 and not (folders[0] / "zarr.json").exists()
+    alone = len(folders) == 1 and not (folders[0] / NAME).exists()
     path = (
         Path(out)
         if out is not None
@@ -139,7 +140,7 @@ def _collect(folder: Path, read: Reader) -> None:
             read.collected.sections.append(section)
         return section
 
-    if (folder / "zarr.json").exists():
+    if (folder / NAME).exists():
         add(folder.resolve() if folder.is_symlink() else folder, studies.store_section)
         return
     of_tools = {name: partial(_section_of_tool, path) for name, path in named("sections").items()}
@@ -167,10 +168,9 @@ def _collect(folder: Path, read: Reader) -> None:
         add(folder, studies.overlay_section)
         for path in several:
             add(path, studies.study_section)
-    for path in sorted(
-        path for path in folder.glob("*.zarr") if path not in shown and _has_spec(path, read)
-    ):
-        add(path, studies.store_section)
+    for path in runs_in(folder):
+        if path not in shown:
+            add(path, studies.store_section)
 
 
 def _section_of_tool(function: str, path: Path, read: Reader) -> dict[str, Any]:
@@ -178,10 +178,3 @@ def _section_of_tool(function: str, path: Path, read: Reader) -> dict[str, Any]:
         path, read
     )
     return section
-
-
-def _has_spec(path: Path, read: Reader) -> bool:
-    try:
-        return "spec" in json.loads(read.content(path / "zarr.json"))["attributes"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False

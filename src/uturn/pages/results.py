@@ -23,8 +23,9 @@ from uturn.pages.html import token_page
 from uturn.pages.page import write_page
 from uturn.pages.pictures import as_picture
 from uturn.pages.studies import LOCATED, located_place
-from uturn.store.outputs import OutputFolder, output_folder, write_dataset
-from uturn.store.places import ROOT, failures_named, files_at, read
+from uturn.store.folders import folder_at
+from uturn.store.outputs import ROOT, OutputFolder, output_folder, write_dataset
+from uturn.store.run_file import NAME
 from uturn.studies import paired, records_of, study, tidy, with_theory
 from uturn.studies.axes import common_axis, texts_of
 from uturn.studies.figure import draw_grid, draw_studies, draw_study
@@ -212,9 +213,7 @@ def check_results(out: OutputFolder) -> None:
     is_file = "it is a file" if there == out.path.absolute() else f"{there} is a file"
     expect(there.is_dir(), "out", out.where, f"a folder; {is_file}")
     expect(os.access(there, os.W_OK), "out", out.where, f"a folder; {there} cannot be written to")
-    expect(
-        "zarr.json" not in out.names(""), "out", out.where, "another folder; it is a store itself"
-    )
+    expect(NAME not in out.names(""), "out", out.where, "another folder; it is a store itself")
 
 
 def check_folder(out: OutputFolder, save_images: bool = False, kept: int = 0) -> None:
@@ -253,8 +252,7 @@ def _is_study(out: OutputFolder, name: str) -> bool:
     """
     if (out.path / name).is_symlink():
         return False
-    with failures_named(out.where, "read it"):
-        content = read(files_at(out.where), f"{name}/{ROOT}")
+    content = folder_at(out.where).read(f"{name}/{ROOT}")
     try:
         attributes = json.loads(content or b"")["attributes"]
         return {"description", "remark", "trajectories"} <= set(attributes)

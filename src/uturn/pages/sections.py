@@ -22,8 +22,8 @@ from uturn.core.files import LARGEST_TABLE, check_plain
 from uturn.core.messages import one_line
 from uturn.pages.charts import numbers
 from uturn.pages.pictures import preview
-from uturn.store.outputs import digest_of_dataset
-from uturn.store.record import bounded_chunks, open_run
+from uturn.store.outputs import bounded_chunks, digest_of_dataset
+from uturn.store.run_folder import open_run
 from uturn.studies.tables import TextTable
 
 _MOST_SPEC = 20_000  # characters of a spec

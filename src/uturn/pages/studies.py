@@ -18,7 +18,8 @@ from uturn.pages.pictures import grid
 from uturn.pages.sections import Reader, card, checked_table, existing, new_section
 from uturn.pages.tokens import blocks
 from uturn.pages.trees import tree_of_store
-from uturn.store.record import warnings_of
+from uturn.store.run_file import NAME, RunFile
+from uturn.store.run_folder import warnings_of
 from uturn.studies import study_of
 from uturn.studies.axes import axis_words, common_axis, is_geometric
 from uturn.studies.charts import Chart, charts_of, numbers_of, overlaid
@@ -50,7 +51,7 @@ def study_section(path: Path, read: Reader) -> dict[str, Any]:
     )
     section = _section(data, "study", name, label or "Study")
     if alone:
-        section["covers"], section["files"] = "run.zarr", existing(folder, _FILES)
+        section["covers"], section["files"] = "run", existing(folder, _FILES)
         for file in section["files"]:
             if file.suffix == ".pdf":
                 read.add_picture(section, file.with_suffix(".png"), file.stem)
@@ -76,10 +77,11 @@ def study_section(path: Path, read: Reader) -> dict[str, Any]:
     if "original_piece" in data.coords:
         with read.noting(path):
             section["tokens"] = _tokens(data)
-    run = folder / "run.zarr"
-    if alone and (run / "node_belief").is_dir():
+    run = folder / "run"
+    if alone and (run / NAME).is_file():
         with read.noting(run):
-            section["tree"] = tree_of_store(read.run(run))
+            if "node_belief" in RunFile.parsed(read.content(run / NAME)).variables:
+                section["tree"] = tree_of_store(read.run(run))
     return section
 
 
@@ -169,7 +171,7 @@ def located_section(path: Path, read: Reader) -> dict[str, Any]:
     )
     section["caption"] = f"The interval was to be at most {numbers['wanted']:g} wide."
     # The stores of its runs, which have studies.
-    section["covers"], section["files"] = "*.zarr", [path]
+    section["covers"], section["files"] = "*", [path]
     section["words"] = numbers["remark"][:1].upper() + numbers["remark"][1:]
     for name, reading, place, claim in located_place(numbers):
         levels = ", ".join(f"{level:.4g}" for level in numbers["levels"])

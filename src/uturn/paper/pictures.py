@@ -14,8 +14,9 @@ from matplotlib.patches import Circle, FancyBboxPatch, Rectangle, Wedge
 
 from uturn.core.random import Purpose, keys
 from uturn.corruption import Gaussian, Masking
+from uturn.exact.grammar import Draw
 from uturn.exact.inference import infer, sample_posterior
-from uturn.exact.rhm import Draw, RandomHierarchyModel
+from uturn.exact.rhm import RandomHierarchyModel
 from uturn.paper.verdicts import Verdict
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting import trees as drawing

@@ -73,6 +73,8 @@ TOLERANCE = 5e-4  # resolution of the thresholds
 
 
 class Size(NamedTuple):
+    """Size of the runs that find the thresholds."""
+
     grammars: int
     items: int
     depths: tuple[int, ...]

@@ -21,9 +21,9 @@ from uturn.core.processes import cores, in_processes
 from uturn.core.progress import progress_bar
 from uturn.engine.run import run
 from uturn.paper.identity import identity_of
+from uturn.store.folders import is_empty
 from uturn.store.outputs import OutputFolder, digest_of_dataset, write_dataset
-from uturn.store.places import is_empty
-from uturn.store.record import Store
+from uturn.store.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import torch
@@ -42,27 +42,31 @@ class Workshop:
     scale: Scale
     folder: Path | OutputFolder
     workers: int | None = None
+    """Processes of a run; by default those of `uturn.run(workers="auto")`."""
     progress: bool = False
     cluster: Mapping[str, Any] = field(default_factory=dict)  # further arguments of `uturn.run`
 
     def run(self, label: str, experiment: Experiment) -> xr.Dataset:
-        """The results of an experiment; items that are missing in `folder/label.zarr` are computed.
+        """The results of an experiment; items that are missing in `folder/label` are computed.
 
         A run of another experiment, or with other models, is replaced: the constants of a figure
         have changed.
         """
-        place = self._kept.place(f"{label}.zarr")
+        place = self._kept.place(label)
         if not self._is_run_of(experiment, place):
-            self._kept.remove(f"{label}.zarr")
-        return run(experiment, place, workers=self.workers, progress=self.progress, **self.cluster)
+            self._kept.remove(label)
+        options: dict[str, Any] = {"progress": self.progress, **self.cluster}
+        if self.workers is not None or not self.cluster.get("cluster"):
+            options["workers"] = self.workers or "auto"
+        return run(experiment, place, **options)
 
     def _is_run_of(self, experiment: Experiment, place: str) -> bool:
         """Whether a place is empty, or holds a run of this experiment."""
         if is_empty(place):
             return True
-        attributes = Store.open(place).attributes
+        attributes = RunFolder.open(place).attributes
         same_spec = attributes.get("spec_hash") == experiment.hash
-        return same_spec and json.loads(attributes.get("models", "{}")) == experiment.models()
+        return same_spec and attributes["models"] == experiment.models()
 
     def runs(
         self, figure: str, experiments: Mapping[str, Experiment], apart: bool = False
@@ -74,11 +78,7 @@ class Workshop:
         """
         named = {f"{figure}-{label}": experiment for label, experiment in experiments.items()}
         if apart and self.cluster.get("cluster") is None:
-            new = [
-                job
-                for job in named.items()
-                if not Path(self._kept.place(f"{job[0]}.zarr")).exists()
-            ]
+            new = [job for job in named.items() if not Path(self._kept.place(job[0])).exists()]
             self.each(figure, Workshop.run, new)
         return {
             label: self.run(name, named[name])

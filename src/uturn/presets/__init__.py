@@ -1,7 +1,7 @@
 """Presets: options that describe a run of images or texts.
 
 options = ImageOptions(steps=50)                     # or image_experiment(steps=50), the experiment itself
-readings = uturn.run(options.experiment(), "run.zarr")
+readings = uturn.run(options.experiment(), "run")
 study = uturn.study(readings)                        # or uturn.pages.write_study(readings, "results"), which writes files too
 options = TextOptions(model="bert", data="texts.txt")
 """

@@ -239,7 +239,7 @@ def _positions(spec: Changes, layer: str, shape: tuple[int, int, int]) -> Sites:
     probe = HiddenLayers(classifier.module, name, classifier.preprocess, batch_size=spec.batch_size)
 
     def output(images: np.ndarray) -> np.ndarray:
-        """(batch, positions .., channels)"""
+        """Activations (batch, positions .., channels)."""
         batches = [
             batch[name].numpy() for batch in probe.activations(np.asarray(images, np.float32))
         ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from pydantic import Field
 
 from uturn.core.checks import expect
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
+from uturn.exact.rhm import RandomHierarchyModel
 from uturn.probes.comparison import Comparison, Features
 from uturn.sources.strings import NoisyStrings, Strings, StringSource
 
@@ -110,7 +111,8 @@ class ParsedLevels(Spec, Comparison[Strings, NoisyStrings, StringSource]):
     def features(self, u_turns: StringUTurns, source: StringSource) -> tuple[Features, Features]:
         originals = u_turns.originals
         leaves = u_turns.reconstructions[0]
-        parsed = originals.rhm.parse(leaves.reshape(-1, leaves.shape[2])).latents
+        grammar = cast(RandomHierarchyModel, originals.rhm)  # a tree (`check_tree`)
+        parsed = grammar.parse(leaves.reshape(-1, leaves.shape[2])).latents
         nodes = {
             level: of_level.reshape(*leaves.shape[:2], -1) for level, of_level in parsed.items()
         }

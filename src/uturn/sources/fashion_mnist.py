@@ -38,7 +38,7 @@ def generator_folder() -> Path:
     return _FOLDER / "generator"
 
 
-def load_scheduler() -> Any:
+def load_scheduler() -> Any:  # noqa: ANN401 - `DDPMScheduler` of diffusers has no types
     """`DDPMScheduler` the generator was trained with: linear noise schedule, 1,000 timesteps, v
     prediction.
     """

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PrivateAttr
 
-from uturn.core.checks import checked_path, expect
+from uturn.core.checks import checked_path
 from uturn.core.files import named_errors, read_array, whole_file
-from uturn.core.protocols import Spec
+from uturn.core.prior import Prior
+from uturn.core.protocols import Backward, Spec
 from uturn.core.random import Purpose, keys
 from uturn.sources.images import Images, ImageSource
 
@@ -47,7 +47,7 @@ class GeneratedSource(Spec, ImageSource):
     seed: int | None = Field(default=None, ge=0, lt=2**64)
     steps: int | None = Field(default=None, ge=1)
     folder: str | None = None
-    _backward: Any = PrivateAttr(None)
+    _prior: Prior | None = PrivateAttr(None)
     _seed: int = PrivateAttr(0)  # seed of the experiment
     _fingerprint: str = PrivateAttr("")
 
@@ -57,21 +57,29 @@ class GeneratedSource(Spec, ImageSource):
     def __hash__(self) -> int:
         return hash(self._key())
 
-    def _key(self) -> tuple[int, str | None, Any]:  # a backward of any class
-        return self._seed_of(self._seed), self.folder, self._backward
+    def _key(self) -> tuple[int, str | None, Prior | None]:
+        return self._seed_of(self._seed), self.folder, self._prior
+
+    @property
+    def prior(self) -> Prior:
+        """The law of the originals; ValueError before `made_by`."""
+        if self._prior is None:
+            raise ValueError(f"{self!r} draws originals only in an experiment with a model")
+        return self._prior
 
     def _seed_of(self, seed: int) -> int:
         """The seed of the originals in an experiment with this seed."""
         return seed if self.seed is None else self.seed
 
-    def made_by(self, backward: Any, seed: int) -> GeneratedSource:
-        needed = "generate" if self.steps is None else "chain"
-        expected = f"one with {needed}(), which draws originals of type 'generated'"
-        if self.steps is None and hasattr(backward, "chain"):
-            expected += "; give source.steps"
-        expect(hasattr(backward, needed), "backward", backward, expected)
+    def made_by(self, backward: Backward, seed: int) -> GeneratedSource:
+        prior = backward.prior(self.steps)
+        if prior is None:
+            raise ValueError(
+                f"the source 'generated' needs a backward that draws originals (`prior`), such as"
+                f" type 'diffusion'; {backward!r} draws none"
+            )
         bound = self.model_copy()
-        bound._backward = backward if self.steps is None else backward.chain(self.steps)
+        bound._prior = prior
         bound._seed = seed
         return bound
 
@@ -83,23 +91,15 @@ class GeneratedSource(Spec, ImageSource):
         return self._images(indices, self._seed, _REFERENCE), self._labels(indices)
 
     def image_shape(self) -> tuple[int, int, int]:
-        shape: tuple[int, int, int] = self._backward.generated_shape()
-        return shape
+        return self.prior.shape
 
     def num_labels(self) -> int | None:
-        number: int | None = self._backward.num_labels()
-        return number
+        return self.prior.num_labels
 
     def fingerprint(self) -> str:
         """SHA-256 of the model and its sampler; with the seed, it determines the originals."""
         if not self._fingerprint:  # cached, since hashing the weights is slow
-            backward = self._backward
-            only_execution = set(backward.execution)
-            options = backward.model_dump(
-                mode="json", exclude_defaults=True, exclude=only_execution
-            )
-            identity = f"{backward.fingerprint()} {json.dumps(options, sort_keys=True)}"
-            self._fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+            self._fingerprint = self.prior.fingerprint
         return self._fingerprint
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, np.ndarray]:
@@ -142,8 +142,7 @@ class GeneratedSource(Spec, ImageSource):
                 images[item] = image
         if missing:
             numbers = np.array(missing + self._ahead(draws, missing, set(images), num_items))
-            labels = self._backward.generated_labels(numbers)
-            drawn = self._backward.generate(keys(seed, Purpose.ORIGINAL, numbers), labels)
+            drawn = self.prior.draw(keys(seed, Purpose.ORIGINAL, numbers), numbers)
             for item, image in zip(numbers.tolist(), drawn, strict=True):
                 draws.put(item, image)
                 images[item] = image
@@ -153,9 +152,7 @@ class GeneratedSource(Spec, ImageSource):
         self, draws: _Draws, missing: list[int], present: set[int], num_items: int
     ) -> list[int]:
         """Further items that fill the batches of the network, where that is faster."""
-        if self._backward.wants_processes:
-            return []
-        end = min(num_items, missing[0] + self._backward.images_together())
+        end = min(num_items, missing[0] + self.prior.batch_size)
         new = [item for item in range(missing[0], end) if item not in present.union(missing)]
         return [item for item in new if draws.get(item) is None]
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,12 +25,14 @@ from uturn.core.files import cached_while_unchanged, digest_of_file, read_array,
 from uturn.core.inputs import Content, File
 from uturn.core.messages import one_line
 from uturn.core.processes import cores
-from uturn.core.protocols import Noisy, Originals, Source, Spec
+from uturn.core.protocols import Corruption, Noisy, Originals, Source, Spec
 from uturn.core.random import Streams
 from uturn.sources.fashion_mnist import CLASS_NAMES, load_test_set, test_set_file
 
 if TYPE_CHECKING:
     from PIL import Image
+
+T = TypeVar("T")
 
 # Not all formats of Pillow, because some start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000")
@@ -50,12 +52,12 @@ class Images(Originals):
     def data(self) -> np.ndarray:
         return self.images
 
-    def continued(self, reconstructions: Any, taken: np.ndarray) -> Images:
+    def continued(self, reconstructions: np.ndarray, taken: np.ndarray) -> Images:
         return replace(
             self, images=np.where(taken[:, None, None, None], reconstructions[:, 0], self.images)
         )
 
-    def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyImages:
+    def observed_by(self, corruption: Corruption, noise: float, streams: Streams) -> NoisyImages:
         """Noisy images, one for each trajectory of each original, with the labels of the
         originals.
         """
@@ -120,7 +122,7 @@ class _ImagesInMemory(Spec, ImageSource):
         channels, height, width = self.all_images()[0].shape[1:]
         return channels, height, width
 
-    def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+    def images_at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, labels = self.all_images()
         indices = _checked_indices(indices, len(images))
         return images[indices], labels[indices]
@@ -438,11 +440,11 @@ def seen(path: str, channels: int, size: int | None) -> tuple[int, int, str] | s
         return pixels.shape[0], pixels.shape[1], image.mode
 
 
-def readable(path: str, of: Any) -> Any:
+def readable(path: str, content: T | str) -> T:
     """What was read of an image file; ValueError if it is the reason why the file is unreadable."""
-    if isinstance(of, str):
-        raise ValueError(f"{path} cannot be read ({of}); mend it, or move it away")
-    return of
+    if isinstance(content, str):
+        raise ValueError(f"{path} cannot be read ({content}); mend it, or move it away")
+    return content
 
 
 def unread(path: str) -> str:

@@ -20,9 +20,10 @@ from uturn.core.inputs import File
 from uturn.core.messages import one_line, shown
 from uturn.core.protocols import Corruption, Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys
+from uturn.exact.grammar import Draw, Grammar
 from uturn.exact.hmm import HiddenMarkovModel
 from uturn.exact.inference.evidence import Evidence, checked_evidence
-from uturn.exact.rhm import Draw, RandomHierarchyModel, zipf
+from uturn.exact.rhm import RandomHierarchyModel, zipf
 from uturn.measures.covariances import Tree
 
 _MOST_EVIDENCE = 256 * 2**20  # bytes of the evidence of a string, of which a task holds many
@@ -41,8 +42,8 @@ class Strings(Originals):
 
     items: np.ndarray
     """Numbers of the items, int64 (batch,)."""
-    rhm: RandomHierarchyModel
-    """The grammar; a `HiddenMarkovModel` for chains."""
+    rhm: Grammar
+    """The law of the strings."""
     draw: Draw
     """The strings with their trees."""
 
@@ -54,7 +55,7 @@ class Strings(Originals):
     @property
     def distance(self) -> Tree | None:
         """Distances of leaves in the tree. None for a chain: the differences of their places."""
-        if isinstance(self.rhm, HiddenMarkovModel):
+        if self.rhm.branching is None:
             return None
         return Tree(self.rhm.num_leaves, self.rhm.branching)
 
@@ -91,7 +92,7 @@ class Strings(Originals):
 class NoisyStrings(Noisy):
     """Noisy strings of one grammar, with their exact messages and posterior draws."""
 
-    rhm: Any = None  # RandomHierarchyModel or HiddenMarkovModel
+    rhm: Grammar = None  # type: ignore[assignment]  # fields of the base class have defaults
     channel: Any = None  # the corruption that made them, with its evidence
     _beliefs: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -112,18 +113,7 @@ class NoisyStrings(Noisy):
         `symbols`: those of the originals, {tree_level: int64 (originals, nodes)}. Noisy strings of
         one original are next to each other.
         """
-        from uturn.exact.inference.engine import true_beliefs
-
-        if isinstance(self.rhm, HiddenMarkovModel):
-            marginals = self.beliefs("marginals")
-            copies = len(self.values) // len(symbols[0])
-            means = []
-            for level in sorted(symbols):
-                truth = np.repeat(symbols[level], copies, axis=0)[..., None]
-                of_truth = np.take_along_axis(marginals[level], truth, 2)
-                means.append(of_truth.mean(axis=(1, 2), dtype=float))
-            return np.stack(means, axis=-1)
-        return true_beliefs(self.rhm, self.evidence, symbols)
+        return self.rhm.true_beliefs(self.evidence, symbols)
 
     def beliefs(self, output: str, *also: str) -> dict[int, np.ndarray]:
         """Exact messages given the noisy strings, {tree_level: (batch, nodes, symbols)}.
@@ -155,10 +145,7 @@ class NoisyStrings(Noisy):
 
         The hidden states of a chain are drawn given the string, with `keys` (items * draws,).
         """
-        if isinstance(self.rhm, HiddenMarkovModel):
-            latents = self.rhm.completed(leaves, keys)
-        else:
-            latents = self.rhm.parse(leaves).latents
+        latents = self.rhm.completed(leaves, keys)
         return {
             level: nodes.reshape(num_items, -1, nodes.shape[1]) for level, nodes in latents.items()
         }
@@ -225,7 +212,7 @@ class StringSource(Source[Strings]):
     def item_bytes(self) -> int:
         return 4 * self.vocab_size * self.num_leaves
 
-    def grammar(self, number: int, seed: int) -> Any:  # RandomHierarchyModel or HiddenMarkovModel
+    def grammar(self, number: int, seed: int) -> Grammar:
         """Grammar `number` of an experiment with this seed; ValueError if the source has none."""
         raise ValueError(
             f"the source {self!r} has no grammars; define its method `grammar(number, seed)`"

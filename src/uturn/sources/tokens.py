@@ -12,7 +12,7 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,13 +23,30 @@ from uturn.core.files import cached_while_unchanged, read_array, read_text
 from uturn.core.inputs import Content
 from uturn.core.messages import one_line
 from uturn.core.own_parts import name_of
-from uturn.core.protocols import Noisy, Originals, Source, Spec
+from uturn.core.protocols import Backward, Corruption, Noisy, Originals, Source, Spec
 from uturn.core.random import Streams
 from uturn.sources.embedded_text import passages_file
 
 PAD = -2
 """Value beyond the end of a text that is shorter than the longest one."""
 _MOST_UNKNOWN = 0.5  # share of unknown tokens beyond which a tokenizer cannot be the right one
+
+
+class Tokenizer(Protocol):
+    """The members of a tokenizer that texts and their results need."""
+
+    @property
+    def unknown_id(self) -> int | None:
+        """Id of the unknown token; None if every text has its tokens."""
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Ids of a text, without tokens that a model puts before and after it."""
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each token as text."""
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of tokens."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,10 +68,10 @@ class Tokens(Originals):
         if self.free is None:
             object.__setattr__(self, "free", self.data != PAD)
 
-    def continued(self, reconstructions: Any, taken: np.ndarray) -> Tokens:
+    def continued(self, reconstructions: np.ndarray, taken: np.ndarray) -> Tokens:
         return replace(self, data=np.where(taken[:, None], reconstructions[:, 0], self.data))
 
-    def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyTokens:
+    def observed_by(self, corruption: Corruption, noise: float, streams: Streams) -> NoisyTokens:
         """Noisy tokens, one sequence for each trajectory of each original."""
         data, is_free = (np.repeat(of, streams.count, axis=0) for of in (self.data, self.free))
         symbols = np.where(data == PAD, 0, data)
@@ -127,15 +144,16 @@ class TextSource(Source[Tokens]):
             row = {"text": text} if labels is None else {"text": text, "label": labels[k]}
             yield f"text {k}", row
 
-    def made_by(self, backward: Any, seed: int) -> TextSource:
+    def made_by(self, backward: Backward, seed: int) -> TextSource:
         bound = copy(self)
         object.__setattr__(bound, "_backward", backward)  # works for frozen dataclasses, too
         return bound
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer | None:
         """The tokenizer of the model; None if it has none."""
-        return getattr(self.language(), "tokenizer", None)
+        tokenizer: Tokenizer | None = getattr(self.language(), "tokenizer", None)
+        return tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -143,13 +161,13 @@ class TextSource(Source[Tokens]):
         return int(self.language().vocab_size)
 
     @property
-    def backward(self) -> Any:  # the core knows no parts with a language
+    def backward(self) -> Backward | None:
         """The backward of the experiment, which has the model; None before there is one."""
         return getattr(self, "_backward", None)
 
-    def language(self) -> Any:  # LanguageModel, of a room above this one
+    def language(self) -> Any:  # noqa: ANN401 - `LanguageModel`, of a room above this one
         """The language model of the backward, with `vocab_size`, `tokenizer` and `most_tokens`."""
-        backward = self.backward
+        backward: Any = self.backward
         expected = "one with a method `language`, as 'language' has"
         has_language = hasattr(backward, "language")
         expect(has_language, "backward of the source 'tokens'", backward, expected)
@@ -214,12 +232,14 @@ class TextSource(Source[Tokens]):
         return np.where(is_separator | ~self.free(items), -1, np.cumsum(is_separator, axis=1))
 
     def _separators(self) -> list[int]:
-        separators = []
+        separators: list[int] = []
+        tokenizer = self.tokenizer
         for text in self.separators():
-            ids: list[int] = []
-            with suppress(ValueError):  # a character without a token
-                ids = [] if self.tokenizer is None else self.tokenizer.encode(text)
-            is_token = len(ids) == 1 and ids[0] != self.tokenizer.unknown_id
+            ids: Sequence[int] = []
+            if tokenizer is not None:
+                with suppress(ValueError):  # a character without a token
+                    ids = tokenizer.encode(text)
+            is_token = tokenizer is not None and len(ids) == 1 and ids[0] != tokenizer.unknown_id
             expect(is_token, "segments", text, "the texts of single tokens of the model")
             separators += ids
         return separators
@@ -299,7 +319,7 @@ class TokenSource(Spec, TextSource):
     def reads(self) -> list[Any]:
         return [*map(Content, _text_files(self.path)), *super().reads()]
 
-    def made_by(self, backward: Any, seed: int) -> TokenSource:
+    def made_by(self, backward: Backward, seed: int) -> TokenSource:
         bound = self.model_copy()
         bound._backward = backward
         return bound
@@ -364,7 +384,7 @@ class _Row(NamedTuple):
 
 
 @cached_while_unchanged(files=lambda source, backward: source.files())
-def _read(source: TextSource, backward: Any) -> _Texts:  # a part of the key of the cache
+def _read(source: TextSource, backward: Backward | None) -> _Texts:  # a key of the cache
     """The texts of a source as ids of the model of a backward."""
     rows: list[_Row] = []
     left_out: dict[str, str] = {}
@@ -377,7 +397,7 @@ def _read(source: TextSource, backward: Any) -> _Texts:  # a part of the key of 
     windows = "or for windows a text of at least `length` tokens"
     least = f"at least one line of at most `length` tokens, {windows}"
     expect(rows, f"{source.where}: texts in it", 0, least)
-    if source.tokenizer is not None and not source.has_ids():
+    if not source.has_ids():
         check_known(source.where, [row.ids.tolist() for row in rows], source.tokenizer)
     ids = np.full((len(rows), max(len(row.ids) for row in rows)), PAD, np.int64)
     for padded, row in zip(ids, rows, strict=True):
@@ -513,10 +533,13 @@ _TABLES: dict[str, Callable[[str], list[dict[str, Any]]]] = {
 }
 
 
-def _encoded(tokenizer: Any, text: str, where: str) -> list[int]:  # of any library
+def _encoded(tokenizer: Tokenizer | None, text: str, where: str) -> list[int]:
     """Ids of a text; ValueError if it has a character that is no token."""
-    expected = "ids (.npy, or lists in .jsonl), as the model has no tokenizer"
-    expect(tokenizer is not None, f"{where}: tokenizer", None, expected)
+    if tokenizer is None:
+        raise ValueError(
+            f"{where}: tokenizer = None: expected ids (.npy, or lists in .jsonl), as the model has"
+            " no tokenizer"
+        )
     try:
         text.encode()  # an error for lone surrogates
         return list(tokenizer.encode(text))
@@ -525,10 +548,14 @@ def _encoded(tokenizer: Any, text: str, where: str) -> list[int]:  # of any libr
         raise ValueError(f"{where}: {error}; {way_out}") from None
 
 
-def check_known(where: str, texts: Sequence[Sequence[int]], tokenizer: Any) -> None:
-    """ValueError if most tokens of the texts are the unknown token."""
+def check_known(where: str, texts: Sequence[Sequence[int]], tokenizer: Tokenizer | None) -> None:
+    """ValueError if most tokens of the texts are the unknown token of their tokenizer."""
+    if tokenizer is None or tokenizer.unknown_id is None:
+        return
     total = sum(map(len, texts))
-    unknown = sum(list(ids).count(tokenizer.unknown_id) for ids in texts)
+    unknown = 0
+    for ids in texts:
+        unknown += list(ids).count(tokenizer.unknown_id)
     splits = "split texts into the tokens of its vocab.txt (split: smiles, characters, ..)"
     expected = f"fewer with the tokenizer of the model; name the right one (tokenizer), or {splits}"
     share = f"{unknown} of {total}"

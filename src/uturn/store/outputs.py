@@ -6,35 +6,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from zarr.core.sync import sync
+import zarr
+from numcodecs.zstd import decompress
+from zarr.codecs import ZstdCodec
+from zarr.registry import register_codec
 
+from uturn.core.checks import expect
 from uturn.core.files import digest_of_file, named_errors, whole_folder
-from uturn.store.places import (
-    ROOT,
-    at_once,
-    failures_named,
-    files_at,
-    is_url,
-    listed,
-    place_of,
-    read,
-    replace,
-    write,
-)
+from uturn.core.messages import one_line
+from uturn.store.folders import checked_location, each, folder_at, is_url, replace
+from uturn.store.run_folder import open_run
 
+ROOT = "zarr.json"
+"""The root of a dataset in the format zarr."""
+_MOST_TEXT = 2**28  # bytes of the labels of a coordinate
 _NO_FILE = re.compile(r"[\\:]|(^|/)\.{0,2}(/|$)")  # a key that would leave the folder
 
 
@@ -69,19 +68,18 @@ class OutputFolder:
         if self.is_remote:
             shutil.rmtree(path, ignore_errors=True)
             path.unlink(missing_ok=True)
-            files = files_at(self.where)
-            with failures_named(self.where, f"read {name}"):
-                keys = [name, *listed(files, f"{name}/")]
-                if outside := [key for key in keys if _NO_FILE.search(key)]:
-                    raise ValueError(
-                        f"{self.where} holds {outside[0]!r}, which is no name of a file; remove it"
-                    )
-                for key, content in zip(
-                    keys, at_once(self.where, lambda key: read(files, key), keys), strict=True
-                ):
-                    if content is not None:
-                        (self.path / key).parent.mkdir(parents=True, exist_ok=True)
-                        (self.path / key).write_bytes(content)
+            folder = folder_at(self.where)
+            keys = [name, *folder.names(f"{name}/")]
+            outside = [key for key in keys if _NO_FILE.search(key)]
+            if outside:
+                raise ValueError(
+                    f"{self.where} holds {outside[0]!r}, which is not a name of a file; remove it"
+                )
+            contents = each(self.where, folder.read, keys)
+            for key, content in zip(keys, contents, strict=True):
+                if content is not None:
+                    (self.path / key).parent.mkdir(parents=True, exist_ok=True)
+                    (self.path / key).write_bytes(content)
         return path
 
     def push(self, *names: str) -> None:
@@ -90,17 +88,14 @@ class OutputFolder:
         """
         if not self.is_remote:
             return
-        files = files_at(self.where)
+        folder = folder_at(self.where)
         for name in names:
             path = self.path / name
-            with failures_named(self.where, f"write {name}"):
-                (
-                    write(files, name, path.read_bytes())
-                    if path.is_file()
-                    else sync(files.delete(name))
-                )
-            if not path.is_file():
-                replace(self.place(name), path)
+            if path.is_file():
+                folder.write(name, path.read_bytes())
+            else:
+                folder.remove(name)
+                replace(self.place(name), contents_of(path))
 
     def remove(self, name: str) -> None:
         """Remove a file or folder, here and at the URL."""
@@ -114,21 +109,16 @@ class OutputFolder:
         if not self.is_remote:
             return sorted(path.name for path in (self.path / name).glob("*"))
         prefix = f"{name}/" if name else ""
-        with failures_named(self.where, "list it"):
-            return sorted(
-                {
-                    key.removeprefix(prefix).split("/")[0]
-                    for key in listed(files_at(self.where), prefix)
-                }
-            )
+        keys = folder_at(self.where).names(prefix)
+        return sorted({key.removeprefix(prefix).split("/")[0] for key in keys})
 
 
 @contextmanager
-def output_folder(name: str, value: Any, *, kept: bool = False) -> Iterator[OutputFolder]:
+def output_folder(name: str, value: object, *, kept: bool = False) -> Iterator[OutputFolder]:
     """The folder of results at a path or URL. The working copy of a URL is removed at the end,
     unless `kept` in a cache.
     """
-    where = place_of(name, value)
+    where = checked_location(name, value)
     if not is_url(where):
         yield OutputFolder.of(where)
     elif kept:
@@ -143,6 +133,12 @@ def output_folder(name: str, value: Any, *, kept: bool = False) -> Iterator[Outp
             copy = Path(folder, where.rpartition("/")[2])  # pages show the name of their folder
             copy.mkdir()
             yield OutputFolder(where, copy)
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """The contents of all files in a folder, by their paths in it."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def write_dataset(data: xr.Dataset, path: str | Path) -> None:
@@ -168,6 +164,45 @@ def write_dataset(data: xr.Dataset, path: str | Path) -> None:
         (unfinished / ROOT).write_text(json.dumps(root, indent=2))
 
 
+def export_run(location: str | Path, path: Path) -> None:
+    """Write a run as one dataset: a folder of zarr, or a file of NetCDF by the suffix .nc.
+
+    ValueError for another suffix, or if the path exists.
+    """
+    suffix = path.suffix.lower()
+    expect(suffix in (".zarr", ".nc"), "FILE", str(path), "a name that ends in .zarr or .nc")
+    expect(not path.exists(), "FILE", str(path), "a new file; this one exists")
+    data = open_run(location)
+    if suffix == ".zarr":
+        write_dataset(data, path)
+        return
+    # NetCDF has neither truth values nor numpy's text of variable length.
+    del data.attrs["variables"]  # scipy has an own attribute of this name; the file lists them
+    data.attrs = {name: _netcdf_attribute(value) for name, value in data.attrs.items()}
+    texts = {}
+    for name, labels in data.variables.items():
+        if labels.dtype.kind == "T":
+            texts[name] = labels.copy(data=labels.values.astype(object))
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with named_errors(path):
+        try:
+            data.assign(texts).to_netcdf(unfinished, engine="scipy")
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _netcdf_attribute(value: object) -> object:
+    """An attribute in the types of NetCDF: numbers of 32 bits, and text."""
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, list):
+        return json.dumps(value)
+    if isinstance(value, int) and not -(2**31) <= value < 2**31:
+        return str(value)
+    return value
+
+
 def digest_of_dataset(folder: Path) -> str:
     """Digest of the files of a dataset, without that in its attributes: a chunk that is not
     there would be read as a number.
@@ -177,3 +212,36 @@ def digest_of_dataset(folder: Path) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / ROOT)
     digests = [(path.relative_to(folder).as_posix(), digest_of_file(str(path))) for path in files]
     return hashlib.sha256(json.dumps([root, digests], sort_keys=True).encode()).hexdigest()
+
+
+class _Bounded(ZstdCodec):
+    """Decodes a chunk if it has no more bytes than its array says: a few kilobytes may promise
+    gigabytes.
+    """
+
+    def _decode_sync(self, chunk_bytes: Any, chunk_spec: Any) -> Any:  # noqa: ANN401 - as in zarr
+        dtype = chunk_spec.dtype.to_native_dtype()
+        size = _MOST_TEXT
+        if dtype.kind in "biuf":
+            size = math.prod(chunk_spec.shape) * dtype.itemsize
+        try:  # what does not fit is found before it is decoded
+            decompress(chunk_bytes.as_numpy_array(), np.empty(max(size - 1, 0), np.uint8))
+        except ValueError as error:
+            if f"at least {size}," not in str(error):
+                raise
+        except RuntimeError as error:  # for bytes that zstd has not written
+            raise ValueError(f"a chunk cannot be decoded: {one_line(error)}") from None
+        return super()._decode_sync(chunk_bytes, chunk_spec)
+
+
+register_codec("zstd", _Bounded, qualname=f"{__name__}.{_Bounded.__name__}")
+
+
+def bounded_chunks() -> AbstractContextManager[Any]:
+    """Context in which arrays are opened whose chunks are decoded only if they have no more
+    bytes than the arrays say.
+    """
+    bounded: AbstractContextManager[Any] = zarr.config.set(
+        {"codecs.zstd": f"{__name__}.{_Bounded.__name__}"}
+    )
+    return bounded

@@ -1,11 +1,12 @@
-"""Opens the store of an experiment: creates, resumes or extends it."""
+"""Opens the run of an experiment: creates, resumes or extends it."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,293 +18,391 @@ import uturn
 from uturn.core import random
 from uturn.core.checks import expect
 from uturn.core.contracts import checked_blocks
+from uturn.core.experiment import Experiment
 from uturn.core.files import locked_folder
 from uturn.core.messages import shown
 from uturn.core.own_parts import is_own
-from uturn.core.protocols import Coordinates
+from uturn.core.protocols import Coordinates, FromFiles, Source, Variable
 from uturn.core.registry import build
-from uturn.store.places import is_empty, is_url
-from uturn.store.record import Blocks, MemoryStore, Store, Task
+from uturn.store.blocks import Blocks, Task
+from uturn.store.folders import is_empty, is_url
+from uturn.store.run_file import RunFile
+from uturn.store.run_folder import RunFolder
 
 _log = logging.getLogger("uturn")
+_MOST_SHOWN = 4  # differences in a message
+_MOST_LEVELS_SHOWN = 6
+_SAMPLE = 16  # originals that are compared before a run grows, if its items are independent
+_ORIGINALS_AT_ONCE = 1024
+_LIBRARIES = ("numpy", "numba", "torch", "diffusers")
+"""Libraries on which results depend, whose versions are recorded."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a run of an experiment stores."""
+
+    variables: Mapping[str, Variable]
+    coordinates: Coordinates
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A value in which a stored spec and that of an experiment differ."""
+
+    path: tuple[str | int, ...]
+    """Keys that lead to it in the spec."""
+    stored: object
+    mine: object
+
+    def __str__(self) -> str:
+        where = ".".join(map(str, ("spec", *self.path)))
+        return f"{where} is {shown(self.stored)} in the store, {shown(self.mine)} here"
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What an experiment adds to a stored one."""
+
+    counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """{"items" or "trajectories": (stored, wanted)}, where more are wanted."""
+    levels: list[float] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts or self.levels)
+
+    def __str__(self) -> str:
+        texts = [f"{key} {stored} -> {wanted}" for key, (stored, wanted) in self.counts.items()]
+        if self.levels:
+            levels = ", ".join(f"{level:g}" for level in self.levels[:_MOST_LEVELS_SHOWN])
+            more = ", .." if len(self.levels) > _MOST_LEVELS_SHOWN else ""
+            texts.append(f"noise {levels}{more}")
+        return ", ".join(texts)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An experiment beside its run: nothing in it stands against resuming the run."""
+
+    additions: Additions
+    changed_code: dict[str, str | None]
+    """{name: stored digest} of code and fingerprints of users that have changed."""
+    stale_levels: Collection[float]
+    """Noise levels whose data have changed and are measured again."""
 
 
 def open_store(
-    experiment: Any, place: str | None, resume: bool, accept_changes: bool
-) -> Store | MemoryStore:
+    experiment: Experiment, location: str | None, resume: bool, accept_changes: bool
+) -> RunFolder:
     """The store of an experiment: a new one, or the existing one, extended if needed; in memory
-    without a place.
+    without a location.
 
     ValueError if the existing store holds another experiment, or if code or fingerprints changed
     without `accept_changes`.
     """
-    models, layout = experiment.models(), layout_of(experiment)
-    if place is None:
-        return MemoryStore(*layout, attributes_of(experiment, models))
-    if is_empty(place):
-        if (made := Store.create(place, *layout, attributes_of(experiment, models))) is not None:
+    models = experiment.models()
+    layout = layout_of(experiment)
+    if location is None:
+        attributes = attributes_of(experiment, models)
+        return RunFolder.in_memory(layout.variables, layout.coordinates, attributes)
+    if is_empty(location):
+        attributes = attributes_of(experiment, models)
+        made = RunFolder.create(location, layout.variables, layout.coordinates, attributes)
+        if made is not None:
             return made
     elif not resume:
         raise ValueError(
-            f"{place} exists already; choose another folder, or resume it (resume=True)"
+            f"{location} exists already; choose another folder, or resume it (resume=True)"
         )
     # One process at a time extends it.
-    with nullcontext() if is_url(place) else locked_folder(Path(place).resolve().parent):
-        opened = Store.open(place)
-        new, changes, stale = _compared(experiment, opened, models, accept_changes)
+    with nullcontext() if is_url(location) else locked_folder(Path(location).resolve().parent):
+        return _resumed(experiment, RunFolder.open(location), layout, models, accept_changes)
+
+
+def _resumed(
+    experiment: Experiment,
+    run: RunFolder,
+    layout: Layout,
+    models: dict[str, str],
+    accept_changes: bool,
+) -> RunFolder:
+    """An existing run, extended if the experiment is larger."""
+    compared = _compared(experiment, run, models, accept_changes)
+    attributes: dict[str, Any] = {}
+    if compared.additions or run.models != models:
         # They are collected only to be written, since a backward may draw for them.
-        attributes = attributes_of(experiment, models) if new or opened.models != models else {}
-        _check_contents(layout[1], opened)
-        if stale:
-            levels = ", ".join(f"{level:g}" for level in sorted(stale))
-            _log.info(
-                f"{place}: the data of the backward at noise {levels} have changed; they are"
-                " measured again"
-            )
-            opened.forget(
-                task for task in opened.tasks() if opened.noise[task.noise_index] in stale
-            )
-        if new:
-            _check_originals(experiment, opened)
-            accepted = {
-                name: opened.attributes[name]
-                for name in ("accepted_changes",)
-                if name in opened.attributes
-            }
-            opened = opened.grow(*layout, attributes | accepted)
-            _log.info(f"{place} is extended by {', '.join(new)}")
-        opened.mend(*layout[:2])
-        if opened.models != models:
-            opened.update(
-                models=json.dumps(models), missing_data=attributes.get("missing_data", "{}")
-            )
-        if changes:
-            before = json.loads(opened.attributes.get("accepted_changes", "[]"))
-            opened.update(accepted_changes=json.dumps([*before, changes]))
-    return opened
+        attributes = attributes_of(experiment, models)
+    _check_contents(layout.coordinates, run)
+    file = RunFile.made(
+        layout.variables, layout.coordinates, attributes or run.attributes, run.file.key
+    )
+    run.check_alike(file)
+    if compared.stale_levels:
+        levels = ", ".join(f"{level:g}" for level in sorted(compared.stale_levels))
+        _log.info(
+            f"{run.location}: the data of the backward at noise {levels} have changed; they are"
+            " measured again"
+        )
+        run.forget(
+            task for task in run.tasks() if run.noise[task.noise_index] in compared.stale_levels
+        )
+    if compared.additions:
+        _check_originals(experiment, run)
+        if "accepted_changes" in run.attributes:
+            accepted = {"accepted_changes": run.attributes["accepted_changes"]}
+            file = file.with_attributes(accepted)
+        run = run.grow(file)
+        _log.info(f"{run.location} is extended by {compared.additions}")
+    if run.models != models:
+        run.update(models=models, missing_data=attributes.get("missing_data", {}))
+    if compared.changed_code:
+        before = run.attributes.get("accepted_changes", [])
+        run.update(accepted_changes=[*before, compared.changed_code])
+    return run
 
 
-def trajectories_done(experiment: Any, place: str | None) -> dict[Task, int]:
+def trajectories_done(experiment: Experiment, location: str | None) -> dict[Task, int]:
     """Number of trajectories of each task of an experiment that a store already holds; damaged
     readings count as done.
     """
     blocks = Blocks(experiment.chunk, experiment.items, experiment.noise)
-    if place is None or is_empty(place):
+    if location is None or is_empty(location):
         return dict.fromkeys(blocks.tasks(), 0)
-    opened = Store.open(place)
-    _, _, stale = _compared(experiment, opened, experiment.models(), True)
-    done = {opened.place(task): count for task, count in opened.recorded(opened.tasks()).items()}
-    return {
-        task: 0 if blocks.noise[task.noise_index] in stale else done.get(blocks.place(task), 0)
-        for task in blocks.tasks()
-    }
+    run = RunFolder.open(location)
+    stale = _compared(experiment, run, experiment.models(), accept_changes=True).stale_levels
+    stored = {run.extent(task): count for task, count in run.recorded(run.tasks()).items()}
+    done = {}
+    for task in blocks.tasks():
+        extent = blocks.extent(task)
+        done[task] = 0 if extent.noise in stale else stored.get(extent, 0)
+    return done
 
 
-def layout_of(experiment: Any) -> tuple[dict[str, Any], Coordinates, int]:
-    """Variables, coordinates and chunk of the store of an experiment."""
+def layout_of(experiment: Experiment) -> Layout:
+    """Variables and coordinates of the store of an experiment."""
     coordinates = experiment.coordinates()  # first, since its error is the clearest
-    return experiment.variables(), coordinates, experiment.chunk
+    return Layout(experiment.variables(), coordinates)
 
 
-def attributes_of(experiment: Any, models: dict[str, str]) -> dict[str, Any]:
+def attributes_of(experiment: Experiment, models: dict[str, str]) -> dict[str, Any]:
     """Attributes of the store of an experiment, among them what its backward cannot give; some
     draw to find it.
     """
-    source, _, backward, _ = experiment.parts
-    about = {
-        "skipped": source.skipped(experiment.items),
-        "missing_data": backward.missing(experiment),
-    }
-    return {
-        "spec": json.dumps(experiment.to_dict()),
-        "identity": json.dumps(experiment.identity()),
+    parts = experiment.parts
+    skipped = parts.source.skipped(experiment.items)
+    missing = parts.backward.missing(experiment)
+    description = parts.backward.describe()
+    attributes: dict[str, Any] = {
+        "spec": experiment.to_dict(),
+        "identity": experiment.identity(),
         "spec_hash": experiment.hash,
         "seed": experiment.seed,
-        "models": json.dumps(models),
-        "versions": json.dumps(versions_used()),
+        "models": models,
+        "versions": versions_used(),
         "random_version": random.VERSION,
-        **({"description": text} if (text := backward.describe()) else {}),
-        **{name: json.dumps(dict(values)) for name, values in about.items() if values},
     }
+    if description:
+        attributes["description"] = description
+    if skipped:
+        attributes["skipped"] = dict(skipped)
+    if missing:
+        attributes["missing_data"] = dict(missing)
+    return attributes
 
 
 def _compared(
-    experiment: Any, opened: Store, models: dict[str, str], accept_changes: bool
-) -> tuple[list[str], dict[str, str | None], Collection[float]]:
-    """The additions of the experiment to its store, {name: stored value} of changed digests of
-    user-defined code, stale levels.
-
-    ValueError for any other difference, and for changed code without `accept_changes`.
+    experiment: Experiment, run: RunFolder, models: dict[str, str], accept_changes: bool
+) -> Comparison:
+    """The experiment beside its run; ValueError for any difference but an addition, and for
+    changed code without `accept_changes`.
     """
-    stored, mine, known = (
-        opened.identity,
-        json.loads(json.dumps(experiment.identity())),
-        opened.models,
-    )
-    changed = {
-        key for key in known.keys() | models.keys() if known.get(key, "") != models.get(key, "")
-    }
-    stale = (
-        experiment.parts.backward.stale(known["backward"], opened.noise)
-        if "backward" in changed & known.keys()
-        else None
-    )
-    user_defined = {str(slot) for slot, part in experiment.slots().items() if is_own(part)}
-    acceptable = sorted(key for key in changed if key.endswith(".code") or key in user_defined)
-    fixed = changed.difference(acceptable, {"backward"} if stale is not None else ())
-    new, different = _added(stored, mine), _differences(stored, mine, "spec")
-    if new:  # grammars grow with the items, whose originals are then compared
-        grown = (
-            (*_MAY_GROW, "spec.source.grammars ") if mine["items"] > stored["items"] else _MAY_GROW
-        )
-        different = [text for text in different if not text.startswith(grown)]
-    if (version := opened.random_version) != random.VERSION:
-        different.append(
-            f"version {version} of the random numbers in the store, {random.VERSION} here"
-        )
-    different += [
-        f"the weights or data of {key} have changed"
-        for key in sorted(fixed)
-        if key in known and key in models
+    stored = run.identity
+    mine = json.loads(json.dumps(experiment.identity()))
+    known = run.models
+    changed = {key for key in {**known, **models} if known.get(key, "") != models.get(key, "")}
+
+    stale: Collection[float] | None = None
+    backward = experiment.parts.backward
+    if isinstance(backward, FromFiles) and "backward" in changed and "backward" in known:
+        stale = backward.stale(known["backward"], run.noise)
+    own = {str(slot) for slot, part in experiment.slots().items() if is_own(part)}
+    acceptable = sorted(key for key in changed if key.endswith(".code") or key in own)
+
+    additions = _additions(stored, mine)
+    different = [
+        str(difference)
+        for difference in _differences(stored, mine)
+        if not _is_growth(difference, additions)
     ]
+    stored_version = run.attributes["random_version"]
+    if stored_version != random.VERSION:
+        different.append(
+            f"version {stored_version} of the random numbers in the store, {random.VERSION} here"
+        )
+    for key in sorted(changed.difference(acceptable)):
+        is_stale = key == "backward" and stale is not None
+        if key in known and key in models and not is_stale:
+            different.append(f"the weights or data of {key} have changed")
     if different:
-        hint = (
-            ""
-            if any(opened.recorded(opened.tasks()).values())
-            else "; none of its tasks is done, so it can be deleted"
-        )
-        hint += "".join(
-            f"; a store grows by noise levels, items and trajectories, so set {key} ="
-            f" {stored.get(key, 1)} to extend it"
-            for key in ("clones", "chunk")
-            if stored.get(key) != mine.get(key)
-        )
+        texts = "; ".join(different[:_MOST_SHOWN])
+        hint = _hint(run, stored, mine)
         raise ValueError(
-            f"{opened.where} holds another experiment: {'; '.join(different[:4])}; choose another"
-            f" folder{hint}"
+            f"{run.location} holds another experiment: {texts}; choose another folder{hint}"
         )
     if acceptable and not accept_changes:
-        changes = [
-            f"the {'code' if key.endswith('.code') else 'fingerprint'} of"
-            f" {key.removesuffix('.code')} has changed since the store was made"
-            f" ({shown(known.get(key))} in the store, {shown(models.get(key))} here)"
-            for key in acceptable
-        ]
+        texts = "; ".join(_change(key, known, models) for key in acceptable)
         raise ValueError(
-            f"{opened.where}: {'; '.join(changes)}; choose another folder, bring the old code back,"
-            " or resume anyway with accept_changes=True (--accept-changes)"
+            f"{run.location}: {texts}; choose another folder, bring the old code back, or resume"
+            " anyway with accept_changes=True (--accept-changes)"
         )
-    return new, {key: known.get(key) for key in acceptable}, stale or ()
+    return Comparison(additions, {key: known.get(key) for key in acceptable}, stale or ())
 
 
-_ABSENT = type("Default", (), {"__repr__": lambda _: "its default"})()
-_MAY_GROW = (
-    "spec.items ",
-    "spec.trajectories ",
-    "spec.corruption.noise ",
-    "spec.corruption.noise.",
-)
-
-
-def _added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
-    """Items, trajectories and noise levels that a spec adds to a stored one, as text; empty if
-    it has less of any.
-    """
-    sizes = {key: (stored[key], mine[key]) for key in ("items", "trajectories")}
-    old, noise = stored["corruption"]["noise"], mine["corruption"]["noise"]
-    if any(after < before for before, after in sizes.values()) or not set(old) <= set(noise):
-        return []
-    levels = [f"{x:g}" for x in noise if x not in old]
-    more = [
-        f"{key} {before} -> {after}" for key, (before, after) in sizes.items() if after > before
-    ]
-    return more + (
-        [f"noise {', '.join(levels[:6])}{', ..' if len(levels) > 6 else ''}"] if levels else []
-    )
-
-
-def _differences(stored: Any, mine: Any, where: str) -> list[str]:
-    """Values in which two specs differ, one line each; `where`: path of the values in the spec."""
-    if isinstance(stored, list) and isinstance(mine, list) and len(stored) == len(mine):
-        stored, mine = dict(enumerate(stored)), dict(enumerate(mine))
-    if isinstance(stored, dict) and isinstance(mine, dict):
-        keys = sorted({**stored, **mine}, key=str)
-        return [
-            text
-            for key in keys
-            for text in _differences(
-                stored.get(key, _ABSENT), mine.get(key, _ABSENT), f"{where}.{key}"
-            )
-        ]
+def _change(key: str, known: Mapping[str, str], models: Mapping[str, str]) -> str:
+    """A sentence about changed code of a user."""
+    part = key.removesuffix(".code")
+    kind = "fingerprint" if part == key else "code"
+    before = shown(known.get(key))
+    now = shown(models.get(key))
     return (
-        [] if stored == mine else [f"{where} is {shown(stored)} in the store, {shown(mine)} here"]
+        f"the {kind} of {part} has changed since the store was made ({before} in the store, {now}"
+        " here)"
     )
 
 
-def _check_contents(coordinates: Coordinates, opened: Store) -> None:
+def _hint(run: RunFolder, stored: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+    """Ways out for a run that holds another experiment."""
+    hint = ""
+    if not any(run.recorded(run.tasks()).values()):
+        hint = "; none of its tasks is done, so it can be deleted"
+    for key in ("clones", "chunk"):
+        if stored.get(key) != mine.get(key):
+            hint += (
+                "; a store grows by noise levels, items and trajectories, so set"
+                f" {key} = {stored.get(key, 1)} to extend it"
+            )
+    return hint
+
+
+def _additions(stored: Mapping[str, Any], mine: Mapping[str, Any]) -> Additions:
+    """What a spec adds to a stored one; nothing if it has less of anything."""
+    counts = {}
+    for key in ("items", "trajectories"):
+        if mine[key] < stored[key]:
+            return Additions()
+        if mine[key] > stored[key]:
+            counts[key] = (stored[key], mine[key])
+    old = stored["corruption"]["noise"]
+    noise = mine["corruption"]["noise"]
+    if not set(old) <= set(noise):
+        return Additions()
+    return Additions(counts, [level for level in noise if level not in old])
+
+
+def _is_growth(difference: Difference, additions: Additions) -> bool:
+    """Whether a difference is one of those in which a run may grow."""
+    if not additions:
+        return False
+    path = difference.path
+    if path in (("items",), ("trajectories",)) or path[:2] == ("corruption", "noise"):
+        return True
+    # Grammars grow with the items, whose originals are then compared.
+    return path == ("source", "grammars") and "items" in additions.counts
+
+
+class _Default:
+    """Stands for an option that a spec leaves out."""
+
+    def __repr__(self) -> str:
+        return "its default"
+
+
+_DEFAULT = _Default()
+
+
+def _differences(
+    stored: object, mine: object, path: tuple[str | int, ...] = ()
+) -> Iterator[Difference]:
+    """The values in which two specs differ."""
+    if isinstance(stored, list) and isinstance(mine, list) and len(stored) == len(mine):
+        stored = dict(enumerate(stored))
+        mine = dict(enumerate(mine))
+    if isinstance(stored, dict) and isinstance(mine, dict):
+        for key in sorted({**stored, **mine}, key=str):
+            yield from _differences(
+                stored.get(key, _DEFAULT), mine.get(key, _DEFAULT), (*path, key)
+            )
+    elif stored != mine:
+        yield Difference(path, stored, mine)
+
+
+def _check_contents(coordinates: Coordinates, run: RunFolder) -> None:
     """ValueError if files of stored items have other contents than when they were measured."""
-    known = None
-    with suppress(ValueError):  # a damaged coordinate is written again
-        known = opened.coordinate("file_digest")
+    known = run.coordinate("file_digest")
     if known is None or "file_digest" not in coordinates:
         return
-    digests, names = (coordinates[name][1] for name in ("file_digest", "file"))
-    changed = [
-        str(name)
-        for name, digest, before in zip(names, digests, known, strict=False)
-        if digest != before
-    ]
-    where = f"{opened.where}: originals whose contents have changed since they were measured"
+    changed = []
+    names = coordinates["file"].values
+    digests = coordinates["file_digest"].values
+    for name, digest, before in zip(names, digests, known, strict=False):
+        if digest != before:
+            changed.append(str(name))
+    where = f"{run.location}: originals whose contents have changed since they were measured"
     expect(not changed, where, changed, "none; bring them back, or choose another folder")
 
 
-def _check_originals(experiment: Any, opened: Store) -> None:
+def _check_originals(experiment: Experiment, run: RunFolder) -> None:
     """ValueError if the stored items would have other originals in the larger run."""
-    old, new, source, seed = (
-        opened.num_items,
-        experiment.items,
-        experiment.parts.source,
-        experiment.seed,
-    )
+    old = run.num_items
+    new = experiment.items
     if new == old:
         return
-    before, mine, grammars = (
-        source,
-        experiment.to_dict()["source"],
-        opened.identity["source"].get("grammars", 1),
-    )
-    refused = f"{opened.where} cannot be extended to items = {new}: "
-    if not is_own(source) and grammars != mine.get("grammars", 1):
-        before = build("source", {**mine, "grammars": grammars})
-    if not is_own(source) and (grammars != 1 or "grammars" in mine):
-        refused += f"expected grammars in proportion to the items ({grammars} for {old}), since "
-    for name, values in source.coordinates(seed, new).items():
-        if (known := opened.coordinate(name)) is None or not np.array_equal(
-            known, np.asarray(values)[:old]
-        ):
+    source = experiment.parts.source
+    options = experiment.to_dict()["source"]
+    grammars = run.identity["source"].get("grammars", 1)
+    refused = f"{run.location} cannot be extended to items = {new}: "
+    before = source
+    if not is_own(source):
+        if grammars != options.get("grammars", 1):
+            before = build("source", {**options, "grammars": grammars})
+        if grammars != 1 or "grammars" in options:
+            refused += (
+                f"expected grammars in proportion to the items ({grammars} for {old}), since "
+            )
+    for name, values in source.coordinates(experiment.seed, new).items():
+        known = run.coordinate(name)
+        if known is None or not np.array_equal(known, np.asarray(values)[:old]):
             raise ValueError(f"{refused}{name} of the first {old} items would change")
     # All items of a user-defined source are compared. For built-in sources, whose items are
     # independent, a sample suffices.
-    items = np.arange(old) if is_own(source) else np.unique(np.linspace(0, old - 1, 16).astype(int))
-    for some in np.array_split(items, -(-len(items) // 1024)):
-        blocks = [
-            checked_blocks(part, part.blocks(some.copy(), seed, n), some)
-            for part, n in ((before, old), (source, new))
-        ]
-        rows = [[row for block in of_run for row in block.data] for of_run in blocks]
-        for item, a, b in zip(some, *rows, strict=True):
-            if not np.array_equal(a, b):
+    items = np.arange(old)
+    if not is_own(source):
+        items = np.unique(np.linspace(0, old - 1, _SAMPLE).astype(int))
+    for some in np.array_split(items, -(-len(items) // _ORIGINALS_AT_ONCE)):
+        originals_before = _originals(before, some, experiment.seed, old)
+        originals_now = _originals(source, some, experiment.seed, new)
+        for item, original, now in zip(some, originals_before, originals_now, strict=True):
+            if not np.array_equal(original, now):
                 raise ValueError(
                     f"{refused}its source gives item {item} another original than before; choose"
                     " another folder"
                 )
 
 
+def _originals(source: Source, items: np.ndarray, seed: int, num_items: int) -> list[np.ndarray]:
+    """The data of each item."""
+    blocks = checked_blocks(source, source.blocks(items.copy(), seed, num_items), items)
+    originals: list[np.ndarray] = []
+    for block in blocks:
+        originals += list(block.data)
+    return originals
+
+
 @lru_cache(maxsize=1)
 def versions_used() -> dict[str, str]:
     """Versions of uturn and the libraries that results depend on."""
     versions = {"uturn": uturn.__version__}
-    for name in ("numpy", "numba", "torch", "diffusers", "zarr"):
+    for name in _LIBRARIES:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
     return versions

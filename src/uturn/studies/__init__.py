@@ -1,6 +1,6 @@
 """Studies of runs: curves of all readings, the places on them, tables and figures.
 
-results = ut.study(run)            # or study(xr.open_zarr("run.zarr")): a dataset that prints as its table
+results = ut.study(run)            # or study(xr.open_dataset("runs/x", engine="uturn")): a dataset that prints as its table
 choice = ut.choose(run, "same_class", keep=0.95)   # the largest noise that keeps the class, guaranteed
 frames = tidy(results)             # pandas: frames.curves, frames.numbers
 figure = draw_study(results)

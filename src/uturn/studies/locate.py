@@ -17,8 +17,8 @@ from uturn.core.experiment import Experiment, checked_experiment
 from uturn.core.messages import shown
 from uturn.core.progress import duration
 from uturn.measures.statistics import Estimate, checked_share
-from uturn.store.places import is_empty, is_store, place_of
-from uturn.store.record import Store
+from uturn.store.folders import checked_location, is_empty, is_run
+from uturn.store.run_folder import RunFolder
 from uturn.studies.axes import Axes, axis_words
 from uturn.studies.search import (
     RULE,
@@ -81,7 +81,7 @@ class Location:
     runs: dict[str, xr.Dataset] = field(default_factory=dict, repr=False)
     """The runs of the levels by name, `noise-0.4`, in the order in which they were first measured.
 
-    The store of a run is `name.zarr` in the folder.
+    The store of a run is `name` in the folder.
     """
 
     @property
@@ -195,7 +195,7 @@ def locate(
     levels = checked_levels(checked_experiment(experiment), reading, width)
     share = checked_share("share", share)
     with _folder(store) as folder:
-        if is_store(place_of("store", folder)):
+        if is_run(checked_location("store", folder)):
             raise ValueError(
                 f"store = {shown(str(store))}: it is a store; expected a folder for the stores of"
                 " the search"
@@ -314,9 +314,9 @@ def _stored_readings(store: str | Path, levels: Levels, reading: str) -> dict[fl
     """
     stored = {}
     for level in {*levels.starting, levels.largest}:
-        place = place_of("store", store_of(store, level))
+        place = checked_location("store", store_of(store, level))
         if not is_empty(place):
-            dataset = Store.open(place).dataset().load()
+            dataset = RunFolder.open(place).dataset().load()
             stored[level] = readings_in(dataset, reading, dataset.sizes["item"])
     return stored
 

@@ -5,7 +5,6 @@ its own.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ import xarray as xr
 from uturn.core import random
 from uturn.core.checks import LARGEST, checked_array, expect, plain
 from uturn.core.messages import one_line, shown
-from uturn.core.protocols import Variable
+from uturn.core.protocols import Coordinate, Variable
 from uturn.measures.changes import covariances_of
-from uturn.store.places import is_empty, place_of
-from uturn.store.record import MemoryStore, Store, fill, write_run
+from uturn.store.folders import checked_location, is_empty
 from uturn.store.resume import versions_used
+from uturn.store.run_folder import RunFolder, fill, write_run
 from uturn.studies.long_form import AXES, COLUMNS, NEAR, arrays_of, read_long_form
 from uturn.studies.runs import is_kept_if_large, named_in
 
@@ -221,21 +220,19 @@ def readings(
     }
     chunk = min(sizes["item"], _CHUNK)
     attributes = {
-        "spec": json.dumps(spec),
-        "identity": json.dumps(
-            {**spec, "chunk": chunk, "corruption": {**part, "noise": levels.tolist()}}
-        ),
-        "models": json.dumps({"readings": _digest(arrays)}),
-        "versions": json.dumps(versions_used()),
+        "spec": spec,
+        "identity": {**spec, "chunk": chunk, "corruption": {**part, "noise": levels.tolist()}},
+        "models": {"readings": _digest(arrays)},
+        "versions": versions_used(),
         "random_version": random.VERSION,
     }
     attributes |= {"description": description} if description else {}
-    attributes |= {"warnings": json.dumps(hints)} if hints else {}
-    run = MemoryStore(variables, coordinates, chunk, attributes)
+    attributes |= {"warnings": hints} if hints else {}
+    run = RunFolder.in_memory(variables, coordinates, attributes)
     fill(run, {name: arrays[name].values for name in variables})
     if store is not None:
-        place = place_of("store", store)
-        if not is_empty(place) and not Store.open(place).is_made_elsewhere:
+        place = checked_location("store", store)
+        if not is_empty(place) and not RunFolder.open(place).is_made_elsewhere:
             raise ValueError(
                 f"store = {str(store)!r} holds a run of U-turns; choose another folder"
             )
@@ -383,14 +380,13 @@ def _checked_levels(noise: Any) -> np.ndarray:
     return levels
 
 
-def _coordinates(run: xr.Dataset, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """All coordinates of a run, (dims, values, attributes) by name; its dims are numbered where
-    they have no labels.
-    """
-    made: dict[str, Any] = {dim: ((dim,), np.arange(size), {}) for dim, size in sizes.items()}
+def _coordinates(run: xr.Dataset, sizes: Mapping[str, int]) -> dict[str, Coordinate]:
+    """All coordinates of a run; its dims are numbered where they have no labels."""
+    made = {dim: Coordinate((dim,), np.arange(size)) for dim, size in sizes.items()}
     for name, of in run.drop_vars("item", errors="ignore").coords.items():
         values = of.values.astype(str) if of.dtype.kind in "UTO" else of.values
-        made[str(name)] = of.dims, values, of.attrs if name == "noise" else {}
+        dims = tuple(map(str, of.dims))
+        made[str(name)] = Coordinate(dims, values, of.attrs if name == "noise" else {})
     if "item" in run.coords:
         names = run.item.values
         different = len(np.unique(names))
@@ -404,9 +400,9 @@ def _coordinates(run: xr.Dataset, sizes: Mapping[str, int]) -> dict[str, Any]:
             and (names == np.floor(names)).all()
             and (np.abs(names.astype(float)) < 2.0**63).all()
         ):
-            made["item"] = ("item",), names.astype(np.int64), {}
+            made["item"] = Coordinate(("item",), names.astype(np.int64))
         else:
-            made["item_name"] = ("item",), names.astype(str), {}
+            made["item_name"] = Coordinate(("item",), names.astype(str))
     return made
 
 
@@ -556,9 +552,9 @@ def _changes(
             dims, "sum of all covariances over the number of sites", role="changes"
         ),
     }
-    coordinates: dict[str, Any] = {distance: ((distance,), readings.distance.values, {})}
+    coordinates = {distance: Coordinate((distance,), readings.distance.values)}
     if not (lengths == sites).all():
-        coordinates["length"] = ("item",), lengths.values.astype(np.int64), {}
+        coordinates["length"] = Coordinate(("item",), lengths.values.astype(np.int64))
     arrays = {f"{name}_{key}": readings[key].astype(np.float32) for key in variables}
     return dict(zip(arrays, variables.values(), strict=True)), coordinates, arrays
 

@@ -18,9 +18,9 @@ from uturn.core.experiment import Experiment
 from uturn.core.messages import shown
 from uturn.engine.run import run
 from uturn.measures.statistics import WITHIN, independent_groups
-from uturn.store.places import is_empty, place_of
-from uturn.store.record import MemoryStore, Store
+from uturn.store.folders import checked_location, is_empty
 from uturn.store.resume import attributes_of, layout_of
+from uturn.store.run_folder import RunFolder
 from uturn.studies.analysis import by_noise, named_reading, reading_of
 from uturn.studies.search import CHUNK, Readings
 
@@ -96,15 +96,15 @@ class SearchRuns:
 
 def stored_originals(store: str) -> int:
     """Originals of the run in a store, 0 without one."""
-    place = place_of("store", store)
+    place = checked_location("store", store)
     if is_empty(place):
         return 0
-    return Store.open(place).num_items
+    return RunFolder.open(place).num_items
 
 
 def store_of(folder: str | Path, level: float) -> str:
     """The store of a noise level."""
-    return f"{str(folder).rstrip('/')}/noise-{level:.6g}.zarr"
+    return f"{str(folder).rstrip('/')}/noise-{level:.6g}"
 
 
 def readings_in(dataset: xr.Dataset, reading: str, originals: int) -> Readings:
@@ -163,7 +163,10 @@ def checked_levels(experiment: Experiment, reading: str, width: float) -> Levels
             f"width = {shown(width)}: expected the full width of the interval, a number above 0"
         )
     single = sized(experiment, experiment.noise, 1)
-    empty = by_noise(MemoryStore(*layout_of(single), attributes_of(single, {})).dataset())
+    layout = layout_of(single)
+    attributes = attributes_of(single, {})
+    run = RunFolder.in_memory(layout.variables, layout.coordinates, attributes)
+    empty = by_noise(run.dataset())
     if named_reading(empty, reading)[-1].start is None:
         raise ValueError(
             f"reading = {reading!r}: it has no start from which it changes; choose another reading"

@@ -131,7 +131,7 @@ def test_defaults_hold_for_all_rows_and_rows_override_them(finished):
         ("[[models]]\nname = 'a'\nstepz = 3", r"row 1 \(name = 'a'\).*stepz"),
         (
             "[[models]]\nname = 'a'\n[[models]]\nname = 'A'",
-            r"name = 'A': expected another name; NAME.zarr is taken",
+            r"name = 'A': expected another name; it is taken",
         ),
         ("[[models]]\nname = '../a'", r"name = '\.\./a'"),
         ("[[models]]\nname = 'a'\nlike = 'b'", r"row 1 \(name = 'a'\).*like"),
@@ -201,7 +201,7 @@ def test_files(finished):
     out = folder / "out"
     assert {path.name for path in out.glob("atlas.*")} | {"index.html"} == set(RESULTS)
     assert (out / "index.html").exists()
-    assert {path.name for path in out.glob("*.zarr")} == {"atlas.zarr", "two.zarr", "plain.zarr"}
+    assert {path.parent.name for path in out.glob("*/run.json")} == {"two", "plain"}
     xr.testing.assert_identical(
         xr.open_zarr(out / "atlas.zarr").load().drop_attrs(), found.drop_attrs()
     )

@@ -5,7 +5,7 @@ from mutation import Mutation
 MUTATIONS = (
     Mutation(
         "tokens drawn from sharpened laws",
-        "uturn.corruption.unmasking:Decoder.weights",
+        "uturn.corruption.sampling:SymbolLaw.weights",
         "weights = belief.astype(np.float64)",
         "weights = belief.astype(np.float64) ** 1.05",
         tests=(("test_exam::test_divergence_is_its_definition", {}),),

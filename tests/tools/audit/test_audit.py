@@ -12,6 +12,7 @@ import pytest
 import uturn as ut
 from command_line import uturn
 from tiny_language import Table, TableDenoiser
+from uturn.corruption.sampling import ArrayBeliefs
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.pages import write_page
 from uturn.pages.page import collect
@@ -66,23 +67,15 @@ def at(model):
     return lambda texts, rows, positions: model.conditionals(texts)[rows, positions]
 
 
-class Beliefs:
+def beliefs(model, values):
     """The model as the beliefs that `log_likelihoods` takes."""
-
-    def __init__(self, model, values):
-        self.belief, self.vocab_size = model.conditionals(values), V
-
-    def ranks(self, decoder):
-        return decoder.ranks(self.belief)
-
-    def at(self, rows, positions):
-        return self.belief[rows, positions]
+    return ArrayBeliefs(model.conditionals(values))
 
 
 def likelihoods(model, texts, values, decoder, seed=0):
     keys = np.tile(ut.random.keys(seed), len(texts))  # one order for all texts
     return log_likelihoods(
-        lambda values, noise: Beliefs(model, values), texts, values, keys, [decoder] * len(texts)
+        lambda values, noise: beliefs(model, values), texts, values, keys, [decoder] * len(texts)
     )
 
 
@@ -213,13 +206,13 @@ def test_rows_with_several_decoders_and_lengths_are_independent():
         ut.random.keys(5, range(3)),
     )
     together = log_likelihoods(
-        lambda values, noise: Beliefs(model, values), texts, values, keys, decoders
+        lambda values, noise: beliefs(model, values), texts, values, keys, decoders
     )
     shares = []
 
     def recorded(values, noise):
         shares.append(noise)
-        return Beliefs(model, values)
+        return beliefs(model, values)
 
     alone = [
         log_likelihoods(recorded, texts[[k]], values[[k]], keys[[k]], [decoders[k]])[0]
@@ -242,7 +235,7 @@ def test_random_orders_are_uniform():
     texts, keys = np.tile(text, (count, 1)), ut.random.keys(0, range(count))
     drawn = np.exp(
         log_likelihoods(
-            lambda values, noise: Beliefs(model, values),
+            lambda values, noise: beliefs(model, values),
             texts,
             -np.ones_like(texts),
             keys,
@@ -701,9 +694,7 @@ def test_an_audit_continues_and_damage_is_told(audited):
     out, arguments, _ = audited
     before = (out / "audit.json").read_text()
     stores = {
-        path: path.stat().st_mtime_ns
-        for path in out.glob("audit/*.zarr/kept/**/*")
-        if path.is_file()
+        path: path.stat().st_mtime_ns for path in out.glob("audit/*/kept/**/*") if path.is_file()
     }
     again = uturn(*arguments, cwd=out.parent)
     assert again.returncode == 0

@@ -19,7 +19,7 @@ from uturn.core.random import Purpose, keys, normals, uniforms
 from uturn.core.u_turns import u_turns
 from uturn.engine.cluster import _Tasks
 from uturn.engine.trial import check
-from uturn.exact.rhm import Draw
+from uturn.exact.grammar import Draw
 from uturn.pages.page import collect
 from uturn.store.outputs import write_dataset
 from uturn.tools.chains.energies import energy_of
@@ -700,7 +700,7 @@ def test_the_command(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     data = xr.open_zarr(tmp_path / "out" / "relaxation.zarr").load()
-    run = xr.open_zarr(tmp_path / "out" / "noise-0.6.zarr").load()
+    run = xr.open_dataset(tmp_path / "out" / "noise-0.6", engine="uturn").load()
     assert run.noise.values.tolist() == [1, 2, 3, 4, 5, 6]
     mean = run.overlap.sel(tree_level=3).mean(("item", "trajectory")).values
     chance = float(run.independent_overlap[-1, :, 3].mean())

@@ -16,9 +16,9 @@ SPEC = (
 
 def test_the_command(tmp_path):
     (tmp_path / "spec.toml").write_text(SPEC)
-    assert uturn("run", "spec.toml", "--store", "folder/run.zarr", cwd=tmp_path).returncode == 0
+    assert uturn("run", "spec.toml", "--store", "folder/run", cwd=tmp_path).returncode == 0
     root = "unchanged, tree_level = 3"
-    ds = xr.open_zarr(tmp_path / "folder" / "run.zarr").load()
+    ds = xr.open_dataset(tmp_path / "folder" / "run", engine="uturn").load()
     kept = ds.unchanged.sel(tree_level=3).sum(("item", "trajectory")).values.astype(int).tolist()
     bounds = [
         stats.binomtest(k, 60, alternative="greater").proportion_ci(0.95, "exact").low for k in kept
@@ -40,7 +40,7 @@ def test_the_command(tmp_path):
     assert "not accuracy gained" in done.stdout
     choice = ut.choose(ds, root, keep=0.8)
     assert choice.noise == 0.2
-    alone = uturn("choose", "folder/run.zarr", "--keep", f"{root}=.8", cwd=tmp_path)
+    alone = uturn("choose", "folder/run", "--keep", f"{root}=.8", cwd=tmp_path)
     assert "chosen: masked fraction 1 - alpha = 0.2" in alone.stdout
     assert uturn("choose", "folder", "--keep", f"{root}=.99", cwd=tmp_path).returncode == 1
 

@@ -28,7 +28,7 @@ def samplers(folder, tests=1, **run):
         "name": "n",
         "judges": "j",
         "kinds": "k",
-        "store": "s.zarr",
+        "store": "s",
         "tests": [{"kind": "x", "strength": 1.0}] * tests,
     }
     table = {"title": "", "heads": [], "rows": []}

@@ -255,7 +255,7 @@ def test_the_errors_are_seen(results):
 
 def test_the_numbers_are_those_of_the_stores(results):
     folder, _ = results
-    run = xr.open_zarr(folder / "fashion_mnist-DDRM-steps=4.zarr")
+    run = xr.open_dataset(folder / "fashion_mnist-DDRM-steps=4", engine="uturn")
     tests = ut.posterior_tests(run)
     table = pandas.read_csv(folder / "inverse.csv").query("name == 'DDRM steps=4, fashion_mnist'")
     for reading in ("distance", "log_likelihood"):
@@ -274,7 +274,7 @@ def test_the_numbers_are_those_of_the_stores(results):
 
 
 def test_the_measurement_is_stored_with_what_it_hides(results):
-    run = xr.open_zarr(results[0] / "fashion_mnist-DDRM-steps=4.zarr")
+    run = xr.open_dataset(results[0] / "fashion_mnist-DDRM-steps=4", engine="uturn")
     hidden = run.observation.isel(item=0, channel=0).isnull()
     assert hidden.mean(("row", "column")).values == pytest.approx(run.noise.values, abs=0.03)
     original = next(
@@ -328,7 +328,7 @@ def test_mistakes_are_one_line_and_measure_nothing(own, options, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1 or "--scheduler" in options
-    assert not list((own / "out").glob("*.zarr"))
+    assert not list((own / "out").glob("*/run.json"))
 
 
 def test_files_of_others_among_the_pictures_are_kept(own):
@@ -421,7 +421,7 @@ def test_images_of_ones_own_need_no_model_and_no_classifier(own):
         done.stderr,
     )
     assert "clipped" in (own / "out" / "index.html").read_text(encoding="utf-8")
-    run = xr.open_zarr(own / "out" / "photos-own-wide_images.zarr")
+    run = xr.open_dataset(own / "out" / "photos-own-wide_images", engine="uturn")
     assert "same_class" not in run
     # In [0, 1], after clipping.
     assert float(run.mean_value.mean()) == pytest.approx(0.6 * 0.7, abs=0.05)

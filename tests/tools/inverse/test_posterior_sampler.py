@@ -360,7 +360,7 @@ def test_the_network_check_and_the_fingerprint_are_those_of_the_model(folder):
         ).parts.backward.fingerprint()
     )
     assert sampler.wants_processes
-    assert sampler.chain(20).generate(keys(0, range(2))).shape == (2, 1, 8, 8)
+    assert sampler.prior(20).draw(keys(0, range(2)), np.arange(2)).shape == (2, 1, 8, 8)
     assert any(
         "cannot be judged" in str(finding)
         for finding in of_images(folder, sampler="deepinv:DDRM").model_check()

@@ -352,7 +352,7 @@ def test_readings_of_originals_are_kept_when_a_run_is_resumed_and_extended(tmp_p
     small = {"items": 6, "chunk": 3, "clones": 2}
     larger = {"items": 9, "chunk": 3, "clones": 2, "trajectories": 2}
     ut.run(experiment(**small), store=tmp_path / "run")
-    before = xr.open_zarr(tmp_path / "run").original_log_likelihood.load()
+    before = xr.open_dataset(tmp_path / "run", engine="uturn").original_log_likelihood.load()
     extended = ut.run(experiment(**larger), store=tmp_path / "run")
     whole = ut.run(experiment(**larger))
     for name in RANKED:

@@ -14,11 +14,9 @@ import numpy as np
 
 from uturn.core.checks import check_memory, checked_integer, expect
 from uturn.core.random import streams
-from uturn.exact.hmm import HiddenMarkovModel
+from uturn.exact.grammar import Grammar
 from uturn.exact.inference.beliefs import OUTPUTS, Beliefs, NotComputedError, entropy_of
 from uturn.exact.inference.evidence import (
-    Evidence,
-    check_possible,
     check_shape,
     check_values,
     checked_evidence,
@@ -42,7 +40,7 @@ _BACKENDS = ("auto", "numba", "torch")
 
 
 def infer(
-    rhm: RandomHierarchyModel | HiddenMarkovModel,
+    rhm: Grammar,
     log_evidence: Any,
     backend: str = "auto",
     outputs: Sequence[str] = ("marginals",),
@@ -80,11 +78,13 @@ def infer(
     wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs)
     expect(wanted and set(wanted) <= set(OUTPUTS), "outputs", outputs, f"one or more of {OUTPUTS}")
     names = tuple(name for name in OUTPUTS if name in wanted)
-    tensor, is_chain = is_tensor(log_evidence), isinstance(rhm, HiddenMarkovModel)
-    fits = not is_chain or (backend != "torch" and {"marginals", "log_evidence"}.issuperset(names))
-    of_chain = "'marginals' and 'log_evidence', computed in numpy, for a hidden Markov model"
-    expect(fits, f"backend = {backend!r}, outputs", names, of_chain)
-    if backend == "torch" or (backend == "auto" and tensor and not is_chain):
+    tensor = is_tensor(log_evidence)
+    if rhm.only_in_numpy:
+        fits = backend != "torch" and set(names) <= set(rhm.only_in_numpy)
+        expected = " and ".join(map(repr, rhm.only_in_numpy))
+        expected += f", computed in numpy, for {rhm!r}"
+        expect(fits, f"backend = {backend!r}, outputs", names, expected)
+    if backend == "torch" or (backend == "auto" and tensor and not rhm.only_in_numpy):
         import torch
 
         from uturn.exact.inference.torch_backend import infer_torch
@@ -95,14 +95,7 @@ def infer(
         check_values(values)
         beliefs = infer_torch(rhm, values, names)
         return beliefs if tensor else _converted(beliefs, lambda x: x.numpy())
-    from uturn.exact.inference.engine import infer_numba
-
-    evidence = checked_evidence(rhm, log_evidence)
-    beliefs = (
-        _infer_chain(rhm, evidence, names)
-        if isinstance(rhm, HiddenMarkovModel)
-        else infer_numba(rhm, evidence, names)
-    )
+    beliefs = rhm.beliefs(checked_evidence(rhm, log_evidence), names)
     if not tensor:
         return beliefs
     import torch
@@ -111,7 +104,7 @@ def infer(
 
 
 def sample_posterior(
-    rhm: RandomHierarchyModel | HiddenMarkovModel,
+    rhm: Grammar,
     log_evidence: Any,
     seed: int | np.ndarray = 0,
     num_draws: int | np.ndarray | None = None,
@@ -128,26 +121,22 @@ def sample_posterior(
     array (draws,); draw 0 equals the draw of `num_draws=None`. Returns {tree_level: int64 numpy
     array (batch, nodes)}, or (draws, batch, nodes) if `num_draws` is given.
     """
-    from uturn.exact.inference.engine import sample_numba
-
     evidence = checked_evidence(rhm, log_evidence)
     draws: Any = num_draws
     are_numbers = isinstance(draws, np.ndarray) and (draws.dtype, draws.ndim) == (np.uint64, 1)
-    count = (
-        len(draws)
-        if are_numbers
-        else 1
-        if draws is None
-        else checked_integer("num_draws", draws, 0)
-    )
+    if are_numbers:
+        count = len(draws)
+    elif draws is None:
+        count = 1
+    else:
+        count = checked_integer("num_draws", draws, 0)
     check_memory(
         f"num_draws = {count}",
         16 * count * len(evidence) * rhm.num_leaves,
         "draw fewer, or fewer samples at a time",
     )
     numbers = np.ascontiguousarray(draws) if are_numbers else np.arange(count, dtype=np.uint64)
-    sample: Any = _sample_chain if isinstance(rhm, HiddenMarkovModel) else sample_numba
-    trees = sample(rhm, evidence, streams(seed, len(evidence)), numbers)
+    trees = rhm.posterior_draws(evidence, streams(seed, len(evidence)), numbers)
     return trees if num_draws is not None else {level: nodes[0] for level, nodes in trees.items()}
 
 
@@ -203,31 +192,6 @@ def mutual_information(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int
         level: before[level] - after
         for level, after in posterior_entropy(rhm, log_evidence).items()
     }
-
-
-def _infer_chain(model: HiddenMarkovModel, evidence: Evidence, names: tuple[str, ...]) -> Beliefs:
-    marginals, total = model.infer(_values(evidence), "marginals" in names)
-    check_possible(total)
-    of_evidence = {
-        level: nodes.astype(evidence.dtype, copy=False) for level, nodes in marginals.items()
-    }
-    return Beliefs(
-        **{name: {"log_evidence": total, "marginals": of_evidence}[name] for name in names}
-    )
-
-
-def _sample_chain(
-    model: HiddenMarkovModel, evidence: Evidence, keys: np.ndarray, numbers: np.ndarray
-) -> dict[int, np.ndarray]:
-    trees, total = model.draw(_values(evidence), keys, numbers)
-    check_possible(total)
-    return trees
-
-
-def _values(evidence: Evidence) -> np.ndarray:
-    values = evidence.log(np.arange(len(evidence)))
-    check_values(values)
-    return values
 
 
 def _converted(beliefs: Beliefs, convert: Any) -> Beliefs:

@@ -8,6 +8,7 @@ leave that range too by the torch backend, in logarithms.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -210,7 +211,7 @@ def infer_numba(
     return Beliefs(**out)
 
 
-def true_beliefs(rhm: Any, evidence: Evidence, symbols: Levels) -> np.ndarray:
+def true_beliefs(rhm: Any, evidence: Evidence, symbols: Mapping[int, np.ndarray]) -> np.ndarray:
     """Marginals at the true symbols, averaged over the nodes of each level: float64 (batch,
     levels), to 1e-10; not stored.
 
@@ -218,10 +219,8 @@ def true_beliefs(rhm: Any, evidence: Evidence, symbols: Levels) -> np.ndarray:
     other.
     """
     batch, nodes = len(evidence), np.array([rhm.num_nodes(level) for level in range(rhm.depth + 1)])
-    symbols, copies = (
-        {level: np.ascontiguousarray(of, np.int64) for level, of in symbols.items()},
-        batch // len(symbols[0]),
-    )
+    copies = batch // len(symbols[0])
+    symbols = {level: np.ascontiguousarray(of, np.int64) for level, of in symbols.items()}
     for level, of in symbols.items():  # kernels do not check symbols, which are places in memory
         n, low, high = rhm.num_symbols(level), int(of.min(initial=0)), int(of.max(initial=0))
         expect(

@@ -41,6 +41,8 @@ LOG2_DOUBLE = float.fromhex("0x1.62e42fee00000p-1"), 1.90821492927058770002e-10
 
 
 class VectorType(types.Type):
+    """numba's type of a vector register with `LANES` numbers."""
+
     def __init__(self, element):
         self.element = element
         super().__init__(name=f"Vector{LANES}({element})")

@@ -21,9 +21,9 @@ import torch
 from uturn.core.checks import expect
 from uturn.core.errors import noted
 from uturn.core.pieces import Pieces, half_precision_words, is_out_of_memory
-from uturn.core.protocols import Channel, Noisy
+from uturn.core.protocols import Channel
 from uturn.corruption import Masking, UniformReplacement
-from uturn.corruption.unmasking import MASKED, Decoder
+from uturn.corruption.sampling import MASKED
 from uturn.networks.layers import as_tensor
 from uturn.networks.texts.tokenizers import Tokenizer
 from uturn.sources.tokens import PAD
@@ -391,27 +391,32 @@ class LanguageModel:
 
 class TokenBeliefs:
     """Beliefs of a language model, stored on its device as log-probabilities up to a constant
-    (`unmasking.NetworkBeliefs`).
+    (`uturn.corruption.sampling.SymbolBeliefs`).
     """
 
     def __init__(self, logits: torch.Tensor, width: int, name: str, dtype: Any) -> None:
         self._logits, self._width, self._name, self._dtype = logits, width, name, dtype
         self.vocab_size = logits.shape[-1]
 
-    def ranks(self, decoder: Decoder) -> np.ndarray:
-        """Entropies in nats, or minus the largest probabilities, float64 (rows, positions)."""
+    def entropies(self) -> np.ndarray:
+        """Entropies in nats, float64 (rows, positions)."""
+        return self._of_each_position(lambda logs: -(logs.exp() * logs.clamp(min=-1e9)).sum(-1))
+
+    def largest(self) -> np.ndarray:
+        """Largest probabilities of a token, float64 (rows, positions)."""
+        return self._of_each_position(lambda logs: logs.amax(-1).exp())
+
+    def _of_each_position(self, read: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
+        """What is read of the log-probabilities (rows, longest, V), float64 (rows, positions); 0
+        beyond the longest text.
+        """
         out = np.zeros((len(self._logits), self._width))
         size = max(1, _NUMBERS // 8 // max(1, self._logits[0].numel()))
         with torch.inference_mode():
             for start in range(0, len(out), size):
                 logs = self._logits[start : start + size].float().log_softmax(-1)
-                is_entropy = decoder.order == "entropy"
-                ranks = -(
-                    (logs.exp() * logs.clamp(min=-1e9)).sum(-1)
-                    if is_entropy
-                    else logs.amax(-1).exp()
-                )
-                out[start : start + size, : ranks.shape[1]] = ranks.cpu().numpy()
+                values = read(logs)
+                out[start : start + size, : values.shape[1]] = values.cpu().numpy()
         return out
 
     def at(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -429,26 +434,6 @@ class TokenBeliefs:
         bad = int(np.isnan(law).sum())
         expect(not bad, f"{self._name}: probabilities that are NaN", bad, f"none{reason}")
         return law
-
-
-class TokenDenoiser:
-    """A language model as a denoiser of sequences with equal lengths
-    (`uturn.corruption.denoising.Denoiser`).
-    """
-
-    def __init__(self, model: LanguageModel, num_leaves: int, pieces: Pieces) -> None:
-        self.model, self.num_leaves, self._pieces = model, num_leaves, pieces
-        self.vocab_size, self.corruption = model.vocab_size, model.channel
-
-    def posterior(self, noisy: Noisy) -> np.ndarray:
-        """Probability of each token at each position, float32 (batch, length, V)."""
-        beliefs = self.model.beliefs(noisy.values, noisy.noise, self._pieces)
-        rows, positions = (index.ravel() for index in np.indices(noisy.values.shape))
-        return (
-            beliefs.at(rows, positions)
-            .astype(np.float32)
-            .reshape(*noisy.values.shape, self.vocab_size)
-        )
 
 
 def causal_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np.ndarray:

@@ -32,9 +32,9 @@ def atlas(
     """Measure where many models of images lose their class, on one axis: log-SNR.
 
     Each row of the file is a run of `uturn images`, with the same options, in a store of its own,
-    NAME.zarr. The atlas gives for each row and classifier: t\\* and its width, the half-lives of
+    NAME. The atlas gives for each row and classifier: t\\* and its width, the half-lives of
     the first and the last layer, and the log-SNR at which the last layer falls below the first.
-    `uturn study NAME.zarr` gives everything else about a row.
+    `uturn study NAME` gives everything else about a row.
 
     Writes `atlas.csv`, `atlas.zarr`, `atlas.png` and the page `index.html`. The command can be
     stopped at any time; running it again resumes without repeating measurements. A row that fails
@@ -60,7 +60,7 @@ def atlas(
             rows,
             out,
             announce=lambda text: console().print(text, style="bold"),
-            workers=machines.workers,
+            workers=machines.processes,
             progress=True,
             accept_changes=accept_changes,
             **machines.on_cluster(),

@@ -15,7 +15,7 @@ import xarray as xr
 
 from uturn.measures.statistics import ESTIMATE, with_interval
 from uturn.pages.sections import Reader, card, existing, new_section
-from uturn.store.record import warnings_of
+from uturn.store.run_folder import warnings_of
 from uturn.studies import study
 from uturn.studies.tables import TextTable
 
@@ -167,7 +167,7 @@ def atlas_section(path: Path, read: Reader) -> dict[str, Any]:
     name = "atlas" if read.alone else folder.resolve().name or "atlas"
     section = new_section("atlas", name, "images", "Atlas of models")
     section["words"] = "Where models of images lose the class, on one axis of noise: log-SNR."
-    section["covers"] = "*.zarr"  # the runs of the rows
+    section["covers"] = "*"  # the runs of the rows
     section["files"] = existing(folder, ("atlas.csv", "atlas.pdf"))
     section["overview"] = text_table(table)._asdict()
     section["remarks"] = remarks_of(table)

@@ -65,7 +65,7 @@ def read_atlas(path: str | Path) -> list[AtlasRow]:
                     row.name.casefold() not in taken,
                     "name",
                     row.name,
-                    "another name; NAME.zarr is taken",
+                    "another name; it is taken",
                 )
             except (ValueError, TypeError) as error:
                 raise ValueError(
@@ -87,7 +87,7 @@ def measure_atlas(
     """Run the rows of an atlas, one after the other, each into its own store, and write the table
     and the figure.
 
-    Row NAME is run into `NAME.zarr` in `out`, a folder or URL, with `options` of `uturn.run`. A row
+    Row NAME is run into `NAME` in `out`, a folder or URL, with `options` of `uturn.run`. A row
     that fails is reported to `announce`, has NaN and the error in `failure`, and the others go on.
     Returns and writes the dataset `atlas.zarr`.
     """
@@ -105,9 +105,7 @@ def measure_atlas(
         for number, row in enumerate(rows, 1):
             announce(f"{row.name} ({number} of {len(rows)})")
             try:
-                dataset = run(
-                    row.experiment(originals), folder.place(f"{row.name}.zarr"), **options
-                )
+                dataset = run(row.experiment(originals), folder.place(row.name), **options)
                 entries += entries_of(row, dataset)
             except Exception as error:  # a user's model can raise any exception
                 entries.append(

@@ -91,14 +91,15 @@ def _log_draws(
     of a denoiser.
     """
     total = np.zeros(len(strings))
-    groups, _ = decoder.numbers(start < 0)
+    unmasked = Noisy(start, np.ones(len(start)))
+    groups = decoder.sampler.calls(unmasked)
     for step, (values, belief) in enumerate(calls):
         active = np.flatnonzero(groups > step)
         after = strings[active].copy()
         if step + 1 < len(calls):
             after[groups[active] > step + 1] = calls[step + 1][0]
         masked, revealed = values < 0, (values < 0) & (after >= 0)
-        weights = decoder.weights(belief)
+        weights = decoder.law.weights(belief)
         weights /= weights.sum(-1, keepdims=True)
         if decoder.order == "confidence":
             total[active] += _confident(

@@ -215,7 +215,7 @@ def enumerated(
                 ratio.mean(),
                 ratio.std(ddof=1) / np.sqrt(len(ratio)),
             )
-            results["calls"][k, j] = decoder.numbers(values[None] < 0)[0][0]
+            results["calls"][k, j] = decoder.sampler.calls(Noisy(values[None], np.ones(1)))[0]
     coords = {"decoder": list(tried), "masked": ("observation", plan["masked"])}
     return xr.Dataset(
         {name: (("decoder", "observation"), values) for name, values in results.items()}, coords
@@ -254,7 +254,7 @@ def drawn(rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str, Any]
             rhm, np.concatenate([leaves[:, None], strings.reshape(len(items), CLONES, -1)], axis=1)
         )
         readings.append(
-            (ratio.reshape(len(items), CLONES), *pair, decoder.numbers(noisy.values < 0)[0].mean())
+            (ratio.reshape(len(items), CLONES), *pair, decoder.sampler.calls(noisy).mean())
         )
     ratios, first, rows, calls = map(np.array, zip(*readings, strict=True))
     dims = ("decoder", "item", "clone")

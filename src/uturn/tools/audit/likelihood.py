@@ -11,7 +11,9 @@ from uturn.core import progress
 from uturn.core.checks import expect
 from uturn.core.random import streams, uniforms
 from uturn.corruption.denoising import ORDER
-from uturn.corruption.unmasking import MASKED, Decoder, NetworkBeliefs, smallest
+from uturn.corruption.orders import Order
+from uturn.corruption.sampling import MASKED, SymbolBeliefs
+from uturn.corruption.unmasking import Decoder, InOrder
 
 DETERMINED = ("random", "blocks", "entropy", "probability")
 """Orders whose positions are a function of the tokens already revealed and, for "random" and
@@ -32,7 +34,7 @@ def check_determined(decoder: Decoder) -> None:
 
 
 def log_likelihoods(
-    beliefs: Callable[[np.ndarray, np.ndarray], NetworkBeliefs],
+    beliefs: Callable[[np.ndarray, np.ndarray], SymbolBeliefs],
     texts: Any,
     values: Any,
     keys: np.ndarray,
@@ -78,17 +80,21 @@ def log_likelihoods(
         for number, decoder in enumerate(kinds):
             mine = np.flatnonzero(which[active] == number)
             among, count = values[active[mine]] == MASKED, (after - before)[mine]
-            if decoder.order in ("random", "blocks"):
-                chosen = smallest(
-                    decoder.fixed_ranks(among.shape), chance[active[mine]], among, count
-                )
-            else:
-                chosen = smallest(now.ranks(decoder)[mine], None, among, count)
+            order = _order_of(decoder)
+            ranks = order.ranks(values[active] == MASKED, now)[mine]
+            chosen = order.first(ranks, among, count, chance[active[mine]])
             rows, positions = np.nonzero(chosen)
-            weights = decoder.weights(now.at(mine[rows], positions))
+            weights = decoder.law.weights(now.at(mine[rows], positions))
             tokens = texts[active[mine[rows]], positions]
             with np.errstate(divide="ignore"):
                 logs = np.log(weights[np.arange(len(rows)), tokens] / weights.sum(-1))
             np.add.at(total, active[mine[rows]], logs)
             values[active[mine[rows]], positions] = tokens
     return total
+
+
+def _order_of(decoder: Decoder) -> Order:
+    """The order of a decoder that has a likelihood."""
+    sampler = decoder.sampler
+    assert isinstance(sampler, InOrder)  # `check_determined`
+    return sampler.order

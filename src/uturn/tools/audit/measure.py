@@ -13,8 +13,8 @@ from uturn.cli.options import Running
 from uturn.cli.printing import console
 from uturn.cli.running import end, run_into, runs_into
 from uturn.core.checks import expect
+from uturn.core.data import Noisy
 from uturn.core.files import write_json
-from uturn.corruption.in_time import evaluations
 from uturn.measures.statistics import replicates
 from uturn.pages.charts import number, numbers
 from uturn.pages.page import report
@@ -32,7 +32,7 @@ _KEPT = "kept, span = 1"  # the reading by which decoders are compared
 
 
 def audit_into(out: str, chosen: AuditOptions, running: Running) -> None:
-    """Measure and write an audit: the study of OUT/run.zarr, the runs OUT/audit/NAME.zarr of
+    """Measure and write an audit: the study of OUT/run, the runs OUT/audit/NAME of
     decoders, and `audit.json`.
     """
     expect(
@@ -42,13 +42,13 @@ def audit_into(out: str, chosen: AuditOptions, running: Running) -> None:
         "1/1, since an audit compares finished runs; leave out --shard",
     )
     experiment, decoders = chosen.experiment(), chosen.audited()
-    datasets = runs_into(out, {"run.zarr": experiment}, running)
+    datasets = runs_into(out, {"run": experiment}, running)
     assert datasets is not None  # no other shares
-    run = datasets["run.zarr"]
+    run = datasets["run"]
     with output_folder("out", out) as folder:
         runs: dict[str, Any] = {}
         for name, options in decoders.items():
-            store = folder.inside("audit").place(f"{re.sub('[^a-z0-9.]+', '-', name)}.zarr")
+            store = folder.inside("audit").place(f"{re.sub('[^a-z0-9.]+', '-', name)}")
             runs[name] = run_into(store, options.experiment(), running)
         looks: Any = {"title": "U-turns of texts", "groups": ("tokens",), "page": False}
         study = write_study(run, out, source=experiment.parts.source, **looks)
@@ -110,15 +110,10 @@ def _decoder(name: str, run: xr.Dataset, options: TextOptions) -> dict[str, Any]
         options.denoiser().decoder,
     )
     has_gap = "gap" in tested  # not for a single text
-    masked = (run["noisy_token"].isel(clone=0, trajectory=0, missing_dims="ignore") == -1).values
-    calls: Any
-    if decoder.in_time:  # the expected number
-        calls = [
-            [evaluations(decoder, noise, length) for length in run["length"].values.tolist()]
-            for noise in COMPARED
-        ]
-    else:
-        calls = [decoder.numbers(of_noise)[0] for of_noise in masked]
+    noisy = run["noisy_token"].isel(clone=0, trajectory=0, missing_dims="ignore").values
+    calls: list[np.ndarray] = []
+    for noise, values in zip(COMPARED, noisy, strict=True):
+        calls.append(decoder.sampler.calls(Noisy(values, np.full(len(values), noise))))
 
     def above_original(reading: str, **at: int) -> list[Any]:
         difference = (run[reading] - run[f"original_{reading}"]).sel(at).isel(noise=[-1])

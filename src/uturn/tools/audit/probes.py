@@ -14,7 +14,8 @@ from uturn.core.checks import expect
 from uturn.core.progress import steps
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
 from uturn.core.random import Purpose, Streams, streams
-from uturn.corruption.unmasking import MASKED, Decoder
+from uturn.corruption.sampling import MASKED
+from uturn.corruption.unmasking import Decoder
 from uturn.tools.audit.likelihood import check_determined, log_likelihoods
 from uturn.tools.audit.orders import distance_ranges, drawn_pairs, order_discrepancy
 

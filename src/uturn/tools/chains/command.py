@@ -96,7 +96,7 @@ def chains(
     levels = parsed_levels(noise)
     listed = noise_levels(levels) if isinstance(levels, int) else levels
     experiments = {
-        f"noise-{x:g}.zarr": repeated(
+        f"noise-{x:g}": repeated(
             base, x, steps, energy=energy, beta=1.0 if beta is None else beta, chains=number
         )
         for x in listed

@@ -16,7 +16,7 @@ from scipy.special import comb
 from uturn.backward.diffusion import DiffusionModel
 from uturn.core.checks import expect
 from uturn.core.progress import part, portion, units
-from uturn.core.protocols import Axes, Backward, Corruption, Noisy, Source, Spec
+from uturn.core.protocols import Axes, Backward, Corruption, FromFiles, Noisy, Source, Spec
 from uturn.core.random import NOISE, Seed, Streams, streams, uniforms
 from uturn.core.registry import as_part, check_fit, table_of
 from uturn.corruption import Masking
@@ -162,7 +162,7 @@ class RepeatedBackward(Spec, Backward):
 
     def check(self, source: Source, corruption: Any) -> None:
         expect(
-            not self.of.has_gaps,
+            not isinstance(self.of, FromFiles),
             "of",
             self.of,
             "a backward that makes U-turns; those of another program cannot be repeated",

@@ -305,7 +305,7 @@ def chains_section(path: Path, read: Reader) -> dict[str, Any]:
     )
     section = new_section("chains", "chains", "chains", "Chains of U-turns")
     section["covers"], section["files"] = (
-        "*.zarr",
+        "*",
         existing(folder, ("relaxation.csv", "relaxation.pdf")),
     )
     section["words"], section["caption"] = words_of(data), str(data.attrs.get("description", ""))

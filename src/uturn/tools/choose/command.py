@@ -23,7 +23,7 @@ def choose(
         typer.Argument(
             metavar="RESULTS",
             help=(
-                "A finished store, a folder with a `run.zarr`, or a table of readings (.csv, .tsv,"
+                "A finished store, a folder with a `run`, or a table of readings (.csv, .tsv,"
                 " .parquet)."
             ),
         ),
@@ -75,7 +75,7 @@ def choose(
     uturn choose rmsd.csv --keep rmsd=2 --start rmsd=0 --noise-unit "added noise (Å)"
     ```
     """
-    from uturn.store.record import warnings_of
+    from uturn.store.run_folder import warnings_of
     from uturn.studies import choose as chosen
 
     reading, goal = _goal("keep", keep)

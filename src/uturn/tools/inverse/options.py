@@ -57,7 +57,7 @@ class InverseOptions(ImageOptions):
     --------
     >>> options = InverseOptions(samplers=["deepinv:DDRM", "deepinv:DiffPIR zeta=0.3"], levels=[0.25, 0.5])
     >>> [run.store for run in options.runs()]
-    ['fashion_mnist-DDRM.zarr', 'fashion_mnist-DiffPIR-zeta=0.3.zarr']
+    ['fashion_mnist-DDRM', 'fashion_mnist-DiffPIR-zeta=0.3']
     """
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -158,7 +158,7 @@ class InverseOptions(ImageOptions):
             kind = data if is_named else Path(data).stem
             for sampler in self.samplers:
                 label = sampler.removeprefix("deepinv:")
-                store = f"{_file_name(kind)}-{_file_name(label)}.zarr"
+                store = f"{_file_name(kind)}-{_file_name(label)}"
                 name = label if len(self.data) == 1 else f"{label}, {kind}"
                 runs.append(Run(name, store, label, data, arm._of_sampler(sampler, law, originals)))
         stores = [run.store for run in runs]

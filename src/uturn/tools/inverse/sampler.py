@@ -18,6 +18,7 @@ from uturn.core.checks import expect
 from uturn.core.errors import noted
 from uturn.core.findings import Finding
 from uturn.core.imports import import_function
+from uturn.core.prior import Prior
 from uturn.core.progress import steps
 from uturn.core.protocols import Backward, Corruption, Source, Spec
 from uturn.core.random import Purpose, Streams, globally_seeded
@@ -86,10 +87,19 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
     def _calls_model(self) -> bool:
         return self.model != "exact" and _takes_denoiser(self)
 
-    def chain(self, steps: int = 250) -> DiffusionModel:
-        """The model of images with this number of reverse steps, to draw originals; few steps
-        have another law.
+    def prior(self, steps: int | None = None) -> Prior:
+        """The law of the model of images with this number of reverse steps; few steps have another
+        law.
         """
+        if steps is None:
+            raise ValueError(
+                f"the sampler {self.sampler!r} has no reverse steps, in which originals of type"
+                " 'generated' are drawn; give source.steps"
+            )
+        return self._diffusion(steps).prior()
+
+    def _diffusion(self, steps: int) -> DiffusionModel:
+        """The model of images with this number of reverse steps."""
         has_model = self.model != "exact"
         expect(
             has_model,
@@ -104,7 +114,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         """The model of images, of which the denoiser alone is used. One step is valid with every
         noise schedule.
         """
-        return self.chain(1)
+        return self._diffusion(1)
 
     def check(self, source: Source, corruption: Corruption) -> None:
         """ValueError if sampler, model and images do not fit together."""

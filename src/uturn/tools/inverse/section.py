@@ -46,7 +46,7 @@ def samplers_section(path: Path, read: Reader) -> dict[str, Any]:
     section |= {
         "words": str(results["words"]),
         "caption": str(results["caption"]),
-        "covers": "*.zarr",
+        "covers": "*",
     }
     section["notes"], section["tables"] = (
         list(map(str, results["notes"])),
@@ -79,7 +79,7 @@ def error_names(store: str, strengths: Sequence[float]) -> list[str]:
     """Names of the pictures of the errors of a sampler at its strengths, without suffix, from
     the name of its store.
     """
-    return [f"{store.removesuffix('.zarr')}-{strength}" for strength in texts_of(strengths, "g")]
+    return [f"{store}-{strength}" for strength in texts_of(strengths, "g")]
 
 
 def _errors(runs: list[dict[str, Any]], folder: Path, words: str) -> dict[str, Any]:
