@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
+from uturn.backward.reverse_diffusion import ImageWork, ReverseDiffusion
 from uturn.core.random import keys, normals
 from uturn.sources import fashion_mnist
 
@@ -82,7 +82,7 @@ def main() -> None:
         ).clip(-2, 2)
     told = rows_of(queue, options.items)
     work = (
-        Work(image, step, key, None if told is None else told[i], (step, i))
+        ImageWork(image, step, key, None if told is None else told[i], (step, i))
         for step in ladder
         for i, (image, key) in enumerate(
             zip(queue.corrupt(images, step, streams), streams, strict=True)

@@ -14,7 +14,7 @@ from scipy import stats
 import uturn as ut
 from test_reverse_diffusion import assert_standard_normal
 from tiny_denoiser import PLAIN, chain_of, unet
-from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
+from uturn.backward.reverse_diffusion import ImageWork, ReverseDiffusion
 from uturn.core.random import keys
 from uturn.corruption.schedulers import AncestralScheduler, amplitudes, scheduler_like
 
@@ -322,7 +322,7 @@ def test_a_flow_matching_folder(images, tmp_path):
         for i in range(6)
     }
     work = [
-        Work(reverse.corrupt(images, k, streams)[i], k, streams[i], name=(k, i))
+        ImageWork(reverse.corrupt(images, k, streams)[i], k, streams[i], name=(k, i))
         for k in steps
         for i in range(6)
     ]

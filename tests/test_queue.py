@@ -11,7 +11,7 @@ import torch
 
 import uturn as ut
 from tiny_denoiser import chain_of
-from uturn.backward.reverse_diffusion import Work
+from uturn.backward.reverse_diffusion import ImageWork
 from uturn.core.protocols import Coordinate, Variable
 from uturn.core.random import keys
 from uturn.corruption.schedulers import SCHEDULERS, scheduler_like
@@ -58,11 +58,13 @@ def images_of(count, seed=0):
 
 
 def ladder(backward, images, steps):
-    """Work for the queue: noisy images at several steps."""
+    """ImageWork for the queue: noisy images at several steps."""
     streams = keys(0, np.arange(len(images)))
     noisy = {k: backward.corrupt(images, k, streams) for k in steps}
     return [
-        Work(noisy[k][i], k, streams[i], name=(k, i)) for k in steps for i in range(len(images))
+        ImageWork(noisy[k][i], k, streams[i], name=(k, i))
+        for k in steps
+        for i in range(len(images))
     ]
 
 
@@ -97,7 +99,7 @@ def test_work_is_read_as_places_become_free():
     def endless():
         for n in range(10**9):
             read.append(n)
-            yield Work(np.zeros((1, 4, 4), np.float32), 3, np.uint64(n), name=n)
+            yield ImageWork(np.zeros((1, 4, 4), np.float32), 3, np.uint64(n), name=n)
 
     queue = reverse(batch_size=4).queue(endless())
     for done in range(1, 20):
@@ -189,7 +191,7 @@ def test_noise_is_added_to_latents():
     # decoding.
     raw = reverse()
     raw_state = dict(
-        raw.queue([Work(x, 6, streams[i], name=i) for i, x in enumerate(noisy.numpy())])
+        raw.queue([ImageWork(x, 6, streams[i], name=i) for i, x in enumerate(noisy.numpy())])
     )
     expected = codec.decode(torch.from_numpy(np.stack([raw_state[i] for i in range(3)]))).clamp(
         -1, 1

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import tiny_pipelines
 import uturn as ut
-from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
+from uturn.backward.reverse_diffusion import ImageWork, ReverseDiffusion
 from uturn.cli import app
 from uturn.core.random import keys, normals
 from uturn.corruption.schedulers import add_noise
@@ -228,7 +228,9 @@ def test_each_item_has_its_prompt_in_mixed_batches(folders, prompts, kind):
     alone = {text: loaded(folders[kind], "ddpm", prompt=text) for text in ("a cat", "a dog")}
     images, rows = some(3), mixed.model.prompts.rows_of(range(3))
     work = [
-        Work(mixed.corrupt(images[[k]], 5 + k, keys(0, [k]))[0], 5 + k, keys(0, [k])[0], rows[k], k)
+        ImageWork(
+            mixed.corrupt(images[[k]], 5 + k, keys(0, [k]))[0], 5 + k, keys(0, [k])[0], rows[k], k
+        )
         for k in range(3)
     ]
     found = dict(mixed.queue(work))

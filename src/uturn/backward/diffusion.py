@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 import numpy as np
 
 from uturn.backward.queue import Queued
-from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
+from uturn.backward.reverse_diffusion import ImageWork, ReverseDiffusion
 from uturn.core.checks import checked_path, expect
 from uturn.core.files import cached_while_unchanged
 from uturn.core.findings import Finding
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from uturn.networks.images.pretrained import DenoisingNetwork
 
 
-class DiffusionModel(DiffusionOptions, Spec, Queued):
+class DiffusionModel(DiffusionOptions, Spec, Queued[Noisy, ImageWork]):
     """A diffusion model, sampled with one of diffusers' schedulers (`ReverseDiffusion`).
 
     Options: those of `uturn.networks.images.options.DiffusionOptions`. `model`: "fashion_mnist", a
@@ -58,14 +58,14 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         """The model with its sampler, loaded on first use."""
         return _reverse_diffusion(self)
 
-    def works(self, noisy: Noisy, streams: Streams, clones: int) -> Iterator[Work]:
+    def works(self, noisy: Noisy, streams: Streams, clones: int) -> Iterator[ImageWork]:
         step = self.reverse().forward.step_of(streams.noise)
         labels = self.labels_of(noisy, streams, clones)
         for row, key in enumerate(streams.keys(Purpose.RECONSTRUCTION, clones)):
             label = None if labels is None else int(labels[row])
-            yield Work(noisy.values[row // clones], step, key, label)
+            yield ImageWork(noisy.values[row // clones], step, key, label)
 
-    def queue(self, works: Iterator[Work]) -> Iterator[tuple[Any, np.ndarray]]:  # Work.name
+    def queue(self, works: Iterator[ImageWork]) -> Iterator[tuple[object, np.ndarray]]:
         return self.reverse().queue(works)
 
     def check(self, source: Source, corruption: Corruption) -> None:

@@ -184,7 +184,7 @@ class ReverseDiffusion:
                 reconstructions.append(self.images_of(cohort))
         return _like(noisy, np.concatenate(reconstructions))
 
-    def step_back(self, cohorts: Sequence[Cohort]) -> None:
+    def step_back(self, cohorts: Sequence[ImageCohort]) -> None:
         """One reverse step of images at any timesteps, by one call of the network."""
         import torch
 
@@ -195,7 +195,7 @@ class ReverseDiffusion:
             for cohort, output in zip(cohorts, outputs.split(sizes), strict=True):
                 cohort.step_back(output)
 
-    def queue(self, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:  # Work.name
+    def queue(self, work: Iterable[ImageWork]) -> Iterator[tuple[object, np.ndarray]]:
         """Reconstructions of noisy images at different steps, in full batches: `(name, image)` in
         the order of completion.
 
@@ -257,7 +257,7 @@ class ReverseDiffusion:
         prediction: torch.Tensor = getattr(output, "sample", output).to(noisy.dtype)
         return prediction
 
-    def cohort(self, works: Sequence[Work]) -> Cohort:
+    def cohort(self, works: Sequence[ImageWork]) -> ImageCohort:
         """Noisy images at the same step, before their first step back."""
         import torch
 
@@ -267,7 +267,7 @@ class ReverseDiffusion:
             labels = torch.tensor([work.label for work in works], device=self.device)
         scheduler, timesteps = self.forward.placed(step)
         images = np.stack([np.asarray(work.image) for work in works])
-        return Cohort(
+        return ImageCohort(
             names=[work.name for work in works],
             reverse_steps=step,
             scheduler=scheduler,
@@ -277,7 +277,7 @@ class ReverseDiffusion:
             options=self._step_options([int(work.key) for work in works]),
         )
 
-    def images_of(self, cohort: Cohort) -> np.ndarray:
+    def images_of(self, cohort: ImageCohort) -> np.ndarray:
         """The reconstructions of a cohort after its last step, float32 (batch, channels, height,
         width).
         """
@@ -362,11 +362,11 @@ class ReverseDiffusion:
 
     def _works(
         self, noisy: np.ndarray, step: int, keys: np.ndarray, labels: Labels | None
-    ) -> list[Work]:
+    ) -> list[ImageWork]:
         """A work for each noisy image, whose name is its row; ValueError for wrong labels."""
         works = []
         for row, label in enumerate(self._checked_labels(labels, len(noisy))):
-            works.append(Work(noisy[row], step, keys[row], label, name=row))
+            works.append(ImageWork(noisy[row], step, keys[row], label, name=row))
         return works
 
     def _checked_labels(self, labels: Labels | None, count: int) -> Sequence[int | None]:
@@ -385,7 +385,7 @@ class ReverseDiffusion:
         return classes
 
 
-class Work(NamedTuple):
+class ImageWork(NamedTuple):
     """A reconstruction to compute."""
 
     image: np.ndarray
@@ -401,7 +401,7 @@ class Work(NamedTuple):
 
 
 @dataclass
-class Cohort:
+class ImageCohort:
     """Images on their way back that began together at the same timestep.
 
     Each step is one call of the network and one `step` of the scheduler, which keeps the history of
@@ -465,21 +465,21 @@ class ImageQueue:
     def places(self) -> int:
         return self.reverse.batch_size
 
-    def calls(self, work: Work) -> int:
+    def calls(self, work: ImageWork) -> int:
         return work.step
 
-    def unchanged(self, work: Work) -> np.ndarray:
+    def unchanged(self, work: ImageWork) -> np.ndarray:
         return np.array(work.image, np.float32)
 
-    def admitted(self, works: list[Work]) -> list[Cohort]:
+    def admitted(self, works: list[ImageWork]) -> list[ImageCohort]:
         by_step = attrgetter("step")
         noisiest_first = sorted(works, key=by_step, reverse=True)
         return [self.reverse.cohort(list(group)) for _, group in groupby(noisiest_first, by_step)]
 
-    def advance(self, cohorts: list[Cohort]) -> None:
+    def advance(self, cohorts: list[ImageCohort]) -> None:
         self.reverse.step_back(cohorts)
 
-    def results(self, cohort: Cohort) -> np.ndarray:
+    def results(self, cohort: ImageCohort) -> np.ndarray:
         return self.reverse.images_of(cohort)
 
 
@@ -530,7 +530,7 @@ def _checked_keys(keys: np.ndarray, count: int) -> np.ndarray:
     return array
 
 
-def _check_finite(cohort: Cohort, values: torch.Tensor, reason: str, network: object) -> None:
+def _check_finite(cohort: ImageCohort, values: torch.Tensor, reason: str, network: object) -> None:
     import torch
 
     finite = torch.isfinite(values).flatten(1).all(1).tolist()
