@@ -230,10 +230,10 @@ def _read_folder(path: Path, options: _Options) -> ImageModel:
     folder = pipelines.read_folder(path)
     if folder.pipeline:
         return _read_text_folder(path, folder, options)
-    denoiser = _denoiser(folder)
-    conditioned = conditioned_by(options, path, denoiser.num_classes, denoiser.null_class)
+    loaded = _pipeline_network(folder)
+    conditioned = conditioned_by(options, path, loaded.num_classes, loaded.null_class)
     scheduler = pipelines.load_scheduler(folder.path, folder.parts["scheduler"])
-    network = denoiser.network
+    network = loaded.network
     channels = _checked_channels(path, network.config)
     shape = shape_of(network.config)
     image_shape = shape
@@ -328,7 +328,7 @@ def _read_text_folder(path: Path, folder: pipelines.Folder, options: _Options) -
 
 
 @dataclass(frozen=True)
-class _Denoiser:
+class _PipelineNetwork:
     """The denoising network of a pipeline that is not conditioned on texts."""
 
     network: Any  # a model of diffusers
@@ -338,19 +338,19 @@ class _Denoiser:
     """None if the files do not declare one."""
 
 
-def _denoiser(folder: pipelines.Folder) -> _Denoiser:
+def _pipeline_network(folder: pipelines.Folder) -> _PipelineNetwork:
     network = pipelines.load_part(folder.path, folder.denoiser, folder.parts[folder.denoiser])
     config = network.config
     kind = type(network).__name__  # the former class name of DiT is shared with other models
     if kind == "DiTTransformer2DModel":
         # The null class is the last embedding.
-        return _Denoiser(network, config.num_embeds_ada_norm, config.num_embeds_ada_norm)
+        return _PipelineNetwork(network, config.num_embeds_ada_norm, config.num_embeds_ada_norm)
     known = "UNet2DModel or DiTTransformer2DModel"
     expect(kind == "UNet2DModel", f"{folder.path}: the denoiser", kind, known)
     if network.class_embedding is None:
-        return _Denoiser(network)
+        return _PipelineNetwork(network)
     embedding = config.class_embed_type
     by_number = embedding != "identity" and config.num_class_embeds is not None
     known = "classes by number, with num_class_embeds"
     expect(by_number, f"{folder.path}: class_embed_type", embedding, known)
-    return _Denoiser(network, int(config.num_class_embeds))
+    return _PipelineNetwork(network, int(config.num_class_embeds))
