@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
+from uturn.backward.reverse_diffusion import ImageWork, ReverseDiffusion
 from uturn.core.random import keys, normals
 from uturn.sources import fashion_mnist
 
@@ -45,18 +46,18 @@ def reverse(options: argparse.Namespace, batch: int) -> ReverseDiffusion:
     chain = ReverseDiffusion.from_pretrained(
         options.model, "ddpm", options.steps, batch_size=batch, prompt=options.prompt
     )
-    chain.model = Counted(chain.model)
+    chain.model = replace(chain.model, network=Counted(chain.model.network))
     return chain
 
 
 def rows_of(chain: ReverseDiffusion, items: int) -> list[int] | None:
     """The prompt of each item, or the class, for models that are told one."""
-    if chain.num_classes is None:
+    if chain.model.num_classes is None:
         return None
     return (
-        [k % chain.num_classes for k in range(items)]
-        if chain.prompts is None
-        else chain.prompts.rows_of(range(items)).tolist()
+        [k % chain.model.num_classes for k in range(items)]
+        if chain.model.prompts is None
+        else chain.model.prompts.rows_of(range(items)).tolist()
     )
 
 
@@ -73,15 +74,15 @@ def main() -> None:
     streams = keys(0, np.arange(options.items))
 
     queue = reverse(options, options.batch)
-    assert queue.image_shape is not None
+    assert queue.model.image_shape is not None
     images = fashion_mnist.load_test_set()[0][: options.items]
-    if images.shape[1:] != queue.image_shape:
-        images = 0.4 * normals(streams, int(np.prod(queue.image_shape)), np.float32).reshape(
-            -1, *queue.image_shape
+    if images.shape[1:] != queue.model.image_shape:
+        images = 0.4 * normals(streams, int(np.prod(queue.model.image_shape)), np.float32).reshape(
+            -1, *queue.model.image_shape
         ).clip(-2, 2)
     told = rows_of(queue, options.items)
     work = (
-        Work(image, step, key, None if told is None else told[i], (step, i))
+        ImageWork(image, step, key, None if told is None else told[i], (step, i))
         for step in ladder
         for i, (image, key) in enumerate(
             zip(queue.corrupt(images, step, streams), streams, strict=True)
@@ -90,7 +91,7 @@ def main() -> None:
     start = time.perf_counter()
     queued = dict(queue.queue(work))
     wall = time.perf_counter() - start
-    model = queue.model
+    model = queue.model.network
     needed = options.items * sum(ladder)
     assert model.rows == needed, "no row too many"
 
@@ -120,12 +121,12 @@ def main() -> None:
     )
     print(f"{'':34}{'queue':>10}{'loop':>10}")
     print(
-        f"{'calls of the network':34}{model.calls:>10}{loop.model.calls:>10}   floor"
+        f"{'calls of the network':34}{model.calls:>10}{loop.model.network.calls:>10}   floor"
         f" {-(-needed // options.batch)}"
     )
-    occupied = [m.rows / (m.calls * options.batch) for m in (model, loop.model)]
+    occupied = [m.rows / (m.calls * options.batch) for m in (model, loop.model.network)]
     print(f"{'mean occupancy of a batch':34}{occupied[0]:>10.3f}{occupied[1]:>10.3f}")
-    outside = [1 - m.seconds / t for m, t in ((model, wall), (loop.model, loop_wall))]
+    outside = [1 - m.seconds / t for m, t in ((model, wall), (loop.model.network, loop_wall))]
     print(f"{'share of time outside the network':34}{outside[0]:>10.3f}{outside[1]:>10.3f}")
     print(
         f"largest difference of a pixel in [-1, 1]: queue - loop {same:.1e}; batch {options.batch}"

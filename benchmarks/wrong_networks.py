@@ -61,7 +61,7 @@ def checked(chain, clean, network=None, predicts=None):
     what is said, and seconds.
     """
     model, scheduler = (
-        chain.model,
+        chain.model.network,
         getattr(chain.forward.scheduler, "base", chain.forward.scheduler),
     )
     if predicts is not None:
@@ -83,10 +83,10 @@ def main():
         folder = generator_folder() if name == "embedded" else ATLAS / name
         chain = ReverseDiffusion.from_pretrained(folder, "ddpm", 10, device="cpu")
         clean = torch.from_numpy(chain.forward.clean(originals(name)))
-        network = chain.model.network
+        network = chain.model.network.network
         declared = Probed(
-            chain.model, chain.forward.scheduler, clean, None, Pieces(chain.device, 64)
-        ).predicts
+            chain.model.network, chain.forward.scheduler, clean, None, Pieces(chain.device, 64)
+        ).prediction
         rows = {"right": {}}
         rows |= {words: {"network": Changed(network, inputs)} for words, inputs in INPUTS.items()}
         rows |= {"flipped sign": {"network": Changed(network, sign=-1)}}

@@ -410,8 +410,8 @@ MUTATIONS = (
     Mutation(
         "Sana counts its steps as Stable Diffusion does",
         "uturn.networks.images.schedules:schedule",
-        "family.counts_down or",
-        "(family.counts_down and not pipeline.startswith('Sana')) or",
+        "counts_down = family.counts_down",
+        "counts_down = family.counts_down and not stored.pipeline.startswith('Sana')",
         tests=(("test_schedules::test_the_rule_of_every_image_to_image_pipeline", {}),),
     ),
     # --- parts, and clones ---
@@ -467,7 +467,7 @@ MUTATIONS = (
     # --- queues ---
     Mutation(
         "all images of a call are told the timestep of the first ones",
-        "uturn.backward.reverse_diffusion:ImageQueue.advance",
+        "uturn.backward.reverse_diffusion:ReverseDiffusion.step_back",
         "*map(torch.cat, inputs)",
         "*(torch.cat(part)[:1].expand(sum(map(len, part))) if part[0].ndim == 1 else torch.cat(part) for part in inputs)",
         tests=(("test_queue::test_shared_batches_change_nothing", {"name": "ddpm"}),),
@@ -481,14 +481,14 @@ MUTATIONS = (
     ),
     Mutation(
         "images that enter the queue together draw the same noise",
-        "uturn.backward.reverse_diffusion:ImageQueue._cohort",
-        "manual_seed(int(w.key)) for w in work",
-        "manual_seed(int(work[0].key)) for w in work",
+        "uturn.backward.reverse_diffusion:ReverseDiffusion._step_options",
+        "manual_seed(seed) for seed in seeds",
+        "manual_seed(seeds[0]) for seed in seeds",
         tests=(("test_queue::test_shared_batches_change_nothing", {"name": "ddpm"}),),
     ),
     Mutation(
         "the learned variance is taken for the noise",
-        "uturn.backward.reverse_diffusion:Cohort.step_back",
+        "uturn.backward.reverse_diffusion:ImageCohort.step_back",
         "output = output[:, :channels]",
         "output = output[:, channels:]",
         tests=(("test_ancestral::test_learned_variances_are_left_out", {}),),

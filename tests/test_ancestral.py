@@ -13,8 +13,8 @@ from scipy import stats
 
 import uturn as ut
 from test_reverse_diffusion import assert_standard_normal
-from tiny_denoiser import PLAIN, unet
-from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
+from tiny_denoiser import PLAIN, chain_of, unet
+from uturn.backward.reverse_diffusion import ImageWork, ReverseDiffusion
 from uturn.core.random import keys
 from uturn.corruption.schedulers import AncestralScheduler, amplitudes, scheduler_like
 
@@ -89,7 +89,7 @@ class Exact(torch.nn.Module):
 
 def chain(stored, steps, mean, deviation=0.0, name="ancestral"):
     model: Any = Exact(stored, mean, deviation)
-    reverse = ReverseDiffusion(model, scheduler_like(stored, name), steps)
+    reverse = chain_of(model, scheduler_like(stored, name), steps)
     times = reverse.forward.scheduler.timesteps
     a, s = amplitudes(reverse.forward.scheduler, times)
     model.levels = {t: (float(x), float(y)) for t, x, y in zip(times.tolist(), a, s, strict=True)}
@@ -108,11 +108,11 @@ def test_one_image_is_found_from_every_step_along_the_forward_process(name):
     reverse = chain(SCHEDULES[name], 8, torch.from_numpy(image))
     levels = reverse.forward.noise_levels
     for k in range(1, 9):
-        reverse.model.seen.clear()
+        reverse.model.network.seen.clear()
         found = reverse.u_turn(image, k, keys(k, [0]))
         np.testing.assert_allclose(found, image, atol=2e-5)
-        noises = [((x.numpy() - a * image) / s).ravel() for a, s, x in reverse.model.seen]
-        sigmas = [s / a if a else np.inf for a, s, _ in reverse.model.seen]
+        noises = [((x.numpy() - a * image) / s).ravel() for a, s, x in reverse.model.network.seen]
+        sigmas = [s / a if a else np.inf for a, s, _ in reverse.model.network.seen]
         np.testing.assert_allclose(sigmas, levels["sigma"][k:0:-1], rtol=1e-4)
         for noise in noises:
             assert_standard_normal(noise, false_alarm=1e-4)
@@ -167,13 +167,13 @@ def errors(stored, steps):
         inputs = scheduler.scale_model_input(states, time)
         generators = [torch.Generator().manual_seed(5) for _ in range(2)]
         c, one = (
-            scheduler.step(reverse.model(inputs, time.expand(2)), time, states, generators)
+            scheduler.step(reverse.model.network(inputs, time.expand(2)), time, states, generators)
             .prev_sample.flatten()
             .tolist()
         )
         other = [torch.Generator().manual_seed(6) for _ in range(2)]
         moved, _ = (
-            scheduler.step(reverse.model(inputs, time.expand(2)), time, states, other)
+            scheduler.step(reverse.model.network(inputs, time.expand(2)), time, states, other)
             .prev_sample.flatten()
             .tolist()
         )
@@ -184,7 +184,7 @@ def errors(stored, steps):
         d = (moved - c) / (xi_other - xi)
         c, g = c - d * xi, one - c
         gain, mean, variance = gain * g, mean + gain * c, variance + gain**2 * d**2
-        a, s = reverse.model.levels[time.item()]
+        a, s = reverse.model.network.levels[time.item()]
         total = a**2 * DEVIATION**2 + s**2
         x = a * MEAN + np.sqrt(total)  # one standard deviation above its mean
         exact, deviation = MEAN + a * DEVIATION**2 / np.sqrt(total), DEVIATION * s / np.sqrt(total)
@@ -286,9 +286,9 @@ def test_it_is_ddpm_in_the_variance_preserving_process(images, options, spacing)
     """
     stored = diffusers.DDPMScheduler(**options)
     streams = keys(0, range(6))
-    ddpm = ReverseDiffusion(Network().eval(), stored, 13, timestep_spacing=spacing)
+    ddpm = chain_of(Network().eval(), stored, 13, timestep_spacing=spacing)
     for like in (stored, scheduler_like(stored, "ddim")):
-        one = ReverseDiffusion(
+        one = chain_of(
             Network().eval(), scheduler_like(like, "ancestral"), 13, timestep_spacing=spacing
         )
         np.testing.assert_array_equal(
@@ -297,7 +297,7 @@ def test_it_is_ddpm_in_the_variance_preserving_process(images, options, spacing)
         for step in (1, 2, 7, 13):
             expected = ddpm.u_turn(images, step, streams)
             np.testing.assert_allclose(one.u_turn(images, step, streams), expected, atol=2e-4)
-    other = ReverseDiffusion(Network().eval(), scheduler_like(stored, "ddim"), 10)
+    other = chain_of(Network().eval(), scheduler_like(stored, "ddim"), 10)
     assert np.abs(other.u_turn(images, 7, streams) - ddpm.u_turn(images, 5, streams)).max() > 0.01
 
 
@@ -322,7 +322,7 @@ def test_a_flow_matching_folder(images, tmp_path):
         for i in range(6)
     }
     work = [
-        Work(reverse.corrupt(images, k, streams)[i], k, streams[i], name=(k, i))
+        ImageWork(reverse.corrupt(images, k, streams)[i], k, streams[i], name=(k, i))
         for k in steps
         for i in range(6)
     ]
@@ -352,7 +352,7 @@ def test_learned_variances_are_left_out(images):
     learned = scheduler_like(diffusers.DDPMScheduler(variance_type="learned_range"), "ancestral")
     fixed = scheduler_like(diffusers.DDPMScheduler(), "ancestral")
     found, expected = (
-        ReverseDiffusion(model.eval(), scheduler, 10).u_turn(images, 6, keys(0, range(6)))
+        chain_of(model.eval(), scheduler, 10).u_turn(images, 6, keys(0, range(6)))
         for model, scheduler in ((WithVariance(), learned), (Half(), fixed))
     )
     np.testing.assert_array_equal(found, expected)

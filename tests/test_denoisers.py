@@ -14,7 +14,7 @@ from uturn.networks.strings import denoisers
 from uturn.networks.strings.denoisers import (
     CHANNELS,
     LearnedDenoiser,
-    TreeDenoiser,
+    TreeNetwork,
     train_denoiser,
     training_noise,
 )  # fmt: skip
@@ -55,7 +55,7 @@ def levels(channel, count=6):
 
 @pytest.mark.parametrize("channel", CHANNELS)
 def test_network_gives_a_distribution_for_every_leaf(channel):
-    learned = LearnedDenoiser(TreeDenoiser(3, 3, 2, width=8, channel=channel))
+    learned = LearnedDenoiser(TreeNetwork(3, 3, 2, width=8, channel=channel))
     noisy = learned.corruption.corrupt(
         np.arange(45).reshape(5, 9) % 3, [0, 0.1, 0.4, 0.9, 1], vocab_size=3, seed=0
     )
@@ -73,7 +73,7 @@ def test_network_gives_a_distribution_for_every_leaf(channel):
 def test_features_are_shared_by_the_nodes_of_a_level():
     # Two leaves with the same surroundings up to the root, in a string made of two equal halves,
     # differ only by their side.
-    network = TreeDenoiser(4, 2, 3, width=8)
+    network = TreeNetwork(4, 2, 3, width=8)
     half = torch.randn(1, 4, 4)
     upward = network.up[1](
         network.up[0](network.embedding(torch.cat([half, half], 1)).reshape(1, 4, 16)).reshape(
@@ -84,7 +84,7 @@ def test_features_are_shared_by_the_nodes_of_a_level():
 
 
 def test_saved_and_loaded(tmp_path):
-    model = TreeDenoiser(4, 2, 2, width=8, channel="uniform", seed=3).eval()
+    model = TreeNetwork(4, 2, 2, width=8, channel="uniform", seed=3).eval()
     save_network(model, tmp_path / "d.safetensors", size=7)
     loaded = load_network(tmp_path / "d.safetensors", "tree_denoiser")
     assert loaded.options == model.options
@@ -127,7 +127,7 @@ def t_statistic(values):
 def test_learns_and_does_not_beat_bayes(rhm, trained, channel):
     exact = ExactDenoiser(rhm, CHANNELS[channel]())
     fresh = rhm.sample(400, seed=2).leaves
-    untrained = LearnedDenoiser(TreeDenoiser(4, 2, 2, width=16, channel=channel))
+    untrained = LearnedDenoiser(TreeNetwork(4, 2, 2, width=16, channel=channel))
     new = losses(untrained, exact, fresh, channel)
     old = losses(trained[channel], exact, fresh, channel)
     for excess, squared, _ in (new, old):
@@ -201,16 +201,16 @@ def test_bad_input(rhm):
     with pytest.raises(ValueError, match=r"shape = \(5, 3\)"):
         train_denoiser(rhm, "masking", strings[:, :3])
     with pytest.raises(ValueError, match=r"\(2, 3, 4\): expected \(batch, 4, 4\)"):
-        TreeDenoiser(4, 2, 2)(torch.zeros(2, 3, 4))
+        TreeNetwork(4, 2, 2)(torch.zeros(2, 3, 4))
     evidence = torch.zeros(2, 4, 4)
     evidence[1, 2] = -torch.inf
     with pytest.raises(
         ValueError, match=r"log_evidence = .*expected numbers or -inf, not all -inf"
     ):
-        TreeDenoiser(4, 2, 2)(evidence)
+        TreeNetwork(4, 2, 2)(evidence)
     with pytest.raises(ValueError, match=r"noisy values = \(4, 5, 5\)"):
         denoise(
-            LearnedDenoiser(TreeDenoiser(4, 2, 2)),
+            LearnedDenoiser(TreeNetwork(4, 2, 2)),
             Noisy(np.zeros((1, 4, 5)), np.ones(1), 5),
             3,
             ut.random.keys(0, range(1)),

@@ -15,8 +15,8 @@ from scipy import stats
 
 import uturn as ut
 from enumeration import all_trees
+from tiny_denoiser import chain_of
 from uturn.backward import StringDiffusion
-from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.backward.score_model import (
     ScoreModel,
     images_of,
@@ -28,7 +28,7 @@ from uturn.core.random import keys
 from uturn.corruption.denoising import ExactDenoiser, denoise
 from uturn.corruption.schedulers import SCHEDULERS
 from uturn.networks.files import save_network
-from uturn.networks.strings.denoisers import TreeDenoiser
+from uturn.networks.strings.denoisers import TreeNetwork
 from uturn.sources import RHMSource
 
 RHM = ut.RandomHierarchyModel(3, 2, 2, 2, seed=4)
@@ -87,7 +87,7 @@ def reverse(name, steps, rows=1, eta=None, **options):
         scheduler = getattr(diffusers, name)(
             num_train_timesteps=TIMESTEPS, trained_betas=schedule(), **options
         )
-    return ReverseDiffusion(
+    return chain_of(
         ScoreModel(ExactDenoiser(RHM, ut.Gaussian()), scheduler, rows),
         scheduler,
         steps,
@@ -333,7 +333,7 @@ def test_a_network_file_can_take_the_place_of_the_exact_denoiser(tmp_path):
 
     torch.manual_seed(0)
     path = str(tmp_path / "network.safetensors")
-    save_network(TreeDenoiser(4, 2, 3, width=8, channel="masking"), path)
+    save_network(TreeNetwork(4, 2, 3, width=8, channel="masking"), path)
     masking = {"type": "masking", "noise": [0.0, 0.5]}
     results, exact = (
         ut.run(

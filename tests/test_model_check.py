@@ -49,7 +49,7 @@ def given(value):
 def embedded():
     """The embedded model of Fashion-MNIST, which predicts v."""
     loaded = load_pretrained(generator_folder(), device="cpu")
-    return loaded.model.network, loaded.scheduler
+    return loaded.network.network, loaded.scheduler
 
 
 def experiment(model=f"{__name__}:function", items=4, **options):
@@ -184,7 +184,7 @@ def test_no_change_fits_a_right_network_better():
     with torch.inference_mode():
         clean = torch.from_numpy(chain.forward.clean(images))
         errors = Probed(
-            chain.model, chain.forward.scheduler, clean, None, Pieces(chain.device, 64)
+            chain.model.network, chain.forward.scheduler, clean, None, Pieces(chain.device, 64)
         ).errors()
     assert errors.is_judged
     assert errors.depends_on_time

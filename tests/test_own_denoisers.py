@@ -207,7 +207,7 @@ def test_a_pair_is_the_same_as_its_folder(tmp_path):
     pipeline.save_pretrained(tmp_path / "folder")
     pair = loaded((network, scheduler))
     folder = ReverseDiffusion.from_pretrained(tmp_path / "folder", "ddpm", STEPS, device="cpu")
-    assert pair.image_shape == folder.image_shape == (1, 8, 8)
+    assert pair.model.image_shape == folder.model.image_shape == (1, 8, 8)
     data = (0.3 * normals(keys(1, range(4)), 64)).reshape(4, 1, 8, 8).clip(-1, 1)
     for step in (0, 3, STEPS):
         rebuilt = [chain.u_turn(data, step, keys(0, range(4))) for chain in (pair, folder)]

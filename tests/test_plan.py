@@ -77,7 +77,7 @@ def clock(monkeypatch):
     a reconstruction 0.5 s.
     """
     now = [0.0]
-    network, read = ReverseDiffusion.network, HiddenLayers.read
+    network, read = ReverseDiffusion.prediction, HiddenLayers.read
 
     def slow(self, noisy, *arguments):
         now[0] += 1 + 0.1 * len(noisy)
@@ -87,7 +87,7 @@ def clock(monkeypatch):
         now[0] += 0.5 * after.shape[0] * after.shape[1]
         return read(self, before, after, clones, **options)
 
-    monkeypatch.setattr(ReverseDiffusion, "network", slow)
+    monkeypatch.setattr(ReverseDiffusion, "prediction", slow)
     monkeypatch.setattr(HiddenLayers, "read", slow_read)
     monkeypatch.setattr(planning.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(planning, "_WRITING", 0.0)

@@ -16,7 +16,7 @@ import torch
 
 import adm_checkpoints as adm
 from forging import Trap
-from tiny_denoiser import PLAIN, unet
+from tiny_denoiser import PLAIN, chain_of, unet
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.core.random import keys
 from uturn.networks.images import guided_diffusion
@@ -232,7 +232,7 @@ def test_the_model_is_the_one_that_was_written(folders, name):
     kind, loaded = KINDS[name], load_pretrained(folders[name])
     noisy, timestep, labels = inputs_of(kind)
     told = (labels,) if kind.labels else ()
-    assert torch.equal(loaded.model(noisy, timestep, *told), kind.predict(noisy, timestep, *told))
+    assert torch.equal(loaded.network(noisy, timestep, *told), kind.predict(noisy, timestep, *told))
     assert loaded.num_classes == (NUM_CLASSES if kind.labels else None)
     assert loaded.description == kind.description
     assert type(loaded.scheduler) is type(kind.scheduler)
@@ -245,10 +245,10 @@ def test_the_model_is_the_one_that_was_written(folders, name):
         if not entry.startswith("_")
     }
     assert public == {entry: value for entry, value in saved.items() if not entry.startswith("_")}
-    assert not loaded.model.training
-    assert not any(weights.requires_grad for weights in loaded.model.parameters())
+    assert not loaded.network.training
+    assert not any(weights.requires_grad for weights in loaded.network.parameters())
     for entry, weights in kind.network.state_dict().items():
-        assert torch.equal(loaded.model.state_dict()[f"network.{entry}"], weights)
+        assert torch.equal(loaded.network.state_dict()[f"network.{entry}"], weights)
 
 
 @pytest.mark.parametrize("name", LATENTS)
@@ -306,7 +306,7 @@ def test_older_layouts(folders, copied):
     torch.save(KINDS["ddpm"].network.state_dict(), folder / "diffusion_pytorch_model.bin")
     noisy, timestep, _ = inputs_of(KINDS["ddpm"])
     assert torch.equal(
-        load_pretrained(folder).model(noisy, timestep), KINDS["ddpm"].predict(noisy, timestep)
+        load_pretrained(folder).network(noisy, timestep), KINDS["ddpm"].predict(noisy, timestep)
     )
     shutil.rmtree(folder)
     folder = copied("dit")
@@ -320,7 +320,7 @@ def test_older_layouts(folders, copied):
     noisy, timestep, _ = inputs_of(KINDS["dit"])
     loaded = load_pretrained(folder)
     assert loaded.description == KINDS["dit"].description
-    assert torch.equal(loaded.model(noisy, timestep), KINDS["dit"].predict(noisy, timestep))
+    assert torch.equal(loaded.network(noisy, timestep), KINDS["dit"].predict(noisy, timestep))
 
 
 # --- precision, device, compilation ---------------------------------------------------------------
@@ -332,15 +332,15 @@ def test_bfloat16_is_inside_only(folders, name):
     kind, loaded = KINDS[name], load_pretrained(folders[name], dtype="bfloat16")
     noisy, timestep, labels = inputs_of(kind)
     told = (labels,) if kind.labels else ()
-    output, exact = loaded.model(noisy, timestep, *told), kind.predict(noisy, timestep, *told)
+    output, exact = loaded.network(noisy, timestep, *told), kind.predict(noisy, timestep, *told)
     assert output.dtype == torch.float32
-    assert loaded.model.network.dtype == torch.bfloat16
+    assert loaded.network.network.dtype == torch.bfloat16
     error = (output - exact).std() / exact.std()
     assert 1e-5 < error < 0.03  # 8 bits, a few layers
     # 999 and 1000 are equal in bfloat16, but the network must give different outputs for them.
     assert not torch.equal(
-        loaded.model(noisy, torch.full((3,), 999), *told),
-        loaded.model(noisy, torch.full((3,), 1000), *told),
+        loaded.network(noisy, torch.full((3,), 999), *told),
+        loaded.network(noisy, torch.full((3,), 1000), *told),
     )
     if kind.codec is not None:
         images = torch.from_numpy(images_of((3, 16, 16)))
@@ -356,7 +356,7 @@ def test_weights_that_multiply_timesteps_are_not_rounded(tmp_path):
     noisy, timestep, _ = inputs_of(KINDS["ddpm"])
     # The network divides by it.
     exact = network(noisy, timestep).sample * timestep.view(-1, 1, 1, 1)
-    found = load_pretrained(folder, dtype="bfloat16").model(noisy, timestep) * timestep.view(
+    found = load_pretrained(folder, dtype="bfloat16").network(noisy, timestep) * timestep.view(
         -1, 1, 1, 1
     )
     assert (found - exact).std() / exact.std() < 0.03
@@ -367,7 +367,7 @@ def test_weights_that_multiply_timesteps_are_not_rounded(tmp_path):
 def test_compilation_changes_neither_results_nor_names(tmp_path):
     network = unet(1, block_out_channels=(4,), mid_block_type=None, **PLAIN)
     folder = write(Kind(network, diffusers.DDPMScheduler(), ""), tmp_path)
-    plain, compiled = load_pretrained(folder).model, load_pretrained(folder, compile=True).model
+    plain, compiled = load_pretrained(folder).network, load_pretrained(folder, compile=True).network
     assert list(plain.state_dict()) == list(compiled.state_dict())
     compiled.network.compile(backend="eager")  # traced all the same, but needs no C++ compiler
     noisy, timestep, _ = inputs_of(KINDS["ddpm"])
@@ -387,7 +387,7 @@ def direct(kind, num_steps, **options):
 
     codec = None if kind.codec is None else kind
     classes = NUM_CLASSES if kind.labels else None
-    return ReverseDiffusion(
+    return chain_of(
         Model().eval(), kind.scheduler, num_steps, codec=codec, num_classes=classes, **options
     )
 
@@ -396,9 +396,9 @@ def direct(kind, num_steps, **options):
 def test_u_turns_of_every_kind(folders, name):
     kind = KINDS[name]
     backward = ReverseDiffusion.from_pretrained(folders[name], scheduler=None, num_steps=10)
-    images, streams = images_of(backward.image_shape), keys(0, range(3))
+    images, streams = images_of(backward.model.image_shape), keys(0, range(3))
     labels = np.array([4, 0, 2]) if kind.labels else None
-    assert backward.description == kind.description
+    assert backward.model.description == kind.description
     np.testing.assert_array_equal(backward.u_turn(images, 0, streams, labels), images)
     for step in (4, 10):
         rebuilt = backward.u_turn(images, step, streams, labels)
@@ -458,7 +458,7 @@ def test_dit_without_a_condition_told_and_guided_is_that_of_the_pipeline(
         backward.denoise(start, 10, keys(0, range(2)), np.array(labels)).permute(0, 2, 3, 1).numpy()
     )
     np.testing.assert_allclose(images / 2 + 0.5, found, atol=1e-5)
-    assert ("guided with 2.5" in backward.description) == (guidance != 1)
+    assert ("guided with 2.5" in backward.model.description) == (guidance != 1)
 
 
 def test_a_null_class_can_be_declared(folders):
@@ -473,9 +473,12 @@ def test_a_null_class_can_be_declared(folders):
     assert type(scheduler) is type(guided.scheduler)
     assert (unconditional.num_classes, guided.num_classes) == (None, NUM_CLASSES - 1)
     with torch.inference_mode():
-        torch.testing.assert_close(unconditional.model(noisy, timestep), blind)
+        torch.testing.assert_close(unconditional.network(noisy, timestep), blind)
         torch.testing.assert_close(
-            guided.model(noisy, timestep, labels), blind + 3 * (told - blind), atol=1e-5, rtol=1e-5
+            guided.network(noisy, timestep, labels),
+            blind + 3 * (told - blind),
+            atol=1e-5,
+            rtol=1e-5,
         )
 
 
@@ -513,8 +516,8 @@ def test_files_go_to_guided_diffusion(tmp_path, classes):
     )
     told = () if classes is None else (labels,)
     with torch.inference_mode():
-        assert torch.equal(loaded.model(noisy, timestep, *told), network(noisy, timestep, *told))
-        rounded = load_pretrained(file, preset=preset, dtype="bfloat16").model
+        assert torch.equal(loaded.network(noisy, timestep, *told), network(noisy, timestep, *told))
+        rounded = load_pretrained(file, preset=preset, dtype="bfloat16").network
         output = rounded(noisy, timestep, *told)
         assert output.dtype == torch.float32
         assert rounded.network.unet.dtype == torch.bfloat16

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import uturn as ut
-from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
+from tiny_denoiser import chain_of
+from uturn.backward.reverse_diffusion import ImageWork
 from uturn.core.protocols import Coordinate, Variable
 from uturn.core.random import keys
 from uturn.corruption.schedulers import SCHEDULERS, scheduler_like
@@ -47,7 +48,7 @@ class Halves(torch.nn.Module):
 
 
 def reverse(name="ddpm", steps=10, network=None, **options):
-    return ReverseDiffusion(
+    return chain_of(
         network or Network(), scheduler_like(diffusers.DDPMScheduler(), name), steps, **options
     )
 
@@ -57,11 +58,13 @@ def images_of(count, seed=0):
 
 
 def ladder(backward, images, steps):
-    """Work for the queue: noisy images at several steps."""
+    """ImageWork for the queue: noisy images at several steps."""
     streams = keys(0, np.arange(len(images)))
     noisy = {k: backward.corrupt(images, k, streams) for k in steps}
     return [
-        Work(noisy[k][i], k, streams[i], name=(k, i)) for k in steps for i in range(len(images))
+        ImageWork(noisy[k][i], k, streams[i], name=(k, i))
+        for k in steps
+        for i in range(len(images))
     ]
 
 
@@ -96,7 +99,7 @@ def test_work_is_read_as_places_become_free():
     def endless():
         for n in range(10**9):
             read.append(n)
-            yield Work(np.zeros((1, 4, 4), np.float32), 3, np.uint64(n), name=n)
+            yield ImageWork(np.zeros((1, 4, 4), np.float32), 3, np.uint64(n), name=n)
 
     queue = reverse(batch_size=4).queue(endless())
     for done in range(1, 20):
@@ -116,7 +119,7 @@ def test_a_batch_that_does_not_fit_is_halved():
         result, reverse().u_turn(images, 6, keys(0, np.arange(30))), rtol=0, atol=1e-6
     )
     assert small.batch_size == 3  # 24, 12, 6, 3
-    assert max(small.model.rows) <= 5
+    assert max(small.model.network.rows) <= 5
 
 
 def test_a_codec_that_needs_more_memory_does_not_shrink_the_batches_of_the_network():
@@ -138,7 +141,7 @@ def test_a_codec_that_needs_more_memory_does_not_shrink_the_batches_of_the_netwo
     np.testing.assert_allclose(
         result, reverse(codec=Halves(), **options).u_turn(images, 6, streams), atol=1e-6
     )
-    assert small.model.rows == [8] * 6 + [1] * 6
+    assert small.model.network.rows == [8] * 6 + [1] * 6
 
 
 def test_other_failures_of_the_network_are_not_swallowed():
@@ -188,7 +191,7 @@ def test_noise_is_added_to_latents():
     # decoding.
     raw = reverse()
     raw_state = dict(
-        raw.queue([Work(x, 6, streams[i], name=i) for i, x in enumerate(noisy.numpy())])
+        raw.queue([ImageWork(x, 6, streams[i], name=i) for i, x in enumerate(noisy.numpy())])
     )
     expected = codec.decode(torch.from_numpy(np.stack([raw_state[i] for i in range(3)]))).clamp(
         -1, 1

@@ -8,8 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from tiny_denoiser import unet
-from uturn.backward.reverse_diffusion import ReverseDiffusion
+from tiny_denoiser import chain_of, unet
 from uturn.core.random import keys, normals
 from uturn.corruption.schedulers import SCHEDULERS, scheduler_like
 
@@ -43,7 +42,7 @@ def make_scheduler(name, **options):
 
 def make_gaussian(name="ddpm", num_steps=50, **options):
     scheduler = make_scheduler(name)
-    return ReverseDiffusion(GaussianDenoiser(scheduler), scheduler, num_steps, **options)
+    return chain_of(GaussianDenoiser(scheduler), scheduler, num_steps, **options)
 
 
 def make_fine_gaussian(name, num_steps, **options):
@@ -51,7 +50,7 @@ def make_fine_gaussian(name, num_steps, **options):
     in the variance.
     """
     scheduler = make_scheduler(name, num_train_timesteps=10_000, beta_start=1e-5, beta_end=2e-3)
-    return ReverseDiffusion(GaussianDenoiser(scheduler), scheduler, num_steps, **options)
+    return chain_of(GaussianDenoiser(scheduler), scheduler, num_steps, **options)
 
 
 def gaussian_images(count, size, seed=0):
@@ -79,7 +78,7 @@ def test_step_zero_is_the_identity(name):
     result = backward.u_turn(images, 0, keys(0, range(3)))
     assert result.tobytes() == images.tobytes()
     assert result is not images
-    assert backward.model.called == []
+    assert backward.model.network.called == []
 
 
 @pytest.mark.parametrize(
@@ -90,13 +89,13 @@ def test_noised_to_and_denoised_from_the_same_timestep(name, step):
     backward = make_gaussian(name)
     images, streams = gaussian_images(3, 4), keys(0, range(3))
     inputs = []
-    hook = backward.model.register_forward_pre_hook(
+    hook = backward.model.network.register_forward_pre_hook(
         lambda module, arguments: inputs.append(arguments[0].numpy().copy())
     )
     backward.u_turn(np.zeros_like(images), step, streams)
     first_of_zero = inputs[0]
     inputs.clear()
-    backward.model.called.clear()
+    backward.model.network.called.clear()
     backward.u_turn(images, step, streams)
     hook.remove()
     # The model is called once at each of the last k levels, descending; by Heun's method, twice at
@@ -104,12 +103,12 @@ def test_noised_to_and_denoised_from_the_same_timestep(name, step):
     expected = backward.forward.noise_levels["timestep"][step:0:-1]
     if name == "heun":
         expected = np.concatenate([expected[:1], np.repeat(expected[1:], 2)])
-    np.testing.assert_array_equal(backward.model.called, expected)
+    np.testing.assert_array_equal(backward.model.network.called, expected)
     # Its first input has the noise-to-signal ratio which that timestep stands for.
     noise = normals(streams, 16).reshape(images.shape)
     sigma = (first_of_zero / noise).mean() / ((inputs[0] - first_of_zero) / images).mean()
     np.testing.assert_allclose(
-        sigma, np.interp(expected[0], np.arange(1000), backward.model.sigmas), rtol=1e-3
+        sigma, np.interp(expected[0], np.arange(1000), backward.model.network.sigmas), rtol=1e-3
     )
     np.testing.assert_allclose(sigma, backward.forward.noise_levels["sigma"][step], rtol=1e-3)
 
@@ -117,7 +116,7 @@ def test_noised_to_and_denoised_from_the_same_timestep(name, step):
 def test_levels_follow_the_schedule():
     backward = make_gaussian("ddpm", num_steps=100)
     levels = backward.forward.noise_levels
-    abar = backward.model.sigmas
+    abar = backward.model.network.sigmas
     timesteps = levels["timestep"][1:].astype(int)
     assert all(len(values) == 101 for values in levels.values())
     assert levels["timestep"][0] == -1
@@ -173,7 +172,7 @@ def test_global_random_state_is_left_alone(tiny_unet, images):
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    backward = ReverseDiffusion(tiny_unet, make_scheduler("ddpm"), 5)
+    backward = chain_of(tiny_unet, make_scheduler("ddpm"), 5)
     first = backward.u_turn(images, 5, keys(0, range(8)))
     assert torch.equal(torch.rand(1), expected)
     np.testing.assert_array_equal(first, backward.u_turn(images, 5, keys(0, range(8))))
@@ -261,12 +260,12 @@ def test_learned_variance_is_used_or_dropped():
     scheduler = diffusers.DDPMScheduler(clip_sample=False, variance_type="learned_range")
     images, streams = gaussian_images(2, 8), keys(0, range(2))
     model = WithVariance(scheduler)
-    learned = ReverseDiffusion(model, scheduler, 50).u_turn(images, 30, streams)
+    learned = chain_of(model, scheduler, 50).u_turn(images, 30, streams)
     # -1 is the lower end of the range, the variance that DDPM uses by default.
     np.testing.assert_allclose(
         learned, make_gaussian("ddpm").u_turn(images, 30, streams), atol=1e-5
     )
-    dropped = ReverseDiffusion(model, make_scheduler("ddim"), 50).u_turn(images, 30, streams)
+    dropped = chain_of(model, make_scheduler("ddim"), 50).u_turn(images, 30, streams)
     np.testing.assert_allclose(
         dropped, make_gaussian("ddim").u_turn(images, 30, streams), atol=1e-5
     )
@@ -274,7 +273,7 @@ def test_learned_variance_is_used_or_dropped():
 
 def test_fingerprint_tells_models_and_samplers_apart(tiny_unet):
     def fingerprint(name="ddpm", steps=10):
-        return ReverseDiffusion(tiny_unet, make_scheduler(name), steps).fingerprint()
+        return chain_of(tiny_unet, make_scheduler(name), steps).fingerprint()
 
     assert fingerprint() == fingerprint()
     assert len({fingerprint(), fingerprint("ddim"), fingerprint(steps=20)}) == 3
@@ -310,6 +309,6 @@ def test_a_diverging_model_is_reported(images):
             output[-1] = torch.nan
             return output
 
-    backward = ReverseDiffusion(Broken().eval(), make_scheduler("ddpm"), 10, batch_size=4)
+    backward = chain_of(Broken().eval(), make_scheduler("ddpm"), 10, batch_size=4)
     with pytest.raises(ValueError, match=r"images 3 are not finite"):
         backward.u_turn(images, 5, keys(0, range(8)))

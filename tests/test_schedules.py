@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from command_line import uturn
-from uturn.backward.reverse_diffusion import ReverseDiffusion
+from tiny_denoiser import chain_of
 from uturn.corruption.schedulers import add_noise, scheduler_like
 from uturn.measures.strengths import steps_of, strength_of
 from uturn.networks.images.schedules import read_scheduler, schedule
@@ -205,8 +205,8 @@ def test_the_levels_are_those_of_u_turns(tmp_path):
         ("euler", "linspace"),
     ):
         ds = schedule(folder, 20, name, timestep_spacing=spacing)
-        stored = read_scheduler(folder)[0]
-        levels = ReverseDiffusion(
+        stored = read_scheduler(folder).scheduler
+        levels = chain_of(
             torch.nn.Identity().eval(), scheduler_like(stored, name), 20
         ).forward.noise_levels
         for column in ("abar", "log_snr", "sigma", "t_over_T"):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import tiny_pipelines
 import uturn as ut
-from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
+from uturn.backward.reverse_diffusion import ImageWork, ReverseDiffusion
 from uturn.cli import app
 from uturn.core.random import keys, normals
 from uturn.corruption.schedulers import add_noise
@@ -94,7 +94,7 @@ def compared(folder, kind, step=3, guidance=1.0):
     """
     chain = loaded(folder, prompt="a cat", guidance=guidance)
     with torch.no_grad():
-        latents = chain.codec.encode(torch.from_numpy(some(1)))
+        latents = chain.model.codec.encode(torch.from_numpy(some(1)))
     noise = torch.from_numpy(normals(keys(3, range(1)), latents[0].numel(), np.float32)).reshape(
         latents.shape
     )
@@ -148,7 +148,7 @@ def test_the_empty_prompt_is_the_null_prompt_of_the_pipeline(folders, kind):
             asked |= {"prompt_2": None, "prompt_3": None} if kind == "sd3" else {}
             found = pipeline.encode_prompt(do_classifier_free_guidance=True, **asked)
             text, pooled = found[1], found[3] if len(found) == 4 else None
-    ours = loaded(folders[kind]).model.network
+    ours = loaded(folders[kind]).model.network.network
     torch.testing.assert_close(ours.text, text, rtol=0, atol=1e-6)
     assert (ours.pooled is None) == (pooled is None)
     if pooled is not None:
@@ -226,9 +226,11 @@ def test_lines_of_a_file(tmp_path):
 def test_each_item_has_its_prompt_in_mixed_batches(folders, prompts, kind):
     mixed = loaded(folders[kind], "ddpm", prompt=str(prompts))
     alone = {text: loaded(folders[kind], "ddpm", prompt=text) for text in ("a cat", "a dog")}
-    images, rows = some(3), mixed.prompts.rows_of(range(3))
+    images, rows = some(3), mixed.model.prompts.rows_of(range(3))
     work = [
-        Work(mixed.corrupt(images[[k]], 5 + k, keys(0, [k]))[0], 5 + k, keys(0, [k])[0], rows[k], k)
+        ImageWork(
+            mixed.corrupt(images[[k]], 5 + k, keys(0, [k]))[0], 5 + k, keys(0, [k])[0], rows[k], k
+        )
         for k in range(3)
     ]
     found = dict(mixed.queue(work))
@@ -334,10 +336,12 @@ def test_offloaded_layers_give_the_same_images(folders):
 def test_half_precision(folders, kind, dtype):
     half, full = (loaded(folders[kind], prompt="a cat", dtype=d) for d in (dtype, "float32"))
     parts = {
-        tensor.dtype for tensor in half.model.state_dict().values() if tensor.is_floating_point()
+        tensor.dtype
+        for tensor in half.model.network.state_dict().values()
+        if tensor.is_floating_point()
     }
     assert parts == {getattr(torch, dtype)}
-    codec = next(iter(half.codec.network.state_dict().values())).dtype
+    codec = next(iter(half.model.codec.network.state_dict().values())).dtype
     # They ask for it: force_upcast.
     assert codec == (torch.float32 if dtype == "float16" else torch.bfloat16)
     images, streams = some(2), keys(0, range(2))
@@ -387,7 +391,7 @@ def test_distilled_models_are_named(tmp_path, kind, changes, scheduler, words):
         (folder / "model_index.json").write_text(
             json.dumps({**index, "scheduler": ["diffusers", config["_class_name"]]})
         )
-    found = loaded(folder, "ddpm").description
+    found = loaded(folder, "ddpm").model.description
     assert ("distilled" in found) == bool(words)
     assert words in found
     if words == "step-distilled":
@@ -399,7 +403,7 @@ def test_the_scale_that_a_consistency_model_is_told(tmp_path):
     from diffusers import LatentConsistencyModelPipeline
 
     folder = tiny_pipelines.write("sd", tmp_path / "lcm-like", time_cond_proj_dim=8)
-    network = loaded(folder, "ddpm", prompt="a", guidance=7.5).model.network
+    network = loaded(folder, "ddpm", prompt="a", guidance=7.5).model.network.network
     assert isinstance(network, PromptedUNet)
     expected = LatentConsistencyModelPipeline.get_guidance_scale_embedding(
         None, torch.tensor([6.5]), embedding_dim=8
@@ -452,7 +456,7 @@ def test_a_file_of_another_length(folders, data, prompts):
 )
 def test_nan_names_the_part_and_the_way_out(folders, part, words):
     chain = loaded(folders["sd"], dtype="bfloat16")
-    getattr(chain.codec.network, part).register_forward_hook(
+    getattr(chain.model.codec.network, part).register_forward_hook(
         lambda module, args, output: output * float("nan")
     )
     with pytest.raises(ValueError, match=words):
@@ -480,9 +484,9 @@ def test_the_fingerprint_knows_texts_and_encoders_but_no_encoded_texts(folders, 
     from safetensors.torch import load_file, save_file
 
     chain = loaded(folders["sd"], prompt="a cat")
-    assert not any("text" in name for name in chain.model.state_dict())
+    assert not any("text" in name for name in chain.model.network.state_dict())
     before = chain.fingerprint()
-    chain.model.network.text += 1e-3
+    chain.model.network.network.text += 1e-3
     assert chain.fingerprint() == before
     folder = shutil.copytree(folders["sd"], tmp_path / "sd")
     file = folder / "text_encoder" / "model.safetensors"
@@ -504,7 +508,7 @@ def test_sd3_without_its_largest_text_encoder(folders, tmp_path):
         folders["sd3"], text_encoder_3=None, tokenizer_3=None
     )
     pipeline.save_pretrained(tmp_path / "sd3")
-    ours = loaded(tmp_path / "sd3", prompt="a cat").model.network
+    ours = loaded(tmp_path / "sd3", prompt="a cat").model.network.network
     with torch.inference_mode():
         text, _, pooled, _ = pipeline.encode_prompt("a cat", None, None)
     torch.testing.assert_close(ours.text, text, rtol=0, atol=1e-6)

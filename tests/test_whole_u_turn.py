@@ -13,7 +13,7 @@ from small import strings
 from uturn.core.box_muller import normal_pair
 from uturn.core.protocols import Probe, Variable
 from uturn.core.random import Streams, keys, normals, philox
-from uturn.corruption.gaussian import _gaussian_leaf
+from uturn.corruption.gaussian import noisy_leaf
 from uturn.engine import measuring
 from uturn.exact.inference.engine import sample_numba
 
@@ -298,4 +298,6 @@ def test_effective_epsilon_against_plain_integration():
         belief = np.exp(logits - logits.max(1, keepdims=True))
         belief /= belief.sum(1, keepdims=True)
         lost = (1 - belief[:, 0]) * v / (v - 1)
-        assert abs(_gaussian_leaf(t, v)[0] - lost.mean()) < 5 * lost.std() / np.sqrt(len(lost))
+        assert abs(noisy_leaf(t, v).effective_epsilon - lost.mean()) < 5 * lost.std() / np.sqrt(
+            len(lost)
+        )

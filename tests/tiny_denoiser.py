@@ -5,7 +5,9 @@ networks with random weights.
 import diffusers
 import torch
 
+from uturn.backward.reverse_diffusion import ReverseDiffusion, Sampler
 from uturn.networks import DenoiserModel
+from uturn.networks.images.model import ImageModel
 
 
 def network():
@@ -41,6 +43,14 @@ def unet(channels=1, seed=0, **options):
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     }
     return diffusers.UNet2DModel(**{**settings, **options}).eval()
+
+
+def chain_of(
+    network, scheduler, steps, *, timestep_spacing=None, eta=None, pure_noise=False, **options
+):
+    """The chain of a network with the scheduler itself; `options`: fields of `ImageModel`."""
+    sampler = Sampler("stored", steps, timestep_spacing, eta, pure_noise)
+    return ReverseDiffusion(ImageModel(network, scheduler, **options), sampler)
 
 
 PLAIN = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}

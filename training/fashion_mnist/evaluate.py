@@ -63,7 +63,7 @@ def measure_samples(
     save_sheet(np.stack(rows), sheet)
     return {
         "count": count,
-        "steps": backward.num_steps,
+        "steps": backward.sampler.steps,
         "predicted_classes": np.bincount(predictions.classes, minlength=10),
         "mean_confidence": predictions.probabilities.max(1).mean(),
         "share_confident": (predictions.probabilities.max(1) > 0.9).mean(),
@@ -86,7 +86,7 @@ def measure_u_turns(
     coarse = fashion_mnist.COARSE_CLASS
     result: dict[str, Any] = {
         "count": count,
-        "num_steps": backward.num_steps,
+        "num_steps": backward.sampler.steps,
         "step": steps,
         "layers": probe.layers,
     }
@@ -105,7 +105,7 @@ def measure_u_turns(
             flush=True,
         )
     save_sheet(np.stack(shown, axis=1), sheet)
-    levels = backward.levels()
+    levels = backward.forward.noise_levels
     result |= {
         "abar": levels["abar"][steps],
         "similarity": similarity,

@@ -1,6 +1,4 @@
-"""Diffusion models of images as backwards, batch by batch or through a queue that keeps the
-network's batches full.
-"""
+"""Diffusion models of images as backwards."""
 
 from __future__ import annotations
 
@@ -14,16 +12,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 import numpy as np
 
 from uturn.backward.queue import Queued
-from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
+from uturn.backward.reverse_diffusion import ImageWork, ReverseDiffusion
 from uturn.core.checks import checked_path, expect
 from uturn.core.files import cached_while_unchanged
 from uturn.core.findings import Finding
 from uturn.core.imports import is_import_path
 from uturn.core.pieces import Pieces
 from uturn.core.prior import Prior
-from uturn.core.protocols import Corruption, Noisy, Source, Spec
+from uturn.core.protocols import Corruption, Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.diffusion import ForwardDiffusion, check_diffusion
+from uturn.corruption.schedulers import AncestralScheduler
 from uturn.networks.images.options import DiffusionOptions
 from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, NoisyImages, doubtful_range
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from uturn.networks.images.pretrained import DenoisingNetwork
 
 
-class DiffusionModel(DiffusionOptions, Spec, Queued):
+class DiffusionModel(DiffusionOptions, Spec, Queued[Noisy, ImageWork]):
     """A diffusion model, sampled with one of diffusers' schedulers (`ReverseDiffusion`).
 
     Options: those of `uturn.networks.images.options.DiffusionOptions`. `model`: "fashion_mnist", a
@@ -53,22 +52,21 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
     @property
     def wants_processes(self) -> bool:
         """True on the CPU, where small convolutions scale poorly across threads."""
-        return _reverse_diffusion(self).device.type == "cpu"
+        return self.reverse().device.type == "cpu"
 
     def reverse(self) -> ReverseDiffusion:
         """The model with its sampler, loaded on first use."""
         return _reverse_diffusion(self)
 
-    def works(self, noisy: Noisy, streams: Streams, clones: int) -> Iterator[Work]:
-        reverse = _reverse_diffusion(self)
-        step = reverse.forward.step_of(streams.noise)
+    def works(self, noisy: Noisy, streams: Streams, clones: int) -> Iterator[ImageWork]:
+        step = self.reverse().forward.step_of(streams.noise)
         labels = self.labels_of(noisy, streams, clones)
         for row, key in enumerate(streams.keys(Purpose.RECONSTRUCTION, clones)):
             label = None if labels is None else int(labels[row])
-            yield Work(noisy.values[row // clones], step, key, label)
+            yield ImageWork(noisy.values[row // clones], step, key, label)
 
-    def queue(self, works: Iterator[Work]) -> Iterator[tuple[Any, np.ndarray]]:
-        return _reverse_diffusion(self).queue(works)
+    def queue(self, works: Iterator[ImageWork]) -> Iterator[tuple[object, np.ndarray]]:
+        return self.reverse().queue(works)
 
     def check(self, source: Source, corruption: Corruption) -> None:
         check_diffusion(corruption)
@@ -80,46 +78,49 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         not fit the model.
         """
         self.check_source(source)
-        return _reverse_diffusion(self).forward
+        return self.reverse().forward
 
     def check_source(self, source: Source) -> None:
-        reverse = _reverse_diffusion(self)
+        """ValueError if the images or labels of the source do not fit the model."""
         shape = tuple(source.image_shape() or ())
-        expected = reverse.image_shape
-        fits = expected is None or tuple(expected) == shape
+        expected = self.reverse().model.image_shape
+        fits = expected is None or expected == shape
         remedy = "give the source its `channels` and `size`, or the model `image_size`"
         takes = f"what the model {self.model!r} takes, {expected}; {remedy}"
         expect(fits, "images: (channels, height, width)", shape, takes)
-        expects = None if reverse.prompts is not None else reverse.num_classes
-        labels = None if expects is None else source.num_labels()
+        classes = self.num_labels()
+        labels = None if classes is None else source.num_labels()
         where = f"classes of the images, on which the model {self.model!r} is conditioned,"
         remedy = "give the source labels in the model's order, by `classes`"
-        expect(labels == expects, where, labels, f"{expects}; {remedy}")
+        expect(labels == classes, where, labels, f"{classes}; {remedy}")
 
-    def labels_of(self, noisy: Any, streams: Streams, clones: int = 1) -> np.ndarray | None:
+    def labels_of(self, noisy: Noisy, streams: Streams, clones: int = 1) -> np.ndarray | None:
         """The true class of each reconstruction, or the number of its prompt; None for models
         that take neither.
         """
-        reverse = _reverse_diffusion(self)
-        if reverse.num_classes is None:
+        model = self.reverse().model
+        if model.num_classes is None:
             return None
-        if reverse.prompts is not None:
-            return np.repeat(reverse.prompts.rows_of(streams.items), streams.count * clones)
+        if model.prompts is not None:
+            rows = model.prompts.rows_of(streams.items)
+            return np.repeat(rows, streams.count * clones)
         labels = getattr(noisy, "labels", None)
-        labels = np.full(len(noisy.values), -1) if labels is None else labels
-        wrong = (labels < 0) | (labels >= reverse.num_classes)
+        if labels is None:
+            labels = _no_labels(len(noisy.values))
+        wrong = (labels < 0) | (labels >= model.num_classes)
         where = f"labels of the images, on which the model {self.model!r} is conditioned,"
-        known = f"0 .. {reverse.num_classes - 1}, in the model's order"
+        known = f"0 .. {model.num_classes - 1}, in the model's order"
         expect(not wrong.any(), where, labels[wrong], known)
         return np.repeat(labels, clones)
 
-    def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:
+    def model_check(self, source: Source, originals: Sequence[Originals]) -> list[Finding]:
+        """What seems wrong in the network, from its predictions of originals, and in these."""
         from uturn.networks.model_check import is_checked
 
-        reverse = _reverse_diffusion(self)
+        reverse = self.reverse()
         images = np.concatenate([block.data for block in originals])
         findings = []
-        if is_checked(reverse.model, reverse.device):
+        if is_checked(reverse.model.network, reverse.device):
             for finding in self._findings(reverse, images, originals):
                 words = f"the model {self.model!r} {finding.words}"
                 findings.append(finding._replace(words=words))
@@ -130,61 +131,73 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         return findings
 
     def _findings(
-        self, reverse: ReverseDiffusion, images: np.ndarray, originals: Sequence[Any]
+        self, reverse: ReverseDiffusion, images: np.ndarray, originals: Sequence[Originals]
     ) -> list[Finding]:
         """What the check of the network on the images of originals has found."""
         import torch
 
         from uturn.networks.model_check import check_denoiser
 
-        unlabelled = [np.full(len(block.items), -1) for block in originals]
-        labels = [
-            getattr(block, "labels", none)
-            for block, none in zip(originals, unlabelled, strict=True)
-        ]
+        labels = [getattr(block, "labels", _no_labels(len(block.items))) for block in originals]
         noisy = NoisyImages(images, np.zeros(len(images)), labels=np.concatenate(labels))
         items = np.concatenate([block.items for block in originals])
         rows = self.labels_of(noisy, Streams(0, items, 0.0))
+        network = cast("DenoisingNetwork", reverse.model.network)
+        scheduler = reverse.forward.scheduler
         pieces = Pieces(reverse.device, reverse.batch_size)
+        is_half = self.dtype != "float32"
         with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             clean = torch.from_numpy(reverse.forward.clean(images)).to(reverse.device)
             classes = None if rows is None else torch.from_numpy(rows).to(reverse.device)
-            network = cast("DenoisingNetwork", reverse.model)
-            scheduler = reverse.forward.scheduler
-            half = self.dtype != "float32"
-            return list(check_denoiser(network, scheduler, clean, classes, pieces, half))
+            return list(check_denoiser(network, scheduler, clean, classes, pieces, is_half))
+
+    def num_labels(self) -> int | None:
+        """Number of classes of the model's label input; None for models without labels."""
+        model = self.reverse().model
+        return model.num_classes if model.prompts is None else None
 
     def prior(self, steps: int | None = None) -> DiffusionPrior:
-        return DiffusionPrior(self if steps is None else self.model_copy(update={"steps": steps}))
+        """The images that the model draws, by all its reverse steps or by another number of them."""
+        if steps is None:
+            return DiffusionPrior(self)
+        return DiffusionPrior(self.model_copy(update={"steps": steps}))
 
     def files(self) -> list[Path]:
         """The checkpoint, or the files of the model's folder and of the folders in it; and the
         file of prompts.
         """
         path = Path(checked_path("model", self.model))
-        prompts = [Path(self.prompt)] if self.prompt and self.prompt.endswith(".txt") else []
-        is_folder = (path / "model_index.json").is_file()
-        parts = sorted([*path.glob("*"), *path.glob("*/*")]) if is_folder else [path]
-        return parts + prompts
+        files = [path]
+        if (path / "model_index.json").is_file():
+            files = sorted([*path.glob("*"), *path.glob("*/*")])
+        if self.prompt and self.prompt.endswith(".txt"):
+            files.append(Path(self.prompt))
+        return files
 
     def fingerprint(self) -> str:
-        return _reverse_diffusion(self).fingerprint()
+        return self.reverse().fingerprint()
 
-    def own_code(self) -> Any:
+    def own_code(self) -> Any:  # a function of the user
         from uturn.networks.images.own_denoisers import denoiser_function
 
         return denoiser_function(self.model) if is_import_path(self.model) else None
 
     def describe(self) -> str:
-        reverse = _reverse_diffusion(self)
-        is_ancestral = type(reverse.forward.scheduler).__name__ == "AncestralScheduler"
-        # For flow matching, ddpm is the ancestral step.
-        scheduler = "ancestral" if is_ancestral else self.scheduler
+        """The model and its sampler in one line."""
+        reverse = self.reverse()
+        scheduler = self.scheduler
+        if isinstance(reverse.forward.scheduler, AncestralScheduler):
+            scheduler = "ancestral"  # for flow matching also if it is called "ddpm"
         draws = "draws noise" if reverse.is_stochastic else "deterministic"
-        guided = ""
+        text = f"{reverse.model.description}; {scheduler}, {self.steps} steps, {draws}"
         if self.guidance != 1:
-            guided = f"; guidance {self.guidance:g}: not a draw from the posterior"
-        return f"{reverse.description}; {scheduler}, {self.steps} steps, {draws}{guided}"
+            text += f"; guidance {self.guidance:g}: not a draw from the posterior"
+        return text
+
+
+def _no_labels(count: int) -> np.ndarray:
+    """Labels of images without labels: -1."""
+    return np.full(count, -1)
 
 
 @dataclass(frozen=True)
@@ -202,16 +215,14 @@ class DiffusionPrior(Prior):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        reverse = self.model.reverse()
-        shape = reverse.image_shape
-        is_known = shape and reverse.latent_shape
-        expect(is_known, "model", self.model.model, "one that says how large its images are")
-        return shape  # type: ignore[return-value]
+        model = self.model.reverse().model
+        expected = "one that says how large its images are"
+        expect(model.image_shape and model.state_shape, "model", self.model.model, expected)
+        return model.image_shape  # type: ignore[return-value]  # checked in the line before
 
     @property
     def num_labels(self) -> int | None:
-        reverse = self.model.reverse()
-        return None if reverse.prompts is not None else reverse.num_classes
+        return self.model.num_labels()
 
     @property
     def batch_size(self) -> int:
@@ -224,12 +235,13 @@ class DiffusionPrior(Prior):
         """What each image is conditioned on, in turn: its class, or the number of its prompt. None
         for a model without conditions.
         """
-        reverse = self.model.reverse()
-        if reverse.num_classes is None:
+        model = self.model.reverse().model
+        if model.num_classes is None:
             return None
-        if reverse.prompts is None:
-            return items % reverse.num_classes
-        return reverse.prompts.rows_of(items % len(reverse.prompts.rows or (0,)))
+        if model.prompts is None:
+            return items % model.num_classes
+        num_rows = len(model.prompts.rows or (0,))
+        return model.prompts.rows_of(items % num_rows)
 
 
 @cached_while_unchanged(maxsize=2)

@@ -1,5 +1,9 @@
-"""U-turns of images with any denoiser and any scheduler of diffusers, with a random stream for
-each image.
+"""U-turns of images with a diffusion model: noise up to a step of its chain, and as many steps back.
+
+`ReverseDiffusion` joins a model (`ImageModel`) and a sampler (`Sampler`). `ReverseDiffusion.u_turn`
+is the method: `corrupt` to step k, then k times `step_back`. `ReverseDiffusion.queue` makes the same
+steps back for images at different steps, so that every call of the network is full. Each image has
+a random stream of its own, so its reconstruction does not depend on the other images of a batch.
 """
 
 from __future__ import annotations
@@ -8,7 +12,8 @@ import hashlib
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -16,123 +21,93 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from uturn.backward.queue import run_queue
+from uturn.core import progress
 from uturn.core.checks import expect
 from uturn.core.errors import noted
 from uturn.core.messages import one_line
 from uturn.core.pieces import Pieces, half_precision_words
-from uturn.core.progress import units
 from uturn.corruption.diffusion import ForwardDiffusion, checked_images
 from uturn.corruption.schedulers import (
     SCHEDULERS,
-    PipelineTimesteps,
     Scheduler,
     scaled_input,
     scheduler_like,
     uses_learned_variance,
 )
+from uturn.networks.images.model import ImageModel
 
 if TYPE_CHECKING:
     import torch
-
-    from uturn.networks.images.options import Prompts
-    from uturn.networks.images.pipelines import Codec
 
     Images = TypeVar("Images", np.ndarray, torch.Tensor)
     Labels = np.ndarray | Sequence[int]
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """How images go back through the noise levels of a model."""
+
+    scheduler: str = "ddpm"
+    """A key of `SCHEDULERS`, or the name of a class of diffusers that makes one denoising pass over
+    a descending list of timesteps: a scheduler with the noise schedule and the prediction type of
+    the model. "stored" is the scheduler of the model itself.
+    """
+    steps: int = 100
+    """Number N of reverse steps of the whole chain."""
+    timestep_spacing: str | None = None
+    """Spacing of the N timesteps. By default "linspace", which includes both ends, and "trailing"
+    for the DDIM schedulers, whose step has the fixed length T // N.
+    """
+    eta: float | None = None
+    """Noise of the reverse steps relative to the full noise, for schedulers that take it. For DDIM,
+    0 is deterministic, and 1 is DDPM.
+    """
+    pure_noise: bool = False
+    """Whether step N is pure noise; otherwise the first level of the scheduler, which keeps a small
+    signal of the image.
+    """
+
+
 class ReverseDiffusion:
     """U-turns of images through the noise levels of a diffusion model.
 
-    With N = `num_steps` reverse steps in the whole chain, a U-turn at step k draws x_t from the
-    marginal q(x_t | x_0) at the k-th timestep counted from the clean end, and makes the last k
-    reverse steps, the first of them at that same timestep (section 2 of arXiv:2402.16991). k = 0 is
-    the identity, and k = N starts from the scheduler's first, noisiest level. Attributes:
-    `is_stochastic`, whether reverse steps draw noise, and `forward`, the forward process
-    (`ForwardDiffusion`).
+    The chain has N = `sampler.steps` reverse steps. A U-turn at step k draws x_t from the marginal
+    q(x_t | x_0) at the k-th timestep counted from the clean end, and makes the last k reverse
+    steps, the first of them at that same timestep (section 2 of arXiv:2402.16991). k = 0 is the
+    identity, and k = N starts from the first, noisiest level of the scheduler.
 
-    `model`: the denoiser, in evaluation mode, called as `model(noisy, timestep)` with noisy (batch,
-    channels, height, width) and timestep (batch,), which may differ in a batch; returns a tensor or
-    an object with `.sample`, in the prediction type the scheduler is configured for. If the output
-    has twice the input channels, the second half is a learned variance, passed only to schedulers
-    that use it. With `num_classes`, it is called as `model(noisy, timestep, labels)`, labels int64
-    (batch,). `scheduler`: any of diffusers with one denoising pass over a descending list of
-    timesteps; it is copied, never changed. `timestep_spacing`: of the N timesteps, by default
-    "linspace" (both ends included), and "trailing" for the DDIM schedulers, whose step has the
-    fixed length T // N. `eta`: noise of the reverse steps relative to the full noise, for
-    schedulers that take it (DDIM: 0 deterministic, 1 as DDPM). `batch_size`: images denoised at a
-    time, or "auto": 64 on the CPU, 256 elsewhere; it is halved while the device runs out of memory,
-    and changes results by float rounding only. Models with guidance have two rows for every image.
-    `image_shape`, `latent_shape`: (channels, height, width) of the images, read from `model.config`
-    where there is one; of the latents, for `generate`. `device`: by default that of the model.
-    `pure_noise`, `codec`, `timesteps`: as in `ForwardDiffusion`; `codec` has also
-    `decode(latents)`.
+    Attributes: `model`, `sampler`, `device`; `forward`, the forward process (`ForwardDiffusion`);
+    `is_stochastic`, whether reverse steps draw noise.
     """
 
-    description = ""
-    """One line about the model, if it was loaded by `from_pretrained`."""
-    prompts: Prompts | None = None
-    """The prompts of a text-conditioned model; labels are then numbers of prompts."""
-    clips = True
-    """Whether reconstructions are clipped to [-1, 1]."""
-
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        scheduler: Scheduler,
-        num_steps: int,
-        *,
-        timestep_spacing: str | None = None,
-        eta: float | None = None,
-        batch_size: int | str = 64,
-        image_shape: tuple[int, int, int] | None = None,
-        device: torch.device | str | None = None,
-        pure_noise: bool = False,
-        num_classes: int | None = None,
-        codec: Codec | None = None,
-        latent_shape: tuple[int, int, int] | None = None,
-        timesteps: PipelineTimesteps | None = None,
-    ) -> None:
+    def __init__(self, model: ImageModel, sampler: Sampler) -> None:
         import torch
 
-        from uturn.networks.images.pretrained import shape_of
-
-        is_training = getattr(model, "training", False)
-        remedy = "model.eval(), since dropout would corrupt the U-turn"
-        expect(not is_training, "training mode of the model", True, remedy)
-        most = scheduler.config.num_train_timesteps
-        known = f"1 .. {most}, the timesteps of the training schedule"
-        expect(1 <= num_steps <= most, "num_steps", num_steps, known)
-        fits = batch_size == "auto" if isinstance(batch_size, str) else 1 <= batch_size <= 2**20
-        expect(fits, "batch_size", batch_size, "at least 1 image, or 'auto'")
+        scheduler = scheduler_like(model.scheduler, sampler.scheduler)
+        num_timesteps = scheduler.config.num_train_timesteps
+        expected = f"1 .. {num_timesteps}, the timesteps of the training schedule"
+        expect(1 <= sampler.steps <= num_timesteps, "num_steps", sampler.steps, expected)
         self.model = model
-        self.codec = codec
-        self.num_steps = num_steps
-        self.num_classes = num_classes
-        self.device = torch.device(device) if device is not None else _device_of(model)
-        if isinstance(batch_size, str):
-            batch_size = 64 if self.device.type == "cpu" else 256
-        self.pieces = Pieces(self.device, batch_size)
-        rows_of_an_image = getattr(model, "rows_of_an_image", 1)
-        if rows_of_an_image > 1:
-            self.pieces.restrict(self.network, max(1, batch_size // rows_of_an_image))
-        if image_shape is None and codec is None:
-            image_shape = shape_of(getattr(model, "config", None))
-        self.image_shape = image_shape
-        self.latent_shape = latent_shape if codec is not None else image_shape
+        self.sampler = sampler
+        self.clips = True
+        """Whether reconstructions are clipped to [-1, 1]."""
+        self.device = _device_of(model.network)
+        if model.device is not None:
+            self.device = torch.device(model.device)
+        self.pieces = _pieces(model, self.device, self.prediction)
         try:
             self.forward = ForwardDiffusion(
                 scheduler,
-                num_steps,
-                timestep_spacing=timestep_spacing,
-                pure_noise=pure_noise,
-                codec=codec,
-                timesteps=timesteps,
+                sampler.steps,
+                timestep_spacing=sampler.timestep_spacing,
+                pure_noise=sampler.pure_noise,
+                codec=model.codec,
+                timesteps=model.timesteps,
                 pieces=self.pieces,
             )
-            self.step_arguments = _step_arguments(self.forward.scheduler, eta)
+            _check_eta(self.forward.scheduler, sampler.eta)
             parameters = inspect.signature(self.forward.scheduler.step).parameters
-            self.takes_generator = "generator" in parameters
+            self._takes_generator = "generator" in parameters
             self.is_stochastic = self._draws_noise()
         except (RuntimeError, AttributeError, TypeError, KeyError, IndexError) as error:
             raise ValueError(
@@ -141,61 +116,50 @@ class ReverseDiffusion:
                 f" ({', '.join(map(repr, sorted(SCHEDULERS)))})"
             ) from None
 
-    @property
-    def batch_size(self) -> int:
-        """Images in the largest batch of the network: the given size, half of it with guidance,
-        less after memory ran out.
-        """
-        return self.pieces.limit(self.network)
-
     @classmethod
     def from_pretrained(
         cls,
         path: str | os.PathLike[str],
         scheduler: str | None = "ddpm",
         num_steps: int = 100,
-        **options: Any,
+        *,
+        timestep_spacing: str | None = None,
+        eta: float | None = None,
+        pure_noise: bool = False,
+        batch_size: int | str = 64,
+        **options: Any,  # the fields of DenoiserOptions, which are checked there
     ) -> ReverseDiffusion:
         """Diffusion model from files; see `uturn.networks.images.pretrained.load_pretrained` for
         what can be read.
 
-        `scheduler`: a key of `SCHEDULERS`, the name of a diffusers class, or "stored" (or None) for
-        the scheduler stored with the model; the noise schedule and the prediction type always come
-        from the stored one. `options`: those of the class, and the fields of
+        `scheduler`, `num_steps`, `timestep_spacing`, `eta`, `pure_noise`: the fields of `Sampler`;
+        None is "stored". `batch_size`: as in `ImageModel`. `options`: the fields of
         `uturn.networks.images.options.DenoiserOptions`: `dtype`, `device`, `condition`, ..
         """
-        from uturn.networks.images.options import DenoiserOptions
         from uturn.networks.images.pretrained import load_pretrained
 
-        of_model = DenoiserOptions.model_fields.keys() & options.keys()
-        loaded = load_pretrained(path, **{name: options.pop(name) for name in of_model})
-        stated = ("image_shape", "num_classes", "codec", "latent_shape", "device", "timesteps")
-        options = {name: getattr(loaded, name) for name in stated} | options
-        reverse = cls(
-            loaded.model, scheduler_like(loaded.scheduler, scheduler), num_steps, **options
-        )
-        reverse.description = loaded.description
-        reverse.prompts = loaded.prompts
-        return reverse
+        model = replace(load_pretrained(path, **options), batch_size=batch_size)
+        sampler = Sampler(scheduler or "stored", num_steps, timestep_spacing, eta, pure_noise)
+        return cls(model, sampler)
 
     def u_turn(
         self, images: Images, step: int, keys: np.ndarray, labels: Labels | None = None
     ) -> Images:
-        """Reconstructions of images: noise up to `step` k, 0 .. num_steps, and k steps back.
+        """Reconstructions of images: noise up to `step` k, 0 .. N, and k steps back.
 
         images and reconstructions: float32 (batch, channels, height, width) in [-1, 1], numpy
         arrays or tensors; for step 0 a copy, bit for bit. keys: uint64 (batch,), one random stream
         for each image (`uturn.random.keys`); the noise of an image depends on its key alone.
         labels: int64 (batch,), true classes, for class-conditional models.
         """
-        noisy = self.corrupt(images, step, keys)
-        return self.denoise(noisy, step, keys, labels)
+        noisy = self.corrupt(images, step, keys)  # noise up to step k
+        return self.denoise(noisy, step, keys, labels)  # k steps back
 
     def corrupt(self, images: Images, step: int, keys: np.ndarray) -> Images:
-        """Noisy images x_t (latents, if there is a codec), not clipped: those of `u_turn` with
+        """Noisy images x_t (latents, if there is a codec), not clipped, that `u_turn` makes with
         the same arguments.
         """
-        clean = checked_images(images, self.image_shape, True)
+        clean = checked_images(images, self.model.image_shape, True)
         return _like(images, self.forward.noised(clean, step, _checked_keys(keys, len(clean))))
 
     def denoise(
@@ -204,17 +168,34 @@ class ReverseDiffusion:
         """Reconstructions, clipped to [-1, 1], of noisy images x_t at `step`, in the units of
         `corrupt`.
         """
-        shape = self.image_shape if step == 0 else self.latent_shape
-        values = checked_images(noisy, shape, step == 0)
-        keys = _checked_keys(keys, len(values))
-        classes = self._checked_labels(labels, len(values))
-        rows = range(len(values))
-        with units(len(values)):
-            work = (Work(values[row], step, keys[row], classes[row], row) for row in rows)
-            done = dict(self.queue(work))
-        return _like(noisy, np.stack([done[row] for row in rows]) if done else values)
+        shape = self.model.image_shape if step == 0 else self.model.state_shape
+        values = checked_images(noisy, shape, clean=step == 0)
+        works = self._works(values, step, _checked_keys(keys, len(values)), labels)
+        if step == 0 or not works:
+            return _like(noisy, values.copy())
+        reconstructions = []
+        with progress.units(len(works)):
+            while works:
+                cohort = self.cohort(works[: self.batch_size])
+                works = works[len(cohort.names) :]
+                for _ in cohort.timesteps:  # the noisiest first
+                    self.step_back([cohort])
+                    progress.add(len(cohort.names) / cohort.calls)
+                reconstructions.append(self.images_of(cohort))
+        return _like(noisy, np.concatenate(reconstructions))
 
-    def queue(self, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:
+    def step_back(self, cohorts: Sequence[ImageCohort]) -> None:
+        """One reverse step of images at any timesteps, by one call of the network."""
+        import torch
+
+        with torch.inference_mode():
+            inputs = zip(*(cohort.inputs() for cohort in cohorts), strict=True)
+            outputs = self.pieces(self.prediction, *map(torch.cat, inputs))
+            sizes = [len(cohort.names) for cohort in cohorts]
+            for cohort, output in zip(cohorts, outputs.split(sizes), strict=True):
+                cohort.step_back(output)
+
+    def queue(self, work: Iterable[ImageWork]) -> Iterator[tuple[object, np.ndarray]]:
         """Reconstructions of noisy images at different steps, in full batches: `(name, image)` in
         the order of completion.
 
@@ -230,15 +211,15 @@ class ReverseDiffusion:
         """
         import torch
 
-        if self.latent_shape is None:
+        shape = self.model.state_shape
+        if shape is None:
             raise ValueError(
-                "image_shape is not known from the model; give it to"
-                " ReverseDiffusion(image_shape=...)"
+                "image_shape is not known from the model; give it to ImageModel(image_shape=...)"
             )
-        blank = torch.zeros(len(keys), *self.latent_shape)
+        blank = torch.zeros(len(keys), *shape)
         noise = self.forward.noise_like(blank, _checked_keys(keys, len(keys)))
         noise = noise * self.forward.pure_sigma
-        return self.denoise(noise.numpy(), self.num_steps, keys, labels)
+        return self.denoise(noise.numpy(), self.sampler.steps, keys, labels)
 
     def decoded(self, states: np.ndarray) -> np.ndarray:
         """Images, clipped to [-1, 1], of states without noise: of latents, if there is a codec;
@@ -246,19 +227,73 @@ class ReverseDiffusion:
         """
         import torch
 
-        if self.codec is not None:
+        codec = self.model.codec
+        if codec is not None:
             with torch.inference_mode():
                 latents = torch.from_numpy(states).to(self.device)
-                states = self.pieces(self.codec.decode, latents).cpu().numpy()
+                states = self.pieces(codec.decode, latents).cpu().numpy()
         return states.clip(-1, 1)
 
-    def network(
+    def without_decoder(self) -> ReverseDiffusion:
+        """The same chain, whose reconstructions are its last states: of a latent model, latents."""
+        chain = copy(self)
+        chain.model = replace(self.model, codec=None)
+        chain.clips = False
+        return chain
+
+    @property
+    def batch_size(self) -> int:
+        """Images in the largest batch of the network: the given size, half of it with guidance,
+        less after memory ran out.
+        """
+        return self.pieces.limit(self.prediction)
+
+    def prediction(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, *labels: torch.Tensor
     ) -> torch.Tensor:
-        """The model's output for one batch, in the dtype of `noisy`."""
+        """The network's output for one batch, in the dtype of `noisy`."""
         with noted(f"the model, of noisy images {tuple(noisy.shape)}"):
-            output = self.model(noisy, timesteps, *labels)
-        return getattr(output, "sample", output).to(noisy.dtype)
+            output = self.model.network(noisy, timesteps, *labels)
+        prediction: torch.Tensor = getattr(output, "sample", output).to(noisy.dtype)
+        return prediction
+
+    def cohort(self, works: Sequence[ImageWork]) -> ImageCohort:
+        """Noisy images at the same step, before their first step back."""
+        import torch
+
+        step = works[0].step
+        labels = None
+        if self.model.num_classes is not None:
+            labels = torch.tensor([work.label for work in works], device=self.device)
+        scheduler, timesteps = self.forward.placed(step)
+        images = np.stack([np.asarray(work.image) for work in works])
+        return ImageCohort(
+            names=[work.name for work in works],
+            reverse_steps=step,
+            scheduler=scheduler,
+            timesteps=timesteps,
+            state=torch.from_numpy(images).to(self.device),
+            labels=labels,
+            options=self._step_options([int(work.key) for work in works]),
+        )
+
+    def images_of(self, cohort: ImageCohort) -> np.ndarray:
+        """The reconstructions of a cohort after its last step, float32 (batch, channels, height,
+        width).
+        """
+        import torch
+
+        codec = self.model.codec
+        with torch.inference_mode():
+            images = cohort.state
+            reason = "the model or the scheduler diverged"
+            _check_finite(cohort, images, reason, self.model.network)
+            if codec is not None:
+                images = self.pieces(codec.decode, images)
+                _check_finite(cohort, images, "the autoencoder gives NaN or infinity", codec)
+            if self.clips:
+                images = images.clamp(-1, 1)
+            return images.cpu().numpy()
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of weights, scheduler configuration and number of steps,
@@ -269,98 +304,94 @@ class ReverseDiffusion:
         from uturn.networks.files import fingerprint
 
         scheduler = self.forward.scheduler
-        facts = [
-            fingerprint(module)
-            for module in (self.model, self.codec)
-            if isinstance(module, torch.nn.Module)
-        ]
+        prompts = self.model.prompts
+        facts = []
+        for module in (self.model.network, self.model.codec):
+            if isinstance(module, torch.nn.Module):
+                facts.append(fingerprint(module))
         facts += [type(scheduler).__name__, scheduler.to_json_string()]
-        facts += map(repr, (self.num_steps, self.step_arguments, self.forward.pure_noise))
-        if self.prompts is not None:
-            facts.append(repr(self.prompts[:3]))
+        facts += [repr(self.sampler.steps), repr(self._eta()), repr(self.sampler.pure_noise)]
+        if prompts is not None:
+            facts.append(repr((prompts.texts, prompts.rows, prompts.encoders)))
         return hashlib.sha256("\0".join(facts).encode()).hexdigest()
 
+    def _eta(self) -> dict[str, float]:
+        """The option `eta` of the scheduler's `step`, if it is given."""
+        eta = self.sampler.eta
+        return {} if eta is None else {"eta": eta}
+
+    def _step_options(self, seeds: Sequence[int]) -> dict[str, object]:
+        """Further arguments of the scheduler's `step`, with a random stream for each image."""
+        import torch
+
+        options: dict[str, object] = {**self._eta()}
+        if self._takes_generator:
+            # CPU generators on every device, so that a GPU draws the same noise.
+            options["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return options
+
     def _draws_noise(self) -> bool:
-        """Whether reverse steps draw noise: compares one step (not the last, which draws none)
-        with two random streams.
+        """Whether reverse steps draw noise: compares one step with two random streams."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            reference = self._trial_step(seed=0, global_seed=0)
+            is_own = torch.equal(reference, self._trial_step(seed=0, global_seed=1))
+            name = type(self.forward.scheduler).__name__
+            expected = (
+                "one whose step() draws no noise from torch's global generator, such as 'ddpm'"
+            )
+            expect(is_own, "scheduler", name, expected)
+            return not torch.equal(reference, self._trial_step(seed=1, global_seed=0))
+
+    def _trial_step(self, seed: int, global_seed: int) -> torch.Tensor:
+        """x_t' after one reverse step of a made-up image. It is not the last step, which draws no
+        noise.
         """
         import torch
 
-        def one_step(seed: int, global_seed: int) -> torch.Tensor:
-            scheduler, timesteps = self.forward.placed(min(2, self.num_steps))
-            arguments: dict[str, Any] = dict(self.step_arguments)
-            if self.takes_generator:
-                arguments["generator"] = [torch.Generator().manual_seed(seed)]
-            state = torch.full((1, 1, 2, 2), 0.5)
-            output = torch.zeros(1, 2 if uses_learned_variance(scheduler) else 1, 2, 2)
-            torch.manual_seed(global_seed)
-            for timestep in timesteps[: scheduler.order]:
-                scaled_input(scheduler, state, timestep)  # some schedulers require it before step()
-                state = scheduler.step(output, timestep, state, **arguments).prev_sample
-            return state
+        scheduler, timesteps = self.forward.placed(min(2, self.sampler.steps))
+        options = self._step_options([seed])
+        state = torch.full((1, 1, 2, 2), 0.5)
+        output = torch.zeros(1, 2 if uses_learned_variance(scheduler) else 1, 2, 2)
+        torch.manual_seed(global_seed)
+        for timestep in timesteps[: scheduler.order]:
+            scaled_input(scheduler, state, timestep)  # some schedulers require it before step()
+            state = scheduler.step(output, timestep, state, **options).prev_sample
+        return state
 
-        with torch.random.fork_rng(devices=[]):
-            reference = one_step(seed=0, global_seed=0)
-            is_own = torch.equal(reference, one_step(seed=0, global_seed=1))
-            name = type(self.forward.scheduler).__name__
-            known = "one whose step() draws no noise from torch's global generator, such as 'ddpm'"
-            expect(is_own, "scheduler", name, known)
-            return not torch.equal(reference, one_step(seed=1, global_seed=0))
+    def _works(
+        self, noisy: np.ndarray, step: int, keys: np.ndarray, labels: Labels | None
+    ) -> list[ImageWork]:
+        """A work for each noisy image, whose name is its row; ValueError for wrong labels."""
+        works = []
+        for row, label in enumerate(self._checked_labels(labels, len(noisy))):
+            works.append(ImageWork(noisy[row], step, keys[row], label, name=row))
+        return works
 
     def _checked_labels(self, labels: Labels | None, count: int) -> Sequence[int | None]:
-        if self.num_classes is None:
+        num_classes = self.model.num_classes
+        prompts = self.model.prompts
+        if num_classes is None:
             return [None] * count  # an unconditional model
-        if labels is None and self.prompts is not None and self.prompts.rows is None:
+        if labels is None and prompts is not None and prompts.rows is None:
             return [0] * count  # one prompt for all
         array = np.asarray(labels)
         is_whole = array.dtype.kind in "iu" and array.shape == (count,)
-        fits = is_whole and np.isin(array, range(self.num_classes)).all()
-        known = f"{count} integers, the classes 0 .. {self.num_classes - 1} of the model"
-        expect(fits, "labels", labels, known)
+        fits = is_whole and np.isin(array, range(num_classes)).all()
+        expected = f"{count} integers, the classes 0 .. {num_classes - 1} of the model"
+        expect(fits, "labels", labels, expected)
         classes: list[int | None] = array.tolist()
         return classes
 
 
-def _like(images: Images, result: np.ndarray) -> Images:
-    """The result as a tensor if the images are one."""
-    import torch
-
-    return torch.from_numpy(result) if isinstance(images, torch.Tensor) else result
-
-
-def _step_arguments(scheduler: Scheduler, eta: float | None) -> dict[str, float]:
-    """Arguments of the scheduler's `step` that are the same for the whole chain."""
-    if eta is None:
-        return {}
-    takes_eta = "eta" in inspect.signature(scheduler.step).parameters
-    where = f"{type(scheduler).__name__} takes no eta: eta"
-    expect(takes_eta, where, eta, "none; leave it out, or use scheduler='ddim'")
-    expect(0 <= eta <= 1, "eta", eta, "a number in [0, 1]")
-    return {"eta": eta}
-
-
-def _device_of(model: object) -> torch.device:
-    import torch
-
-    parameters = getattr(model, "parameters", None)
-    first = next(iter(parameters()), None) if parameters is not None else None
-    return torch.device("cpu") if first is None else first.device
-
-
-def _checked_keys(keys: np.ndarray, count: int) -> np.ndarray:
-    array = np.asarray(keys)
-    fits = array.dtype == np.uint64 and array.shape == (count,)
-    expect(fits, "keys", keys, f"uint64 ({count},), as uturn.random.keys gives")
-    return array
-
-
-class Work(NamedTuple):
+class ImageWork(NamedTuple):
     """A reconstruction to compute."""
 
     image: np.ndarray
     """x_t, float32 (channels, height, width), in the units of `ReverseDiffusion.corrupt`."""
     step: int
-    """Number k of reverse steps, 0 .. num_steps."""
+    """Number k of reverse steps, 0 .. N."""
     key: np.uint64
     """The random stream of the image."""
     label: int | None = None
@@ -370,26 +401,30 @@ class Work(NamedTuple):
 
 
 @dataclass
-class Cohort:
-    """Images that entered the queue together at the same timestep, on their way back: each step is
-    one call of the network and one `step` of the scheduler, which keeps their history.
+class ImageCohort:
+    """Images on their way back that began together at the same timestep.
+
+    Each step is one call of the network and one `step` of the scheduler, which keeps the history of
+    these images.
     """
 
     names: list[object]
     reverse_steps: int
+    """Number k of reverse steps from the first timestep."""
     scheduler: Scheduler
     timesteps: torch.Tensor
     """The timesteps of all calls of the network, the noisiest first."""
     state: torch.Tensor
     """x_t, (batch, channels, height, width)."""
     labels: torch.Tensor | None
-    arguments: dict[str, Any]
+    options: dict[str, object]
     """Further arguments of the scheduler's `step`."""
     step: int = 0
     """Calls of the network made so far."""
 
     @property
     def calls(self) -> int:
+        """Calls of the network on the whole way."""
         return len(self.timesteps)
 
     @property
@@ -402,17 +437,18 @@ class Cohort:
 
     def inputs(self) -> list[torch.Tensor]:
         """The next inputs of the network: noisy images, timesteps and, if it takes them, labels."""
-        device = self.state.device
         noisy = scaled_input(self.scheduler, self.state, self.timestep)
-        inputs = [noisy, self.timestep.to(device).expand(len(self.names))]
-        return inputs if self.labels is None else [*inputs, self.labels]
+        inputs = [noisy, self.timestep.to(self.state.device).expand(len(self.names))]
+        if self.labels is not None:
+            inputs.append(self.labels)
+        return inputs
 
     def step_back(self, output: torch.Tensor) -> None:
         """Go to the next timestep with the network's output at this one."""
         channels = self.state.shape[1]
         if output.shape[1] == 2 * channels and not uses_learned_variance(self.scheduler):
             output = output[:, :channels]
-        moved = self.scheduler.step(output, self.timestep, self.state, **self.arguments)
+        moved = self.scheduler.step(output, self.timestep, self.state, **self.options)
         self.state = moved.prev_sample
         self.step += 1
 
@@ -429,68 +465,72 @@ class ImageQueue:
     def places(self) -> int:
         return self.reverse.batch_size
 
-    def calls(self, work: Work) -> int:
+    def calls(self, work: ImageWork) -> int:
         return work.step
 
-    def unchanged(self, work: Work) -> np.ndarray:
+    def unchanged(self, work: ImageWork) -> np.ndarray:
         return np.array(work.image, np.float32)
 
-    def admitted(self, work: list[Work]) -> list[Cohort]:
+    def admitted(self, works: list[ImageWork]) -> list[ImageCohort]:
         by_step = attrgetter("step")
-        noisiest_first = sorted(work, key=by_step, reverse=True)
-        return [self._cohort(list(group), step) for step, group in groupby(noisiest_first, by_step)]
+        noisiest_first = sorted(works, key=by_step, reverse=True)
+        return [self.reverse.cohort(list(group)) for _, group in groupby(noisiest_first, by_step)]
 
-    def _cohort(self, work: list[Work], step: int) -> Cohort:
-        import torch
+    def advance(self, cohorts: list[ImageCohort]) -> None:
+        self.reverse.step_back(cohorts)
 
-        reverse = self.reverse
-        images = np.stack([np.asarray(w.image) for w in work])
-        labels = None
-        if reverse.num_classes is not None:
-            labels = torch.tensor([w.label for w in work], device=reverse.device)
-        scheduler, timesteps = reverse.forward.placed(step)
-        arguments: dict[str, Any] = dict(reverse.step_arguments)
-        if reverse.takes_generator:
-            # CPU generators on every device, so that a GPU draws the same noise.
-            arguments["generator"] = [torch.Generator().manual_seed(int(w.key)) for w in work]
-        return Cohort(
-            names=[w.name for w in work],
-            reverse_steps=step,
-            scheduler=scheduler,
-            timesteps=timesteps,
-            state=torch.from_numpy(images).to(reverse.device),
-            labels=labels,
-            arguments=arguments,
-        )
-
-    def advance(self, cohorts: list[Cohort]) -> None:
-        """One step of all cohorts, with one call of the network."""
-        import torch
-
-        with torch.inference_mode():
-            inputs = zip(*(cohort.inputs() for cohort in cohorts), strict=True)
-            outputs = self.reverse.pieces(self.reverse.network, *map(torch.cat, inputs))
-            sizes = [len(cohort.names) for cohort in cohorts]
-            for cohort, output in zip(cohorts, outputs.split(sizes), strict=True):
-                cohort.step_back(output)
-
-    def results(self, cohort: Cohort) -> np.ndarray:
-        import torch
-
-        reverse = self.reverse
-        with torch.inference_mode():
-            images = cohort.state
-            _check_finite(cohort, images, "the model or the scheduler diverged", reverse.model)
-            if reverse.codec is not None:
-                images = reverse.pieces(reverse.codec.decode, images)
-                reason = "the autoencoder gives NaN or infinity"
-                _check_finite(cohort, images, reason, reverse.codec)
-            if reverse.clips:
-                images = images.clamp(-1, 1)
-            return images.cpu().numpy()
+    def results(self, cohort: ImageCohort) -> np.ndarray:
+        return self.reverse.images_of(cohort)
 
 
-def _check_finite(cohort: Cohort, values: torch.Tensor, reason: str, network: object) -> None:
+def _like(images: Images, result: np.ndarray) -> Images:
+    """The result as a tensor if the images are one."""
+    import torch
+
+    return torch.from_numpy(result) if isinstance(images, torch.Tensor) else result
+
+
+def _pieces(
+    model: ImageModel, device: torch.device, prediction: Callable[..., torch.Tensor]
+) -> Pieces:
+    """Calls of the model on a device, with at most as many images as `model.batch_size` says."""
+    batch_size = model.batch_size
+    if isinstance(batch_size, str):
+        batch_size = 64 if device.type == "cpu" else 256
+    pieces = Pieces(device, batch_size)
+    rows_of_an_image = getattr(model.network, "rows_of_an_image", 1)
+    if rows_of_an_image > 1:
+        pieces.restrict(prediction, max(1, batch_size // rows_of_an_image))
+    return pieces
+
+
+def _check_eta(scheduler: Scheduler, eta: float | None) -> None:
+    """ValueError for an `eta` that is not in [0, 1], or that the scheduler does not take."""
+    if eta is None:
+        return
+    takes_eta = "eta" in inspect.signature(scheduler.step).parameters
+    where = f"{type(scheduler).__name__} takes no eta: eta"
+    expect(takes_eta, where, eta, "none; leave it out, or use scheduler='ddim'")
+    expect(0 <= eta <= 1, "eta", eta, "a number in [0, 1]")
+
+
+def _device_of(network: object) -> torch.device:
+    """The device of the first parameter of a network, else the CPU."""
+    import torch
+
+    parameters = getattr(network, "parameters", None)
+    first = None if parameters is None else next(iter(parameters()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _checked_keys(keys: np.ndarray, count: int) -> np.ndarray:
+    array = np.asarray(keys)
+    fits = array.dtype == np.uint64 and array.shape == (count,)
+    expect(fits, "keys", keys, f"uint64 ({count},), as uturn.random.keys gives")
+    return array
+
+
+def _check_finite(cohort: ImageCohort, values: torch.Tensor, reason: str, network: object) -> None:
     import torch
 
     finite = torch.isfinite(values).flatten(1).all(1).tolist()

@@ -5,7 +5,8 @@ for diffusers' schedulers.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.backward.reverse_diffusion import ReverseDiffusion, Sampler
 from uturn.core.checks import expect
 from uturn.core.protocols import Axes, Backward, Corruption, Source, Spec
 from uturn.core.random import Purpose, Streams
@@ -22,13 +23,13 @@ from uturn.corruption.denoising import Denoiser, ExactDenoiser
 from uturn.corruption.diffusion import Diffusion, ForwardDiffusion, check_diffusion
 from uturn.corruption.predictions import predicted
 from uturn.corruption.schedulers import (
-    AncestralScheduler,
     Scheduler,
     is_flow_match,
     named_scheduler,
     prediction_of,
 )
-from uturn.sources.strings import NoisyStrings
+from uturn.networks.images.model import ImageModel
+from uturn.sources.strings import NoisyStrings, Strings
 
 if TYPE_CHECKING:
     import torch
@@ -37,15 +38,15 @@ if TYPE_CHECKING:
 
 
 class ScoreModel:
-    """The posterior mean of one-hot strings as a model, `model(noisy, timestep)`, in the prediction
-    type of a scheduler.
+    """The posterior mean of one-hot strings as a network, `model(noisy, timestep)`, in the
+    prediction type of a scheduler.
 
     Strings are images (batch, vocab_size, rows, num_leaves), 1 at the symbol of each leaf and 0
     elsewhere. Each row of an image is an independent string, so that one random stream can serve
-    many strings. From the marginals `D = E[onehot(x_0) | x_t]` of the denoiser and `x_t = a x_0 + s
-    n` follows the mean of the noise, `(x_t - a D)/s`, which is `-s` times the score `(a D -
-    x_t)/s**2` (section 2 of arXiv:2402.16991). The model returns the prediction that the scheduler
-    expects (`uturn.corruption.predictions`).
+    many strings. The denoiser gives the marginals `D = E[onehot(x_0) | x_t]`. With `x_t = a x_0 + s
+    n`, the mean of the noise is `(x_t - a D)/s`, which is `-s` times the score `(a D - x_t)/s**2`
+    (section 2 of arXiv:2402.16991). The model returns the prediction that the scheduler expects
+    (`uturn.corruption.predictions`).
 
     With `ExactDenoiser` this is the exact score. `denoiser`: of Gaussian diffusion. `scheduler`:
     the scheduler of diffusers that will call the model; its noise schedule gives a and s of a
@@ -58,16 +59,16 @@ class ScoreModel:
 
     def __init__(self, denoiser: Denoiser, scheduler: Scheduler, rows: int = 1) -> None:
         channel = denoiser.corruption
-        known = "the Gaussian process, Gaussian()"
-        expect(isinstance(channel, Gaussian), "corruption of the denoiser", channel, known)
+        expected = "the Gaussian process, Gaussian()"
+        expect(isinstance(channel, Gaussian), "corruption of the denoiser", channel, expected)
         config = scheduler.config
         name = type(scheduler).__name__
         self._is_flow = is_flow_match(scheduler)
-        table = (
-            None if config.get("use_flow_sigmas") else getattr(scheduler, "alphas_cumprod", None)
-        )
-        known = "one with a table `alphas_cumprod`, or FlowMatchEulerDiscreteScheduler"
-        expect(self._is_flow or table is not None, "scheduler", name, known)
+        table = getattr(scheduler, "alphas_cumprod", None)
+        if config.get("use_flow_sigmas"):
+            table = None
+        expected = "one with a table `alphas_cumprod`, or FlowMatchEulerDiscreteScheduler"
+        expect(self._is_flow or table is not None, "scheduler", name, expected)
         self.prediction = prediction_of(scheduler)
         kind = config.get("timestep_type", "discrete")
         expect(kind == "discrete", f"{name}: timestep_type", kind, "'discrete'")
@@ -77,7 +78,7 @@ class ScoreModel:
         )
         self._num_train_timesteps = config.num_train_timesteps
         spacings = ("karras", "exponential", "beta")
-        self._logarithmic = any(config.get(f"use_{kind}_sigmas", False) for kind in spacings)
+        self._is_logarithmic = any(config.get(f"use_{kind}_sigmas", False) for kind in spacings)
         if table is not None:
             abar = table.double().numpy()
             with np.errstate(divide="ignore"):
@@ -90,8 +91,10 @@ class ScoreModel:
         import torch
 
         batch, v, rows, d = noisy.shape
-        times = np.broadcast_to(np.asarray(torch.as_tensor(timestep).cpu(), float), batch)
-        a, s = (values.repeat(rows).reshape(-1, 1, 1) for values in self.amplitudes(times))
+        timesteps = np.asarray(torch.as_tensor(timestep).cpu(), float)
+        a_of_images, s_of_images = self.amplitudes(np.broadcast_to(timesteps, batch))
+        a = a_of_images.repeat(rows).reshape(-1, 1, 1)
+        s = s_of_images.repeat(rows).reshape(-1, 1, 1)
         x = noisy.detach().cpu().float().numpy().transpose(0, 2, 3, 1)
         x = np.ascontiguousarray(x).reshape(-1, d, v)
         # Rescaled to the variance-preserving process, since schedulers have different units.
@@ -99,12 +102,12 @@ class ScoreModel:
         with np.errstate(divide="ignore"):
             t = np.log(scale / a).reshape(-1)
         mean = self.denoiser.posterior(Noisy(x / scale.astype(np.float32), t, v))
-        output = self._prediction(mean, x, a.astype(np.float32), s.astype(np.float32))
+        output = self._predicted(mean, x, a.astype(np.float32), s.astype(np.float32))
         # Schedulers are slow on strides.
         output = np.ascontiguousarray(output.reshape(batch, rows, d, v).transpose(0, 3, 1, 2))
         return torch.from_numpy(output).to(noisy)
 
-    def _prediction(
+    def _predicted(
         self, mean: np.ndarray, noisy: np.ndarray, a: np.ndarray, s: np.ndarray
     ) -> np.ndarray:
         if self._is_flow:
@@ -119,16 +122,21 @@ class ScoreModel:
         if self._is_flow:
             sigma = times / self._num_train_timesteps
             return 1 - sigma, sigma
-        below = np.floor(times).astype(int)
-        above = np.minimum(below + 1, len(self._sigma) - 1)
-        share = times - below
-        low = self._sigma[below]
-        high = self._sigma[above]
-        straight = low + share * np.where(share > 0, high - low, 0)  # high may be inf
-        between = low * (high / low) ** share if self._logarithmic else straight
-        sigma = np.where(share > 0, between, low)
+        sigma = self._interpolated(times)
         # These formulas also hold for sigma = inf, the pure noise at the end of some schedules.
         return 1 / np.sqrt(1 + sigma**2), 1 / np.sqrt(1 + sigma**-2.0)
+
+    def _interpolated(self, times: np.ndarray) -> np.ndarray:
+        """s / a at timesteps, between the neighbouring levels of the schedule."""
+        floor = np.floor(times).astype(int)
+        ceiling = np.minimum(floor + 1, len(self._sigma) - 1)
+        share = times - floor
+        low = self._sigma[floor]
+        high = self._sigma[ceiling]
+        between = low + share * np.where(share > 0, high - low, 0)  # high may be inf
+        if self._is_logarithmic:
+            between = low * (high / low) ** share
+        return np.where(share > 0, between, low)
 
 
 def images_of(strings: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -147,11 +155,10 @@ def observation_of(noisy: np.ndarray, forward: ForwardDiffusion, step: int) -> N
     """Noisy images at a step of a chain as noisy strings of `Gaussian`, (batch * rows,
     num_leaves, vocab_size).
     """
-    scale, t = _units(forward, step)
-    values = np.ascontiguousarray(noisy.transpose(0, 2, 3, 1)).reshape(
-        -1, noisy.shape[3], noisy.shape[1]
-    ) / np.float32(scale)
-    return Noisy(values, np.full(len(values), t), values.shape[2])
+    _, v, _, d = noisy.shape
+    rows = np.ascontiguousarray(noisy.transpose(0, 2, 3, 1)).reshape(-1, d, v)
+    values = rows / np.float32(_scale(forward, step))
+    return Noisy(values, np.full(len(values), _time(forward, step)), v)
 
 
 def noisy_images_of(
@@ -160,21 +167,26 @@ def noisy_images_of(
     """Noisy strings of `Gaussian` at the level of a step as noisy images of a chain: the inverse
     of `observation_of`.
     """
-    scale, _ = _units(forward, step)
-    values = observation.values.reshape(-1, rows, *observation.values.shape[1:]) * np.float32(scale)
+    _, d, v = observation.values.shape
+    scale = np.float32(_scale(forward, step))
+    values = observation.values.reshape(-1, rows, d, v) * scale
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 
 
-def _units(forward: ForwardDiffusion, step: int) -> tuple[float, float]:
-    """Scale of x_t at a step relative to the variance-preserving process, and Ornstein-Uhlenbeck
-    time of the step.
-    """
-    a, abar = (float(forward.noise_levels[name][step]) for name in ("signal", "abar"))
-    # Only flow matching has a level without signal; there the scale is the standard deviation of
-    # the noise, 1.
-    scale = a / np.sqrt(abar) if a > 0 else 1.0
+def _scale(forward: ForwardDiffusion, step: int) -> float:
+    """Scale of x_t at a step relative to the variance-preserving process."""
+    a = float(forward.noise_levels["signal"][step])
+    abar = float(forward.noise_levels["abar"][step])
+    if a > 0:
+        return float(a / np.sqrt(abar))
+    return 1.0  # pure noise of flow matching, which has the standard deviation 1
+
+
+def _time(forward: ForwardDiffusion, step: int) -> float:
+    """Ornstein-Uhlenbeck time of a step."""
+    abar = float(forward.noise_levels["abar"][step])
     with np.errstate(divide="ignore"):
-        return scale, float(0.5 * np.log(np.float64(1) / abar))
+        return float(0.5 * np.log(np.float64(1) / abar))
 
 
 class StringDiffusion(Spec, Backward):
@@ -200,7 +212,8 @@ class StringDiffusion(Spec, Backward):
         self, noisy: _NoisyScored, streams: Streams, clones: int = 1
     ) -> dict[int, np.ndarray]:
         reverse = _string_diffusion(self, noisy.rhm)
-        step, keys = reverse.forward.step_of(streams.noise), streams.keys(Purpose.DENOISING, clones)
+        step = reverse.forward.step_of(streams.noise)
+        keys = streams.keys(Purpose.DENOISING, clones)
         images = reverse.denoise(np.repeat(noisy.images, clones, axis=0), step, keys)
         return noisy.parsed(strings_of(images)[:, 0], len(streams.items), keys)
 
@@ -208,7 +221,9 @@ class StringDiffusion(Spec, Backward):
         check_diffusion(corruption)
 
     def forward_process(
-        self, source: Any, corruption: Corruption | None = None
+        self,
+        source: Any,  # a source of strings, checked by `kinds`
+        corruption: Corruption | None = None,
     ) -> _DiffusedStrings:
         """The forward process of the scheduler. It is the same for all grammars, so grammar 0
         serves to build it.
@@ -224,23 +239,23 @@ class _DiffusedStrings(Diffusion):
     def __init__(self, forward: ForwardDiffusion) -> None:
         self.forward = forward
 
-    def observe(self, originals: Any, noise: float, streams: Streams) -> _NoisyScored:
+    def observe(self, originals: Strings, noise: float, streams: Streams) -> _NoisyScored:
+        v = originals.rhm.vocab_size
         leaves = np.repeat(originals.data, streams.count, axis=0)
         step = self.forward.step_of(noise)
-        images = self.forward.noised(
-            images_of(leaves[:, None], originals.rhm.vocab_size), step, streams.keys(self.purpose)
-        )
-        seen = observation_of(images, self.forward, step)
-        return _NoisyScored(
-            seen.values, seen.noise, seen.vocab_size, originals.rhm, Gaussian(), images=images
-        )
+        keys = streams.keys(self.purpose)
+        images = self.forward.noised(images_of(leaves[:, None], v), step, keys)
+        noisy = observation_of(images, self.forward, step)
+        return _NoisyScored(noisy.values, noisy.noise, v, originals.rhm, Gaussian(), images=images)
 
-    def axes(self, noise: np.ndarray, source: Any) -> Axes:
+    def axes(self, noise: np.ndarray, source: Source) -> Axes:
         axes = dict(self.forward.axes(noise, source))
         with np.errstate(divide="ignore"):
             t = 0.5 * np.log(1 / axes["abar"][0])
-        shared = Gaussian().axes(t, source)
-        return {**axes, **{name: shared[name] for name in ("effective_epsilon", "bits_per_leaf")}}
+        of_gaussian = Gaussian().axes(t, source)
+        for name in ("effective_epsilon", "bits_per_leaf"):
+            axes[name] = of_gaussian[name]
+        return axes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -249,27 +264,32 @@ class _NoisyScored(NoisyStrings):
     scheduler.
     """
 
-    images: Any = None
+    images: np.ndarray = field(kw_only=True)
+
+
+_BASES: Mapping[str, str] = {"ancestral": "ddpm", "flow_match_ancestral": "flow_match"}
+"""Schedulers with the noise schedules of the ancestral steps."""
+_LINEAR: Mapping[str, object] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+}
+"""The noise schedule of DDPM. The defaults of the schedulers' classes differ."""
 
 
 @lru_cache(maxsize=4)
 def _string_diffusion(spec: StringDiffusion, rhm: RandomHierarchyModel) -> ReverseDiffusion:
-    ancestral = {"ancestral": "ddpm", "flow_match_ancestral": "flow_match"}
-    made, extra = named_scheduler(ancestral.get(spec.scheduler, spec.scheduler))
-    # The defaults of the classes differ; with these values all schedulers have the same noise
-    # levels.
-    linear = {
-        "num_train_timesteps": 1000,
-        "beta_start": 1e-4,
-        "beta_end": 0.02,
-        "beta_schedule": "linear",
-    }
-    taken = inspect.signature(made).parameters
-    scheduler = made(**(linear if "beta_schedule" in taken else {}), **extra)
-    options = {
-        k: getattr(spec, k) for k in ("eta", "timestep_spacing") if getattr(spec, k) is not None
-    }
-    model = ScoreModel(ExactDenoiser(rhm, Gaussian()), scheduler)
-    if spec.scheduler in ancestral:
-        scheduler = AncestralScheduler(scheduler)
-    return ReverseDiffusion(model, scheduler, spec.steps, **options, batch_size=4096)
+    named = named_scheduler(_BASES.get(spec.scheduler, spec.scheduler))
+    options = dict(named.options)
+    if "beta_schedule" in inspect.signature(named.kind).parameters:
+        options |= _LINEAR
+    scheduler: Scheduler = named.kind(**options)
+    score = ScoreModel(ExactDenoiser(rhm, Gaussian()), scheduler)
+    sampler = Sampler(
+        scheduler="ancestral" if spec.scheduler in _BASES else "stored",
+        steps=spec.steps,
+        timestep_spacing=spec.timestep_spacing,
+        eta=spec.eta,
+    )
+    return ReverseDiffusion(ImageModel(score, scheduler, batch_size=4096), sampler)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from uturn.core.checks import checked_noise, expect
 from uturn.core.pieces import Pieces, half_precision_words
-from uturn.core.protocols import Axes, Axis, Corruption, Noisy
+from uturn.core.protocols import Axes, Axis, Corruption, Noisy, Source
 from uturn.core.random import Purpose, normals
 from uturn.corruption import schedulers
 from uturn.corruption.schedulers import PipelineTimesteps, Scheduler
@@ -28,7 +28,7 @@ LONG_NAMES = {
 """Axes of the noise levels of a scheduler, in words."""
 
 
-class Diffusion(Corruption[Any, Noisy]):
+class Diffusion(Corruption[Any, Noisy]):  # images, or strings as images
     """The forward process of a diffusion model, which the backward of the experiment has.
 
     A spec names it by the table `{"type": "diffusion"}`. It has no schedule, and adds no noise by
@@ -62,22 +62,21 @@ def check_diffusion(corruption: Corruption) -> None:
 
 
 class ForwardDiffusion(Diffusion):
-    """Draws x_t = a x_0 + s xi, xi ~ N(0, 1), from q(x_t | x_0) at a timestep of a scheduler;
-    `noise` = t/T in [0, 1].
+    """Draws of x_t = a x_0 + s xi, xi ~ N(0, 1), from q(x_t | x_0) at the timesteps of a
+    scheduler. The unit of `noise` is t/T in [0, 1].
 
     With N = `num_steps`, t/T = k/N is the k-th timestep counted from the clean end, and k = 0 is
     the image itself.
 
-    `scheduler`, `num_steps`, `timestep_spacing`: as in `ReverseDiffusion`. `pure_noise`: whether k
-    = N is pure noise; otherwise it is the scheduler's first level, which keeps a small signal of
-    the image. `codec`, for latent models: an object with `encode(images)`; noise is added to the
-    latents. `timesteps`: a pipeline's own rule for timesteps. `pieces`: device and batch size of
-    the encoder, by default the CPU and all images at once.
+    `scheduler`: of diffusers; it is copied, never changed. `num_steps`, `timestep_spacing`,
+    `pure_noise`: as in `uturn.backward.reverse_diffusion.Sampler`. `codec`: for latent models;
+    noise is added to the latents. `timesteps`: a pipeline's own rule for timesteps. `pieces`:
+    device and batch size of the encoder, by default the CPU and all images at once.
 
     The attribute `noise_levels` has the noise level of each step k = 0 .. N, float64 arrays (N +
-    1,). With x_t = a x_0 + s xi: `timestep`: argument of the model (-1 at k = 0); `t_over_T`: k /
-    N; `abar`: signal power a^2 / (a^2 + s^2); `log_snr`: log(a^2 / s^2) in nats; `sigma`: s / a;
-    `signal`: a, in the units of the scheduler.
+    1,). `timestep` is the argument of the model, -1 at k = 0. `t_over_T` is k / N. `abar` is the
+    signal power a^2 / (a^2 + s^2), `log_snr` is log(a^2 / s^2) in nats, and `sigma` is s / a.
+    `signal` is a, in the units of the scheduler.
     """
 
     def __init__(
@@ -117,44 +116,49 @@ class ForwardDiffusion(Diffusion):
 
     def noised(self, images: np.ndarray, step: int, keys: np.ndarray) -> np.ndarray:
         """x_t of images at step k, 0 .. N; for k = 0 the images themselves, bit for bit."""
+        import torch
+
         self._check_step(step)
-        if step == 0:
+        if step == 0 or not len(images):
             return np.array(images, np.float32)
-
-        def noisy(clean: torch.Tensor, rows: slice) -> torch.Tensor:
-            noise = self.noise_like(clean, keys[rows])
-            if self.pure_noise and step == self.num_steps:
-                return noise * self.pure_sigma
-            _, timesteps = self.placed(step)
-            first = timesteps[:1].expand(len(clean))
-            return schedulers.add_noise(self.scheduler, clean, noise, first)
-
-        return self._in_pieces(images, noisy)
+        noisy = []
+        with torch.inference_mode():
+            for rows, clean in self._clean_batches(images):
+                noisy.append(self._noisy(clean, step, keys[rows]).cpu())
+        return torch.cat(noisy).numpy()
 
     def clean(self, images: np.ndarray) -> np.ndarray:
         """The data before noise is added, float32 (batch, channels, height, width): images in
         [-1, 1], or their latents.
         """
-        return self._in_pieces(images, lambda clean, rows: clean)
-
-    def _in_pieces(
-        self, images: np.ndarray, function: Callable[[torch.Tensor, slice], torch.Tensor]
-    ) -> np.ndarray:
-        """`function(clean, rows)` of images or their latents on the device, for some rows of a
-        batch at a time.
-        """
         import torch
 
         if not len(images):
-            return np.asarray(images, np.float32)
-        pieces = self._pieces or Pieces(torch.device("cpu"), len(images))
-        results = []
+            return np.array(images, np.float32)
         with torch.inference_mode():
-            for start in range(0, len(images), pieces.batch_size):
-                rows = slice(start, start + pieces.batch_size)
-                clean = torch.from_numpy(np.require(images[rows], np.float32, ["C", "W"]))
-                results.append(function(self._encoded(clean.to(pieces.device), pieces), rows).cpu())
-        return torch.cat(results).numpy()
+            batches = [clean.cpu() for _, clean in self._clean_batches(images)]
+        return torch.cat(batches).numpy()
+
+    def _noisy(self, clean: torch.Tensor, step: int, keys: np.ndarray) -> torch.Tensor:
+        """x_t of images or latents at step k >= 1."""
+        noise = self.noise_like(clean, keys)
+        if self.pure_noise and step == self.num_steps:
+            return noise * self.pure_sigma
+        _, timesteps = self.placed(step)
+        first = timesteps[:1].expand(len(clean))
+        return schedulers.add_noise(self.scheduler, clean, noise, first)
+
+    def _clean_batches(self, images: np.ndarray) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Rows of a batch, and their images or latents on the device, for as many images at a time
+        as the device takes.
+        """
+        import torch
+
+        pieces = self._pieces or Pieces(torch.device("cpu"), len(images))
+        for start in range(0, len(images), pieces.batch_size):
+            rows = slice(start, start + pieces.batch_size)
+            batch = torch.from_numpy(np.require(images[rows], np.float32, ["C", "W"]))
+            yield rows, self._encoded(batch.to(pieces.device), pieces)
 
     def _encoded(self, images: torch.Tensor, pieces: Pieces) -> torch.Tensor:
         """The latents of images; the images themselves without an autoencoder."""
@@ -200,6 +204,7 @@ class ForwardDiffusion(Diffusion):
         """
         timesteps = self.scheduler.timesteps[:: self.scheduler.order].flip(0)
         signal, noise = schedulers.amplitudes(self.scheduler, timesteps)
+        # Step 0 is the image itself.
         a = np.concatenate([[1.0], signal])
         s = np.concatenate([[0.0], noise])
         if self.pure_noise:
@@ -212,30 +217,30 @@ class ForwardDiffusion(Diffusion):
             "signal": a,
         }
 
-    def axes(self, noise: np.ndarray, source: Any) -> Axes:
-        step = self.checked_steps(checked_noise(list(noise), 1))
+    def axes(self, noise: np.ndarray, source: Source) -> Axes:
+        steps = self.checked_steps(checked_noise(list(noise), 1))
         long_names = {"timestep": "timestep of the schedule", **LONG_NAMES}
-        axes = {
-            name: Axis(self.noise_levels[name][step], {"long_name": long_name})
-            for name, long_name in long_names.items()
-        }
+        axes: dict[str, Axis] = {}
+        for name, long_name in long_names.items():
+            axes[name] = Axis(self.noise_levels[name][steps], {"long_name": long_name})
         long_name = "inversion time t/T of the whole number of steps"
-        axes["t_over_T"] = Axis(step / self.num_steps, {"long_name": long_name})
-        axes["step"] = Axis(step, {"long_name": "reverse steps", "clean": 0.0})
+        axes["t_over_T"] = Axis(steps / self.num_steps, {"long_name": long_name})
+        axes["step"] = Axis(steps, {"long_name": "reverse steps", "clean": 0.0})
         return axes
 
     def checked_steps(self, noise: np.ndarray) -> np.ndarray:
         """The step of each noise level; ValueError if two levels have the same step, or if a
         positive one is rounded to 0.
         """
-        step = np.array([self.step_of(level) for level in noise])
-        is_whole = ((step > 0) == (noise > 0)).all() and len(set(step.tolist())) == len(step)
+        steps = np.array([self.step_of(level) for level in noise])
+        are_noisy = ((steps > 0) == (noise > 0)).all()
+        are_different = len(set(steps.tolist())) == len(steps)
         expected = (
             f"levels on different steps of {self.num_steps}; take 0 and levels {1 / self.num_steps}"
             " apart, or more steps"
         )
-        expect(is_whole, "noise", noise.tolist(), expected)
-        return step
+        expect(are_noisy and are_different, "noise", noise.tolist(), expected)
+        return steps
 
     def _check_step(self, step: int) -> None:
         is_step = step in range(self.num_steps + 1)
@@ -245,22 +250,25 @@ class ForwardDiffusion(Diffusion):
 def checked_images(
     images: np.ndarray | torch.Tensor, shape: tuple[int, ...] | None, clean: bool
 ) -> np.ndarray:
-    """A batch of images (numpy array or tensor) as a float32 array, without a copy where possible,
-    or a ValueError.
+    """A batch of images (numpy array or tensor) as a float32 array, without a copy where possible.
 
-    `shape`: (channels, height, width) of an image, if known. Values must be in [-1, 1] if `clean`,
-    else finite.
+    `shape`: (channels, height, width) of an image; None if it is not known. ValueError for other
+    dtypes and shapes, and for values outside of [-1, 1]; if not `clean`, for values that are not
+    finite.
     """
     array = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
-    known = "float32 in [-1, 1] (uint8: x / 127.5 - 1)"
-    expect(array.dtype == np.float32, "dtype of images", array.dtype, known)
+    expected = "float32 in [-1, 1] (uint8: x / 127.5 - 1)"
+    expect(array.dtype == np.float32, "dtype of images", array.dtype, expected)
     fits = array.ndim == 4 and (shape is None or array.shape[1:] == tuple(shape))
-    known = f"{('batch', *(shape or ('channels', 'height', 'width')))}"
-    expect(fits, "shape of images", array.shape, known)
+    dims = ("channels", "height", "width") if shape is None else shape
+    expect(fits, "shape of images", array.shape, str(("batch", *dims)))
     low = float(array.min(initial=0))
     high = float(array.max(initial=0))
-    largest = 1.0 if clean else float(np.finfo(np.float32).max)
+    largest = float(np.finfo(np.float32).max)
+    expected = "finite values"
+    if clean:
+        largest = 1.0
+        expected += " in [-1, 1]"
     is_bounded = low >= -largest and high <= largest  # false for NaN
-    known = f"finite values{' in [-1, 1]' if clean else ''}"
-    expect(is_bounded, "range of images", [low, high], known)
+    expect(is_bounded, "range of images", [low, high], expected)
     return array

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numba import njit
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from uturn.core import progress
 from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.memory import recycled
-from uturn.core.protocols import Axes, Axis, Channel, Noisy
+from uturn.core.protocols import Axes, Axis, Channel, Noisy, Source
 from uturn.core.random import NOISE, Seed, normal_row, normals, streams
 from uturn.core.threads import over_blocks
 from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
@@ -54,38 +54,37 @@ class Gaussian(Channel):
         """
         checked_integer("vocab_size", vocab_size, 1)
         leaves, t = checked_strings(leaves, noise, vocab_size, np.inf)
-        keys, abar = streams(seed, len(leaves), NOISE), self.abar(t)
-        spread, signal = np.sqrt(1 - abar).astype(np.float32), np.sqrt(abar).astype(np.float32)
+        keys = streams(seed, len(leaves), NOISE)
+        abar = self.abar(t)
+        spread = np.sqrt(1 - abar).astype(np.float32)
+        signal = np.sqrt(abar).astype(np.float32)
         values = recycled((*leaves.shape, vocab_size), np.dtype(np.float32))
         rows = values.reshape(len(leaves), -1)
-        over_blocks(
-            len(leaves),
-            lambda first, last: _diffuse(keys, leaves, spread, signal, first, last, rows),
-            rows.shape[1],
-        )
+
+        def diffuse(first: int, last: int) -> None:
+            _diffuse(keys, leaves, spread, signal, first, last, rows)
+
+        over_blocks(len(leaves), diffuse, rows.shape[1])
         return Noisy(values, t, vocab_size)
 
-    def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
+    def log_evidence(self, noisy: Noisy, dtype: DTypeLike | None = None) -> np.ndarray:
         """Log-evidence `x_t[a] sqrt(abar)/(1 - abar)` in nats, (batch, num_leaves, vocab_size), by
         default of the values' dtype.
 
         At t = 0 it is 0 for the true symbol and -inf for the others.
         """
         t = noisy.noise
-        out = noisy.values * self._gain(t).astype(dtype or noisy.values.dtype).reshape(-1, 1, 1)
+        gain = self._gain(t).astype(dtype or noisy.values.dtype)
+        log_evidence: np.ndarray = noisy.values * gain.reshape(-1, 1, 1)
         clean = t == 0
         if clean.any():
-            out[clean] = np.where(noisy.values[clean] == 1, 0, -np.inf)
-        return out
+            log_evidence[clean] = np.where(noisy.values[clean] == 1, 0, -np.inf)
+        return log_evidence
 
     def evidence(self, noisy: Noisy) -> Evidence:
         """The log-evidence as the noisy values and their factors."""
-        return Evidence(
-            SCALED,
-            noisy.values,
-            self._gain(noisy.noise).astype(np.float32),
-            log_evidence_of(self, noisy),
-        )
+        factor = self._gain(noisy.noise).astype(np.float32)
+        return Evidence(SCALED, noisy.values, factor, log_evidence_of(self, noisy))
 
     def _gain(self, t: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", over="ignore"):
@@ -101,58 +100,47 @@ class Gaussian(Channel):
         variance = -np.expm1(-2 * noisy.noise)
         d, v = noisy.values.shape[1:]
         square = np.square(noisy.values, dtype=np.float64).sum(axis=(1, 2))
-        return -0.5 * (
-            d * v * np.log(2 * np.pi * variance) + d * abar / variance + square / variance
-        )
+        volume = d * v * np.log(2 * np.pi * variance)
+        factor: np.ndarray = -0.5 * (volume + d * abar / variance + square / variance)
+        return factor
 
-    def abar(self, noise: Any) -> np.ndarray:
+    def abar(self, noise: ArrayLike) -> np.ndarray:
         """Signal power exp(-2t)."""
-        return np.exp(-2 * np.asarray(noise, float))
+        abar: np.ndarray = np.exp(-2 * np.asarray(noise, float))
+        return abar
 
-    def log_snr(self, noise: Any) -> np.ndarray:
+    def log_snr(self, noise: ArrayLike) -> np.ndarray:
         """log(abar / (1 - abar)), nats."""
         t = np.asarray(noise, float)
         with np.errstate(divide="ignore"):
-            return -np.log(np.expm1(2 * t))
+            log_snr: np.ndarray = -np.log(np.expm1(2 * t))
+        return log_snr
 
-    def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
+    def effective_epsilon(self, noise: ArrayLike, vocab_size: int) -> np.ndarray:
         """Effective ε of times (Eq. 63), in [0, 1]: v/(v-1) times the mean belief lost by the
         true symbol; error below 1e-9.
         """
         t = checked_noise(noise, np.inf)
-        return np.vectorize(lambda x: _gaussian_leaf(float(x), vocab_size)[0], otypes=[float])(t)
 
-    def bits_per_leaf(self, noise: Any, vocab_size: int) -> np.ndarray:
+        def of_time(time: float) -> float:
+            return noisy_leaf(float(time), vocab_size).effective_epsilon
+
+        return np.vectorize(of_time, otypes=[float])(t)
+
+    def bits_per_leaf(self, noise: ArrayLike, vocab_size: int) -> np.ndarray:
         """Mutual information of a uniformly distributed leaf and its observation, in bits; error
         below 1e-9.
         """
         t = checked_noise(noise, np.inf)
-        return np.vectorize(lambda x: _gaussian_leaf(float(x), vocab_size)[1], otypes=[float])(t)
+
+        def of_time(time: float) -> float:
+            return noisy_leaf(float(time), vocab_size).bits
+
+        return np.vectorize(of_time, otypes=[float])(t)
 
     def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
-        import torch
-
-        batch, d, v = noisy.values.shape
         if steps > 1:
-            # At larger times exp overflows; the signal is negligible.
-            start = 1 / np.expm1(2 * min(noisy.noise[0], 300.0))
-            scheduler = _ancestral_scheduler(start, steps)
-            abar = scheduler.alphas_cumprod.numpy()
-            state = torch.from_numpy(noisy.values.astype(np.float32))
-            timesteps = range(steps - 1, 0, -1)  # timestep 0 is the level of the last draw
-            for step, timestep in enumerate(progress.steps(timesteps)):
-                mean = torch.from_numpy(checked_posterior(denoiser, noisy))
-                noise = torch.from_numpy(
-                    normals(streams(keys, batch, step), d * v).reshape(batch, d, v)
-                )
-                state = scheduler.step(
-                    mean, timestep, state, eta=1.0, variance_noise=noise
-                ).prev_sample
-                noisy = Noisy(
-                    state.numpy(),
-                    np.full(batch, -0.5 * np.log(abar[timestep - 1], dtype=np.float64)),
-                    v,
-                )
+            noisy = _denoised(denoiser, noisy, steps, keys)
         return draw_symbols(checked_posterior(denoiser, noisy), keys, LAST)
 
     def value_shape(self, num_leaves: int, vocab_size: int) -> tuple[int, ...]:
@@ -170,7 +158,7 @@ class Gaussian(Channel):
         expect(is_onehot, f"noisy.values of {self!r}", still, "one-hot leaves where noise = 0")
         return values
 
-    def axes(self, noise: np.ndarray, source: Any) -> Axes:
+    def axes(self, noise: np.ndarray, source: Source) -> Axes:
         return {
             **super().axes(noise, source),
             "abar": Axis(self.abar(noise), {"long_name": "signal power abar"}),
@@ -178,7 +166,30 @@ class Gaussian(Channel):
         }
 
 
-def _ancestral_scheduler(start: float, steps: int) -> Any:
+def _denoised(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> Noisy:
+    """Noisy strings at the last of `steps` levels, by steps of ancestral sampling."""
+    import torch
+
+    batch, d, v = noisy.values.shape
+    # At larger times exp overflows; the signal is negligible.
+    start = 1 / np.expm1(2 * min(noisy.noise[0], 300.0))
+    scheduler = _ancestral_scheduler(start, steps)
+    abar = scheduler.alphas_cumprod.numpy()
+    state = torch.from_numpy(noisy.values.astype(np.float32))
+    timesteps = range(steps - 1, 0, -1)  # timestep 0 is the level of the last draw
+    for step, timestep in enumerate(progress.steps(timesteps)):
+        mean = torch.from_numpy(checked_posterior(denoiser, noisy))
+        noise = normals(streams(keys, batch, step), d * v).reshape(batch, d, v)
+        moved = scheduler.step(
+            mean, timestep, state, eta=1.0, variance_noise=torch.from_numpy(noise)
+        )
+        state = moved.prev_sample
+        t = -0.5 * np.log(abar[timestep - 1], dtype=np.float64)
+        noisy = Noisy(state.numpy(), np.full(batch, t), v)
+    return noisy
+
+
+def _ancestral_scheduler(start: float, steps: int) -> Any:  # schedulers of diffusers have no types
     """DDIM scheduler whose training timesteps are the grid itself, from steps - 1 (the
     observation) to 0 (the last draw).
     """
@@ -212,9 +223,19 @@ def _diffuse(keys, leaves, spread, signal, first, last, out):
             out[b, i * v + leaves[b, i]] += signal[b]
 
 
+@dataclass(frozen=True)
+class NoisyLeaf:
+    """What the observation of one uniformly distributed leaf tells."""
+
+    effective_epsilon: float
+    """v/(v-1) times the mean belief lost by the true symbol (Eq. 63), in [0, 1]."""
+    bits: float
+    """Mutual information of the leaf and its observation, 0 .. log2 v."""
+
+
 @lru_cache(maxsize=4096)
-def _gaussian_leaf(t: float, v: int) -> tuple[float, float]:
-    """(effective ε, bits) of one Gaussian leaf, both to 1e-9 for v <= 2000.
+def noisy_leaf(t: float, v: int) -> NoisyLeaf:
+    """A leaf with v symbols after a time t of diffusion, both numbers to 1e-9 for v <= 2000.
 
     The logits are r + c xi for the true symbol and c xi for the others, r = abar/(1-abar) = c**2.
     If independent Gumbel noise is added, P(the true one is the largest) = E softmax, and E max = E
@@ -222,43 +243,73 @@ def _gaussian_leaf(t: float, v: int) -> tuple[float, float]:
 
         g(y) = P(c xi + Gumbel < y) = E exp(-exp(c xi - y)),
 
-    the distribution function of another symbol's logit; that of the true one is g(y - r). The
+    the distribution function of another symbol's logit; the true symbol has g(y - r). The
     integrands are analytic and decay at both ends, so the error of the trapezoidal rule with step h
     is exp(-2 pi a/h), where a is the distance of the singularities from the real line: pi/2 in y,
     pi/2c in xi.
     """
     if t == 0:
-        return 0.0, float(np.log2(v))
+        return NoisyLeaf(0.0, float(np.log2(v)))
     if t > 300:
-        return 1.0, 0.0
+        return NoisyLeaf(1.0, 0.0)
     r = 1 / np.expm1(2 * t)
     if r > 150:  # the error probability is below v exp(-r/4)
-        return 0.0, float(np.log2(v))
-    c, h = np.sqrt(r), 0.35
-    step = min(0.7, h / c)
-    # V times the probability of more is below 1e-15 v.
-    xi = step * np.arange(-np.ceil(8 / step), np.ceil(8 / step) + 1)
-    weight = np.exp(-(xi**2) / 2)
-    weight /= weight.sum()
-    y = np.arange(-8 * c - 5, r + 8 * c + 30 + np.log(v), h)
-
-    def law(shift: float) -> tuple[np.ndarray, np.ndarray]:
-        """P(shift + c xi + Gumbel < y) and its derivative."""
-        if c * step < h:
-            rate = np.exp(np.minimum(c * xi[:, None] + shift - y, 700))
-            below = np.exp(-rate)
-            return weight @ below, weight @ (rate * below)
-        # Steps of c xi are steps of y, so the mean over xi is a convolution.
-        reach = len(xi) // 2
-        rate = np.exp(np.minimum(shift - y[0] - h * np.arange(-reach, len(y) + reach), 700))
-        below = np.exp(-rate)
-        return np.convolve(below, weight, "valid"), np.convolve(rate * below, weight, "valid")
-
-    true, density = law(r)
-    others = law(0.0)[0] ** (v - 1)
-    recovered = h * float(density @ others)
+        return NoisyLeaf(0.0, float(np.log2(v)))
+    logits = _Logits(float(np.sqrt(r)), _logit_grid(r, v))
+    y = logits.y
+    true = logits.law(r)
+    others = logits.law(0.0).below ** (v - 1)
+    recovered = _STEP * float(true.density @ others)
     # E max - Euler's constant, from the difference to a Gumbel variable at r, whose mean is r +
     # Euler's constant.
-    largest = r + h * float((np.exp(-np.exp(np.minimum(r - y, 700))) - true * others).sum())
+    gumbel = np.exp(-np.exp(np.minimum(r - y, 700)))
+    largest = r + _STEP * float((gumbel - true.below * others).sum())
     bits = (np.log(v) + r - largest) / np.log(2)
-    return float(np.clip((1 - recovered) * v / (v - 1), 0, 1)), float(np.clip(bits, 0, np.log2(v)))
+    lost = (1 - recovered) * v / (v - 1)
+    return NoisyLeaf(float(np.clip(lost, 0, 1)), float(np.clip(bits, 0, np.log2(v))))
+
+
+_STEP = 0.35  # of the trapezoidal rule over the logit y
+
+
+def _logit_grid(r: float, v: int) -> np.ndarray:
+    """Logits y beyond which the integrands vanish: v times the probability of more is below 1e-15
+    v.
+    """
+    c = np.sqrt(r)
+    grid: np.ndarray = np.arange(-8 * c - 5, r + 8 * c + 30 + np.log(v), _STEP)
+    return grid
+
+
+@dataclass(frozen=True)
+class _Law:
+    """A distribution on the grid of logits."""
+
+    below: np.ndarray
+    """P(logit < y)."""
+    density: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """The laws of shift + c xi + Gumbel on a grid, with xi ~ N(0, 1)."""
+
+    c: float
+    y: np.ndarray
+
+    def law(self, shift: float) -> _Law:
+        step = min(2 * _STEP, _STEP / self.c)
+        num_steps = np.ceil(8 / step)
+        xi = step * np.arange(-num_steps, num_steps + 1)
+        weight = np.exp(-(xi**2) / 2)
+        weight /= weight.sum()
+        if self.c * step < _STEP:
+            rate = np.exp(np.minimum(self.c * xi[:, None] + shift - self.y, 700))
+            below = np.exp(-rate)
+            return _Law(weight @ below, weight @ (rate * below))
+        # Steps of c xi are steps of y, so the mean over xi is a convolution.
+        radius = len(xi) // 2
+        shifts = _STEP * np.arange(-radius, len(self.y) + radius)
+        rate = np.exp(np.minimum(shift - self.y[0] - shifts, 700))
+        below = np.exp(-rate)
+        return _Law(np.convolve(below, weight, "valid"), np.convolve(rate * below, weight, "valid"))

@@ -88,8 +88,8 @@ class PipelineTimesteps:
     """Patches of two by two latent pixels, whose number determines the shift of some schedules."""
 
     def set(self, scheduler: Scheduler, steps: int) -> float:
-        """Set the timesteps of N steps; returns the shift of the levels, sigma -> shift sigma /
-        (1 + (shift - 1) sigma).
+        """Set the timesteps of N steps. Returns the shift of the noise levels, sigma -> shift sigma
+        / (1 + (shift - 1) sigma).
         """
         config = scheduler.config
         options: dict[str, object] = {}
@@ -129,52 +129,71 @@ def prediction_of(scheduler: Scheduler) -> Prediction:
     """
     # Flow matching has no such option.
     declared = scheduler.config.get("prediction_type") or "flow_prediction"
-    known = f"one of {', '.join(OF_DIFFUSERS)}; only the scheduler 'stored' knows others"
+    expected = f"one of {', '.join(OF_DIFFUSERS)}; only the scheduler 'stored' knows others"
     where = f"prediction_type of {type(scheduler).__name__}"
-    expect(declared in OF_DIFFUSERS, where, declared, known)
+    expect(declared in OF_DIFFUSERS, where, declared, expected)
     return OF_DIFFUSERS[declared]
 
 
-def named_scheduler(name: str) -> tuple[type, dict[str, object]]:
-    """Class of diffusers for a short name or a class name, and the options it needs."""
+@dataclass(frozen=True)
+class NamedScheduler:
+    """A class of schedulers, and the options that its short name stands for."""
+
+    kind: Callable[..., Scheduler]
+    options: Mapping[str, object]
+
+    def like(self, scheduler: Scheduler) -> Scheduler:
+        """Such a scheduler with the options of another one."""
+        return _configured(self.kind, scheduler, **self.options)
+
+
+def named_scheduler(name: str) -> NamedScheduler:
+    """The scheduler of diffusers with a short name, or with the name of its class."""
     import diffusers
 
-    known = {**SCHEDULERS, **FLOW_SCHEDULERS}
-    kind: Any = getattr(diffusers, known.get(name, name), None)
+    classes = {**SCHEDULERS, **FLOW_SCHEDULERS}
+    kind: Any = getattr(diffusers, classes.get(name, name), None)
     is_scheduler = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
-    names = f"one of {sorted(known)}, or the name of a scheduler class of diffusers"
-    expect(is_scheduler, "scheduler", name, names)
-    return kind, dict(_OPTIONS.get(name, {}))
+    expected = f"one of {sorted(classes)}, or the name of a scheduler class of diffusers"
+    expect(is_scheduler, "scheduler", name, expected)
+    return NamedScheduler(kind, _OPTIONS.get(name, {}))
 
 
 def scheduler_like(stored: Scheduler, name: str | None) -> Scheduler:
     """A scheduler by name, with the noise schedule and prediction type of the stored one;
     ValueError if they do not fit.
 
-    For flow matching "ddpm" is the ancestral step, which has the law of DDPM.
+    None or "stored" is the stored scheduler itself. For flow matching "ddpm" is the ancestral step,
+    which has the law of DDPM.
     """
     if name is None or name == "stored":
         return stored
     if name == "ancestral" or (name == "ddpm" and is_flow(stored)):
         return AncestralScheduler(stored)
     if type(stored).__name__ in CONSISTENCY:
-        stored = _configured(named_scheduler("ddim")[0], stored)  # the same noise schedule
-    made, options = named_scheduler(name)
+        stored = named_scheduler("ddim").like(stored)  # the same noise schedule
+    named = named_scheduler(name)
     stored_name = type(stored).__name__
     compatibles: list[type] = stored.compatibles  # type: ignore[attr-defined]
-    # Schedulers of EDM have noise levels of their own, although they are listed as compatible.
-    has_same_levels = made.__name__.startswith("EDM") == stored_name.startswith("EDM")
-    fits = made is type(stored) or (made in compatibles and has_same_levels)
-    others = sorted(scheduler.__name__ for scheduler in compatibles)
-    known = f"one for the noise schedule of the model's {stored_name}: 'ancestral', 'stored'"
-    expect(fits, "scheduler", name, f"{known}, or one of {others}")
-    return _configured(made, stored, **options)
+    is_compatible = named.kind is type(stored)
+    if named.kind in compatibles:
+        # Schedulers of EDM have noise levels of their own, although they are listed as compatible.
+        is_edm = named.kind.__name__.startswith("EDM")
+        is_compatible = is_compatible or is_edm == stored_name.startswith("EDM")
+    names = sorted(kind.__name__ for kind in compatibles)
+    expected = f"one for the noise schedule of the model's {stored_name}: 'ancestral', 'stored'"
+    expect(is_compatible, "scheduler", name, f"{expected}, or one of {names}")
+    return named.like(stored)
 
 
-def _configured(kind: type, scheduler: Scheduler, **changes: object) -> Scheduler:
+def _configured(
+    kind: Any,  # a class of diffusers, whose `from_config` has no types
+    scheduler: Scheduler,
+    **changes: object,
+) -> Scheduler:
     """A new scheduler of diffusers with the options of another one."""
-    made: Scheduler = kind.from_config(scheduler.config, **changes)  # type: ignore[attr-defined]
-    return made
+    configured: Scheduler = kind.from_config(scheduler.config, **changes)
+    return configured
 
 
 def with_spacing(scheduler: Scheduler, timestep_spacing: str | None) -> Scheduler:
@@ -188,13 +207,13 @@ def with_spacing(scheduler: Scheduler, timestep_spacing: str | None) -> Schedule
     if "timestep_spacing" in scheduler.config:
         if timestep_spacing is None:
             timestep_spacing = "trailing" if _has_fixed_stride(scheduler) else "linspace"
-        is_known = timestep_spacing in ("linspace", "leading", "trailing")
-        known = "'linspace', 'leading' or 'trailing'"
-        expect(is_known, "timestep_spacing", timestep_spacing, known)
+        is_spacing = timestep_spacing in ("linspace", "leading", "trailing")
+        expected = "'linspace', 'leading' or 'trailing'"
+        expect(is_spacing, "timestep_spacing", timestep_spacing, expected)
         changes["timestep_spacing"] = timestep_spacing
     else:
-        known = f"None, as {kind.__name__} has no such option"
-        expect(timestep_spacing is None, "timestep_spacing", timestep_spacing, known)
+        expected = f"None, as {kind.__name__} has no such option"
+        expect(timestep_spacing is None, "timestep_spacing", timestep_spacing, expected)
     if _declares_learned_variance(scheduler) and not uses_learned_variance(scheduler):
         # The queue passes no learned variance to these solvers, which would split it off again.
         changes["variance_type"] = None
@@ -209,12 +228,12 @@ def check_schedule(scheduler: Scheduler) -> None:
 
     scheduler = base_of(scheduler)
     largest = float(np.finfo(np.float32).max)
-    for name, most in {"betas": 1.0, "alphas_cumprod": 1.0, "sigmas": largest}.items():
+    for name, limit in {"betas": 1.0, "alphas_cumprod": 1.0, "sigmas": largest}.items():
         values = torch.as_tensor(getattr(scheduler, name, 0.0)).flatten()
-        bad = values[~((values >= 0) & (values <= most))]
+        bad = values[~((values >= 0) & (values <= limit))]
         where = f"{name} of the {type(scheduler).__name__}"
         remedy = "correct its configuration (scheduler_config.json)"
-        expected = f"finite numbers in [0, {most:.3g}]; {remedy}"
+        expected = f"finite numbers in [0, {limit:.3g}]; {remedy}"
         expect(not len(bad), where, bad[:1].tolist(), expected)
 
 
@@ -227,8 +246,8 @@ def check_timesteps(scheduler: Scheduler, num_steps: int) -> None:
     name = type(scheduler).__name__
     # The order of LMSDiscreteScheduler depends on the position in the chain, not on the steps done.
     is_lms = isinstance(scheduler, LMSDiscreteScheduler)
-    others = "one that may begin at any timestep, such as 'dpm_solver' or 'unipc'"
-    expect(not is_lms, "scheduler", name, others)
+    expected = "one that may begin at any timestep, such as 'dpm_solver' or 'unipc'"
+    expect(not is_lms, "scheduler", name, expected)
     timesteps = scheduler.timesteps.double().numpy()
     firsts = timesteps[:: scheduler.order]
     descends = len(firsts) == num_steps and (np.diff(firsts) < 0).all()
@@ -238,11 +257,12 @@ def check_timesteps(scheduler: Scheduler, num_steps: int) -> None:
     expect(descends, f"timesteps of {name}", listed, expected)
     if not _has_fixed_stride(scheduler):
         return
-    most = scheduler.config.num_train_timesteps
-    stride = most // num_steps
+    num_timesteps = scheduler.config.num_train_timesteps
+    stride = num_timesteps // num_steps
     # The last step must lead to a negative timestep, which the scheduler reads as the clean image.
     leads = (np.diff(timesteps) == -stride).all() and timesteps[-1] < stride
-    expected = f"jumps of {stride}; take a num_steps that divides {most}, and 'trailing' spacing"
+    way_out = f"take a num_steps that divides {num_timesteps}, and 'trailing' spacing"
+    expected = f"jumps of {stride}; {way_out}"
     expect(leads, f"timesteps of {name}", timesteps.tolist(), expected)
 
 
@@ -348,7 +368,7 @@ class AncestralScheduler:
         self.config = self.base.config
         self._prediction = prediction_of(scheduler)
 
-    def set_timesteps(self, num_inference_steps: int, **options: Any) -> None:
+    def set_timesteps(self, num_inference_steps: int, **options: object) -> None:
         self.base.set_timesteps(num_inference_steps, **options)
         self.timesteps = self.base.timesteps
         signal, noise = amplitudes(self.base, self.timesteps)

@@ -32,7 +32,7 @@ KINDS = {
     "tree_classifier": "uturn.networks.classifiers:TreeClassifier",
     "vector_classifier": "uturn.networks.classifiers:VectorClassifier",
     "image_classifier": "uturn.networks.classifiers:ImageClassifier",
-    "tree_denoiser": "uturn.networks.strings.denoisers:TreeDenoiser",
+    "tree_denoiser": "uturn.networks.strings.denoisers:TreeNetwork",
     "masked_transformer": "uturn.networks.texts.masked_transformer:MaskedTransformer",
 }
 """Kinds of networks. Each is a torch module with an attribute `options`, the arguments that made

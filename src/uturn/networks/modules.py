@@ -134,10 +134,9 @@ class Network(Input):
         elif kind == "timm":
             loaded = _timm_module(name, weights)
         elif kind == "clip":
-            images, encoder, transforms = load_clip(name)
-            loaded = LoadedModule(
-                images, Preprocessing(transforms), has_classes=False, texts=encoder
-            )
+            clip = load_clip(name)
+            preprocessing = Preprocessing(clip.transforms)
+            loaded = LoadedModule(clip.images, preprocessing, has_classes=False, texts=clip.texts)
         elif (function := self.own_code()) is not None:
             loaded = _imported_module(spec, function, weights)
         else:

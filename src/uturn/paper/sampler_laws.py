@@ -103,7 +103,11 @@ def scheduler_sampler(sampler: Scheduler, size: Size) -> Sampler:
         return rebuilt.reshape(len(observation.values), -1)
 
     return Sampler(
-        observe, rebuild, gaussian, chain(2)[0].is_stochastic, lambda steps: chain(steps)[0].model
+        observe,
+        rebuild,
+        gaussian,
+        chain(2)[0].is_stochastic,
+        lambda steps: chain(steps)[0].model.network,
     )
 
 
@@ -125,8 +129,8 @@ def _reverse_diffusion(
 ) -> Any:
     import diffusers  # takes seconds to load
 
-    from uturn.backward.reverse_diffusion import ReverseDiffusion
-    from uturn.corruption.schedulers import AncestralScheduler
+    from uturn.backward.reverse_diffusion import ReverseDiffusion, Sampler
+    from uturn.networks.images.model import ImageModel
 
     class Watched(ScoreModel):
         """Records the first input after `asked` was set to None: noisy strings and their
@@ -149,8 +153,10 @@ def _reverse_diffusion(
         betas = 1 - abar / np.r_[1.0, abar[:-1]]
         scheduler = made(num_train_timesteps=TIMESTEPS, trained_betas=betas.tolist(), **options)
     model = Watched(ExactDenoiser(_grammar(), Gaussian()), scheduler, rows)
-    scheduler = AncestralScheduler(scheduler) if ancestral else scheduler
-    return ReverseDiffusion(model, scheduler, steps, eta=eta, batch_size=max(1, 2**11 // rows))
+    return ReverseDiffusion(
+        ImageModel(model, scheduler, batch_size=max(1, 2**11 // rows)),
+        Sampler("ancestral" if ancestral else "stored", steps, eta=eta),
+    )
 
 
 def _grammar() -> RandomHierarchyModel:

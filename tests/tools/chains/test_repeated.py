@@ -332,7 +332,7 @@ def test_the_state_of_a_latent_model_is_the_latent(tmp_path):
     )
     originals = ut.sources.Images(np.arange(2), images, np.full(2, -1))
     forward, encoded = model.reverse().forward, []
-    encoder = model.reverse().codec.network.encoder.register_forward_hook(
+    encoder = model.reverse().model.codec.network.encoder.register_forward_hook(
         lambda *args: encoded.append(len(args[1][0]))
     )
     first, second = ut.chain(originals, forward, model, 0.5, steps=2)
@@ -343,7 +343,9 @@ def test_the_state_of_a_latent_model_is_the_latent(tmp_path):
     assert np.allclose(first.data, once, atol=1e-6)
     assert np.array_equal(second.data, model.reverse().decoded(second.block.images))
     assert second.block.images.shape[1] == 4
-    assert model.reverse().codec is not None, "the model of other U-turns keeps its autoencoder"
+    assert model.reverse().model.codec is not None, (
+        "the model of other U-turns keeps its autoencoder"
+    )
 
 
 @pytest.mark.slow
@@ -551,7 +553,7 @@ def test_calls_of_the_network_are_counted(tmp_path):
     originals = ut.sources.Images(
         np.arange(1), np.zeros((1, 3, size, size), np.float32), np.full(1, -1)
     )
-    hook = model.reverse().model.register_forward_pre_hook(lambda *_: made.append(1))
+    hook = model.reverse().model.network.register_forward_pre_hook(lambda *_: made.append(1))
     ut.u_turn(originals, model.reverse().forward, model, 0.5)
     hook.remove()
     for of, calls in (({"type": "diffusion"} | options, len(made)), ({"type": "exact"}, 1)):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,17 @@ class ClipImages(nn.Module):
         classes: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.vision_model, self.visual_projection = vision_model, visual_projection
+        self.vision_model = vision_model
+        self.visual_projection = visual_projection
         self.register_buffer("classes", classes)
         self.num_classes = 0 if classes is None else len(classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        embedding = self.visual_projection(self.vision_model(pixel_values=images).pooler_output)
-        return (
-            embedding
-            if self.classes is None
-            else nn.functional.normalize(embedding, dim=-1) @ self.classes.T
-        )
+        pooled = self.vision_model(pixel_values=images).pooler_output
+        embedding: torch.Tensor = self.visual_projection(pooled)
+        if self.classes is None:
+            return embedding
+        return nn.functional.normalize(embedding, dim=-1) @ self.classes.T
 
     def with_classes(self, classes: torch.Tensor) -> ClipImages:
         return ClipImages(self.vision_model, self.visual_projection, classes).eval()
@@ -56,75 +57,77 @@ class ClipTexts(nn.Module):
     logits.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        model: Any,  # a `transformers.CLIPModel`
+        tokenizer: Callable[..., Any],  # of transformers
+    ) -> None:
         super().__init__()
-        self.text_model, self.text_projection, self.logit_scale = (
-            model.text_model,
-            model.text_projection,
-            model.logit_scale,
-        )
+        self.text_model = model.text_model
+        self.text_projection = model.text_projection
+        self.logit_scale = model.logit_scale
         self.tokenizer = tokenizer
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """Embeddings of texts (len(texts), dim), with the scale of the logits as their norm."""
-        most = self.text_model.config.max_position_embeddings
+        limit = self.text_model.config.max_position_embeddings
         for number, text in enumerate(texts):
-            fits = (
-                text.strip()
-                and text not in texts[:number]
-                and len(self.tokenizer(text)["input_ids"]) <= most
-            )
-            expect(fits, f"class {number}", text, f"a text of its own, of at most {most} tokens")
+            is_own = bool(text.strip()) and text not in texts[:number]
+            fits = is_own and len(self.tokenizer(text)["input_ids"]) <= limit
+            expect(fits, f"class {number}", text, f"a text of its own, of at most {limit} tokens")
         expect(len(texts) > 1, "number of texts", len(texts), "one for each class, two or more")
-        embeddings = [
-            self._embeddings(texts[k : k + _TEXTS_AT_ONCE])
-            for k in range(0, len(texts), _TEXTS_AT_ONCE)
-        ]
-        return self.logit_scale.exp() * nn.functional.normalize(torch.cat(embeddings), dim=-1)
+        batches = []
+        for first in range(0, len(texts), _TEXTS_AT_ONCE):
+            batches.append(self._embeddings(texts[first : first + _TEXTS_AT_ONCE]))
+        return self.logit_scale.exp() * nn.functional.normalize(torch.cat(batches), dim=-1)
 
     @torch.no_grad()
     def _embeddings(self, texts: Sequence[str]) -> torch.Tensor:
-        tokens = self.tokenizer(list(texts), padding=True, return_tensors="pt").to(
-            self.logit_scale.device
-        )
-        pooled = self.text_model(
+        tokens = self.tokenizer(list(texts), padding=True, return_tensors="pt")
+        tokens = tokens.to(self.logit_scale.device)
+        output = self.text_model(
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-        ).pooler_output
-        return self.text_projection(pooled)
+        )
+        embeddings: torch.Tensor = self.text_projection(output.pooler_output)
+        return embeddings
 
 
-def load_clip(name: str) -> tuple[ClipImages, ClipTexts, Callable[[torch.Tensor], torch.Tensor]]:
-    """The towers of a `transformers.CLIPModel` in float32, and the transforms of its images in
-    [0, 1]; from a folder or a hub.
-    """
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model in float32."""
+
+    images: ClipImages
+    texts: ClipTexts
+    transforms: Callable[[torch.Tensor], torch.Tensor]
+    """Transforms of images in [0, 1] for `images`."""
+
+
+def load_clip(name: str) -> Clip:
+    """A `transformers.CLIPModel` from a folder or a hub."""
     where = f"classifier = 'clip:{name}'"
     transformers = library("transformers", where)
     library("torchvision", where, "images")
-    is_name = name and (Path(name).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+", name))
-    known = "a folder of transformers.CLIPModel, or its name on a hub, OWNER/NAME; no such folder"
-    expect(is_name, "classifier", f"clip:{name}", known)
-    with reading(
-        where,
+    is_hub_name = re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None
+    is_model = name != "" and (Path(name).is_dir() or is_hub_name)
+    expected = (
+        "a folder of transformers.CLIPModel, or its name on a hub, OWNER/NAME; no such folder"
+    )
+    expect(is_model, "classifier", f"clip:{name}", expected)
+    expected = (
         "expected a folder that CLIPModel and its tokenizer were saved to, or the name of such a"
-        " model on a hub",
-    ):
+        " model on a hub"
+    )
+    with reading(where, expected):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         expect(config.model_type == "clip", "model_type", config.model_type, "'clip'")
         model, loading = transformers.CLIPModel.from_pretrained(name, output_loading_info=True)
-        expect(
-            not loading["missing_keys"],
-            "missing weights",
-            sorted(map(str, loading["missing_keys"])),
-            "none",
-        )
+        missing = sorted(map(str, loading["missing_keys"]))
+        expect(not missing, "missing weights", missing, "none")
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         transforms = _transforms(name, model.config.vision_config.image_size)
     model = model.float().eval()
-    return (
-        ClipImages(model.vision_model, model.visual_projection),
-        ClipTexts(model, tokenizer),
-        transforms,
-    )
+    images = ClipImages(model.vision_model, model.visual_projection)
+    return Clip(images, ClipTexts(model, tokenizer), transforms)
 
 
 def _transforms(name: str, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -140,13 +143,14 @@ def _transforms(name: str, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
         )
     else:
         processor = CLIPImageProcessor.from_pretrained(name)
-    edge, crop = dict(processor.size), dict(processor.crop_size)
-    resized = edge.get("shortest_edge") or (edge["height"], edge["width"])
-    resize = transforms.Resize(resized, transforms.InterpolationMode.BICUBIC, antialias=True)
+    edge = dict(processor.size)
+    crop = dict(processor.crop_size)
+    size_of_edge = edge.get("shortest_edge") or (edge["height"], edge["width"])
+    bicubic = transforms.InterpolationMode.BICUBIC
+    resize = transforms.Resize(size_of_edge, bicubic, antialias=True)
     cropped = transforms.CenterCrop((crop["height"], crop["width"]))
-    return transforms.Compose(
-        [resize, cropped, transforms.Normalize(processor.image_mean, processor.image_std)]
-    )
+    normalized = transforms.Normalize(processor.image_mean, processor.image_std)
+    return transforms.Compose([resize, cropped, normalized])
 
 
 TEMPLATE = "a photo of a {}"
@@ -159,17 +163,12 @@ def class_texts(prompts: str | None, names: Sequence[str] | None) -> tuple[str, 
     underscores; by default `TEMPLATE`. Or a file with one text on each line.
     """
     if prompts is not None and "{}" not in prompts:
-        with reading(
-            f"class_prompts = {prompts!r}",
-            "expected a file, one text a line, or a template with {} for the class",
-        ):
+        expected = "expected a file, one text a line, or a template with {} for the class"
+        with reading(f"class_prompts = {prompts!r}", expected):
             return tuple(line.strip() for line in read_text(prompts).rstrip().split("\n"))
-    expect(
-        prompts is None or names is not None,
-        "class_prompts",
-        prompts,
-        "a file, one text a line, as classes have no names",
-    )
+    expected = "a file, one text a line, as classes have no names"
+    expect(prompts is None or names is not None, "class_prompts", prompts, expected)
     if names is None or (prompts is None and len(names) < 2):
         return None
-    return tuple((prompts or TEMPLATE).replace("{}", name.replace("_", " ")) for name in names)
+    template = prompts or TEMPLATE
+    return tuple(template.replace("{}", name.replace("_", " ")) for name in names)

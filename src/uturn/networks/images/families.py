@@ -14,7 +14,7 @@ from uturn.networks.images.prompted import (
 
 @dataclass(frozen=True)
 class Family:
-    """What differs between the pipelines of a family and those of others."""
+    """What differs between the pipelines of a family and other pipelines."""
 
     prefix: str
     """How the names of their classes begin."""
@@ -89,7 +89,8 @@ OTHERS = Family("")
 """Pipelines that give the scheduler the number of steps alone, and are loaded only if they are not
 conditioned on text.
 """
-TEXT_PIPELINES = tuple(name for family in FAMILIES for name in family.text_pipelines)
+TEXT_PIPELINES = sum((family.text_pipelines for family in FAMILIES), ())
+"""Classes of all text-conditioned pipelines that can be loaded."""
 
 
 def family_of(pipeline: str) -> Family:

@@ -1,5 +1,5 @@
-"""Signal and noise of a scheduler by its timestep, or by their ratio, as samplers of deepinv
-call a diffusion model.
+"""Signal and noise of a scheduler by its timestep or by their ratio, and a diffusion model called
+by their ratio, as samplers of deepinv do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from uturn.corruption.schedulers import (
     prediction_of,
 )
 
-_ROUNDING = 1e-3  # relative; a sampler computes the ends of the range in its own precision
+_ROUNDING = 1e-3
+"""Relative tolerance at the ends of the range of sigma, which a sampler computes in its own
+precision.
+"""
 
 
 class NoiseSchedule(nn.Module):
@@ -72,9 +75,10 @@ class NoiseSchedule(nn.Module):
         return low + (ratio - levels[low]) / (levels[low + 1] - levels[low])
 
     def _flow_ratios(self, scheduler: Scheduler) -> torch.Tensor:
-        if is_flow_match(scheduler):  # the levels of training are those of a new scheduler
-            new: Any = type(scheduler)
-            s = new.from_config(scheduler.config).sigmas.flip(0).double()
+        s: torch.Tensor
+        if is_flow_match(scheduler):  # a new scheduler has the noise levels of training
+            kind: Any = type(scheduler)
+            s = kind.from_config(scheduler.config).sigmas.flip(0).double()
         else:
             s = (torch.arange(1, self.num_timesteps) / self.num_timesteps).double()
         s = s[(s > 0) & (s < 1)]  # s = 1 is pure noise
@@ -88,12 +92,12 @@ def _amplitudes(ratio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _tabulated_ratios(scheduler: Scheduler) -> torch.Tensor:
-    known = (
+    expected = (
         "one with alphas_cumprod, such as DDPMScheduler, or flow matching, so that its noise has a"
         " standard deviation"
     )
     has_table = hasattr(scheduler, "alphas_cumprod")
-    expect(has_table, "scheduler", type(scheduler).__name__, known)
+    expect(has_table, "scheduler", type(scheduler).__name__, expected)
     abar: torch.Tensor = scheduler.alphas_cumprod.double().cpu()  # type: ignore[attr-defined]
     return ((1 - abar) / abar).sqrt()
 
@@ -113,7 +117,7 @@ class SigmaDenoiser(nn.Module):
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Callable[..., Any],  # gives a tensor, or an object of diffusers with `.sample`
         scheduler: Scheduler,
         device: torch.device,
         labels: torch.Tensor | None = None,
@@ -134,17 +138,23 @@ class SigmaDenoiser(nn.Module):
         low, high = self.range
         sigmas = torch.as_tensor(sigma, dtype=torch.float64).detach().cpu().reshape(-1)
         is_inside = (sigmas >= low * (1 - _ROUNDING)) & (sigmas <= high * (1 + _ROUNDING))
-        known = f"noise levels of the model, {low:.4g} .. {high:.4g} for images in [0, 1]"
-        expect(is_inside.all(), "sigma", sigmas.tolist(), known)
+        expected = f"noise levels of the model, {low:.4g} .. {high:.4g} for images in [0, 1]"
+        expect(is_inside.all(), "sigma", sigmas.tolist(), expected)
         ratio = (2 * sigmas).clamp(2 * low, 2 * high).expand(len(x))
         timestep = self.schedule.timestep_of(ratio)
-        a, s = (level.view(-1, 1, 1, 1).to(x.device) for level in self.schedule.at_ratio(ratio))
+        a, s = self.schedule.at_ratio(ratio)
+        a = a.view(-1, 1, 1, 1).to(x.device)
+        s = s.view(-1, 1, 1, 1).to(x.device)
         noisy = a * (2 * x.double() - 1)
-        inputs = [noisy.float(), timestep.float()]
-        if self.labels is not None:
-            inputs.append(self.labels.expand(len(x)))
-        output = self.model(*(tensor.to(self.device) for tensor in inputs))
-        # Without a learned variance.
-        output = getattr(output, "sample", output)[:, : x.shape[1]].to(x.device, torch.float64)
-        clean, _ = solved(self.prediction, output, noisy, a, s)
+        prediction = self._prediction(noisy.float(), timestep.float()).to(x.device, torch.float64)
+        clean, _ = solved(self.prediction, prediction, noisy, a, s)
         return ((clean + 1) / 2).to(x.dtype)
+
+    def _prediction(self, noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """The output of the model without a learned variance."""
+        inputs = [noisy, timestep]
+        if self.labels is not None:
+            inputs.append(self.labels.expand(len(noisy)))
+        output = self.model(*(tensor.to(self.device) for tensor in inputs))
+        prediction: torch.Tensor = getattr(output, "sample", output)[:, : noisy.shape[1]]
+        return prediction

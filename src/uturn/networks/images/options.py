@@ -6,53 +6,72 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from numpy.typing import ArrayLike
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
 
 from uturn.core.checks import expect
 from uturn.core.files import read_text
 from uturn.core.messages import shown
 from uturn.networks.libraries import reading
 
-_SHARED: dict[str, Any] = {
-    "num_channels": 256, "num_res_blocks": 2, "attention_resolutions": (32, 16, 8), "use_scale_shift_norm": True,
-    "resblock_updown": True, "learn_sigma": True, "noise_schedule": "linear",
-}  # fmt: skip
-_256 = {**_SHARED, "image_size": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "num_head_channels": 64}
-_64 = {
-    "num_channels": 192,
-    "num_res_blocks": 3,
-    "use_new_attention_order": True,
-    "noise_schedule": "cosine",
+_SHARED: Mapping[str, object] = {
+    "num_channels": 256,
+    "num_res_blocks": 2,
+    "attention_resolutions": (32, 16, 8),
+    "use_scale_shift_norm": True,
+    "resblock_updown": True,
+    "learn_sigma": True,
+    "noise_schedule": "linear",
 }
-_UNCONDITIONAL = (
-    "256x256_diffusion_uncond",
-    "lsun_bedroom",
-    "lsun_cat",
-    "lsun_horse",
-    "lsun_horse_nodropout",
-)
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "64x64_diffusion": (
-        _256 | _64 | {"image_size": 64, "channel_mult": (1, 2, 3, 4), "class_cond": True}
-    ),
-    "128x128_diffusion": (
-        _SHARED
-        | {
-            "image_size": 128,
-            "channel_mult": (1, 1, 2, 3, 4),
-            "num_heads": 4,
-            "class_cond": True,
-        }
-    ),
-    "256x256_diffusion": _256 | {"class_cond": True},
-    "512x512_diffusion": (
-        _256 | {"image_size": 512, "channel_mult": (0.5, 1, 1, 2, 2, 4, 4), "class_cond": True}
-    ),
-    **dict.fromkeys(_UNCONDITIONAL, _256 | {"class_cond": False}),
+_256: Mapping[str, object] = {
+    **_SHARED,
+    "image_size": 256,
+    "channel_mult": (1, 1, 2, 2, 4, 4),
+    "num_head_channels": 64,
+}
+_UNCONDITIONAL: Mapping[str, object] = {**_256, "class_cond": False}
+PRESETS: Mapping[str, Mapping[str, object]] = {
+    "64x64_diffusion": {
+        **_256,
+        "num_channels": 192,
+        "num_res_blocks": 3,
+        "use_new_attention_order": True,
+        "noise_schedule": "cosine",
+        "image_size": 64,
+        "channel_mult": (1, 2, 3, 4),
+        "class_cond": True,
+    },
+    "128x128_diffusion": {
+        **_SHARED,
+        "image_size": 128,
+        "channel_mult": (1, 1, 2, 3, 4),
+        "num_heads": 4,
+        "class_cond": True,
+    },
+    "256x256_diffusion": {**_256, "class_cond": True},
+    "512x512_diffusion": {
+        **_256,
+        "image_size": 512,
+        "channel_mult": (0.5, 1, 1, 2, 2, 4, 4),
+        "class_cond": True,
+    },
+    "256x256_diffusion_uncond": _UNCONDITIONAL,
+    "lsun_bedroom": _UNCONDITIONAL,
+    "lsun_cat": _UNCONDITIONAL,
+    "lsun_horse": _UNCONDITIONAL,
+    "lsun_horse_nodropout": _UNCONDITIONAL,
 }
 """Options of the published models by the names of their files (README of
 openai/guided-diffusion).
@@ -61,9 +80,15 @@ EXPECTED = (
     f"one of {', '.join(PRESETS)}, or the original's flags, such as '--image_size 256"
     " --num_head_channels 64'"
 )
-# Options of precision and training.
 _IGNORED = ("use_fp16", "dropout", "use_checkpoint", "use_kl", "rescale_learned_sigmas")
-
+"""Options of precision and training."""
+_REFUSED: Mapping[str, str] = {
+    "timestep_respacing": "`steps` of the reverse process chooses the timesteps",
+    "rescale_timesteps": (
+        "leave it out with 1000 training steps, where it changes nothing; others are not supported"
+    ),
+}
+"""Options that change the chain, with the reason why they are refused."""
 
 Device = Annotated[
     str | None,
@@ -207,10 +232,10 @@ class DiffusionOptions(DenoiserOptions):
 
     @field_validator("batch_size", mode="before")
     @classmethod
-    def _is_a_size(cls, value: Any) -> Any:
-        if value != "auto" and (
-            isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**20
-        ):
+    def _is_a_size(cls, value: object) -> object:
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        is_size = value == "auto" or (is_integer and value in range(1, 2**20 + 1))
+        if not is_size:
             raise ValueError(
                 f"batch_size = {value!r}: expected 'auto', or an integer in 1 .. {2**20}"
             )
@@ -243,18 +268,19 @@ class GuidedDiffusionOptions(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _flag(cls, value: Any, info: Any) -> Any:
+    def _flag(cls, value: object, info: ValidationInfo) -> object:
         if value in (-1, "-1", ""):
             return None
-        is_list = isinstance(value, str) and info.field_name in (
-            "channel_mult",
-            "attention_resolutions",
-        )
-        return tuple(value.split(",")) if is_list else value
+        is_list = info.field_name in ("channel_mult", "attention_resolutions")
+        if isinstance(value, str) and is_list:
+            return tuple(value.split(","))
+        return value
 
 
 def read_options(
-    path: Path | None, preset: str | None, options: Mapping[str, Any]
+    path: Path | None,
+    preset: str | None,
+    options: Mapping[str, Any],  # of the user, checked by `GuidedDiffusionOptions`
 ) -> GuidedDiffusionOptions:
     """Options of a preset (by default the preset with the name of the file), overridden by the
     given options.
@@ -263,178 +289,162 @@ def read_options(
     invalid options.
     """
     if preset is None and not options and path is not None:
-        expect(
-            path.stem in PRESETS,
-            f"{path}: preset",
-            None,
-            f"{EXPECTED}; or a file with the name of a preset",
-        )
+        expected = f"{EXPECTED}; or a file with the name of a preset"
+        expect(path.stem in PRESETS, f"{path}: preset", None, expected)
         preset = path.stem
-    if preset is None or preset in PRESETS:
-        named = dict(PRESETS.get(preset or "", {}))
+    if preset is None:
+        named: Mapping[str, object] = {}
+    elif preset in PRESETS:
+        named = PRESETS[preset]
     else:
-        with reading(f"preset = {preset!r}", f"expected {EXPECTED}"):
-            tokens = [part for token in shlex.split(preset) for part in token.split("=", 1)]
-        expect(len(tokens) % 2 == 0, "preset", preset, EXPECTED)
-        named = {
-            name.removeprefix("--"): value
-            for name, value in zip(tokens[::2], tokens[1::2], strict=True)
-        }
-    given = {**named, **options}
-    refused = {
-        "timestep_respacing": "`steps` of the reverse process chooses the timesteps",
-        "rescale_timesteps": (
-            "leave it out with 1000 training steps, where it changes nothing; others are not"
-            " supported"
-        ),
-    }
-    for name, reason in refused.items():
-        value = given.pop(name, "")
+        named = _parsed_flags(preset)
+    declared: dict[str, Any] = {**named, **options}
+    for name, reason in _REFUSED.items():
+        value = declared.pop(name, "")
         expect(value in ("", "False", False), name, value, f"none; {reason}")
-    return GuidedDiffusionOptions(
-        **{name: value for name, value in given.items() if name not in _IGNORED}
-    )
+    for name in _IGNORED:
+        declared.pop(name, None)
+    return GuidedDiffusionOptions(**declared)
 
 
-class Conditioned(NamedTuple):
-    """The condition with which a model is run; for text-conditioned models, a label is the
-    number of a prompt.
-    """
+def _parsed_flags(text: str) -> dict[str, str]:
+    """Flags of the original's scripts, "--name value" or "--name=value"."""
+    tokens: list[str] = []
+    with reading(f"preset = {text!r}", f"expected {EXPECTED}"):
+        for token in shlex.split(text):
+            tokens += token.split("=", 1)
+    expect(len(tokens) % 2 == 0, "preset", text, EXPECTED)
+    names = [name.removeprefix("--") for name in tokens[::2]]
+    return dict(zip(names, tokens[1::2], strict=True))
 
-    # The label for no class, or for the null prompt, if the network is called with it.
+
+@dataclass(frozen=True)
+class Conditioned:
+    """The condition with which a network is run."""
+
     null_class: int | None = None
-    # Number of classes, or of prompts, if the network is called with labels.
+    """The label for no class, or for the null prompt, if the network is called with it."""
     num_classes: int | None = None
+    """Number of classes, or of prompts, if the network is called with labels."""
     guidance: float = 1.0
     words: str = ""
+    """The condition as text, for the description of a model."""
 
 
 UNCONDITIONAL = Conditioned()
 
 
 def conditioned_by(
-    asked: DenoiserOptions, model: Any, classes: int | None, null_class: int | None = None
+    options: DenoiserOptions,
+    model: object,
+    num_classes: int | None,
+    null_class: int | None = None,
 ) -> Conditioned:
-    """The condition of a network with `classes` classes (None for no classes) and, if it
-    declares one, a null class.
+    """The condition of a network with `num_classes` classes (None for no classes) and, if it
+    declares one, a null class; ValueError for options that do not fit. `model`: its name in errors.
     """
-    last = None if classes is None or classes < 2 else classes - 1
-    given = asked.null_class is not None
-    declares = given or null_class is not None
-    rules = (
-        ("prompt", asked.prompt is None, "None, as it takes no text"),
-        ("image_size", asked.image_size is None, "None, as it is not conditioned on texts"),
-        (
-            "guidance",
-            asked.guidance == 1 or asked.condition == "label",
-            "1, or condition = 'label', towards which it guides",
-        ),
-        ("null_class", not given or classes is not None, "None, as it has no classes"),
-        (
-            "null_class",
-            not given or null_class is None,
-            f"None, as it declares its null class itself, {null_class}",
-        ),
-        (
-            "null_class",
-            not given or asked.null_class == last,
-            f"the last of its {classes} classes, or a module:function",
-        ),
-        ("condition", asked.condition is None or classes is not None, "None, as it has no classes"),
-        (
-            "condition",
-            asked.condition != "null" or declares,
-            "'label' or None, as it declares no null class, or its null_class",
-        ),
-        (
-            "guidance",
-            asked.guidance == 1 or declares,
-            "1, as it declares no null class, or its null_class",
-        ),
-    )
-    _check(asked, model, rules)
-    if given:
-        classes, null_class = last, asked.null_class
-    if classes is None:
-        return Conditioned(None, None, 1.0, "unconditional")
-    if null_class is not None and asked.condition != "label":
-        return Conditioned(null_class, None, 1.0, f"null class {null_class}")
-    description = f"conditioned on the true label ({classes} classes)"
-    if asked.guidance == 1:
-        return Conditioned(None, classes, 1.0, description)
-    return Conditioned(
-        null_class,
-        classes,
-        float(asked.guidance),
-        f"{description} and guided with {asked.guidance:g}",
-    )
+
+    def require(is_allowed: bool, option: str, expected: str) -> None:
+        expect(is_allowed, f"the model {model}: {option}", getattr(options, option), expected)
+
+    is_unguided = options.guidance == 1
+    has_classes = num_classes is not None
+    has_null_class = null_class is not None or options.null_class is not None
+    require(options.prompt is None, "prompt", "None, as it takes no text")
+    require(options.image_size is None, "image_size", "None, as it is not conditioned on texts")
+    remedy = "1, or condition = 'label', towards which it guides"
+    require(is_unguided or options.condition == "label", "guidance", remedy)
+    if options.null_class is not None:
+        last = num_classes - 1 if num_classes is not None and num_classes > 1 else None
+        require(has_classes, "null_class", "None, as it has no classes")
+        remedy = f"None, as it declares its null class itself, {null_class}"
+        require(null_class is None, "null_class", remedy)
+        remedy = f"the last of its {num_classes} classes, or a module:function"
+        require(options.null_class == last, "null_class", remedy)
+    require(options.condition is None or has_classes, "condition", "None, as it has no classes")
+    remedy = "'label' or None, as it declares no null class, or its null_class"
+    require(options.condition != "null" or has_null_class, "condition", remedy)
+    remedy = "1, as it declares no null class, or its null_class"
+    require(is_unguided or has_null_class, "guidance", remedy)
+    if options.null_class is not None:
+        null_class = options.null_class
+        num_classes = null_class  # the null class is the last one
+    if num_classes is None:
+        return Conditioned(words="unconditional")
+    if null_class is not None and options.condition != "label":
+        return Conditioned(null_class, words=f"null class {null_class}")
+    words = f"conditioned on the true label ({num_classes} classes)"
+    if is_unguided:
+        return Conditioned(num_classes=num_classes, words=words)
+    words += f" and guided with {options.guidance:g}"
+    return Conditioned(null_class, num_classes, float(options.guidance), words)
 
 
 def prompted(
-    asked: DenoiserOptions, model: Any, count: int, prompts: str, distilled: str, takes_scale: bool
+    options: DenoiserOptions,
+    model: object,
+    num_prompts: int,
+    prompts: str,
+    distilled: str,
+    takes_scale: bool,
 ) -> Conditioned:
-    """The condition of a text-conditioned model with `count` different prompts, described by
-    `prompts`.
+    """The condition of a text-conditioned model with `num_prompts` different prompts, described by
+    `prompts`; ValueError for options that do not fit. `model`: its name in errors.
 
     `distilled`: "guidance", "step" or "". `takes_scale`: whether the network takes the scale of
     guidance as an input.
     """
-    guides = asked.guidance != 1 and not takes_scale
-    rules = (
-        ("condition", asked.condition is None, "None, as it has prompts, and no classes"),
-        ("null_class", asked.null_class is None, "None, as it has prompts, and no classes"),
-        (
-            "guidance",
-            not guides or distilled != "step",
-            "1, as it was distilled to make images in a few steps",
-        ),
-        ("guidance", not guides or bool(asked.prompt), "1, or a prompt, towards which it guides"),
-    )
-    _check(asked, model, rules)
-    prompts = f"with {prompts}"
+
+    def require(is_allowed: bool, option: str, expected: str) -> None:
+        expect(is_allowed, f"the model {model}: {option}", getattr(options, option), expected)
+
+    guides = options.guidance != 1 and not takes_scale
+    no_classes = "None, as it has prompts, and no classes"
+    require(options.condition is None, "condition", no_classes)
+    require(options.null_class is None, "null_class", no_classes)
+    remedy = "1, as it was distilled to make images in a few steps"
+    require(not guides or distilled != "step", "guidance", remedy)
+    remedy = "1, or a prompt, towards which it guides"
+    require(not guides or bool(options.prompt), "guidance", remedy)
+    words = f"with {prompts}"
     if distilled:
-        prompts += f", {distilled}-distilled: it has no unconditional law"
+        words += f", {distilled}-distilled: it has no unconditional law"
+    if guides:
+        words += f" and guided with {options.guidance:g}"
+        return Conditioned(num_prompts, num_prompts, float(options.guidance), words)
     if takes_scale:
-        prompts += f", told the guidance {asked.guidance:g}"
-    elif guides:
-        return Conditioned(
-            count, count, float(asked.guidance), f"{prompts} and guided with {asked.guidance:g}"
-        )
-    return Conditioned(None, count if count > 1 else None, 1.0, prompts)
+        words += f", told the guidance {options.guidance:g}"
+    return Conditioned(num_classes=num_prompts if num_prompts > 1 else None, words=words)
 
 
-def _check(asked: DenoiserOptions, model: Any, rules: tuple[tuple[str, bool, str], ...]) -> None:
-    """ValueError for the first option that is not allowed; `rules`: option, whether it is
-    allowed, what is expected instead.
-    """
-    for option, allowed, expected in rules:
-        expect(allowed, f"the model {model}: {option}", getattr(asked, option), expected)
-
-
-class Prompts(NamedTuple):
+@dataclass(frozen=True)
+class Prompts:
     """The prompts of a run."""
 
-    texts: tuple[str, ...]  # the different prompts, in the order of their first item
-    # For each item the number of its text; None if all items have the same.
+    texts: tuple[str, ...]
+    """The different prompts, in the order of their first items."""
     rows: tuple[int, ...] | None
-    encoders: str = ""  # digest of the text encoders
-    given: str = ""  # the user's option, a prompt or a file
+    """For each item the number of its text; None if all items have the same."""
+    encoders: str = ""
+    """Digest of the text encoders."""
+    option: str = ""
+    """The user's option: a prompt, or a file of prompts."""
 
-    def rows_of(self, items: Any) -> np.ndarray:
+    def rows_of(self, items: ArrayLike) -> np.ndarray:
         """Numbers of the texts of items, int64; ValueError if the file has no line for an item."""
         items = np.asarray(items)
         if self.rows is None:
             return np.zeros(len(items), np.int64)
         expected = f"a file with one line for each item, but it has {len(self.rows)}"
-        expect(items.max(initial=0) < len(self.rows), "prompt", self.given, expected)
+        expect(items.max(initial=0) < len(self.rows), "prompt", self.option, expected)
         return np.array(self.rows, np.int64)[items]
 
     @property
     def words(self) -> str:
-        """The prompts as text for a description."""
+        """The prompts as text, for the description of a model."""
         if self.rows is not None:
-            return f"{len(self.rows)} prompts of {Path(self.given).name}"
-        return f"the prompt {shown(self.given)}" if self.given else "the empty prompt"
+            return f"{len(self.rows)} prompts of {Path(self.option).name}"
+        return f"the prompt {shown(self.option)}" if self.option else "the empty prompt"
 
 
 def read_prompts(prompt: str) -> Prompts:
@@ -442,8 +452,9 @@ def read_prompts(prompt: str) -> Prompts:
     item.
     """
     if not prompt.endswith(".txt"):
-        return Prompts((prompt,), None, given=prompt)
+        return Prompts((prompt,), None, option=prompt)
     with reading(f"prompt = {shown(prompt)}", "expected a text file with one prompt a line"):
         lines = read_text(prompt).removesuffix("\n").split("\n")
     numbers = {text: row for row, text in enumerate(dict.fromkeys(lines))}
-    return Prompts(tuple(numbers), tuple(numbers[line] for line in lines), given=prompt)
+    rows = tuple(numbers[line] for line in lines)
+    return Prompts(tuple(numbers), rows, option=prompt)

@@ -36,13 +36,13 @@ _FORMS = (
 class DenoiserModel:
     """A user-defined denoising network with its noise schedule."""
 
-    network: Any
+    network: Callable[..., Any]  # gives a tensor, or an object with `.sample`
     """A `torch.nn.Module` or function, called as `network(noisy, timestep)` or, with `takes =
     "sigma"`, `network(noisy, sigma)`, and with labels int64 (batch,) as a third argument if
     `num_classes` is given. noisy: float32 (batch, channels, height, width); timestep and sigma:
     (batch,). Returns a tensor of the shape of `noisy`, or an object with `.sample`.
     """
-    scheduler: Any = None
+    scheduler: Any = None  # of diffusers, checked when it is loaded
     """A scheduler of diffusers with the noise schedule: one with `alphas_cumprod` such as
     DDPMScheduler, or FlowMatchEulerDiscreteScheduler. Its prediction type is not read. By
     default, for `takes = "sigma"` only, `edm_schedule()`.
@@ -69,8 +69,8 @@ class DenoiserModel:
         """The kind of prediction of the network; ValueError for an unknown one."""
         kinds: dict[str, Prediction] = {kind: kind for kind in get_args(Prediction)}
         kinds["edm"] = "x0"
-        known = f"one of {', '.join(map(repr, PREDICTIONS))}"
-        expect(self.predicts in kinds, "DenoiserModel.predicts", self.predicts, known)
+        expected = f"one of {', '.join(map(repr, PREDICTIONS))}"
+        expect(self.predicts in kinds, "DenoiserModel.predicts", self.predicts, expected)
         return kinds[self.predicts]
 
     @property
@@ -96,14 +96,16 @@ def edm_schedule(
     return cast(Scheduler, schedule)
 
 
-def denoiser_function(path: str) -> Callable[[], Any]:
+def denoiser_function(path: str) -> Callable[[], Any]:  # what a user's function returns
+    """The user's function "module:function"."""
     return import_function(path, f"model = {path!r}", _FORMS)
 
 
-def denoiser_from_function(path: str) -> tuple[DenoiserModel, bool]:
-    """The checked result of "module:function", and whether it is a pair (module, scheduler).
+def denoiser_from_function(path: str) -> DenoiserModel:
+    """The checked result of "module:function".
 
-    The scheduler of a pair declares the prediction type.
+    If it is a pair (module, scheduler), then `predicts` is empty, as the scheduler declares the
+    prediction type.
     """
     label = f"model = {path!r}"
     function = denoiser_function(path)
@@ -111,12 +113,13 @@ def denoiser_from_function(path: str) -> tuple[DenoiserModel, bool]:
         returned = function()
     if isinstance(returned, DenoiserModel):
         _check(label, returned)
-        return returned, False
+        return returned
     is_pair = isinstance(returned, tuple) and len(returned) == 2
     is_model = is_pair and isinstance(returned[0], nn.Module) and is_scheduler(returned[1])
     forms = "(torch.nn.Module, scheduler of diffusers), or a DenoiserModel"
     expect(is_model, f"{label}: what it gives", returned, forms)
-    return DenoiserModel(*returned, predicts=""), True
+    network, scheduler = returned
+    return DenoiserModel(network, scheduler, predicts="")
 
 
 def is_scheduler(value: object) -> bool:
@@ -239,7 +242,7 @@ class OwnNetwork(nn.Module):
 
     def __init__(
         self,
-        network: Callable[..., Any],
+        network: Callable[..., Any],  # gives a tensor, or an object with `.sample`
         label: str,
         dtype: torch.dtype,
         learned_variance: bool,
@@ -258,16 +261,22 @@ class OwnNetwork(nn.Module):
             # It may modify its inputs.
             output = self.network(noisy.clone(), *(tensor.clone() for tensor in arguments))
         output = getattr(output, "sample", output)
+        self._check(output, noisy)
+        return output
+
+    def _check(self, output: object, noisy: torch.Tensor) -> None:
+        """ValueError for an output that does not fit the noisy images."""
         count, channels, *size = noisy.shape
-        widths = (channels, 2 * channels) if self.learned_variance else (channels,)
-        shapes = [(count, width, *size) for width in widths]
+        shapes = [(count, channels, *size)]
+        if self.learned_variance:
+            shapes.append((count, 2 * channels, *size))
         expected = f"floating point numbers {' or '.join(map(str, shapes))}"
         where = f"{self.label}: output for noisy images {tuple(noisy.shape)}"
-        is_tensor = isinstance(output, torch.Tensor)
-        found = (output.dtype, tuple(output.shape)) if is_tensor else output
-        fits = is_tensor and tuple(output.shape) in shapes and output.is_floating_point()
-        expect(fits, where, found, expected)
-        return output
+        expect(isinstance(output, torch.Tensor), where, output, expected)
+        assert isinstance(output, torch.Tensor)
+        shape = tuple(output.shape)
+        fits = shape in shapes and output.is_floating_point()
+        expect(fits, where, (output.dtype, shape), expected)
 
     def compile(self, *args: object, **kwargs: object) -> None:
         """Compile the user's module; functions are not compiled."""

@@ -13,11 +13,12 @@ import hashlib
 import importlib
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
 import torch
@@ -28,8 +29,11 @@ from uturn.core.pieces import half_precision_words
 from uturn.corruption.schedulers import CONSISTENCY, Scheduler
 from uturn.networks.files import check_finite, fingerprint
 from uturn.networks.images.families import TEXT_PIPELINES, Family, family_of
+from uturn.networks.images.model import Shape
 from uturn.networks.images.own_denoisers import is_scheduler
 from uturn.networks.libraries import check_hub, fetching, library, reading, without_bars
+
+N = TypeVar("N", bound=nn.Module)
 
 TEXT_PARTS = (
     *("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"),
@@ -84,10 +88,15 @@ class Codec(nn.Module):
     centre: torch.Tensor
 
     def __init__(
-        self, network: Any, dtype: torch.dtype, scale: torch.Tensor, centre: torch.Tensor
+        self,
+        network: Any,  # an autoencoder of diffusers
+        dtype: torch.dtype,
+        scale: torch.Tensor,
+        centre: torch.Tensor,
     ) -> None:
         super().__init__()
-        self.network, self.dtype = network, dtype
+        self.network = network
+        self.dtype = dtype
         self.image_channels = int(network.config.in_channels)
         # Pixels of the image for each latent, along each axis: every block except the last halves
         # the image.
@@ -95,22 +104,30 @@ class Codec(nn.Module):
         self.register_buffer("scale", scale.reshape(1, -1, 1, 1))
         self.register_buffer("centre", centre.reshape(1, -1, 1, 1))
 
+    def image_shape(self, latent_shape: Shape) -> Shape:
+        """Shape of the images of latents."""
+        _, height, width = latent_shape
+        return self.image_channels, height * self.factor, width * self.factor
+
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         encoded = self.network.encode(images.to(self.dtype))
         z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return (z.float() - self.centre) * self.scale
+        latents: torch.Tensor = (z.float() - self.centre) * self.scale
+        return latents
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return self.network.decode(
-            (latents / self.scale + self.centre).to(self.dtype)
-        ).sample.float()
+        z = (latents / self.scale + self.centre).to(self.dtype)
+        images: torch.Tensor = self.network.decode(z).sample.float()
+        return images
 
 
 def read_folder(path: Path) -> Folder:
     """The folder of a pipeline, fetched from a hub if necessary, with its parts checked."""
     name = path.as_posix()
     if path.is_dir():
-        return _pipeline_folder(path, diffusers.DiffusionPipeline.load_config)
+        with _reading_index(path):
+            index = diffusers.DiffusionPipeline.load_config(name)
+        return _checked_folder(path, index)
     if path.parent.is_dir() or not is_hub_name(name):
         raise ValueError(
             f"{name}: no such folder or file; expected a pipeline's folder, a checkpoint, or"
@@ -119,10 +136,11 @@ def read_folder(path: Path) -> Folder:
     check_hub(name)
     with fetching(name):
         index = diffusers.DiffusionPipeline.load_config(name)
-    folder = _pipeline_folder(path, lambda _: index)  # check before gigabytes are fetched
+    folder = _checked_folder(path, index)  # before gigabytes are fetched
+    unused = dict.fromkeys(folder.left_out)
     with fetching(name):
-        unused = dict.fromkeys(folder.left_out)
-        return replace(folder, path=Path(diffusers.DiffusionPipeline.download(name, **unused)))
+        fetched = Path(diffusers.DiffusionPipeline.download(name, **unused))
+    return replace(folder, path=fetched)
 
 
 def is_hub_name(name: str) -> bool:
@@ -130,36 +148,46 @@ def is_hub_name(name: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
 
 
-def _pipeline_folder(path: Path, load_index: Callable[[str], Any]) -> Folder:
-    """The folder of a pipeline's index; ValueError if the pipeline cannot make U-turns."""
+def _reading_index(path: Path) -> AbstractContextManager[None]:
+    """Context in which errors are about the index of a pipeline, and say what is expected."""
     index_file = path / "model_index.json"
-    with reading(index_file.as_posix(), _PIPELINES + ("" if index_file.exists() else _ALONE)):
-        index = load_index(path.as_posix())
+    expected = _PIPELINES if index_file.exists() else _PIPELINES + _ALONE
+    return reading(index_file.as_posix(), expected)
+
+
+def _checked_folder(
+    path: Path,
+    index: Mapping[str, Any],  # JSON
+) -> Folder:
+    """The folder of a pipeline's index; ValueError if the pipeline cannot make U-turns."""
+    with _reading_index(path):
         parts: dict[str, str] = {}
         left_out = []
         for part, entry in index.items():
             if not isinstance(entry, list) or len(entry) != 2 or part.startswith("_"):
                 continue
-            library, kind = entry
+            library_name, kind = entry
             if kind is not None and part not in _UNUSED:
+                is_ours = library_name in ("diffusers", "transformers")
                 # A part of another library is of no known kind.
-                parts[part] = (
-                    str(kind) if library in ("diffusers", "transformers") else f"{library}.{kind}"
-                )
+                parts[part] = str(kind) if is_ours else f"{library_name}.{kind}"
             elif part.startswith((*_UNUSED, *_CONDITIONED)):
                 left_out.append(part)
         pipeline = str(index.get("_class_name"))
         takes_text = pipeline in TEXT_PIPELINES
         denoisers = [part for part in ("unet", "transformer") if part in parts]
         denoiser = denoisers[0] if denoisers else "unet or transformer"
+        family = family_of(pipeline) if takes_text else None
         for part in (denoiser, "vae", "vqvae", *parts):
             kind = parts.get(part)
-            allowed = _allowed_kinds(part, denoiser, family_of(pipeline) if takes_text else None)
+            allowed = _allowed_kinds(part, denoiser, family)
             not_conditioned = "a pipeline that is not conditioned on a text or an image"
             expected = " or ".join(allowed or ()) or not_conditioned
             is_allowed = kind is None or allowed is None or kind in allowed
             expect(is_allowed, f"the {part} of its {pipeline}", kind, expected)
-        needed = [denoiser, "scheduler", *(["vae"] if takes_text else [])]
+        needed = [denoiser, "scheduler"]
+        if takes_text:
+            needed.append("vae")
         expect(parts.keys() >= {*needed}, "its parts", ", ".join(parts), ", ".join(needed))
     return Folder(path, pipeline if takes_text else "", parts, denoiser, tuple(left_out))
 
@@ -180,37 +208,44 @@ def _allowed_kinds(part: str, denoiser: str, text_family: Family | None) -> tupl
 def load_codec(
     folder: Path, part: str, class_name: str, dtype: torch.dtype, channels: int
 ) -> Codec:
+    """The autoencoder of a pipeline; ValueError if its latents do not have the `channels` that the
+    denoiser takes.
+    """
     network = load_part(folder, part, class_name)
     config = network.config
     latent_channels = config.get("vq_embed_dim") or config.latent_channels
+    where = f"{folder}: channels of the {part}"
     fits = latent_channels == channels
-    expect(
-        fits,
-        f"{folder}: channels of the {part}",
-        latent_channels,
-        f"{channels}, as the denoiser takes",
-    )
-    # A VQModel without this option predates it: its latents are not scaled, and the default of the
-    # class is wrong.
-    unscaled = class_name == "VQModel" and "scaling_factor" in config.get("_use_default_values", ())
-    scale = torch.tensor(1.0 if unscaled else config.scaling_factor)
+    expect(fits, where, latent_channels, f"{channels}, as the denoiser takes")
+    is_quantised = class_name == "VQModel"
+    defaults = config.get("_use_default_values", ())
+    scale = torch.tensor(config.scaling_factor)
+    if is_quantised and "scaling_factor" in defaults:
+        # The model predates this option: its latents are not scaled, and the default of the class
+        # is wrong.
+        scale = torch.tensor(1.0)
     centre = torch.tensor(config.get("shift_factor") or 0.0)
     if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-        centre, scale = torch.tensor(config.latents_mean), scale / torch.tensor(config.latents_std)
+        centre = torch.tensor(config.latents_mean)
+        scale = scale / torch.tensor(config.latents_std)
     # Float32, since rounding changes the nearest code, and activations of many autoencoders
     # overflow in half precision.
-    if class_name == "VQModel" or (dtype == torch.float16 and config.get("force_upcast")):
+    overflows = dtype == torch.float16 and config.get("force_upcast")
+    if is_quantised or overflows:
         dtype = torch.float32
     return Codec(in_dtype(network, dtype), dtype, scale.float(), centre.float())
 
 
-def load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype | None = None) -> Any:
+def load_part(
+    folder: Path, part: str, class_name: str, dtype: torch.dtype | None = None
+) -> Any:  # a model of diffusers or transformers
     """A network of a pipeline in float32, checked for missing and non-finite weights; `dtype`
     loads it in that precision.
     """
-    source = "transformers" if class_name in TEXT_PARTS else "diffusers"
-    options: dict[str, Any] = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
-    if source == "transformers":
+    source = "diffusers"
+    options: dict[str, object] = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+    if class_name in TEXT_PARTS:
+        source = "transformers"
         options = {"dtype": dtype}
     elif dtype is not None:
         # Loaded directly in this dtype, without a second copy in memory.
@@ -218,7 +253,8 @@ def load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype | Non
     # Old pipelines store their only network beside the index.
     where = folder / part if (folder / part).is_dir() else folder
     with reading(f"{where}: the {part}", "fetch or write the folder again"):
-        network, report = getattr(importlib.import_module(source), class_name).from_pretrained(
+        kind = getattr(importlib.import_module(source), class_name)
+        network, report = kind.from_pretrained(
             str(where),
             # Otherwise .bin, read as weights only.
             use_safetensors=any(where.glob("*.safetensors*")),
@@ -227,59 +263,56 @@ def load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype | Non
             local_files_only=True,
         )
         missing = sorted(report["missing_keys"])
-        expect(
-            not missing,
-            "missing weights",
-            missing[:2],
-            "none, as the library fills them with random numbers",
-        )
+        expected = "none, as the library fills them with random numbers"
+        expect(not missing, "missing weights", missing[:2], expected)
         check_finite(network.state_dict())
     # Old files may contain position indices 0, 1, .., or further buffers of older versions of
     # diffusers.
-    if extra := sorted(
-        key for key in report["unexpected_keys"] if not key.endswith("position_ids")
-    ):
-        said = (
-            f"{len(extra)} weights in the file are not of the {part} and are left out, such as"
-            f" {extra[0]}"
-        )
-        warnings.warn(f"{where}: {said}", stacklevel=2)
+    extra = sorted(key for key in report["unexpected_keys"] if not key.endswith("position_ids"))
+    if extra:
+        count = f"{len(extra)} weights in the file are not of the {part}"
+        text = f"{where}: {count} and are left out, such as {extra[0]}"
+        warnings.warn(text, stacklevel=2)
     return network
 
 
-def load_scheduler(folder: Path, class_name: str) -> Any:
+def load_scheduler(
+    folder: Path, class_name: str
+) -> Any:  # a scheduler of diffusers, which has further options to register
     where = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
     with reading(
         f"{where}: the scheduler",
         "expected a scheduler of diffusers such as DDPMScheduler; fetch or write it again",
     ):
         kind: Any = getattr(diffusers, class_name, None)
-        expect(
-            isinstance(kind, type) and is_scheduler(kind),
-            "its class",
-            class_name,
-            "one with step() and add_noise()",
-        )
+        is_class = isinstance(kind, type) and is_scheduler(kind)
+        expect(is_class, "its class", class_name, "one with step() and add_noise()")
         return kind.from_pretrained(str(where), local_files_only=True)
 
 
-def in_dtype(network: Any, dtype: torch.dtype) -> Any:
+_TIMESTEP_EMBEDDINGS = {
+    "time_proj": ("time_embedding_type", "fourier"),
+    "class_embedding": ("class_embed_type", "timestep"),
+}
+"""Modules that embed numbers: {module: (option, its value if they do)}."""
+
+
+def in_dtype(network: N, dtype: torch.dtype) -> N:
     """The network in `dtype`, except modules that embed numbers such as timesteps, which `dtype`
     would round.
     """
     config = getattr(network, "config", {})
-    of_timesteps = {
-        "time_proj": ("time_embedding_type", "fourier"),
-        "class_embedding": ("class_embed_type", "timestep"),
-    }
     for name, part in network.named_children():
-        option, kind = of_timesteps.get(name, ("", ""))
-        if not option or config.get(option) != kind:
+        embeds_numbers = False
+        if name in _TIMESTEP_EMBEDDINGS:
+            option, value = _TIMESTEP_EMBEDDINGS[name]
+            embeds_numbers = config.get(option) == value
+        if not embeds_numbers:
             part.to(dtype)
     return network
 
 
-def for_inference(module: Any, device: torch.device, offload: bool = False) -> Any:
+def for_inference(module: N, device: torch.device, offload: bool = False) -> N:
     """A module on a device, without gradients; with `offload`, each layer is moved to the device
     when needed.
     """
@@ -287,20 +320,30 @@ def for_inference(module: Any, device: torch.device, offload: bool = False) -> A
     if offload:
         # Otherwise diffusers would fail only at the first call.
         library("accelerate", "offload = True")
-        kinds: dict[str, Any] = {
-            "onload_device": device,
-            "offload_device": torch.device("cpu"),
-            "offload_type": "leaf_level",
-        }
-        diffusers.hooks.apply_group_offloading(  # type: ignore[attr-defined]
-            module, **kinds, use_stream=device.type == "cuda"
+        hooks: Any = diffusers.hooks  # which has no types
+        hooks.apply_group_offloading(
+            module,
+            onload_device=device,
+            offload_device=torch.device("cpu"),
+            offload_type="leaf_level",
+            use_stream=device.type == "cuda",
         )
         return module
     module = module.to(device)
     if device.type == "cuda" and any(isinstance(part, nn.Conv2d) for part in module.modules()):
         # The faster layout for convolutions on GPUs.
-        module = module.to(memory_format=torch.channels_last)
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Texts as a pipeline encodes them, on the CPU."""
+
+    tables: Mapping[str, torch.Tensor]
+    """"text" (texts, tokens, width) and, if the pipeline has it, "pooled" (texts, width)."""
+    digest: str
+    """Digest of encoders and tokens (hexadecimal)."""
 
 
 def encoded(
@@ -309,76 +352,78 @@ def encoded(
     device: torch.device,
     dtype: torch.dtype,
     offload: bool = False,
-) -> tuple[dict[str, torch.Tensor], str]:
-    """Texts as the pipeline encodes them, on the CPU, and a digest of encoders and tokens
-    (hexadecimal).
+) -> EncodedTexts:
+    """Texts as the pipeline encodes them.
 
-    {"text": (texts, tokens, width), "pooled": (texts, width) if the pipeline has one}. The empty
-    text is encoded like a missing prompt in the pipeline. The encoders are loaded here and freed at
-    the end.
+    The empty text is encoded like a missing prompt in the pipeline. The encoders are loaded here
+    and freed at the end.
     """
     different = list(dict.fromkeys(text for text in texts if text))
-    batches = [different[k : k + _AT_ONCE] for k in range(0, len(different), _AT_ONCE)] + [[""]] * (
-        "" in texts
-    )
+    batches = [different[first : first + _AT_ONCE] for first in range(0, len(different), _AT_ONCE)]
+    if "" in texts:
+        batches.append([""])
     rows = {text: row for row, text in enumerate([*different, ""])}
-    of_transformers = library(
-        "transformers.utils.logging", f"{folder.path} is a {folder.pipeline}, which"
-    )
+    needs = f"{folder.path} is a {folder.pipeline}, which"
+    of_transformers = library("transformers.utils.logging", needs)
     of_diffusers = importlib.import_module("diffusers.utils.logging")
     with without_bars(of_diffusers, of_transformers), torch.inference_mode():
-        encoders = {
-            part: for_inference(load_part(folder.path, part, class_name, dtype), device, offload)
-            for part, class_name in folder.parts.items()
-            if class_name in TEXT_PARTS and "Tokenizer" not in class_name
-        }
-        with reading(
-            f"{folder.path}: the text encoders and tokenizers", "fetch or write them again"
-        ):
+        encoders = {}
+        for part, class_name in folder.parts.items():
+            if class_name in TEXT_PARTS and "Tokenizer" not in class_name:
+                encoders[part] = for_inference(
+                    load_part(folder.path, part, class_name, dtype), device, offload
+                )
+        where = f"{folder.path}: the text encoders and tokenizers"
+        with reading(where, "fetch or write them again"):
             pipeline = _text_pipeline(folder, encoders, dtype)
-            parts = [_encoded(pipeline, batch, device) for batch in batches]
-            tokens = [
-                part(list(rows))["input_ids"]
-                for name, part in pipeline.components.items()
-                if "tokenizer" in name and part
-            ]
-        facts = [
-            sorted(encoders),
-            *map(fingerprint, encoders.values()),
-            tokens,
-            dict(pipeline.config).get(_ZEROS),
-        ]
+            encoded_batches = [_encoded(pipeline, batch, device) for batch in batches]
+            tokens = []
+            for name, part in pipeline.components.items():
+                if "tokenizer" in name and part:
+                    tokens.append(part(list(rows))["input_ids"])
+        facts: list[object] = [sorted(encoders)]
+        facts += map(fingerprint, encoders.values())
+        facts += [tokens, dict(pipeline.config).get(_ZEROS)]
     order = [rows[text] for text in texts]
-    tables = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
-    if not all(bool(table.isfinite().all()) for table in tables.values()):
-        raise ValueError(
-            f"{folder.path}: the text encoders give NaN or infinity{half_precision_words(dtype)}"
-        )
+    tables = {}
+    for name in encoded_batches[0]:
+        table = torch.cat([batch[name] for batch in encoded_batches])[order]
+        if not table.isfinite().all():
+            advice = half_precision_words(dtype)
+            raise ValueError(f"{folder.path}: the text encoders give NaN or infinity{advice}")
+        tables[name] = table
     del pipeline, encoders
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return tables, hashlib.sha256(repr(facts).encode()).hexdigest()
+    return EncodedTexts(tables, hashlib.sha256(repr(facts).encode()).hexdigest())
 
 
-def _text_pipeline(folder: Folder, encoders: dict[str, Any], dtype: torch.dtype) -> Any:
-    used = {part for part, class_name in folder.parts.items() if class_name in TEXT_PARTS}
-    others = {
-        part for part in (*folder.parts, *folder.left_out, "image_encoder") if part not in used
-    }
-    pipeline = getattr(diffusers, folder.pipeline).from_pretrained(
+def _text_pipeline(
+    folder: Folder, encoders: Mapping[str, nn.Module], dtype: torch.dtype
+) -> Any:  # a pipeline of diffusers
+    """The pipeline of a folder with its text encoders alone."""
+    others = {"image_encoder"}
+    for part in (*folder.parts, *folder.left_out):
+        if folder.parts.get(part) not in TEXT_PARTS:
+            others.add(part)
+    kind = getattr(diffusers, folder.pipeline)
+    pipeline = kind.from_pretrained(
         str(folder.path), local_files_only=True, **dict.fromkeys(others), **encoders
     )
     denoiser = getattr(diffusers, folder.parts[folder.denoiser])
     config = denoiser.load_config(str(folder.path / folder.denoiser), local_files_only=True)
     # Read for its sizes.
-    setattr(
-        pipeline, folder.denoiser, SimpleNamespace(config=SimpleNamespace(**config), dtype=dtype)
-    )
+    sizes = SimpleNamespace(config=SimpleNamespace(**config), dtype=dtype)
+    setattr(pipeline, folder.denoiser, sizes)
     return pipeline
 
 
-def _encoded(pipeline: Any, texts: list[str], device: torch.device) -> dict[str, torch.Tensor]:
+def _encoded(
+    pipeline: Any,  # of diffusers
+    texts: list[str],
+    device: torch.device,
+) -> dict[str, torch.Tensor]:
     """{"text", "pooled"} of texts, or of the null prompt if the only text is empty."""
     family = family_of(type(pipeline).__name__)
     options: dict[str, object] = {"device": device, "num_images_per_prompt": 1}
@@ -394,15 +439,18 @@ def _encoded(pipeline: Any, texts: list[str], device: torch.device) -> dict[str,
     return {name: table.cpu() for name, table in zip(("text", "pooled"), tables, strict=False)}
 
 
-def takes_guidance(network: Any) -> bool:
+def takes_guidance(network: Any) -> bool:  # a model of diffusers
     """Whether the network was distilled from guided predictions and takes the scale as an input."""
-    return (
-        bool(network.config.get("guidance_embeds"))
-        or network.config.get("time_cond_proj_dim") is not None
-    )
+    embeds_guidance = bool(network.config.get("guidance_embeds"))
+    return embeds_guidance or network.config.get("time_cond_proj_dim") is not None
 
 
-def distillation(network: Any, scheduler: Scheduler, path: Path, family: Family) -> str:
+def distillation(
+    network: Any,  # a model of diffusers
+    scheduler: Scheduler,
+    path: Path,
+    family: Family,
+) -> str:
     """The kind of distillation of a model, "guidance" or "step", by its inputs, its scheduler
     and its name; "" if none shows.
     """
@@ -416,14 +464,19 @@ def distillation(network: Any, scheduler: Scheduler, path: Path, family: Family)
     return "step" if family.is_distilled_without_shift and is_fixed else ""
 
 
-def latent_channels(network: Any, family: Family) -> int:
+def latent_channels(network: Any, family: Family) -> int:  # a model of diffusers
     """Channels of a denoiser's latents."""
     return int(network.config.in_channels) // family.packing**2
 
 
-def latents_of(network: Any, family: Family, scale: int, size: int | None) -> tuple[int, int, int]:
-    """(channels, height, width) of the latents, `scale` pixels each, of images of `size` pixels,
-    by default those of training.
+def latents_of(
+    network: Any,  # a model of diffusers
+    family: Family,
+    scale: int,
+    size: int | None,
+) -> Shape:
+    """Shape of the latents, `scale` pixels each, of images of `size` pixels, by default the size of
+    training.
     """
     config = network.config
     # FLUX networks do not state it; their pipelines use 128.
@@ -435,7 +488,7 @@ def latents_of(network: Any, family: Family, scale: int, size: int | None) -> tu
         size = height * scale
     fits = size >= unit and size % unit == 0
     expect(fits, "image_size", size, f"a multiple of {unit} pixels, as its networks take")
-    most = config.get("pos_embed_max_size") or size
-    known = f"at most {most * unit} pixels, as the denoiser takes"
-    expect(size <= most * unit, "image_size", size, known)
+    limit = config.get("pos_embed_max_size") or size
+    expected = f"at most {limit * unit} pixels, as the denoiser takes"
+    expect(size <= limit * unit, "image_size", size, expected)
     return latent_channels(network, family), size // scale, size // scale

@@ -7,7 +7,7 @@ Only weights and plain JSON are read from files, nothing is unpickled.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,18 @@ from torch import nn
 
 from uturn.core.checks import checked_path, expect
 from uturn.core.imports import is_import_path
-from uturn.corruption.schedulers import PipelineTimesteps, is_flow_match
+from uturn.corruption.schedulers import PipelineTimesteps, Scheduler, is_flow_match
 from uturn.networks.images import pipelines
 from uturn.networks.images.guided_diffusion import (
     CHECKPOINTS,
     guided_diffusion_scheduler,
     load_guided_diffusion,
 )
+from uturn.networks.images.model import ImageModel, Shape, shape_of
 from uturn.networks.images.options import (
     UNCONDITIONAL,
     Conditioned,
     DenoiserOptions,
-    Prompts,
     conditioned_by,
     prompted,
     read_prompts,
@@ -42,37 +42,8 @@ from uturn.networks.images.own_denoisers import (
 from uturn.networks.libraries import checked_device
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pretrained:
-    """A diffusion model with its scheduler, its codec and its shapes."""
-
-    model: Any
-    """`DenoisingNetwork`, called as `model(noisy, timestep)`, or with labels if `num_classes` is
-    not None.
-    """
-    scheduler: Any
-    """The scheduler stored with the model: noise schedule and prediction type."""
-    codec: Any | None = None
-    """`Codec`, which maps between images and latents, for models that denoise latents."""
-    image_shape: tuple[int, int, int] | None
-    latent_shape: tuple[int, int, int] | None = None
-    """(channels, height, width) of the images and, with a codec, of the latents; None if the
-    files do not state them.
-    """
-    num_classes: int | None
-    """Number of classes, if the model is run with the true label; number of prompts, if there
-    are several or guidance is used.
-    """
-    description: str
-    device: torch.device
-    prompts: Prompts | None = None
-    """The prompts of a text-conditioned model; a label is then the number of a prompt."""
-    timesteps: PipelineTimesteps | None = None
-    """The pipeline's own rule for timesteps, if it has one."""
-
-
 class _Options(DenoiserOptions):
-    """The options of `load_pretrained` in the form used by the readers."""
+    """The options of `load_pretrained` in the form that the readers use."""
 
     @cached_property
     def where(self) -> torch.device:
@@ -82,11 +53,10 @@ class _Options(DenoiserOptions):
     def precision(self) -> torch.dtype:
         return getattr(torch, self.dtype)
 
-    def loaded(self, network: DenoisingNetwork, **about: Any) -> Pretrained:
-        model = pipelines.for_inference(network, self.where, self.offload)
-        return Pretrained(
-            model=model, num_classes=network.condition.num_classes, device=self.where, **about
-        )
+    def placed(self, network: DenoisingNetwork) -> DenoisingNetwork:
+        """The network on the device, without gradients."""
+        placed: DenoisingNetwork = pipelines.for_inference(network, self.where, self.offload)
+        return placed
 
 
 class DenoisingNetwork(nn.Module):
@@ -161,7 +131,10 @@ class DenoisingNetwork(nn.Module):
         return prediction
 
 
-def load_pretrained(path: str | os.PathLike[str], **options: Any) -> Pretrained:
+def load_pretrained(
+    path: str | os.PathLike[str],
+    **options: Any,  # the fields of DenoiserOptions, which are checked there
+) -> ImageModel:
     """Read a diffusion model, in evaluation mode and without gradients.
 
     `path`: a folder written by `DiffusionPipeline.save_pretrained`, a hub id `owner/name`, a
@@ -172,160 +145,153 @@ def load_pretrained(path: str | os.PathLike[str], **options: Any) -> Pretrained:
     """
     asked = _Options.model_validate(options)
     path = Path(checked_path("path", path))
-    read = (
-        _read_own
-        if is_import_path(str(path))
-        else _read_checkpoint
-        if path.is_file()
-        else _read_folder
-    )
-    is_used = asked.preset is None or read is _read_checkpoint
-    expect(
-        is_used,
-        "preset",
-        asked.preset,
-        f"None: it is only for checkpoints of guided-diffusion, and {path} is none",
-    )
-    model = read(path, asked)
+    is_function = is_import_path(str(path))
+    is_checkpoint = not is_function and path.is_file()
+    expected = f"None: it is only for checkpoints of guided-diffusion, and {path} is none"
+    expect(asked.preset is None or is_checkpoint, "preset", asked.preset, expected)
+    if is_function:
+        model = _read_own(path, asked)
+    elif is_checkpoint:
+        model = _read_checkpoint(path, asked)
+    else:
+        model = _read_folder(path, asked)
     if asked.compile:
-        network = model.model.network if model.prompts is None else model.model.network.network
+        network = model.network.network  # type: ignore[attr-defined]  # a `DenoisingNetwork`
+        if model.prompts is not None:
+            network = network.network
         network.compile()  # in place, to keep the names of the weights
     return model
 
 
-def _read_checkpoint(path: Path, options: _Options) -> Pretrained:
+def _read_checkpoint(path: Path, options: _Options) -> ImageModel:
     kinds = f"a checkpoint ({', '.join(CHECKPOINTS)}), or a folder in diffusers' layout; {ADVICE}"
     expect(path.suffix in CHECKPOINTS, "the file", str(path), kinds)
     network = load_guided_diffusion(path, options.preset)
     pipelines.in_dtype(network.unet, options.precision)
     conditioned = conditioned_by(options, path, network.num_classes)
-    return options.loaded(
-        DenoisingNetwork(network, options.precision, conditioned),
-        scheduler=guided_diffusion_scheduler(**network.options),
+    return ImageModel(
+        options.placed(DenoisingNetwork(network, options.precision, conditioned)),
+        guided_diffusion_scheduler(**network.options),
         image_shape=shape_of(network.config),
+        num_classes=conditioned.num_classes,
+        device=options.where,
         description=f"guided-diffusion UNet, {conditioned.words}",
     )
 
 
-def _read_own(path: Path, options: _Options) -> Pretrained:
+def _read_own(path: Path, options: _Options) -> ImageModel:
     name = str(path)
-    denoiser, is_pair = denoiser_from_function(name)
-    conversion = None if is_pair else Conversion(denoiser)
-    shape = shape_of(getattr(denoiser.network, "config", None)) if is_pair else denoiser.image_shape
-    kind = getattr(denoiser.network, "__name__", type(denoiser.network).__name__)
+    denoiser = denoiser_from_function(name)
+    is_pair = denoiser.predicts == ""
+    scheduler: Scheduler = denoiser.scheduler
+    conversion = None
+    shape = denoiser.image_shape
+    if is_pair:
+        shape = shape_of(getattr(denoiser.network, "config", None))
+    else:
+        conversion = Conversion(denoiser)
+        scheduler = conversion.scheduler
     conditioned = conditioned_by(options, name, denoiser.num_classes, denoiser.null_class)
     network = OwnNetwork(
         denoiser.network, f"model = {name!r}", options.precision, learned_variance=is_pair
     )
+    kind = getattr(denoiser.network, "__name__", type(denoiser.network).__name__)
     predicts = f"predicts {denoiser.predicts}, " if denoiser.predicts else ""
-    loaded = options.loaded(
-        DenoisingNetwork(network, torch.float32, conditioned, conversion),
-        scheduler=denoiser.scheduler if conversion is None else conversion.scheduler,
+    model = ImageModel(
+        options.placed(DenoisingNetwork(network, torch.float32, conditioned, conversion)),
+        scheduler,
         image_shape=None if shape is None else (shape[0], shape[1], shape[2]),
+        num_classes=conditioned.num_classes,
+        device=options.where,
         description=f"{kind}, {predicts}{conditioned.words}",
     )
-    if loaded.image_shape is not None:
-        _try(loaded, name)
-    return loaded
+    if model.image_shape is not None:
+        _try(model, model.image_shape, options.where, name)
+    return model
 
 
-def _try(loaded: Pretrained, name: str) -> None:
-    """ValueError if a call with two images of noise fails or returns numbers that are not
-    finite.
-    """
-    generator, device = torch.Generator().manual_seed(0), loaded.device
-    noisy = torch.randn(2, *(loaded.image_shape or ()), generator=generator).to(device)
-    timestep = torch.full((2,), loaded.scheduler.config.num_train_timesteps // 2, device=device)
-    labels = (
-        ()
-        if loaded.num_classes is None
-        else (torch.tensor([0, loaded.num_classes - 1], device=device),)
-    )
+def _try(model: ImageModel, shape: Shape, device: torch.device, name: str) -> None:
+    """ValueError if a call with two images of noise fails or gives numbers that are not finite."""
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.randn(2, *shape, generator=generator).to(device)
+    middle = model.scheduler.config.num_train_timesteps // 2
+    inputs = [noisy, torch.full((2,), middle, device=device)]
+    if model.num_classes is not None:
+        inputs.append(torch.tensor([0, model.num_classes - 1], device=device))
     with torch.inference_mode():
-        output = loaded.model(noisy, timestep, *labels)
-    bad, at = (
-        int((~output.isfinite()).sum()),
-        f"output for two images of noise at timestep {int(timestep[0])}",
-    )
-    expect(
-        not bad,
-        f"model = {name!r}: {at}: numbers that are not finite",
-        bad,
-        "none; check its weights, and dtype",
-    )
+        output = model.network(*inputs)
+    bad = int((~output.isfinite()).sum())
+    where = f"model = {name!r}: output for two images of noise at timestep {middle}"
+    remedy = "none; check its weights, and dtype"
+    expect(not bad, f"{where}: numbers that are not finite", bad, remedy)
 
 
-def _read_folder(path: Path, options: _Options) -> Pretrained:
+def _read_folder(path: Path, options: _Options) -> ImageModel:
     folder = pipelines.read_folder(path)
     if folder.pipeline:
         return _read_text_folder(path, folder, options)
-    network, classes, null_class = _denoiser(folder)
-    conditioned = conditioned_by(options, path, classes, null_class)
+    loaded = _pipeline_network(folder)
+    conditioned = conditioned_by(options, path, loaded.num_classes, loaded.null_class)
     scheduler = pipelines.load_scheduler(folder.path, folder.parts["scheduler"])
-    latent = next((name for name in ("vae", "vqvae") if name in folder.parts), None)
-    inputs, shape = _checked_channels(path, network.config), shape_of(network.config)
-    codec, image_shape, description = None, shape, f"{type(network).__name__}, {conditioned.words}"
-    if latent is not None:
+    network = loaded.network
+    channels = _checked_channels(path, network.config)
+    shape = shape_of(network.config)
+    image_shape = shape
+    codec = None
+    description = f"{type(network).__name__}, {conditioned.words}"
+    autoencoder = next((part for part in ("vae", "vqvae") if part in folder.parts), None)
+    if autoencoder is not None:
         codec = pipelines.load_codec(
-            folder.path, latent, folder.parts[latent], options.precision, inputs
+            folder.path, autoencoder, folder.parts[autoencoder], options.precision, channels
         )
-        image_shape = (
-            None
-            if shape is None
-            else (codec.image_channels, shape[1] * codec.factor, shape[2] * codec.factor)
-        )
+        image_shape = None if shape is None else codec.image_shape(shape)
         description += f", in the latents of {type(codec.network).__name__}"
         _unclip(scheduler)
         codec = pipelines.for_inference(codec, options.where)
-    return options.loaded(
-        DenoisingNetwork(
-            pipelines.in_dtype(network, options.precision), options.precision, conditioned
-        ),
-        scheduler=scheduler,
-        codec=codec,
+    network = pipelines.in_dtype(network, options.precision)
+    return ImageModel(
+        options.placed(DenoisingNetwork(network, options.precision, conditioned)),
+        scheduler,
         image_shape=image_shape,
+        codec=codec,
         latent_shape=None if codec is None else shape,
+        num_classes=conditioned.num_classes,
+        device=options.where,
         description=description,
     )
 
 
-def _unclip(scheduler: Any) -> None:
+def _unclip(scheduler: Any) -> None:  # diffusers' registration of options has no types
     """Turn off clipping to [-1, 1], which is wrong for latents, in this scheduler and in those
     made from its configuration.
     """
     if is_flow_match(scheduler):
         return
     # Options listed there would be reset to the default of the class.
-    defaults = [
-        name for name in scheduler.config.get("_use_default_values", []) if name != "clip_sample"
-    ]
+    defaults = list(scheduler.config.get("_use_default_values", []))
+    if "clip_sample" in defaults:
+        defaults.remove("clip_sample")
     scheduler.register_to_config(clip_sample=False, _use_default_values=defaults)
 
 
-def _checked_channels(path: Path, config: Any) -> int:
+def _checked_channels(path: Path, config: Any) -> int:  # a configuration of diffusers
     """The channels that a denoiser takes; ValueError if it reads more than the noisy image."""
-    inputs, outputs = config.in_channels, config.out_channels or config.in_channels
-    expected = (
-        f"as many as the {inputs} that it takes, or twice as many; others read more than the noisy"
-        " image"
-    )
-    expect(
-        outputs in (inputs, 2 * inputs),
-        f"{path}: channels that the denoiser gives",
-        outputs,
-        expected,
-    )
+    inputs = config.in_channels
+    outputs = config.out_channels or inputs
+    is_denoiser = outputs in (inputs, 2 * inputs)
+    where = f"{path}: channels that the denoiser gives"
+    known = f"as many as the {inputs} that it takes, or twice as many"
+    expect(is_denoiser, where, outputs, f"{known}; others read more than the noisy image")
     return int(inputs)
 
 
-def _read_text_folder(path: Path, folder: pipelines.Folder, options: _Options) -> Pretrained:
+def _read_text_folder(path: Path, folder: pipelines.Folder, options: _Options) -> ImageModel:
     """A text-conditioned model; texts are encoded before the denoiser is loaded, to save memory."""
     prompts = read_prompts(options.prompt or "")
-    # The null prompt comes last.
-    wanted = [*prompts.texts, *([""] if options.guidance != 1 else [])]
-    tables, encoders = pipelines.encoded(
-        folder, wanted, options.where, options.precision, options.offload
-    )
+    texts = list(prompts.texts)
+    if options.guidance != 1:
+        texts.append("")  # the null prompt comes last
+    encoded = pipelines.encoded(folder, texts, options.where, options.precision, options.offload)
     network = pipelines.load_part(
         folder.path, folder.denoiser, folder.parts[folder.denoiser], options.precision
     )
@@ -338,59 +304,53 @@ def _read_text_folder(path: Path, folder: pipelines.Folder, options: _Options) -
     codec = pipelines.load_codec(
         folder.path, "vae", folder.parts["vae"], options.precision, channels
     )
-    shape = pipelines.latents_of(network, folder.family, codec.factor, options.image_size)
+    latent_shape = pipelines.latents_of(network, folder.family, codec.factor, options.image_size)
+    image_shape = codec.image_shape(latent_shape)
     _unclip(scheduler)
-    size = shape[1] * codec.factor
     scale = options.guidance if takes_scale else 1.0
     network = pipelines.in_dtype(network, options.precision)
-    denoiser = folder.family.network(network, tables, size, scale)
+    denoiser = folder.family.network(network, encoded.tables, image_shape[1], scale)
     kind = folder.pipeline.removesuffix("Pipeline")
-    return options.loaded(
-        DenoisingNetwork(denoiser, options.precision, conditioned),
-        scheduler=scheduler,
+    autoencoder = type(codec.network).__name__
+    _, height, width = latent_shape
+    return ImageModel(
+        options.placed(DenoisingNetwork(denoiser, options.precision, conditioned)),
+        scheduler,
+        image_shape=image_shape,
         codec=pipelines.for_inference(codec, options.where),
-        image_shape=(codec.image_channels, size, size),
-        latent_shape=shape,
-        description=(
-            f"{kind}, {conditioned.words}, in the latents of {type(codec.network).__name__}"
-        ),
-        prompts=prompts._replace(encoders=encoders),
-        timesteps=PipelineTimesteps(folder.family.even_sigmas, (shape[1] // 2) * (shape[2] // 2)),
+        latent_shape=latent_shape,
+        num_classes=conditioned.num_classes,
+        prompts=replace(prompts, encoders=encoded.digest),
+        timesteps=PipelineTimesteps(folder.family.even_sigmas, (height // 2) * (width // 2)),
+        device=options.where,
+        description=f"{kind}, {conditioned.words}, in the latents of {autoencoder}",
     )
 
 
-def _denoiser(folder: pipelines.Folder) -> tuple[Any, int | None, int | None]:
-    """The network, its number of classes (None for no classes), and its null class if the files
-    declare one.
-    """
+@dataclass(frozen=True)
+class _PipelineNetwork:
+    """The denoising network of a pipeline that is not conditioned on texts."""
+
+    network: Any  # a model of diffusers
+    num_classes: int | None = None
+    """None without classes."""
+    null_class: int | None = None
+    """None if the files do not declare one."""
+
+
+def _pipeline_network(folder: pipelines.Folder) -> _PipelineNetwork:
     network = pipelines.load_part(folder.path, folder.denoiser, folder.parts[folder.denoiser])
     config = network.config
-    if type(network).__name__ == "DiTTransformer2DModel":
+    kind = type(network).__name__  # the former class name of DiT is shared with other models
+    if kind == "DiTTransformer2DModel":
         # The null class is the last embedding.
-        return network, config.num_embeds_ada_norm, config.num_embeds_ada_norm
-    kind = type(network).__name__  # the former class name is shared with other models
-    expect(
-        kind == "UNet2DModel",
-        f"{folder.path}: the denoiser",
-        kind,
-        "UNet2DModel or DiTTransformer2DModel",
-    )
+        return _PipelineNetwork(network, config.num_embeds_ada_norm, config.num_embeds_ada_norm)
+    known = "UNet2DModel or DiTTransformer2DModel"
+    expect(kind == "UNet2DModel", f"{folder.path}: the denoiser", kind, known)
     if network.class_embedding is None:
-        return network, None, None
-    by_number = config.class_embed_type != "identity" and config.num_class_embeds is not None
-    expect(
-        by_number,
-        f"{folder.path}: class_embed_type",
-        config.class_embed_type,
-        "classes by number, with num_class_embeds",
-    )
-    return network, int(config.num_class_embeds), None
-
-
-def shape_of(config: Any) -> tuple[int, int, int] | None:
-    """(channels, height, width) that a configuration of a network states, if it does."""
-    size, channels = getattr(config, "sample_size", None), getattr(config, "in_channels", None)
-    if size is None or channels is None:
-        return None
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(channels), int(height), int(width)
+        return _PipelineNetwork(network)
+    embedding = config.class_embed_type
+    by_number = embedding != "identity" and config.num_class_embeds is not None
+    known = "classes by number, with num_class_embeds"
+    expect(by_number, f"{folder.path}: class_embed_type", embedding, known)
+    return _PipelineNetwork(network, int(config.num_class_embeds))

@@ -40,9 +40,13 @@ class PromptedNetwork(nn.Module):
         """Prediction (batch, channels, height, width) for noisy latents; `prompts`: rows of the
         tables, int64 (batch,), or 0.
         """
-        rows = torch.zeros(len(noisy), dtype=torch.int64) if prompts is None else prompts.cpu()
+        rows = torch.zeros(len(noisy), dtype=torch.int64)
+        if prompts is not None:
+            rows = prompts.cpu()
         text = self.text[rows].to(noisy.device)
-        pooled = None if self.pooled is None else self.pooled[rows].to(noisy.device)
+        pooled = None
+        if self.pooled is not None:
+            pooled = self.pooled[rows].to(noisy.device)
         return self.predicted(noisy, timestep, text, pooled)
 
     @abstractmethod
@@ -82,9 +86,11 @@ class PromptedUNet(PromptedNetwork):
         sines, cosines of 1000 (g - 1).
         """
         half = self.network.config.time_cond_proj_dim // 2
-        rates = torch.exp(-torch.arange(half, device=noisy.device) * np.log(10000.0) / (half - 1))
+        numbers = torch.arange(half, device=noisy.device)
+        rates = torch.exp(-numbers * np.log(10000.0) / (half - 1))
         angles = 1000.0 * (self.guidance - 1) * rates
-        return torch.cat([angles.sin(), angles.cos()]).to(noisy.dtype).expand(len(noisy), -1)
+        embedding = torch.cat([angles.sin(), angles.cos()]).to(noisy.dtype)
+        return embedding.expand(len(noisy), -1)
 
 
 class PromptedStableDiffusion3(PromptedNetwork):

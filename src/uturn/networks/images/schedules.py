@@ -4,8 +4,8 @@ them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +14,27 @@ import xarray as xr
 from uturn.core.checks import checked_path, expect
 from uturn.core.files import read_table
 from uturn.core.messages import one_line
+from uturn.corruption.schedulers import (
+    PipelineTimesteps,
+    Scheduler,
+    amplitudes,
+    check_schedule,
+    is_flow,
+    scheduler_like,
+    strengths,
+    with_spacing,
+)
 from uturn.measures.strengths import strength_of
 from uturn.networks.images.families import family_of
-from uturn.networks.libraries import reading
+from uturn.networks.libraries import check_hub, fetching, reading
 
-_WANTED = (
-    "expected 'fashion_mnist', a pipeline's folder or a scheduler_config.json, a hub id, or a"
-    " guided-diffusion file"
+_CONFIG = "scheduler_config.json"
+_EXPECTED = (
+    f"expected 'fashion_mnist', a pipeline's folder or a {_CONFIG}, a hub id, or a guided-diffusion"
+    " file"
 )
+# What schedulers raise that cannot list the timesteps.
+_NO_LIST = (RuntimeError, AttributeError, TypeError, KeyError, IndexError, NotImplementedError)
 
 
 def schedule(
@@ -48,102 +61,99 @@ def schedule(
     `log_snr` in nats, `sigma` = noise over signal. Attributes: `model`, `pipeline`, `scheduler`,
     `steps`, `timestep_spacing`, `rule` (of k from strength), `shift`.
     """
-    from uturn.corruption import schedulers
-
-    stored, pipeline = read_scheduler(model, preset)
-    made = schedulers.scheduler_like(stored, scheduler)
-    schedulers.check_schedule(made)
-    made = made if timestep_spacing is None else schedulers.with_spacing(made, timestep_spacing)
-    most = int(made.config.get("num_train_timesteps", 1000))
-    expect(
-        1 <= steps <= most, "steps", steps, f"1 .. {most}, the timesteps of the training schedule"
-    )
-    expect(
-        size > 0 and size % 16 == 0, "size", size, "a multiple of 16 pixels, two pixels of latents"
-    )
-    family = family_of(pipeline)
-    counts_down = family.counts_down or (not pipeline and schedulers.is_flow(stored))
+    stored = read_scheduler(model, preset)
+    made = _like(stored.scheduler, scheduler, timestep_spacing)
+    num_timesteps = int(made.config.get("num_train_timesteps", 1000))
+    expected = f"1 .. {num_timesteps}, the timesteps of the training schedule"
+    expect(1 <= steps <= num_timesteps, "steps", steps, expected)
+    expected = "a multiple of 16 pixels, two pixels of latents"
+    expect(size > 0 and size % 16 == 0, "size", size, expected)
+    family = family_of(stored.pipeline)
+    counts_down = family.counts_down
+    if not stored.pipeline:
+        counts_down = counts_down or is_flow(stored.scheduler)
+    ks = np.arange(1, steps + 1)
     try:
-        timesteps = schedulers.PipelineTimesteps(family.even_sigmas, (size // 16) ** 2)
-        shift = timesteps.set(made, steps)
-        ks = np.arange(1, steps + 1)
-        times = torch.as_tensor(made.timesteps)
-        firsts = (steps - ks) * made.order  # index at which the pipelines cut the list of timesteps
-        signal, noise = schedulers.amplitudes(made, times[torch.from_numpy(firsts)])
-    except (
-        RuntimeError,
-        AttributeError,
-        TypeError,
-        KeyError,
-        IndexError,
-        NotImplementedError,
-    ) as error:
-        where = (
-            f"{type(made).__name__} with steps = {steps}: it makes no list of timesteps that can be"
-            f" cut ({one_line(error)})"
-        )
+        rule = PipelineTimesteps(family.even_sigmas, tokens=(size // 16) ** 2)
+        shift = rule.set(made, steps)
+        timesteps = torch.as_tensor(made.timesteps)
+        firsts = (steps - ks) * made.order  # where the pipelines cut the list of timesteps
+        signal, noise = amplitudes(made, timesteps[torch.from_numpy(firsts)])
+    except _NO_LIST as error:
+        reason = f"it makes no list of timesteps that can be cut ({one_line(error)})"
+        where = f"{type(made).__name__} with steps = {steps}: {reason}"
         raise ValueError(f"{where}; take scheduler 'ddpm' or 'ancestral'") from None
+    strength = [strength_of(int(k), steps, counts_down) for k in ks]
     columns = {
-        "calls": np.append(0, len(times) - firsts),
-        "timestep": np.append(np.nan, times[firsts].double().numpy()),
+        "calls": np.append(0, len(timesteps) - firsts),
+        "timestep": np.append(np.nan, timesteps[firsts].double().numpy()),
         "t_over_T": np.arange(steps + 1) / steps,
-        "strength": np.append(0.0, [strength_of(int(k), steps, counts_down) for k in ks]),
-        **schedulers.strengths(np.append(1.0, signal), np.append(0.0, noise)),
+        "strength": np.append(0.0, strength),
+        **strengths(np.append(1.0, signal), np.append(0.0, noise)),
     }
-    return xr.Dataset(
-        {name: ("step", values) for name, values in columns.items()},
-        coords={"step": np.arange(steps + 1)},
-        attrs={
-            "model": str(model),
-            "pipeline": pipeline,
-            "scheduler": type(made).__name__,
-            "steps": steps,
-            "timestep_spacing": made.config.get("timestep_spacing") or "",
-            "rule": "k = N - int(N - N strength)" if counts_down else "k = int(N strength)",
-            "shift": shift,
-        },
-    )
+    attributes = {
+        "model": str(model),
+        "pipeline": stored.pipeline,
+        "scheduler": type(made).__name__,
+        "steps": steps,
+        "timestep_spacing": made.config.get("timestep_spacing") or "",
+        "rule": "k = N - int(N - N strength)" if counts_down else "k = int(N strength)",
+        "shift": shift,
+    }
+    variables = {name: ("step", values) for name, values in columns.items()}
+    return xr.Dataset(variables, {"step": np.arange(steps + 1)}, attributes)
 
 
-def read_scheduler(model: str, preset: str | None = None) -> tuple[Any, str]:
-    """The scheduler of a model, and the class of its pipeline ("" if none). Weights are neither
-    read nor fetched.
-    """
-    from huggingface_hub import snapshot_download
+def _like(stored: Scheduler, name: str | None, timestep_spacing: str | None) -> Scheduler:
+    """A scheduler with the noise schedule of the stored one."""
+    made = scheduler_like(stored, name)
+    check_schedule(made)
+    return made if timestep_spacing is None else with_spacing(made, timestep_spacing)
 
+
+@dataclass(frozen=True)
+class StoredScheduler:
+    """The scheduler stored with a model."""
+
+    scheduler: Scheduler
+    pipeline: str = ""
+    """The class of the model's pipeline; empty if there is none."""
+
+
+def read_scheduler(model: str, preset: str | None = None) -> StoredScheduler:
+    """The scheduler of a model; weights are neither read nor fetched."""
     from uturn.networks.images.guided_diffusion import CHECKPOINTS, guided_diffusion_scheduler
-    from uturn.networks.images.pipelines import is_hub_name, load_scheduler
-    from uturn.networks.libraries import check_hub, fetching
+    from uturn.networks.images.pipelines import load_scheduler
     from uturn.sources.fashion_mnist import generator_folder
 
     path = generator_folder() if model == "fashion_mnist" else Path(checked_path("model", model))
     if path.suffix in CHECKPOINTS and not path.is_dir():
-        return guided_diffusion_scheduler(preset or path.stem), ""
+        return StoredScheduler(guided_diffusion_scheduler(preset or path.stem))
     expect(preset is None, "preset", preset, "None: it is only for checkpoints of guided-diffusion")
     if path.name == "scheduler_config.json":
         path = path.parent
-    # Its index and scheduler are fetched, without weights.
-    if not path.exists() and is_hub_name(model):
-        check_hub(model)
-        with fetching(model):
-            patterns = ["model_index.json", "scheduler/*.json", "scheduler_config.json"]
-            path = Path(snapshot_download(model, allow_patterns=patterns))
-    where = next(
-        (
-            place
-            for place in (path / "scheduler", path)
-            if (place / "scheduler_config.json").is_file()
-        ),
-        None,
-    )
-    if where is None:
-        raise ValueError(
-            f"model = {str(model)!r}: no such folder or file with a scheduler_config.json;"
-            f" {_WANTED}"
-        )
-    with reading(str(path), "fetch or write it again"):
-        files = (where / "scheduler_config.json", path / "model_index.json")
-        kind, pipeline = (
-            str(read_table(file)["_class_name"]) if file.is_file() else "" for file in files
-        )
-    return load_scheduler(where, kind), pipeline
+    folder = _fetched(path, model)
+    holders = [place for place in (folder / "scheduler", folder) if (place / _CONFIG).is_file()]
+    if not holders:
+        missing = f"model = {str(model)!r}: no such folder or file with a {_CONFIG}"
+        raise ValueError(f"{missing}; {_EXPECTED}")
+    holder = holders[0]
+    index = folder / "model_index.json"
+    with reading(str(folder), "fetch or write it again"):
+        kind = str(read_table(holder / _CONFIG)["_class_name"])
+        pipeline = str(read_table(index)["_class_name"]) if index.is_file() else ""
+    return StoredScheduler(load_scheduler(holder, kind), pipeline)
+
+
+def _fetched(path: Path, model: str) -> Path:
+    """The folder of a model, or a folder with its index and its scheduler, fetched from a hub."""
+    from huggingface_hub import snapshot_download
+
+    from uturn.networks.images.pipelines import is_hub_name
+
+    if path.exists() or not is_hub_name(model):
+        return path
+    check_hub(model)
+    with fetching(model):
+        patterns = ["model_index.json", "scheduler/*.json", _CONFIG]
+        return Path(snapshot_download(model, allow_patterns=patterns))

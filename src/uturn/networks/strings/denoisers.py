@@ -36,7 +36,7 @@ _BATCH, _HELD_OUT = 0, 1
 _FLOOR = -30.0  # smallest log-probability of the input, which keeps it finite
 
 
-class TreeDenoiser(nn.Module):
+class TreeNetwork(nn.Module):
     """Network with the shape of the tree that gives the posterior of every leaf.
 
     A U-Net without overlap: going up, a block reads the features of the s children of a node; going
@@ -120,7 +120,7 @@ class TreeDenoiser(nn.Module):
 
 
 class LearnedDenoiser:
-    """A trained `TreeDenoiser` as a `uturn.corruption.denoising.Denoiser`, with `batch_size`
+    """A trained `TreeNetwork` as a `uturn.corruption.denoising.Denoiser`, with `batch_size`
     samples in a call of the network.
     """
 
@@ -183,7 +183,7 @@ def train_denoiser(
     seed: int = 0,
     checkpoint: str | Path | None = None,
     progress: bool = False,
-) -> tuple[TreeDenoiser, TreeDenoiser, History]:
+) -> tuple[TreeNetwork, TreeNetwork, History]:
     """Train a denoiser on given strings; the grammar is used only to draw more strings, which are
     held out for evaluation.
 
@@ -195,12 +195,12 @@ def train_denoiser(
 
     `strings`: the training set, integers (P, num_leaves). `held_out`: number of held-out strings,
     whose noise levels are spread evenly over the training distribution. Other options: as in
-    `TreeDenoiser` and `uturn.networks.training.train`.
+    `TreeNetwork` and `uturn.networks.training.train`.
     """
     strings = rhm.checked_leaves(strings)
     P, v = len(strings), rhm.vocab_size
     expect(P, "strings", strings, "at least one training string")
-    model = TreeDenoiser(v, rhm.branching, rhm.depth, width, channel, seed)
+    model = TreeNetwork(v, rhm.branching, rhm.depth, width, channel, seed)
     corruption = CHANNELS[channel]()
     fresh = keys(seed, Purpose.DENOISER, _HELD_OUT, range(checked_integer("held_out", held_out, 1)))
     judged = rhm.sample(held_out, seed=fresh).leaves
@@ -245,7 +245,7 @@ class _Remembering(nn.Module):
     lowest: torch.Tensor
     weights: torch.Tensor
 
-    def __init__(self, model: TreeDenoiser) -> None:
+    def __init__(self, model: TreeNetwork) -> None:
         super().__init__()
         self.last = model
         self.register_buffer("lowest", torch.tensor(float("inf"), dtype=torch.float64))
@@ -260,7 +260,7 @@ class _Remembering(nn.Module):
             self.weights.copy_(parameters_to_vector(self.last.parameters()))
 
     @property
-    def best(self) -> TreeDenoiser:
+    def best(self) -> TreeNetwork:
         best = deepcopy(self.last)
         vector_to_parameters(self.weights.clone(), best.parameters())
         return best

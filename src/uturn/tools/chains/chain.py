@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -224,8 +223,8 @@ class _DenoisedLatents(Queued):
     undoes: ClassVar[tuple[str, ...]] = (Diffusion.process,)
 
     def __init__(self, model: Any) -> None:
-        self.model, self.reverse = model, copy(model.reverse())
-        self.reverse.codec, self.reverse.clips = None, False
+        self.model = model
+        self.reverse = model.reverse().without_decoder()
 
     def works(self, noisy: Any, streams: Streams, clones: int) -> Iterable[Any]:
         return self.model.works(noisy, streams, clones)

@@ -359,7 +359,7 @@ def _model_of(own: Experiment) -> DiffusionModel:
 
 def _model_row(own: Experiment) -> Row:
     reverse = _model_of(own).reverse()
-    if not is_checked(reverse.model, reverse.device):
+    if not is_checked(reverse.model.network, reverse.device):
         return Row("denoiser", _UNTESTED, "the network is large: give it a GPU")
     findings = own.model_check()
     verdict = (

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from uturn.backward.diffusion import DiffusionModel
-from uturn.backward.reverse_diffusion import ImageQueue
 from uturn.core.checks import expect
 from uturn.core.errors import noted
 from uturn.core.protocols import Backward
@@ -40,7 +39,7 @@ class OwnSteps(Backward):
         reverse, values = self.model.reverse(), np.repeat(noisy.values, clones, axis=0)
         seeds = seeds_of(streams.keys(Purpose.RECONSTRUCTION, clones))
         for number, step in enumerate(range(reverse.forward.step_of(streams.noise), 0, -1)):
-            values = self.step(values, step / reverse.num_steps, seeds[0] + number)
+            values = self.step(values, step / reverse.sampler.steps, seeds[0] + number)
         values = reverse.decoded(values)
         return values.reshape(len(streams.items), -1, *values.shape[1:])
 
@@ -92,8 +91,8 @@ def repeated_step(backward: Any, noisy: Any, streams: Streams, repeats: int) -> 
         states = backward.step(np.repeat(noisy.values, repeats, axis=0), streams.noise, seed)
     else:
         reverse = backward.reverse()
-        (cohort,) = ImageQueue(reverse).admitted(list(backward.works(noisy, streams, repeats)))
-        ImageQueue(reverse).advance([cohort])
+        cohort = reverse.cohort(list(backward.works(noisy, streams, repeats)))
+        reverse.step_back([cohort])
         states = cohort.state.cpu().numpy()
     signal, abar = (
         reverse.forward.noise_levels[name][reverse.forward.step_of(streams.noise) - 1]
@@ -131,15 +130,15 @@ def step_variance(model: DiffusionModel, noisy: Any, streams: Streams) -> Any:
     large = 1 - abar / next_abar
     small = large * (1 - next_abar) / (1 - abar)
     if kind.startswith("DDIM"):
-        return small * reverse.step_arguments["eta"] ** 2
+        return small * (reverse.sampler.eta or 0.0) ** 2
     if not kind.startswith("DDPM"):
         return small
     rule = str(scheduler.config.variance_type)
     if not uses_learned_variance(scheduler):
         return large if rule.startswith("fixed_large") else small
-    (cohort,) = ImageQueue(reverse).admitted(list(model.works(noisy, streams, 1)))
+    cohort = reverse.cohort(list(model.works(noisy, streams, 1)))
     with torch.inference_mode():
-        output = reverse.network(*cohort.inputs())
+        output = reverse.prediction(*cohort.inputs())
     # The second half of the channels.
     learned = output[:, cohort.state.shape[1] :].double().cpu().numpy()
     if rule == "learned":

@@ -128,7 +128,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
             )
             return
         if self._calls_model:
-            of_pixels = self._model().reverse().codec is None
+            of_pixels = self._model().reverse().model.codec is None
             expect(
                 of_pixels,
                 "model",
@@ -298,7 +298,9 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
 
         reverse = self._model().reverse()
         classes = None if labels is None else torch.from_numpy(labels)
-        return SigmaDenoiser(reverse.model, reverse.forward.scheduler, reverse.device, classes)
+        return SigmaDenoiser(
+            reverse.model.network, reverse.forward.scheduler, reverse.device, classes
+        )
 
     def calls(self, experiment: Any, noise: float) -> int:
         """Calls of the denoiser in a draw, counted with a denoiser that gives 0.5."""
@@ -342,7 +344,9 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
             f" ({_version()}, {sampler.steps} steps)" if isinstance(sampler, DeepinvSampler) else ""
         )
         denoiser = (
-            self._model().reverse().description if self._calls_model else "the denoiser of the law"
+            self._model().reverse().model.description
+            if self._calls_model
+            else "the denoiser of the law"
         )
         denoiser = f"; {denoiser}" if _takes_denoiser(self) else ""
         return (
