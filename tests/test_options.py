@@ -562,7 +562,7 @@ def test_the_cores_and_gpus_of_a_worker_reach_the_cluster(monkeypatch, tmp_path)
         raise Ended
 
     monkeypatch.setattr("uturn.engine.cluster.connected", lambda _: contextlib.nullcontext(ray))
-    monkeypatch.setattr("uturn.engine.cluster._states", states)
+    monkeypatch.setattr("uturn.engine.cluster._Fleet", states)
     (tmp_path / "spec.toml").write_text(SPEC)
     experiment = ut.Experiment.from_file(tmp_path / "spec.toml")
     with pytest.raises(Ended):
