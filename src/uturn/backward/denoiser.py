@@ -43,7 +43,7 @@ class ExactPosterior(Spec, Backward):
 
     def reconstruct(
         self,
-        noisy: Any,  # noisy data of any kind with `posterior_draws`
+        noisy: Any,  # noqa: ANN401 - noisy data of any kind with `posterior_draws`
         streams: Streams,
         clones: int = 1,
     ) -> Reconstructions:

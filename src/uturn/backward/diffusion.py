@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import numpy as np
 
@@ -177,7 +177,7 @@ class DiffusionModel(DiffusionOptions, Spec, Queued[Noisy, ImageWork]):
     def fingerprint(self) -> str:
         return self.reverse().fingerprint()
 
-    def own_code(self) -> Any:  # a function of the user
+    def own_code(self) -> object:
         from uturn.networks.images.own_denoisers import denoiser_function
 
         return denoiser_function(self.model) if is_import_path(self.model) else None

@@ -117,7 +117,7 @@ class RecordedImages(Spec, FromFiles):
 
     def forward_process(
         self,
-        source: Any,  # an ImageFolderSource, after `check`
+        source: Any,  # noqa: ANN401 - an ImageFolderSource, after `check`
         corruption: Corruption | None = None,
     ) -> RecordedNoise:
         """The recorded noise, which knows the files of the originals."""

@@ -222,7 +222,7 @@ class StringDiffusion(Spec, Backward):
 
     def forward_process(
         self,
-        source: Any,  # a source of strings, checked by `kinds`
+        source: Any,  # noqa: ANN401 - a source of strings, checked by `kinds`
         corruption: Corruption | None = None,
     ) -> _DiffusedStrings:
         """The forward process of the scheduler. It is the same for all grammars, so grammar 0

@@ -189,7 +189,7 @@ def _denoised(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) ->
     return noisy
 
 
-def _ancestral_scheduler(start: float, steps: int) -> Any:  # schedulers of diffusers have no types
+def _ancestral_scheduler(start: float, steps: int) -> Any:  # noqa: ANN401 - schedulers of diffusers have no types
     """DDIM scheduler whose training timesteps are the grid itself, from steps - 1 (the
     observation) to 0 (the last draw).
     """

@@ -53,7 +53,7 @@ class Scheduler(Protocol):
     def timesteps(self) -> torch.Tensor: ...
 
     @property
-    def config(self) -> Any:  # a dictionary of diffusers, whose keys are attributes too
+    def config(self) -> Any:  # noqa: ANN401 - a dictionary of diffusers, whose keys are attributes too
         """The options."""
 
     @property
@@ -187,7 +187,7 @@ def scheduler_like(stored: Scheduler, name: str | None) -> Scheduler:
 
 
 def _configured(
-    kind: Any,  # a class of diffusers, whose `from_config` has no types
+    kind: Any,  # noqa: ANN401 - a class of diffusers, whose `from_config` has no types
     scheduler: Scheduler,
     **changes: object,
 ) -> Scheduler:
