@@ -181,7 +181,7 @@ def test_second_sigterm_is_ignored(tmp_path):
     command = [sys.executable, "-m", "uturn.cli", "run", "spec.toml", "--store", "store"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     try:
-        wait_until(lambda: (tmp_path / "store" / "tasks" / "records" / "c").exists())
+        wait_until(lambda: (tmp_path / "store" / "tasks").exists())
         for _ in range(20):  # one in whatever the first interrupts
             process.send_signal(signal.SIGTERM)
             time.sleep(0.01)
@@ -254,7 +254,7 @@ def test_array_job_gives_the_numbers_of_a_local_run(tmp_path):
 
         # What is cancelled ends with its store in order; what is requeued ends and waits.
         job = submitted("--array=1-2", str(ARRAY), "run", "long.toml", "--store", "long")
-        wait_until(lambda: (tmp_path / "long" / "tasks" / "records" / "c").exists())
+        wait_until(lambda: (tmp_path / "long" / "tasks").exists())
         said("scancel", f"{job}_1")
         said("scontrol", "requeue", f"{job}_2")
         wait_until(

@@ -202,7 +202,7 @@ def without_folder(place, name):
     }
 
     def change(root):  # the store of a run with parts of this tool
-        root["attributes"]["spec"] = json.dumps(json.loads(root["attributes"]["spec"]) | part)
+        root["attributes"]["spec"] |= part
 
     forge(results / "run", change)
     (results / "chi.json").write_text("{")  # a damaged figure is still told
