@@ -69,6 +69,26 @@ class Order(ABC):
         """
         return candidates
 
+    def chance_of(
+        self,
+        places: list[int],
+        ranks: np.ndarray,
+        belief: np.ndarray,
+        law: np.ndarray,
+        symbols: np.ndarray,
+    ) -> np.ndarray:
+        """Probability, (strings, draws) or (strings, 1), that some of the n masked positions are
+        the ones to be revealed, given the symbols drawn there. The laws of decoders are enumerated
+        by it.
+
+        `places`: their numbers among the masked positions. `ranks` (strings, n). `belief`, `law`
+        (strings, n, v): beliefs, and the laws from which symbols are drawn. `symbols` (draws,
+        places): those drawn at the places.
+        """
+        if not self.precedes_draws:
+            raise ValueError(f"{self!r} chooses drawn symbols; define its method chance_of")
+        return _are_first(ranks, places, self.is_by_chance)[:, None]
+
     def visible(self, values: np.ndarray) -> np.ndarray:
         """What the denoiser sees of strings, int64 (rows, positions)."""
         return values
@@ -204,6 +224,29 @@ class Confidence(Order):
     ) -> np.ndarray:
         return smallest(-probabilities, None, candidates, count)
 
+    def chance_of(
+        self,
+        places: list[int],
+        ranks: np.ndarray,
+        belief: np.ndarray,
+        law: np.ndarray,
+        symbols: np.ndarray,
+    ) -> np.ndarray:
+        """Probability (strings, draws) that the symbols drawn at all other positions have smaller
+        probabilities p_i than those drawn at the places. Equal probabilities are ordered from left
+        to right.
+        """
+        rivals = np.setdiff1d(np.arange(belief.shape[1]), places)
+        probabilities = belief[:, places, symbols]
+        lowest = probabilities.min(axis=-1)[..., None]
+        last = np.where(probabilities == lowest, places, -1).max(axis=-1)[..., None, None]
+        lowest = lowest[..., None]
+        rival_beliefs = belief[:, None, rivals]
+        is_right = rivals[:, None] > last
+        is_later = (rival_beliefs < lowest) | ((rival_beliefs == lowest) & is_right)
+        chance: np.ndarray = (law[:, None, rivals] * is_later).sum(axis=-1).prod(axis=-1)
+        return chance
+
 
 def share_of_masked(values: np.ndarray) -> np.ndarray:
     """Share of masked positions of strings (rows, positions), float64 (rows,)."""
@@ -223,3 +266,26 @@ def smallest(
     order = np.lexsort((second, np.where(among, ranks, np.inf), ~among), axis=-1)
     place = order.argsort(axis=-1)
     return among & (place < count[:, None])
+
+
+def _are_first(ranks: np.ndarray, places: list[int], is_by_chance: bool) -> np.ndarray:
+    """Probability (states,) that some places have the smallest ranks, (states, positions).
+
+    Equal ranks come in random order, or from left to right.
+    """
+    count = len(places)
+    if not is_by_chance:
+        first = np.argsort(ranks, axis=1, kind="stable")[:, :count]
+        are_first: np.ndarray = (np.sort(first, axis=1) == places).all(axis=1)
+        return are_first
+    from scipy.special import comb
+
+    is_chosen = np.isin(np.arange(ranks.shape[1]), places)
+    last = np.sort(ranks, axis=1)[:, count - 1, None]
+    is_before = ranks < last
+    is_equal = ranks == last
+    has_all = (is_chosen >= is_before).all(axis=1)
+    has_no_other = (is_chosen <= is_before | is_equal).all(axis=1)
+    num_left = count - is_before.sum(axis=1)
+    chance: np.ndarray = (has_all & has_no_other) / comb(is_equal.sum(axis=1), num_left)
+    return chance

@@ -5,6 +5,8 @@ symbol at a time draws exactly from the posterior, for every order that is chose
 is drawn. Orders that depend on the drawn symbol, temperatures other than 1, truncated laws and
 several symbols a step draw from other laws. `uturn.corruption.in_time` has the samplers that follow
 the time of the diffusion and may mask symbols again.
+
+To add an order, write a class in `uturn.corruption.orders` and list it in `_ORDERS`.
 """
 
 from __future__ import annotations
@@ -47,16 +49,20 @@ from uturn.corruption.sampling import (
 )
 from uturn.corruption.uniform import Replacing, UniformReplacement
 
-ORDERS = (
-    "random",
-    "blocks",
-    "entropy",
-    "probability",
-    "confidence",
-    "first_hitting",
-    "analytic",
-    "euler",
-)
+_ORDERS: dict[str, type[Order]] = {
+    order.name: order
+    for order in (
+        RandomOrder,
+        Blocks,
+        LowestEntropy,
+        LargestProbability,
+        Confidence,
+        FirstHitting,
+    )
+}
+"""The orders in which masked symbols are revealed, by their names in specs."""
+ORDERS = (*_ORDERS, "analytic", "euler")
+"""Values of the option `order`; the last two follow time."""
 _MOST = 2**20  # partial strings that a step may reach
 
 
@@ -259,10 +265,9 @@ class Decoder:
 
     def _order(self) -> Order:
         """The order in which tokens are revealed, of a decoder that does not follow time."""
-        if self.order == "blocks":
+        if self.order == Blocks.name:
             return Blocks(self.block, self.causal)
-        orders = (RandomOrder, FirstHitting, LowestEntropy, LargestProbability, Confidence)
-        return next(order() for order in orders if order.name == self.order)
+        return _ORDERS[self.order]()
 
     def on_texts_of(self, length: int) -> Decoder:
         """The simplest decoder that gives the same texts of at most `length` tokens: a token a
@@ -392,17 +397,14 @@ def _next(
     ranks = sampler.order.ranks(states < 0, ArrayBeliefs(belief))
     ranks = np.take_along_axis(ranks, masked, axis=1)
     belief = np.take_along_axis(belief, masked[..., None], axis=1)
-    weights = sampler.law.weights(belief)
-    weights /= weights.sum(-1, keepdims=True)
+    law = sampler.law.weights(belief)
+    law /= law.sum(-1, keepdims=True)
     symbols = np.indices((v,) * count).reshape(count, -1).T
     reached: list[np.ndarray] = []
     shares: list[np.ndarray] = []
     for places in map(list, combinations(range(n), count)):
-        if isinstance(sampler.order, Confidence):
-            are_first = _confident(belief, weights, places, symbols)
-        else:
-            are_first = _are_first(ranks, places, sampler.order.is_by_chance)[:, None]
-        draws = weights[:, places, symbols].prod(axis=-1)
+        are_first = sampler.order.chance_of(places, ranks, belief, law, symbols)
+        draws = law[:, places, symbols].prod(axis=-1)
         share = partial.probabilities[:, None] * are_first * draws
         rows, which = np.nonzero(share)
         after = states[rows]
@@ -419,47 +421,3 @@ def _merged(states: np.ndarray, shares: np.ndarray) -> PartialStrings:
     is_new = np.r_[True, (states[1:] != states[:-1]).any(axis=1)]
     first = np.flatnonzero(is_new)
     return PartialStrings(states[first], np.add.reduceat(shares[order], first))
-
-
-def _are_first(ranks: np.ndarray, places: list[int], is_by_chance: bool) -> np.ndarray:
-    """Probability (states,) that some places have the smallest ranks, (states, positions).
-
-    Equal ranks come in random order, or from left to right.
-    """
-    count = len(places)
-    if not is_by_chance:
-        first = np.argsort(ranks, axis=1, kind="stable")[:, :count]
-        are_first: np.ndarray = (np.sort(first, axis=1) == places).all(axis=1)
-        return are_first
-    from scipy.special import comb
-
-    is_chosen = np.isin(np.arange(ranks.shape[1]), places)
-    last = np.sort(ranks, axis=1)[:, count - 1, None]
-    is_before = ranks < last
-    is_equal = ranks == last
-    has_all = (is_chosen >= is_before).all(axis=1)
-    has_no_other = (is_chosen <= is_before | is_equal).all(axis=1)
-    num_left = count - is_before.sum(axis=1)
-    chance: np.ndarray = (has_all & has_no_other) / comb(is_equal.sum(axis=1), num_left)
-    return chance
-
-
-def _confident(
-    belief: np.ndarray, weights: np.ndarray, places: list[int], symbols: np.ndarray
-) -> np.ndarray:
-    """Probability (states, draws) that the tokens drawn at all other positions have smaller
-    probabilities than the tokens drawn at some places.
-
-    `symbols` (draws, count): the tokens drawn at these places. Equal probabilities are ordered from
-    left to right.
-    """
-    rivals = np.setdiff1d(np.arange(belief.shape[1]), places)
-    probabilities = belief[:, places, symbols]
-    lowest = probabilities.min(axis=-1)[..., None]
-    last = np.where(probabilities == lowest, places, -1).max(axis=-1)[..., None, None]
-    lowest = lowest[..., None]
-    rival_beliefs = belief[:, None, rivals]
-    is_right = rivals[:, None] > last
-    is_later = (rival_beliefs < lowest) | ((rival_beliefs == lowest) & is_right)
-    chance: np.ndarray = (weights[:, None, rivals] * is_later).sum(axis=-1).prod(axis=-1)
-    return chance
