@@ -173,6 +173,20 @@ def test_requests_of_a_task(proxy):
         assert [method for method, _, _ in proxy.requests] == ["PUT"]
 
 
+def test_a_run_reads_each_file_once(proxy):
+    """Not what it has written, and what was there when it began only once."""
+
+    def read():
+        names = [path for method, path, _ in proxy.requests if method == "GET"]
+        proxy.requests.clear()
+        return sum("safetensors" in name for name in names)
+
+    url = ut_run(f"{proxy.bucket}/x")
+    assert read() == 0
+    ut_run(url)
+    assert read() == 9
+
+
 def test_objects_that_are_too_large_are_not_read(memory, monkeypatch):
     url = ut_run("s3://bucket/large")
     folder = folder_at(url)

@@ -254,6 +254,14 @@ def test_shares_fill_one_store(tmp_path, whole):
             ut.run(experiment(), tmp_path / "run", shard=shard)
     with pytest.raises(ValueError, match="give its folder"):
         ut.run(experiment(), shard=(1, 2))
+    for options, message in (
+        ({"shard": 2}, r"shard = 2: expected \(i, n\)"),
+        ({"shard": (1, 2, 3)}, r"shard = .*: expected \(i, n\)"),
+        ({"workers": "two"}, "workers = 'two': expected a number of processes, or 'auto'"),
+        ({"cluster": 3}, "cluster = 3: expected an address, as text"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ut.run(experiment(), tmp_path / "run", **options)
 
 
 LAYOUT = (  # of the smallest store there is

@@ -34,8 +34,8 @@ _MOST_LEVELS = 6
 _GROWTH = 4
 """Ratio of consecutive numbers of originals that are timed."""
 _MOST_ORIGINALS = 1024
-_WRITING = 0.001
-"""Seconds for writing a task."""
+_WRITING = 0.0001
+"""Seconds for writing a task on a local disk."""
 _MOST_PROCESSES = 8
 """Of the table of times, if no number is given."""
 
@@ -104,7 +104,8 @@ def plan(
     location = None if store is None else checked_location("store", store)
     done = trajectories_done(experiment, location)
     left = left_of(experiment, done)
-    number = max(1, min(chosen_workers(workers, experiment), cores(), len(left)))
+    chosen = chosen_workers("auto" if workers is None else workers, experiment)
+    number = max(1, min(chosen, cores(), len(left)))
     work = _Work.of(experiment, left)
     total = 0.0
     if left:

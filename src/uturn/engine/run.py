@@ -21,7 +21,7 @@ from uturn.engine.schedule import Left, Share, ordered
 from uturn.engine.tasks import Tasks
 from uturn.store.folders import checked_location
 from uturn.store.resume import open_store
-from uturn.store.run_folder import RunFolder, warnings_of
+from uturn.store.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -91,6 +91,7 @@ def run(
     if cluster is not None:
         expected = "a store with it, on a file system that its nodes share"
         expect(store is not None, "cluster", cluster, expected)
+        expect(isinstance(cluster, str), "cluster", cluster, "an address, as text")
         most = None if workers is None else chosen_workers(workers, experiment)
         executor = OnRay(cluster, most, cpus_per_worker, gpus_per_worker)
     else:
@@ -102,9 +103,11 @@ def run(
     return begun.end()
 
 
-def chosen_workers(workers: Workers | None, *experiments: Experiment) -> int:
-    """The given number of processes, or that of "auto", which is also that of None."""
-    if workers is not None and workers != "auto":
+def chosen_workers(workers: Workers, *experiments: Experiment) -> int:
+    """The given number of processes, or the number that "auto" chooses for some experiments."""
+    if workers != "auto":
+        is_text = isinstance(workers, str)
+        expect(not is_text, "workers", workers, "a number of processes, or 'auto'")
         return checked_integer("workers", workers, 1)
     for experiment in experiments:
         if checked_experiment(experiment).parts.backward.wants_processes:
@@ -157,7 +160,7 @@ def begin(
     if left:
         doubts = [str(finding) for finding in experiment.model_check()]
     else:
-        doubts = warnings_of(opened.file.texts())
+        doubts = opened.warnings
     _note(opened, doubts, new=doubts)
     return Begun(work, len(tasks), left, doubts)
 
@@ -179,16 +182,19 @@ def measure(runs: Sequence[Begun], executor: Executor, progress: bool, title: st
 
 
 def _checked_share(shard: tuple[int, int], store: str | Path | None) -> Share:
+    expected = "(i, n) with 1 <= i <= n"
+    is_pair = isinstance(shard, tuple | list) and len(shard) == 2
+    expect(is_pair, "shard", shard, expected)
     number, count = (checked_integer("shard", part, 1) for part in shard)
-    expect(number <= count, "shard", shard, "(i, n) with 1 <= i <= n")
+    expect(number <= count, "shard", shard, expected)
     expected = "a store, in which the shares meet; give its folder"
     expect(count == 1 or store is not None, "shard", shard, expected)
     return Share(number, count)
 
 
 def _note(store: RunFolder, sentences: list[str], new: list[str]) -> None:
-    """Record warnings in a store, and give the new ones."""
-    if sentences != warnings_of(store.file.texts()):
+    """Record sentences in a store, and warn of the new ones."""
+    if sentences != store.warnings:
         store.update(warnings=sentences)
     for sentence in new:
         warnings.warn(sentence, stacklevel=4)

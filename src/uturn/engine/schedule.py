@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Left:
-    """A task that is not done."""
+    """A task that is left to measure."""
 
     task: Task
     first: int = 0
@@ -50,9 +50,9 @@ def ordered(
     """A share of the tasks, in the order in which they are begun.
 
     Neighbours of one noise level, or of one block of items, are measured together. With several
-    processes or a full queue, long U-turns come first, so that all processes, and all images of the
-    last batches, end at about the same time. `in_turn`: whether one process measures all tasks
-    without a queue.
+    processes, or a backward that shares its batches, U-turns of much noise come first, since they
+    take longest. All processes, and all images of the last batches, then end at about the same
+    time. `in_turn`: whether one process measures all tasks, one after the other.
     """
     if hints.by_items:
         by_block = sorted(tasks, key=lambda task: (task.item_block, task.noise_index))
@@ -61,7 +61,7 @@ def ordered(
     if in_turn and not hints.shares_batches and share.count == 1:
         return by_level
     longest_first = sorted(by_level, key=lambda task: -noise[task.noise_index])
-    return longest_first[share.number - 1 :: share.count]  # each share has all noise levels
+    return longest_first[share.number - 1 :: share.count]  # alike in the time that they take
 
 
 def bundled(left: Sequence[Left], hints: Hints) -> list[Bundle]:

@@ -227,7 +227,7 @@ def run_all(
             )
             for name, experiment in experiments.items()
         }
-    number = chosen_workers(workers, *experiments.values())
+    number = chosen_workers("auto" if workers is None else workers, *experiments.values())
     executor = Processes(number) if number > 1 else ThisProcess()
     runs = {
         name: begin(experiment, stores[name], resume, accept_changes, shard, executor)

@@ -23,7 +23,9 @@ from uturn.core.checks import checked_path, expect
 from uturn.core.errors import StoreError
 from uturn.core.messages import one_line, shown
 
-ROOTS = ("run.json", "zarr.json")
+RUN_ROOT = "run.json"
+DATASET_ROOT = "zarr.json"
+ROOTS = (RUN_ROOT, DATASET_ROOT)
 """What every reader of a run or of a dataset opens first. It is deleted first and written last."""
 AT_ONCE = 16
 """Requests to object storage at the same time."""
@@ -396,7 +398,7 @@ def each(
 
 def is_run(location: str) -> bool:
     """Whether there is a run at a location."""
-    return folder_at(location).has("run.json")
+    return folder_at(location).has(RUN_ROOT)
 
 
 def is_empty(location: str) -> bool:

@@ -28,11 +28,10 @@ from zarr.registry import register_codec
 from uturn.core.checks import expect
 from uturn.core.files import digest_of_file, named_errors, whole_folder
 from uturn.core.messages import one_line
-from uturn.store.folders import checked_location, each, folder_at, is_url, replace
+from uturn.store.folders import DATASET_ROOT, checked_location, each, folder_at, is_url, replace
 from uturn.store.run_folder import open_run
 
-ROOT = "zarr.json"
-"""The root of a dataset in the format zarr."""
+ROOT = DATASET_ROOT
 _MOST_TEXT = 2**28  # bytes of the labels of a coordinate
 _NO_FILE = re.compile(r"[\\:]|(^|/)\.{0,2}(/|$)")  # a key that would leave the folder
 

@@ -18,11 +18,12 @@ import numpy as np
 from uturn.core.checks import expect, plain
 from uturn.core.messages import shown
 from uturn.core.protocols import Coordinates, Variable
+from uturn.store.folders import RUN_ROOT
 from uturn.store.limits import MOST_READINGS, MOST_TASKS, MOST_VARIABLES
 
 FORMAT = "uturn.run"
 VERSION = 7
-NAME = "run.json"
+NAME = RUN_ROOT
 GROWING = ("noise", "item", "trajectory")
 """Dims along which a run grows."""
 
@@ -52,14 +53,11 @@ class StoredCoordinate:
 class RunFile:
     """The content of `run.json`, checked.
 
-    Its digest guards against damage. All sizes are those of coordinates, whose labels are listed,
+    Its digest guards against damage of the file. All sizes are those of coordinates, whose labels are listed,
     so that a file promises no more than it brings, except by products of sizes, which are limited.
     """
 
     def __init__(self, table: Plain) -> None:
-        _check_version(table.get("format"), table.get("version"))
-        digest = table["digest"]
-        expect(digest == _digest(table), f"{NAME}: digest", digest, "its own; copy the run again")
         self.key: str = table["key"]
         """Binds the files of tasks to the run."""
         self.attributes: Plain = table["attributes"]
@@ -89,7 +87,11 @@ class RunFile:
     @classmethod
     def parsed(cls, content: bytes) -> RunFile:
         """The file with this content; errors of many kinds if it is damaged."""
-        return cls(json.loads(content))
+        table = json.loads(content)
+        _check_version(table.get("format"), table.get("version"))
+        digest = table["digest"]
+        expect(digest == _digest(table), f"{NAME}: digest", digest, "its own; copy the run again")
+        return cls(table)
 
     @classmethod
     def made(
@@ -133,7 +135,7 @@ class RunFile:
         return RunFile(_signed(table))
 
     def content(self) -> bytes:
-        return json.dumps(self._table, indent=1).encode()
+        return _content(self._table)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -158,6 +160,13 @@ class RunFile:
                 layout[f"size of {dim}"] = size
         return layout
 
+    @property
+    def numbers(self) -> int:
+        """Number of readings of the whole run."""
+        shapes = [self.shape_of(name, self.items) for name in self.variables]
+        return len(self.noise) * sum(map(math.prod, shapes))
+
+    @cached_property
     def numbers_of_task(self) -> int:
         """Largest number of readings of a task."""
         return sum(math.prod(self.shape_of(name, self.chunk)) for name in self.variables)
@@ -215,7 +224,7 @@ class RunFile:
             dims = variable.dims
             fits = dims[:2] == ("noise", "item") and len(set(dims)) == len(dims)
             expect(fits, f"{name}: dims", dims, "noise, item, and others, each once")
-        numbers = self.numbers_of_task()
+        numbers = self.numbers_of_task
         expect(numbers <= MOST_READINGS, "numbers of a task", numbers, f"at most {MOST_READINGS}")
 
 
@@ -237,7 +246,13 @@ def _attributes(name: str, entry: Plain) -> Plain:
 
 def signed(table: Plain) -> bytes:
     """The content of a file with this table, with its digest."""
-    return json.dumps(_signed(table), indent=1).encode()
+    return _content(_signed(table))
+
+
+def _content(table: Plain) -> bytes:
+    """A table as JSON, with a line for each of its entries."""
+    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in table.items()]
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def _signed(table: Plain) -> Plain:

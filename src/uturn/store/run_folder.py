@@ -3,8 +3,10 @@
     RUN/run.json
     RUN/tasks/noise_0.4-items_0_15-trajectories_2.safetensors
 
-A task is done if its file exists. A run grows by another `run.json`, and then by the files of its
-new tasks. Files of fewer items or trajectories are ignored, and removed at the end of a run.
+A task is done if its file exists and is whole. A file is written under another name and then
+renamed, so a process that is killed leaves no part of it under its own name. A run grows by another
+`run.json`, and then by the files of its new tasks. Files of fewer items or trajectories are ignored,
+and removed at the end of a run.
 """
 
 from __future__ import annotations
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 TASKS = "tasks/"
+_MOST_KEPT = 2**24
+"""Readings of the largest run whose tasks are read only once."""
 _TRAJECTORIES = "-trajectories_"
 _SUFFIX = ".safetensors"
 
@@ -77,6 +81,14 @@ class Progress:
     trajectories: int = 0
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """Readings of the first trajectories of a task."""
+
+    trajectories: int
+    readings: dict[str, np.ndarray]
+
+
 class RunFolder(Blocks):
     """The run in a folder: created once, filled task by task."""
 
@@ -85,6 +97,8 @@ class RunFolder(Blocks):
         self.folder = folder
         self.location = folder.location
         self.file = file
+        self._kept: dict[Task, _Kept] = {}
+        """Tasks of a small run that this object has read or written."""
         self._pool: ThreadPoolExecutor | None = None  # for writing in the background
         self._pending: deque[Future[None]] = deque()
 
@@ -165,6 +179,11 @@ class RunFolder(Blocks):
     @property
     def trajectories(self) -> int:
         return self.file.trajectories
+
+    @property
+    def warnings(self) -> list[str]:
+        """What seems wrong with the run, as sentences of a readable length."""
+        return _readable_sentences(self.attributes.get("warnings", []))
 
     def coordinate(self, name: str) -> np.ndarray | None:
         """Labels of a coordinate; None if there is no coordinate of this name."""
@@ -250,6 +269,7 @@ class RunFolder(Blocks):
     def forget(self, tasks: Iterable[Task]) -> None:
         """Remove the files of tasks."""
         for task, count in self.recorded(tasks).items():
+            self._kept.pop(task, None)
             if count:
                 self.folder.remove(self.file_of(task, count))
 
@@ -257,7 +277,10 @@ class RunFolder(Blocks):
         """Readings of a task with so many trajectories, {variable: float32 (items, ..)}; None if
         they are damaged.
         """
-        most = 4 * self.file.numbers_of_task() + MOST_BYTES_BESIDE_READINGS
+        kept = self._kept.get(task)
+        if kept is not None and kept.trajectories == trajectories:
+            return kept.readings
+        most = 4 * self.file.numbers_of_task + MOST_BYTES_BESIDE_READINGS
         try:
             content = self.folder.read(self.file_of(task, trajectories), most)
         except StoreError:  # the storage failed; the readings may be intact
@@ -267,7 +290,14 @@ class RunFolder(Blocks):
         file = None if content is None else TaskFile.parsed(content)
         if file is None or file.about != self._about(task, trajectories):
             return None
-        return self._checked_readings(file.readings, len(self.items(task)), trajectories)
+        readings = self._checked_readings(file.readings, len(self.items(task)), trajectories)
+        if readings is not None:
+            self._keep(task, _Kept(trajectories, readings))
+        return readings
+
+    def _keep(self, task: Task, kept: _Kept) -> None:
+        if self.file.numbers <= _MOST_KEPT:
+            self._kept[task] = kept
 
     def _checked_readings(
         self, readings: Mapping[str, np.ndarray], items: int, trajectories: int
@@ -289,6 +319,8 @@ class RunFolder(Blocks):
         """Store the readings of a task, {variable: array (items, ..)}."""
         arrays = {name: narrowed(readings[name]) for name in self.file.variables}
         file = TaskFile(self._about(task, self.trajectories), arrays)
+        as_read = {name: values.astype(np.float32, copy=False) for name, values in arrays.items()}
+        self._keep(task, _Kept(self.trajectories, as_read))
         if self._pool is None:
             self.folder.write(self.file_of(task), file.content())
             return
@@ -404,9 +436,13 @@ def warnings_of(attributes: Mapping[str, Any]) -> list[str]:
     length; empty if it is damaged.
     """
     try:
-        sentences = json.loads(str(attributes.get("warnings", "[]")))
+        return _readable_sentences(json.loads(str(attributes.get("warnings", "[]"))))
     except (ValueError, RecursionError):
         return []
+
+
+def _readable_sentences(sentences: object) -> list[str]:
+    """The texts in a list, cut to a readable length; none if it is not a list."""
     if not isinstance(sentences, list):
         return []
     longest = MOST_CHARACTERS_OF_WARNING
@@ -424,7 +460,7 @@ def _file_in(folder: Folder) -> RunFile:
     content = folder.read(run_file.NAME, MOST_BYTES_OF_RUN)
     if content is not None:
         return RunFile.parsed(content)
-    if folder.has("zarr.json"):
+    if folder.has(folders.DATASET_ROOT):
         raise ValueError(
             "it is a folder of zarr, as uturn up to 0.4 wrote runs; measure again in another"
             " folder, or export the readings as a table with that version (`uturn study RUN --csv`)"
