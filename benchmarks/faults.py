@@ -53,24 +53,24 @@ COUNTS = "UTURN_FAULTS_COUNTS"  # folder in which workers count the tasks that t
 
 
 def counted_tasks(spec, store):
-    """The tasks of an experiment, which also count what is begun, one byte each in a file of the
+    """The tasks of an experiment; what is begun is counted, one byte each in a file of the
     process.
     """
-    from uturn.engine.executors import _tasks_of
-    from uturn.engine.tasks import Tasks
+    from uturn.engine import executors, tasks
 
-    class Counted(Tasks):
-        def measure(self, tasks, *, check=False):
-            def counted():
-                with open(Path(os.environ[COUNTS], str(os.getpid())), "ab", buffering=0) as file:
-                    for pair in tasks:
-                        file.write(b".")
-                        yield pair
+    measurements = tasks.measurements
 
-            yield from super().measure(counted(), check=check)
+    def counted(experiment, wanted, first):
+        def begun():
+            with open(Path(os.environ[COUNTS], str(os.getpid())), "ab", buffering=0) as file:
+                for entry in wanted:
+                    file.write(b".")
+                    yield entry
 
-    tasks = _tasks_of(spec, store)
-    return Counted(tasks.experiment, tasks.store)
+        return measurements(experiment, begun(), first)
+
+    tasks.measurements = counted
+    return executors._tasks_of(spec, store)
 
 
 def free_port():
@@ -83,10 +83,9 @@ def drive(spec_file, store, address):
     """A driver: `uturn run` with tasks that are counted."""
     import faults
     from uturn import cli
-    from uturn.engine import cluster
-    from uturn.engine import run as running
+    from uturn.engine import cluster, executors
 
-    running._tasks_of = faults.counted_tasks
+    executors._tasks_of = faults.counted_tasks
     on_cluster = cluster.on_cluster
     cluster.on_cluster = lambda *args, **options: on_cluster(
         *args, **{**options, "silent_after": 5.0, "own_code": True}

@@ -664,7 +664,7 @@ MUTATIONS = (
     ),
     Mutation(
         "metadata that were changed are read",
-        "uturn.store.run_file:RunFile.__init__",
+        "uturn.store.run_file:RunFile.parsed",
         "digest == _digest(table)",
         "True",
         tests=(("test_grow::metadata_are_as_they_were_written", {}),),

@@ -345,7 +345,7 @@ const drawing = (tag, properties, ...children) => {
 function treeView(tree) {
   const { branching: s, depth } = tree, names = (level) => (level === depth ? "class" : level === 0 ? "leaves" : `level ${level}`);
   const at = make("p", { className: "at", role: "note" }), choices = make("div", { className: "filter" }), note = make("p", { className: "at" });
-  const narrow = innerWidth < 700, [width, left, right, gap, top] = narrow ? [420, 66, 56, 34, 16] : [900, 70, 150, 46, 20], inner = width - left - right;
+  const narrow = innerWidth < 700, [width, left, right, gap, top] = narrow ? [420, 66, 56, 34, 16] : [900, 70, 200, 46, 20], inner = width - left - right;
   const svg = drawing("svg", { viewBox: `0 0 ${width} ${top + gap * depth + 22}`, role: "img" }), branches = drawing("g", { class: "branches" }), nodes = drawing("g", {});
   svg.append(branches, nodes);
   const rows = []; // of the levels, from the root down: what is coloured, and the words beside it
