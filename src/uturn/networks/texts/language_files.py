@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,28 +105,21 @@ class TextModel(Input):
             )
         return paths
 
-    def own_code(self) -> Any:
-        return (
-            import_function(self.model, self.where, FORMS) if is_import_path(self.model) else None
-        )
+    def own_code(self) -> Callable[[], object] | None:
+        if not is_import_path(self.model):
+            return None
+        return import_function(self.model, self.where, FORMS)
 
     def fingerprint(self) -> str:
         """Of weights, tokenizer and form of the output; and of the files with options of the
         model, such as its pooling.
         """
-        loaded = self.load()
-        model: LanguageModel = getattr(loaded, "model", loaded)
-        read = [
-            digest_of_file(str(path))
-            for path in self.files()
-            if path.suffix == ".json" and path.is_file()
-        ]
-        return " ".join([model.fingerprint(), *read])
+        return _identity(self.load(), self.files())
 
     @cached_while_unchanged(maxsize=4)
-    def load(self) -> Any:
-        """The network, a `LanguageModel`, loaded once; ValueError if it is not of this kind, or
-        its tokenizer does not match.
+    def load(self) -> LanguageModel:
+        """The network, loaded once; ValueError if it is not of this kind, or its tokenizer does
+        not match.
         """
         fits = not is_packaged(self.model) or self.head in ("masked", "encoder")
         expect(
@@ -134,9 +128,15 @@ class TextModel(Input):
             "masked",
             f"{self.head!r}, such as a model of transformers",
         )
-        return (
-            _denoiser(self) if self.head == "masked" or is_packaged(self.model) else _read(self)[0]
-        )
+        if self.head == "masked" or is_packaged(self.model):
+            return _denoiser(self)
+        return _read(self)[0]
+
+
+def _identity(model: LanguageModel, files: Sequence[Path]) -> str:
+    """The fingerprint of a model, and the digests of its files with options."""
+    tables = [path for path in files if path.suffix == ".json" and path.is_file()]
+    return " ".join([model.fingerprint(), *(digest_of_file(str(path)) for path in tables)])
 
 
 def load_language_model(model: str, **options: Any) -> LanguageModel:
@@ -463,6 +463,8 @@ def _check_sizes(where: str, size: int, tokenizer: Tokenizer | None, least: floa
 
 
 _POOLINGS = ("mean", "cls", "max", "lasttoken")
+_POOLING_NAMES = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
+"""Names of poolings in files of sentence-transformers."""
 _MODULES = ("Transformer", "Pooling", "Normalize")
 
 
@@ -505,86 +507,96 @@ class SentenceEncoder:
 
 
 @dataclass(frozen=True)
-class SentenceModel(TextModel):
+class SentenceModel(Input):
     """A sentence encoder by name: a folder or hub id of a model of sentence-transformers, whose
     modules.json lists an encoder, a pooling and optionally a normalisation; or any other
     `TextModel`, whose hidden states are averaged over tokens.
     """
 
+    text_model: TextModel
+
+    def files(self) -> list[Path]:
+        return self.text_model.files()
+
+    def own_code(self) -> Callable[[], object] | None:
+        return self.text_model.own_code()
+
+    def fingerprint(self) -> str:
+        return _identity(self.load().model, self.files())
+
     @cached_while_unchanged(maxsize=4)
     def load(self) -> SentenceEncoder:
         """The encoder; ValueError if the model cannot be read, or has parts of another kind."""
-        model, where = self.model, self.where
-        options = {
-            option.name: getattr(self, option.name)
-            for option in fields(TextModel)
-            if option.name != "model"
-        }
-        modules = (
-            None
-            if is_packaged(model) or is_import_path(model)
-            else _json(model, "modules.json", where)
-        )
+        name = self.text_model.model
+        where = self.text_model.where
+        modules = None
+        if not (is_packaged(name) or is_import_path(name)):
+            modules = _json(name, "modules.json", where)
         if modules is None:
-            return SentenceEncoder(TextModel(model, **options).load())
+            return SentenceEncoder(self.text_model.load())
         with reading(where, "download the model again, give its folder"):
-            kinds = {part["type"].rsplit(".", 1)[-1]: part["path"] for part in modules}
-            fits = {"Transformer"} <= kinds.keys() <= set(_MODULES)
-            expect(fits, "parts of its modules.json", ", ".join(kinds), ", ".join(_MODULES))
-            are_inside = all(re.fullmatch(r"(?!\.)[\w.-]*", path) for path in kinds.values())
-            expect(
-                are_inside,
-                "paths of its parts",
-                list(kinds.values()),
-                "names of folders in that of the model",
-            )
-            inner = kinds["Transformer"]
-            expect(
-                not inner or Path(model, inner).is_dir(),
-                "path of its encoder",
-                inner,
-                "a folder; none in a model on a hub",
-            )
-            folder = str(Path(model) / inner) if inner else model
-            pooling = (
-                _pooling(_json(model, f"{kinds['Pooling']}/config.json", where))
-                if "Pooling" in kinds
-                else "mean"
-            )
+            paths = _paths_of_parts(name, modules)
+            inner = paths["Transformer"]
+            folder = str(Path(name) / inner) if inner else name
+            pooling = "mean"
+            if "Pooling" in paths:
+                pooling = _pooling(_json(name, f"{paths['Pooling']}/config.json", where))
             sizes = _json(folder, "sentence_bert_config.json", where) or {}
-            prompts = _json(model, "config_sentence_transformers.json", where) or {}
-            prompt = str((prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), ""))
+            prompts = _json(name, "config_sentence_transformers.json", where) or {}
+            named_prompts = prompts.get("prompts") or {}
+            prompt = str(named_prompts.get(prompts.get("default_prompt_name"), ""))
             longest = sizes.get("max_seq_length")
-            lengths = [None if longest is None else checked_integer("max_seq_length", longest, 1)]
-        encoder: LanguageModel = TextModel(folder, **options).load()
-        length = min(
-            (most for most in (*lengths, encoder.length) if most is not None), default=None
-        )
-        return SentenceEncoder(
-            replace(encoder, length=length), pooling, prompt, bool(sizes.get("do_lower_case"))
-        )
+            if longest is not None:
+                longest = checked_integer("max_seq_length", longest, 1)
+        encoder = replace(self.text_model, model=folder).load()
+        lengths = [length for length in (longest, encoder.length) if length is not None]
+        encoder = replace(encoder, length=min(lengths, default=None))
+        return SentenceEncoder(encoder, pooling, prompt, bool(sizes.get("do_lower_case")))
 
 
-def _pooling(config: Any) -> str:
-    expect(config is not None, "the config.json of its pooling", None, "a file")
-    named = config.get("pooling_mode")
-    chosen = [named] if isinstance(named, str) else []
-    chosen += [
-        name.removeprefix("pooling_mode_")
-        for name, value in config.items()
-        if value is True and "pooling_mode_" in name
-    ]
-    names = [
-        {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}.get(name, name)
-        for name in chosen
-    ]
+def _paths_of_parts(
+    model: str,
+    modules: Any,  # as a file says
+) -> dict[str, str]:
+    """The folders of the parts that modules.json lists, such as {"Transformer": ""}; "" is the
+    folder of the model.
+    """
+    paths = {part["type"].rsplit(".", 1)[-1]: part["path"] for part in modules}
+    fits = {"Transformer"} <= paths.keys() <= set(_MODULES)
+    expect(fits, "parts of its modules.json", ", ".join(paths), ", ".join(_MODULES))
+    are_inside = all(re.fullmatch(r"(?!\.)[\w.-]*", path) for path in paths.values())
     expect(
-        len(names) == 1 and names[0] in _POOLINGS,
+        are_inside,
+        "paths of its parts",
+        list(paths.values()),
+        "names of folders in that of the model",
+    )
+    inner = paths["Transformer"]
+    expect(
+        not inner or Path(model, inner).is_dir(),
+        "path of its encoder",
+        inner,
+        "a folder; none in a model on a hub",
+    )
+    return paths
+
+
+def _pooling(config: Any) -> str:  # as a file says
+    """The pooling of hidden states, one of `_POOLINGS`, that a config.json states."""
+    expect(config is not None, "the config.json of its pooling", None, "a file")
+    stated = config.get("pooling_mode")
+    names = [stated] if isinstance(stated, str) else []
+    for key, value in config.items():
+        if value is True and "pooling_mode_" in key:
+            names.append(key.removeprefix("pooling_mode_"))
+    poolings = [_POOLING_NAMES.get(name, name) for name in names]
+    expect(
+        len(poolings) == 1 and poolings[0] in _POOLINGS,
         "its pooling",
-        names,
+        poolings,
         f"one of {', '.join(_POOLINGS)}",
     )
-    return names[0]
+    return poolings[0]
 
 
 def _json(model: str, name: str, where: str) -> Any:
