@@ -17,7 +17,7 @@ import uturn as ut
 from uturn.backward import DiffusionModel
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.cli import app
-from uturn.core.files import clear_caches
+from uturn.core.caches import clear_caches
 from uturn.core.pieces import Pieces
 from uturn.corruption.diffusion import ForwardDiffusion
 from uturn.corruption.schedulers import scheduler_like

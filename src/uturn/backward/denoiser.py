@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import expect
-from uturn.core.files import cached_while_unchanged
 from uturn.core.inputs import File
 from uturn.core.protocols import Backward, Corruption, Spec
 from uturn.core.random import Purpose, Streams

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import expect
 from uturn.core.errors import noted
-from uturn.core.files import cached_while_unchanged
 from uturn.core.imports import import_function
 from uturn.core.inputs import Input
 from uturn.core.messages import one_line

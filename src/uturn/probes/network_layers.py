@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
+from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import expect
-from uturn.core.files import cached_while_unchanged
 from uturn.core.findings import Finding
 from uturn.core.inputs import File, Input
 from uturn.core.protocols import Originals, Probe, Source, UTurns, Variable

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeVar
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
+from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import expect
-from uturn.core.files import cached_while_unchanged
 from uturn.core.inputs import Input
 from uturn.core.protocols import Backward, Probe, UTurns
 from uturn.probes.named import Named

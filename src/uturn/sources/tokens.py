@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field, PrivateAttr, model_validator
 
+from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import checked_array, checked_path, expect
-from uturn.core.files import cached_while_unchanged, read_array, read_text
+from uturn.core.files import read_array, read_text
 from uturn.core.inputs import Content
 from uturn.core.messages import one_line
 from uturn.core.own_parts import name_of

@@ -21,7 +21,8 @@ import numpy as np
 import xarray as xr
 from zarr.core.sync import sync
 
-from uturn.core.files import digest_of_file, named_errors, whole_folder
+from uturn.core.caches import digest_of_file
+from uturn.core.files import named_errors, whole_folder
 from uturn.store.places import (
     ROOT,
     at_once,

@@ -15,9 +15,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from uturn.core.caches import cached_while_unchanged, digest_of_file
 from uturn.core.checks import checked_integer, expect
 from uturn.core.errors import noted
-from uturn.core.files import cached_while_unchanged, digest_of_file, read_table
+from uturn.core.files import read_table
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.inputs import Input
 from uturn.core.messages import one_line
