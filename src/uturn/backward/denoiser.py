@@ -158,6 +158,8 @@ def reverse_process(decoder: Decoder, corruption: Any) -> Reverse:
 @cached_while_unchanged(files=lambda path: [path], maxsize=4)
 def _learned_denoiser(path: str) -> Denoiser:
     from uturn.networks.files import load_network
-    from uturn.networks.strings.denoisers import LearnedDenoiser
+    from uturn.networks.strings.denoisers import LearnedDenoiser, TreeDenoiser
 
-    return LearnedDenoiser(load_network(path, "tree_denoiser"))
+    network = load_network(path, "tree_denoiser")
+    assert isinstance(network, TreeDenoiser)
+    return LearnedDenoiser(network)
