@@ -187,7 +187,7 @@ def test_no_change_fits_a_right_network_better():
         ).errors()
     assert errors.is_judged
     assert errors.depends_on_time
-    assert errors.best[1] > 0.95
+    assert errors.best.ratio > 0.95
 
 
 def test_a_network_without_training_cannot_be_judged(embedded):
