@@ -34,10 +34,12 @@ def cached_while_unchanged(
 
         @wraps(function)
         def current(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            if files is None:
-                paths = [path for one in args for path in getattr(one, "files", tuple)()]
+            paths: list[str | os.PathLike[str] | None] = []
+            if files is not None:
+                paths += files(*args, **kwargs)
             else:
-                paths = list(files(*args, **kwargs))
+                for argument in args:
+                    paths += getattr(argument, "files", tuple)()
             options = [(name, _key(value)) for name, value in kwargs.items()]
             key = (*map(_stamp, paths), *map(_key, args), *options)
             return kept(_Call(key, args, kwargs))
@@ -53,15 +55,15 @@ def cached_while_unchanged(
 class _Call:
     """Arguments of a cached function, which are compared by their keys."""
 
-    key: tuple[Any, ...]
-    args: tuple[Any, ...] = field(compare=False)
-    kwargs: Mapping[str, Any] = field(compare=False)
+    key: tuple[object, ...]
+    args: tuple[Any, ...] = field(compare=False)  # of any function
+    kwargs: Mapping[str, Any] = field(compare=False)  # of any function
 
 
 class _Same:
     """The key of a part of the user: itself, whatever its class says of equality."""
 
-    def __init__(self, part: Any) -> None:
+    def __init__(self, part: object) -> None:
         self.part = part
 
     def __hash__(self) -> int:
@@ -71,7 +73,7 @@ class _Same:
         return isinstance(other, _Same) and other.part is self.part
 
 
-def _key(value: Any) -> Any:
+def _key(value: object) -> object:
     return _Same(value) if own_label(value) else value
 
 

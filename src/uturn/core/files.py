@@ -53,13 +53,12 @@ def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Itera
     belong to others.
     """
     # `resolve` raises for links in a circle.
-    given, place = Path(path), Path(os.path.realpath(path))
-    if replace and given.is_symlink() and place.is_dir() and any(place.iterdir()):
-        place = given.parent.resolve() / given.name
-    unfinished, old = (
-        place.with_name(f".{place.name}.{secrets.token_hex(4)}{end}")
-        for end in (_UNFINISHED, ".old")
-    )
+    place = Path(os.path.realpath(path))
+    link = Path(path)
+    if replace and link.is_symlink() and place.is_dir() and any(place.iterdir()):
+        place = link.parent.resolve() / link.name
+    unfinished = place.with_name(f".{place.name}.{secrets.token_hex(4)}{_UNFINISHED}")
+    old = place.with_name(f".{place.name}.{secrets.token_hex(4)}.old")
     try:
         with named_errors(path):
             unfinished.mkdir(parents=True)
@@ -80,34 +79,34 @@ def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Itera
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
+def write_json(path: str | os.PathLike[str], content: object) -> None:
     """Write plain data, with numpy arrays and numbers, as a JSON file; null for numbers that are
     not finite.
     """
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: finite(entry) for key, entry in value.items()}
-        if isinstance(value, list):
-            return [finite(entry) for entry in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
+    table = _finite(plain(content))
+    text = json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False)
     with whole_file(path) as file:
-        text = json.dumps(finite(plain(content)), indent=1, ensure_ascii=False, allow_nan=False)
         # Texts of files may hold lone surrogates.
         file.write(text.encode(errors="backslashreplace"))
 
 
-def read_table(path: str | os.PathLike[str]) -> Any:
+def _finite(value: object) -> object:
+    """Plain data with None in place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def read_table(path: str | os.PathLike[str]) -> Any:  # of any form
     """The content of a TOML or (by the suffix .json) JSON file in UTF-8, with or without a byte
     order mark.
     """
-    expect(
-        (size := os.path.getsize(path)) <= LARGEST_TABLE,
-        "its bytes",
-        size,
-        f"at most {LARGEST_TABLE}",
-    )
+    size = os.path.getsize(path)
+    expect(size <= LARGEST_TABLE, "its bytes", size, f"at most {LARGEST_TABLE}")
     text = read_text(path)
     return json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
 
