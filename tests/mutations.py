@@ -125,8 +125,8 @@ MUTATIONS = (
     Mutation(
         "E[a^2] for the variance of activations",
         "uturn.probes.hidden_layers:HiddenLayers._compared",
-        "variance + mean**2 if self.legacy else variance",
-        "variance + mean**2",
+        "statistics.factors(legacy=self.legacy)",
+        "statistics.factors(legacy=True)",
         tests=(("test_hidden_layers::test_similarity_equals_brute_force", {}),),
     ),
     Mutation(
@@ -581,14 +581,14 @@ MUTATIONS = (
     Mutation(
         "similarity of padding counts",
         "uturn.probes.text_states:TextStates._similarities",
-        "standardised(states[layer], self.mean[layer], factor) * present[..., None]",
-        "standardised(states[layer], self.mean[layer], factor)",
+        "of_tokens * call.is_token[..., None]",
+        "of_tokens",
         tests=(("test_text_probes::test_token_similarity_does_not_see_padding", {}),),
     ),
     Mutation(
         "padding in mean and variance of a layer",
         "uturn.probes.text_states:TextStates._fit",
-        "float64_copy(values[present])",
+        "float64_copy(values[call.is_token])",
         "float64_copy(values.flatten(0, 1))",
         tests=(("test_text_probes::test_readings_do_not_depend_on_the_batches", {}),),
     ),

@@ -221,7 +221,7 @@ def test_training_resumes_bit_for_bit(rhm, tmp_path, monkeypatch):
     strings = rhm.sample(50, seed=1).leaves
     options = {"width": 8, "steps": 40, "batch_size": 16, "every": 10, "held_out": 32}
     whole = train_denoiser(rhm, "masking", strings, **options)
-    real, calls = denoisers._tensors, []
+    real, calls = denoisers._batch, []
 
     def killed(*arguments):
         calls.append(1)
@@ -229,7 +229,7 @@ def test_training_resumes_bit_for_bit(rhm, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(denoisers, "_tensors", killed)
+    monkeypatch.setattr(denoisers, "_batch", killed)
     with pytest.raises(KeyboardInterrupt):
         train_denoiser(rhm, "masking", strings, **options, checkpoint=tmp_path / "c.pt")
     resumed = train_denoiser(rhm, "masking", strings, **options, checkpoint=tmp_path / "c.pt")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from uturn.core import files
+from uturn.core import caches, files
 
 
 @pytest.mark.parametrize("before", ["nothing", "empty folder", "folder", "link"])
@@ -56,7 +56,7 @@ def test_a_full_folder_is_replaced_only_where_asked(tmp_path):
 def test_results_are_kept_while_files_stay(tmp_path):
     calls = []
 
-    @files.cached_while_unchanged(files=lambda path, other=None: [path, other])
+    @caches.cached_while_unchanged(files=lambda path, other=None: [path, other])
     def content(path, other=None):
         calls.append(path)
         return path.read_text() if path.exists() else None

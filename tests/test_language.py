@@ -16,7 +16,7 @@ import tiny_language
 import uturn as ut
 from tiny_language import Table, TableDenoiser
 from uturn.backward.language import LanguageDenoiser, TokenWork, run_token_queue
-from uturn.core.files import clear_caches
+from uturn.core.caches import clear_caches
 from uturn.core.protocols import Corruption, Noisy
 from uturn.core.random import Streams, keys, uniforms
 from uturn.corruption.unmasking import Decoder, unmask

@@ -18,7 +18,7 @@ import uturn as ut
 from uturn.backward import DiffusionModel
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.cli import app
-from uturn.core.files import clear_caches
+from uturn.core.caches import clear_caches
 from uturn.core.pieces import Pieces
 from uturn.corruption.diffusion import ForwardDiffusion
 from uturn.corruption.schedulers import scheduler_like
@@ -188,7 +188,7 @@ def test_no_change_fits_a_right_network_better():
         ).errors()
     assert errors.is_judged
     assert errors.depends_on_time
-    assert errors.best[1] > 0.95
+    assert errors.best.ratio > 0.95
 
 
 def test_a_network_without_training_cannot_be_judged(embedded):

@@ -18,8 +18,8 @@ from pydantic import BaseModel
 import uturn as ut
 from small import defaults_of, strings
 from uturn.core import protocols
+from uturn.core.caches import cached_while_unchanged
 from uturn.core.contracts import checked_blocks
-from uturn.core.files import cached_while_unchanged
 from uturn.core.own_parts import code_digest, is_own
 from uturn.core.protocols import Noisy, Variable
 from uturn.core.random import normals

@@ -655,3 +655,12 @@ def test_own_rules_run(own_folder):
     for level in range(4):
         expected = nothing[level][0][np.arange(8 // 2**level), block.draw.latents[level]].mean(1)
         np.testing.assert_allclose(ds.belief.sel(noise=1, tree_level=level), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["Changes", "KeptTokens", "NetworkLayers", "TextLayers"])
+def test_a_probe_that_is_not_bound_to_a_source_says_so(name):
+    probe = getattr(ut.probes, name)()
+    with pytest.raises(ValueError, match=rf"'{probe.type}' .* bind the probe to its source first"):
+        probe.coordinates(None)
+    with pytest.raises(AttributeError, match="misspelt"):
+        probe.misspelt  # noqa: B018 - an attribute that it does not have

@@ -210,7 +210,7 @@ def test_poolings(folder, tmp_path):
     source = experiment(folder, {"type": "tokens"}).parts.source
     for k, mode in enumerate(("cls_token", "max_tokens", "lasttoken")):
         place = tiny_texts.write_sentence_model(tmp_path / mode, **{f"pooling_mode_{mode}": True})
-        encoder = TextEncoder(model=str(place)).text_model.load()
+        encoder = TextEncoder(model=str(place)).sentence_model.load()
         found = encoder.embed(source.ids(np.arange(6)), batch_size=4)
         model = BertModel.from_pretrained(place).eval()
         for row, ids in zip(found, source_rows(source), strict=True):
@@ -347,14 +347,20 @@ def test_token_similarity_does_not_see_padding(folder, drawn):
     for item in range(6):
         length = int((source.ids([item])[0] != PAD).sum())
         ids, states = source.ids([item])[:, :length], TextLayers().bind(source)._states
-        alone, clones = states.read(ids, after[item : item + 1, :, :length], 2)
+        alone = states.read(ids, after[item : item + 1, :, :length], 2)
         np.testing.assert_allclose(
-            alone["token_similarity"][0], whole["token_similarity"][item], rtol=0, atol=1e-5
+            alone.with_original["token_similarity"][0],
+            whole["token_similarity"][item],
+            rtol=0,
+            atol=1e-5,
         )
         np.testing.assert_allclose(
-            clones["text_similarity"][0], whole["clone_text_similarity"][item], rtol=0, atol=1e-5
+            alone.with_clones["text_similarity"][0],
+            whole["clone_text_similarity"][item],
+            rtol=0,
+            atol=1e-5,
         )
-        (equal,) = states.read(ids, ids[:, None])
+        equal = states.read(ids, ids[:, None]).with_original
         assert (equal["text_similarity"] == 1).all()  # in every bit
         assert (equal["token_similarity"] == 1).all()
 
@@ -599,7 +605,7 @@ def test_damaged_files_of_a_sentence_model(tmp_path, name, content, monkeypatch)
         "uturn.networks.texts.language_files.check_hub", lambda *_: pytest.fail("the hub was asked")
     )
     with pytest.raises(ValueError, match=r"cannot be read .*; download the model again"):
-        TextEncoder(model=str(place)).text_model.load()
+        TextEncoder(model=str(place)).sentence_model.load()
 
 
 def test_code_that_comes_with_a_model_does_not_run(tmp_path):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import expect
-from uturn.core.files import cached_while_unchanged
 from uturn.core.inputs import File
 from uturn.core.protocols import Backward, Corruption, Reconstructions, Source, Spec
 from uturn.core.random import Purpose, Streams
@@ -138,6 +138,8 @@ class StringDenoiser(DecoderOptions, Spec, Backward[NoisyStrings]):
 @cached_while_unchanged(files=lambda path: [path], maxsize=4)
 def _learned_denoiser(path: str) -> Denoiser:
     from uturn.networks.files import load_network
-    from uturn.networks.strings.denoisers import LearnedDenoiser
+    from uturn.networks.strings.denoisers import LearnedDenoiser, TreeNetwork
 
-    return LearnedDenoiser(load_network(path, "tree_denoiser"))
+    network = load_network(path, "tree_denoiser")
+    assert isinstance(network, TreeNetwork)
+    return LearnedDenoiser(network)

@@ -13,8 +13,8 @@ import numpy as np
 
 from uturn.backward.queue import Queued
 from uturn.backward.reverse_diffusion import ImageWork, ReverseDiffusion
+from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import checked_path, expect
-from uturn.core.files import cached_while_unchanged
 from uturn.core.findings import Finding
 from uturn.core.imports import is_import_path
 from uturn.core.pieces import Pieces

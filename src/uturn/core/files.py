@@ -1,11 +1,8 @@
-"""Atomic writing of files and folders, and caches of results that are valid while their input
-files do not change.
-"""
+"""Files and folders: written as a whole or not at all, and read with checks."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -13,24 +10,18 @@ import secrets
 import shutil
 import stat
 import tomllib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, BinaryIO, ParamSpec, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from uturn.core.checks import expect, plain
-from uturn.core.errors import own_label
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 LARGEST_TABLE = 2**26
 """Most bytes of a table in a file: a file with holes may promise terabytes."""
 _UNFINISHED = ".unfinished"
-_clear: list[Callable[[], None]] = []  # functions that empty the caches of `cached_while_unchanged`
 
 
 @contextmanager
@@ -62,13 +53,12 @@ def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Itera
     belong to others.
     """
     # `resolve` raises for links in a circle.
-    given, place = Path(path), Path(os.path.realpath(path))
-    if replace and given.is_symlink() and place.is_dir() and any(place.iterdir()):
-        place = given.parent.resolve() / given.name
-    unfinished, old = (
-        place.with_name(f".{place.name}.{secrets.token_hex(4)}{end}")
-        for end in (_UNFINISHED, ".old")
-    )
+    place = Path(os.path.realpath(path))
+    link = Path(path)
+    if replace and link.is_symlink() and place.is_dir() and any(place.iterdir()):
+        place = link.parent.resolve() / link.name
+    unfinished = place.with_name(f".{place.name}.{secrets.token_hex(4)}{_UNFINISHED}")
+    old = place.with_name(f".{place.name}.{secrets.token_hex(4)}.old")
     try:
         with named_errors(path):
             unfinished.mkdir(parents=True)
@@ -93,30 +83,30 @@ def write_json(path: str | os.PathLike[str], content: object) -> None:
     """Write plain data, with numpy arrays and numbers, as a JSON file; null for numbers that are
     not finite.
     """
-
-    def finite(value: object) -> object:
-        if isinstance(value, dict):
-            return {key: finite(entry) for key, entry in value.items()}
-        if isinstance(value, list):
-            return [finite(entry) for entry in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
+    table = _finite(plain(content))
+    text = json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False)
     with whole_file(path) as file:
-        text = json.dumps(finite(plain(content)), indent=1, ensure_ascii=False, allow_nan=False)
         # Texts of files may hold lone surrogates.
         file.write(text.encode(errors="backslashreplace"))
+
+
+def _finite(value: object) -> object:
+    """Plain data with None in place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def read_table(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401 - what a file holds
     """The content of a TOML or (by the suffix .json) JSON file in UTF-8, with or without a byte
     order mark.
     """
-    expect(
-        (size := os.path.getsize(path)) <= LARGEST_TABLE,
-        "its bytes",
-        size,
-        f"at most {LARGEST_TABLE}",
-    )
+    size = os.path.getsize(path)
+    expect(size <= LARGEST_TABLE, "its bytes", size, f"at most {LARGEST_TABLE}")
     text = read_text(path)
     return json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
 
@@ -194,83 +184,3 @@ def locked_folder(path: str | os.PathLike[str]) -> Iterator[None]:
     finally:
         if folder is not None:
             os.close(folder)
-
-
-def cached_while_unchanged(
-    files: Callable[..., Iterable[str | os.PathLike[str] | None]] | None = None, maxsize: int = 8
-) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Decorator: a `functools.lru_cache` that recomputes results when the modification time or size
-    of an input file changes.
-
-    `files`: function of the same arguments that returns the paths of the input files; None and
-    missing files are ignored. By default the files are those of the arguments that have some
-    (`files()`).
-    """
-
-    def decorated(function: Callable[_P, _R]) -> Callable[_P, _R]:
-        @lru_cache(maxsize)
-        def kept(call: _Call) -> _R:
-            return function(*call.args, **call.kwargs)
-
-        @wraps(function)
-        def current(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            if files is None:
-                paths = [path for one in args for path in getattr(one, "files", tuple)()]
-            else:
-                paths = list(files(*args, **kwargs))
-            options = [(name, _key(value)) for name, value in kwargs.items()]
-            key = (*map(_stamp, paths), *map(_key, args), *options)
-            return kept(_Call(key, args, kwargs))
-
-        current.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
-        _clear.append(kept.cache_clear)
-        return current
-
-    return decorated
-
-
-@dataclass(frozen=True)
-class _Call:
-    """Arguments of a cached function, which are compared by their keys."""
-
-    key: tuple[Any, ...]
-    args: tuple[Any, ...] = field(compare=False)
-    kwargs: Mapping[str, Any] = field(compare=False)
-
-
-class _Same:
-    """The key of a part of the user: itself, whatever its class says of equality."""
-
-    def __init__(self, part: object) -> None:
-        self.part = part
-
-    def __hash__(self) -> int:
-        return id(self.part)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.part is self.part
-
-
-def _key(value: object) -> Hashable:
-    return _Same(value) if own_label(value) else value
-
-
-@cached_while_unchanged(files=lambda path: [path], maxsize=2**18)
-def digest_of_file(path: str) -> str:
-    """SHA-256 of the content of a file (hexadecimal)."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def clear_caches() -> None:
-    """Empty all caches of `cached_while_unchanged`, to free the memory of models and data."""
-    for clear in _clear:
-        clear()
-
-
-def _stamp(path: str | os.PathLike[str] | None) -> tuple[str, int, int] | None:
-    """Path, modification time and size of a file; None if there is no file."""
-    if path is None or not os.path.isfile(path):
-        return None
-    status = os.stat(path)
-    return os.fspath(path), status.st_mtime_ns, status.st_size

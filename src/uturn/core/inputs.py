@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from uturn.core.files import digest_of_file
+from uturn.core.caches import digest_of_file
 
 
 class Input:

@@ -23,7 +23,11 @@ class _Blocks(nn.Module):
     """
 
     def __init__(
-        self, options: dict[str, Any], blocks: Iterable[Sequence[nn.Module]], width: int, seed: int
+        self,
+        options: dict[str, Any],  # numbers, and lists of them
+        blocks: Iterable[Sequence[nn.Module]],
+        width: int,
+        seed: int,
     ) -> None:
         super().__init__()
         self.options = options
@@ -67,29 +71,31 @@ class TreeClassifier(_Blocks):
             "width": width,
         }
         options = {name: checked_integer(name, size, 1) for name, size in sizes.items()}
-        channels = pairwise([vocab_size] + [width] * depth)
-        blocks = (
-            (nn.Conv1d(*units, kernel_size=branching, stride=branching), nn.ReLU())
-            for units in channels
-        )
+        blocks = []
+        for before, after in pairwise([vocab_size] + [width] * depth):
+            convolution = nn.Conv1d(before, after, kernel_size=branching, stride=branching)
+            blocks.append((convolution, nn.ReLU()))
         super().__init__(options, blocks, width, seed)
 
     def forward(self, leaves: torch.Tensor) -> torch.Tensor:
         """Logits (batch, num_classes) of strings, int64 (batch, branching**depth)."""
-        v, s, L = (self.options[name] for name in ("vocab_size", "branching", "depth"))
-        fits = leaves.shape[1:] == (s**L,) and not leaves.is_floating_point()
+        v = self.options["vocab_size"]
+        num_leaves = self.options["branching"] ** self.options["depth"]
         expect(
-            fits,
+            leaves.shape[1:] == (num_leaves,) and not leaves.is_floating_point(),
             "leaves: dtype, shape",
             (leaves.dtype, tuple(leaves.shape)),
-            f"integers (batch, {s**L})",
+            f"integers (batch, {num_leaves})",
         )
-        symbols = [int(leaves.min()), int(leaves.max())] if leaves.numel() else [0]
-        expect(0 <= min(symbols) <= max(symbols) < v, "leaves", symbols, f"symbols 0 .. {v - 1}")
+        if leaves.numel():
+            symbols = [int(leaves.min()), int(leaves.max())]
+            is_inside = 0 <= symbols[0] and symbols[1] < v
+            expect(is_inside, "leaves", symbols, f"symbols 0 .. {v - 1}")
         # Whitened: each input has mean 0 and variance close to 1 under uniform symbols.
         onehot = nn.functional.one_hot(leaves.long(), v).to(self.logits.weight.dtype)
         hidden = self.blocks((onehot - 1 / v).transpose(1, 2) * v**0.5)
-        return self.logits(hidden.squeeze(2))
+        logits: torch.Tensor = self.logits(hidden.squeeze(2))
+        return logits
 
 
 class VectorClassifier(_Blocks):
@@ -111,8 +117,9 @@ class VectorClassifier(_Blocks):
             "width": width,
             "num_layers": num_layers,
         }
-        units = pairwise([num_inputs] + [width] * num_layers)
-        super().__init__(options, ((nn.Linear(*sizes), nn.ReLU()) for sizes in units), width, seed)
+        sizes = pairwise([num_inputs] + [width] * num_layers)
+        blocks = [(nn.Linear(before, after), nn.ReLU()) for before, after in sizes]
+        super().__init__(options, blocks, width, seed)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """Logits (batch, num_classes) of vectors, floating point (batch, num_inputs)."""
@@ -142,15 +149,13 @@ class ImageClassifier(_Blocks):
             "strides": [*strides],
         }
         blocks = []
-        for (before, after), stride in zip(
-            pairwise([image_channels, *widths]), strides, strict=True
-        ):
+        channels = pairwise([image_channels, *widths])
+        for (before, after), stride in zip(channels, strides, strict=True):
             convolution = nn.Conv2d(
                 before, after, kernel_size=3, stride=stride, padding=1, bias=False
             )
-            blocks.append(
-                (convolution, nn.GroupNorm(after // 8 if after % 8 == 0 else 1, after), nn.ReLU())
-            )
+            groups = after // 8 if after % 8 == 0 else 1
+            blocks.append((convolution, nn.GroupNorm(groups, after), nn.ReLU()))
         super().__init__(options, blocks, widths[-1], seed)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -40,23 +40,23 @@ it, as plain data.
 """
 
 
-def save_network(model: torch.nn.Module, path: str | Path, **facts: Any) -> None:
+def save_network(model: torch.nn.Module, path: str | Path, **facts: object) -> None:
     """Write a network of this package to a safetensors file, with `facts` about it (plain data,
     such as its accuracy).
     """
-    kinds = {where: kind for kind, where in KINDS.items()}
-    name = f"{type(model).__module__}:{type(model).__qualname__}"
-    if name not in kinds:
+    place = f"{type(model).__module__}:{type(model).__qualname__}"
+    kind = next((kind for kind, home in KINDS.items() if home == place), None)
+    if kind is None:
         raise ValueError(
-            f"{name} is not a network of this package; expected one of {', '.join(KINDS)}"
+            f"{place} is not a network of this package; expected one of {', '.join(KINDS)}"
         )
-    weights = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
+    weights: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        weights[name] = tensor.detach().cpu().contiguous()
     check_finite(weights)
     header = {
         "format": FORMAT,
-        "kind": kinds[name],
+        "kind": kind,
         "options": json.dumps(model.options),
         "facts": json.dumps(facts),
     }
@@ -71,30 +71,28 @@ def load_network(path: str | Path, kind: str | None = None) -> torch.nn.Module:
     ValueError if the file is missing, damaged or of another kind, or if its weights do not match
     its header.
     """
-    with reading(
-        str(path),
-        f"expected a network of kind {kind or ', '.join(KINDS)}, written by"
-        " uturn.networks.save_network",
-    ):
+    kinds = list(KINDS) if kind is None else [kind]
+    expected = f"a network of kind {', '.join(kinds)}, written by uturn.networks.save_network"
+    with reading(str(path), f"expected {expected}"):
         check_regular(path)
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             names = file.keys()  # not a dict: it cannot be iterated
             weights = {name: file.get_tensor(name).to(torch.float32, copy=True) for name in names}
-        if header.get("format") != FORMAT or header.get("kind") not in (
-            KINDS if kind is None else [kind]
-        ):
-            raise ValueError(
-                f"its format is {header.get('format')!r}, of kind {header.get('kind')!r}"
-            )
+        stored_format = header.get("format")
+        stored_kind = header.get("kind")
+        if stored_format != FORMAT or stored_kind not in kinds:
+            raise ValueError(f"its format is {stored_format!r}, of kind {stored_kind!r}")
         check_finite(weights)
         options = json.loads(header["options"])
-        largest = max((size for size in options.values() if isinstance(size, int)), default=0)
+        sizes = [size for size in options.values() if isinstance(size, int)]
+        largest = max(sizes, default=0)
         total = sum(map(torch.numel, weights.values()))
         expect(largest <= total, "a size of its header", largest, f"at most its {total} weights")
         module, _, attribute = KINDS[header["kind"]].partition(":")
+        network = getattr(importlib.import_module(module), attribute)
         with torch.device("meta"):  # compute sizes without allocating memory
-            model = getattr(importlib.import_module(module), attribute)(**options)
+            model: torch.nn.Module = network(**options)
         model.load_state_dict(weights, assign=True)
         model.facts = json.loads(header["facts"])
     return model.eval()
@@ -105,20 +103,16 @@ def fingerprint(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        # Numpy has no bfloat16.
-        digest.update(
-            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        )
+        values = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(values.view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()
 
 
 def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
     """ValueError for weights with NaN or infinity."""
-    bad = next(
-        (name for name, tensor in weights.items() if not bool(tensor.isfinite().all())), None
-    )
-    if bad is not None:
-        raise ValueError(f"the weights {bad!r} are not finite")
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"the weights {name!r} are not finite")
 
 
 def read_state_dict(
@@ -131,33 +125,35 @@ def read_state_dict(
         raise ValueError(f"{option} = {path!r}: no such file; expected {expected}")
     with reading(f"{option} = {path!r}", f"nothing in it was executed; expected {expected}"):
         if Path(path).suffix == ".safetensors":
-            state: Any = load_file(path)
+            state: Any = load_file(path)  # of a file, checked below
         else:
             state = read_plain(path, mmap=mapped and zipfile.is_zipfile(path))
         for key in ("state_dict", "model"):
             if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
                 state = state[key]
-        if (
-            not state
-            or not isinstance(state, dict)
-            or not all(isinstance(part, torch.Tensor) for part in state.values())
-        ):
+        if not _are_weights(state):
             raise ValueError("it does not hold tensors by their names")
         check_finite(state)
-    if all(name.startswith("module.") for name in state):  # saved by DataParallel
-        rename_weights(state, lambda name: name.removeprefix("module."))
-    return state
+    weights: dict[str, torch.Tensor] = state
+    if all(name.startswith("module.") for name in weights):  # saved by DataParallel
+        rename_weights(weights, lambda name: name.removeprefix("module."))
+    return weights
 
 
-def read_plain(path: str, mmap: bool = False) -> Any:
+def _are_weights(state: object) -> bool:
+    if not isinstance(state, dict) or not state:
+        return False
+    return all(isinstance(part, torch.Tensor) for part in state.values())
+
+
+def read_plain(path: str, mmap: bool = False) -> Any:  # plain data of any form
     """Tensors and plain data that `torch.save` wrote; nothing in the file is executed."""
     try:
         # Warnings about the kind of pickle, which is read or refused below.
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (
-        pickle.UnpicklingError
-    ):  # replace PyTorch's message, which advises loading the file regardless
+    except pickle.UnpicklingError:
+        # Instead of PyTorch's message, which advises loading the file regardless.
         raise ValueError("it is damaged or holds more than weights") from None
 
 
@@ -175,15 +171,16 @@ def built_with(
     """A network with its weights loaded, built with the number of classes of the weights."""
     module = build()
     initial = module.state_dict()
-    other = [
-        (initial[name], state[name])
-        for name in initial
-        if name in state and initial[name].shape != state[name].shape
-    ]
     # Only the last layer may have another size, and only in its number of classes.
-    sizes = {b.shape[:1] for a, b in other if a.shape[1:] == b.shape[1:]}
-    if len(sizes) == 1 and all(b.ndim and a.shape[1:] == b.shape[1:] for a, b in other):
-        module = build(num_classes=sizes.pop()[0])
+    num_classes: set[int | None] = set()
+    for name in initial.keys() & state.keys():
+        mine = initial[name].shape
+        shape = state[name].shape
+        if shape != mine:
+            fits = len(shape) > 0 and shape[1:] == mine[1:]
+            num_classes.add(shape[0] if fits else None)
+    if len(num_classes) == 1 and None not in num_classes:
+        module = build(num_classes=num_classes.pop())
     put_weights(module, state, where)
     return module
 

@@ -8,8 +8,9 @@ import difflib
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> tuple
     """
     names = [name for name in named_modules(model) if name]
     if layers is None:
-        children = tuple(_children(wrapped(model)[1]))
+        children = tuple(_children(wrapped(model).network))
         expect(
             children,
             f"child modules of {type(model).__name__}",
@@ -45,19 +46,17 @@ def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> tuple
     patterns = [layers] if isinstance(layers, str) else layers
     expect(patterns, "layers", layers, f"names or patterns, at least one, or {EVERY_BLOCK!r}")
     chosen: set[str] = set()
-    wrapper = wrapped(model)[0]
-    for pattern in (text.removeprefix(wrapper) for text in patterns):
-        matching = (
-            every_block(model)
-            if pattern == EVERY_BLOCK
-            else [name for name in names if matches(name, pattern)]
-        )
+    prefix = wrapped(model).prefix
+    for pattern in patterns:
+        pattern = pattern.removeprefix(prefix)
+        if pattern == EVERY_BLOCK:
+            chosen.update(every_block(model))
+            continue
+        matching = [name for name in names if matches(name, pattern)]
         if not matching:
-            close = ", ".join(
-                difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
-            )
+            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
             way_out = (
-                f"close names: {close} (all {len(names)}:"
+                f"close names: {', '.join(close)} (all {len(names)}:"
                 " list(uturn.networks.layers.named_modules(model)))"
             )
             raise ValueError(
@@ -69,19 +68,18 @@ def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> tuple
 
 def matches(name: str, pattern: str) -> bool:
     """Whether the name of a module fits a pattern; see `select_layers`."""
+    return _matches(name.split("."), pattern.split("."))
 
-    def match(parts: list[str], pattern_parts: list[str]) -> bool:
-        if not pattern_parts:
-            return not parts
-        if pattern_parts[0] == "**":
-            return any(match(parts[k:], pattern_parts[1:]) for k in range(len(parts) + 1))
-        return (
-            bool(parts)
-            and fnmatch.fnmatchcase(parts[0], pattern_parts[0])
-            and match(parts[1:], pattern_parts[1:])
-        )
 
-    return match(name.split("."), pattern.split("."))
+def _matches(names: list[str], patterns: list[str]) -> bool:
+    if not patterns:
+        return not names
+    first, *others = patterns
+    if first == "**":
+        return any(_matches(names[k:], others) for k in range(len(names) + 1))
+    if not names or not fnmatch.fnmatchcase(names[0], first):
+        return False
+    return _matches(names[1:], others)
 
 
 def every_block(model: nn.Module) -> tuple[str, ...]:
@@ -109,99 +107,116 @@ def every_block(model: nn.Module) -> tuple[str, ...]:
     """
     modules = named_modules(model)
     stacks = _stacks(modules)
-    return tuple(_blocks(modules[""], stacks)) if stacks else _activation_functions(modules)
+    if not stacks:
+        return _activation_functions(modules)
+    return tuple(_blocks(modules[""], stacks))
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """The children of a module that have children themselves."""
+
+    chains: list[type]
+    """Classes of those that are `Sequential`."""
+    blocks: list[tuple[type, int]]
+    """(class, number of layers) of those that are no containers."""
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _Inside:
+        children = [child for child in _children(module).values() if _children(child)]
+        chains = [type(child) for child in children if isinstance(child, nn.Sequential)]
+        blocks = [child for child in children if not isinstance(child, _CONTAINERS)]
+        return cls(chains, [(type(block), _num_layers(block)) for block in blocks])
+
+    def classes(self, least: int) -> list[type]:
+        """Classes of the blocks with at least so many layers."""
+        return [kind for kind, num_layers in self.blocks if num_layers >= least]
+
+    def has_stack(self, least: int) -> bool:
+        """Whether two blocks with at least so many layers have one class."""
+        return bool(_repeated(self.classes(least)))
+
+
+def _repeated(kinds: list[type]) -> set[type]:
+    return {kind for kind in kinds if kinds.count(kind) >= 2}
 
 
 def _stacks(modules: Mapping[str, nn.Module]) -> list[str]:
     """Names of the modules that hold blocks, by the first matching rule of `every_block`."""
+    inside = {name: _Inside.of(module) for name, module in modules.items()}
     containers = [name for name, module in modules.items() if isinstance(module, _CONTAINERS)]
-    # For every module, its children with children: chains, and (class, number of layers) of those
-    # that are not containers.
-    parents = {
-        name: [child for child in _children(module).values() if _children(child)]
-        for name, module in modules.items()
-    }
-    chains = {
-        name: [type(child) for child in inside if isinstance(child, nn.Sequential)]
-        for name, inside in parents.items()
-    }
-    sized = {
-        name: [
-            (type(child), _num_layers(child))
-            for child in inside
-            if not isinstance(child, _CONTAINERS)
-        ]
-        for name, inside in parents.items()
-    }
-
-    def classes(name: str, least: int) -> list[type]:
-        return [kind for kind, num_layers in sized[name] if num_layers >= least]
-
-    def repeated(kinds: list[type]) -> set[type]:
-        return {kind for kind in kinds if kinds.count(kind) >= 2}
-
-    deep = [name for name in containers if repeated(classes(name, 2))]
+    deep = [name for name in containers if inside[name].has_stack(2)]
     if deep:
-        around = {_parent(name) for name in deep}
-        return deep + [
-            name for name in containers if _parent(name) in around and repeated(classes(name, 1))
-        ]
-    next_to: dict[str, list[type]] = {}  # classes in the containers with the same parent
+        parents = {_parent(name) for name in deep}
+        neighbours = [name for name in containers if _parent(name) in parents]
+        return deep + [name for name in neighbours if inside[name].has_stack(1)]
+    loose = [name for name in modules if inside[name].has_stack(2)]
+    of_neighbours: dict[str, list[type]] = {}  # classes in the containers with the same parent
     for name in containers:
-        next_to.setdefault(_parent(name), []).extend(set(classes(name, 2)))
-    loose = [name for name in modules if repeated(classes(name, 2))]
-    loose += [
-        name for name in containers if set(classes(name, 2)) & repeated(next_to[_parent(name)])
-    ]
-    simple = [name for name in containers if repeated(classes(name, 0))]
-    return loose or simple or [name for name in containers if repeated(chains[name])]
+        classes = set(inside[name].classes(2))
+        of_neighbours.setdefault(_parent(name), []).extend(classes)
+    for name in containers:
+        if _repeated(of_neighbours[_parent(name)]).intersection(inside[name].classes(2)):
+            loose.append(name)
+    if loose:
+        return loose
+    simple = [name for name in containers if inside[name].has_stack(0)]
+    if simple:
+        return simple
+    return [name for name in containers if _repeated(inside[name].chains)]
 
 
-def _blocks(module: nn.Module, stacks: Sequence[str], prefix: str = "") -> Iterator[str]:
-    # Adjacent simple modules, which form one block if any of them has parameters.
-    row: list[tuple[str, nn.Module]] = []
-
-    def last_of_row() -> list[str]:
-        return [row[-1][0]] if any(_has_parameters(module) for _, module in row) else []
-
+def _blocks(module: nn.Module, stacks: Sequence[str], prefix: str = "") -> list[str]:
+    """Names of the blocks in a module that holds stacks, in the order of its children."""
+    blocks: list[str] = []
+    row: dict[str, nn.Module] = {}  # adjacent simple modules
     for child_name, child in _children(module).items():
         name = f"{prefix}{child_name}"
-        opened = any(
-            stack == name or stack.startswith(f"{name}.") for stack in stacks
-        ) or not _runs(child)
-        if not opened and _is_simple(child) and _runs(module):
-            row.append((name, child))
+        is_opened = _holds_stack(name, stacks) or not _runs(child)
+        if not is_opened and _is_simple(child) and _runs(module):
+            row[name] = child
             continue
-        yield from last_of_row()
-        row = []
-        if opened:
-            yield from _blocks(child, stacks, f"{name}.")
+        blocks += _last_of_row(row)
+        row = {}
+        if is_opened:
+            blocks += _blocks(child, stacks, f"{name}.")
         elif _has_parameters(child):
-            yield name
-    yield from last_of_row()
+            blocks.append(name)
+    return blocks + _last_of_row(row)
+
+
+def _holds_stack(name: str, stacks: Sequence[str]) -> bool:
+    return any(stack == name or stack.startswith(f"{name}.") for stack in stacks)
+
+
+def _last_of_row(row: Mapping[str, nn.Module]) -> list[str]:
+    """The last of adjacent simple modules, which form one block if any of them has parameters."""
+    return [*row][-1:] if any(map(_has_parameters, row.values())) else []
 
 
 def _activation_functions(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
     """Activation functions, and the last module with parameters, of a network without stacks."""
     leaves = {name: module for name, module in modules.items() if name and not _children(module)}
-    names = [
-        name for name, module in leaves.items() if type(module).__module__ == nn.ReLU.__module__
-    ]
-    inside = [
-        name
-        for name in names
-        if "." in name and not isinstance(modules[_parent(name)], _CONTAINERS)
-    ]
+    library = nn.ReLU.__module__
+    names = [name for name, module in leaves.items() if type(module).__module__ == library]
+    hidden = [name for name in names if _is_in_block(name, modules)]
     last = next((name for name in reversed(leaves) if _has_parameters(leaves[name])), None)
     if last is not None and last not in names:
         names.append(last)
-    if inside or len(names) < 2:
-        finding = f"activation functions inside of a block, {inside}" if inside else f"only {names}"
+    if hidden or len(names) < 2:
+        finding = f"only {names}"
+        if hidden:
+            finding = f"activation functions inside of a block, {hidden}"
         way_out = f"name the layers (--layers), some of {[*modules][1 : _MOST_QUOTED + 1]}"
         raise ValueError(
             f"layers: {EVERY_BLOCK!r} finds {finding} in {type(modules['']).__name__}; {way_out}"
         )
     return tuple(names)
+
+
+def _is_in_block(name: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a module is a child of one that is no container."""
+    return "." in name and not isinstance(modules[_parent(name)], _CONTAINERS)
 
 
 def _has_parameters(module: nn.Module) -> bool:
@@ -218,16 +233,18 @@ def _is_simple(module: nn.Module) -> bool:
     normalisation with activation.
     """
     children = _children(module).values()
-    return not children or (
-        bool(module._parameters) and not any(_has_parameters(child) for child in children)
-    )
+    if not children:
+        return True
+    return bool(module._parameters) and not any(map(_has_parameters, children))
 
 
 def _num_layers(module: nn.Module) -> int:
-    return sum(
-        any(weights.ndim > 1 for weights in part.parameters(recurse=False))
-        for part in module.modules()
-    )
+    return sum(map(_is_layer, module.modules()))
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module itself has weights of two or more axes."""
+    return any(weights.ndim > 1 for weights in module.parameters(recurse=False))
 
 
 def _parent(name: str) -> str:
@@ -242,39 +259,47 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """All modules by name; the model without its wrapper is "", and a shared module is listed
     under each of its names.
     """
-    return dict(wrapped(model)[1].named_modules(remove_duplicate=False))
+    return dict(wrapped(model).network.named_modules(remove_duplicate=False))
 
 
-def wrapped(model: nn.Module) -> tuple[str, nn.Module]:
-    """The network inside wrappers, and the prefix of the names of its modules, such as "module."
-    ("" without a wrapper).
+class Wrapped(NamedTuple):
+    """The network inside wrappers."""
+
+    prefix: str
+    """Prefix of the names of its modules, such as "module."; empty without a wrapper."""
+    network: nn.Module
+
+
+def wrapped(model: nn.Module) -> Wrapped:
+    """The network inside wrappers.
 
     A wrapper has one child, called `_orig_mod`, `module` or `model`, and no parameters. Models of
     transformers are no wrappers.
     """
     prefix = ""
-    while (
-        not model._parameters
-        and len(children := _children(model)) == 1
-        and not hasattr(model, "base_model_prefix")
-    ):
-        ((name, child),) = children.items()
-        if name not in _WRAPPED:
-            break
-        prefix, model = f"{prefix}{name}.", child
-    return prefix, model
+    while _is_wrapper(model):
+        ((name, child),) = _children(model).items()
+        prefix = f"{prefix}{name}."
+        model = child
+    return Wrapped(prefix, model)
+
+
+def _is_wrapper(model: nn.Module) -> bool:
+    children = list(_children(model))
+    has_one_child = len(children) == 1 and children[0] in _WRAPPED
+    return has_one_child and not model._parameters and not hasattr(model, "base_model_prefix")
 
 
 @contextmanager
 def hooks(
-    model: nn.Module, layers: Iterable[str], receive: Callable[[str, Any], None]
+    model: nn.Module, layers: Iterable[str], receive: Callable[[str, object], None]
 ) -> Iterator[None]:
     """Context in which `receive(layer, output)` is called as soon as a layer has run, in every
     forward pass.
     """
     modules = named_modules(model)
 
-    def received(layer: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    def received(layer: str, module: nn.Module, inputs: object, output: object) -> None:
         receive(layer, output)
 
     handles = [modules[layer].register_forward_hook(partial(received, layer)) for layer in layers]
@@ -285,18 +310,16 @@ def hooks(
             handle.remove()
 
 
-def as_tensor(output: Any, where: str) -> torch.Tensor:
+def as_tensor(output: object, where: str) -> torch.Tensor:
     """The tensor (batch, channels, ...) in a module's output: the output, its `logits`, or its
     first entry; else ValueError.
     """
-    first = getattr(
-        output,
-        "logits",
-        output[0] if isinstance(output, tuple | list) and len(output) > 0 else output,
-    )
-    first = getattr(first, "logits", first)
-    if not isinstance(first, torch.Tensor) or first.ndim < 2:
+    first = output
+    if isinstance(output, tuple | list) and output and not hasattr(output, "logits"):
+        first = output[0]
+    tensor = getattr(first, "logits", first)
+    if not isinstance(tensor, torch.Tensor) or tensor.ndim < 2:
         raise ValueError(
             f"{where} gives {type(output).__name__}; expected a tensor (batch, channels, ...)"
         )
-    return first.detach()
+    return tensor.detach()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from uturn.core.messages import one_line
 
@@ -29,14 +29,12 @@ def reading(what: str, instead: str, extra: str = "text-to-image") -> Iterator[N
             f"{what} needs a package that is missing ({one_line(error)}); pip install"
             f" 'uturn[{extra}]'"
         ) from error
-    except (
-        Exception
-    ) as error:  # for damaged files, libraries raise many undocumented kinds of exceptions
+    except Exception as error:  # of many undocumented kinds, for damaged files
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(f"{what} cannot be read ({kind}{one_line(error)}); {instead}") from error
 
 
-def library(name: str, what: str, extra: str = "text-to-image") -> Any:
+def library(name: str, what: str, extra: str = "text-to-image") -> Any:  # a module
     """Import a module of an optional library; ValueError names the option `what` that needs it,
     and the way to install it.
     """
@@ -44,11 +42,25 @@ def library(name: str, what: str, extra: str = "text-to-image") -> Any:
         return importlib.import_module(name)
 
 
+class Logging(Protocol):
+    """A module such as `transformers.utils.logging`."""
+
+    def is_progress_bar_enabled(self) -> bool: ...
+
+    def disable_progress_bar(self) -> None: ...
+
+    def enable_progress_bar(self) -> None: ...
+
+    def get_verbosity(self) -> int: ...
+
+    def set_verbosity(self, verbosity: int) -> None: ...
+
+    def set_verbosity_error(self) -> None: ...
+
+
 @contextmanager
-def without_bars(*libraries: Any) -> Iterator[None]:
-    """Context in which libraries (logging modules such as `transformers.utils.logging`) draw no
-    progress bars.
-    """
+def without_bars(*libraries: Logging) -> Iterator[None]:
+    """Context in which libraries draw no progress bars."""
     drawing = [logging for logging in libraries if logging.is_progress_bar_enabled()]
     for logging in drawing:
         logging.disable_progress_bar()
@@ -60,10 +72,8 @@ def without_bars(*libraries: Any) -> Iterator[None]:
 
 
 @contextmanager
-def without_lists(logging: Any) -> Iterator[None]:
-    """Context in which a library, by its `logging` (`transformers.utils.logging`), does not list
-    missing or unused weights.
-    """
+def without_lists(logging: Logging) -> Iterator[None]:
+    """Context in which a library does not list missing or unused weights."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

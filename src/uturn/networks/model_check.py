@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -44,13 +45,15 @@ _OUTPUTS: dict[Prediction, str] = {
 }
 
 
-def is_checked(network: Any, device: torch.device) -> bool:
+def is_checked(network: object, device: torch.device) -> bool:
     """Whether a network is small enough to be checked on its device."""
-    parameters = network.parameters() if isinstance(network, torch.nn.Module) else ()
-    return device.type != "cpu" or sum(tensor.numel() for tensor in parameters) <= _MOST_ON_CPU
+    if device.type != "cpu" or not isinstance(network, torch.nn.Module):
+        return True
+    return sum(tensor.numel() for tensor in network.parameters()) <= _MOST_ON_CPU
 
 
-def writes_into(network: Callable[..., Any], *inputs: torch.Tensor) -> bool:
+def writes_into(network: Callable[..., object], *inputs: torch.Tensor) -> bool:
+    """Whether a network changes its inputs."""
     copies = [tensor.clone() for tensor in inputs]
     network(*copies)
     return not all(map(torch.equal, copies, inputs))
@@ -66,60 +69,78 @@ def check_calls(
     precision, in which rounding depends on the number of rows.
     """
     count = len(inputs[0])
-    every = torch.arange(0, count, -(-count // _ROWS))
-    some = every[: (len(every) + 1) // 2]
+    whole = torch.arange(0, count, -(-count // _ROWS))
+    half_of_rows = whole[: (len(whole) + 1) // 2]
     # In reverse order, with copies in place of the other data.
-    others = some.repeat(2)[: len(every)].flip(0)
+    mixed = half_of_rows.repeat(2)[: len(whole)].flip(0)
 
     def called(rows: torch.Tensor) -> torch.Tensor:
         return call(*(tensor[rows.to(tensor.device)] for tensor in inputs)).float()
 
-    first = called(every)
+    first = called(whole)
 
     def differs(rows: torch.Tensor, tolerance: float) -> bool:
-        known = first[torch.searchsorted(every, rows).to(first.device)]
-        return not bool((called(rows) - known).abs().max() <= tolerance * known.abs().max())
+        expected = first[torch.searchsorted(whole, rows).to(first.device)]
+        return _differ(called(rows), expected, tolerance)
 
-    same = 2e-2 if half else 1e-4  # relative to the largest output, for the same number of rows
-    if differs(every, same):
+    # Tolerances relative to the largest output, for equal and for different numbers of rows.
+    for_equal = 2e-2 if half else 1e-4
+    for_different = 0.1 if half else 1e-2
+    if differs(whole, for_equal):
         yield (
             "is random: a second call on the same data gives other values (dropout, randn_like), so"
             " results cannot be repeated"
         )
-    elif differs(others, same):
+    elif differs(mixed, for_equal):
         yield "mixes the data of a batch: its output for one datum depends on the others"
-    elif differs(some, 0.1 if half else 1e-2):
+    elif differs(half_of_rows, for_different):
         yield "depends on the batch size: it gives other values for fewer data"
 
 
-class Errors(NamedTuple):
+def _differ(output: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    """Whether outputs differ by more than a share of the largest one; NaN differs."""
+    return not bool((output - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of a convention."""
+
+    description: str
+    ratio: float
+    """Of its error to the declared error."""
+    abar: float
+    """The signal power at which the ratio is smallest."""
+
+
+@dataclass(frozen=True)
+class Errors:
     """Mean squared errors of a denoiser's prediction of x_0 at the levels `ABAR`, each
     (levels,).
     """
 
-    declared: torch.Tensor  # with the declared conventions
-    changed: dict[str, torch.Tensor]  # with one change each, by its description
-    # Of the linear prediction m + k (x_t / a - m), m the mean of the other originals.
+    declared: torch.Tensor
+    """With the declared conventions."""
+    changed: dict[str, torch.Tensor]
+    """With one change each, by its description."""
     linear: torch.Tensor
-    depends_on_time: bool  # whether the output does
+    """Of the linear prediction m + k (x_t / a - m), m the mean of the other originals."""
+    depends_on_time: bool
+    """Whether the output depends on the time input."""
 
     @property
     def is_judged(self) -> bool:
         """Whether any prediction is better than the linear one."""
-        return any(
-            bool((error < _JUDGED * self.linear).any())
-            for error in (self.declared, *self.changed.values())
-        )
+        errors = torch.stack([self.declared, *self.changed.values()])
+        return bool((errors < _JUDGED * self.linear).any())
 
     @property
-    def best(self) -> tuple[str, float, int]:
-        """The change with the smallest ratio of its error to the declared error, this ratio, and
-        the index of its level.
-        """
+    def best(self) -> Change:
+        """The change with the smallest ratio of its error to the declared error."""
         errors = torch.stack([*self.changed.values()])
         ratios = torch.where(errors < _JUDGED * self.linear, errors / self.declared, torch.inf)
         change, level = divmod(int(ratios.argmin()), len(ABAR))
-        return [*self.changed][change], float(ratios[change, level]), level
+        return Change([*self.changed][change], float(ratios[change, level]), ABAR[level])
 
 
 class Probed:
@@ -195,9 +216,7 @@ class Probed:
                 continue
             changed[words] = self._error(other)
             if x is self.x:
-                depends_on_time |= not bool(
-                    (other - output).abs().max() <= 1e-6 * output.abs().max()
-                )
+                depends_on_time |= _differ(other, output, 1e-6)
         return Errors(self._error(output), changed, self._linear_error(), depends_on_time)
 
     def _error(self, output: torch.Tensor, read_as: Prediction | None = None) -> torch.Tensor:
@@ -260,14 +279,14 @@ def check_denoiser(
     probed = Probed(model, scheduler, clean, labels, pieces)
     inputs = (probed.x, probed.time, *probed.label_inputs)
     yield from map(Finding, check_calls(probed.output, *inputs, half=half))
-    if probed.own is not None and writes_into(
-        probed.own.network, *(tensor[:2] for tensor in inputs)
-    ):
-        yield Finding(WRITES)
+    if probed.own is not None:
+        first_rows = [tensor[:2] for tensor in inputs]
+        if writes_into(probed.own.network, *first_rows):
+            yield Finding(WRITES)
     if not probed.is_tried:
         return
     errors = probed.errors()
-    change, ratio, level = errors.best
+    best = errors.best
     if not errors.depends_on_time:
         yield Finding(
             "does not depend on its time input; expected a network that uses the noise level"
@@ -279,11 +298,11 @@ def check_denoiser(
             " trained on other data",
             is_unclear=True,
         )
-    elif ratio < FITS:
+    elif best.ratio < FITS:
         yield Finding(
             "does not fit what is declared, that it predicts"
             f" {_OUTPUTS[probed.prediction]}: the error of its prediction of"
-            f" originals at abar = {ABAR[level]} is {ratio:.2g} of that if {change}"
+            f" originals at abar = {best.abar} is {best.ratio:.2g} of that if {best.description}"
         )
 
 
@@ -293,8 +312,8 @@ def _as_sampled(
     """Noisy data and times in the form used in sampling, at as many timesteps as `ABAR` has
     levels.
     """
-    chosen = torch.linspace(0, len(scheduler.timesteps) - 1, len(ABAR)).long()
-    times = scheduler.timesteps[chosen.to(scheduler.timesteps.device)]
+    places = torch.linspace(0, len(scheduler.timesteps) - 1, len(ABAR)).long()
+    times = scheduler.timesteps[places.to(scheduler.timesteps.device)]
     noisy = []
     for time, x_0, n in zip(times, clean.chunk(len(ABAR)), noise.chunk(len(ABAR)), strict=True):
         other = copy.deepcopy(scheduler)  # a copy, since schedulers store their current step

@@ -7,8 +7,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -32,7 +33,7 @@ def train(
     loss: Callable[[torch.nn.Module, int], torch.Tensor],
     steps: int,
     *,
-    recipe: Mapping[str, Any],
+    recipe: Mapping[str, object],
     checkpoint: str | Path | None = None,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
@@ -58,102 +59,157 @@ def train(
     as an evaluation reaches the value. `average`: decay of an exponential moving average of the
     weights, such as 0.999, which is evaluated, and left in the model.
     """
-    for name, given in (("steps", steps), ("every", every)):
-        checked_integer(name, given, 1)
+    checked_integer("steps", steps, 1)
+    checked_integer("every", every, 1)
     expect(0 < clip < math.inf, "clip", clip, "a number > 0")
     expect(average is None or 0 <= average < 1, "average", average, "a decay in [0, 1), or None")
     settings = {
-        "steps": steps, "every": every, "learning_rate": learning_rate, "weight_decay": weight_decay, "warmup": warmup,
-        "decay": decay, "clip": clip, "target": target, "average": average,
-    }  # fmt: skip
-    identity = json.dumps(
-        {**settings, **{f"recipe.{name}": value for name, value in recipe.items()}}, sort_keys=True
-    )
+        "steps": steps,
+        "every": every,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "decay": decay,
+        "clip": clip,
+        "target": target,
+        "average": average,
+    }
+    of_recipe = {f"recipe.{name}": value for name, value in recipe.items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    averaged = (
-        None
-        if average is None
-        else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
+    averaged = None
+    if average is not None:
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
+    state = _State(
+        json.dumps({**settings, **of_recipe}, sort_keys=True), model, optimizer, averaged
     )
-    parts: dict[str, Any] = {"model": model, "optimizer": optimizer} | (
-        {} if averaged is None else {"average": averaged}
-    )
-    step, finished = 0, False
-    records: dict[str, list[tuple[int, float]]] = {}
     if checkpoint is not None:
         with named_errors(checkpoint):
             Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
         if Path(checkpoint).exists():
-            with reading(f"checkpoint = {str(checkpoint)!r}", "move it away to begin anew"):
-                state = read_plain(str(checkpoint))
-                there, here = json.loads(state["recipe"]), json.loads(identity)
-                if other := [
-                    name for name in {**there, **here} if there.get(name) != here.get(name)
-                ]:
-                    differences = [
-                        f"{name} is {there.get(name)!r} there, {here.get(name)!r} here"
-                        for name in other[:4]
-                    ]
-                    raise ValueError(
-                        f"it is the checkpoint of another training: {'; '.join(differences)}"
-                    )
-                step, finished = int(state["step"]), bool(state["finished"])
-                records = {
-                    name: list(map(tuple, pairs))
-                    for name, pairs in json.loads(state["records"]).items()
-                }
-                for name, part in parts.items():
-                    part.load_state_dict(state[name])
-
+            state.load(checkpoint)
+    evaluated = model if averaged is None else averaged.module
     title = Path(checkpoint).name if checkpoint is not None else "training"
-    with progress_bar(progress, title, steps, step) as advance, units(steps):
-        add(step)
+    with progress_bar(progress, title, steps, state.step) as advance, units(steps):
+        add(state.step)
         losses: list[float] = []
-        while step < steps and not finished:
-            model.train()
-            rising = min(1.0, (step + 1) / max(warmup, 1))
-            falling = 0.5 * (1 + math.cos(math.pi * step / steps)) if decay else 1.0
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * (rising * falling)
-            optimizer.zero_grad(set_to_none=True)
-            value = loss(model, step)
-            losses.append(value.item())
-            value.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item()
-            for what, number in (("the loss", losses[-1]), ("the norm of the gradient", norm)):
-                if not math.isfinite(number):
-                    raise ValueError(
-                        f"{what} is {number} at step {step}; lower the learning rate"
-                        f" ({learning_rate})"
-                    )
-            optimizer.step()
-            if averaged is not None:
-                averaged.update_parameters(model)
-            step += 1
+        while state.step < steps and not state.is_finished:
+            rising = min(1.0, (state.step + 1) / max(warmup, 1))
+            falling = 1.0
+            if decay:
+                falling = 0.5 * (1 + math.cos(math.pi * state.step / steps))
+            state.set_learning_rate(learning_rate * (rising * falling))
+            losses.append(_descend(state, loss, clip, learning_rate))
+            state.step += 1
             advance()
             add()
-            if step % every and step < steps:
+            if state.step % every and state.step < steps:
                 continue
             values = {"loss": sum(losses) / len(losses)}
             losses = []
             if evaluate is not None:
-                values |= evaluate((model if averaged is None else averaged.module).eval())
-            for name, number in values.items():
-                records.setdefault(name, []).append((step, float(number)))
+                values |= evaluate(evaluated.eval())
+            state.record(values)
             if target is not None:
-                finished = values[target[0]] >= target[1]
+                quantity, least = target
+                state.is_finished = values[quantity] >= least
             if checkpoint is not None:
-                state = {
-                    "recipe": identity,
-                    "step": step,
-                    "finished": finished,
-                    "records": json.dumps(records),
-                }
-                with whole_file(checkpoint) as file:
-                    torch.save(
-                        {**state, **{name: part.state_dict() for name, part in parts.items()}}, file
-                    )
+                state.save(checkpoint)
     if averaged is not None:
         model.load_state_dict(averaged.module.state_dict())
     model.eval()
-    return History(step, records)
+    return History(state.step, state.records)
+
+
+def _descend(
+    state: _State,
+    loss: Callable[[torch.nn.Module, int], torch.Tensor],
+    clip: float,
+    learning_rate: float,
+) -> float:
+    """One step of the optimiser; the loss before it. ValueError if the training diverges."""
+    model = state.model
+    model.train()
+    state.optimizer.zero_grad(set_to_none=True)
+    value = loss(model, state.step)
+    number = value.item()
+    value.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item()
+    _check_finite("the loss", number, state.step, learning_rate)
+    _check_finite("the norm of the gradient", norm, state.step, learning_rate)
+    state.optimizer.step()
+    if state.averaged is not None:
+        state.averaged.update_parameters(model)
+    return number
+
+
+def _check_finite(name: str, number: float, step: int, learning_rate: float) -> None:
+    if not math.isfinite(number):
+        raise ValueError(
+            f"{name} is {number} at step {step}; lower the learning rate ({learning_rate})"
+        )
+
+
+@dataclass
+class _State:
+    """The state of a training, which its checkpoint holds."""
+
+    identity: str
+    """The options and the recipe, as JSON."""
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    averaged: AveragedModel | None
+    """The moving average of the weights."""
+    step: int = 0
+    is_finished: bool = False
+    records: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    def set_learning_rate(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = value
+
+    def record(self, values: Mapping[str, float]) -> None:
+        for name, number in values.items():
+            self.records.setdefault(name, []).append((self.step, float(number)))
+
+    def _parts(self) -> dict[str, torch.nn.Module | torch.optim.Optimizer]:
+        parts: dict[str, torch.nn.Module | torch.optim.Optimizer] = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+        }
+        if self.averaged is not None:
+            parts["average"] = self.averaged
+        return parts
+
+    def save(self, checkpoint: str | Path) -> None:
+        table = {
+            "recipe": self.identity,
+            "step": self.step,
+            "finished": self.is_finished,
+            "records": json.dumps(self.records),
+        }
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        with whole_file(checkpoint) as file:
+            torch.save({**table, **parts}, file)
+
+    def load(self, checkpoint: str | Path) -> None:
+        """Go on from a checkpoint; ValueError if it is damaged, or of another training."""
+        with reading(f"checkpoint = {str(checkpoint)!r}", "move it away to begin anew"):
+            table = read_plain(str(checkpoint))
+            _check_same_training(json.loads(table["recipe"]), json.loads(self.identity))
+            self.step = int(table["step"])
+            self.is_finished = bool(table["finished"])
+            for name, pairs in json.loads(table["records"]).items():
+                self.records[name] = [(step, number) for step, number in pairs]
+            for name, part in self._parts().items():
+                part.load_state_dict(table[name])
+
+
+def _check_same_training(stored: Mapping[str, object], mine: Mapping[str, object]) -> None:
+    """ValueError if a checkpoint has other options or another recipe."""
+    names = [name for name in {**stored, **mine} if stored.get(name) != mine.get(name)]
+    if not names:
+        return
+    differences = [
+        f"{name} is {stored.get(name)!r} there, {mine.get(name)!r} here" for name in names[:4]
+    ]
+    raise ValueError(f"it is the checkpoint of another training: {'; '.join(differences)}")

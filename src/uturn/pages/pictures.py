@@ -13,8 +13,9 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
+from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import expect
-from uturn.core.files import cached_while_unchanged, check_plain
+from uturn.core.files import check_plain
 from uturn.pages.charts import number
 from uturn.studies.axes import is_geometric
 from uturn.studies.records import sample

@@ -22,8 +22,8 @@ import pydantic
 
 import uturn
 from uturn.core import random
+from uturn.core.caches import digest_of_file
 from uturn.core.experiment import Experiment
-from uturn.core.files import digest_of_file
 
 OF_FIGURES = ("uturn.paper", "uturn.tools")
 """Packages whose code is followed. All other code of `uturn` is identified by the version of the

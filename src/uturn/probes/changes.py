@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
@@ -17,6 +17,7 @@ from uturn.core.progress import steps
 from uturn.core.protocols import Probe, Source, UTurns, Variable
 from uturn.measures.covariances import Covariances, Distance, Grid
 from uturn.probes.named import Named
+from uturn.probes.prepared import Prepared
 
 if TYPE_CHECKING:
     from uturn.networks.modules import Network
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _CLASSIFIER = "fashion_mnist"
 
 
-class Changes(Named, Probe):
+class Changes(Named, Prepared, Probe):
     """Covariance over trajectories of the changes of two sites of one original, against their
     distance (arXiv:2410.13770).
 
@@ -77,10 +78,8 @@ class Changes(Named, Probe):
         )
         return self
 
-    def bind(self, source: Source) -> Self:
-        bound = self.model_copy()
-        bound._sites = sites_of(self, source)
-        return bound
+    def prepare(self, source: Source) -> None:
+        self._sites = sites_of(self, source)
 
     def variables(self, source: Source) -> dict[str, Variable]:
         dims = ("noise", "item")

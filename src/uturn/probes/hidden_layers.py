@@ -2,16 +2,15 @@
 
 The post-activations of a layer are standardised by the mean and variance of each channel over a
 reference set (section 2 of arXiv:2402.16991). Two data are compared by the cosine of their
-activations, and by their squared distance divided by that of independent data.
+activations, and by their squared distance divided by the distance of independent data.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,34 +28,48 @@ from uturn.measures.clones import between_clones
 from uturn.networks.files import fingerprint
 from uturn.networks.layers import as_tensor, hooks, matches, select_layers
 from uturn.networks.libraries import reading
+from uturn.probes.activations import (
+    Batch,
+    Consumer,
+    LayerStatistics,
+    Moments,
+    Receiver,
+    Samples,
+    as_samples,
+    batches,
+    check_finite,
+    checked_count,
+    checked_draws,
+    float64_copy,
+)
 
 _TABLES = ("mean", "variance", "spread")
 
 
 class Predictions(NamedTuple):
-    """Output of a classifier: `classes` int64 (batch,) and `probabilities` float64 (batch,
-    num_classes).
-    """
+    """Output of a classifier."""
 
     classes: np.ndarray
+    """int64 (batch,)"""
     probabilities: np.ndarray
+    """float64 (batch, num_classes)"""
 
 
 class Readings(NamedTuple):
-    """Comparison of originals with their reconstructions, and the logits of both.
-
-    `similarity` in [-1, 1], `distance` >= 0: float64 (items, draws, layers). `original_logits`
-    (items, classes), `logits` (items, draws, classes): float64 output of the model, None if it was
-    not read. `clone_..`: of a clone and the others of its noisy datum, mean; None for a single
-    clone.
-    """
+    """Comparison of originals with their reconstructions, and the logits of both."""
 
     similarity: np.ndarray
+    """Cosine, float64 (items, draws, layers) in [-1, 1]."""
     distance: np.ndarray
-    original_logits: Any = None
-    logits: Any = None
+    """Squared distance, float64 (items, draws, layers), 1 for independent data."""
+    original_logits: np.ndarray | None = None
+    """Output of the model, float64 (items, classes); None if it was not read."""
+    logits: np.ndarray | None = None
+    """Likewise of the reconstructions, (items, draws, classes)."""
     clone_similarity: np.ndarray | None = None
+    """Mean similarity of a clone with the others of its noisy datum; None for a single clone."""
     clone_distance: np.ndarray | None = None
+    """Likewise their mean distance."""
 
 
 class HiddenLayers:
@@ -74,10 +87,9 @@ class HiddenLayers:
     square root of the second moment E[a^2] instead of the standard deviation, as the code published
     with the paper does.
 
-    Statistics of the reference set, {layer: float64 (channels,)}: `mean`, `variance` over samples
-    and positions; `spread`, the variance over samples at a fixed position (normalised by count -
-    1), summed over positions. `shapes`, `reference_count`: {layer: shape of the activations of one
-    reference sample}, and the number of reference samples.
+    `statistics`: {layer: `LayerStatistics`} over the reference set, empty before `fit`; `mean`,
+    `variance`, `spread` and `shapes` are {layer: value} of each. `reference_count`: number of
+    reference samples.
     """
 
     def __init__(
@@ -90,19 +102,36 @@ class HiddenLayers:
         channel_axis: int | Mapping[str, int] = 1,
         legacy: bool = False,
     ) -> None:
-        self.model, self.preprocess, self.legacy = model, preprocess, legacy
+        self.model = model
+        self.preprocess = preprocess
+        self.legacy = legacy
         self.batch_size = checked_integer("batch_size", batch_size, 1)
-        self.layers = () if layers == () else select_layers(model, layers)
+        self.layers: tuple[str, ...] = ()
+        if layers != ():
+            self.layers = select_layers(model, layers)
         self._axes = _channel_axes(self.layers, channel_axis)
-        self.mean: dict[str, np.ndarray] = {}
-        self.variance: dict[str, np.ndarray] = {}
-        self.spread: dict[str, np.ndarray] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.statistics: dict[str, LayerStatistics] = {}
         self.reference_count = 0
         self._check_evaluation_mode()
 
+    @property
+    def mean(self) -> dict[str, np.ndarray]:
+        return {layer: entry.mean for layer, entry in self.statistics.items()}
+
+    @property
+    def variance(self) -> dict[str, np.ndarray]:
+        return {layer: entry.variance for layer, entry in self.statistics.items()}
+
+    @property
+    def spread(self) -> dict[str, np.ndarray]:
+        return {layer: entry.spread for layer, entry in self.statistics.items()}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {layer: entry.shape for layer, entry in self.statistics.items()}
+
     # -- reference statistics ----------------------------------------------------------------------
-    def fit(self, samples: Any) -> HiddenLayers:
+    def fit(self, samples: Samples | Iterable[Samples]) -> HiddenLayers:
         """Compute the statistics of every channel over a reference set, replacing earlier ones;
         returns the probe.
 
@@ -110,27 +139,21 @@ class HiddenLayers:
         float64 without cancellation.
         """
         moments = {layer: Moments(layer) for layer in self.layers}
-        for some in [samples] if hasattr(samples, "shape") else samples:
-            for batch in _tensor(some).split(self.batch_size) if len(some) else ():
-                self._forward(batch, lambda layer, values: moments[layer].add(float64_copy(values)))
-        count = min((of.count for of in moments.values()), default=0)
-        expect(
-            count > 1,
-            "number of reference samples",
-            count,
-            "at least 2 for a variance, and many to be any good",
-        )
-        reduced = {
-            layer: of.by_channel(self.axis(layer, of.mean.ndim + 1))
-            for layer, of in moments.items()
+
+        def add(layer: str, values: torch.Tensor) -> None:
+            moments[layer].add(float64_copy(values))
+
+        blocks = [samples] if isinstance(samples, np.ndarray | torch.Tensor) else samples
+        for block in blocks:
+            if len(block):
+                for batch in as_samples(block).split(self.batch_size):
+                    self._forward(batch, add)
+        count = min((entry.count for entry in moments.values()), default=0)
+        self.reference_count = checked_count(count, "number of reference samples")
+        self.statistics = {
+            layer: entry.statistics(self.axis(layer, entry.mean.ndim + 1))
+            for layer, entry in moments.items()
         }
-        self.mean, self.variance, self.spread = (
-            {layer: table[k] for layer, table in reduced.items()} for k in range(3)
-        )
-        self.shapes, self.reference_count = (
-            {layer: of.mean.shape for layer, of in moments.items()},
-            count,
-        )
         return self
 
     def save_statistics(self, path: str | os.PathLike[str]) -> None:
@@ -138,11 +161,10 @@ class HiddenLayers:
         network.
         """
         self._check_fitted()
-        arrays = {
-            f"{layer}/{name}": np.ascontiguousarray(getattr(self, name)[layer])
-            for name in _TABLES
-            for layer in self.layers
-        }
+        arrays = {}
+        for name in _TABLES:
+            for layer, entry in self.statistics.items():
+                arrays[f"{layer}/{name}"] = np.ascontiguousarray(getattr(entry, name))
         header = {
             "shapes": json.dumps(self.shapes),
             "reference_count": str(self.reference_count),
@@ -155,50 +177,46 @@ class HiddenLayers:
         """Read a file of `save_statistics`; ValueError if it is damaged, or of another network,
         other layers or other axes.
         """
-        expect(
-            Path(path).is_file(),
-            "statistics",
-            path,
-            "a file written by HiddenLayers.save_statistics",
-        )
+        expected = "a file written by HiddenLayers.save_statistics"
+        expect(Path(path).is_file(), "statistics", path, expected)
         with reading(
             f"{path} is damaged, or not of this probe:", "fit the probe and save its statistics"
         ):
             with safe_open(path, framework="numpy") as file:
                 header = file.metadata() or {}
-                for what, mine in self._identity().items():
-                    expect(
-                        header.get(what) == mine,
-                        f"of another network: {what}",
-                        header.get(what),
-                        mine[:100],
-                    )
+                for name, mine in self._identity().items():
+                    stored = header.get(name)
+                    where = f"of another network: {name}"
+                    expect(stored == mine, where, stored, mine[:100])
                 tables = {
-                    name: {of: file.get_tensor(f"{of}/{name}") for of in self.layers}
-                    for name in _TABLES
+                    layer: [file.get_tensor(f"{layer}/{name}") for name in _TABLES]
+                    for layer in self.layers
                 }
-            count, stored = int(header["reference_count"]), json.loads(header["shapes"])
-            shapes = {of: tuple(stored[of]) for of in self.layers}
-            for name, of in product(_TABLES, self.layers):
-                table, channels = (
-                    tables[name][of],
-                    shapes[of][self.axis(of, len(shapes[of]) + 1) - 1],
-                )
-                is_finite = (
-                    table.dtype == np.float64
-                    and table.shape == (channels,)
-                    and np.isfinite(table).all()
-                )
-                fits = count > 1 and is_finite and (name == "mean" or (table >= 0).all())
-                expect(
-                    fits,
-                    f"{name} of layer {of!r}",
-                    table,
-                    f"{channels} finite numbers of 2 samples or more",
-                )
-            self.reference_count, self.shapes = count, shapes
-            self.mean, self.variance, self.spread = tables.values()
+            count = int(header["reference_count"])
+            shapes = json.loads(header["shapes"])
+            statistics: dict[str, LayerStatistics] = {}
+            for layer in self.layers:
+                mean, variance, spread = tables[layer]
+                entry = LayerStatistics(mean, variance, spread, tuple(shapes[layer]))
+                for name in _TABLES:
+                    self._check_table(name, layer, entry, count)
+                statistics[layer] = entry
+        self.reference_count = count
+        self.statistics = statistics
         return self
+
+    def _check_table(self, name: str, layer: str, entry: LayerStatistics, count: int) -> None:
+        """ValueError for a table of a file that cannot be a statistic of the layer."""
+        channels = entry.shape[self.axis(layer, len(entry.shape) + 1) - 1]
+        table: np.ndarray = getattr(entry, name)
+        fits = table.dtype == np.float64 and table.shape == (channels,) and count > 1
+        is_finite = fits and bool(np.isfinite(table).all())
+        expect(
+            is_finite and (name == "mean" or (table >= 0).all()),
+            f"{name} of layer {layer!r}",
+            table,
+            f"{channels} finite numbers of 2 samples or more",
+        )
 
     def _identity(self) -> dict[str, str]:
         return {
@@ -208,33 +226,25 @@ class HiddenLayers:
         }
 
     # -- measurement -------------------------------------------------------------------------------
-    def activations(self, samples: Any) -> Iterator[dict[str, torch.Tensor]]:
+    def activations(self, samples: Samples) -> Iterator[dict[str, torch.Tensor]]:
         """Raw activations {layer: float32 (batch, ...)} of samples (count, ...), batch after
         batch of at most `batch_size`.
         """
-        for batch in _tensor(samples).split(self.batch_size):
+        for batch in as_samples(samples).split(self.batch_size):
             captured: dict[str, torch.Tensor] = {}
-
-            def keep(
-                layer: str, values: torch.Tensor, captured: dict[str, torch.Tensor] = captured
-            ) -> None:
-                # A copy, because the next module may work in place.
-                captured[layer] = values.float().cpu().clone()
-
-            self._forward(batch, keep)
+            self._forward(batch, partial(_capture, captured))
             yield {layer: captured[layer] for layer in self.layers}
 
-    def predict(self, samples: Any) -> Predictions:
+    def predict(self, samples: Samples) -> Predictions:
         """Predicted classes and probabilities, with the model's output (batch, num_classes) as
         logits.
         """
-        batches = _tensor(samples).split(self.batch_size)
-        probabilities = torch.cat(
-            [_logits(self._forward(batch, None)).softmax(dim=1) for batch in batches]
-        )
+        batches = as_samples(samples).split(self.batch_size)
+        logits = [_logits(self._forward(batch, None)) for batch in batches]
+        probabilities = torch.cat([of_batch.softmax(dim=1) for of_batch in logits])
         return Predictions(probabilities.argmax(dim=1).numpy(), probabilities.numpy())
 
-    def compare(self, original: Any, reconstructed: Any) -> Readings:
+    def compare(self, original: Samples, reconstructed: Samples) -> Readings:
         """Cosine similarity and normalised squared distance of standardised activations, float64
         (count, layers), row by row.
 
@@ -245,7 +255,8 @@ class HiddenLayers:
         different reference samples and for independent data; NaN for samples of another size than
         the reference samples.
         """
-        first, second = _tensor(original), _tensor(reconstructed)
+        first = as_samples(original)
+        second = as_samples(reconstructed)
         expect(
             first.shape == second.shape,
             "shape of reconstructed",
@@ -255,12 +266,12 @@ class HiddenLayers:
         readings = self.read(first, second[:, None], logits=False)
         return Readings(readings.similarity[:, 0], readings.distance[:, 0])
 
-    def similarity(self, original: Any, reconstructed: Any) -> np.ndarray:
+    def similarity(self, original: Samples, reconstructed: Samples) -> np.ndarray:
         """Cosine similarity, float64 (count, num_layers), in [-1, 1]; see `compare`."""
         return self.compare(original, reconstructed).similarity
 
     def read(
-        self, original: Any, reconstructed: Any, clones: int = 1, *, logits: bool = True
+        self, original: Samples, reconstructed: Samples, clones: int = 1, *, logits: bool = True
     ) -> Readings:
         """Comparison of originals (items, ...) with several reconstructions each (items, draws,
         ...), and the logits of all.
@@ -271,88 +282,69 @@ class HiddenLayers:
         self._check_fitted()
         first, second = checked_draws(original, reconstructed, clones)
         items, draws = second.shape[:2]
-        tables = np.empty((2 if clones == 1 else 4, items, draws, len(self.layers)))
-        outputs: list[Any] = [None, None]
+        kinds = 2 if clones == 1 else 4  # similarity and distance, to the original and to clones
+        tables = np.empty((kinds, items, draws, len(self.layers)))
+        outputs: list[tuple[Batch, np.ndarray]] = []
 
-        def compare(layer: str, values: torch.Tensor, rows: slice, columns: slice) -> None:
-            tables[:, rows, columns, self.layers.index(layer)] = self._compared(
-                layer, values, rows.stop - rows.start, clones
-            )
+        def compare(batch: Batch, layer: str, values: torch.Tensor) -> None:
+            column = self.layers.index(layer)
+            readings = self._compared(layer, values, batch.num_items, clones)
+            tables[:, batch.items, batch.draws, column] = readings
 
-        for rows, columns, output in self.visit(first, second, clones, compare):
+        for batch, output in self.visit(first, second, clones, compare):
             if logits:
-                of_batch, count = _logits(output).numpy(), rows.stop - rows.start
-                if outputs[0] is None:
-                    outputs = [
-                        np.empty((*shape, of_batch.shape[1]))
-                        for shape in ((items,), (items, draws))
-                    ]
-                outputs[0][rows] = of_batch[:count]
-                outputs[1][rows, columns] = of_batch[count:].reshape(count, -1, of_batch.shape[1])
-                del of_batch
+                outputs.append((batch, _logits(output).numpy()))
             del output  # free the memory before the next batch
-        return Readings(tables[0], tables[1], *outputs, *tables[2:])
+        original_logits = rebuilt_logits = None
+        if logits:
+            original_logits, rebuilt_logits = _collected(outputs, items, draws)
+        return Readings(tables[0], tables[1], original_logits, rebuilt_logits, *tables[2:])
 
     def visit(
-        self, first: torch.Tensor, second: torch.Tensor, clones: int, consume: Callable[..., None]
-    ) -> Iterator[tuple[slice, slice, Any]]:
+        self,
+        first: torch.Tensor,
+        second: torch.Tensor,
+        clones: int,
+        consume: Callable[[Batch, str, torch.Tensor], None],
+    ) -> Iterator[tuple[Batch, Any]]:  # the output of any module
         """Pass originals (items, ...) with their reconstructions (items, draws, ...) through the
-        model, in batches as in `read`.
+        model, in batches as in `read`: (batch, output of the model) of each.
 
-        `consume(layer, activations, rows, columns)` is called as soon as a layer has run; the
-        activations of the originals of the batch come first. Yields after each batch: rows (items),
-        columns (draws), and the output of the model.
+        `consume(batch, layer, activations)` is called as soon as a layer has run; the activations
+        of the originals of the batch come first.
         """
-        for rows, columns in progress.steps(
-            list(batch_slices(len(second), second.shape[1], clones, self.batch_size))
-        ):
-            batch = torch.cat([first[rows], second[rows, columns].flatten(0, 1)])
-            yield rows, columns, self._forward(batch, partial(consume, rows=rows, columns=columns))
+        items, draws = second.shape[:2]
+        for batch in progress.steps(batches(items, draws, clones, self.batch_size)):
+            rebuilt = second[batch.items, batch.draws].flatten(0, 1)
+            samples = torch.cat([first[batch.items], rebuilt])
+            yield batch, self._forward(samples, partial(consume, batch))
 
-    def _compared(self, layer: str, values: torch.Tensor, items: int, clones: int) -> np.ndarray:
-        """Similarity, distance (items, draws) from the activations of a batch; with several
-        clones, also to the other clones.
+    def _compared(
+        self, layer: str, values: torch.Tensor, num_items: int, clones: int
+    ) -> np.ndarray:
+        """Similarity and distance (2, items, draws) from the activations of a batch; with several
+        clones (4, items, draws), also to the other clones.
         """
-        mean, variance = self.mean[layer], self.variance[layer]
-        scale = channel_factors(mean, variance, variance + mean**2 if self.legacy else variance)
-        fits = len(mean) == values.shape[self.axis(layer, values.ndim)]
+        statistics = self.statistics[layer]
+        axis = self.axis(layer, values.ndim)
+        channels = len(statistics.mean)
         expect(
-            fits,
+            channels == values.shape[axis],
             f"shape of layer {layer!r}",
             tuple(values.shape),
-            f"{len(mean)} channels, as the reference has",
+            f"{channels} channels, as the reference has",
         )
-        z = standardised(values, mean, scale, self.axis(layer, values.ndim)).flatten(1)
-        expected = (
-            2 * float(np.sum(self.spread[layer] * scale**2))
-            if values.shape[1:] == self.shapes[layer]
-            else np.nan
-        )
-
-        def compare(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
-            """(.., 2) of vectors (.., units); of vectors without length, both are equal."""
-            products, first, second = (a * b).sum(-1), a.norm(dim=-1), b.norm(dim=-1)
-            norms, both_zero = first * second, (first == 0) & (second == 0)
-            distance = (a - b).square_().sum(-1).cpu().numpy()
-            similarity = (
-                torch.where(norms > 0, products / norms, both_zero.double())
-                .clamp(-1, 1)
-                .cpu()
-                .numpy()
-            )
-            return np.stack(
-                [
-                    similarity,
-                    distance / expected if expected else np.where(distance > 0, np.inf, 0.0),
-                ],
-                -1,
-            )
-
-        own, others = z[:items], z[items:].view(items, -1, z.shape[1])
-        readings = [
-            compare(own[:, None], others),
-            *([between_clones(others, clones, compare)] if clones > 1 else []),
-        ]
+        factors = statistics.factors(legacy=self.legacy)
+        z = statistics.standardised(values, factors, axis).flatten(1)
+        independent = np.nan
+        if values.shape[1:] == statistics.shape:
+            independent = 2 * float(np.sum(statistics.spread * factors**2))
+        compare = partial(_similarity_and_distance, independent=independent)
+        originals = z[:num_items]
+        rebuilt = z[num_items:].view(num_items, -1, z.shape[1])
+        readings = [compare(originals[:, None], rebuilt)]
+        if clones > 1:
+            readings.append(between_clones(rebuilt, clones, compare))
         return np.moveaxis(np.concatenate(readings, -1), -1, 0)
 
     def axis(self, layer: str, ndim: int) -> int:
@@ -360,9 +352,8 @@ class HiddenLayers:
         first; always 1 for two axes.
         """
         axis = self._axes[layer] if ndim > 2 else 1
-        is_axis = 1 <= axis < ndim or -ndim < axis < 0
         expect(
-            is_axis,
+            1 <= axis < ndim or -ndim < axis < 0,
             f"channel_axis of layer {layer!r}",
             axis,
             f"one of its {ndim} axes but 0, the batch",
@@ -370,40 +361,37 @@ class HiddenLayers:
         return axis % ndim
 
     def _forward(
-        self, batch: torch.Tensor, consume: Callable[[str, torch.Tensor], None] | None
-    ) -> Any:
+        self, batch: torch.Tensor, consume: Consumer | None
+    ) -> Any:  # the output of any module
         """The model's output for one batch; `consume(layer, activations)` is called as soon as a
         layer has run.
         """
         self._check_evaluation_mode()
         parameter = next(self.model.parameters(), None)
-        # A copy, since the model may work in place.
-        batch = batch.to(None if parameter is None else parameter.device, copy=True)
+        device = None if parameter is None else parameter.device
+        samples = batch.to(device, copy=True)  # the model may work in place
         layers = () if consume is None else self.layers
-        receive = Receiver(len(batch), consume)
-        label = (
-            f"{type(self.model).__name__}, of samples of dtype {batch.dtype}, shape"
-            f" {tuple(batch.shape)}"
-        )
+        receive = Receiver(len(samples), consume)
+        dtype_and_shape = f"samples of dtype {samples.dtype}, shape {tuple(samples.shape)}"
+        label = f"{type(self.model).__name__}, of {dtype_and_shape}"
         with hooks(self.model, layers, receive), torch.inference_mode(), noted(label):
-            output = self.model(batch if self.preprocess is None else self.preprocess(batch))
+            if self.preprocess is not None:
+                samples = self.preprocess(samples)
+            output = self.model(samples)
         receive.check(layers)
         return output
 
     def _check_fitted(self) -> None:
         expect(
-            self.mean or not self.layers,
+            self.statistics or not self.layers,
             "reference statistics",
             None,
             "those of fit(samples) or load_statistics(path)",
         )
 
     def _check_evaluation_mode(self) -> None:
-        training = [
-            name or "the model itself"
-            for name, module in self.model.named_modules()
-            if module.training
-        ]
+        modules = self.model.named_modules()
+        training = [name or "the model itself" for name, module in modules if module.training]
         expect(
             not training,
             "modules in training mode",
@@ -412,179 +400,45 @@ class HiddenLayers:
         )
 
 
-class Receiver:
-    """Checks the outputs of layers in a forward pass and passes them on to `consume`."""
-
-    def __init__(
-        self, batch_size: int, consume: Callable[[str, torch.Tensor], None] | None
-    ) -> None:
-        self.batch_size, self.consume, self.ran = batch_size, consume, set[str]()
-
-    def __call__(self, layer: str, output: Any) -> None:
-        values = as_tensor(output, f"layer {layer!r}")
-        expect(
-            layer not in self.ran,
-            "layer that runs more than once in a forward pass",
-            layer,
-            "one that runs once",
-        )
-        expect(
-            len(values) == self.batch_size,
-            f"shape of layer {layer!r}",
-            tuple(values.shape),
-            f"({self.batch_size}, ..)",
-        )
-        _check_finite(values, f"layer {layer!r}: activations")
-        self.ran.add(layer)
-        if self.consume is not None:
-            self.consume(layer, values)
-
-    def check(self, layers: Sequence[str]) -> None:
-        """ValueError if some layers did not run."""
-        missing = [layer for layer in layers if layer not in self.ran]
-        expect(
-            not missing,
-            "layers that did not run in the forward pass",
-            missing,
-            "none; name the layers without them",
-        )
+def _capture(captured: dict[str, torch.Tensor], layer: str, values: torch.Tensor) -> None:
+    # A copy, because the next module may work in place.
+    captured[layer] = values.float().cpu().clone()
 
 
-class Moments:
-    """Running count, mean and sum of squared deviations of the activations of one layer, per
-    unit.
+def _similarity_and_distance(
+    first: torch.Tensor, second: torch.Tensor, *, independent: float
+) -> np.ndarray:
+    """Cosine, and squared distance divided by `independent`, (.., 2), of vectors (.., units).
+    Vectors of length 0 are equal.
     """
-
-    def __init__(self, layer: str) -> None:
-        self.layer, self.count = layer, 0
-        self.mean, self.squares = np.zeros(()), np.zeros(())
-
-    def add(self, values: torch.Tensor) -> None:
-        """Add a batch (count, ...) by the update of Chan, Golub and LeVeque (1979); the batch is
-        overwritten.
-        """
-        count, mean = len(values), values.mean(0)
-        same = not self.count or mean.shape == self.mean.shape
-        expect(
-            same,
-            f"shape of layer {self.layer!r}",
-            tuple(mean.shape),
-            f"{self.mean.shape}, as before: samples of one size",
-        )
-        squares, shift = (
-            values.sub_(mean).square_().sum(0).cpu().numpy(),
-            mean.cpu().numpy() - self.mean,
-        )
-        total = self.count + count
-        self.squares = self.squares + squares + shift**2 * (self.count * count / total)
-        self.mean, self.count = self.mean + shift * (count / total), total
-
-    def by_channel(self, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """By channel: mean and variance over samples and positions; variance over samples (count -
-        1), summed over positions.
-        """
-        over = tuple(k for k in range(self.mean.ndim) if k != axis - 1)
-        variance = (self.squares / self.count).mean(over) + self.mean.var(over)
-        return self.mean.mean(over), variance, self.squares.sum(over) / max(self.count - 1, 1)
-
-
-def channel_factors(mean: np.ndarray, variance: np.ndarray, square: np.ndarray) -> np.ndarray:
-    """Factors 1 / sqrt(square) of centred channels (channels,); 0 for those that are constant up
-    to the rounding of float32.
-    """
-    constant = variance <= (4 * np.finfo(np.float32).eps * np.abs(mean)) ** 2
-    return np.where(constant, 0, 1 / np.sqrt(np.where(constant, 1, square)))
-
-
-def standardised(
-    values: torch.Tensor, mean: np.ndarray, factor: np.ndarray, axis: int = -1
-) -> torch.Tensor:
-    """(Activations - `mean`) * `factor` as float64, with one mean and factor for each channel
-    along an axis.
-    """
-    z = float64_copy(values)
-    shape = [1] * z.ndim
-    shape[axis] = -1
-    centre, scale = (torch.from_numpy(table).to(z.device).view(shape) for table in (mean, factor))
-    return z.sub_(centre).mul_(scale)
-
-
-def batch_slices(
-    items: int, draws: int, clones: int, batch_size: int
-) -> Iterator[tuple[slice, slice]]:
-    """Items and draws of each batch: whole items if they fit, otherwise one item with as many
-    groups of clones as fit.
-    """
-    at_once = max(1, batch_size // (1 + draws))
-    width = clones * max(1, min(draws // clones, (batch_size - 1) // clones))
-    for start in range(0, items, at_once):
-        for begin in range(0, draws, width):
-            yield slice(start, min(start + at_once, items)), slice(begin, min(begin + width, draws))
-
-
-def float64_copy(values: torch.Tensor) -> torch.Tensor:
-    """A float64 copy on the same device, or on the CPU if the device has no float64 (MPS)."""
-    return (values.cpu() if values.device.type == "mps" else values).to(torch.float64, copy=True)
+    products = (first * second).sum(-1)
+    first_norm = first.norm(dim=-1)
+    second_norm = second.norm(dim=-1)
+    norms = first_norm * second_norm
+    are_zero = (first_norm == 0) & (second_norm == 0)
+    squares = (first - second).square_().sum(-1).cpu().numpy()
+    similarity = torch.where(norms > 0, products / norms, are_zero.double()).clamp(-1, 1)
+    if independent:
+        distance = squares / independent
+    else:
+        distance = np.where(squares > 0, np.inf, 0.0)
+    return np.stack([similarity.cpu().numpy(), distance], -1)
 
 
 def _channel_axes(layers: Sequence[str], channel_axis: int | Mapping[str, int]) -> dict[str, int]:
+    """The axis of the channels of each layer, by the first pattern that matches its name."""
     by_pattern = channel_axis if isinstance(channel_axis, Mapping) else {"**": channel_axis}
-    for pattern in by_pattern:
-        is_matched = any(matches(layer, pattern) for layer in layers)
-        expect(
-            is_matched,
-            "channel_axis",
-            pattern,
-            f"a pattern of the probed layers {', '.join(layers)}",
-        )
-    return {
-        layer: next((axis for pattern, axis in by_pattern.items() if matches(layer, pattern)), 1)
-        for layer in layers
-    }
+    axes: dict[str, int] = {}
+    for pattern, axis in by_pattern.items():
+        matching = [layer for layer in layers if matches(layer, pattern)]
+        expected = f"a pattern of the probed layers {', '.join(layers)}"
+        expect(matching or not layers, "channel_axis", pattern, expected)
+        for layer in matching:
+            axes.setdefault(layer, axis)
+    return {layer: axes.get(layer, 1) for layer in layers}
 
 
-def _tensor(samples: Any, name: str = "samples") -> torch.Tensor:
-    """Samples as a tensor (count, ...) of float32 or integers."""
-    tensor = (
-        samples.detach()
-        if isinstance(samples, torch.Tensor)
-        else torch.from_numpy(np.require(samples, None, ["C", "W"]))
-    )
-    fits = (
-        tensor.ndim > 1
-        and not tensor.is_complex()
-        and (tensor.dtype == torch.float32 or not tensor.is_floating_point())
-    )
-    expect(
-        fits,
-        f"{name}: {tensor.dtype} of shape",
-        tuple(tensor.shape),
-        "float32 or integers (count, ...)",
-    )
-    return tensor
-
-
-def checked_draws(
-    original: Any, reconstructed: Any, clones: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Samples (items, ...) and reconstructions of each (items, draws, ...) as tensors; draws is
-    a multiple of `clones`.
-    """
-    first, second = _tensor(original, "original"), _tensor(reconstructed, "reconstructed")
-    fits = second.shape[:1] + second.shape[2:] == first.shape and second.numel()
-    shapes = tuple(first.shape), tuple(second.shape)
-    expect(
-        fits,
-        "shapes of original, reconstructed",
-        shapes,
-        "(items, ...), (items, draws, ...), not empty",
-    )
-    draws, clones = second.shape[1], checked_integer("clones", clones, 1)
-    expect(draws % clones == 0, "draws of each item", draws, f"a multiple of clones = {clones}")
-    return first, second
-
-
-def _logits(output: Any) -> torch.Tensor:
+def _logits(output: object) -> torch.Tensor:
     """The output of a classifier, float64 (batch, num_classes) on the CPU, finite."""
     logits = as_tensor(output, "the model").cpu().double()
     expect(
@@ -593,14 +447,21 @@ def _logits(output: Any) -> torch.Tensor:
         tuple(logits.shape),
         "(batch, classes), as logits have",
     )
-    _check_finite(logits, "class probabilities")
+    check_finite(logits, "class probabilities")
     return logits
 
 
-def _check_finite(values: torch.Tensor, what: str) -> None:
-    finite = torch.isfinite(values).flatten(1).all(1)
-    if not finite.all():
-        raise ValueError(
-            f"{what} of row {int((~finite).nonzero()[0])} of a batch are not finite; check these"
-            " samples"
-        )
+def _collected(
+    outputs: Sequence[tuple[Batch, np.ndarray]], items: int, draws: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of originals (items, classes) and of reconstructions (items, draws, classes), from
+    the logits of batches.
+    """
+    num_classes = outputs[0][1].shape[1]
+    originals = np.empty((items, num_classes))
+    rebuilt = np.empty((items, draws, num_classes))
+    for batch, logits in outputs:
+        count = batch.num_items
+        originals[batch.items] = logits[:count]
+        rebuilt[batch.items, batch.draws] = logits[count:].reshape(count, -1, num_classes)
+    return originals, rebuilt

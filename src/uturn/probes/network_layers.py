@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
+from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import expect
-from uturn.core.files import cached_while_unchanged
 from uturn.core.findings import Finding
-from uturn.core.inputs import File
-from uturn.core.protocols import Probe, Source, UTurns, Variable
+from uturn.core.inputs import File, Input
+from uturn.core.protocols import Originals, Probe, Source, UTurns, Variable
 from uturn.measures.clones import between_clones
 from uturn.probes.named import Named
+from uturn.probes.prepared import Prepared
 
 if TYPE_CHECKING:
     from uturn.networks.modules import Classifier
+    from uturn.probes.activations import Samples
     from uturn.probes.hidden_layers import HiddenLayers
 
 
-class NetworkLayers(Named, Probe):
+class NetworkLayers(Named, Prepared, Probe):
     """Similarity of standardised post-activations of a network, layer by layer, and agreement of
     its predicted classes.
 
@@ -84,44 +86,42 @@ class NetworkLayers(Named, Probe):
 
     @cached_while_unchanged()  # the statistics of reference images are slow
     def bind(self, source: Source) -> Self:
-        bound = self.model_copy()
-        bound._measured = _measured(self, source)
-        bound._hidden_layers = _hidden_layers(self, source)
-        return bound
+        return super().bind(source)
+
+    def prepare(self, source: Source) -> None:
+        self._measured = _measured(self, source)
+        self._hidden_layers = _hidden_layers(self, source)
 
     def variables(self, source: Source) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory")
         layered = (*dims, f"{self.prefix}network_layer")
         share: dict[str, Any] = {"bounds": (0, 1), "group": "class"}
-        similar: dict[str, Any] = {
-            "start": 1,
-            "bounds": (-1, 1),
-            "group": "layers",
-            "order": layered[-1],
-        }
-        distant: dict[str, Any] = {
-            "start": 0,
-            "chance": 1,
-            "bounds": (0, None),
-            "family": f"{self.prefix}distance",
-        }
-        squared = "squared distance of standardised activations, 1 if independent"
-        chance, right = (
-            f"same:{self.prefix}original_class",
-            f"same:{self.prefix}original_class=label",
-        )
+        original_class = f"{self.prefix}original_class"
         every = {
             "similarity": Variable(
-                layered, "cosine similarity of standardised activations", symmetric=True, **similar
+                layered,
+                "cosine similarity of standardised activations",
+                start=1,
+                bounds=(-1, 1),
+                group="layers",
+                order=layered[-1],
+                symmetric=True,
             ),
             "distance": Variable(
-                layered, squared, symmetric=True, group="distance of layers", **distant
+                layered,
+                "squared distance of standardised activations, 1 if independent",
+                start=0,
+                chance=1,
+                bounds=(0, None),
+                group="distance of layers",
+                family=f"{self.prefix}distance",
+                symmetric=True,
             ),
             "same_class": Variable(
                 dims,
                 "same predicted class as the original",
                 start=1,
-                chance=chance,
+                chance=f"same:{original_class}",
                 symmetric=True,
                 **share,
             ),
@@ -138,7 +138,10 @@ class NetworkLayers(Named, Probe):
                 **share,
             ),
             "label_top1": Variable(
-                dims, "label of the original is the predicted class", start=right, **share
+                dims,
+                "label of the original is the predicted class",
+                start=f"same:{original_class}=label",
+                **share,
             ),
             "label_top5": Variable(
                 dims, "label of the original among the five first classes", **share
@@ -146,42 +149,39 @@ class NetworkLayers(Named, Probe):
         }
         return self.prefixed({name: every[name] for name in self._measured})
 
-    def coordinates(self, source: Any) -> dict[str, Any]:
+    def coordinates(self, source: Source) -> dict[str, np.ndarray]:
         layers = self._hidden_layers.layers
         return {f"{self.prefix}network_layer": np.array(layers)} if layers else {}
 
-    def taken_from(self, source: Any) -> str:
+    def taken_from(self, source: Source) -> str:
         texts = self.texts(source)
         return "" if texts is None else hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
-    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
+    def read(self, u_turns: UTurns, source: Source) -> dict[str, np.ndarray]:
         originals = u_turns.originals
-        clones = u_turns.clones
-        measured = self._measured
-        reconstructions = _readable(originals.data_of(u_turns.reconstructions))
-        has_classes = "same_class" in measured
         layers = self._hidden_layers.read(
-            _readable(originals.data), reconstructions, clones, logits=has_classes
+            _readable(originals.data),
+            _readable(originals.data_of(u_turns.reconstructions)),
+            u_turns.clones,
+            logits="same_class" in self._measured,
         )
-        readings: dict[str, Any] = {"similarity": layers.similarity, "distance": layers.distance}
-        twins = (
-            {"similarity": layers.clone_similarity, "distance": layers.clone_distance}
-            if clones > 1
-            else {}
-        )
-        twins = {name: twin for name, twin in twins.items() if name in measured}
-        if has_classes:
-            readings |= _verdicts(
-                layers.original_logits, layers.logits, getattr(originals, "labels", None), measured
-            )
-            if clones > 1:
+        readings = {"similarity": layers.similarity, "distance": layers.distance}
+        twins: dict[str, np.ndarray] = {}
+        if layers.clone_similarity is not None and "similarity" in self._measured:
+            twins["similarity"] = layers.clone_similarity
+        if layers.clone_distance is not None and "distance" in self._measured:
+            twins["distance"] = layers.clone_distance
+        if layers.original_logits is not None and layers.logits is not None:
+            labels: np.ndarray | None = getattr(originals, "labels", None)
+            readings |= _verdicts(layers.original_logits, layers.logits, labels, self._measured)
+            if u_turns.clones > 1:
                 twins["same_class"] = between_clones(
-                    readings["predicted_class"], clones, lambda a, b: a == b
+                    readings["predicted_class"], u_turns.clones, np.equal
                 )
-        return self.prefixed({name: readings[name] for name in measured}, twins)
+        return self.prefixed({name: readings[name] for name in self._measured}, twins)
 
-    def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:
-        """Faults of a classifier of images, found on some originals
+    def model_check(self, source: Source, originals: Sequence[Originals]) -> list[Finding]:
+        """Faults of a classifier of images, found on the first originals
         (`uturn.networks.model_check`).
         """
         import torch
@@ -193,35 +193,31 @@ class NetworkLayers(Named, Probe):
         if shape is None:
             return []
         classifier = _classifier(self, source, shape)
-        module, preprocess = classifier.module, classifier.preprocess
-        parameter = next(module.parameters(), None)
-        images = torch.from_numpy(
-            np.concatenate([block.data for block in originals]).astype(np.float32)
-        )
-        images = torch.cat([images, torch.zeros_like(images[:1])]).to(
-            None if parameter is None else parameter.device
-        )
+        parameter = next(classifier.module.parameters(), None)
+        device = None if parameter is None else parameter.device
+        data = np.concatenate([block.data for block in originals]).astype(np.float32)
+        images = torch.from_numpy(data)
+        images = torch.cat([images, torch.zeros_like(images[:1])]).to(device)
 
         def logits(images: torch.Tensor) -> torch.Tensor:
-            return as_tensor(
-                module(images if preprocess is None else preprocess(images)), "the output"
-            )
+            if classifier.preprocess is not None:
+                images = classifier.preprocess(images)
+            return as_tensor(classifier.module(images), "the output")
 
         with torch.inference_mode():
-            mistakes = [
-                *check_calls(logits, images),
-                *([WRITES] if writes_into(logits, images[-2:]) else []),
-            ]
+            faults = list(check_calls(logits, images))
+            if writes_into(logits, images[-2:]):
+                faults.append(WRITES)
         if classifier.without_layers:
-            mistakes.append(f"is compared by its classes alone: {classifier.without_layers}")
-        return [Finding(f"the classifier {self.classifier!r} {mistake}") for mistake in mistakes]
+            faults.append(f"is compared by its classes alone: {classifier.without_layers}")
+        return [Finding(f"the classifier {self.classifier!r} {fault}") for fault in faults]
 
-    def reads(self) -> list[Any]:
+    def reads(self) -> list[Input]:
         from uturn.networks.modules import Network
 
         return [Network(self.classifier, self.weights), *super().reads()]
 
-    def texts(self, source: Any) -> tuple[str, ...] | None:
+    def texts(self, source: Source) -> tuple[str, ...] | None:
         """A text for each class of a "clip:" model; None for other classifiers, or without texts
         and class names.
         """
@@ -234,47 +230,67 @@ class NetworkLayers(Named, Probe):
 
 def _hidden_layers(spec: NetworkLayers, source: Source) -> HiddenLayers:
     """The hidden layers of a spec, with statistics from its file or from images of the source."""
-    from uturn.networks.layers import EVERY_BLOCK
-    from uturn.networks.modules import Network
-    from uturn.probes.hidden_layers import HiddenLayers
-
     shape = source.image_shape()
-    options: dict[str, Any] = {"batch_size": spec.batch_size, "legacy": spec.legacy}
-    if shape is None:
-        network = Network(spec.classifier, spec.weights).load()
-        probe = HiddenLayers(
-            network.module, spec.layers or EVERY_BLOCK, network.preprocess, **options
-        )
-    else:
-        classifier = _classifier(spec, source, shape)
-        options["channel_axis"] = classifier.channel_axes
-        probe = HiddenLayers(classifier.module, classifier.layers, classifier.preprocess, **options)
-    if not probe.layers:
-        return probe
+    layers = _layers_of_any(spec) if shape is None else _layers_of_images(spec, source, shape)
+    if not layers.layers:
+        return layers
     if spec.statistics is not None:
-        return probe.load_statistics(spec.statistics)
+        return layers.load_statistics(spec.statistics)
     needed = (
         "a file of HiddenLayers(network, 'every block').fit(samples).save_statistics(path), for"
         " data that are no images"
     )
     expect(shape is not None, "statistics", None, needed)
-    return probe.fit(_first_images(source, spec.reference, spec.batch_size))
+    return layers.fit(_first_images(source, spec.reference, spec.batch_size))
+
+
+def _layers_of_any(spec: NetworkLayers) -> HiddenLayers:
+    """The layers of a network of data that are no images."""
+    from uturn.networks.layers import EVERY_BLOCK
+    from uturn.networks.modules import Network
+    from uturn.probes.hidden_layers import HiddenLayers
+
+    network = Network(spec.classifier, spec.weights).load()
+    return HiddenLayers(
+        network.module,
+        spec.layers or EVERY_BLOCK,
+        network.preprocess,
+        batch_size=spec.batch_size,
+        legacy=spec.legacy,
+    )
+
+
+def _layers_of_images(
+    spec: NetworkLayers, source: Source, shape: tuple[int, int, int]
+) -> HiddenLayers:
+    from uturn.probes.hidden_layers import HiddenLayers
+
+    classifier = _classifier(spec, source, shape)
+    return HiddenLayers(
+        classifier.module,
+        classifier.layers,
+        classifier.preprocess,
+        batch_size=spec.batch_size,
+        channel_axis=classifier.channel_axes,
+        legacy=spec.legacy,
+    )
 
 
 def _measured(spec: NetworkLayers, source: Source) -> tuple[str, ...]:
     """Names of the variables without the prefix; ValueError if labels and classes do not match."""
-    names = ["similarity", "distance", "same_class", "predicted_class"]
+    of_layers = ("similarity", "distance")
+    of_classes = ("same_class", "predicted_class")
     shape = source.image_shape()
     if shape is None:
-        return tuple(names)
+        return of_layers + of_classes
     classifier = _classifier(spec, source, shape)
     num_classes = classifier.num_classes
     if num_classes == 0:
-        return ("similarity", "distance")
-    if not classifier.layers:
-        names = names[2:]
+        return of_layers
+    names = [*of_layers, *of_classes] if classifier.layers else [*of_classes]
     names.append("original_class")
-    if num_classes > 5:
+    has_top5 = num_classes > 5
+    if has_top5:
         names.append("same_class_top5")
     num_labels = source.num_labels() if spec.labels else None
     if num_labels is not None:
@@ -284,11 +300,13 @@ def _measured(spec: NetworkLayers, source: Source) -> tuple[str, ...]:
         )
         expected = f"{num_classes}, as classifier = {spec.classifier!r} knows; {way_out}"
         expect(num_labels == num_classes, "number of labels of the images", num_labels, expected)
-        names += ["label_top1", "label_top5"] if num_classes > 5 else ["label_top1"]
+        names.append("label_top1")
+        if has_top5:
+            names.append("label_top5")
     return tuple(names)
 
 
-def _classifier(spec: NetworkLayers, source: Any, shape: tuple[int, int, int]) -> Classifier:
+def _classifier(spec: NetworkLayers, source: Source, shape: tuple[int, int, int]) -> Classifier:
     from uturn.networks.modules import load_classifier
 
     return load_classifier(
@@ -301,44 +319,46 @@ def _classifier(spec: NetworkLayers, source: Any, shape: tuple[int, int, int]) -
 
 
 def _verdicts(
-    before: np.ndarray, after: np.ndarray, labels: Any, measured: Sequence[str]
-) -> dict[str, Any]:
+    before: np.ndarray, after: np.ndarray, labels: np.ndarray | None, measured: Sequence[str]
+) -> dict[str, np.ndarray]:
     """Classes predicted from the logits of originals (items, classes) and of reconstructions
     (items, draws, classes).
     """
     from uturn.networks.modules import in_top
 
-    original, predicted = before.argmax(axis=-1), after.argmax(axis=-1)
-    same = predicted == original[:, None]
-    verdicts: dict[str, Any] = {
-        "same_class": same,
+    original = before.argmax(axis=-1)
+    predicted = after.argmax(axis=-1)
+    verdicts = {
+        "same_class": predicted == original[:, None],
         "predicted_class": predicted,
         "original_class": original,
     }
     if "same_class_top5" in measured:
-        verdicts["same_class_top5"] = in_top(
-            after, np.broadcast_to(original[:, None], predicted.shape), 5
-        )
+        originals = np.broadcast_to(original[:, None], predicted.shape)
+        verdicts["same_class_top5"] = in_top(after, originals, 5)
+    if labels is None:
+        return verdicts
+    label = np.broadcast_to(labels[:, None], predicted.shape)
     for name, count in (("label_top1", 1), ("label_top5", 5)):
         if name in measured:
-            label = np.broadcast_to(labels[:, None], predicted.shape)
-            verdicts[name] = np.where(
-                label >= 0, in_top(after, np.maximum(label, 0), count), np.nan
-            )
+            is_right = in_top(after, np.maximum(label, 0), count)
+            verdicts[name] = np.where(label >= 0, is_right, np.nan)
     return verdicts
 
 
-def _first_images(source: Any, number: int, batch_size: int) -> Iterator[np.ndarray]:
+def _first_images(
+    source: Any,  # of images, also of one's own
+    number: int,
+    batch_size: int,
+) -> Iterator[np.ndarray]:
     """The first `number` images of a source, or all if there are fewer, batch by batch."""
     number = min(number, source.count())
     for start in range(0, number, batch_size):
         yield source.images_at(np.arange(start, min(start + batch_size, number)))[0]
 
 
-def _readable(data: Any) -> Any:
+def _readable(data: Samples) -> Samples:
     """Data in a form for networks, with float64 converted to float32."""
-    return (
-        data.astype(np.float32)
-        if isinstance(data, np.ndarray) and data.dtype == np.float64
-        else data
-    )
+    if isinstance(data, np.ndarray) and data.dtype == np.float64:
+        return data.astype(np.float32)
+    return data

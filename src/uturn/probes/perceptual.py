@@ -7,8 +7,9 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PrivateAttr
@@ -19,11 +20,14 @@ from uturn.core.messages import one_line
 from uturn.core.protocols import Probe, UTurns, Variable
 from uturn.measures.clones import between_clones
 from uturn.probes.named import Named
+from uturn.probes.prepared import Prepared
 from uturn.sources.images import Images, ImageSource, NoisyImages
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
+    from uturn.probes.activations import Batch, Samples
     from uturn.probes.hidden_layers import HiddenLayers
 
 _LEAST_NORM = 1e-10  # as in the package lpips; outputs of norm 0 stay 0
@@ -36,7 +40,7 @@ LPIPS_LAYERS = {
 }
 
 
-class Perceptual(Named, Probe[Images, NoisyImages, ImageSource]):
+class Perceptual(Named, Prepared, Probe[Images, NoisyImages, ImageSource]):
     """Perceptual distance of images to their reconstructions, LPIPS (arXiv:1801.03924, Eq. 1;
     `PerceptualDistance`).
 
@@ -67,10 +71,8 @@ class Perceptual(Named, Probe[Images, NoisyImages, ImageSource]):
     def network_name(self) -> str:
         return self.classifier
 
-    def bind(self, source: ImageSource) -> Self:
-        bound = self.model_copy()
-        bound._distance = distance_of(self, source)
-        return bound
+    def prepare(self, source: ImageSource) -> None:
+        self._distance = distance_of(self, source)
 
     def variables(self, source: ImageSource) -> dict[str, Variable]:
         weights = "without" if self.linear is None else "with"
@@ -88,10 +90,12 @@ class Perceptual(Named, Probe[Images, NoisyImages, ImageSource]):
         self, u_turns: UTurns[Images, NoisyImages], source: ImageSource
     ) -> dict[str, np.ndarray]:
         originals = u_turns.originals
-        distances = self._distance.read(
-            originals.data, originals.data_of(u_turns.reconstructions), u_turns.clones
-        )
-        return self.prefixed(*({"perceptual_distance": values} for values in distances))
+        rebuilt = originals.data_of(u_turns.reconstructions)
+        distances = self._distance.read(originals.data, rebuilt, u_turns.clones)
+        twins: dict[str, np.ndarray] = {}
+        if distances.with_clones is not None:
+            twins = {"perceptual_distance": distances.with_clones}
+        return self.prefixed({"perceptual_distance": distances.with_original}, twins)
 
     def reads(self) -> list[Input]:
         from uturn.networks.modules import Network
@@ -101,37 +105,12 @@ class Perceptual(Named, Probe[Images, NoisyImages, ImageSource]):
 
 def distance_of(spec: Perceptual, source: ImageSource) -> PerceptualDistance:
     """The perceptual distance of a spec, tested on blank images of the source's size."""
-    from uturn.networks.modules import Network, Preprocessing, load_classifier
-    from uturn.probes.hidden_layers import HiddenLayers
-
     shape = source.image_shape()
-    if spec.classifier in LPIPS_LAYERS:
-        network = Network(spec.classifier, spec.weights).load()
-        from torchvision.transforms import Normalize
-
-        assert isinstance(network.preprocess, Preprocessing)
-        own: Any = network.preprocess.transforms
-        names = LPIPS_LAYERS[spec.classifier]
-        module = network.module if spec.layers else stages(network.module, names[-1])
-        normalise = Preprocessing(Normalize(own.mean, own.std))
-        layers = HiddenLayers(module, spec.layers or names, normalise, batch_size=spec.batch_size)
-    else:
-        classifier = load_classifier(
-            spec.classifier, spec.weights, layers=spec.layers, image_shape=shape
-        )
-        expect(
-            not classifier.without_layers,
-            "classifier",
-            spec.classifier,
-            f"one with layers: {classifier.without_layers}",
-        )
-        options: Any = {"batch_size": spec.batch_size, "channel_axis": classifier.channel_axes}
-        layers = HiddenLayers(
-            classifier.module, classifier.layers, classifier.preprocess, **options
-        )
-    distance = PerceptualDistance(
-        layers, None if spec.linear is None else read_linear(spec.linear, layers.layers)
-    )
+    layers = _layers_of_lpips(spec) if spec.classifier in LPIPS_LAYERS else _layers(spec, shape)
+    weights = None
+    if spec.linear is not None:
+        weights = read_linear(spec.linear, layers.layers)
+    distance = PerceptualDistance(layers, weights)
     blank = np.zeros((1, *shape), np.float32)
     try:
         distance.read(blank, blank[:, None])
@@ -142,15 +121,64 @@ def distance_of(spec: Perceptual, source: ImageSource) -> PerceptualDistance:
     return distance
 
 
-def stages(network: Any, last: str) -> Any:
+def _layers_of_lpips(spec: Perceptual) -> HiddenLayers:
+    """The layers of a network of LPIPS; images are normalised but not resized."""
+    from uturn.networks.modules import Network, Preprocessing
+    from uturn.probes.hidden_layers import HiddenLayers
+
+    network = Network(spec.classifier, spec.weights).load()  # says how to install torchvision
+    from torchvision.transforms import Normalize
+
+    assert isinstance(network.preprocess, Preprocessing)
+    transforms: Any = network.preprocess.transforms  # of torchvision
+    normalise = Preprocessing(Normalize(transforms.mean, transforms.std))
+    names = LPIPS_LAYERS[spec.classifier]
+    module = network.module if spec.layers else stages(network.module, names[-1])
+    return HiddenLayers(module, spec.layers or names, normalise, batch_size=spec.batch_size)
+
+
+def _layers(spec: Perceptual, shape: tuple[int, int, int]) -> HiddenLayers:
+    """The layers of any other network, as the probe `network_layers` reads them."""
+    from uturn.networks.modules import load_classifier
+    from uturn.probes.hidden_layers import HiddenLayers
+
+    classifier = load_classifier(
+        spec.classifier, spec.weights, layers=spec.layers, image_shape=shape
+    )
+    expect(
+        not classifier.without_layers,
+        "classifier",
+        spec.classifier,
+        f"one with layers: {classifier.without_layers}",
+    )
+    return HiddenLayers(
+        classifier.module,
+        classifier.layers,
+        classifier.preprocess,
+        batch_size=spec.batch_size,
+        channel_axis=classifier.channel_axes,
+    )
+
+
+def stages(network: nn.Module, last: str) -> nn.Module:
     """The `features` of a network of torchvision up to a layer, such as "features.29": smaller
     images are accepted.
     """
     from torch import nn
 
-    return nn.Sequential(
-        OrderedDict(features=network.features[: int(last.rpartition(".")[2]) + 1])
-    ).eval()
+    features = network.get_submodule("features")
+    assert isinstance(features, nn.Sequential)
+    end = int(last.rpartition(".")[2]) + 1
+    return nn.Sequential(OrderedDict(features=features[:end])).eval()
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Distances of reconstructions, float64 (items, draws)."""
+
+    with_original: np.ndarray
+    with_clones: np.ndarray | None = None
+    """Mean distance of a clone to the other clones of its noisy image; None for a single clone."""
 
 
 class PerceptualDistance:
@@ -167,49 +195,50 @@ class PerceptualDistance:
         self, layers: HiddenLayers, weights: Mapping[str, torch.Tensor] | None = None
     ) -> None:
         self.layers = layers
-        self._weights = (
-            {} if weights is None else {layer: values.double() for layer, values in weights.items()}
-        )
+        self._weights: dict[str, torch.Tensor] = {}
+        if weights is not None:
+            self._weights = {layer: values.double() for layer, values in weights.items()}
 
-    def read(self, original: Any, reconstructed: Any, clones: int = 1) -> list[np.ndarray]:
-        """Distances of originals (items, ...) to their reconstructions (items, draws, ...), float64
-        (items, draws).
-
-        With several clones also the mean distance of each clone to the other clones of its noisy
-        image.
+    def read(self, original: Samples, reconstructed: Samples, clones: int = 1) -> Distances:
+        """Distances of originals (items, ...) to their reconstructions (items, draws, ...), and
+        with several clones of each clone to the others.
         """
-        from uturn.probes.hidden_layers import checked_draws
+        from uturn.probes.activations import checked_draws
 
         first, second = checked_draws(original, reconstructed, clones)
-        distances = np.zeros((1 if clones == 1 else 2, *second.shape[:2]))
+        shape = second.shape[:2]
+        distances = Distances(np.zeros(shape), np.zeros(shape) if clones > 1 else None)
 
-        def add(layer: str, values: torch.Tensor, rows: slice, columns: slice) -> None:
-            count = rows.stop - rows.start
+        def add(batch: Batch, layer: str, values: torch.Tensor) -> None:
+            count = batch.num_items
             rebuilt = values[count:].reshape(count, -1, *values.shape[1:])
             difference = partial(self._difference, layer)
             # One original at a time, since the output of a layer can be much larger than the image.
             for k in range(count):
-                before, after = self._unit(layer, values[k : k + 1]), self._unit(layer, rebuilt[k])
-                distances[0, rows.start + k, columns] += difference(before, after)
-                if clones > 1:
-                    distances[1, rows.start + k, columns] += between_clones(
-                        after[None], clones, difference
-                    )[0]
+                before = self._unit(layer, values[k : k + 1])
+                after = self._unit(layer, rebuilt[k])
+                place = (batch.items.start + k, batch.draws)
+                distances.with_original[place] += difference(before, after)
+                if distances.with_clones is not None:
+                    twins = between_clones(after[None], clones, difference)
+                    distances.with_clones[place] += twins[0]
 
         for _ in self.layers.visit(first, second, clones, add):
             pass
-        return list(distances)
+        return distances
 
     def _unit(self, layer: str, values: torch.Tensor) -> torch.Tensor:
         """Outputs of a layer as float64 (batch, positions, channels), divided by their norm over
         the channels.
         """
-        from uturn.probes.hidden_layers import float64_copy
+        from uturn.probes.activations import float64_copy
 
         axis = self.layers.axis(layer, values.ndim)
-        outputs = float64_copy(
-            values.movedim(axis, -1).flatten(1, -2) if values.ndim > 2 else values[:, None]
-        )
+        if values.ndim > 2:
+            rows = values.movedim(axis, -1).flatten(1, -2)
+        else:
+            rows = values[:, None]
+        outputs = float64_copy(rows)
         return outputs / (outputs.norm(dim=-1, keepdim=True) + _LEAST_NORM)
 
     def _difference(self, layer: str, first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
@@ -238,14 +267,13 @@ def read_linear(path: str, layers: Sequence[str]) -> dict[str, torch.Tensor]:
 
     expected = "a file of learned weights of the package lpips, such as lpips/weights/v0.1/vgg.pth"
     state = read_state_dict(path, expected, "linear")
-    named = {
-        re.fullmatch(r"lin(\d+)\.model\.\d+\.weight", str(name)): weights
-        for name, weights in state.items()
-    }
-    by_number = {int(match[1]): weights.flatten() for match, weights in named.items() if match}
-    fits = sorted(by_number) == list(range(len(layers)))
+    by_number: dict[int, torch.Tensor] = {}
+    for name, weights in state.items():
+        match = re.fullmatch(r"lin(\d+)\.model\.\d+\.weight", str(name))
+        if match is not None:
+            by_number[int(match[1])] = weights.flatten()
     expect(
-        fits,
+        sorted(by_number) == list(range(len(layers))),
         f"linear = {path!r}: layers",
         sorted(by_number),
         f"{len(layers)} layers, of {expected}",

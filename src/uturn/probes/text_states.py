@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,18 +13,25 @@ from uturn.core.checks import expect
 from uturn.measures.clones import between_clones
 from uturn.networks.layers import EVERY_BLOCK, hooks, select_layers
 from uturn.networks.texts.language import LanguageModel
-from uturn.probes.hidden_layers import (
+from uturn.probes.activations import (
+    LayerStatistics,
     Moments,
     Receiver,
-    batch_slices,
-    channel_factors,
+    batches,
+    checked_count,
     float64_copy,
-    standardised,
 )
-from uturn.probes.second_model import TextsOf, distinct
+from uturn.probes.second_model import TranslatedTexts, distinct
 from uturn.sources.tokens import PAD
 
-_Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+@dataclass(frozen=True)
+class TextReadings:
+    """Similarities by name, float64 (items, draws, layers)."""
+
+    with_original: dict[str, np.ndarray]
+    with_clones: dict[str, np.ndarray] = field(default_factory=dict)
+    """Mean over the other clones of a noisy text; empty for a single clone."""
 
 
 class TextStates:
@@ -45,106 +53,104 @@ class TextStates:
     def __init__(
         self,
         model: LanguageModel,
-        texts: TextsOf,
+        texts: TranslatedTexts,
         reference: np.ndarray,
         layers: Sequence[str] | None,
         batch_size: int,
     ) -> None:
-        self.model, self.texts, self.batch_size = model, texts, batch_size
-        wanted = layers or getattr(model.network, "probed", EVERY_BLOCK)
-        self._gives_states = model.config is not None and wanted in (EVERY_BLOCK, (EVERY_BLOCK,))
-        self.layers = () if self._gives_states else select_layers(model.network, wanted)
+        self.model = model
+        self.texts = texts
+        self.batch_size = batch_size
+        chosen = layers or getattr(model.network, "probed", EVERY_BLOCK)
+        is_every_block = chosen in (EVERY_BLOCK, (EVERY_BLOCK,))
+        self._gives_states = model.config is not None and is_every_block
+        self.layers: tuple[str, ...] = ()
+        if not self._gives_states:
+            self.layers = select_layers(model.network, chosen)
         rows = texts.rows(reference)
-        self.layers = tuple(next(self._states(rows[:1]))[2])
-        self._fit(rows)
+        first_call = next(self._calls(rows[:1]))
+        self.layers = tuple(first_call.states)
+        self.statistics = self._fit(rows)
 
-    def _fit(self, rows: np.ndarray) -> None:
+    def _fit(self, rows: np.ndarray) -> dict[str, LayerStatistics]:
         moments = {layer: Moments(layer) for layer in self.layers}
-        for _, present, states in self._states(rows, self.batch_size):
-            for layer, values in states.items():
-                moments[layer].add(float64_copy(values[present]))
-        count = moments[self.layers[0]].count
-        expect(
-            count > 1,
-            "tokens of the reference texts",
-            count,
-            "at least 2 for a variance, and many to be any good",
-        )
-        statistics = {layer: of_layer.by_channel(1) for layer, of_layer in moments.items()}
-        self.mean, self.variance = (
-            {layer: table[k] for layer, table in statistics.items()} for k in range(2)
-        )
+        for call in self._calls(rows, self.batch_size):
+            for layer, values in call.states.items():
+                moments[layer].add(float64_copy(values[call.is_token]))
+        checked_count(moments[self.layers[0]].count, "tokens of the reference texts")
+        return {layer: entry.statistics(1) for layer, entry in moments.items()}
 
     def read(
         self, original: np.ndarray, reconstructed: np.ndarray, clones: int = 1
-    ) -> list[dict[str, np.ndarray]]:
-        """`text_similarity` and, if the tokens of both models correspond, `token_similarity`,
-        float64 (items, draws, layers).
+    ) -> TextReadings:
+        """`text_similarity` and, if the tokens of both models correspond, `token_similarity`.
 
         They compare originals, int64 (items, length), with their reconstructions (items, draws,
-        length), and are NaN where the model cannot read a text. With several clones, a second table
-        has the similarities of a clone with the other clones.
+        length), and are NaN where the model cannot read a text. With several clones, each is also
+        compared with the other clones.
         """
         items, draws, _ = reconstructed.shape
-        names = ("text_similarity", "token_similarity")[: 1 + self.texts.shares_tokens]
-        shape = items, draws, len(self.layers)
-        tables = [{name: np.empty(shape) for name in names} for _ in range(1 if clones == 1 else 2)]
-        for rows, columns in progress.steps(
-            list(batch_slices(items, draws, clones, self.batch_size))
-        ):
-            texts, before, after = distinct(original[rows], reconstructed[rows, columns])
-            for k, similarities in enumerate(self._similarities(texts)):
-                for name, similarity in zip(names, similarities, strict=False):
-                    tables[0][name][rows, columns, k] = similarity(before[:, None], after)
+        names = ["text_similarity"]
+        if self.texts.shares_tokens:
+            names.append("token_similarity")
+        shape = (items, draws, len(self.layers))
+        readings = TextReadings({name: np.empty(shape) for name in names})
+        if clones > 1:
+            readings.with_clones.update({name: np.empty(shape) for name in names})
+        for batch in progress.steps(batches(items, draws, clones, self.batch_size)):
+            rebuilt = reconstructed[batch.items, batch.draws]
+            texts = distinct(original[batch.items], rebuilt)
+            before = texts.originals[:, None]
+            after = texts.reconstructions
+            for k, similarities in enumerate(self._similarities(texts.ids)):
+                place = (batch.items, batch.draws, k)
+                for name in names:
+                    similarity = similarities[name]
+                    readings.with_original[name][place] = similarity(before, after)
                     if clones > 1:
-                        tables[1][name][rows, columns, k] = between_clones(
-                            after, clones, similarity
-                        )
-        return tables
+                        twins = between_clones(after, clones, similarity)
+                        readings.with_clones[name][place] = twins
+        return readings
 
-    def _similarities(self, ids: np.ndarray) -> Iterator[tuple[_Similarity, _Similarity]]:
-        """For each layer, functions of two row numbers of `ids` that give the similarities of
-        the texts and of their tokens.
+    def _similarities(self, ids: np.ndarray) -> Iterator[dict[str, _Cosine]]:
+        """For each layer, the similarities of the texts of two rows of `ids`, and of their
+        tokens.
         """
         rows = self.texts.rows(ids)
-        lengths, readable = (rows != PAD).sum(1), self.texts.readable(rows)
-        wanted = np.flatnonzero(readable)
-        calls = list(self._states(rows[wanted])) if len(wanted) else []
+        lengths = (rows != PAD).sum(1)
+        is_readable = self.texts.is_readable(rows)
+        readable = np.flatnonzero(is_readable)
+        longest = int(lengths[readable].max(initial=1))
+        divisors = torch.from_numpy(np.maximum(lengths, 1))[:, None, None]
+        calls: list[_Call] = []
+        if len(readable):
+            calls = list(self._calls(rows[readable]))
         for layer in self.layers:
-            z = torch.zeros(
-                len(rows),
-                int(lengths[wanted].max(initial=1)),
-                len(self.mean[layer]),
-                dtype=torch.float64,
-            )
-            factor = channel_factors(self.mean[layer], self.variance[layer], self.variance[layer])
-            for numbers, present, states in calls:
-                of_call = standardised(states[layer], self.mean[layer], factor) * present[..., None]
-                z[torch.from_numpy(wanted[numbers]), : of_call.shape[1]] = of_call.cpu()
-            mean = z.sum(1, keepdim=True) / torch.from_numpy(np.maximum(lengths, 1))[:, None, None]
-            yield _cosine(mean, np.ones(len(rows)), readable), _cosine(z, lengths, readable)
+            statistics = self.statistics[layer]
+            factors = statistics.factors()
+            z = torch.zeros(len(rows), longest, len(factors), dtype=torch.float64)
+            for call in calls:
+                of_tokens = statistics.standardised(call.states[layer], factors)
+                of_tokens = of_tokens * call.is_token[..., None]
+                numbers = torch.from_numpy(readable[call.rows])
+                z[numbers, : of_tokens.shape[1]] = of_tokens.cpu()
+            mean = z.sum(1, keepdim=True) / divisors
+            yield {
+                "text_similarity": _Cosine.between(mean, np.ones(len(rows)), is_readable),
+                "token_similarity": _Cosine.between(z, lengths, is_readable),
+            }
 
-    def _states(
-        self, rows: np.ndarray, batch_size: int | None = None
-    ) -> Iterator[tuple[np.ndarray, torch.Tensor, dict[str, torch.Tensor]]]:
-        """Hidden states call by call: row numbers, a mask of tokens (rows, tokens), {layer:
-        (rows, tokens, channels)}.
-        """
+    def _calls(self, rows: np.ndarray, batch_size: int | None = None) -> Iterator[_Call]:
+        """Hidden states of texts (count, length), call by call."""
         lengths = (rows != PAD).sum(1)
         start = len(self.model.prefix)
         for numbers, ids, real in self.model.batches(rows, batch_size):
-            present = torch.from_numpy(
-                np.arange(lengths[numbers].max()) < lengths[numbers, None]
-            ).to(real.device)
-            states = self._framed_states(ids, real)
-            yield (
-                numbers,
-                present,
-                {
-                    layer: values[:, start : start + present.shape[1]]
-                    for layer, values in states.items()
-                },
-            )
+            places = np.arange(lengths[numbers].max())
+            is_token = torch.from_numpy(places < lengths[numbers, None]).to(real.device)
+            inside = slice(start, start + len(places))
+            framed = self._framed_states(ids, real)
+            states = {layer: values[:, inside] for layer, values in framed.items()}
+            yield _Call(numbers, is_token, states)
 
     def _framed_states(self, ids: torch.Tensor, real: torch.Tensor) -> dict[str, torch.Tensor]:
         """Hidden states of a batch, including the tokens around a text, {layer: (rows, tokens,
@@ -163,19 +169,7 @@ class TextStates:
 
         receive = Receiver(len(ids), keep)
         if self._gives_states:
-            every = (
-                getattr(
-                    self.model.read(ids, real, output_hidden_states=True), "hidden_states", None
-                )
-                or ()
-            )
-            expect(
-                every,
-                f"{self.model.description}: hidden states",
-                every,
-                "those of its layers; name them (layers)",
-            )
-            for k, values in enumerate(every):
+            for k, values in enumerate(self._given_states(ids, real)):
                 receive("embeddings" if k == 0 else f"block {k}", values)
         else:
             with hooks(self.model.network, self.layers, receive):
@@ -183,17 +177,53 @@ class TextStates:
         receive.check(self.layers)
         return {layer: states[layer] for layer in self.layers or states}
 
+    def _given_states(self, ids: torch.Tensor, real: torch.Tensor) -> Sequence[torch.Tensor]:
+        """The hidden states that a model of transformers returns."""
+        output = self.model.read(ids, real, output_hidden_states=True)
+        states: Sequence[torch.Tensor] = getattr(output, "hidden_states", None) or ()
+        expect(
+            states,
+            f"{self.model.description}: hidden states",
+            states,
+            "those of its layers; name them (layers)",
+        )
+        return states
 
-def _cosine(z: torch.Tensor, lengths: np.ndarray, readable: np.ndarray) -> _Similarity:
-    """A function of two row numbers: the mean cosine of vectors (rows, positions, channels) over
-    the `lengths` of a row.
-    """
-    norms = z.norm(dim=2, keepdim=True)
-    units = z / torch.where(norms > 0, norms, 1)
 
-    def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        products = (units[torch.from_numpy(a)] * units[torch.from_numpy(b)]).sum((-2, -1)).numpy()
-        cosine = np.where(a == b, 1.0, (products / np.maximum(lengths[a], 1)).clip(-1, 1))
-        return np.where(readable[a] & readable[b], cosine, np.nan)
+@dataclass(frozen=True)
+class _Call:
+    """Hidden states of the texts of one call of the model."""
 
-    return similarity
+    rows: np.ndarray
+    """Row numbers of the texts."""
+    is_token: torch.Tensor
+    """bool (rows, tokens); False for padding."""
+    states: Mapping[str, torch.Tensor]
+    """{layer: (rows, tokens, channels)}"""
+
+
+@dataclass(frozen=True)
+class _Cosine:
+    """The mean cosine of the vectors of two texts, by row numbers; NaN where one is unreadable."""
+
+    units: torch.Tensor
+    """(rows, positions, channels), vectors divided by their norms."""
+    lengths: np.ndarray
+    """(rows,), positions over which a cosine is averaged."""
+    is_readable: np.ndarray
+    """bool (rows,)"""
+
+    @classmethod
+    def between(
+        cls, vectors: torch.Tensor, lengths: np.ndarray, is_readable: np.ndarray
+    ) -> _Cosine:
+        norms = vectors.norm(dim=2, keepdim=True)
+        return cls(vectors / torch.where(norms > 0, norms, 1), lengths, is_readable)
+
+    def __call__(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        first = self.units[torch.from_numpy(a)]
+        second = self.units[torch.from_numpy(b)]
+        products = (first * second).sum((-2, -1)).numpy()
+        means = (products / np.maximum(self.lengths[a], 1)).clip(-1, 1)
+        cosine = np.where(a == b, 1.0, means)
+        return np.where(self.is_readable[a] & self.is_readable[b], cosine, np.nan)

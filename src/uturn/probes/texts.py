@@ -12,13 +12,14 @@ import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
 from uturn.core.checks import expect
+from uturn.core.inputs import Input
 from uturn.core.protocols import Variable
 from uturn.probes.comparison import Comparison, Features
-from uturn.probes.second_model import SecondModel, TextsOf, TextUTurns, distinct
+from uturn.probes.second_model import SecondModel, TextUTurns, TranslatedTexts, distinct
 from uturn.sources.tokens import NoisyTokens, TextSource, Tokens
 
 if TYPE_CHECKING:
-    from uturn.networks.texts.language_files import SentenceEncoder, SentenceModel
+    from uturn.networks.texts.language_files import Head, SentenceEncoder, SentenceModel
     from uturn.probes.text_states import TextStates
 
 _DIMS = ("noise", "item", "trajectory")
@@ -40,7 +41,6 @@ class TextClass(SecondModel, Comparison[Tokens, NoisyTokens, TextSource]):
     the label of the original (NaN if unknown).
     """
 
-    head: ClassVar[Any] = "classifier"
     role: ClassVar[str] = "classifier"
     type: Literal["text_class"] = "text_class"
     labels: bool = True
@@ -48,22 +48,27 @@ class TextClass(SecondModel, Comparison[Tokens, NoisyTokens, TextSource]):
 
     @model_validator(mode="after")
     def _is_no_masked_model(self) -> TextClass:
-        known = "a classifier, which has classes; 'same' is the masked model of the backward"
-        expect(self.model != "same", "classifier", self.model, known)
+        expected = "a classifier, which has classes; 'same' is the masked model of the backward"
+        expect(self.model != "same", "classifier", self.model, expected)
         return self
 
+    @property
+    def head(self) -> Head:
+        return "classifier"
+
     def prepare(self, source: TextSource) -> None:
-        """Note whether labels are compared; ValueError if some are no classes of the classifier."""
+        super().prepare(source)
         num_labels = source.num_labels() if self.labels else None
         num_classes = self._logits(self._texts.rows(source.ids([0, 0]))).shape[1]
-        way_out = "number the labels as the classifier does, or leave them out (labels = false)"
-        expect(
-            num_labels is None or num_labels <= num_classes,
-            "largest label of the texts",
-            (num_labels or 0) - 1,
-            f"at most {num_classes - 1}, as {self.where} knows; {way_out}",
-        )
         self._has_labels = num_labels is not None
+        if num_labels is not None:
+            way_out = "number the labels as the classifier does, or leave them out (labels = false)"
+            expect(
+                num_labels <= num_classes,
+                "largest label of the texts",
+                num_labels - 1,
+                f"at most {num_classes - 1}, as {self.where} knows; {way_out}",
+            )
 
     def of_rows(self, rows: np.ndarray) -> np.ndarray:
         return self._logits(rows).argmax(1).astype(float)
@@ -102,9 +107,9 @@ class TextClass(SecondModel, Comparison[Tokens, NoisyTokens, TextSource]):
         return self.prefixed(every)
 
     def features(self, u_turns: TextUTurns, source: TextSource) -> tuple[Features, Features]:
-        ids, original, reconstructed = distinct(u_turns.originals.data, u_turns.reconstructions)
-        classes = self.of_texts(ids)
-        return {"class": classes[original]}, {"class": classes[reconstructed]}
+        texts = distinct(u_turns.originals.data, u_turns.reconstructions)
+        classes = self.of_texts(texts.ids)
+        return {"class": classes[texts.originals]}, {"class": classes[texts.reconstructions]}
 
     def compare(self, first: Features, second: Features) -> dict[str, np.ndarray]:
         return self.prefixed({"same_class": _agree(first["class"], second["class"])})
@@ -115,8 +120,8 @@ class TextClass(SecondModel, Comparison[Tokens, NoisyTokens, TextSource]):
         classes = {"predicted_class": after["class"], "original_class": before["class"]}
         labels = u_turns.originals.labels
         if self._has_labels and labels is not None:
-            known = np.where(labels >= 0, labels, np.nan)
-            classes["label_top1"] = _agree(after["class"], known[:, None])
+            right = np.where(labels >= 0, labels, np.nan)
+            classes["label_top1"] = _agree(after["class"], right[:, None])
         return readings | self.prefixed(classes)
 
 
@@ -145,18 +150,22 @@ class TextEncoder(SecondModel, Comparison[Tokens, NoisyTokens, TextSource]):
     _reference: np.ndarray = PrivateAttr()
 
     @property
-    def text_model(self) -> SentenceModel:
+    def sentence_model(self) -> SentenceModel:
+        """The encoder of sentences by name."""
         from uturn.networks.texts.language_files import SentenceModel
 
-        return SentenceModel(**self._loading())
+        return SentenceModel(self.text_model)
 
-    def texts(self, source: TextSource) -> TextsOf:
-        encoder = self.text_model.load()
-        return TextsOf(source, encoder.model, self.where, encoder.prompt, encoder.lower)
+    def reads(self) -> list[Input]:
+        return [] if self.model == "same" else [self.sentence_model]
+
+    def texts(self, source: TextSource) -> TranslatedTexts:
+        encoder = self.sentence_model.load()
+        return TranslatedTexts(source, encoder.model, self.where, encoder.prompt, encoder.lower)
 
     def prepare(self, source: TextSource) -> None:
-        """Embed the first originals."""
-        self._encoder = self.text_model.load()
+        super().prepare(source)
+        self._encoder = self.sentence_model.load()
         count = min(self.reference, source.count())
         self._reference = self.of_texts(source.ids(np.arange(count)))
 
@@ -164,12 +173,6 @@ class TextEncoder(SecondModel, Comparison[Tokens, NoisyTokens, TextSource]):
         return self._encoder.embed(rows, self.batch_size)
 
     def variables(self, source: TextSource) -> dict[str, Variable]:
-        how: dict[str, Any] = {
-            "bounds": (-1, 1),
-            "group": "sentence",
-            "family": "text",
-            "symmetric": True,
-        }
         chance = "mean cosine similarity of sentence embeddings with other originals"
         every = {
             "sentence_similarity": Variable(
@@ -177,18 +180,23 @@ class TextEncoder(SecondModel, Comparison[Tokens, NoisyTokens, TextSource]):
                 "cosine similarity of sentence embeddings",
                 start=1,
                 chance=f"{self.prefix}sentence_chance",
-                **how,
+                bounds=(-1, 1),
+                group="sentence",
+                family="text",
+                symmetric=True,
             ),
             "sentence_chance": Variable(_DIMS[:2], chance, role="record", pooled=False),
         }
         return self.prefixed(every)
 
     def features(self, u_turns: TextUTurns, source: TextSource) -> tuple[Features, Features]:
-        ids, original, reconstructed = distinct(u_turns.originals.data, u_turns.reconstructions)
-        embeddings = self.of_texts(ids)
+        texts = distinct(u_turns.originals.data, u_turns.reconstructions)
+        embeddings = self.of_texts(texts.ids)
+        before = texts.originals
+        after = texts.reconstructions
         return (
-            {"text": original, "embedding": embeddings[original]},
-            {"text": reconstructed, "embedding": embeddings[reconstructed]},
+            {"text": before, "embedding": embeddings[before]},
+            {"text": after, "embedding": embeddings[after]},
         )
 
     def compare(self, first: Features, second: Features) -> dict[str, np.ndarray]:
@@ -227,42 +235,48 @@ class TextLikelihood(SecondModel):
     likelihood: Literal["auto", "causal", "masked"] = "auto"
 
     @cached_property
-    def head(self) -> Any:
+    def head(self) -> Head:
         """The kind of likelihood, "causal" or "masked", with "auto" resolved."""
+        stated = self._stated_kind()
+        if stated is None:
+            assert self.likelihood != "auto"  # else the kind is stated
+            return self.likelihood
+        fits = self.likelihood in ("auto", stated)
+        expect(fits, f"likelihood for {self.where}", self.likelihood, f"{stated!r}, or none")
+        return stated
+
+    def _stated_kind(self) -> Literal["causal", "masked"] | None:
+        """The kind that the model has; None if only the option `likelihood` says so."""
         from uturn.core.imports import is_import_path
         from uturn.networks.texts.language_files import is_packaged, kind_of
 
-        where, stated = self.where, None
         if self.model == "same" or is_packaged(self.model):
-            stated = "masked"
-        elif is_import_path(self.model):
+            return "masked"
+        if is_import_path(self.model):
             expect(
                 self.likelihood != "auto",
-                f"likelihood for {where}",
+                f"likelihood for {self.where}",
                 "auto",
                 "'causal' or 'masked', as it is your own",
             )
-        elif self.likelihood == "auto" or not self.trust_remote_code:
-            stated = kind_of(self.model, where, self.trust_remote_code, self.model_type)
-        fits = stated is None or self.likelihood in ("auto", stated)
-        expect(fits, f"likelihood for {where}", self.likelihood, f"{stated!r}, or none")
-        return stated or self.likelihood
+            return None
+        if self.likelihood == "auto" or not self.trust_remote_code:
+            return kind_of(self.model, self.where, self.trust_remote_code, self.model_type)
+        return None
 
-    def texts(self, source: TextSource) -> TextsOf:
+    def texts(self, source: TextSource) -> TranslatedTexts:
         from uturn.networks.texts.language import beginning
 
         where = self.where
         model = source.language() if self.model == "same" else self.text_model.load()
-        fits = self.head != "masked" or model.corruption == "masking"
         expect(
-            fits,
+            self.head != "masked" or model.corruption == "masking",
             f"{where}: corruption",
             model.corruption,
             "'masking', as a pseudo-log-likelihood needs",
         )
-        has_characters = source.tokenizer is not None
         expect(
-            has_characters,
+            source.tokenizer is not None,
             f"{where}: tokenizer of the backward",
             None,
             "one, so that ids have characters to count",
@@ -270,7 +284,7 @@ class TextLikelihood(SecondModel):
         # The begin token counts, too.
         if self.head == "causal" and not model.prefix and model.length is not None:
             model = replace(model, length=model.length - len(beginning(model)))
-        return TextsOf(source, model, where)
+        return TranslatedTexts(source, model, where)
 
     def of_rows(self, rows: np.ndarray) -> np.ndarray:
         from uturn.networks.texts.language import causal_log_likelihoods, pseudo_log_likelihoods
@@ -299,17 +313,16 @@ class TextLikelihood(SecondModel):
         return self.prefixed(every)
 
     def read(self, u_turns: TextUTurns, source: TextSource) -> dict[str, np.ndarray]:
-        ids, original, reconstructed = distinct(u_turns.originals.data, u_turns.reconstructions)
-        nats = self.of_texts(ids)
-        characters = np.array([len(text) for text in self._texts.texts(ids)])
-        is_known = np.isfinite(nats) & (characters > 0)
-        likelihood = np.where(is_known, nats / np.maximum(characters, 1), np.nan)
-        return self.prefixed(
-            {
-                "log_likelihood": likelihood[reconstructed],
-                "original_log_likelihood": likelihood[original],
-            }
-        )
+        texts = distinct(u_turns.originals.data, u_turns.reconstructions)
+        nats = self.of_texts(texts.ids)
+        characters = np.array([len(text) for text in self._texts.texts(texts.ids)])
+        has_likelihood = np.isfinite(nats) & (characters > 0)
+        likelihood = np.where(has_likelihood, nats / np.maximum(characters, 1), np.nan)
+        readings = {
+            "log_likelihood": likelihood[texts.reconstructions],
+            "original_log_likelihood": likelihood[texts.originals],
+        }
+        return self.prefixed(readings)
 
 
 class TextLayers(SecondModel):
@@ -334,18 +347,14 @@ class TextLayers(SecondModel):
     reference: int = Field(default=256, ge=1)
     _states: TextStates = PrivateAttr()
 
-    @property
-    def network_name(self) -> str:
-        return self.model
-
-    def texts(self, source: TextSource) -> TextsOf:
+    def texts(self, source: TextSource) -> TranslatedTexts:
         model = source.language().encoder() if self.model == "same" else self.text_model.load()
-        return TextsOf(source, model, self.where)
+        return TranslatedTexts(source, model, self.where)
 
     def prepare(self, source: TextSource) -> None:
-        """Standardise the channels of the layers over the first originals."""
         from uturn.probes.text_states import TextStates
 
+        super().prepare(source)
         reference = source.ids(np.arange(min(self.reference, source.count())))
         self._states = TextStates(
             self._texts.model, self._texts, reference, self.layers, self.batch_size
@@ -353,24 +362,31 @@ class TextLayers(SecondModel):
 
     def variables(self, source: TextSource) -> dict[str, Variable]:
         dims = (*_DIMS, f"{self.prefix}text_layer")
-        how: dict[str, Any] = {"start": 1, "bounds": (-1, 1), "order": dims[-1], "symmetric": True}
         states = "cosine similarity of standardised hidden states"
-        texts = f"{states}, averaged over tokens"
+        of_texts = Variable(
+            dims,
+            f"{states}, averaged over tokens",
+            start=1,
+            bounds=(-1, 1),
+            group="layers",
+            order=dims[-1],
+            symmetric=True,
+        )
         if not self._texts.shares_tokens:
             note = "no token_similarity: the tokens of the models differ"
-            only = Variable(dims, f"{texts} ({note})", group="layers", **how)
-            return self.prefixed({"text_similarity": only})
-        tokens = f"{states} of a token, mean over tokens"
-        return self.prefixed(
-            {
-                "text_similarity": Variable(dims, texts, group="layers", **how),
-                "token_similarity": Variable(dims, tokens, group="tokens in layers", **how),
-            }
+            noted = replace(of_texts, long_name=f"{of_texts.long_name} ({note})")
+            return self.prefixed({"text_similarity": noted})
+        of_tokens = replace(
+            of_texts,
+            long_name=f"{states} of a token, mean over tokens",
+            group="tokens in layers",
         )
+        return self.prefixed({"text_similarity": of_texts, "token_similarity": of_tokens})
 
     def coordinates(self, source: TextSource) -> dict[str, np.ndarray]:
         return {f"{self.prefix}text_layer": np.array(self._states.layers)}
 
     def read(self, u_turns: TextUTurns, source: TextSource) -> dict[str, np.ndarray]:
-        tables = self._states.read(u_turns.originals.data, u_turns.reconstructions, u_turns.clones)
-        return self.prefixed(*tables)
+        originals = u_turns.originals.data
+        readings = self._states.read(originals, u_turns.reconstructions, u_turns.clones)
+        return self.prefixed(readings.with_original, readings.with_clones)

@@ -4,7 +4,7 @@ tokens themselves.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PrivateAttr
@@ -12,10 +12,11 @@ from pydantic import Field, PrivateAttr
 from uturn.core.checks import expect
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
 from uturn.probes.comparison import Comparison, Features
+from uturn.probes.prepared import Prepared
 from uturn.sources.tokens import NoisyTokens, TextSource, Tokens
 
 
-class KeptTokens(Spec, Comparison[Tokens, NoisyTokens, TextSource]):
+class KeptTokens(Prepared, Comparison[Tokens, NoisyTokens, TextSource]):
     """Share of tokens that are kept, in U-turns of texts.
 
     Variables. `kept`: share of runs of `span` = 1, 2, 4, .. neighbouring tokens in which all tokens
@@ -35,10 +36,8 @@ class KeptTokens(Spec, Comparison[Tokens, NoisyTokens, TextSource]):
     spans: tuple[int, ...] | None = Field(default=None, min_length=1)
     _spans: tuple[int, ...] = PrivateAttr()
 
-    def bind(self, source: TextSource) -> Self:
-        bound = self.model_copy()
-        bound._spans = spans_of(source, self.spans)
-        return bound
+    def prepare(self, source: TextSource) -> None:
+        self._spans = spans_of(source, self.spans)
 
     def variables(self, source: TextSource) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory")

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field
 
+from uturn.core.caches import cached_while_unchanged, digest_of_file
 from uturn.core.checks import checked_path, expect
-from uturn.core.files import cached_while_unchanged, digest_of_file, read_array, read_text
+from uturn.core.files import read_array, read_text
 from uturn.core.inputs import Content, File
 from uturn.core.messages import one_line
 from uturn.core.processes import cores

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import check_tuples, checked_path, expect
-from uturn.core.files import cached_while_unchanged, read_table
+from uturn.core.files import read_table
 from uturn.core.inputs import File
 from uturn.core.messages import one_line, shown
 from uturn.core.protocols import Corruption, Noisy, Originals, Source, Spec

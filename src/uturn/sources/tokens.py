@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field, PrivateAttr, model_validator
 
+from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import checked_array, checked_path, expect
-from uturn.core.files import cached_while_unchanged, read_array, read_text
+from uturn.core.files import read_array, read_text
 from uturn.core.inputs import Content
 from uturn.core.messages import one_line
 from uturn.core.own_parts import name_of
@@ -39,7 +40,7 @@ class Tokenizer(Protocol):
     def unknown_id(self) -> int | None:
         """Id of the unknown token; None if every text has its tokens."""
 
-    def encode(self, text: str) -> Sequence[int]:
+    def encode(self, text: str) -> list[int]:
         """Ids of a text, without tokens that a model puts before and after it."""
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
@@ -47,6 +48,9 @@ class Tokenizer(Protocol):
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of tokens."""
+
+    def fingerprint(self) -> str:
+        """A value that tokenizers which convert every text alike share."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -542,7 +546,7 @@ def _encoded(tokenizer: Tokenizer | None, text: str, where: str) -> list[int]:
         )
     try:
         text.encode()  # an error for lone surrogates
-        return list(tokenizer.encode(text))
+        return tokenizer.encode(text)
     except ValueError as error:
         way_out = "replace it, or take a model with other tokens (--model)"
         raise ValueError(f"{where}: {error}; {way_out}") from None

@@ -25,8 +25,9 @@ from numcodecs.zstd import decompress
 from zarr.codecs import ZstdCodec
 from zarr.registry import register_codec
 
+from uturn.core.caches import digest_of_file
 from uturn.core.checks import expect
-from uturn.core.files import digest_of_file, named_errors, whole_folder
+from uturn.core.files import named_errors, whole_folder
 from uturn.core.messages import one_line
 from uturn.store.folders import DATASET_ROOT, checked_location, each, folder_at, is_url, replace
 from uturn.store.run_folder import open_run

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -21,7 +23,7 @@ from uturn.corruption.denoising import checked_observation
 from uturn.exact.rhm import RandomHierarchyModel
 from uturn.networks.training import History, train
 
-CHANNELS: dict[str, type] = {
+CHANNELS: dict[str, type[Gaussian] | type[Masking] | type[UniformReplacement]] = {
     "gaussian": Gaussian,
     "masking": Masking,
     "uniform": UniformReplacement,
@@ -32,7 +34,8 @@ they are nearly uninformative.
 """
 
 # First coordinates of the random streams with the purpose DENOISER.
-_BATCH, _HELD_OUT = 0, 1
+_BATCH = 0
+_HELD_OUT = 1
 _FLOOR = -30.0  # smallest log-probability of the input, which keeps it finite
 
 
@@ -67,27 +70,20 @@ class TreeNetwork(nn.Module):
         L = checked_integer("depth", depth, 1)
         w = checked_integer("width", width, 1)
         checked_channel(channel)
-        fits = L * math.log2(s) <= 28  # a gigabyte of leaves
-        expect(fits, "branching, depth", (s, L), "at most 2**28 leaves")
-        self.options: dict[str, Any] = {
+        has_memory = L * math.log2(s) <= 28  # a gigabyte of leaves
+        expect(has_memory, "branching, depth", (s, L), "at most 2**28 leaves")
+        self.options: dict[str, Any] = {  # numbers, and a name
             "vocab_size": v,
             "branching": s,
             "depth": L,
             "width": w,
             "channel": channel,
         }
-
-        def blocks(inputs: int, outputs: int) -> nn.ModuleList:
-            made = (
-                nn.Sequential(nn.Linear(inputs, 4 * w), nn.GELU(), nn.Linear(4 * w, outputs))
-                for _ in range(L)
-            )
-            return nn.ModuleList(made)
-
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embedding = nn.Linear(v, w)
-            self.up, self.down = blocks(s * w, w), blocks((s + 1) * w, s * w)
+            self.up = nn.ModuleList(_block(s * w, w, 4 * w) for _ in range(L))
+            self.down = nn.ModuleList(_block((s + 1) * w, s * w, 4 * w) for _ in range(L))
             self.readout = nn.Sequential(nn.LayerNorm(w), nn.Linear(w, v))
 
     def forward(self, log_evidence: torch.Tensor) -> torch.Tensor:
@@ -102,21 +98,27 @@ class TreeNetwork(nn.Module):
             tuple(log_evidence.shape),
             f"(batch, {s**L}, {v})",
         )
-        own = torch.log_softmax(log_evidence, -1).clamp(min=_FLOOR)
+        of_leaf = torch.log_softmax(log_evidence, -1).clamp(min=_FLOOR)
         expect(
-            not own.isnan().any(),
+            not of_leaf.isnan().any(),
             "log_evidence",
             log_evidence,
             "numbers or -inf, not all -inf at a leaf",
         )
-        upward = [self.embedding(v * own.exp() - 1)]
+        upward = [self.embedding(v * of_leaf.exp() - 1)]
         for block in self.up:
             upward.append(block(upward[-1].reshape(batch, -1, s * w)))
         nodes = upward[L]
         for level in range(L, 0, -1):
             children = upward[level - 1].reshape(batch, -1, s * w)
-            nodes = self.down[level - 1](torch.cat([nodes, children], -1)).reshape(batch, -1, w)
-        return self.readout(nodes) + own
+            joint = torch.cat([nodes, children], -1)
+            nodes = self.down[level - 1](joint).reshape(batch, -1, w)
+        logits: torch.Tensor = self.readout(nodes) + of_leaf
+        return logits
+
+
+def _block(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
 
 
 class LearnedDenoiser:
@@ -124,8 +126,8 @@ class LearnedDenoiser:
     samples in a call of the network.
     """
 
-    def __init__(self, model: Any, batch_size: int = 2048) -> None:
-        self.model: Any = model.eval()
+    def __init__(self, model: TreeNetwork, batch_size: int = 2048) -> None:
+        self.model = model.eval()
         self.batch_size = checked_integer("batch_size", batch_size, 1)
         self.vocab_size: int = model.options["vocab_size"]
         self.num_leaves: int = model.options["branching"] ** model.options["depth"]
@@ -140,17 +142,12 @@ class LearnedDenoiser:
                 rows = slice(k, k + self.batch_size)
                 batch = Noisy(noisy.values[rows], noisy.noise[rows], noisy.vocab_size)
                 evidence = torch.from_numpy(self.corruption.log_evidence(batch, np.float32))
-                out[rows] = (
-                    self.model(evidence.to(self.model.embedding.weight))
-                    .softmax(-1)
-                    .float()
-                    .cpu()
-                    .numpy()
-                )
+                logits = self.model(evidence.to(self.model.embedding.weight))
+                out[rows] = logits.softmax(-1).float().cpu().numpy()
         return out
 
 
-def checked_channel(channel: Any) -> str:
+def checked_channel(channel: str) -> str:
     """`channel`, or a ValueError if no network can be trained for a channel of this name."""
     expect(
         isinstance(channel, str) and channel in CHANNELS,
@@ -161,18 +158,33 @@ def checked_channel(channel: Any) -> str:
     return channel
 
 
-def training_noise(channel: str, u: Any) -> np.ndarray:
+def training_noise(channel: str, u: ArrayLike) -> np.ndarray:
     """Noise levels in training from u uniform in [0, 1): t log-uniform in `TIMES` (Gaussian),
     else the fraction 1 - alpha = u.
     """
     u = np.asarray(u, float)
-    return TIMES[0] * (TIMES[1] / TIMES[0]) ** u if checked_channel(channel) == "gaussian" else u
+    if checked_channel(channel) != "gaussian":
+        return u
+    first, last = TIMES
+    times: np.ndarray = first * (last / first) ** u
+    return times
+
+
+class TrainedDenoisers(NamedTuple):
+    """The results of a training."""
+
+    best: TreeNetwork
+    """The network at the lowest loss on held-out strings (early stopping)."""
+    last: TreeNetwork
+    """The network at the end."""
+    history: History
+    """`loss` (training) and `held_out`, nats a leaf."""
 
 
 def train_denoiser(
     rhm: RandomHierarchyModel,
     channel: str,
-    strings: Any,
+    strings: ArrayLike,
     *,
     width: int = 32,
     steps: int = 3000,
@@ -183,58 +195,91 @@ def train_denoiser(
     seed: int = 0,
     checkpoint: str | Path | None = None,
     progress: bool = False,
-) -> tuple[TreeNetwork, TreeNetwork, History]:
+) -> TrainedDenoisers:
     """Train a denoiser on given strings; the grammar is used only to draw more strings, which are
     held out for evaluation.
 
     Every step takes `batch_size` of the strings with new noise, at levels drawn from
     `training_noise`, and lowers the cross-entropy `-log p(x_0^i | observation)`, mean over leaves.
-    Its minimum over all functions is the exact posterior, as that of the squared denoising loss.
-    Returns the network at the lowest loss on held-out strings (early stopping), that at the end,
-    and the records `loss` (training) and `held_out` (nats a leaf).
+    Its minimum over all functions is the exact posterior, as is the minimum of the squared
+    denoising loss.
 
     `strings`: the training set, integers (P, num_leaves). `held_out`: number of held-out strings,
     whose noise levels are spread evenly over the training distribution. Other options: as in
     `TreeNetwork` and `uturn.networks.training.train`.
     """
     strings = rhm.checked_leaves(strings)
-    P, v = len(strings), rhm.vocab_size
+    P = len(strings)
+    v = rhm.vocab_size
     expect(P, "strings", strings, "at least one training string")
     model = TreeNetwork(v, rhm.branching, rhm.depth, width, channel, seed)
     corruption = CHANNELS[channel]()
     fresh = keys(seed, Purpose.DENOISER, _HELD_OUT, range(checked_integer("held_out", held_out, 1)))
-    judged = rhm.sample(held_out, seed=fresh).leaves
     levels = training_noise(channel, (np.arange(held_out) + 0.5) / held_out)
-    judged_evidence, judged_symbols = _tensors(corruption, judged, levels, v, fresh)
+    judged = _batch(corruption, rhm.sample(held_out, seed=fresh).leaves, levels, v, fresh)
 
     def loss(trained: nn.Module, step: int) -> torch.Tensor:
-        streams_of_batch = keys(seed, Purpose.DENOISER, _BATCH, step, range(batch_size))
-        u = uniforms(streams_of_batch, 2)
-        chosen = strings[(u[:, 0] * P).astype(np.int64)]
-        evidence, symbols = _tensors(
-            corruption, chosen, training_noise(channel, u[:, 1]), v, streams_of_batch
-        )
-        return nn.functional.cross_entropy(trained(evidence).reshape(-1, v), symbols)
+        streams = keys(seed, Purpose.DENOISER, _BATCH, step, range(batch_size))
+        u = uniforms(streams, 2)
+        leaves = strings[(u[:, 0] * P).astype(np.int64)]
+        noise = training_noise(channel, u[:, 1])
+        return _batch(corruption, leaves, noise, v, streams).loss(trained)
 
     def evaluate(trained: nn.Module) -> dict[str, float]:
         assert isinstance(trained, _Remembering)
         with torch.inference_mode():
-            value = nn.functional.cross_entropy(
-                trained(judged_evidence).reshape(-1, v), judged_symbols
-            ).item()
+            value = judged.loss(trained).item()
         trained.remember(value)
         return {"held_out": value}
 
     recipe = {
-        "network": model.options, "grammar": rhm.fingerprint, "strings": hashlib.sha256(strings.tobytes()).hexdigest(),
-        "seed": seed, "batch_size": batch_size, "learning_rate": learning_rate, "held_out": held_out, "every": every,
-    }  # fmt: skip
-    both = _Remembering(model)
+        "network": model.options,
+        "grammar": rhm.fingerprint,
+        "strings": hashlib.sha256(strings.tobytes()).hexdigest(),
+        "seed": seed,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "held_out": held_out,
+        "every": every,
+    }
+    trained = _Remembering(model)
     history = train(
-        both, loss, steps, recipe=recipe, checkpoint=checkpoint, learning_rate=learning_rate, warmup=min(100, steps // 10),
-        evaluate=evaluate, every=every, progress=progress,
-    )  # fmt: skip
-    return both.best.eval(), both.last.eval(), history
+        trained,
+        loss,
+        steps,
+        recipe=recipe,
+        checkpoint=checkpoint,
+        learning_rate=learning_rate,
+        warmup=min(100, steps // 10),
+        evaluate=evaluate,
+        every=every,
+        progress=progress,
+    )
+    return TrainedDenoisers(trained.best.eval(), trained.last.eval(), history)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Noisy strings to train or to judge a network with."""
+
+    evidence: torch.Tensor
+    """Log-evidence, float32 (batch, leaves, symbols)."""
+    symbols: torch.Tensor
+    """The true symbols, int64 (batch * leaves,)."""
+
+    def loss(self, network: nn.Module) -> torch.Tensor:
+        """Mean cross-entropy of a leaf, in nats."""
+        logits = network(self.evidence)
+        return nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), self.symbols)
+
+
+def _batch(
+    corruption: Channel, leaves: np.ndarray, noise: np.ndarray, v: int, seed: np.ndarray
+) -> _Batch:
+    noisy = corruption.corrupt_symbols(leaves, noise, seed, v)
+    evidence = corruption.log_evidence(noisy, np.float32)
+    symbols = np.ascontiguousarray(leaves).reshape(-1)
+    return _Batch(torch.from_numpy(evidence), torch.from_numpy(symbols))
 
 
 class _Remembering(nn.Module):
@@ -264,12 +309,3 @@ class _Remembering(nn.Module):
         best = deepcopy(self.last)
         vector_to_parameters(self.weights.clone(), best.parameters())
         return best
-
-
-def _tensors(
-    corruption: Any, leaves: np.ndarray, noise: np.ndarray, v: int, seed: np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor]:
-    evidence = corruption.log_evidence(
-        corruption.corrupt_symbols(leaves, noise, seed, v), np.float32
-    )
-    return torch.from_numpy(evidence), torch.from_numpy(np.ascontiguousarray(leaves).reshape(-1))

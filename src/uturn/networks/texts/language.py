@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -77,9 +77,20 @@ class TokenNetwork(Protocol):
         """
 
 
-def model_type(config: Any) -> str:
+def model_type(config: object) -> str:
     """The kind of a model of transformers in lower case; "" without a configuration."""
     return str(getattr(config, "model_type", "")).lower()
+
+
+class TokenBatch(NamedTuple):
+    """Texts in one call of a network."""
+
+    rows: np.ndarray
+    """Row numbers of the texts."""
+    ids: torch.Tensor
+    """int64 (rows, length), with what stands before and after each text."""
+    real: torch.Tensor
+    """bool (rows, length), False for padding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,19 +102,22 @@ class LanguageModel:
     arguments, such as a time, are found by their names.
     """
 
-    network: Any
-    # Number of symbols V with a probability; 0 if it is not known, as for encoders.
+    network: Any  # a `TokenNetwork`, or a torch module of any class
     vocab_size: int = 0
-    tokenizer: Tokenizer | None = None  # None if the network reads the ids of the data
+    """Number of symbols V with a probability; 0 if it is not known, as for encoders."""
+    tokenizer: Tokenizer | None = None
+    """None if the network reads the ids of the data."""
     mask_id: int | None = None
     shift: bool = False
     time: str = "none"
     output: str = "logits"
     corruption: str = "masking"
     length: int | None = None
-    forbidden: tuple[int, ...] = ()  # ids that are never drawn: mask, padding and the like
+    forbidden: tuple[int, ...] = ()
+    """Ids that are never drawn: mask, padding and the like."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    identity: str = ""  # SHA-256 of the weights
+    identity: str = ""
+    """SHA-256 of the weights."""
     description: str = "the model"
     takes_ids: bool = False
 
@@ -126,15 +140,13 @@ class LanguageModel:
         return None if self.length is None else self.length - len(self.prefix) - len(self.suffix)
 
     @property
-    def config(self) -> Any:
+    def config(self) -> Any:  # its attributes depend on the kind of the model
         """The configuration of a model of transformers, which can return hidden states; None for
         other models.
         """
-        return (
-            getattr(self.network, "config", None)
-            if self.takes_ids and hasattr(self.network, "base_model")
-            else None
-        )
+        if self.takes_ids and hasattr(self.network, "base_model"):
+            return getattr(self.network, "config", None)
+        return None
 
     @cached_property
     def _arguments(self) -> list[str]:
@@ -145,10 +157,8 @@ class LanguageModel:
         """Whether a call may contain texts of different lengths."""
         if not self.takes_ids:
             return getattr(self.network, "takes_padding", False)
-        return (
-            "attention_mask" in self._arguments
-            and model_type(getattr(self.network, "config", None)) not in PLAIN
-        )
+        is_plain = model_type(getattr(self.network, "config", None)) in PLAIN
+        return "attention_mask" in self._arguments and not is_plain
 
     @property
     def pad_id(self) -> int:
@@ -158,92 +168,94 @@ class LanguageModel:
 
     def fingerprint(self) -> str:
         """SHA-256 of weights, tokenizer and form of the output (hexadecimal)."""
-        identity = [self.identity, "" if self.tokenizer is None else self.tokenizer.fingerprint()]
-        identity += [
-            str(x)
-            for x in (
-                self.vocab_size,
-                self.mask_id,
-                self.shift,
-                self.time,
-                self.output,
-                self.corruption,
-            )
-        ]
-        identity += [str(x) for x in (self.forbidden, self.prefix, self.suffix)]
-        return hashlib.sha256(" ".join(identity).encode()).hexdigest()
+        form = (
+            self.vocab_size,
+            self.mask_id,
+            self.shift,
+            self.time,
+            self.output,
+            self.corruption,
+            self.forbidden,
+            self.prefix,
+            self.suffix,
+        )
+        tokenizer = "" if self.tokenizer is None else self.tokenizer.fingerprint()
+        identity = " ".join([self.identity, tokenizer, *map(str, form)])
+        return hashlib.sha256(identity.encode()).hexdigest()
 
     def encoder(self) -> LanguageModel:
         """The model without the head that computes logits from hidden states, for models of
         transformers.
         """
-        is_module = isinstance(self.network, torch.nn.Module)
         expect(
-            is_module,
+            isinstance(self.network, torch.nn.Module),
             self.description,
             type(self.network).__name__,
             "a torch module, which has layers; name another model",
         )
-        return (
-            replace(self, network=getattr(self.network, "base_model", self.network))
-            if self.takes_ids
-            else self
-        )
+        if not self.takes_ids:
+            return self
+        return replace(self, network=getattr(self.network, "base_model", self.network))
 
     def pieces(self, batch_size: int | None, tokens: int) -> Pieces:
         """Calls with `batch_size` rows; by default a gigabyte of logits, at most 256 rows, and
         on the CPU 2,048 tokens.
         """
-        most = 256 if self.device.type != "cpu" else _ON_CPU // max(1, tokens)
-        return Pieces(
-            self.device,
-            batch_size or max(1, min(most, _NUMBERS // max(1, tokens * self.vocab_size))),
-        )
+        if batch_size is None:
+            most = 256 if self.device.type != "cpu" else _ON_CPU // max(1, tokens)
+            in_memory = _NUMBERS // max(1, tokens * self.vocab_size)
+            batch_size = max(1, min(most, in_memory))
+        return Pieces(self.device, batch_size)
 
     def batches(
         self,
         values: np.ndarray,
         batch_size: int | None = None,
         frame: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
-    ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    ) -> Iterator[TokenBatch]:
         """Batches of ids for the network, from texts int64 (count, longest), `MASKED` where masked
         and `PAD` beyond their end.
 
-        Yields the row numbers of a batch; their ids between prefix and suffix (`frame`, by default
-        the tokenizer's), int64 (rows, length); and which ids are not padding, bool (rows, length).
+        `frame`: ids before and after each text, by default the prefix and suffix of the tokenizer.
         A batch has `batch_size` texts of similar length, by default all; a network that takes no
         padding gets one batch for each length.
         """
         prefix, suffix = (self.prefix, self.suffix) if frame is None else frame
-        begin, num_tokens = len(prefix), (values != PAD).sum(1)
-        order = (
-            np.arange(len(values)) if batch_size is None else np.argsort(num_tokens, kind="stable")
-        )
-        size = batch_size or max(1, len(values))
-        groups = [order[start : start + size] for start in range(0, len(values), size)]
-        if not self.takes_padding:
-            groups = [
-                group[num_tokens[group] == length]
-                for group in groups
-                for length in np.unique(num_tokens[group])
-            ]
-        for numbers in groups:
-            lengths, longest = num_tokens[numbers], int(num_tokens[numbers].max())
+        begin = len(prefix)
+        num_tokens = (values != PAD).sum(1)
+        for numbers in self._groups(num_tokens, batch_size):
+            lengths = num_tokens[numbers]
+            longest = int(lengths.max())
             tokens = values[numbers, :longest]
+            is_token = tokens != PAD
+            symbols = np.where(tokens == MASKED, self.mask_id or 0, tokens)
             ids = np.full((len(numbers), begin + longest + len(suffix)), self.pad_id, np.int64)
             ids[:, :begin] = prefix
-            is_token = tokens != PAD
-            ids[:, begin : begin + longest][is_token] = np.where(
-                tokens == MASKED, self.mask_id or 0, tokens
-            )[is_token]
+            ids[:, begin : begin + longest][is_token] = symbols[is_token]
             for k, token in enumerate(suffix):
                 ids[np.arange(len(ids)), begin + lengths + k] = token
             real = np.arange(ids.shape[1]) < (begin + lengths + len(suffix))[:, None]
-            yield (
+            yield TokenBatch(
                 numbers,
                 torch.from_numpy(ids).to(self.device),
                 torch.from_numpy(real).to(self.device),
             )
+
+    def _groups(self, num_tokens: np.ndarray, batch_size: int | None) -> list[np.ndarray]:
+        """The row numbers of the texts of each batch, from the lengths of all texts."""
+        if batch_size is None:
+            order = np.arange(len(num_tokens))
+        else:
+            order = np.argsort(num_tokens, kind="stable")
+        size = batch_size or max(1, len(num_tokens))
+        groups = [order[start : start + size] for start in range(0, len(num_tokens), size)]
+        if self.takes_padding:
+            return groups
+        of_one_length = []
+        for group in groups:
+            lengths = num_tokens[group]
+            of_one_length += [group[lengths == length] for length in np.unique(lengths)]
+        return of_one_length
 
     def rows(
         self, texts: np.ndarray, batch_size: int, read: Callable[[Any, torch.Tensor], torch.Tensor]
@@ -251,12 +263,15 @@ class LanguageModel:
         """What `read(output, real)`, (rows, width), gives of each text, finite float64 (count,
         width); texts as in `batches`.
         """
-        rows: list[Any] = [None] * len(texts)
+        rows: list[np.ndarray] = [np.empty(0)] * len(texts)
         for numbers, ids, real in self.batches(texts, batch_size):
             values = read(self.read(ids, real), real)
-            bad, way_out = int((~values.isfinite()).sum()), half_precision_words(values.dtype)
+            num_bad = int((~values.isfinite()).sum())
             expect(
-                not bad, f"{self.description}: outputs that are not finite", bad, f"none{way_out}"
+                num_bad == 0,
+                f"{self.description}: outputs that are not finite",
+                num_bad,
+                f"none{half_precision_words(values.dtype)}",
             )
             for number, row in zip(numbers, values.detach().double().cpu().numpy(), strict=True):
                 rows[number] = row
@@ -267,17 +282,18 @@ class LanguageModel:
         ids: torch.Tensor,
         real: torch.Tensor,
         time: torch.Tensor | None = None,
-        **options: Any,
-    ) -> Any:
+        **options: bool,
+    ) -> Any:  # the output of any network
         """The output of the network for a batch, at noise 0 by default, called with `options`;
         MemoryError if it does not fit.
         """
-        time = torch.zeros(len(ids), device=self.device) if time is None else time
-        tensors = (ids, time, real.long()) if self.takes_padding else (ids, time)
+        if time is None:
+            time = torch.zeros(len(ids), device=self.device)
+        padding = [real.long()] if self.takes_padding else []
         try:
             with torch.inference_mode(), noted(f"{self.description}, ids {tuple(ids.shape)}"):
-                # The network may modify its inputs.
-                return self.called(*(tensor.clone() for tensor in tensors), **options)
+                # Copies, as the network may modify its inputs.
+                return self.called(ids.clone(), time.clone(), *padding, **options)
         except Exception as error:
             if is_out_of_memory(error):
                 raise MemoryError(
@@ -286,18 +302,19 @@ class LanguageModel:
             raise
 
     def called(
-        self, ids: torch.Tensor, time: torch.Tensor, *real: torch.Tensor, **options: Any
-    ) -> Any:
+        self, ids: torch.Tensor, time: torch.Tensor, *real: torch.Tensor, **options: bool
+    ) -> Any:  # the output of any network
         """The output of the network for these very tensors."""
         if not self.takes_ids:
             return self.network.logits(ids, time, *real, **options)
-        taken = self._arguments
-        given = {
-            "input_ids" if "input_ids" in taken else taken[0]: ids,
-            **dict(zip(["attention_mask"], real, strict=False)),
-        }
-        given |= {name: time for name in [name for name in _TIME_NAMES if name in taken][:1]}
-        return self.network(**given, **options)
+        names = self._arguments
+        inputs = {"input_ids" if "input_ids" in names else names[0]: ids}
+        if real:
+            inputs["attention_mask"] = real[0]
+        time_name = next((name for name in _TIME_NAMES if name in names), None)
+        if time_name is not None:
+            inputs[time_name] = time
+        return self.network(**inputs, **options)
 
     def logits(
         self, ids: torch.Tensor, real: torch.Tensor, time: torch.Tensor | None = None
@@ -305,19 +322,17 @@ class LanguageModel:
         """The logits of the network for a batch, (rows, length, V); ValueError if they have
         another shape.
         """
-        out = as_tensor(self.read(ids, real, time), f"{self.description}: logits")
-        fits = (
-            out.ndim == 3
-            and out.shape[:2] == ids.shape
-            and self.vocab_size in (0, out.shape[2])
-            and out.is_floating_point()
+        logits = as_tensor(self.read(ids, real, time), f"{self.description}: logits")
+        is_of_tokens = logits.ndim == 3 and logits.shape[:2] == ids.shape
+        is_of_symbols = is_of_tokens and self.vocab_size in (0, logits.shape[2])
+        shape = (*ids.shape, self.vocab_size or "vocab")
+        expect(
+            is_of_symbols and logits.is_floating_point(),
+            f"{self.description}: logits",
+            (logits.dtype, tuple(logits.shape)),
+            f"floating point numbers {shape} = (batch, length, vocab)",
         )
-        expected = (
-            f"floating point numbers {(*ids.shape, self.vocab_size or 'vocab')} = (batch, length,"
-            " vocab)"
-        )
-        expect(fits, f"{self.description}: logits", (out.dtype, tuple(out.shape)), expected)
-        return out
+        return logits
 
     def beliefs(
         self, values: np.ndarray, noise: np.ndarray, pieces: Pieces | None = None
@@ -328,34 +343,24 @@ class LanguageModel:
         sequence. `noise`: float64 (batch,), share of masked tokens, or noise level of uniform
         replacement. `pieces`: largest number of rows in a call.
         """
-        pieces = self.pieces(None, values.shape[1]) if pieces is None else pieces
+        if pieces is None:
+            pieces = self.pieces(None, values.shape[1])
         time = -np.log1p(-_TOTAL * noise) if self.time == "sigma" else noise
         levels = torch.from_numpy(np.stack([time, noise], 1).astype(np.float32)).to(self.device)
         with torch.inference_mode():
-            calls = [
-                (rows, pieces(self._clean, ids, real, levels[rows]))
-                for rows, ids, real in self.batches(values)
-            ]
-            logits = calls[0][1]
-            if len(calls) > 1:
-                longest = max(of_call.shape[1] for _, of_call in calls)
-                padded = [
-                    torch.nn.functional.pad(of_call, (0, 0, 0, longest - of_call.shape[1]))
-                    for _, of_call in calls
-                ]
-                logits = torch.cat(padded)[np.argsort(np.concatenate([rows for rows, _ in calls]))]
+            rows = []
+            calls = []
+            for numbers, ids, real in self.batches(values):
+                rows.append(numbers)
+                calls.append(pieces(self._clean, ids, real, levels[numbers]))
+            logits = _joined(rows, calls)
             if self.forbidden:
-                logits = logits.index_fill(
-                    -1, torch.tensor(self.forbidden, device=logits.device), -math.inf
-                )
-        weights = (
-            next(self.network.parameters(), None)
-            if isinstance(self.network, torch.nn.Module)
-            else None
-        )
-        return TokenBeliefs(
-            logits, values.shape[1], self.description, getattr(weights, "dtype", None)
-        )
+                forbidden = torch.tensor(self.forbidden, device=logits.device)
+                logits = logits.index_fill(-1, forbidden, -math.inf)
+        dtype = None
+        if isinstance(self.network, torch.nn.Module):
+            dtype = getattr(next(self.network.parameters(), None), "dtype", None)
+        return TokenBeliefs(logits, values.shape[1], self.description, dtype)
 
     def _clean(self, ids: torch.Tensor, real: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """Log-probabilities up to a constant (rows, longest, V) of the clean tokens; `levels`
@@ -366,8 +371,10 @@ class LanguageModel:
         if self.shift:
             logits = torch.cat([logits[:, :1], logits[:, :-1]], 1)
         tokens = slice(len(self.prefix), ids.shape[1] - len(self.suffix))
-        logits, ids = logits[:, tokens], ids[:, tokens]
-        return self._from_ratios(logits, ids, noise) if self.output == "ratios" else logits
+        logits = logits[:, tokens]
+        if self.output == "ratios":
+            return self._from_ratios(logits, ids[:, tokens], noise)
+        return logits
 
     def _from_ratios(
         self, log_ratios: torch.Tensor, ids: torch.Tensor, noise: torch.Tensor
@@ -381,7 +388,8 @@ class LanguageModel:
         """
         if self.corruption == "masking":
             return log_ratios
-        V, alpha = self.vocab_size, (1 - noise.double())[:, None, None]
+        V = self.vocab_size
+        alpha = (1 - noise.double())[:, None, None]
         is_current = torch.nn.functional.one_hot(ids, V).bool()
         s = log_ratios.double().exp().masked_fill(is_current, 1.0)
         w = ((s - (1 - alpha) / V * s.sum(-1, keepdim=True)) / alpha.clamp(min=1e-12)).clamp(min=0)
@@ -389,13 +397,30 @@ class LanguageModel:
         return law.log()
 
 
+def _joined(rows: Sequence[np.ndarray], calls: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Logits (count, longest, V) in the order of the texts, from the logits of batches and their
+    row numbers.
+    """
+    if len(calls) == 1:
+        return calls[0]
+    longest = max(logits.shape[1] for logits in calls)
+    pad = torch.nn.functional.pad
+    padded = [pad(logits, (0, 0, 0, longest - logits.shape[1])) for logits in calls]
+    return torch.cat(padded)[np.argsort(np.concatenate(rows))]
+
+
 class TokenBeliefs:
     """Beliefs of a language model, stored on its device as log-probabilities up to a constant
     (`uturn.corruption.sampling.SymbolBeliefs`).
     """
 
-    def __init__(self, logits: torch.Tensor, width: int, name: str, dtype: Any) -> None:
-        self._logits, self._width, self._name, self._dtype = logits, width, name, dtype
+    def __init__(
+        self, logits: torch.Tensor, width: int, name: str, dtype: torch.dtype | None
+    ) -> None:
+        self._logits = logits
+        self._width = width
+        self._name = name
+        self._dtype = dtype
         self.vocab_size = logits.shape[-1]
 
     def entropies(self) -> np.ndarray:
@@ -421,18 +446,16 @@ class TokenBeliefs:
 
     def at(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Probabilities, float64 (n, V)."""
+        device = self._logits.device
         with torch.inference_mode():
-            where = (
-                torch.from_numpy(rows).to(self._logits.device),
-                torch.from_numpy(positions).to(self._logits.device),
-            )
-            law = self._logits[where].cpu().double().softmax(-1).numpy()
-        reason = (
-            half_precision_words(self._dtype)
-            or "; a logit is NaN or infinite, or all of a token are -inf"
-        )
-        bad = int(np.isnan(law).sum())
-        expect(not bad, f"{self._name}: probabilities that are NaN", bad, f"none{reason}")
+            place = (torch.from_numpy(rows).to(device), torch.from_numpy(positions).to(device))
+            law = self._logits[place].cpu().double().softmax(-1).numpy()
+        reason = half_precision_words(self._dtype)
+        if not reason:
+            reason = "; a logit is NaN or infinite, or all of a token are -inf"
+        num_bad = int(np.isnan(law).sum())
+        where = f"{self._name}: probabilities that are NaN"
+        expect(num_bad == 0, where, num_bad, f"none{reason}")
         return law
 
 
@@ -449,19 +472,21 @@ def causal_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: 
     log_likelihoods = np.zeros(len(texts))
     for numbers, ids, real in model.batches(texts, batch_size, (prefix, ())):
         logs = model.logits(ids, real)[:, first - 1 : -1].float().log_softmax(-1)
-        of_tokens = (
-            logs.gather(2, ids[:, first:, None])[..., 0].double().masked_fill(~real[:, first:], 0)
-        )
+        of_tokens = logs.gather(2, ids[:, first:, None])[..., 0].double()
+        of_tokens = of_tokens.masked_fill(~real[:, first:], 0)
         log_likelihoods[numbers] = of_tokens.sum(1).cpu().numpy()
     return log_likelihoods
 
 
 def beginning(model: LanguageModel) -> tuple[int, ...]:
     """Ids before a text in a causal model."""
-    token, size = (getattr(model.config, name, None) for name in ("bos_token_id", "vocab_size"))
-    return model.prefix or (
-        (token,) if isinstance(token, int) and size is not None and 0 <= token < size else ()
-    )
+    if model.prefix:
+        return model.prefix
+    token = getattr(model.config, "bos_token_id", None)
+    size = getattr(model.config, "vocab_size", None)
+    if isinstance(token, int) and size is not None and 0 <= token < size:
+        return (token,)
+    return ()
 
 
 def pseudo_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np.ndarray:
@@ -472,6 +497,7 @@ def pseudo_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: 
     turn; no log-probability of x.
     """
     log_likelihoods = np.zeros(len(texts))
+    pieces = Pieces(model.device, batch_size)
     for k, text in enumerate(texts):
         tokens = text[text != PAD]
         n = len(tokens)
@@ -480,9 +506,8 @@ def pseudo_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: 
             rows = np.arange(len(places))
             masked = np.tile(tokens, (len(places), 1))
             masked[rows, places] = MASKED
-            law = model.beliefs(
-                masked, np.full(len(places), 1 / n), Pieces(model.device, batch_size)
-            ).at(rows, places)
+            beliefs = model.beliefs(masked, np.full(len(places), 1 / n), pieces)
+            law = beliefs.at(rows, places)
             with np.errstate(divide="ignore"):
                 log_likelihoods[k] += np.log(law[rows, tokens[places]]).sum()
     return log_likelihoods
@@ -493,11 +518,13 @@ def class_logits(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np
     `PAD` beyond their end.
     """
 
-    def logits_of(output: Any, real: torch.Tensor) -> torch.Tensor:
+    def logits_of(output: object, real: torch.Tensor) -> torch.Tensor:
         where = f"{model.description}: shape of the output for {len(real)} texts"
         logits = as_tensor(output, where)
-        fits = logits.ndim == 2 and len(logits) == len(real) and logits.shape[1] > 1
-        expect(fits, where, tuple(logits.shape), "logits (texts, classes) of two or more classes")
+        has_classes = logits.ndim == 2 and logits.shape[1] > 1
+        expected = "logits (texts, classes) of two or more classes"
+        fits = has_classes and len(logits) == len(real)
+        expect(fits, where, tuple(logits.shape), expected)
         return logits
 
     return model.rows(texts, batch_size, logits_of)

@@ -46,39 +46,47 @@ class MaskedTransformer(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        sizes = {
-            "vocab_size": vocab_size,
+        v = checked_integer("vocab_size", vocab_size, 2)
+        length = checked_integer("length", length, 1)
+        width = checked_integer("width", width, 2)
+        num_blocks = checked_integer("layers", layers, 1)
+        heads = checked_integer("heads", heads, 1)
+        reach = checked_integer("reach", reach, 0)
+        expect(width % (2 * heads) == 0, "width", width, f"a multiple of 2 * heads = {2 * heads}")
+        if characters is not None:
+            is_text = isinstance(characters, str)
+            expect(
+                is_text and len(characters) == len({*characters}) == v,
+                "characters",
+                characters,
+                f"vocab_size = {v} different characters, or None",
+            )
+        self.options: dict[str, Any] = {  # numbers, and a text
+            "vocab_size": v,
             "length": length,
             "width": width,
-            "layers": layers,
+            "layers": num_blocks,
             "heads": heads,
             "reach": reach,
+            "characters": characters,
         }
-        least = {"vocab_size": 2, "width": 2, "reach": 0}
-        sizes = {
-            name: checked_integer(name, size, least.get(name, 1)) for name, size in sizes.items()
-        }
-        v, d, w, n, h, r = sizes.values()
-        expect(w % (2 * h) == 0, "width", w, f"a multiple of 2 * heads = {2 * h}")
-        are_known = characters is None or (
-            isinstance(characters, str) and len(characters) == len({*characters}) == v
-        )
-        expect(
-            are_known, "characters", characters, f"vocab_size = {v} different characters, or None"
-        )
-        self.options: dict[str, Any] = {**sizes, "characters": characters}
-        self.mask_id, self.length = v, d
+        self.mask_id = v
+        self.length = length
+        self.reach = reach
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.embeddings = nn.ModuleList(nn.Embedding(v + 1, w) for _ in range(2 * r + 1))
-            self.blocks = nn.ModuleList(Block(w, h) for _ in range(n))
-            self.norm = nn.LayerNorm(w)
-            self.readout = nn.Linear(w, v)
+            self.embeddings = nn.ModuleList(
+                nn.Embedding(v + 1, width) for _ in range(2 * reach + 1)
+            )
+            self.blocks = nn.ModuleList(Block(width, heads) for _ in range(num_blocks))
+            self.norm = nn.LayerNorm(width)
+            self.readout = nn.Linear(width, v)
             for name, weights in self.named_parameters():
                 if weights.ndim == 2:
-                    # Blocks add 2 n such terms to the features.
-                    added = name.endswith(("out.weight", "down.weight"))
-                    nn.init.normal_(weights, std=0.02 / (2 * n) ** 0.5 if added else 0.02)
+                    # Blocks add 2 num_blocks such terms to the features.
+                    is_added = name.endswith(("out.weight", "down.weight"))
+                    std = 0.02 / (2 * num_blocks) ** 0.5 if is_added else 0.02
+                    nn.init.normal_(weights, std=std)
 
     def forward(
         self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -87,25 +95,23 @@ class MaskedTransformer(nn.Module):
 
         `attention_mask` (batch, length): 0 for padding.
         """
-        v, d, reach = (self.options[name] for name in ("vocab_size", "length", "reach"))
         length = ids.shape[1]
-        expect(length <= d, "ids: shape", tuple(ids.shape), f"(batch, length), length <= {d}")
-        real = (
-            torch.ones_like(ids, dtype=torch.bool)
-            if attention_mask is None
-            else attention_mask.bool()
-        )
-        ids = ids.masked_fill(~real, v)
+        expected = f"(batch, length), length <= {self.length}"
+        expect(length <= self.length, "ids: shape", tuple(ids.shape), expected)
+        real = torch.ones_like(ids, dtype=torch.bool)
+        if attention_mask is not None:
+            real = attention_mask.bool()
+        ids = ids.masked_fill(~real, self.mask_id)
         # Positions beyond the ends count as masked.
-        padded = functional.pad(ids, (reach, reach), value=v)
-        features = torch.stack(
-            [table(padded[:, k : k + length]) for k, table in enumerate(self.embeddings)]
-        ).sum(0)
+        padded = functional.pad(ids, (self.reach, self.reach), value=self.mask_id)
+        terms = [table(padded[:, k : k + length]) for k, table in enumerate(self.embeddings)]
+        features = torch.stack(terms).sum(0)
         rotation = _rotation(length, self.options["width"] // self.options["heads"], ids.device)
         attended = None if bool(real.all()) else real[:, None, None]
         for block in self.blocks:
             features = block(features, rotation, attended)
-        return self.readout(self.norm(features))
+        logits: torch.Tensor = self.readout(self.norm(features))
+        return logits
 
 
 class Block(nn.Module):
@@ -116,10 +122,12 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
         self.queries_keys_values = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
 
     def forward(
         self,
@@ -131,13 +139,12 @@ class Block(nn.Module):
         length), by default all.
         """
         batch, length, width = features.shape
-        joint = self.queries_keys_values(self.norm1(features)).view(
-            batch, length, 3, self.heads, width // self.heads
-        )
-        q, k, v = joint.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(
-            _rotated(q, rotation), _rotated(k, rotation), v, attended
-        )
+        joint = self.queries_keys_values(self.norm1(features))
+        by_head = joint.view(batch, length, 3, self.heads, width // self.heads)
+        q, k, v = by_head.permute(2, 0, 3, 1, 4)
+        q = _rotated(q, rotation)
+        k = _rotated(k, rotation)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attended)
         features = features + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return features + self.down(functional.gelu(self.up(self.norm2(features))))
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from uturn.networks.images.options import Device, Precision
+
+if TYPE_CHECKING:
+    from uturn.corruption.unmasking import Decoder
 
 
 class DecoderOptions(BaseModel):
@@ -85,13 +88,12 @@ class DecoderOptions(BaseModel):
     )
 
     @property
-    def decoder(self) -> Any:
+    def decoder(self) -> Decoder:
         """The decoder of masked symbols. One in time has 64 steps by default."""
         from uturn.corruption.unmasking import Decoder
 
-        options = {
-            option.name: getattr(self, option.name) for option in dataclasses.fields(Decoder)
-        }
+        names = [option.name for option in dataclasses.fields(Decoder)]
+        options: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.order in ("analytic", "euler") or self.remask != "none":
             options["steps"] = self.steps or 64
         return Decoder(**options)

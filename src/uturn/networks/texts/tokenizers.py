@@ -58,43 +58,48 @@ class Vocabulary:
     def __init__(
         self, tokens: Sequence[str], split: str = "characters", framed: bool = True
     ) -> None:
-        self.tokens, self.split, self.framed = tuple(tokens), split, framed
+        self.tokens = tuple(tokens)
+        self.split = split
+        self.framed = framed
         self.size = len(self.tokens)
         self._places = {token: place for place, token in enumerate(self.tokens)}
-        twice = next(
-            (token for place, token in enumerate(self.tokens) if self._places[token] != place), None
-        )
-        expect(twice is None, "vocabulary", twice, "different tokens, but it occurs twice")
+        for place, token in enumerate(self.tokens):
+            is_last = self._places[token] == place
+            expect(is_last, "vocabulary", token, "different tokens, but it occurs twice")
         with reading(
             f"split = {shown(split)}", f"expected {' or '.join(SPLITS)}, or a regular expression"
         ):
             self._pattern = re.compile(SPLITS.get(split, split), re.DOTALL)
-        named = {
-            name: self._places[token]
-            for name in _NAMES
-            for token in reversed(_NAMES[name])
-            if token in self._places
-        }
-        self.mask_id, self.unknown_id, self.pad_id = map(named.get, ("mask", "unknown", "pad"))
-        self.special = frozenset(place for name, place in named.items() if name != "unknown")
-        self.prefix, self.suffix = (
-            (named[name],) if framed and name in named else () for name in ("begin", "end")
-        )
+        self.mask_id = self._first_of("mask")
+        self.unknown_id = self._first_of("unknown")
+        self.pad_id = self._first_of("pad")
+        begin = self._first_of("begin")
+        end = self._first_of("end")
+        special = {self.mask_id, self.pad_id, begin, end}
+        self.special = frozenset(place for place in special if place is not None)
+        self.prefix = (begin,) if framed and begin is not None else ()
+        self.suffix = (end,) if framed and end is not None else ()
+
+    def _first_of(self, purpose: str) -> int | None:
+        """The id of the first name of a special token that the vocabulary has."""
+        return next((self._places[name] for name in _NAMES[purpose] if name in self._places), None)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the matches, without prefix and suffix; ValueError for a match outside a
         vocabulary without an unknown token.
         """
-        matched, unknown = self._matched(text), self.unknown_id
-        strange = next((word for word in matched if word not in self._places), None)
-        is_known = unknown is not None or strange is None
+        words = self._matched(text)
+        unknown = self.unknown_id
+        if unknown is not None:
+            return [self._places.get(word, unknown) for word in words]
+        strange = next((word for word in words if word not in self._places), None)
         expect(
-            is_known,
+            strange is None,
             f"characters of the text {shown(text)}",
             strange,
             f"the {self.size} tokens of the model",
         )
-        return [self._places.get(word, unknown or 0) for word in matched]
+        return [self._places[word] for word in words]
 
     def _matched(self, text: str) -> list[str]:
         matches = [match.group() for match in self._pattern.finditer(text)]
@@ -114,56 +119,60 @@ class Vocabulary:
         return "".join(self.pieces(ids)).removeprefix(self._blank)
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(
-            json.dumps([list(self.tokens), self.split, self.framed]).encode()
-        ).hexdigest()
+        identity = json.dumps([list(self.tokens), self.split, self.framed])
+        return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def are_words(read: Callable[[str], list[Any]], tokens: Iterable[str]) -> bool:
+def are_words(read: Callable[[str], list[int] | list[str]], tokens: Iterable[str]) -> bool:
     """Whether tokens are words between blanks: `read` finds each of the first twenty twice in
     "word word", not in "wordword".
     """
-    words = list(
-        islice((token for token in tokens if token.isalpha() and len(read(token)) == 1), 20)
-    )
-    return bool(words) and all(
-        read(word + word) != 2 * read(word) == read(f"{word} {word}") for word in words
-    )
+    single = (token for token in tokens if token.isalpha() and len(read(token)) == 1)
+    words = list(islice(single, 20))
+    for word in words:
+        twice = 2 * read(word)
+        if read(word + word) == twice or read(f"{word} {word}") != twice:
+            return False
+    return bool(words)
 
 
 class PretrainedTokenizer:
     """A tokenizer of transformers, with the members of a `Vocabulary`."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer, self._vocabulary = tokenizer, tokenizer.get_vocab()
+    def __init__(
+        self,
+        tokenizer: Any,  # of any class of transformers
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary: dict[str, int] = tokenizer.get_vocab()
         self.size = len(tokenizer)
-        self.mask_id, self.unknown_id, self.pad_id = (
-            tokenizer.mask_token_id,
-            tokenizer.unk_token_id,
-            tokenizer.pad_token_id,
-        )
-        self.special = frozenset(tokenizer.all_special_ids) - {self.unknown_id}
+        self.mask_id: int | None = tokenizer.mask_token_id
+        self.unknown_id: int | None = tokenizer.unk_token_id
+        self.pad_id: int | None = tokenizer.pad_token_id
+        self.special: frozenset[int] = frozenset(tokenizer.all_special_ids) - {self.unknown_id}
         self.longest: int | None = getattr(tokenizer, "model_max_length", None)
         self.prefix, self.suffix = self._frame()
         # Words are separated by blanks, and their continuations begin with ##; or tokens contain
         # the blanks.
-        has_word_pieces = any(token.startswith("##") for token in self._vocabulary)
-        self._has_blanks = not has_word_pieces and any(
-            token[:1] in ("Ġ", "▁") for token in self._vocabulary
-        )
-        self._are_words = has_word_pieces or (
-            not self._has_blanks and are_words(self.encode, self._vocabulary)
-        )
+        has_pieces = any(token.startswith("##") for token in self._vocabulary)
+        has_blanks = any(token[:1] in ("Ġ", "▁") for token in self._vocabulary)
+        self._has_blanks = has_blanks and not has_pieces
+        self._are_words = has_pieces
+        if not has_pieces and not has_blanks:
+            self._are_words = are_words(self.encode, self._vocabulary)
 
     def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids before and after each text."""
         special = self._tokenizer.all_special_tokens
         # "a" may have no token, as in DNA.
         words = ("a", *(token for token in self._vocabulary if token not in special))
         word = next((word for word in words if self.encode(word)), "a")
-        bare, framed = self.encode(word), list(self._tokenizer(word)["input_ids"])
+        bare = self.encode(word)
+        framed = list(self._tokenizer(word)["input_ids"])
         for start in range(len(framed) - len(bare) + 1):
-            if framed[start : start + len(bare)] == bare:
-                return tuple(framed[:start]), tuple(framed[start + len(bare) :])
+            end = start + len(bare)
+            if framed[start:end] == bare:
+                return tuple(framed[:start]), tuple(framed[end:])
         return (), ()
 
     def encode(self, text: str) -> list[int]:
@@ -178,27 +187,25 @@ class PretrainedTokenizer:
     def text(self, ids: Sequence[int]) -> str:
         if not self._has_blanks:
             return "".join(self.pieces(ids)).strip()
-        return self._tokenizer.convert_tokens_to_string(
-            self._tokenizer.convert_ids_to_tokens(list(map(int, ids)))
-        ).strip()
+        tokens = self._tokenizer.convert_ids_to_tokens(list(map(int, ids)))
+        text: str = self._tokenizer.convert_tokens_to_string(tokens)
+        return text.strip()
 
     def _shown(self, token: str) -> str:
         if self._are_words:
             return token[2:] if token.startswith("##") else f" {token}"
         if token.startswith("▁"):
             return f" {token[1:]}"
-        return (
-            self._tokenizer.convert_tokens_to_string([token])
-            if token[:1] in ("Ġ", "Ċ") or not token.isascii()
-            else token
-        )
+        is_encoded = token[:1] in ("Ġ", "Ċ") or not token.isascii()
+        if not is_encoded:
+            return token
+        text: str = self._tokenizer.convert_tokens_to_string([token])
+        return text
 
     def fingerprint(self) -> str:
-        identity = [
-            sorted(self._vocabulary.items(), key=lambda entry: entry[1]),
-            self.encode("The 2 cats, naïve."),
-        ]
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        vocabulary = sorted(self._vocabulary.items(), key=lambda entry: entry[1])
+        identity = json.dumps([vocabulary, self.encode("The 2 cats, naïve.")])
+        return hashlib.sha256(identity.encode()).hexdigest()
 
 
 Tokenizer = Vocabulary | PretrainedTokenizer
@@ -216,10 +223,10 @@ def load_tokenizer(
     if split is not None:
         path = Path(name, "vocab.txt") if Path(name).is_dir() else Path(name)
         with reading(f"vocabulary = {str(path)!r}", "expected a text file, one token a line"):
-            return Vocabulary(read_text(path).removesuffix("\n").split("\n"), split)
+            tokens = read_text(path).removesuffix("\n").split("\n")
+            return Vocabulary(tokens, split)
     with reading(f"tokenizer = {name!r}", _OTHERS, "text"):
         from transformers import AutoTokenizer
 
-        return PretrainedTokenizer(
-            AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        )
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return PretrainedTokenizer(tokenizer)

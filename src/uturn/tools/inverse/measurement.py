@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import expect
 from uturn.core.errors import noted
-from uturn.core.files import cached_while_unchanged, read_array
+from uturn.core.files import read_array
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.protocols import Axes, Axis, Corruption, Spec
 from uturn.core.random import Purpose, Streams, streams
