@@ -86,7 +86,7 @@ MUTATIONS = (
     ),
     Mutation(
         "intervals without the level of grammars",
-        "uturn.measures.statistics:independent_groups",
+        "uturn.measures.readings:independent_groups",
         "if grammar is not None and",
         "if False and",
         tests=(("test_mutations::intervals_see_the_grammars", {}),),
@@ -319,7 +319,7 @@ MUTATIONS = (
     ),
     Mutation(
         "intervals of chi with the degrees of freedom of all originals",
-        "uturn.measures.statistics:Replicates.half_width",
+        "uturn.measures.replicates:Replicates.half_width",
         "decide = np.minimum(number, self.groups)",
         "decide = self.groups + 0.0 * np.asarray(number)",
         tests=(("test_changes::test_intervals_have_the_degrees_of_freedom_of_the_originals_that_decide", {}),),
@@ -346,7 +346,7 @@ MUTATIONS = (
     ),
     Mutation(
         "effective number of a share with z/t counted once",
-        "uturn.measures.statistics:proportion",
+        "uturn.measures.intervals:_effective_trials",
         "p * (1 - p) / s2 * ratio**2",
         "p * (1 - p) / s2 * ratio",
         tests=(("test_statistics::test_shares_have_the_effective_number_that_t_and_z_leave", {}),),

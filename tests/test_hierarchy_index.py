@@ -172,7 +172,7 @@ def test_without_two_halves_fluctuations_would_make_one():
     """The reason for splitting the items: the largest area, taken where it is found, is never
     negative.
     """
-    from uturn.measures.statistics import _index
+    from uturn.measures.hierarchy import _index
 
     low = np.linspace(1, 0, 26)[1:]
     naive, split = [], []

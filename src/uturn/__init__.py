@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     from uturn.measures.changes import correlations as correlations
     from uturn.measures.changes import susceptibility as susceptibility
     from uturn.measures.clones import readings_of as readings_of
+    from uturn.measures.hierarchy import hierarchy_index as hierarchy_index
     from uturn.measures.hierarchy import nesting_index as nesting_index
     from uturn.measures.ranks import ranks as ranks
-    from uturn.measures.statistics import hierarchy_index as hierarchy_index
     from uturn.sources import fashion_mnist as fashion_mnist
     from uturn.studies import choose as choose
     from uturn.studies import plotting as plotting
@@ -107,9 +107,8 @@ _NAMES = {
     "uturn.measures.calibration": ["calibrate", "calibration"],
     "uturn.measures.changes": ["correlations", "susceptibility"],
     "uturn.measures.clones": ["readings_of"],
-    "uturn.measures.hierarchy": ["nesting_index"],
+    "uturn.measures.hierarchy": ["hierarchy_index", "nesting_index"],
     "uturn.measures.ranks": ["ranks"],
-    "uturn.measures.statistics": ["hierarchy_index"],
     "uturn.sources": ["fashion_mnist"],
     "uturn.studies": ["choose", "plotting", "study"],
     "uturn.studies.locate": ["locate"],

@@ -20,15 +20,11 @@ from uturn.core.checks import checked_array, checked_integer, checked_numbers, e
 from uturn.core.messages import shown
 from uturn.core.random import Purpose, checked_seed, keys
 from uturn.measures.clones import as_real, between_clones
+from uturn.measures.estimates import checked_share
+from uturn.measures.intervals import mean_interval
+from uturn.measures.readings import WITHIN, check_dims, complete_items
 from uturn.measures.relabelling import MARGIN, p_values
-from uturn.measures.statistics import (
-    WITHIN,
-    check_dims,
-    checked_share,
-    complete_items,
-    mean_interval,
-    replicates,
-)
+from uturn.measures.replicates import replicates
 
 
 class Calibration(NamedTuple):

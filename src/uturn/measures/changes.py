@@ -20,7 +20,9 @@ from uturn.core.checks import expect
 from uturn.core.messages import shown
 from uturn.measures.calibration import holm
 from uturn.measures.covariances import Covariances, Distance, Grid, Matrix, Tree, checked_changes
-from uturn.measures.statistics import FEW, Estimate, Replicates, check_dims, replicates
+from uturn.measures.estimates import Estimate
+from uturn.measures.readings import FEW, check_dims
+from uturn.measures.replicates import Replicates, replicates
 
 __all__ = [
     "Covariances",

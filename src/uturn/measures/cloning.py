@@ -14,7 +14,8 @@ from scipy.optimize import brentq
 
 from uturn.core.checks import checked_integer, checked_noise, checked_numbers, expect
 from uturn.core.random import Purpose, keys, normals
-from uturn.measures.statistics import check_dims, proportion
+from uturn.measures.intervals import proportion
+from uturn.measures.readings import check_dims
 
 
 def cloning_probability(same: Any) -> Any:

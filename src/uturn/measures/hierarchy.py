@@ -1,28 +1,166 @@
-"""Nesting index: at how many levels of a hierarchy do sites change together in U-turns? Its
-definition is in docs/structure.md.
+"""Two indices of a hierarchy in U-turns; docs/structure.md says how they are interpreted.
 
-It assumes that the noise of different sites is independent given the original. Where noisy data are
-known, the same functions check this on the changes from originals to noisy data, which then have
-the index 0.
+The *hierarchy index* compares the curves of two levels: is the class lost abruptly, and better
+preserved at small noise? The *nesting index* says at how many levels sites change together.
+
+The nesting index assumes that the noise of different sites is independent given the original. Where
+noisy data are known, the same functions check this on the changes from originals to noisy data,
+which then have the index 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
-from uturn.core.checks import expect
+from uturn.core.checks import checked_integer, checked_numbers, expect
+from uturn.core.data import Originals, UTurns
 from uturn.core.experiment import Experiment, checked_experiment
 from uturn.core.random import Streams
 from uturn.core.u_turns import u_turns
 from uturn.measures.changes import covariances_of
 from uturn.measures.covariances import Tree
-from uturn.measures.statistics import ESTIMATE, Estimate, check_dims, nonincreasing, replicates
+from uturn.measures.curves import crossing, nonincreasing, rescaled
+from uturn.measures.estimates import ESTIMATE, Estimate
+from uturn.measures.readings import WITHIN, check_dims
+from uturn.measures.replicates import estimate, replicates
 
 _DIMS = ("noise", "item", "trajectory", "site")
+_TIE = 1e-12
+"""Areas are sums of some hundred products of numbers in [0, 1]."""
+
+
+def hierarchy_index(
+    high_level: xr.DataArray,
+    low_level: xr.DataArray,
+    floors: tuple[float, float] | None = None,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Hierarchy index in [0, 1]: strength of two signs of a hierarchy, an abrupt loss of the class
+    and an inversion of levels.
+
+    Both curves are rescaled, r = (c - floor)/(1 - floor), and the high level r_H is plotted against
+    the low level r_L. As noise grows, the curve runs from (1, 1) to (0, 0). Let G be the signed
+    area between curve and diagonal, from (1, 1) on: `G = int (r_H - r_L) (-dr_L)`. With
+
+        A = largest value of G, at the inversion        (class better preserved, small noise)
+        B = A - G at the end                            (low level better preserved, large noise)
+        W = fall of r_L while r_H falls from 3/4 to 1/4 (width of the class transition)
+
+    the index is `8 sqrt(A B) max(0, 1 - 2 W)`, and 0 if A or B is not positive: 1 for a class lost
+    in one step at r_L = 1/2. For interpretation and limits, see docs/structure.md.
+
+    Two steps prevent fluctuations of the curves from counting as an inversion. First, both curves
+    are replaced by the closest non-increasing ones, since more noise never preserves more. Second,
+    the items are split into two halves (alternating within a grammar): the largest G is located on
+    one half, and A and B are measured there on the other half, averaged over both ways.
+
+    `high_level`, `low_level` (noise, item, perhaps trajectory and clone): readings of the same
+    items at the same increasing noise levels, 1 for unchanged data, such as `belief` of the root
+    and of the leaves, or `same_class` and the similarity of the first layer. The low level may also
+    be a known curve (noise,). Zero noise (both 1) and infinite noise (both at their floors) are
+    added. `floors`: (high, low), values for independent data, below 1; by default those at the last
+    noise level, which must then be nearly infinite. The interval is as in `estimate`, clipped to
+    [0, 1]. NaN if the high level is not lost: r_H > 1/4 at the last noise.
+    """
+    _check_levels(high_level, low_level, floors)
+    both = xr.concat(xr.broadcast(_bare(high_level), _bare(low_level)), dim="curve")
+    high_floor, low_floor = (None, None) if floors is None else floors
+
+    def index(means: np.ndarray) -> float:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            high = rescaled(means[..., 0], high_floor)
+            low = rescaled(means[..., 1], low_floor)
+        r = np.stack([high, low], axis=-1)
+        if not np.isfinite(r).all():  # a level that stays at 1 has the floor 1
+            return float("nan")
+        r = nonincreasing(r).clip(0, 1)
+        return _index(np.concatenate([np.ones_like(r[:1]), r, np.zeros_like(r[:1])]))
+
+    bounds = estimate(_halves(both), index, confidence)
+    return Estimate(*np.clip(bounds, 0, 1).tolist())
+
+
+def _bare(values: xr.DataArray) -> xr.DataArray:
+    """Readings without the coordinates that the index does not use."""
+    used = ("noise", "grammar", *WITHIN)
+    return values.drop_vars([name for name in values.coords if name not in used])
+
+
+def _check_levels(
+    high_level: xr.DataArray, low_level: xr.DataArray, floors: tuple[float, float] | None
+) -> None:
+    """ValueError unless a hierarchy index can be computed from the levels and floors."""
+    check_dims("high_level", high_level, ("noise", "item"), WITHIN)
+    _check_complete("high_level", high_level)
+    check_dims("low_level", low_level, ("noise",), WITHIN)
+    _check_complete("low_level", low_level)
+    noise = high_level.noise.values
+    rises = len(noise) > 1 and (np.diff(noise) > 0).all()
+    expect(rises, "noise of high_level", noise, "at least two increasing levels")
+    for dim in map(str, low_level.dims):
+        own = low_level[dim].values
+        same = dim in high_level.dims and np.array_equal(high_level[dim].values, own)
+        expected = "those of high_level, of the same U-turns"
+        expect(same, f"low_level: values of {dim!r}", own, expected)
+    if floors is not None:
+        are_two = checked_numbers("floors", floors).shape == (2,)
+        expected = "two numbers below 1, of the high and of the low level"
+        expect(are_two and (np.asarray(floors) < 1).all(), "floors", floors, expected)
+
+
+def _check_complete(name: str, values: xr.DataArray) -> None:
+    """ValueError if readings are missing or infinite."""
+    is_complete = np.isfinite(values.values.astype(float)).all()
+    way = "no missing or infinite readings; finish the run, or drop what is missing"
+    expect(is_complete, name, values.values, way)
+
+
+def _index(r: np.ndarray) -> float:
+    """Hierarchy index of rescaled curves (noise, half, 2), high level first on the last axis."""
+    high = r[..., 0]
+    low = r[..., 1]
+    excess = high - low
+    steps = 0.5 * (excess[1:] + excess[:-1]) * (low[:-1] - low[1:])
+    area = np.concatenate([np.zeros_like(steps[:1]), np.cumsum(steps, axis=0)])
+    # The first of equal maxima: curves that coincide, as on the diagonal, have sums that differ by
+    # rounding alone.
+    first, second = (area > area.max(axis=0) - _TIE).argmax(axis=0)
+    before = 0.5 * (area[first, 1] + area[second, 0])
+    after = before - 0.5 * (area[-1, 0] + area[-1, 1])
+    high = high.mean(axis=1)
+    low = low.mean(axis=1)
+    if high[-2] > 0.25:  # the last measured level
+        return float("nan")
+    level = np.arange(len(high))
+    ends = [crossing(level, high, height, first=True) for height in (0.75, 0.25)]
+    start, end = np.interp(ends, level, low)
+    narrow = max(0.0, 1 - 2 * abs(start - end))
+    return 8 * float(np.sqrt(max(before, 0.0) * max(after, 0.0))) * narrow
+
+
+def _halves(values: xr.DataArray) -> xr.DataArray:
+    """Items grouped in pairs of neighbours of the same grammar; the dim `half` numbers the items
+    of a pair.
+    """
+    grammar = np.zeros(values.sizes["item"], int)
+    if "grammar" in values.coords:
+        grammar = np.asarray(values.coords["grammar"].values)
+    pairs = []
+    for number in np.unique(grammar):
+        group = np.flatnonzero(grammar == number)
+        pairs.append(group[: len(group) // 2 * 2].reshape(-1, 2))
+    index = np.concatenate(pairs)
+    expected = "at least two (of one grammar), to be split in halves"
+    expect(len(index), "items", values.sizes["item"], expected)
+    halves = [values.isel(item=index[:, k]).drop_vars("item", errors="ignore") for k in (0, 1)]
+    joined = xr.concat(halves, dim="half", coords="minimal", compat="override")
+    return joined.transpose("noise", "item", ..., "half", "curve")
 
 
 class Nesting(NamedTuple):
@@ -58,9 +196,13 @@ def nesting_index(
     distance) at the distances `0, s, s**2, ..`. Returns an Estimate in 0 .. K - 1, with the
     interval of `uturn.statistics.estimate`.
     """
-    moments, s = _moments(changed, branching, name)
-    index = replicates(moments).interval(lambda means: _of_moments(means, s).value, confidence)
-    return Estimate(*np.maximum(index, 0).tolist())
+    moments = _Moments.of(changed, branching, name)
+
+    def index(means: np.ndarray) -> float:
+        return moments.nesting(means).value
+
+    bounds = replicates(moments.values).interval(index, confidence)
+    return Estimate(*np.maximum(bounds, 0).tolist())
 
 
 def nested_correlations(
@@ -75,20 +217,16 @@ def nested_correlations(
     `correlation`, X_k over the variance of a site: the excess correlation of two sites whose
     smallest common block is of level k.
     """
-    moments, s = _moments(changed, branching, name)
+    moments = _Moments.of(changed, branching, name)
 
     def levels(means: np.ndarray) -> np.ndarray:
-        return np.stack(_of_moments(means, s)[1:]).mean(axis=1)
+        nesting = moments.nesting(means)
+        return np.stack([nesting.nested, nesting.correlation]).mean(axis=1)
 
-    nested, correlation = replicates(moments).interval(levels, confidence)
-    dims, labels = (
-        ("distance", "estimate"),
-        {
-            "distance": moments.moment.values[2:],
-            "estimate": ESTIMATE,
-        },
-    )
-    return xr.Dataset({"nested": (dims, nested), "correlation": (dims, correlation)}, labels)
+    nested, correlation = replicates(moments.values).interval(levels, confidence)
+    dims = ("distance", "estimate")
+    axes = {"distance": moments.values.moment.values[2:], "estimate": ESTIMATE}
+    return xr.Dataset({"nested": (dims, nested), "correlation": (dims, correlation)}, axes)
 
 
 def site_changes(experiment: Experiment) -> xr.DataArray:
@@ -102,102 +240,104 @@ def site_changes(experiment: Experiment) -> xr.DataArray:
     source, corruption, backward, _ = checked_experiment(experiment).parts
     expect(experiment.clones == 1, "clones", experiment.clones, "one clone")
 
-    def blocks() -> Iterator[tuple[tuple[int, int], Any, float, Streams]]:
+    def blocks() -> Iterator[tuple[tuple[int, int], Originals, float, Streams]]:
+        items = np.arange(experiment.items)
         for k, noise in enumerate(experiment.noise):
-            for b, originals in enumerate(
-                source.blocks(np.arange(experiment.items), experiment.seed, experiment.items)
-            ):
+            for b, block in enumerate(source.blocks(items, experiment.seed, experiment.items)):
+                trajectories = range(experiment.trajectories)
                 yield (
                     (k, b),
-                    originals,
+                    block,
                     noise,
-                    Streams(
-                        experiment.seed, originals.items, noise, range(experiment.trajectories)
-                    ),
+                    Streams(experiment.seed, block.items, noise, trajectories),
                 )
 
-    pieces: dict[tuple[int, int], np.ndarray] = {}
-    for key, turned in u_turns(blocks(), corruption, backward):
-        before, after = (
-            turned.originals.data[:, None],
-            turned.originals.data_of(turned.reconstructions),
-        )
-        shape, fits = turned.originals.data.shape, "(items, sites), as of strings or vectors"
-        expect(
-            len(shape) == 2,
-            "shape of the originals",
-            shape,
-            f"{fits}; compute other changes from `uturn.u_turn`",
-        )
-        pieces[key] = after != before if before.dtype.kind in "biu" else np.square(after - before)
-    levels = [
-        np.concatenate([pieces[key] for key in sorted(pieces) if key[0] == k])
-        for k in range(len(experiment.noise))
-    ]
-    along = {
-        name: ("item", values)
-        for name, values in source.coordinates(experiment.seed, experiment.items).items()
-    }
-    return xr.DataArray(
-        np.array(levels, float), dims=_DIMS, coords={"noise": experiment.noise, **along}
+    pieces = {key: _changes_of(turned) for key, turned in u_turns(blocks(), corruption, backward)}
+    levels = []
+    for k in range(len(experiment.noise)):
+        of_level = [pieces[key] for key in sorted(pieces) if key[0] == k]
+        levels.append(np.concatenate(of_level))
+    coords: dict[Hashable, object] = {"noise": experiment.noise}
+    for name, values in source.coordinates(experiment.seed, experiment.items).items():
+        coords[name] = ("item", values)
+    return xr.DataArray(np.array(levels, float), dims=_DIMS, coords=coords)
+
+
+def _changes_of(turned: UTurns) -> np.ndarray:
+    """Change of every site in the U-turns of a block, (items, trajectories, sites)."""
+    shape = turned.originals.data.shape
+    expect(
+        len(shape) == 2,
+        "shape of the originals",
+        shape,
+        "(items, sites), as of strings or vectors; compute other changes from `uturn.u_turn`",
     )
+    before = turned.originals.data[:, None]
+    after = turned.originals.data_of(turned.reconstructions)
+    is_of_symbols = before.dtype.kind in "biu"
+    return np.asarray(after != before) if is_of_symbols else np.square(after - before)
 
 
-def _moments(changed: Any, branching: int | None, name: str) -> tuple[xr.DataArray, int]:
-    """Mean change, and C_0 .. C_K, of every site of every item, (noise, item, site, moment), and
-    s; a dataset has one site.
-    """
-    if isinstance(changed, xr.Dataset):
-        readings = covariances_of(changed, name=name)
-        change, covariance = readings["change"], readings["change_covariance"]
+@dataclass(frozen=True)
+class _Moments:
+    """Moments of the changes of sites, from which mean curves give the nesting index."""
+
+    values: xr.DataArray
+    """Mean change, and C_0 .. C_K, of every site of every item, (noise, item, site, moment). A
+    dataset of distances has one site that stands for all."""
+    branching: int
+    """s, the number of blocks of one level in a block of the next."""
+
+    @classmethod
+    def of(cls, changed: xr.DataArray | xr.Dataset, branching: int | None, name: str) -> _Moments:
+        """The moments of changes; ValueError unless they have a nesting index."""
+        if isinstance(changed, xr.Dataset):
+            moments = cls._of_distances(changed, branching, name)
+        else:
+            moments = cls(_of_sites(changed, branching), int(branching or 0))
+        values = moments.values
+        is_complete = np.isfinite(values.values.astype(float)).all()
+        way = "no missing or infinite readings; finish the run, or drop what is missing"
+        expect(is_complete, "changed", values.values, way)
+        noise = values.noise.values
+        rises = noise.dtype.kind in "iuf" and len(noise) > 1 and (np.diff(noise) > 0).all()
+        expected = "at least two increasing levels, the last one without signal"
+        expect(rises, "noise", noise.tolist(), expected)
+        has_variance = (values.sel(moment=0) > 0).any()
+        has_change = values.isel(noise=-1).sel(moment=-1).mean() > 0
+        expected = "changes that vary between trajectories, and are not 0 at the last noise level"
+        expect(has_variance and has_change, "changed", changed, expected)
+        return moments
+
+    @classmethod
+    def _of_distances(cls, ds: xr.Dataset, branching: int | None, name: str) -> _Moments:
+        readings = covariances_of(ds, name=name)
+        covariance = readings["change_covariance"]
         distances = covariance.distance.values
         s = round(distances[1]) if len(distances) > 1 else 0
-        is_nested = s > 1 and np.array_equal(
-            distances, [0, *(s**k for k in range(1, len(distances)))]
-        )
-        expect(
-            is_nested, "distance", distances.tolist(), "0, s, s**2, .., the sizes of nested blocks"
-        )
-        expect(
-            branching in (None, s), "branching", branching, f"{s}, as the distances have, or none"
-        )
-        moments = xr.concat([change.expand_dims(distance=[-1]), covariance], dim="distance").rename(
-            distance="moment"
-        )
+        sizes = [0, *(s**k for k in range(1, len(distances)))]
+        is_nested = s > 1 and np.array_equal(distances, sizes)
+        expected = "0, s, s**2, .., the sizes of nested blocks"
+        expect(is_nested, "distance", distances.tolist(), expected)
+        fits = branching in (None, s)
+        expect(fits, "branching", branching, f"{s}, as the distances have, or none")
+        change = readings["change"].expand_dims(distance=[-1])
+        moments = xr.concat([change, covariance], dim="distance").rename(distance="moment")
         moments = moments.expand_dims("site").transpose("noise", "item", "site", "moment")
-    else:
-        moments, s = _of_sites(changed, branching), int(branching or 0)
-    is_complete = np.isfinite(moments.values.astype(float)).all()
-    expect(
-        is_complete,
-        "changed",
-        moments.values,
-        "no missing or infinite readings; finish the run, or drop what is missing",
-    )
-    noise = moments.noise.values
-    rises = noise.dtype.kind in "iuf" and len(noise) > 1 and (np.diff(noise) > 0).all()
-    expect(
-        rises,
-        "noise",
-        noise.tolist(),
-        "at least two increasing levels, the last one without signal",
-    )
-    varies = (moments.sel(moment=0) > 0).any() and moments.isel(noise=-1).sel(moment=-1).mean() > 0
-    expect(
-        varies,
-        "changed",
-        changed,
-        "changes that vary between trajectories, and are not 0 at the last noise level",
-    )
-    return moments, s
+        return cls(moments, s)
+
+    def nesting(self, means: np.ndarray) -> Nesting:
+        """The nesting of means over items, (noise, sites, moments)."""
+        return nesting(means[..., 0].mean(axis=1), means[..., 1:], self.branching)
 
 
-def _of_sites(changed: xr.DataArray, branching: Any) -> xr.DataArray:
+def _of_sites(changed: xr.DataArray, branching: int | None) -> xr.DataArray:
+    """Mean change, and C_0 .. C_K, of every site: (noise, item, site, moment)."""
     check_dims("changed", changed, _DIMS, ())
-    s, K = branching, Tree(changed.sizes["site"], branching).depth
-    fits = changed.sizes["trajectory"] > 1 and K > 0
+    s = checked_integer("branching", branching, 2)
+    K = Tree(changed.sizes["site"], s).depth
     expect(
-        fits,
+        changed.sizes["trajectory"] > 1 and K > 0,
         "changed: sizes",
         dict(changed.sizes),
         f"at least 2 trajectories, and at least {s} sites",
@@ -206,31 +346,27 @@ def _of_sites(changed: xr.DataArray, branching: Any) -> xr.DataArray:
     mean = x.mean(axis=2)
     x = x - mean[:, :, None]
     # Sums of the covariances of a site with the sites of its block of every level.
-    shared, sums = [np.zeros_like(mean)], x
+    shared = [np.zeros_like(mean)]
+    sums = x
     for k in range(K + 1):
         blocks = x.reshape(*sums.shape, s**k)
-        shared.append(
-            np.einsum("nitbj,nitb->nibj", blocks, sums).reshape(mean.shape) / (x.shape[2] - 1)
-        )
+        products = np.einsum("nitbj,nitb->nibj", blocks, sums)
+        shared.append(products.reshape(mean.shape) / (x.shape[2] - 1))
         if k < K:
             sums = sums.reshape(*sums.shape[:3], -1, s).sum(axis=-1)
     # Sites whose smallest common block with a site is of level k.
     others = np.diff(s ** np.arange(K + 1), prepend=0)
-    moments = np.concatenate(
-        [mean[..., None], np.diff(shared, axis=0).transpose(1, 2, 3, 0) / others], axis=-1
-    )
-    coords = {
-        name: values
-        for name, values in changed.coords.items()
-        if set(values.dims) <= {"noise", "item"}
-    }
-    names = [-1, 0, *(s**k for k in range(1, K + 1))]
-    return xr.DataArray(
-        moments, dims=("noise", "item", "site", "moment"), coords={**coords, "moment": names}
-    )
+    covariance = np.diff(shared, axis=0).transpose(1, 2, 3, 0) / others
+    moments = np.concatenate([mean[..., None], covariance], axis=-1)
+    coords: dict[Hashable, object] = {}
+    for name, values in changed.coords.items():
+        if set(values.dims) <= {"noise", "item"}:
+            coords[name] = values
+    coords["moment"] = [-1, 0, *(s**k for k in range(1, K + 1))]
+    return xr.DataArray(moments, dims=("noise", "item", "site", "moment"), coords=coords)
 
 
-def nesting(change: Any, covariance: Any, branching: int) -> Nesting:
+def nesting(change: ArrayLike, covariance: ArrayLike, branching: int) -> Nesting:
     """Nested correlations and the nesting index of mean curves, measured or from a theory.
 
     `change` (noise,): mean change, whose last value is that of independent data. `covariance`
@@ -244,20 +380,16 @@ def nesting(change: Any, covariance: Any, branching: int) -> Nesting:
     >>> round(nesting(changed, covariance, branching=2).value, 3)
     0.343
     """
-    s, mean, C = branching, np.asarray(change, float), np.asarray(covariance, float)
+    mean = np.asarray(change, float)
+    C = np.asarray(covariance, float)
     with np.errstate(invalid="ignore", divide="ignore"):
         lost = 1 - nonincreasing(1 - mean / mean[-1]).clip(0, 1)
         steps = np.r_[0, lost, 1]
         weight = (steps[2:] - steps[:-2]) / 2  # int .. da by trapezoids, from 0 without noise
         excess = np.tensordot(weight, C - (lost**2)[:, None, None] * C[-1], 1)[:, 1:]
         total = weight @ C.mean(axis=1)
-        size = s ** np.arange(C.shape[2])
+        size = branching ** np.arange(C.shape[2])
         variance = np.cumsum(np.diff(size, prepend=0) * total)  # B_k
         nested = -np.diff(excess, axis=1, append=0) * size[:-1] / variance[:-1]
-    return Nesting(
-        float((nested.sum(axis=1) - nested.max(axis=1)).mean()), nested, excess / total[0]
-    )
-
-
-def _of_moments(means: np.ndarray, branching: int) -> Nesting:
-    return nesting(means[..., 0].mean(axis=1), means[..., 1:], branching)
+    value = float((nested.sum(axis=1) - nested.max(axis=1)).mean())
+    return Nesting(value, nested, excess / total[0])

@@ -11,7 +11,9 @@ import numpy as np
 import xarray as xr
 
 from uturn.measures.changes import chi_of, effective_number, log_chi
-from uturn.measures.statistics import FEW, Estimate, independent_groups, replicates
+from uturn.measures.estimates import Estimate
+from uturn.measures.readings import FEW, independent_groups
+from uturn.measures.replicates import replicates
 
 _CONFIDENCE = 0.95
 _NONE = Estimate(np.nan, np.nan, np.nan)

@@ -13,7 +13,7 @@ import xarray as xr
 from uturn.core.checks import expect
 from uturn.core.random import Purpose, checked_seed, keys, uniforms
 from uturn.measures.calibration import checked_variables, holm, items_tested, joined, twin_of
-from uturn.measures.statistics import checked_share
+from uturn.measures.estimates import checked_share
 
 _EQUAL = 1 - 1e-9  # tail probabilities that differ by rounding are equal
 _LEAST = 1e-12  # p-values below are not distinguished from rounding

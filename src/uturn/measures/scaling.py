@@ -19,7 +19,9 @@ from uturn.measures.changes import (
     presence,
     replicated,
 )
-from uturn.measures.statistics import Estimate, check_dims, replicates
+from uturn.measures.estimates import Estimate
+from uturn.measures.readings import check_dims
+from uturn.measures.replicates import replicates
 
 
 def correlation_length(

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.checks import expect
-from uturn.measures.statistics import Estimate, with_interval
+from uturn.measures.estimates import Estimate, with_interval
 from uturn.pages.charts import chart, mark, numbers, with_curves
 from uturn.pages.pictures import grid
 from uturn.pages.sections import Reader, card, checked_table, existing, new_section

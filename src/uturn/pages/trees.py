@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.measures.statistics import ESTIMATE, proportion
+from uturn.measures.estimates import ESTIMATE
+from uturn.measures.intervals import proportion
 from uturn.pages.charts import numbers
 from uturn.studies.axes import is_geometric
 from uturn.studies.runs import item_names

@@ -10,7 +10,7 @@ from scipy.stats import binom
 
 from uturn.engine.run import run
 from uturn.measures.calibration import calibrate, calibration, holm
-from uturn.measures.statistics import Estimate, with_ends
+from uturn.measures.estimates import Estimate, with_ends
 from uturn.paper import calibration_runs as trials
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, verdict
 from uturn.paper.workshop import Workshop, file_name

@@ -13,7 +13,8 @@ import xarray as xr
 from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField
 from uturn.measures.changes import chi_of, chi_parts
-from uturn.measures.statistics import Estimate, estimate, replicates
+from uturn.measures.estimates import Estimate
+from uturn.measures.replicates import estimate, replicates
 from uturn.paper import correlated_runs as shared
 from uturn.paper import thresholds, verdicts
 from uturn.paper.correlated_runs import PAPER, PATCHES, STEEP, TIMES, beside_exact

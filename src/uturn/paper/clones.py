@@ -16,7 +16,8 @@ from uturn.core.random import Purpose, keys, normals
 from uturn.engine.run import run
 from uturn.measures import cloning
 from uturn.measures.calibration import holm
-from uturn.measures.statistics import crossing, estimate, transition
+from uturn.measures.curves import crossing, transition
+from uturn.measures.replicates import estimate
 from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, listed, verdict, within
 from uturn.paper.workshop import Scale, Workshop

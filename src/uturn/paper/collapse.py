@@ -12,8 +12,8 @@ import xarray as xr
 
 from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField
+from uturn.measures.replicates import replicates
 from uturn.measures.scaling import Collapse, collapse, collapse_curves
-from uturn.measures.statistics import replicates
 from uturn.paper.correlated_runs import PAPER, grammar
 from uturn.paper.verdicts import Rule, Verdict, below, verdict, within
 from uturn.paper.workshop import Scale

@@ -11,8 +11,9 @@ import xarray as xr
 
 from uturn.exact.theory import MeanField
 from uturn.measures import changes
+from uturn.measures.estimates import ESTIMATE, Estimate, with_ends
+from uturn.measures.replicates import estimate
 from uturn.measures.scaling import correlation_length
-from uturn.measures.statistics import ESTIMATE, Estimate, estimate, with_ends
 from uturn.paper import chi, collapse
 from uturn.paper.correlated_runs import (
     PAPER,

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.measures.statistics import estimate, inversion, transition
+from uturn.measures.curves import inversion, transition
+from uturn.measures.replicates import estimate
 from uturn.paper.fig7 import PARAMETERS, TOLERANCE, compare
 from uturn.paper.fig7 import measure as measure
 from uturn.paper.specs import mean_field

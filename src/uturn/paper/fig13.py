@@ -14,7 +14,7 @@ from scipy.stats import ttest_ind
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.exact.rhm import RandomHierarchyModel
 from uturn.exact.theory import MeanField
-from uturn.measures.statistics import grammar_means
+from uturn.measures.readings import grammar_means
 from uturn.paper.fig7 import PARAMETERS, compare
 from uturn.paper.fig7 import measure as measure
 from uturn.paper.specs import mean_field

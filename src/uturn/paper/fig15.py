@@ -11,7 +11,8 @@ import xarray as xr
 
 from uturn.core.experiment import Experiment
 from uturn.core.registry import part_class
-from uturn.measures.statistics import crossing, grammar_means, inversion, shift
+from uturn.measures.curves import crossing, inversion, shift
+from uturn.measures.readings import grammar_means
 from uturn.paper import fig5, fig7, thresholds
 from uturn.paper.specs import experiment_of, mean_field
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, estimates, listed, meets, verdict

@@ -12,7 +12,9 @@ import xarray as xr
 
 from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys, uniforms
-from uturn.measures.statistics import estimate, inversion, mean_curves, transition
+from uturn.measures.curves import inversion, transition
+from uturn.measures.intervals import mean_curves
+from uturn.measures.replicates import estimate
 from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Verdict, above, below, estimates, verdict, within
 from uturn.paper.workshop import Scale, Workshop

@@ -9,7 +9,9 @@ import xarray as xr
 
 from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField, phase_diagram
-from uturn.measures.statistics import crossing, estimate, grammar_means, shift
+from uturn.measures.curves import crossing, shift
+from uturn.measures.readings import grammar_means
+from uturn.measures.replicates import estimate
 from uturn.paper.specs import experiment_of, rhm
 from uturn.paper.verdicts import ESTIMATE, Verdict, below, equal, verdict, within
 from uturn.paper.workshop import Scale, Workshop

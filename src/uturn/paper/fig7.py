@@ -9,7 +9,9 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.experiment import Experiment
-from uturn.measures.statistics import estimate, grammar_means, inversion, shift, transition
+from uturn.measures.curves import inversion, shift, transition
+from uturn.measures.readings import grammar_means
+from uturn.measures.replicates import estimate
 from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
 from uturn.paper.verdicts import ESTIMATE, Verdict, estimates, verdict, within
 from uturn.paper.workshop import Scale, Workshop

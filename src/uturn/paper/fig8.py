@@ -12,7 +12,10 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.random import Purpose, keys, uniforms
-from uturn.measures.statistics import estimate, grammar_means, inversion, mean_curves, transition
+from uturn.measures.curves import inversion, transition
+from uturn.measures.intervals import mean_curves
+from uturn.measures.readings import grammar_means
+from uturn.measures.replicates import estimate
 from uturn.networks.classifiers import TreeClassifier
 from uturn.networks.files import load_network
 from uturn.paper.specs import experiment_of, mean_field

@@ -11,16 +11,12 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.experiment import Experiment
-from uturn.measures import statistics
 from uturn.measures.cloning import mixture_cloning_probability
-from uturn.measures.statistics import (
-    Replicates,
-    crossing,
-    mean_curves,
-    proportion,
-    replicates,
-    rescaled,
-)
+from uturn.measures.curves import crossing, nonincreasing, rescaled
+from uturn.measures.estimates import with_interval
+from uturn.measures.hierarchy import hierarchy_index
+from uturn.measures.intervals import mean_curves, proportion
+from uturn.measures.replicates import Replicates, estimate, replicates
 from uturn.networks.classifiers import VectorClassifier
 from uturn.networks.files import load_network
 from uturn.paper.specs import experiment_of
@@ -134,9 +130,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     kept[:, 0] = proportion(run.same_class).values
     fine = np.linspace(0, 8, 4001)
     expected = crossing(fine, kept_mode(fine), 0.75)
-    star = statistics.estimate(run.same_class, lambda c: crossing(noise, c, 0.75), confidence=0.999)
+    star = estimate(run.same_class, lambda c: crossing(noise, c, 0.75), confidence=0.999)
     first, logits = (run.similarity.isel(network_layer=k, drop=True) for k in (0, -1))
-    index = [statistics.hierarchy_index(values, first) for values in (run.same_class, logits)]
+    index = [hierarchy_index(values, first) for values in (run.same_class, logits)]
     data = xr.Dataset(
         {
             "kept": kept,
@@ -225,7 +221,7 @@ def draw(data: xr.Dataset) -> Any:
 
 def _draw_plane(axes: Any, data: xr.Dataset) -> None:
     first, last = (
-        np.r_[1, statistics.nonincreasing(data.rescaled.isel(network_layer=1).values)],
+        np.r_[1, nonincreasing(data.rescaled.isel(network_layer=1).values)],
         data.sizes["network_layer"] - 1,
     )
     for k, label, color in ((0, "class", CLASS), (last, "logits", level_colors(last)[-1])):
@@ -248,7 +244,7 @@ def _draw_plane(axes: Any, data: xr.Dataset) -> None:
     axes.text(
         0.97,
         0.06,
-        f"hierarchy index\n{statistics.with_interval(data['index'].values, '.3f')}",
+        f"hierarchy index\n{with_interval(data['index'].values, '.3f')}",
         ha="right",
         fontsize=10,
     )

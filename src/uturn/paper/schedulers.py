@@ -13,7 +13,7 @@ import xarray as xr
 
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.measures.calibration import holm
-from uturn.measures.statistics import Estimate
+from uturn.measures.estimates import Estimate
 from uturn.paper import sampler_laws as laws
 from uturn.paper.sampler_laws import PARAMETERS, REFERENCE, SAMPLERS
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, verdict

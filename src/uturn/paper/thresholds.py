@@ -14,7 +14,9 @@ from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys
 from uturn.core.registry import part_class
 from uturn.exact.population import population_dynamics, threshold
-from uturn.measures.statistics import Estimate, crossing, grammar_means
+from uturn.measures.curves import crossing
+from uturn.measures.estimates import Estimate
+from uturn.measures.readings import grammar_means
 from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
 from uturn.paper.verdicts import (
     Verdict,

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn.measures.statistics import ESTIMATE as ESTIMATE
-from uturn.measures.statistics import Estimate, mean_interval, replicates
+from uturn.measures.estimates import ESTIMATE as ESTIMATE
+from uturn.measures.estimates import Estimate
+from uturn.measures.intervals import mean_interval
+from uturn.measures.replicates import replicates
 from uturn.pages.figures import Verdict as Verdict
 
 

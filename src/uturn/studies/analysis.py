@@ -19,17 +19,12 @@ from uturn.core.checks import LARGEST, expect
 from uturn.core.messages import shown
 from uturn.core.protocols import Variable
 from uturn.measures.calibration import calibration, items_tested, label_of, twin_of
+from uturn.measures.curves import crossing, levels_around
+from uturn.measures.estimates import ESTIMATE, with_ends
+from uturn.measures.intervals import rests_on_few
 from uturn.measures.peaks import among
-from uturn.measures.statistics import (
-    ESTIMATE,
-    WITHIN,
-    Replicates,
-    crossing,
-    independent_groups,
-    levels_around,
-    rests_on_few,
-    with_ends,
-)
+from uturn.measures.readings import WITHIN, independent_groups
+from uturn.measures.replicates import Replicates
 from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of, why_no_changes
 from uturn.studies.curves import band, curve, place, shares

@@ -9,9 +9,10 @@ import xarray as xr
 
 from uturn.core.protocols import Variable
 from uturn.measures.changes import chi_of, chi_parts, correlations, effective_number, present_pairs
+from uturn.measures.estimates import with_ends
 from uturn.measures.peaks import about_few, about_independent, about_peak, peak_of
+from uturn.measures.readings import complete_items
 from uturn.measures.scaling import correlation_length
-from uturn.measures.statistics import complete_items, with_ends
 from uturn.studies.axes import Axes
 from uturn.studies.runs import missing_tasks
 

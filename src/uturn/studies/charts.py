@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn.measures.statistics import with_interval
+from uturn.measures.estimates import with_interval
 from uturn.studies.axes import common_axis
 from uturn.studies.headline import PEAK, Headline, headline_of
 from uturn.studies.plotting.curves import estimated, evenly_spaced

@@ -13,13 +13,10 @@ from scipy.special import betainc, ndtri
 
 from uturn.core.checks import expect
 from uturn.core.protocols import Variable
-from uturn.measures.statistics import (
-    Estimate,
-    checked_share,
-    crossing,
-    independent_groups,
-    mean_bounds,
-)
+from uturn.measures.curves import crossing
+from uturn.measures.estimates import Estimate, checked_share
+from uturn.measures.intervals import mean_bounds
+from uturn.measures.readings import independent_groups
 from uturn.measures.strengths import strength_of
 from uturn.studies.analysis import (
     Level,

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.measures.statistics import Replicates, located, proportion, replicates
+from uturn.measures.intervals import proportion
+from uturn.measures.replicates import Replicates, located, replicates
 
 
 def curve(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.measures.statistics import with_interval
+from uturn.measures.estimates import with_interval
 from uturn.studies.axes import axis_words
 from uturn.studies.charts import CRITICAL, Chart, charts_of, overlaid
 from uturn.studies.headline import PEAK, Headline

@@ -16,7 +16,7 @@ import xarray as xr
 from uturn.core.experiment import Experiment, checked_experiment
 from uturn.core.messages import shown
 from uturn.core.progress import duration
-from uturn.measures.statistics import Estimate, checked_share
+from uturn.measures.estimates import Estimate, checked_share
 from uturn.store.folders import checked_location, is_empty, is_run
 from uturn.store.run_folder import RunFolder
 from uturn.studies.axes import Axes, axis_words

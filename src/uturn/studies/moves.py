@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import stdtr
 
 from uturn.measures.calibration import holm
-from uturn.measures.statistics import Replicates
+from uturn.measures.replicates import Replicates
 
 _FALSE_TURNS = 0.01  # of curves that only rise, only fall, or do neither
 _FALSE_CHANGES = 0.05  # of curves that do not change

@@ -12,14 +12,10 @@ import pandas
 import xarray as xr
 
 from uturn.core.checks import expect
-from uturn.measures.statistics import (
-    ESTIMATE,
-    WITHIN,
-    Replicates,
-    crossing,
-    levels_around,
-    with_interval,
-)
+from uturn.measures.curves import crossing, levels_around
+from uturn.measures.estimates import ESTIMATE, with_interval
+from uturn.measures.readings import WITHIN
+from uturn.measures.replicates import Replicates
 from uturn.studies.analysis import Level, by_noise, finished_run, levels_of, reaching
 from uturn.studies.axes import Axes, axis_words, check_unit
 from uturn.studies.charts import Chart, lines_of

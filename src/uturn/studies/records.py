@@ -18,7 +18,8 @@ import xarray as xr
 
 from uturn.core.imports import is_import_path
 from uturn.core.registry import build
-from uturn.measures.statistics import WITHIN, crossing
+from uturn.measures.curves import crossing
+from uturn.measures.readings import WITHIN
 from uturn.studies import runs
 from uturn.studies.analysis import by_noise, levels_in
 from uturn.studies.axes import texts_of

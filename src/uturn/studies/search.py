@@ -34,7 +34,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 from scipy.special import expit, logit, stdtrit
 
-from uturn.measures.statistics import Estimate
+from uturn.measures.estimates import Estimate
 
 CHUNK = 8
 """Originals of a task."""

@@ -17,7 +17,7 @@ from uturn.core.errors import TasksFailed
 from uturn.core.experiment import Experiment
 from uturn.core.messages import shown
 from uturn.engine.run import run
-from uturn.measures.statistics import WITHIN, independent_groups
+from uturn.measures.readings import WITHIN, independent_groups
 from uturn.store.folders import checked_location, is_empty
 from uturn.store.resume import attributes_of, layout_of
 from uturn.store.run_folder import RunFolder

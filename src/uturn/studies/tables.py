@@ -13,7 +13,7 @@ from rich.table import Column, Table
 
 from uturn.core import display
 from uturn.core.checks import expect
-from uturn.measures.statistics import ESTIMATE, with_interval
+from uturn.measures.estimates import ESTIMATE, with_interval
 from uturn.store.run_folder import warnings_of
 from uturn.studies.axes import axis_words
 from uturn.studies.headline import headline_of

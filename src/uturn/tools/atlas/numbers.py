@@ -13,7 +13,7 @@ import numpy as np
 import pandas
 import xarray as xr
 
-from uturn.measures.statistics import ESTIMATE, with_interval
+from uturn.measures.estimates import ESTIMATE, with_interval
 from uturn.pages.sections import Reader, card, existing, new_section
 from uturn.store.run_folder import warnings_of
 from uturn.studies import study

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.lines import Line2D
 
-from uturn.measures.statistics import mean_interval
+from uturn.measures.intervals import mean_interval
 from uturn.paper.sampler_laws import calibrated
 from uturn.paper.verdicts import ESTIMATE, Verdict
 from uturn.studies.plotting.style import (

@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from uturn.corruption.unmasking import Decoder
 from uturn.measures.calibration import holm
-from uturn.measures.statistics import Estimate
+from uturn.measures.estimates import Estimate
 from uturn.paper.verdicts import Verdict, above, below, decreasing, equal, listed, verdict, within
 from uturn.tools.audit.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, decoders, in_steps
 

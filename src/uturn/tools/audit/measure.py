@@ -15,7 +15,7 @@ from uturn.cli.running import end, run_into, runs_into
 from uturn.core.checks import expect
 from uturn.core.data import Noisy
 from uturn.core.files import write_json
-from uturn.measures.statistics import replicates
+from uturn.measures.replicates import replicates
 from uturn.pages.charts import number, numbers
 from uturn.pages.page import report
 from uturn.pages.results import write_figures, write_study

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from uturn.measures.statistics import with_interval
+from uturn.measures.estimates import with_interval
 from uturn.pages.sections import Reader, card, new_section
 from uturn.studies.runs import label
 from uturn.studies.tables import TextTable

@@ -14,7 +14,8 @@ import xarray as xr
 from uturn.core.checks import checked_integer, expect
 from uturn.core.random import Purpose, keys
 from uturn.measures.calibration import holm
-from uturn.measures.statistics import ESTIMATE, replicates
+from uturn.measures.estimates import ESTIMATE
+from uturn.measures.replicates import replicates
 from uturn.networks.libraries import library
 from uturn.studies.analysis import finished_run, levels_in, reading_of
 from uturn.studies.runs import instructions_of

@@ -20,7 +20,9 @@ from uturn.core.experiment import Experiment
 from uturn.core.files import named_errors, whole_file
 from uturn.core.registry import as_part
 from uturn.measures.calibration import holm
-from uturn.measures.statistics import Estimate, crossing, replicates, with_interval
+from uturn.measures.curves import crossing
+from uturn.measures.estimates import Estimate, with_interval
+from uturn.measures.replicates import replicates
 from uturn.pages.charts import chart
 from uturn.pages.results import write_figures
 from uturn.pages.sections import Reader, card, existing, new_section

@@ -13,8 +13,8 @@ import numpy as np
 from uturn.core.checks import checked_array, expect
 from uturn.core.random import Purpose, checked_seed, keys
 from uturn.measures.calibration import holm
+from uturn.measures.estimates import checked_share
 from uturn.measures.relabelling import p_values
-from uturn.measures.statistics import checked_share
 
 # Of the four U-turns of an original, those of the first sampler as pair 0.
 _PAIRS = list(itertools.combinations(range(4), 2))

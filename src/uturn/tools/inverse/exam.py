@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from scipy.stats import spearmanr
 
 from uturn.measures.calibration import holm
-from uturn.measures.statistics import mean_interval
+from uturn.measures.intervals import mean_interval
 from uturn.paper.verdicts import (
     ESTIMATE,
     Verdict,

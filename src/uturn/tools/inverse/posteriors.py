@@ -15,15 +15,10 @@ from rich.table import Column, Table
 from uturn.core.checks import expect
 from uturn.core.messages import shown
 from uturn.measures.calibration import calibration, holm, items_tested, twin_of
+from uturn.measures.estimates import ESTIMATE, checked_share, with_interval
+from uturn.measures.intervals import mean_curves, proportion
 from uturn.measures.ranks import ranks
-from uturn.measures.statistics import (
-    ESTIMATE,
-    WITHIN,
-    checked_share,
-    mean_curves,
-    proportion,
-    with_interval,
-)
+from uturn.measures.readings import WITHIN
 
 NONE_SEEN, OTHER, DEAF = "none seen", "some other error", "deaf to the data"
 KINDS = {

@@ -13,7 +13,7 @@ import pandas
 import xarray as xr
 
 from uturn.core.files import named_errors, whole_file, whole_folder, write_json
-from uturn.measures.statistics import with_interval
+from uturn.measures.estimates import with_interval
 from uturn.pages.results import check_pictures, write_figures
 from uturn.store.outputs import OutputFolder, output_folder, write_dataset
 from uturn.studies.headline import headline_of
