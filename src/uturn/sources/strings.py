@@ -514,10 +514,11 @@ class HiddenMarkovSource(Spec, StringSource):
 
 @lru_cache(maxsize=32)
 def _chain(source: HiddenMarkovSource, number: int, seed: int) -> HiddenMarkovModel:
-    if source.initial is not None:
-        return HiddenMarkovModel(
-            source.initial, source.transition, source.emission, length=source.length
-        )
+    initial = source.initial
+    transition = source.transition
+    emission = source.emission
+    if initial is not None and transition is not None and emission is not None:
+        return HiddenMarkovModel(initial, transition, emission, length=source.length)
     of_chain = int(keys(seed, Purpose.GRAMMAR, number))
     return HiddenMarkovModel.drawn(
         source.states or 1, source.symbols or 1, source.length, source.persistence, of_chain
