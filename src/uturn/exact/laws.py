@@ -28,15 +28,18 @@ Seed = int | np.ndarray
 """A seed of all vectors, or one uint64 key per vector (`uturn.random.keys`)."""
 
 
+Numbers = Any  # a number, an array, or a tensor
+
+
 class Observation(NamedTuple):
     """What is known of x_0: z = signal x_0 + sqrt(noise) xi, with xi standard normal. Numbers, or
     arrays or tensors that broadcast with vectors (batch, dimension).
     """
 
-    signal: Any
-    square: Any
+    signal: Numbers
+    square: Numbers
     """signal^2."""
-    noise: Any
+    noise: Numbers
     """Variance of the noise."""
 
     @classmethod
@@ -49,17 +52,17 @@ class Observation(NamedTuple):
         """The observations of the chosen vectors, where these have several."""
         return Observation(*(_of_rows(values, chosen) for values in self))
 
-    def weight(self, variance: Any) -> Any:
+    def weight(self, variance: Numbers) -> Numbers:
         """w in E[x_0 | z] = m + w (z - signal m), for x_0 normal with mean m and variances
         (dimension,).
         """
         return self.signal * variance / self.total(variance)
 
-    def spread(self, variance: Any) -> Any:
+    def spread(self, variance: Numbers) -> Numbers:
         """Standard deviation of x_0 given z, for x_0 normal with variances (dimension,)."""
         return np.sqrt(variance * self.noise / self.total(variance))
 
-    def total(self, variance: Any) -> Any:
+    def total(self, variance: Numbers) -> Numbers:
         """Variance of z, for x_0 normal with variances (dimension,)."""
         return self.square * variance + self.noise
 
@@ -121,12 +124,12 @@ class GaussianMixture:
     @property
     def dimension(self) -> int:
         """Number of components of a vector."""
-        return self.means.shape[1]
+        return int(self.means.shape[1])
 
     @property
     def num_modes(self) -> int:
         """Number of modes."""
-        return self.means.shape[0]
+        return int(self.means.shape[0])
 
     @property
     def mean(self) -> np.ndarray:
@@ -265,7 +268,7 @@ class GaussianMixture:
 
     def classify(self, values: ArrayLike) -> np.ndarray:
         """The most probable mode of vectors without noise (Bayes classifier), int64 (batch,)."""
-        return self._log_joint(values, 0.0).argmax(axis=1)
+        return np.asarray(self._log_joint(values, 0.0).argmax(axis=1))
 
     def _log_joint(self, observed: ArrayLike, noise: ArrayLike) -> np.ndarray:
         """log of w_k p(x_t | mode k), (batch, modes)."""
@@ -294,14 +297,14 @@ class GaussianMixture:
 class _Mode(NamedTuple):
     """A Gaussian with variances along a basis of its own. Arrays, or tensors."""
 
-    mean: Any
+    mean: Numbers
     """(dimension,)."""
-    variance: Any
+    variance: Numbers
     """(dimension,)."""
-    basis: Any
+    basis: Numbers
     """The vectors of the basis in columns, (dimension, dimension)."""
 
-    def components(self, x: Any, observation: Observation) -> Any:
+    def components(self, x: Numbers, observation: Observation) -> Numbers:
         """Components z of observed vectors (batch, dimension) minus those of the mean."""
         return (x - observation.signal * self.mean) @ self.basis
 
@@ -395,7 +398,8 @@ def hartley(values: torch.Tensor, axes: int = 2) -> torch.Tensor:
     """
     import torch
 
-    spectrum = torch.fft.fftn(values, dim=tuple(range(-axes, 0)), norm="ortho")
+    last = tuple(range(-axes, 0))
+    spectrum: torch.Tensor = torch.fft.fftn(values, dim=last, norm="ortho")
     return spectrum.real - spectrum.imag
 
 
@@ -415,7 +419,8 @@ def wave_numbers(grid: tuple[int, ...]) -> np.ndarray:
     """|k| of the components of the Fourier basis, in waves per grid length, (points,)."""
     frequencies = [np.fft.fftfreq(n, 1 / n) for n in _checked_grid(grid)]
     axes = np.meshgrid(*frequencies, indexing="ij")
-    return np.sqrt(sum(axis**2 for axis in axes)).ravel()
+    squares = np.add.reduce([axis**2 for axis in axes])
+    return np.asarray(np.sqrt(squares).ravel())
 
 
 def power_law(grid: tuple[int, ...], exponent: float) -> np.ndarray:

@@ -228,13 +228,13 @@ class RandomHierarchyModel(Grammar):
         """Rules per symbol: an int, or {tree_level: int} where it differs between levels."""
         sizes = {level: table.shape[1] for level, table in self.rules.items()}
         if len(set(sizes.values())) == 1:
-            return sizes[1]
+            return int(sizes[1])
         return sizes
 
     @property
     def num_leaves(self) -> int:
         """Length of the strings, s**L."""
-        return self.branching**self.depth
+        return int(self.branching**self.depth)
 
     @property
     def rule_density(self) -> float | dict[int, float]:
@@ -244,7 +244,7 @@ class RandomHierarchyModel(Grammar):
         tuples = self.vocab_size ** (self.branching - 1)
         m = self.multiplicity
         if isinstance(m, int):
-            return m / tuples
+            return float(m / tuples)
         return {level: k / tuples for level, k in m.items()}
 
     def num_nodes(self, tree_level: int) -> int:

@@ -75,7 +75,7 @@ class MeanField:
     @cached_property
     def _inverse_T(self) -> float:
         # Of an int of any size: 0.0 when it is huge.
-        return 1 / (self.vocab_size**self.branching - 1)
+        return float(1 / (self.vocab_size**self.branching - 1))
 
     # -- the map and its fixed points --------------------------------------------------------------
     def upward_map(self, belief: ArrayLike) -> np.ndarray:
@@ -244,7 +244,7 @@ class MeanField:
             lost, q = self._messages(epsilon, depth)
             of_leaves = self._lost_marginal(lost[..., 0], q[..., 0], False)
             of_class = self._lost_marginal(lost[..., -1], q[..., -1], True)
-            return of_leaves - of_class
+            return np.asarray(of_leaves - of_class)
 
         gaps = gap(grid)
         change = np.flatnonzero((gaps[:-1] > 0) & (gaps[1:] <= 0))
@@ -359,7 +359,7 @@ def _end_of_recovery(theory: MeanField) -> float:
 
 def _log_kept(lost: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
-        return np.log1p(-lost)
+        return np.asarray(np.log1p(-lost))
 
 
 def _power(lost: np.ndarray, exponent: int) -> np.ndarray:
