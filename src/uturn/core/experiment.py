@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,7 +63,11 @@ class Parts:
         corruption.
         """
         forward = self.backward.forward_process(self.source, self.given)
-        return self.given if forward is None else forward
+        if forward is None:
+            return self.given
+        where = f"{name_of(self.backward, 'backward')}.forward_process"
+        expect(isinstance(forward, Corruption), where, forward, "a uturn.Corruption, or None")
+        return forward
 
     @cached_property
     def bound_probes(self) -> list[Probe]:
@@ -376,7 +380,11 @@ class Experiment(BaseModel):
         that the backward reads.
         """
         findings = []
-        for sentence in self.parts.backward.doubts(self):
+        backward = self.parts.backward
+        doubts = backward.doubts(self)
+        is_list = isinstance(doubts, Sequence) and not isinstance(doubts, str)
+        expect(is_list, f"{name_of(backward, 'backward')}.doubts", doubts, "a list of sentences")
+        for sentence in doubts:
             findings.append(Finding(sentence, check=DATA_CHECK))
         checks = [
             part

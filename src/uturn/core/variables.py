@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, FiniteFloat, StrictStr
+from pydantic import ConfigDict, Field, FiniteFloat, StrictStr
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from uturn.core.checks import LARGEST, expect, plain
@@ -50,7 +50,7 @@ _NOT_STORED = ("dims", "long_name", "pooled", "twin_of", "twin")
 _SHARED_DIMS = ("noise", "item", "trajectory", "clone")  # all other dims are a variable's own
 
 
-@checked_dataclass(frozen=True)
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Variable:
     """Dims, meaning and reading instructions of a variable that a probe measures; `uturn.study`
     needs these and the store.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uturn.core.contracts import checked_blocks
+from uturn.core.contracts import checked_blocks, checked_reasons
 from uturn.core.data import Reconstructions
 from uturn.core.experiment import Experiment
 from uturn.core.messages import shown
@@ -48,7 +48,8 @@ def check(experiment: Experiment) -> Iterator[Checked]:
         sizes = ", ".join(f"{dim} {len(coordinates[dim].values)}" for dim in variable.dims)
         yield Checked(f"measured: {name} ({sizes}): {variable.long_name}")
     experiment.parts.backward.describe()
-    dict(experiment.parts.source.skipped(experiment.items))
+    source = experiment.parts.source
+    checked_reasons(f"{name_of(source, 'source')}.skipped", source.skipped(experiment.items))
     for finding in experiment.model_check():
         yield Checked(str(finding), is_doubt=True)
     recorded = ", ".join(sorted(name for name, digest in experiment.models().items() if digest))
