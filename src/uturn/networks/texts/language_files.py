@@ -33,7 +33,12 @@ from uturn.networks.libraries import (
 )
 from uturn.networks.texts.language import CHANNELS, PLAIN, LanguageModel, model_type
 from uturn.networks.texts.masked_transformer import MaskedTransformer
-from uturn.networks.texts.tokenizers import Tokenizer, Vocabulary, load_tokenizer
+from uturn.networks.texts.tokenizers import (
+    PretrainedTokenizer,
+    Tokenizer,
+    Vocabulary,
+    load_tokenizer,
+)
 from uturn.sources.embedded_text import model_file
 
 FORMS = "'module:function', a function without arguments that returns the network"
@@ -80,6 +85,7 @@ class OutputForm:
         _check_choice(f"{where}: time", self.time, ("none", "sigma"))
         _check_choice(f"{where}: output", self.output, ("logits", "ratios"))
         _check_choice(f"{where}: corruption", corruption, tuple(CHANNELS))
+        expect(isinstance(self.shift, bool), f"{where}: shift", self.shift, "True or False")
         mask = self.mask_id
         if mask is not None:
             mask = checked_integer(f"{where}: mask_id", mask, 0)
@@ -273,7 +279,11 @@ def _network(chosen: TextModel) -> _Network:
         fits = isinstance(network, torch.nn.Module)
         expected = "a torch.nn.Module that takes ids"
     expect(fits, f"{where}: what it gives", network, expected)
-    return _Network(network, getattr(network, "tokenizer", None))
+    tokenizer = getattr(network, "tokenizer", None)
+    fits = isinstance(tokenizer, Vocabulary | PretrainedTokenizer | None)
+    expected = "a Vocabulary or a PretrainedTokenizer of uturn.networks, or None"
+    expect(fits, f"{where}: tokenizer", tokenizer, expected)
+    return _Network(network, tokenizer)
 
 
 @dataclass(frozen=True)
