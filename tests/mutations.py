@@ -202,8 +202,8 @@ MUTATIONS = (
     Mutation(
         "clones compared with themselves",
         "uturn.probes.comparison:Comparison.compared",
-        "self.compare(of_clone[j], of_clone[k])",
-        "self.compare(of_clone[j], of_clone[j])",
+        "self._checked_compare(of_clone[j], of_clone[k])",
+        "self._checked_compare(of_clone[j], of_clone[j])",
         tests=(("test_calibration::test_twins_are_their_definition", {}),),
     ),
     Mutation(

@@ -131,7 +131,8 @@ def checked_reconstructions(
         expected_type = "a numpy array of numbers"
         expect(is_array, f"{where}: type", getattr(array, "dtype", array), expected_type)
     if isinstance(shapes, tuple):
-        expected = f"({items}, {draws}, *{shapes}), each like an original"
+        whole = (items, draws, *shapes)
+        expected = f"{whole}: items, draws, and the shape of an original"
         expect(reconstructions.shape[2:] == shapes, where, reconstructions.shape, expected)
         is_rounded = originals.data.dtype.kind == "f" and reconstructions.dtype.kind not in "fc"
         expected = f"floating point numbers, as those of the originals ({originals.data.dtype})"

@@ -14,7 +14,6 @@ from typing_extensions import TypeVar
 
 from uturn.core.checks import expect
 from uturn.core.display import page, table
-from uturn.core.errors import own_label
 from uturn.core.messages import shown
 from uturn.core.random import Streams
 
@@ -50,11 +49,10 @@ class Noisy:
         return f"{type(self).__name__}({np.shape(self.values)}, noise {np.unique(self.noise)})"
 
 
-def checked_noisy(noisy: object, corruption: Corruption, counts: Sequence[int]) -> Noisy:
-    """The noisy data that a corruption gives; ValueError unless there is one of the `counts` of
+def checked_noisy(noisy: object, where: str, counts: Sequence[int]) -> Noisy:
+    """Noisy data that the method `where` gives; ValueError unless there is one of the `counts` of
     them, each with its noise level.
     """
-    where = f"{own_label(corruption) or 'corruption'}.corrupt"
     if not isinstance(noisy, Noisy):
         raise ValueError(f"{where} = {shown(noisy)}: expected uturn.Noisy(values, noise)")
     expected = f"a numpy array ({counts[0]}, ..), a row for each of the data"

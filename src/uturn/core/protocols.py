@@ -187,7 +187,8 @@ class Corruption(Part, Generic[O, N]):
         """
         options = {"vocab_size": vocab_size} if self.needs_vocab_size else {}
         given: object = self.corrupt(symbols, noise, keys, **options)  # type: ignore[arg-type]
-        noisy = checked_noisy(given, self, [len(symbols)])
+        where = f"{self.own_label or 'corruption'}.corrupt"
+        noisy = checked_noisy(given, where, [len(symbols)])
         if self.own_label:
             self._check_symbols(symbols, noisy.values, vocab_size)
         return replace(noisy, vocab_size=vocab_size)

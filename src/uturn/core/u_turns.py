@@ -171,7 +171,7 @@ class _Stream(Generic[Key, O, N]):
         counts = [items * streams.count]
         if not self.corruption.is_random:
             counts.append(items)
-        checked_noisy(noisy, self.corruption, counts)
+        checked_noisy(noisy, f"{name_of(self.corruption, 'corruption')}.corrupt", counts)
         return noisy
 
     def _answers(self, blocks: Iterator[tuple[Key, O, float, Streams | int]]) -> Iterator[object]:

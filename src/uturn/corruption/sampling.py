@@ -138,6 +138,19 @@ class SymbolLaw:
             sharpened: np.ndarray = np.exp((logs - logs.max(-1, keepdims=True)) / self.temperature)
         return sharpened
 
+    def _checked_weights(self, belief: np.ndarray) -> np.ndarray:
+        """The weights; ValueError if those of a user's law are not weights of the symbols."""
+        weights = self.weights(belief)
+        if type(self).weights is SymbolLaw.weights:
+            return weights
+        where = f"{type(self).__name__}.weights"
+        shape = np.shape(weights)
+        expect(shape == belief.shape, f"{where}: shape", shape, f"{belief.shape}, that of beliefs")
+        totals = weights.sum(-1)
+        are_weights = (weights >= 0).all() and (totals > 0).all() and np.isfinite(totals).all()
+        expect(are_weights, f"{where}: sums", totals, "finite and above 0, of numbers >= 0")
+        return weights
+
     def _truncated(self, weights: np.ndarray) -> np.ndarray:
         """Weights without the symbols that `top_k` or `top_p` excludes; among equally probable
         symbols the first ones are kept.
@@ -173,7 +186,7 @@ class SymbolLaw:
             belief = beliefs.at(rows[part], positions[part])
             if dtype is not None:
                 belief = belief.astype(dtype, copy=False)
-            drawn = choices(self.weights(belief), heights[rows[part], positions[part]])
+            drawn = choices(self._checked_weights(belief), heights[rows[part], positions[part]])
             symbols[part] = drawn
             probabilities[part] = np.take_along_axis(belief, drawn[:, None], 1)[:, 0]
         return Draws(rows, positions, symbols, probabilities)

@@ -115,6 +115,12 @@ class InOrder(Sampler[OrderState]):
     law: SymbolLaw = field(default_factory=SymbolLaw)
     steps: int | None = None
 
+    def __post_init__(self) -> None:
+        expect(isinstance(self.order, Order), "order", self.order, "an object of an Order")
+        expect(isinstance(self.law, SymbolLaw), "law", self.law, "a SymbolLaw")
+        if self.steps is not None:
+            checked_integer("steps", self.steps, 1)
+
     @property
     def keeps_posterior(self) -> bool:
         """Whether draws from beliefs, one an evaluation, are draws from the posterior."""
@@ -163,7 +169,12 @@ class InOrder(Sampler[OrderState]):
         candidates = self.order.candidates(masked, beliefs, count, state.chance)
         draws = self.law.draws(beliefs, candidates, heights)
         probabilities = draws.written(np.zeros(masked.shape), draws.probabilities)
-        revealed = self.order.revealed(candidates, probabilities, count)
+        revealed = self.order.revealed(candidates, probabilities, count) & masked
+        order = type(self.order).__name__
+        expected = f"{count.tolist()}, masked ones; see `candidates` and `revealed`"
+        num_revealed = revealed.sum(axis=1)
+        is_count = np.array_equal(num_revealed, count)
+        expect(is_count, f"{order}: positions that it reveals", num_revealed.tolist(), expected)
         symbols = draws.written(state.values, draws.symbols)
         values = np.where(revealed, symbols, state.values)
         return replace(state, values=values, step=state.step + 1)
@@ -394,7 +405,7 @@ def _next(
     size = len(states) * math.comb(n, count) * v**count
     expected = f"at most {_MOST}; take shorter strings"
     expect(size <= _MOST, "partial strings in a step", size, expected)
-    ranks = sampler.order.ranks(states < 0, ArrayBeliefs(belief))
+    ranks = sampler.order.checked_ranks(states < 0, ArrayBeliefs(belief))
     ranks = np.take_along_axis(ranks, masked, axis=1)
     belief = np.take_along_axis(belief, masked[..., None], axis=1)
     law = sampler.law.weights(belief)

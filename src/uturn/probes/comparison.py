@@ -81,11 +81,11 @@ class Comparison(Probe[O, N, S]):
         for table in (before, after):
             expect(isinstance(table, Mapping), where, table, expected)
             for name, values in table.items():
-                shape = getattr(values, "shape", ())
-                fits = len(shape) > 0 and shape[0] == items
-                expect(
-                    fits, f"{where}: shape of {name!r}", tuple(shape), f"({items}, ..): items, .."
-                )
+                is_array = hasattr(values, "shape")
+                expect(is_array, f"{where}: {name!r}", values, "an array (items, ..)")
+                shape = np.shape(values)
+                fits = shape[:1] == (items,)
+                expect(fits, f"{where}: shape of {name!r}", shape, f"({items}, ..): items, ..")
         return before, after
 
     def compared(

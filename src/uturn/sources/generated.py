@@ -79,7 +79,7 @@ class GeneratedSource(Spec, ImageSource):
         if prior is None:
             raise ValueError(
                 f"the source 'generated' needs a backward that draws originals (`prior`), such as"
-                f" type 'diffusion'; {backward!r} draws none"
+                f" type 'diffusion'; {name_of(backward, repr(backward))} draws none"
             )
         where = f"{name_of(backward, 'backward')}.prior"
         expect(isinstance(prior, Prior), where, prior, "a uturn.core.prior.Prior, or None")

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from uturn.core.caches import cached_while_unchanged
-from uturn.core.checks import check_tuples, checked_path, expect
+from uturn.core.checks import check_tuples, checked_integer, checked_path, expect
 from uturn.core.files import read_table
 from uturn.core.inputs import File
 from uturn.core.messages import one_line, shown
@@ -213,7 +213,7 @@ class StringSource(Source[Strings]):
 
     @property
     def num_symbols(self) -> int:
-        return self.vocab_size
+        return checked_integer(f"{name_of(self, 'source')}.vocab_size", self.vocab_size, 2)
 
     @property
     def item_bytes(self) -> int:
