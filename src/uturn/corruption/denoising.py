@@ -69,7 +69,8 @@ class ExactDenoiser:
         evidence = self.corruption.log_evidence(noisy, np.float32)
         if np.isfinite(self.corruption.misread):
             evidence = np.maximum(evidence, np.float32(self.corruption.misread))
-        return infer(self.rhm, evidence).marginals[0]
+        marginals: np.ndarray = infer(self.rhm, evidence).marginals[0]
+        return marginals
 
 
 def denoise(

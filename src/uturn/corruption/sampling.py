@@ -56,7 +56,8 @@ class ArrayBeliefs:
     def at(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         width = self.probabilities.shape[1]
         laws = self.probabilities.reshape(-1, self.vocab_size)
-        return laws.take(rows * width + positions, axis=0)
+        laws_of_positions: np.ndarray = laws.take(rows * width + positions, axis=0)
+        return laws_of_positions
 
     def entropies(self) -> np.ndarray:
         logs = np.log(np.maximum(self.probabilities, np.finfo(np.float32).tiny))

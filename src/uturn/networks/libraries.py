@@ -38,7 +38,7 @@ def reading(what: str, instead: str, extra: str = "text-to-image") -> Iterator[N
         raise ValueError(f"{what} cannot be read ({reason}); {instead}") from error
 
 
-def library(name: str, what: str, extra: str = "text-to-image") -> Any:  # a module
+def library(name: str, what: str, extra: str = "text-to-image") -> Any:  # noqa: ANN401 - a module
     """Import a module of an optional library; ValueError names the option `what` that needs it,
     and the way to install it.
     """

@@ -45,7 +45,7 @@ class GuidedDiffusionUNet(nn.Module):
 
     def __init__(
         self,
-        unet: Any,  # diffusers' models have no types for their configuration
+        unet: Any,  # noqa: ANN401 - diffusers' models have no types for their configuration
         options: Mapping[str, Any],  # of several types, as in the original
     ) -> None:
         super().__init__()
@@ -305,9 +305,7 @@ def _comparable(
     return stated
 
 
-def _empty_unet(
-    architecture: Architecture, heads: Heads, image_size: int
-) -> Any:  # diffusers' models have no types for their configuration
+def _empty_unet(architecture: Architecture, heads: Heads, image_size: int) -> Any:  # noqa: ANN401 - diffusers' models have no types for their configuration
     """The network as diffusers' `UNet2DModel`, without memory for its weights."""
     width = architecture.width
     channels = architecture.channels

@@ -261,9 +261,9 @@ class OwnNetwork(nn.Module):
         ):
             # It may modify its inputs.
             output = self.network(noisy.clone(), *(tensor.clone() for tensor in arguments))
-        output = getattr(output, "sample", output)
-        self._check(output, noisy)
-        return output
+        tensor: torch.Tensor = getattr(output, "sample", output)
+        self._check(tensor, noisy)
+        return tensor
 
     def _check(self, output: object, noisy: torch.Tensor) -> None:
         """ValueError for an output that does not fit the noisy images."""

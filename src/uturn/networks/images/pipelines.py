@@ -89,7 +89,7 @@ class Codec(nn.Module):
 
     def __init__(
         self,
-        network: Any,  # an autoencoder of diffusers
+        network: Any,  # noqa: ANN401 - an autoencoder of diffusers
         dtype: torch.dtype,
         scale: torch.Tensor,
         centre: torch.Tensor,
@@ -236,9 +236,7 @@ def load_codec(
     return Codec(in_dtype(network, dtype), dtype, scale.float(), centre.float())
 
 
-def load_part(
-    folder: Path, part: str, class_name: str, dtype: torch.dtype | None = None
-) -> Any:  # a model of diffusers or transformers
+def load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype | None = None) -> Any:  # noqa: ANN401 - a model of diffusers or transformers
     """A network of a pipeline in float32, checked for missing and non-finite weights; `dtype`
     loads it in that precision.
     """
@@ -276,9 +274,7 @@ def load_part(
     return network
 
 
-def load_scheduler(
-    folder: Path, class_name: str
-) -> Any:  # a scheduler of diffusers, which has further options to register
+def load_scheduler(folder: Path, class_name: str) -> Any:  # noqa: ANN401 - a scheduler of diffusers, which has further options to register
     where = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
     with reading(
         f"{where}: the scheduler",
@@ -399,9 +395,7 @@ def encoded(
     return EncodedTexts(tables, hashlib.sha256(repr(facts).encode()).hexdigest())
 
 
-def _text_pipeline(
-    folder: Folder, encoders: Mapping[str, nn.Module], dtype: torch.dtype
-) -> Any:  # a pipeline of diffusers
+def _text_pipeline(folder: Folder, encoders: Mapping[str, nn.Module], dtype: torch.dtype) -> Any:  # noqa: ANN401 - a pipeline of diffusers
     """The pipeline of a folder with its text encoders alone."""
     others = {"image_encoder"}
     for part in (*folder.parts, *folder.left_out):
@@ -420,7 +414,7 @@ def _text_pipeline(
 
 
 def _encoded(
-    pipeline: Any,  # of diffusers
+    pipeline: Any,  # noqa: ANN401 - of diffusers
     texts: list[str],
     device: torch.device,
 ) -> dict[str, torch.Tensor]:
@@ -439,14 +433,14 @@ def _encoded(
     return {name: table.cpu() for name, table in zip(("text", "pooled"), tables, strict=False)}
 
 
-def takes_guidance(network: Any) -> bool:  # a model of diffusers
+def takes_guidance(network: Any) -> bool:  # noqa: ANN401 - a model of diffusers
     """Whether the network was distilled from guided predictions and takes the scale as an input."""
     embeds_guidance = bool(network.config.get("guidance_embeds"))
     return embeds_guidance or network.config.get("time_cond_proj_dim") is not None
 
 
 def distillation(
-    network: Any,  # a model of diffusers
+    network: Any,  # noqa: ANN401 - a model of diffusers
     scheduler: Scheduler,
     path: Path,
     family: Family,
@@ -464,13 +458,13 @@ def distillation(
     return "step" if family.is_distilled_without_shift and is_fixed else ""
 
 
-def latent_channels(network: Any, family: Family) -> int:  # a model of diffusers
+def latent_channels(network: Any, family: Family) -> int:  # noqa: ANN401 - a model of diffusers
     """Channels of a denoiser's latents."""
     return int(network.config.in_channels) // family.packing**2
 
 
 def latents_of(
-    network: Any,  # a model of diffusers
+    network: Any,  # noqa: ANN401 - a model of diffusers
     family: Family,
     scale: int,
     size: int | None,

@@ -51,7 +51,8 @@ class _Options(DenoiserOptions):
 
     @property
     def precision(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
     def placed(self, network: DenoisingNetwork) -> DenoisingNetwork:
         """The network on the device, without gradients."""
@@ -261,7 +262,7 @@ def _read_folder(path: Path, options: _Options) -> ImageModel:
     )
 
 
-def _unclip(scheduler: Any) -> None:  # diffusers' registration of options has no types
+def _unclip(scheduler: Any) -> None:  # noqa: ANN401 - diffusers' registration of options has no types
     """Turn off clipping to [-1, 1], which is wrong for latents, in this scheduler and in those
     made from its configuration.
     """
@@ -274,7 +275,7 @@ def _unclip(scheduler: Any) -> None:  # diffusers' registration of options has n
     scheduler.register_to_config(clip_sample=False, _use_default_values=defaults)
 
 
-def _checked_channels(path: Path, config: Any) -> int:  # a configuration of diffusers
+def _checked_channels(path: Path, config: Any) -> int:  # noqa: ANN401 - a configuration of diffusers
     """The channels that a denoiser takes; ValueError if it reads more than the noisy image."""
     inputs = config.in_channels
     outputs = config.out_channels or inputs

@@ -440,7 +440,8 @@ def _pretrained(chosen: TextModel, config: Config) -> torch.nn.Module:
     if has_decoder and head == "encoder":
         encoder: torch.nn.Module = loaded.module.get_encoder()
         return encoder
-    return loaded.module
+    module: torch.nn.Module = loaded.module
+    return module
 
 
 def _class_of_masked(chosen: TextModel, config: Config) -> str:
@@ -607,16 +608,17 @@ class SentenceEncoder:
         """
         table = self.model.rows(texts, batch_size, self._pooled)
         norms = np.linalg.norm(table, axis=1, keepdims=True)
-        return table / np.maximum(norms, np.finfo(float).tiny)
+        embeddings: np.ndarray = table / np.maximum(norms, np.finfo(float).tiny)
+        return embeddings
 
     def _pooled(
         self,
-        output: Any,  # of any encoder
+        output: Any,  # noqa: ANN401 - of any encoder
         real: torch.Tensor,
     ) -> torch.Tensor:
         if isinstance(output, tuple | list):
             output = getattr(output, "last_hidden_state", output[0])
-        states = getattr(output, "last_hidden_state", output)
+        states: torch.Tensor = getattr(output, "last_hidden_state", output)
         shape = tuple(getattr(states, "shape", ()))
         fits = len(shape) == 3 and shape[:2] == tuple(real.shape)
         expected = f"hidden states (batch, tokens, width) of {tuple(real.shape)} tokens"
@@ -681,7 +683,7 @@ class SentenceModel(Input):
 
 def _paths_of_parts(
     model: str,
-    modules: Any,  # as a file says
+    modules: Any,  # noqa: ANN401 - as a file says
 ) -> dict[str, str]:
     """The folders of the parts that modules.json lists, such as {"Transformer": ""}; "" is the
     folder of the model.
@@ -706,7 +708,7 @@ def _paths_of_parts(
     return paths
 
 
-def _pooling(config: Any) -> str:  # as a file says
+def _pooling(config: Any) -> str:  # noqa: ANN401 - as a file says
     """The pooling of hidden states, one of `_POOLINGS`, that a config.json states."""
     expect(config is not None, "the config.json of its pooling", None, "a file")
     stated = config.get("pooling_mode")
@@ -724,7 +726,7 @@ def _pooling(config: Any) -> str:  # as a file says
     return poolings[0]
 
 
-def _json(model: str, name: str, where: str) -> Any:  # as the file says
+def _json(model: str, name: str, where: str) -> Any:  # noqa: ANN401 - as the file says
     """The content of a file of a model in a folder or on a hub; None if there is none."""
     check_name(model, where)
     with reading(f"{where}: {name}", "download the model again, give its folder", "text"):

@@ -141,7 +141,7 @@ class PretrainedTokenizer:
 
     def __init__(
         self,
-        tokenizer: Any,  # of any class of transformers
+        tokenizer: Any,  # noqa: ANN401 - of any class of transformers
     ) -> None:
         self._tokenizer = tokenizer
         self._vocabulary: dict[str, int] = tokenizer.get_vocab()
