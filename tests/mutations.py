@@ -488,7 +488,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the learned variance is taken for the noise",
-        "uturn.backward.reverse_diffusion:ImageCohort.step_back",
+        "uturn.backward.reverse_diffusion:ImageCohort.to_next_timestep",
         "output = output[:, :channels]",
         "output = output[:, channels:]",
         tests=(("test_ancestral::test_learned_variances_are_left_out", {}),),

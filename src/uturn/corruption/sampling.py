@@ -5,6 +5,13 @@ A sampler is a reverse process of discrete diffusion, cut where it evaluates the
 of its state are independent strings, each at a step of its own, so one evaluation serves strings at
 different steps. `uturn.corruption.denoising.drawn` asks a denoiser until all strings of a batch are
 done. The queue of `uturn.backward.language` asks a network about strings of many blocks at once.
+
+To add a decoder, write the part that is new. Another order of revealing is an `Order`
+(`uturn.corruption.orders`), another law of each symbol a `SymbolLaw` with `weights`; both are
+options of the sampler `uturn.corruption.unmasking.InOrder`. Any other rule is a `Sampler` with a
+`State`, as those in `uturn.corruption.in_time` are. `denoise(denoiser, noisy, steps, keys,
+sampler)` draws with it. `Decoder` in `uturn.corruption.unmasking` gives samplers their names in
+specs.
 """
 
 from __future__ import annotations
