@@ -7,6 +7,7 @@ import re
 import runpy
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -780,3 +781,14 @@ def test_a_probe_that_is_not_bound_to_a_source_says_so(name):
         probe.coordinates(None)
     with pytest.raises(AttributeError, match="misspelt"):
         probe.misspelt  # noqa: B018 - an attribute that it does not have
+
+
+def test_own_network(own_folder, monkeypatch):
+    """The probe of the page, beside those of the example."""
+    monkeypatch.chdir(own_folder)
+    monkeypatch.syspath_prepend(own_folder)
+    spec = tomllib.loads((own_folder / "series.toml").read_text() + block("[[probes]]"))
+    ds = ut.run(ut.Experiment.from_dict({**spec, "items": 4}))
+    changed = ds.network_similarity.mean(("item", "trajectory"))
+    assert np.allclose(changed.sel(noise=0), 1, atol=1e-5)
+    assert (changed.sel(noise=3) < 0.9).all()
