@@ -31,9 +31,13 @@ def reading(what: str, instead: str, extra: str = "text-to-image") -> Iterator[N
             f" 'uturn[{extra}]'"
         ) from error
     except Exception as error:  # of many undocumented kinds, for damaged files
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        kind = f"{type(error).__name__}: "
+        if isinstance(error, ValueError):
+            kind = ""
         raised_by = origin(error)
-        place = "" if raised_by is None else raised_by.place
+        place = ""
+        if raised_by is not None:
+            place = raised_by.place
         reason = f"{kind}{one_line(error)}{place}"
         raise ValueError(f"{what} cannot be read ({reason}); {instead}") from error
 

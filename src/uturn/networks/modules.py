@@ -114,7 +114,9 @@ class Network(Input):
     def fingerprint(self) -> str:
         """Of the weights, the preprocessing, and the encoder of texts."""
         network = self.load()
-        texts = "" if network.texts is None else fingerprint(network.texts)
+        texts = ""
+        if network.texts is not None:
+            texts = fingerprint(network.texts)
         preprocessing = preprocessing_in_words(network.preprocess)
         identities = [fingerprint(network.module), preprocessing, texts]
         return " ".join(identity for identity in identities if identity)

@@ -151,7 +151,9 @@ def is_hub_name(name: str) -> bool:
 def _reading_index(path: Path) -> AbstractContextManager[None]:
     """Context in which errors are about the index of a pipeline, and say what is expected."""
     index_file = path / "model_index.json"
-    expected = _PIPELINES if index_file.exists() else _PIPELINES + _ALONE
+    expected = _PIPELINES + _ALONE
+    if index_file.exists():
+        expected = _PIPELINES
     return reading(index_file.as_posix(), expected)
 
 
@@ -170,7 +172,9 @@ def _checked_folder(
             if kind is not None and part not in _UNUSED:
                 is_ours = library_name in ("diffusers", "transformers")
                 # A part of another library is of no known kind.
-                parts[part] = str(kind) if is_ours else f"{library_name}.{kind}"
+                parts[part] = f"{library_name}.{kind}"
+                if is_ours:
+                    parts[part] = str(kind)
             elif part.startswith((*_UNUSED, *_CONDITIONED)):
                 left_out.append(part)
         pipeline = str(index.get("_class_name"))
@@ -197,11 +201,15 @@ def _allowed_kinds(part: str, denoiser: str, text_family: Family | None) -> tupl
     text-conditioned pipeline.
     """
     if part == denoiser:
-        return _DENOISERS if text_family is None else (text_family.denoiser,)
+        if text_family is None:
+            return _DENOISERS
+        return (text_family.denoiser,)
     if part in ("vae", "vqvae"):
         return _CODECS
     if part.startswith(_CONDITIONED):
-        return () if text_family is None else TEXT_PARTS
+        if text_family is None:
+            return ()
+        return TEXT_PARTS
     return None
 
 
@@ -249,7 +257,9 @@ def load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype | Non
         # Loaded directly in this dtype, without a second copy in memory.
         options = {"torch_dtype": dtype}
     # Old pipelines store their only network beside the index.
-    where = folder / part if (folder / part).is_dir() else folder
+    where = folder
+    if (folder / part).is_dir():
+        where = folder / part
     with reading(f"{where}: the {part}", "fetch or write the folder again"):
         kind = getattr(importlib.import_module(source), class_name)
         network, report = kind.from_pretrained(
@@ -275,7 +285,9 @@ def load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype | Non
 
 
 def load_scheduler(folder: Path, class_name: str) -> Any:  # noqa: ANN401 - a scheduler of diffusers, which has further options to register
-    where = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+    where = folder
+    if (folder / "scheduler").is_dir():
+        where = folder / "scheduler"
     with reading(
         f"{where}: the scheduler",
         "expected a scheduler of diffusers such as DDPMScheduler; fetch or write it again",
@@ -455,7 +467,9 @@ def distillation(
     if takes_guidance(network):
         return "guidance"
     is_fixed = not scheduler.config.get("use_dynamic_shifting")
-    return "step" if family.is_distilled_without_shift and is_fixed else ""
+    if family.is_distilled_without_shift and is_fixed:
+        return "step"
+    return ""
 
 
 def latent_channels(network: Any, family: Family) -> int:  # noqa: ANN401 - a model of diffusers

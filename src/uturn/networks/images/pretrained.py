@@ -85,7 +85,9 @@ class DenoisingNetwork(nn.Module):
     @property
     def rows_of_an_image(self) -> int:
         """Rows in the batch of the network for every image."""
-        return 1 if self.condition.guidance == 1 else 2
+        if self.condition.guidance == 1:
+            return 1
+        return 2
 
     def forward(
         self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None = None
@@ -197,7 +199,9 @@ def _read_own(path: Path, options: _Options) -> ImageModel:
         denoiser.network, f"model = {name!r}", options.precision, learned_variance=is_pair
     )
     kind = getattr(denoiser.network, "__name__", type(denoiser.network).__name__)
-    predicts = f"predicts {denoiser.predicts}, " if denoiser.predicts else ""
+    predicts = ""
+    if denoiser.predicts:
+        predicts = f"predicts {denoiser.predicts}, "
     model = ImageModel(
         options.placed(DenoisingNetwork(network, torch.float32, conditioned, conversion)),
         scheduler,
@@ -308,7 +312,9 @@ def _read_text_folder(path: Path, folder: pipelines.Folder, options: _Options) -
     latent_shape = pipelines.latents_of(network, folder.family, codec.factor, options.image_size)
     image_shape = codec.image_shape(latent_shape)
     _unclip(scheduler)
-    scale = options.guidance if takes_scale else 1.0
+    scale = 1.0
+    if takes_scale:
+        scale = options.guidance
     network = pipelines.in_dtype(network, options.precision)
     denoiser = folder.family.network(network, encoded.tables, image_shape[1], scale)
     kind = folder.pipeline.removesuffix("Pipeline")

@@ -317,7 +317,9 @@ def _read(chosen: TextModel) -> _Read:
         network = network.to(device, getattr(torch, chosen.dtype)).eval().requires_grad_(False)
         identity = fingerprint(network)
     else:
-        identity = str(network.fingerprint()) if hasattr(network, "fingerprint") else ""
+        identity = ""
+        if hasattr(network, "fingerprint"):
+            identity = str(network.fingerprint())
     if length is not None:
         length = checked_integer(f"{where}: length", length, 1)
     language = LanguageModel(
@@ -733,4 +735,6 @@ def _json(model: str, name: str, where: str) -> Any:  # noqa: ANN401 - as the fi
         from transformers.utils import cached_file  # type: ignore[attr-defined]
 
         path = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
-        return None if path is None else read_table(path)
+        if path is None:
+            return None
+        return read_table(path)
