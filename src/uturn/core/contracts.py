@@ -94,11 +94,11 @@ def read_only(value: T) -> T:
     return copied  # type: ignore[no-any-return]
 
 
-def attributes(value: object) -> dict[str, Any]:
+def attributes(value: object) -> dict[str, object]:
     """The attributes of an object: those of its `__dict__` and of its slots."""
     state: Any = object.__getstate__(value)
     tables = state if isinstance(state, tuple) else (state,)  # attributes and slots, or one table
-    members: dict[str, Any] = {}
+    members: dict[str, object] = {}
     for table in tables:
         members |= table or {}
     return members
@@ -404,7 +404,7 @@ def checked_axes(corruption: Corruption, axes: Axes, count: int) -> dict[str, Ax
 
 def checked_coordinates(
     where: str,
-    coordinates: Mapping[str, Any],
+    coordinates: Mapping[str, object],
     count: int | None,
 ) -> dict[str, np.ndarray]:
     """Coordinates {name: values along one axis}; ValueError unless they are numbers or text,

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from uturn.core.checks import expect
 from uturn.core.errors import described
@@ -22,6 +22,8 @@ from uturn.core.progress import listening, write_to
 # New processes inherit these variables before they import the libraries that read them. This
 # process has already read them.
 THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+R = TypeVar("R")
 
 
 def cores() -> int:
@@ -49,8 +51,8 @@ def _check_script(workers: int) -> None:
 
 
 def in_processes(
-    function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], workers: int, threads: int = 0
-) -> Iterator[Any]:
+    function: Callable[..., R], tasks: Sequence[tuple[object, ...]], workers: int, threads: int = 0
+) -> Iterator[R]:
     """Yield the results of `function(*task)` from `workers` new processes, in the order of
     completion.
 
@@ -95,7 +97,7 @@ def in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _sendable(function: Callable[..., Any], *task: Any) -> Any:  # noqa: ANN401 - of `function`
+def _sendable(function: Callable[..., R], *task: object) -> R:
     """`function(*task)`, whose errors can be sent to another process.
 
     An error of a class that cannot be pickled becomes a RuntimeError with its text.

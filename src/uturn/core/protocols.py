@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
 
@@ -76,7 +77,7 @@ class Part(Input, ABC):
     """Name of a user-defined part in messages, such as "source ('mine:Own')". The experiment
     sets it.
     """
-    own_table: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    own_table: ClassVar[Mapping[str, object]] = MappingProxyType({})
     """Table of a user-defined part in its spec. The experiment sets it."""
 
     def __repr__(self) -> str:
@@ -511,7 +512,7 @@ class Spec(BaseModel, Part):
         values = [(kind, getattr(self, name)) for name, kind in marked(type(self)).items()]
         return [kind(value) for kind, value in values if isinstance(value, str)]
 
-    def files(self) -> Sequence[Any]:
+    def files(self) -> Sequence[str | Path]:
         return [path for one in self.reads() for path in one.files()]
 
     def own_code(self) -> object:
