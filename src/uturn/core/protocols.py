@@ -305,7 +305,9 @@ class Channel(Corruption[O, Noisy]):
 
 
 class Hints:
-    """How a backward is fastest. A hint changes the order of tasks and never a number."""
+    """How a backward is fastest: what it declares to the scheduler of tasks
+    (`uturn.engine.schedule`). A hint changes the order of tasks and never a number.
+    """
 
     shares_batches: ClassVar[bool] = False
     """Whether `reconstruct_stream` reconstructs the data of several blocks together."""

@@ -3,6 +3,11 @@ that read texts.
 
 Only `LanguageModel` converts what networks give to a common form, `log p(x_0^i = a | x_t)` up to a
 constant.
+
+A model of another library is a function of the user, "module:function", that returns a
+`TokenNetwork`: an object with `logits` and `mask_id` that calls the model. A kind of models of
+transformers whose output has another form than its configuration says is a row of `_FORMS` in
+`uturn.networks.texts.language_files`.
 """
 
 from __future__ import annotations
