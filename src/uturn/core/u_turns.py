@@ -13,7 +13,7 @@ from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.contracts import checked_reconstructions, read_only, undoes
 from uturn.core.data import N, O, UTurns, checked_noisy
 from uturn.core.messages import shown
-from uturn.core.own_parts import name_of
+from uturn.core.own_parts import is_own, name_of
 from uturn.core.protocols import Backward, Corruption
 from uturn.core.random import Streams, checked_seed
 
@@ -165,8 +165,12 @@ class _Stream(Generic[Key, O, N]):
             raise
 
     def _observed(self, originals: O, noise: float, streams: Streams) -> N:
-        """The noisy data of a block; ValueError unless there is one for each trajectory."""
+        """The noisy data of a block; ValueError unless a user's corruption gives one for each
+        trajectory.
+        """
         noisy = self.corruption.observe(originals, noise, streams)
+        if not is_own(self.corruption):  # noisy data of a chain are of a class of their own
+            return noisy
         items = len(originals.items)
         counts = [items * streams.count]
         if not self.corruption.is_random:

@@ -16,12 +16,12 @@ In a spec, `type` names the class, and the other keys are its arguments, which
     tokens            TokenSource            texts, as tokens of the model of the backward
 
 A source of one's own inherits from one of four classes, and defines what stands behind it; all else
-follows from that:
+follows from that.
 
-    StringSource  strings      the values `vocab_size`, `depth`, `branching`; grammar(number, seed)
-    ImageSource   images       count(), images_at(indices); perhaps num_labels()
-    TextSource    texts        texts(); perhaps labels(), separators()
-    ut.Source     other data   blocks(items, seed, num_items); perhaps coordinates(seed, num_items)
+- `StringSource`, strings: the values `vocab_size`, `depth`, `branching`, and grammar(number, seed)
+- `ImageSource`, images: count(), images_at(indices), perhaps num_labels()
+- `TextSource`, texts: texts(), perhaps labels() and separators()
+- `ut.Source`, other data: blocks(items, seed, num_items), perhaps coordinates(seed, num_items)
 """
 
 from __future__ import annotations
