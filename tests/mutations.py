@@ -202,8 +202,8 @@ MUTATIONS = (
     Mutation(
         "clones compared with themselves",
         "uturn.probes.comparison:Comparison.compared",
-        "self.compare(of_clone[j], of_clone[k])",
-        "self.compare(of_clone[j], of_clone[j])",
+        "self._checked_compare(of_clone[j], of_clone[k])",
+        "self._checked_compare(of_clone[j], of_clone[j])",
         tests=(("test_calibration::test_twins_are_their_definition", {}),),
     ),
     Mutation(
@@ -488,7 +488,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the learned variance is taken for the noise",
-        "uturn.backward.reverse_diffusion:ImageCohort.step_back",
+        "uturn.backward.reverse_diffusion:ImageCohort.to_next_timestep",
         "output = output[:, :channels]",
         "output = output[:, channels:]",
         tests=(("test_ancestral::test_learned_variances_are_left_out", {}),),

@@ -363,9 +363,7 @@ class HiddenLayers:
         )
         return axis % ndim
 
-    def _forward(
-        self, batch: torch.Tensor, consume: Consumer | None
-    ) -> Any:  # the output of any module
+    def _forward(self, batch: torch.Tensor, consume: Consumer | None) -> Any:  # noqa: ANN401 - the output of any module
         """The model's output for one batch; `consume(layer, activations)` is called as soon as a
         layer has run.
         """
