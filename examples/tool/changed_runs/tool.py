@@ -70,13 +70,17 @@ def changed_runs(spec: Spec, out: Out, *, running: Running) -> None:
 
 def section(path, read):
     """The section of the page, from the file that the command writes."""
-    from uturn.pages.sections import card, new_section
+    from uturn.pages.sections import Section
+    from uturn.pages.views import Card
 
     numbers = json.loads(read.content(path))
     longest, noise = max(zip(numbers["length"], numbers["noise"], strict=True))
     claim = f"The longest runs of changed leaves, in the mean, are at noise {noise:g}."
-    content = {
-        "headlines": [card("longest runs", "leaves", [longest, None, None], claim)],
-        "files": [path],
-    }
-    return new_section("changed-runs", "runs", "own-parts", "Runs of changed leaves") | content
+    return Section(
+        "changed-runs",
+        "runs",
+        "own-parts",
+        "Runs of changed leaves",
+        cards=[Card("longest runs", "leaves", claim, [longest, None, None])],
+        files=[path],
+    )

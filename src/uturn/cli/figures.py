@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -73,7 +72,7 @@ def reproduce(
     uturn reproduce --list
     ```
     """
-    from uturn.pages.figures import tally
+    from uturn.pages.verdicts import tally
 
     if list_only:
         show(_figure_table())
@@ -100,9 +99,8 @@ def reproduce(
     if any(result.verdicts for result in results):
         # Verdicts are sentences: also a file has rows that can be read.
         show(_verdict_table(results, scale.value), widest=160)
-    console().print(
-        tally([asdict(verdict) for result in results for verdict in result.verdicts]).words
-    )
+    verdicts = [verdict for result in results for verdict in result.verdicts]
+    console().print(tally(verdicts).words)
     say_next(open=inside(out, "index.html"))
     if not all(result.passed for result in results):
         raise typer.Exit(1)

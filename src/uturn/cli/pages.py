@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from uturn.cli.options import OUTPUT, OfTable, OptionalOut, option, typed
 from uturn.cli.printing import console, say_next, show
 from uturn.cli.running import end, opened
 from uturn.core.checks import expect
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 @command(PAGES)
@@ -121,28 +124,27 @@ def study(
         save_images,
         "one store, and --out",
     )
-    made: Any
+    made: dict[str, xr.Dataset] = {}
     if out is not None:
-        options: Any = {
-            "save_images": save_images,
-            "centre": centre,
-            "difference": difference,
-            "theory": theory,
-        }
-        made = pages.write_study(named, out, **options)
-    else:
-        made = {name: studies.study(run, centre) for name, run in named.items()}
-        made = (
-            {name: studies.with_theory(of, named[name]) for name, of in made.items()}
-            if theory
-            else made
+        made = pages.write_study(
+            named,
+            out,
+            save_images=save_images,
+            centre=centre,
+            difference=difference,
+            theory=theory,
         )
-    for name, of in (made if several or out is None else {"": made}).items():
+    else:
+        for name, run in named.items():
+            made[name] = studies.study(run, centre)
+            if theory:
+                made[name] = studies.with_theory(made[name], run)
+    for name, data in made.items():
         if several:
             console().print(name, style="bold")
-        for part in studies.summary(of, width=console().width):
+        for part in studies.summary(data, width=console().width):
             show(part)
-        console().print(of.attrs["description"])
+        console().print(data.attrs["description"])
     of_pairs = studies.difference(named, centre) if difference else None
     parts = [] if of_pairs is None else [for_terminal(table_of(of_pairs)), *remarks_of(of_pairs)]
     if out is not None:

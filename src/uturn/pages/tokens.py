@@ -5,7 +5,7 @@ those that changed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -69,6 +69,6 @@ def _noisy_text(piece: str, original: str) -> str:
     return readable(piece) if piece else blank + "·" * len(readable(original)[len(blank) :])
 
 
-def readable(text: Any) -> str:
+def readable(text: object) -> str:
     """A text with escapes for characters that are invisible or change the direction of writing."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -16,9 +16,9 @@ from uturn.core.checks import expect
 from uturn.core.data import Noisy
 from uturn.core.files import write_json
 from uturn.measures.replicates import replicates
-from uturn.pages.charts import number, numbers
 from uturn.pages.page import report
 from uturn.pages.results import write_figures, write_study
+from uturn.pages.views import number, numbers
 from uturn.presets.texts import TextOptions
 from uturn.store.outputs import output_folder
 from uturn.studies.analysis import study as study_of_run
@@ -95,7 +95,7 @@ def audit_numbers(
         "random_orders_differ": curve("random_orders_differ"),
         "compared": list(COMPARED),
         "original_ngram_entropy": number(
-            run["original_ngram_entropy"].isel(noise=0).sel(ngram=1).mean()
+            float(run["original_ngram_entropy"].isel(noise=0).sel(ngram=1).mean())
         ),
         "decoders": [_decoder(name, runs[name], options) for name, options in decoders.items()],
     }

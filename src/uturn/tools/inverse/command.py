@@ -60,9 +60,7 @@ def inverse(out: Out = "results/inverse", *, chosen: InverseOptions, running: Ru
     title = "Posterior samplers" if several else f"Posterior sampler {runs[0].name}"
     studies = write_study(readings, out, title=title, groups=("class", "distance"), page=False)
     with output_folder("out", out) as folder:
-        tests = write_inverse(
-            runs, readings, studies if several else {runs[0].name: studies}, calls, folder
-        )
+        tests = write_inverse(runs, readings, studies, calls, folder)
     report([out])
     table = for_terminal(TextTable(**tests["table"]))
     end(out, [table], *tests["notes"], files=RESULTS)
