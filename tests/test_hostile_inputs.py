@@ -787,8 +787,8 @@ def test_a_dataset_that_is_damaged_is_not_shown(damage, tmp_path):
         )
     (problem,) = collect([folder]).problems
     assert re.search(
-        "damaged or missing|decompress" if damage == "other" else "damaged or missing",
-        problem["words"],
+        "damaged or incomplete|decompress" if damage == "other" else "damaged or incomplete",
+        problem.words,
     )
 
 

@@ -236,6 +236,7 @@ class Described:
 
     noise: typing.ClassVar = [0.0, 1.0]
     items = 4
+    chunk = 16
     hash = "0" * 64
 
     def __init__(self, spec):

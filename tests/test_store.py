@@ -182,7 +182,7 @@ def test_status(store):
     before = files_of(store)
     done = CliRunner().invoke(app, ["status", str(store)])
     assert done.exit_code == 0
-    assert "7 of 9 tasks done, 1 missing, 1 damaged" in done.output
+    assert "7 of 9 tasks done, 2 left (1 damaged)" in done.output
     assert "damaged: noise 1, items 0 to 3" in done.output
     assert '"multiplicity": 2' in done.output
     assert files_of(store) == before

@@ -12,7 +12,7 @@ from uturn import pages, studies
 from uturn.cli.app import PAGES, command
 from uturn.cli.options import OUTPUT, OfTable, OptionalOut, option, typed
 from uturn.cli.printing import console, say_next, show
-from uturn.cli.running import end, opened
+from uturn.cli.running import Printed, end, opened
 from uturn.core.checks import expect
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def study(
     of_pairs = studies.difference(named, centre) if difference else None
     parts = [] if of_pairs is None else [for_terminal(table_of(of_pairs)), *remarks_of(of_pairs)]
     if out is not None:
-        return end(out, parts, save_images=save_images)
+        return end(out, Printed(parts), save_images=save_images)
     for part in parts:
         show(part)
     words = typed(

@@ -25,7 +25,7 @@ from uturn.pages.html import token_page
 from uturn.pages.page import write_page
 from uturn.pages.pictures import as_picture
 from uturn.pages.studies import LOCATED, STUDY, Search
-from uturn.store.folders import folder_at
+from uturn.store.folders import check_no_file, folder_at
 from uturn.store.outputs import ROOT, OutputFolder, output_folder, write_dataset
 from uturn.store.run_file import NAME
 from uturn.studies import paired, records_of, study, tidy, with_theory
@@ -336,9 +336,9 @@ def written(out: str | Path, save_images: bool = False) -> list[str]:
 def check_results(out: OutputFolder) -> None:
     """ValueError if results cannot be written to a folder."""
     path = out.path.absolute()
+    if not out.is_remote:
+        check_no_file("out", out.where)
     existing = next(place for place in (path, *path.parents) if place.exists())
-    is_file = "it is a file" if existing == path else f"{existing} is a file"
-    expect(existing.is_dir(), "out", out.where, f"a folder; {is_file}")
     is_writable = os.access(existing, os.W_OK)
     expect(is_writable, "out", out.where, f"a folder; {existing} cannot be written to")
     expect(NAME not in out.names(""), "out", out.where, "another folder; it is a store itself")

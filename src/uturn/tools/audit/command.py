@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import Out, Running
-from uturn.cli.running import begin
+from uturn.cli.running import results_into
+from uturn.core.checks import expect
 from uturn.tools.audit.options import AuditOptions
 
 
@@ -29,7 +30,8 @@ def audit(out: Out = "results/audit", *, chosen: AuditOptions, running: Running)
     uturn audit --model out/reactions --split smiles --data out/reactions.txt --out results/reactions
     ```
     """
-    from uturn.tools.audit.measure import audit_into
+    from uturn.tools.audit.measure import Audit
 
-    begin(out)
-    audit_into(out, chosen, running)
+    expected = "1/1, since an audit compares finished runs; leave out --shard"
+    expect(running.shard == "1/1", "shard", running.shard, expected)
+    results_into(out, Audit(chosen), running)
