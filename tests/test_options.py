@@ -414,7 +414,7 @@ def plan_of(recorder):
         if "least" in options:
             return None
         recorder.calls.append(("plan", plain(experiment), plain(store), plain(options)))
-        return SimpleNamespace(lines=list)
+        return SimpleNamespace(lines=list, done=0, tasks=1)
 
     return plan
 

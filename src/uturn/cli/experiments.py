@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,9 @@ from uturn.cli.printing import console, inside, say_next
 from uturn.cli.running import check_out, locate_into, resumable, run_into, tasks_of
 from uturn.core.checks import expect
 from uturn.core.progress import in_words
+
+if TYPE_CHECKING:
+    from uturn.engine.plan import Plan
 
 _MOST_NAMES = 4
 """Of experiments that a line lists."""
@@ -90,9 +93,8 @@ def run(
     """
     expect(changed or not pairs, "zip", pairs, "--set KEY=VALUE,VALUE,.., whose values it combines")
     if store is None and (out is None or changed):
-        raise ValueError(
-            f"store: missing; expected --store STORE{'' if changed else ', or --out FOLDER'}"
-        )
+        expected = "--store STORE" if changed else "--store STORE, or --out FOLDER"
+        raise ValueError(f"store: missing; expected {expected}")
     if out is not None:
         check_out(out)
     experiment = uturn.Experiment.from_file(spec)
@@ -104,14 +106,19 @@ def run(
         return _run_sweep(experiment, changed, pairs, store, out, running)
     ds = run_into(store, experiment, running)
     tasks = tasks_of({store: experiment}, {store: ds})
-    share = "" if ds.attrs["complete"] else f"; share {running.shard} is done"
-    console().print(f"{store}: {tasks}{share}; spec {experiment.hash[:12]}")
+    is_complete = ds.attrs["complete"]
+    if not is_complete:
+        tasks += f"; share {running.shard} is done"
+    console().print(f"{store}: {tasks}; spec {experiment.hash[:12]}")
     for name in ds.attrs["variables"]:
         dims = ", ".join(f"{dim} {size}" for dim, size in ds[name].sizes.items())
         console().print(f"  {name} ({dims}): {ds[name].attrs.get('long_name', '')}")
-    if out is not None and ds.attrs["complete"]:
-        return study([store], out, table=OfTable())
-    say_next(run=("study", store) if ds.attrs["complete"] else ("status", store))
+    if not is_complete:
+        say_next(run=("status", store))
+    elif out is None:
+        say_next(run=("study", store))
+    else:
+        study([store], out, table=OfTable())
 
 
 def _run_sweep(
@@ -209,7 +216,9 @@ def plan(
     """
     experiment = uturn.Experiment.from_file(spec)
     if place.until is None:
-        _print_plan(experiment, store, workers)
+        cost = _print_plan(experiment, store, workers)
+        if store is not None and cost.done == cost.tasks:
+            return say_next(run=("study", store))
         return say_next(run=("run", str(spec), "--store", store or "STORE"))
     from uturn.studies.locate import forecast
 
@@ -219,19 +228,22 @@ def plan(
         levels = ", ".join(f"{level:.3g}" for level in part.noise)
         console().print(f"{name}: about {part.items} originals at noise {levels}", style="bold")
         _print_plan(part, None, workers, "  ")
-    chosen = typed(**asdict(place) | {"share": None if place.share == 0.5 else place.share})
+    options = asdict(place)
+    if place.share == 0.5:
+        del options["share"]
+    chosen = typed(**options)
     say_next(run=("run", str(spec), *chosen, "--store", store or "STORE"))
 
 
 def _print_plan(
     experiment: uturn.Experiment, store: str | None, workers: int | None, before: str = ""
-) -> None:
+) -> Plan:
     from uturn.engine.plan import plan
 
     cost = plan(experiment, store, workers=workers)
-    assert cost is not None  # without `least`
     for line in cost.lines():
         console().print(f"{before}{line}")
+    return cost
 
 
 @command(EXPERIMENTS)
@@ -277,14 +289,16 @@ def status(
     opened = RunFolder.open(store)
     states = {task: progress.state for task, progress in opened.states().items()}
     counts = Counter(states.values())
+    summary = in_words(counts[State.done], len(states))
     reasons = []
     if counts[State.part]:
         reasons.append(f"{counts[State.part]} with fewer trajectories than the spec asks for")
     if counts[State.damaged]:
         reasons.append(f"{counts[State.damaged]} damaged")
-    note = f" ({', '.join(reasons)})" if reasons else ""
+    if reasons:
+        summary += f" ({', '.join(reasons)})"
     out = console()
-    out.print(f"{store}: {in_words(counts[State.done], len(states))}{note}")
+    out.print(f"{store}: {summary}")
     for task, state in states.items():
         if state == State.damaged:
             items = opened.items(task)

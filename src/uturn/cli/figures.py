@@ -139,7 +139,9 @@ def _verdict_table(results: list[Any], scale: str) -> Table:
     )
     for result in results:
         for verdict in result.verdicts:
-            expected = f"{verdict.expected}" + (f" ({verdict.rule})" if verdict.rule else "")
+            expected = str(verdict.expected)
+            if verdict.rule:
+                expected += f" ({verdict.rule})"
             table.add_row(
                 result.figure, verdict.quantity, verdict.measured, expected, marks[verdict.passed]
             )

@@ -231,11 +231,12 @@ def _in_a_notebook(count: _Count) -> Callable[[], None]:
 def _on_a_terminal(count: _Count, stack: ExitStack) -> Callable[[], None]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
 
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
-        TextColumn("{task.fields[numbers]}", markup=False),
+        TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(no_wrap=False)),
     )
     bars = Progress(*columns, console=Console(stderr=True), transient=True)
     stack.enter_context(bars)
@@ -275,22 +276,42 @@ def in_words(done: float, total: int, unit: str = "tasks") -> str:
 
     >>> in_words(3, 8), in_words(3.25, 8), in_words(8, 8, "steps")
     ('3 of 8 tasks done, 5 left', '3.25 of 8 tasks done, 4.75 left', '8 of 8 steps done')
+    >>> in_words(1030.4, 1400)
+    '1,030 of 1,400 tasks done, 370 left'
     """
+    if total >= _MANY:
+        done = math.floor(done)
     form = ",.0f" if done == int(done) else ",.2f"
     left = f", {total - done:{form}} left" if done < total else ""
     return f"{done:{form}} of {total:,} {unit} done{left}"
 
 
 def _rate(done: float, left: float, seconds: float) -> str:
+    """The rate and the remaining time, behind a comma; "" at the end."""
     if not left:
         return ""
     if done <= 0:
         return f", nothing new after {duration(seconds)}" if seconds >= _SECONDS else ""
-    rate = 60 * done / max(seconds, 1e-9)
-    pace = f"{rate:.3g} a minute" if rate >= 1 else f"{60 * rate:.3g} an hour"
-    return f", {pace}, about {duration(left * seconds / done)} left"
+    time_left = duration(left * seconds / done)
+    return f", {_pace(done / max(seconds, 1e-9))}, about {time_left} left"
 
 
+def _pace(a_second: float) -> str:
+    """A rate in the unit in which it is a number of few digits."""
+    if a_second >= 10:
+        rate = a_second
+        unit = "a second"
+    elif 60 * a_second >= 1:
+        rate = 60 * a_second
+        unit = "a minute"
+    else:
+        rate = 3600 * a_second
+        unit = "an hour"
+    return f"{rate:,.0f} {unit}" if rate >= 100 else f"{rate:.3g} {unit}"
+
+
+_MANY = 100
+"""Tasks whose parts are not counted."""
 _UNITS_OF_TIME = (
     ("s", 1, 100.0),
     ("min", 60, 6000.0),

@@ -49,7 +49,7 @@ def charts_of(data: xr.Dataset) -> list[Chart]:
     for name, variable in data.data_vars.items():
         if variable.dtype.kind not in "fiu":
             continue
-        values = variable.mean("grammar") if "grammar" in variable.dims else variable
+        values = over_grammars(variable)
         x = _axis_of(values)
         if x is None or not _NO_LINES.isdisjoint(map(str, values.dims)):
             continue
@@ -58,6 +58,13 @@ def charts_of(data: xr.Dataset) -> list[Chart]:
         unit = str(variable.attrs.get("units", ""))
         charts.append(chart(str(name), title, values, x, unit=unit, group=group))
     return sorted(with_curves(charts), key=lambda chart: not chart.has_slider)
+
+
+def over_grammars(values: xr.DataArray) -> xr.DataArray:
+    """The mean over grammars, if there are several."""
+    if "grammar" in values.dims:
+        return values.mean("grammar")
+    return values
 
 
 def with_curves(charts: Iterable[Chart]) -> list[Chart]:

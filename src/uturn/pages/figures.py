@@ -150,8 +150,7 @@ def _tree(stores: Sequence[Path], read: Reader) -> Tree | None:
     for store in stores:
         with read.noting(store):
             if has_nodes(store, read):
-                tree = tree_of_store(read.run(store))
-                return None if tree is None else replace(tree, run=store.name)
+                return tree_of_store(read.run(store), store.name)
     return None
 
 

@@ -31,7 +31,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import uturn
 from uturn.core.messages import visible
 from uturn.pages.sections import Collected, Section
-from uturn.pages.tokens import Token, blocks
+from uturn.pages.tokens import Token, blank_before, blocks
 from uturn.pages.verdicts import tally
 from uturn.pages.views import plain
 from uturn.store.folders import ROOTS
@@ -90,8 +90,9 @@ def _sentence(words: str) -> str:
     """A text with a full stop, and a capital letter unless it begins with the name of a reading
     (followed by "," or ":").
     """
-    first = words[:1].upper() if re.match("[a-z]+ ", words) else words[:1]
-    return first + words[1:] + ("" if words.endswith(".") else ".")
+    if re.match("[a-z]+ ", words):
+        words = words[:1].upper() + words[1:]
+    return words if words.endswith(".") else f"{words}."
 
 
 def results_page(collected: Collected, folder: Path) -> str:
@@ -231,10 +232,10 @@ def _marked(tokens: Sequence[Token]) -> Iterator[tuple[str, list[_Piece]]]:
     for region, run in groupby(tokens, key=lambda token: token.region):
         pieces = []
         for token in run:
-            blank = " " if len(token.text) > 1 and token.text.startswith(" ") else ""
+            blank = blank_before(token.text)
+            text = token.text[len(blank) :]
             # The line below a run begins with its first token.
-            before = "" if is_first else blank
-            pieces.append(_Piece(before, _tag(token), token.text[len(blank) :]))
+            pieces.append(_Piece("" if is_first else blank, _tag(token), text))
             is_first = False
         yield _edge(region), pieces
 

@@ -60,7 +60,8 @@ def noise_axis(values: np.ndarray | Sequence[float], label: str = "") -> Axis:
 
 def is_smooth(images: np.ndarray) -> bool:
     """Whether enlarged pixels of images (.., row, column) are smoothed."""
-    return max(images.shape[-2:]) > _PIXELATED
+    height, width = images.shape[-2:]
+    return bool(max(height, width) > _PIXELATED)
 
 
 def grid(

@@ -136,7 +136,7 @@ def write_study(
         if is_alone:
             results = _of_one(named, studies, items, source, title, groups)
         else:
-            results = _of_several(studies, None if located is None else Search.of(located))
+            results = _of_several(studies, located)
             if difference:
                 _add_difference(results, paired.difference(named, centre))
         results.files += _tables(results.studies, items)
@@ -244,14 +244,15 @@ def _with_half_lives(whole: xr.Dataset, items: pandas.DataFrame) -> xr.Dataset:
     return whole
 
 
-def _of_several(studies: dict[str, xr.Dataset], search: Search | None) -> _Results:
-    """The studies of several runs; ValueError if they share no axis."""
+def _of_several(studies: dict[str, xr.Dataset], located: Mapping[str, object] | None) -> _Results:
+    """The studies of several runs, perhaps of a search; ValueError if they share no axis."""
     common_axis(list(studies.values()))
     files = []
     for k, (name, data) in enumerate(studies.items(), 1):
         files.append(_dataset_file(f"study-{k}.zarr", data.assign_attrs(title=name)))
-    place = None if search is None else search.headline
-    places = [] if place is None else [place]
+    places = []
+    if located is not None:
+        places = Search.of(located).places
     return _Results(studies, files, {"study": lambda: draw_studies(studies, places)})
 
 

@@ -148,7 +148,7 @@ class Reader:
         check_plain(path)
         with warnings.catch_warnings(), bounded_chunks():
             warnings.simplefilter("ignore")
-            data = xr.open_zarr(path, zarr_format=3, chunks=None)
+            data: xr.Dataset = xr.open_zarr(path, zarr_format=3, chunks=None)
             for name, variable in data.variables.items():
                 _check_codecs(path, str(name), variable)
             size = data.nbytes

@@ -157,7 +157,7 @@ def overlay_section(folder: Path, read: Reader) -> Section:
     axes: list[str] | None = None
     with suppress(Exception):  # there is no search, or its own section names the damage
         search = Search.of(json.loads(read.content(folder / LOCATED)))
-        marks = [search.headline] if search.headline is not None else []
+        marks = search.places
         axes = list(search.axes)
     # The runs of a search give one place together.
     if axes is None:
@@ -175,6 +175,10 @@ class _PlaceOfRun:
     place: np.ndarray
     """(value, low, high) on the axis that all runs share."""
 
+    @property
+    def words(self) -> str:
+        return f"{self.place[0]:.3g} ({self.run})"
+
 
 def _add_places(section: Section, studies: Mapping[str, xr.Dataset], axis: str) -> None:
     """Add the headline of each study as a table, and the range of the places as a card."""
@@ -187,15 +191,15 @@ def _add_places(section: Section, studies: Mapping[str, xr.Dataset], axis: str) 
         return
     first = min(places, key=lambda one: one.place[0])
     last = max(places, key=lambda one: one.place[0])
-    ends = [first] if first is last else [first, last]
     unit = axis.replace("_", " ")
     if axis == "noise":
         unit = _unit(next(iter(studies.values())))
     labels = {one.headline.label for one in places}
     quantity = labels.pop() if len(labels) == 1 else "half-life"
-    verb = "is" if first is last else "goes from"
-    texts = [f"{one.place[0]:.3g} ({one.run})" for one in ends]
-    section.words = f"{quantity} {verb} {' to '.join(texts)}."
+    if first is last:
+        section.words = f"{quantity} is {first.words}."
+    else:
+        section.words = f"{quantity} goes from {first.words} to {last.words}."
     rows: list[tuple[str, ...]] = []
     for one in places:
         rows.append((one.run, one.headline.reading or PEAK, with_interval(one.place)))
@@ -239,19 +243,22 @@ class Search:
         return TypeAdapter(cls).validate_python(numbers)
 
     @property
-    def headline(self) -> Headline | None:
-        """The place; None if none was found."""
+    def places(self) -> list[Headline]:
+        """The place; empty if none was found."""
         if not self.axes:
-            return None
-        way = "half" if self.share == 0.5 else f"{self.share:g}"
-        label = "located half-life" if way == "half" else f"located {way} of the way"
+            return []
+        way = "half"
+        label = "located half-life"
+        if self.share != 0.5:
+            way = f"{self.share:g}"
+            label = f"located {way} of the way"
         claim = (
             f"By all runs of the search, {self.reading} has gone {way} of the way from its start"
             " to chance at this noise"
         )
         # An infinite end, such as log-SNR without noise, is null in JSON.
         places = np.array(list(self.axes.values()), float)
-        return Headline(label, self.reading, places, claim)
+        return [Headline(label, self.reading, places, claim)]
 
 
 def search_section(path: Path, read: Reader) -> Section:
@@ -267,9 +274,9 @@ def search_section(path: Path, read: Reader) -> Section:
         words=search.remark[:1].upper() + search.remark[1:],
         files=[path],
     )
-    headline = search.headline
-    if headline is None or search.width is None:
+    if not search.places or search.width is None:
         return section
+    (headline,) = search.places
     name = f"{headline.label} of {search.reading}"
     place = Estimate(*headline.place[0])
     section.cards = [Card(name, search.unit, headline.claim, numbers(place))]

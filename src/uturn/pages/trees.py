@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.measures.intervals import proportion
+from uturn.pages.charts import over_grammars
 from uturn.pages.pictures import noise_axis
 from uturn.pages.views import Tree, TreeMeans, TreeNodes, TreeReading, numbers
 from uturn.studies.runs import item_names
@@ -22,9 +23,9 @@ _READINGS = {
 }
 
 
-def tree_of_store(run: xr.Dataset) -> Tree | None:
+def tree_of_store(run: xr.Dataset, name: str = "") -> Tree | None:
     """The tree of a run of strings; None if the run has no readings of tree levels, or its
-    source has no grammar.
+    source has no grammar. `name`: of the run, if a section has several.
     """
     try:
         source = json.loads(run.attrs["spec"])["source"]
@@ -35,11 +36,11 @@ def tree_of_store(run: xr.Dataset) -> Tree | None:
     if run.sizes.get("tree_level") != depth + 1:
         return None
     readings = []
-    for name in _READINGS:
-        if name in run and run[name].dims[:2] == ("noise", "item"):
-            means = proportion(run[name].sortby("noise")).values
-            readings.append(_reading(name, means, _nodes(run, f"node_{name}")))
-    return _tree(branching, depth, run.noise, readings)
+    for reading in _READINGS:
+        if reading in run and run[reading].dims[:2] == ("noise", "item"):
+            means = proportion(run[reading].sortby("noise")).values
+            readings.append(_reading(reading, means, _nodes(run, f"node_{reading}")))
+    return _tree(branching, depth, run.noise, readings, name)
 
 
 def tree_of_figure(data: xr.Dataset) -> Tree | None:
@@ -52,7 +53,7 @@ def tree_of_figure(data: xr.Dataset) -> Tree | None:
     for name in _READINGS:
         if name not in data:
             continue
-        values = data[name].mean("grammar") if "grammar" in data[name].dims else data[name]
+        values = over_grammars(data[name])
         if set(values.dims) == {"noise", "tree_level"}:
             means = values.sortby("noise").transpose("noise", "tree_level").values
             unknown = np.full_like(means, np.nan)
@@ -62,12 +63,16 @@ def tree_of_figure(data: xr.Dataset) -> Tree | None:
 
 
 def _tree(
-    branching: int, depth: int, noise: xr.DataArray | None, readings: list[TreeReading]
+    branching: int,
+    depth: int,
+    noise: xr.DataArray | None,
+    readings: list[TreeReading],
+    run: str = "",
 ) -> Tree | None:
     if noise is None or not readings or branching < 2 or depth < 1 or len(noise) < 2:
         return None
     label = str(noise.attrs.get("long_name", "noise")).replace("epsilon", "ε")
-    return Tree(branching, depth, noise_axis(np.sort(noise.values), label), readings)
+    return Tree(branching, depth, noise_axis(np.sort(noise.values), label), readings, run)
 
 
 def _reading(name: str, means: np.ndarray, originals: list[TreeNodes]) -> TreeReading:

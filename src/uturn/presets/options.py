@@ -64,7 +64,7 @@ class PresetOptions(BaseModel):
         None,
         ge=1,
         description=(
-            "Originals in a task; a task is stored when it is complete. By default it depends on"
+            "Originals in a task; a task is stored when it is complete. The default depends on"
             " items."
         ),
     )

@@ -11,8 +11,8 @@ from uturn.tools.audit.options import AuditOptions
 
 @command(STUDIES)
 def audit(out: Out = "results/audit", *, chosen: AuditOptions, running: Running) -> None:
-    """Ask a masked model whether its conditionals belong to one joint law, and measure what each
-    decoder costs on it.
+    """Test whether a masked model's conditionals are consistent with one joint distribution, and
+    measure the cost of each decoder.
 
     Does the probability of two tokens depend on which is drawn first (nats a pair)? How many nats
     of a text's likelihood depend on the order? What does each of twelve decoders cost (calls, kept
@@ -27,7 +27,8 @@ def audit(out: Out = "results/audit", *, chosen: AuditOptions, running: Running)
 
     ```
     uturn audit --out results/audit
-    uturn audit --model out/reactions --split smiles --data out/reactions.txt --out results/reactions
+    uturn audit --model out/reactions --split smiles --data out/reactions.txt \\
+      --out results/reactions
     ```
     """
     from uturn.tools.audit.measure import Audit

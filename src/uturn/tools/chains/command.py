@@ -42,7 +42,8 @@ def chains(
         str | None,
         option(
             CHAINS,
-            "Accept U-turns with this energy: module:function, 'symbol number=3', 'class label=3'.",
+            "Accept U-turns with this energy: module:function, or one of the package, such as"
+            " 'symbol number=3' or 'class label=3'.",
         ),
     ] = None,
     beta: Annotated[
@@ -74,7 +75,8 @@ def chains(
 
     ```
     uturn chains --out results/chains
-    uturn chains examples/gaussian.toml --noise 0.05,0.06,0.07 --steps 64 --out results/chains-of-strings
+    uturn chains examples/gaussian.toml --noise 0.05,0.06,0.07 --steps 64 \\
+      --out results/chains-of-strings
     uturn chains --text items=30 --noise 0.2,0.5 --out results/chains-of-texts
     ```
     """

@@ -18,8 +18,8 @@ def inverse(out: Out = "results/inverse", *, chosen: InverseOptions, running: Ru
     p(x | y) are exchangeable, so any reading that tells them apart shows an error. The command
     tests the distance of two images, their class, the likelihood log p(y | x) and the ranks of the
     original among its reconstructions, and says which kind of error it is: too sure, not sure
-    enough, shifted, wrong modes, deaf to the data. Beside the tests stand what reconstructions keep
-    of the class, t\\*, and calls of the network.
+    enough, shifted, wrong modes, deaf to the data. The table also
+    has the share of kept classes, t\\*, and the number of calls of the network.
 
     With real images, sampler and model are judged together; --data generated, originals drawn by
     the model, judges the sampler alone, as do vectors of a law of your own, which need no model.
@@ -38,8 +38,9 @@ def inverse(out: Out = "results/inverse", *, chosen: InverseOptions, running: Ru
     ```
     uturn inverse --out results/inverse
     uturn inverse --data fashion_mnist --data generated --sampler deepinv:DPS --out results/inverse
-    uturn inverse --model google/ddpm-cifar10-32 --data photos --size 32 --operator blur --levels 0.5,1,2 \\
-      --sampler 'deepinv:DiffPIR steps=50 zeta=0.3' --sampler own:langevin --out results/blur
+    uturn inverse --model google/ddpm-cifar10-32 --data photos --size 32 \\
+      --operator blur --levels 0.5,1,2 --sampler 'deepinv:DiffPIR steps=50 zeta=0.3' \\
+      --sampler own:langevin --out results/blur
     ```
     """
     results_into(out, PosteriorTests(chosen), running)
