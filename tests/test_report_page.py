@@ -157,9 +157,7 @@ def test_texts_of_marks_that_lie_close_do_not_overlap(opened, tmp_path):
         page.set_viewport_size({"width": width, "height": 900})
         wait_for(page, f"{texts}.length === 2")
         page.wait_for_timeout(300)
-        first, second = page.evaluate(
-            f"{texts}.map((one) => one.getBoundingClientRect().toJSON())"
-        )
+        first, second = page.evaluate(f"{texts}.map((one) => one.getBoundingClientRect().toJSON())")
         assert (
             first["right"] <= second["left"]
             or second["right"] <= first["left"]

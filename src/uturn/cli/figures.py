@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -17,6 +17,9 @@ from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.running import resumable
 from uturn.core.checks import expect
 from uturn.paper.registry import FIGURES, ORDER, PAPER_FIGURES, load_figure
+
+if TYPE_CHECKING:
+    from uturn.pages.verdicts import Result
 
 
 class Scale(StrEnum):
@@ -128,7 +131,7 @@ def _figure_table() -> Table:
     return table
 
 
-def _verdict_table(results: list[Any], scale: str) -> Table:
+def _verdict_table(results: list[Result], scale: str) -> Table:
     marks = {
         True: Text("pass", "green"),
         False: Text("FAIL", "bold red"),

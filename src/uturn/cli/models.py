@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -171,27 +171,36 @@ def schedule(
     from uturn.studies.tables import csv_of, for_terminal
 
     plot = None if plot is None else picture(plot)
-    options: dict[str, Any] = {"timestep_spacing": timestep_spacing, "size": size, "preset": preset}
-    schedules = [schedule(model, steps, scheduler, **options) for model in models]
-    for ds in schedules:
-        show(for_terminal(_levels(ds)))
+    schedules = []
+    for model in models:
+        of_model = schedule(
+            model, steps, scheduler, timestep_spacing=timestep_spacing, size=size, preset=preset
+        )
+        schedules.append(of_model)
+    for of_model in schedules:
+        show(for_terminal(_levels(of_model)))
     if csv is not None:
-        frames = [ds.to_dataframe().reset_index() for ds in schedules]
-        for frame, ds in zip(frames, schedules, strict=True):
-            frame.insert(0, "model", ds.attrs["model"])
+        frames = []
+        for of_model in schedules:
+            frame = of_model.to_dataframe().reset_index()
+            frame.insert(0, "model", of_model.attrs["model"])
+            frames.append(frame)
         with whole_file(csv) as file:
             file.write(csv_of(*frames).encode())
         console().print(f"written: {csv}")
-    if plot is None:
-        chosen = {
-            "scheduler": scheduler,
-            "timestep_spacing": timestep_spacing,
-            "preset": preset,
-            "size": size,
-        }
-        say_next(run=("schedule", *models, *typed(steps=steps, **chosen, plot="schedule.png")))
-    else:
-        draw_to(plot, lambda: draw_schedules(schedules, [Path(model).name for model in models]))
+    if plot is not None:
+        names = [Path(model).name for model in models]
+        draw_to(plot, lambda: draw_schedules(schedules, names))
+        return
+    words = typed(
+        steps=steps,
+        scheduler=scheduler,
+        timestep_spacing=timestep_spacing,
+        preset=preset,
+        size=size,
+        plot="schedule.png",
+    )
+    say_next(run=("schedule", *models, *words))
 
 
 def _levels(schedule: xr.Dataset) -> TextTable:

@@ -106,6 +106,8 @@ def chart(
     if theory is not None:
         some_of_theory = theory.isel({x: evenly_spaced(theory.sizes[x], _MOST_POINTS)})
         lines += _predictions(_lines(some_of_theory, x), lines)
+    if has_slider is None:
+        has_slider = _is_noise(x)
     curves = [size for dim, size in values.sizes.items() if dim not in (x, _bound(values))]
     return Chart(
         name=name,
@@ -118,7 +120,7 @@ def chart(
         left_out=max(math.prod(curves) - _MOST_LINES, 0),
         is_joined=is_joined,
         is_shown=is_shown,
-        has_slider=_is_noise(x) if has_slider is None else has_slider,
+        has_slider=has_slider,
     )
 
 

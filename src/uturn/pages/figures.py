@@ -122,14 +122,15 @@ def _add_transition(section: Section, data: xr.Dataset) -> None:
     """
     against_noise = [chart for chart in section.charts if chart.has_slider]
     marks = []
-    star = data["transition"].values if "transition" in data else np.full(3, np.nan)
-    if np.isfinite(star[0]):
-        unit = against_noise[0].axes[0].label if against_noise else "noise"
+    if "transition" in data and np.isfinite(data["transition"].values[0]):
+        star = data["transition"].values
+        unit = "noise"
+        if against_noise:
+            unit = against_noise[0].axes[0].label
         claim = "half of the class is lost at this noise"
         supports = ""
         if section.words:
-            count = replace(tally(section.verdicts), shown=0)
-            supports = f"{section.words} {count.words}"
+            supports = f"{section.words} {tally(section.verdicts).outcome}"
         section.cards.append(Card("t*", unit, claim, numbers(star), supports=supports))
         marks.append(mark("t*", {"noise": star}))
     if "critical_noise" in data.attrs:

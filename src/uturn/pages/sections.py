@@ -132,8 +132,9 @@ class Reader:
         the name again.
         """
         message = " ".join(message.split())
-        shortened = re.sub(f"^{re.escape(str(path))}(?=:? )", "", message)
-        words = f": {message}" if shortened == message else shortened
+        words = re.sub(f"^{re.escape(str(path))}(?=:? )", "", message)
+        if words == message:
+            words = f": {message}"
         self.collected.problems.append(Problem(str(path), words))
 
     def content(self, path: Path) -> bytes:

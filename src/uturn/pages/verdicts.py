@@ -60,8 +60,6 @@ class Tally:
 
     @property
     def words(self) -> str:
-        if not self.judged and not self.shown:
-            return "no verdicts"
         if not self.shown:
             return self.outcome
         return f"{self.outcome}; shown and not judged: {self.shown}"
@@ -69,6 +67,8 @@ class Tally:
     @property
     def outcome(self) -> str:
         """How many of the verdicts that are judged have passed."""
+        if not self.judged:
+            return "no verdicts"
         return f"{self.judged - self.failed} of {self.judged} verdicts passed"
 
     @property
