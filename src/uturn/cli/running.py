@@ -119,13 +119,14 @@ def runs_into(out: str, experiments: Experiments, running: Running) -> dict[str,
     None while tasks of other shares are left.
     """
     from uturn.store.outputs import output_folder
+    from uturn.studies.runs import missing_tasks
 
     runs: dict[str, xr.Dataset] = {}
     is_whole = True
     with output_folder("out", out) as folder:
         for name, experiment in experiments.items():
             runs[name] = run_into(folder.place(name), experiment, running)
-            is_whole = is_whole and bool(runs[name].attrs["complete"])
+            is_whole = is_whole and not missing_tasks(runs[name])
             is_last = len(runs) == len(experiments)
             # The page of finished runs is written with the results. Stores in subfolders are not
             # on the page.
