@@ -189,7 +189,7 @@ def test_a_new_kind_of_data_ends_in_a_page_with_curves_and_half_lives(
     (section,) = json.loads(
         re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1]
     )["sections"]
-    assert section["headlines"][0]["place"][0] == pytest.approx(float(one.half_life[0]), rel=1e-5)
+    assert section["cards"][0]["place"][0] == pytest.approx(float(one.half_life[0]), rel=1e-5)
     chart = section["charts"][0]
     assert (chart["title"], len(chart["lines"])) == ("Share of equal tosses", 1)
     assert chart["lines"][0]["value"] == pytest.approx(one.curve[:, 0].values.tolist(), rel=1e-5)

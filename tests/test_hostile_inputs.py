@@ -578,15 +578,15 @@ def test_a_report_reads_no_folder_outside(stored, tmp_path):
     shutil.copytree(stored, tmp_path / "fig6-x")
     folder = figure(tmp_path / "results")
     (folder / "smoke").symlink_to(tmp_path)
-    assert collect([folder]).sections[0]["details"] == []
+    assert collect([folder]).sections[0].details == []
     (folder / "smoke").unlink()
     (folder / "smoke").mkdir()
     (folder / "smoke" / "fig6-x").symlink_to(stored)
-    assert collect([folder]).sections[0]["details"] == []
+    assert collect([folder]).sections[0].details == []
     figure(folder, scale="..")
-    assert "names in the folder" in collect([folder]).problems[0]["words"]
+    assert "names in the folder" in collect([folder]).problems[0].words
     shutil.copytree(tmp_path / "fig6-x", figure(tmp_path / "sound") / "smoke" / "fig6-x")
-    assert len(collect([tmp_path / "sound"]).sections[0]["details"]) == 1
+    assert len(collect([tmp_path / "sound"]).sections[0].details) == 1
 
 
 # --- what the store of a stranger makes the program fetch and read --------------------------------
@@ -742,6 +742,8 @@ def test_a_report_of_small_files_ends_soon(tmp_path):
             np.zeros((200, 1, 1, 1)),
             np.zeros((2000, 200, 1, 1, 1)),
             None,
+            total=200,
+            stored=200,
         )
     assert time.process_time() - begin < 15
 
@@ -754,13 +756,13 @@ def test_a_chunk_that_decodes_to_more_than_its_array_says_is_not_read(tmp_path):
         xr.Dataset({"y": ("noise", np.ones(3))}, {"noise": [1.0, 2.0, 3.0]}), folder / "fig6.zarr"
     )
     (folder / "fig6.zarr" / "y" / "c" / "0").write_bytes(zstd.compress(bytes(2**27), 1))
-    assert "fig6.zarr" in collect([folder]).problems[0]["file"]
+    assert "fig6.zarr" in collect([folder]).problems[0].file
     shutil.rmtree(folder / "fig6.zarr")
     gzip = {"y": {"compressors": [zarr.codecs.GzipCodec()]}}
     xr.Dataset({"y": ("noise", np.ones(3))}).to_zarr(
         folder / "fig6.zarr", zarr_format=3, encoding=gzip
     )
-    assert "codecs of y = ['BytesCodec', 'GzipCodec']" in collect([folder]).problems[0]["words"]
+    assert "codecs of y = ['BytesCodec', 'GzipCodec']" in collect([folder]).problems[0].words
 
 
 @pytest.mark.parametrize("damage", ["missing", "folder", "other", "swapped"])
@@ -785,8 +787,8 @@ def test_a_dataset_that_is_damaged_is_not_shown(damage, tmp_path):
         )
     (problem,) = collect([folder]).problems
     assert re.search(
-        "damaged or missing|decompress" if damage == "other" else "damaged or missing",
-        problem["words"],
+        "damaged or incomplete|decompress" if damage == "other" else "damaged or incomplete",
+        problem.words,
     )
 
 
@@ -1085,8 +1087,8 @@ def test_a_text_of_a_page_is_bounded(tmp_path):
     data = data.assign(changed=(dims, text == "b"), noised=(dims, text == "b"))
     write_dataset(data.assign_coords(shown_noise=[0.5], shown_item=[0], **pieces), path)
     found = collect([tmp_path / "out"])
-    assert [section["tokens"] for section in found.sections] == [None]
-    assert "tokens of a text at all noise levels = 2097152: expected" in found.problems[0]["words"]
+    assert [section.tokens for section in found.sections] == [None]
+    assert "tokens of a text at all noise levels = 2097152: expected" in found.problems[0].words
 
 
 STRANGE = (..., None, -1, 10**400, "x" * 5_000, [], {}, [[1]], math.nan, 2**40, "\x1b[2J")

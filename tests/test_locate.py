@@ -81,18 +81,18 @@ def test_strings_are_located_planned_and_studied(folder):
     assert "at the beginning" in assumed.stdout
     assert "at the beginning" not in known.stdout
     first, overlay, *stages = collect([folder / "results"]).sections
-    cards = [card for section in (first, overlay, *stages) for card in section["headlines"]]
-    assert [(card["label"], card["place"]) for card in cards] == [
+    cards = [card for section in (first, overlay, *stages) for card in section.cards]
+    assert [(card.label, card.place) for card in cards] == [
         (f"located half-life of {ROOT}", [value, low, high])
     ]
-    assert [mark["at"]["noise"] for mark in overlay["charts"][0]["marks"]] == [[value, low, high]]
-    assert "t*" not in overlay["words"] + "".join(stage["words"] for stage in stages)
+    assert [mark.places["noise"] for mark in overlay.charts[0].marks] == [[value, low, high]]
+    assert "t*" not in overlay.words + "".join(stage.words for stage in stages)
     (folder / "damaged").mkdir()
     for path in (folder / "results").glob("*.zarr"):
         shutil.copytree(path, folder / "damaged" / path.name)
     (folder / "damaged" / "located.json").write_text('{"axes": {"noise": [0.1')
     damaged = collect([folder / "damaged"])
-    assert [problem["file"] for problem in damaged.problems] == [
+    assert [problem.file for problem in damaged.problems] == [
         str(folder / "damaged" / "located.json")
     ]
     assert len(damaged.sections) == 1 + len(stages)
@@ -161,7 +161,7 @@ def test_images_and_texts_are_located_to_the_end(command, reading, tmp_path):
     assert low > 0.5 > high
     assert f"{reading}, half of the way from its start to chance: noise" in done.stdout
     # Not drawn.
-    assert [Path(problem["file"]).name for problem in collect([tmp_path / "out"]).problems] == [
+    assert [Path(problem.file).name for problem in collect([tmp_path / "out"]).problems] == [
         "study.png"
     ]
 

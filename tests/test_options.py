@@ -236,6 +236,7 @@ class Described:
 
     noise: typing.ClassVar = [0.0, 1.0]
     items = 4
+    chunk = 16
     hash = "0" * 64
 
     def __init__(self, spec):
@@ -413,7 +414,7 @@ def plan_of(recorder):
         if "least" in options:
             return None
         recorder.calls.append(("plan", plain(experiment), plain(store), plain(options)))
-        return SimpleNamespace(lines=list)
+        return SimpleNamespace(lines=list, done=0, tasks=1)
 
     return plan
 

@@ -9,7 +9,7 @@ import xarray as xr
 from small import strings
 from uturn.core.experiment import Experiment
 from uturn.measures.statistics import Estimate
-from uturn.pages.figures import tally
+from uturn.pages.verdicts import Verdict, tally
 from uturn.paper import FIGURES, ORDER, PAPER_FIGURES, Result, Workshop
 from uturn.paper.registry import measured_seconds
 from uturn.paper.verdicts import (
@@ -233,10 +233,11 @@ def test_what_is_shown_neither_passes_nor_fails():
 
 
 def test_verdicts_are_counted():
-    counted = tally([{"passed": passed} for passed in (True, None, True, False)])
-    assert counted == (3, 1, 1)
+    verdicts = [Verdict("", "", "", passed) for passed in (True, None, True, False)]
+    counted = tally(verdicts)
+    assert (counted.judged, counted.failed, counted.shown) == (3, 1, 1)
     assert counted.words == "2 of 3 verdicts passed; shown and not judged: 1"
-    assert tally([{"passed": True}]).words == "1 of 1 verdicts passed"
+    assert tally(verdicts[:1]).words == "1 of 1 verdicts passed"
     assert tally([]).words == "no verdicts"
 
 

@@ -749,8 +749,8 @@ def test_own_series_end_in_a_page(own_folder):
     )["sections"]
     titles = {chart["title"]: len(chart["lines"]) for chart in section["charts"]}
     assert titles == {"Sign of the mean is kept": 1, "Cosine of block averages": 3}
-    assert section["headlines"][0]["label"] == "t*"
-    assert section["headlines"][0]["place"][0] == pytest.approx(
+    assert section["cards"][0]["label"] == "t*"
+    assert section["cards"][0]["place"][0] == pytest.approx(
         float(numbers.half_life.sel(reading="same_sign")[0]), rel=1e-5
     )
 

@@ -182,7 +182,7 @@ def test_the_command_writes_nothing_and_mistakes_are_one_line(tmp_path):
     (tmp_path / "spec.toml").write_text(SPEC)
     done = uturn("plan", "spec.toml", "--store", "x", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("tasks: 2, 0 done, 2 left with 8 U-turns\n")
+    assert done.stdout.startswith("0 of 2 tasks done, 2 left with 8 U-turns\n")
     assert re.search(r"^time: .* in 1 process on this machine", done.stdout, re.MULTILINE)
     assert [path.name for path in tmp_path.iterdir()] == ["spec.toml"]
     (tmp_path / "broken.toml").write_text(SPEC.replace("multiplicity = 2", "multiplicity = 20"))

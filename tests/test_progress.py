@@ -199,10 +199,11 @@ def test_a_log_gets_a_line_a_tenth(done, monkeypatch, capsys):
         show()
     lines = capsys.readouterr().err.splitlines()
     assert [int(line.split()[1]) for line in lines] == list(range(done + 10, 101, 10))
-    assert lines[-1] == "run: 100 of 100"
-    assert (
-        lines[0]
-        == f"run: {done + 10} of 100, 20 a minute, about {progress.duration(3 * (90 - done))} left"
+    assert lines[-1] == "run: 100 of 100 tasks done"
+    left = 90 - done
+    time_left = progress.duration(3 * left)
+    assert lines[0] == (
+        f"run: {done + 10} of 100 tasks done, {left} left, 20 a minute, about {time_left} left"
     )
 
 

@@ -72,18 +72,18 @@ def data_of(page):
 
 def test_curves_of_a_figure_are_its_numbers(tmp_path):
     figure(tmp_path)
-    (chart,) = collect([tmp_path]).sections[0]["charts"]
-    assert chart["slides"]
-    assert [axis["name"] for axis in chart["axes"]] == ["noise", "log_snr"]
-    assert chart["axes"][0]["words"] == "ε"
-    assert [line["name"] for line in chart["lines"]] == [
+    (chart,) = collect([tmp_path]).sections[0].charts
+    assert chart.has_slider
+    assert [axis.name for axis in chart.axes] == ["noise", "log_snr"]
+    assert chart.axes[0].label == "ε"
+    assert [line.name for line in chart.lines] == [
         "tree level 0",
         "tree level 1",
         "tree level 2",
     ]
-    assert chart["lines"][1]["value"] == pytest.approx(np.exp(-2 * NOISE), rel=1e-5)
-    assert chart["lines"][1]["low"] == pytest.approx(np.exp(-2 * NOISE) - 0.1, rel=1e-5)
-    assert chart["marks"][0]["at"]["noise"] == [0.57, 0.53, 0.61]
+    assert chart.lines[1].value == pytest.approx(np.exp(-2 * NOISE), rel=1e-5)
+    assert chart.lines[1].low == pytest.approx(np.exp(-2 * NOISE) - 0.1, rel=1e-5)
+    assert chart.marks[0].places["noise"] == [0.57, 0.53, 0.61]
 
 
 def test_figures_of_the_paper_come_first_below_a_heading(tmp_path):
@@ -94,7 +94,7 @@ def test_figures_of_the_paper_come_first_below_a_heading(tmp_path):
     headings = re.findall(
         r"<h2[^>]*>(The paper|Beyond the paper|Other results|.*?A title|run)", page
     )
-    sections = [section["short"] for section in data_of(page)["sections"]]
+    sections = [section["name"] for section in data_of(page)["sections"]]
     assert sections == ["fig7", "fig10", "s9", "chi", "run"]
     assert [name for name in headings if "title" not in name] == [
         "The paper",
@@ -165,8 +165,8 @@ def test_a_damaged_study_is_shown_as_far_as_it_can_be_read(tmp_path):
     ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "run")
     (tmp_path / "study.zarr").mkdir()
     found = collect([str(tmp_path)])
-    assert [Path(one["file"]).name for one in found.problems] == ["study.zarr"]
-    assert [one["title"] for one in found.sections] == ["Run run"]
+    assert [Path(one.file).name for one in found.problems] == ["study.zarr"]
+    assert [one.title for one in found.sections] == ["Run run"]
 
 
 def test_folders_without_results(tmp_path):
@@ -190,27 +190,25 @@ def test_several_folders_make_one_page_here(tmp_path, monkeypatch):
     page = (tmp_path / path).read_text()
     assert 'id="fig7"' in page
     assert 'id="fig7-2"' in page  # ids are unique
-    assert [one["short"] for one in data_of(page)["sections"]] == ["fig7 (a)", "fig7 (b)"]
+    assert [one["name"] for one in data_of(page)["sections"]] == ["fig7 (a)", "fig7 (b)"]
     assert 'href="a/fig7.zarr/zarr.json"' in page
 
 
 def test_a_store_shows_means_with_intervals(tmp_path):
     run = ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "run")
     (section,) = collect([tmp_path]).sections
-    chart = section["charts"][0]
-    assert chart["title"] == "Share of unchanged nodes"
-    assert [line["name"] for line in chart["lines"]] == [
+    chart = section.charts[0]
+    assert chart.title == "Share of unchanged nodes"
+    assert [line.name for line in chart.lines] == [
         "tree level 0",
         "tree level 1",
         "tree level 2",
     ]
-    assert chart["lines"][0]["value"] == pytest.approx(
+    assert chart.lines[0].value == pytest.approx(
         run.unchanged.mean(["item", "trajectory"])[:, 0].values, abs=1e-6
     )
-    assert (
-        chart["lines"][0]["low"][1] < chart["lines"][0]["value"][1] < chart["lines"][0]["high"][1]
-    )
-    assert section["details"][0]["facts"]["spec hash"] == run.attrs["spec_hash"]
+    assert chart.lines[0].low[1] < chart.lines[0].value[1] < chart.lines[0].high[1]
+    assert section.details[0].facts["spec hash"] == run.attrs["spec_hash"]
 
 
 def test_the_tree_of_a_store_has_the_readings_of_its_nodes(tmp_path):
@@ -234,21 +232,19 @@ def test_the_tree_of_a_store_has_the_readings_of_its_nodes(tmp_path):
         np.testing.assert_allclose(nodes.node_unchanged.mean("node"), of_level.unchanged, atol=1e-6)
     assert run.sizes["node"] == 40
     assert np.isnan(run.node_belief.isel(item=2)).all()
-    tree = collect([tmp_path]).sections[0]["tree"]
-    reading = tree["readings"][0]
-    assert [one["name"] for one in reading["items"]] == ["item 0", "item 1"]  # as in items.csv
+    tree = collect([tmp_path]).sections[0].tree
+    reading = tree.readings[0]
+    assert [one.name for one in reading.originals] == ["item 0", "item 1"]  # as in items.csv
     np.testing.assert_allclose(
-        reading["items"][1]["nodes"], 100 * run.node_belief.isel(item=1), atol=0.51
+        reading.originals[1].nodes, 100 * run.node_belief.isel(item=1), atol=0.51
     )
-    assert reading["levels"][4]["value"] == pytest.approx(
-        run.belief.mean("item")[:, 4].values, abs=1e-5
-    )
+    assert reading.means[4].value == pytest.approx(run.belief.mean("item")[:, 4].values, abs=1e-5)
     ut.run(
         ut.Experiment.from_dict({**spec, "probes": [{"type": "tree_levels"}]}),
         tmp_path / "levels",
     )
     # Means of levels alone.
-    assert collect([tmp_path]).sections[0]["tree"]["readings"][0]["items"] == []
+    assert collect([tmp_path]).sections[0].tree.readings[0].originals == []
 
 
 def test_many_images_are_sampled_and_counted(tmp_path):
@@ -260,10 +256,10 @@ def test_many_images_are_sampled_and_counted(tmp_path):
         "image": (("noise", *dims), rng.uniform(-1, 1, (2, 10_000, 4, 4)).astype("float32")),
     }
     write_dataset(xr.Dataset(images, {"noise": [0.5, 1.0]}), tmp_path / "fig7.zarr")
-    grid = collect([tmp_path]).sections[0]["grid"]
-    assert len(grid["items"]) == 200
-    assert grid["of"] == 10_000
-    assert [item["name"] for item in grid["items"]] == [
+    grid = collect([tmp_path]).sections[0].grid
+    assert len(grid.items) == 200
+    assert grid.total == 10_000
+    assert [item.name for item in grid.items] == [
         f"item {k}" for k in pages_pictures.sample(10_000)
     ]
     assert len(set(pages_pictures.sample(10_000))) == 200
@@ -277,12 +273,12 @@ def test_points_of_a_thinned_curve_stand_at_their_noise():
     )
     (chart,) = charts_of(ds)
     (line,), axes = (
-        chart["lines"],
-        {axis["name"]: np.array(axis["values"]) for axis in chart["axes"]},
+        chart.lines,
+        {axis.name: np.array(axis.values) for axis in chart.axes},
     )
-    assert len(line["value"]) < 1000
-    np.testing.assert_allclose(line["value"], axes["noise"] ** 2, rtol=1e-4)
-    np.testing.assert_allclose(line["value"], np.exp(-2 * axes["log_snr"]), rtol=1e-4)
+    assert len(line.value) < 1000
+    np.testing.assert_allclose(line.value, axes["noise"] ** 2, rtol=1e-4)
+    np.testing.assert_allclose(line.value, np.exp(-2 * axes["log_snr"]), rtol=1e-4)
 
 
 # --- studies --------------------------------------------------------------------------------------
@@ -320,27 +316,25 @@ def test_a_page_of_a_study_shows_every_reading(tmp_path, blank_figures):
     run.attrs["warnings"] = json.dumps([HOSTILE])
     found = write_study(run, tmp_path)
     (section,) = collect([tmp_path]).sections
-    titles = {chart["title"]: chart for chart in section["charts"]}
+    titles = {chart.title: chart for chart in section.charts}
     assert list(titles) == [
         "Share of unchanged nodes",
         "Mean marginal of the true symbol",
         "Energy of a band",
         "Mine",
     ]
-    assert [title for title, chart in titles.items() if chart["shown"]] == [
+    assert [title for title, chart in titles.items() if chart.is_shown] == [
         "Share of unchanged nodes"
     ]
-    (kept,) = titles["Mine"]["lines"]
-    assert kept["name"] == "kept class"
-    assert kept["value"] == pytest.approx(
+    (kept,) = titles["Mine"].lines
+    assert kept.name == "kept class"
+    assert kept.value == pytest.approx(
         found.curve.sel(reading="kept_class", estimate="value").values, rel=1e-5
     )
     deep = titles["Energy of a band"]
-    assert (len(deep["lines"]), deep["left_out"], deep["y"]) == (24, 16, "nats")
-    assert (
-        "never: no curve, since fewer than two noise levels have a value" in section["remarks"][-1]
-    )
-    assert len(section["tables"][0]["rows"]) == found.sizes["reading"] == 3 + 3 + 1 + 40 + 1
+    assert (len(deep.lines), deep.left_out, deep.unit) == (24, 16, "nats")
+    assert "never: no curve, since fewer than two noise levels have a value" in section.remarks[-1]
+    assert len(section.tables[0].rows) == found.sizes["reading"] == 3 + 3 + 1 + 40 + 1
     page = (tmp_path / "index.html").read_text()
     header, body = (
         page[: page.index("</header>")],
@@ -383,22 +377,22 @@ def test_several_runs_are_one_chart_for_each_reading(tmp_path, monkeypatch):
     )
     write_study(runs, tmp_path)
     overlay, *each = collect([tmp_path]).sections
-    assert [one["title"] for one in each] == list(runs)
+    assert [one.title for one in each] == list(runs)
     for title in (
         "Share of unchanged nodes, tree level 2",
         "Mean change of a site",
         "Susceptibility: number of leaves that change together",
     ):
-        (chart,) = [chart for chart in overlay["charts"] if chart["title"] == title]
-        assert [line["name"] for line in chart["lines"]] == list(runs)
-        assert chart["joined"]
+        (chart,) = [chart for chart in overlay.charts if chart.title == title]
+        assert [line.name for line in chart.lines] == list(runs)
+        assert chart.is_joined
     noise, last = (
-        chart["axes"][0]["values"],
-        next(c for c in overlay["charts"] if c["shown"])["lines"][-1],
+        chart.axes[0].values,
+        next(c for c in overlay.charts if c.is_shown).lines[-1],
     )
     assert noise == [0, 0.4, 0.5, 0.7, 1]
-    assert [value is not None for value in last["value"]] == [True, True, False, True, True]
-    assert not any(chart["shown"] for one in each for chart in one["charts"])
+    assert [value is not None for value in last.value] == [True, True, False, True, True]
+    assert not any(chart.is_shown for one in each for chart in one.charts)
     (drawn,) = figures
     panels = [axis for axis in drawn.axes if axis.axison]
     assert all(

@@ -141,6 +141,31 @@ def test_the_tree_follows_the_slider(opened, address):
         wait_for(page, "document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_texts_of_marks_that_lie_close_do_not_overlap(opened, tmp_path):
+    """t* and the threshold of theory at almost one place."""
+    figure(tmp_path)
+    data = xr.open_zarr(tmp_path / "fig7.zarr").load().assign_attrs(critical_noise=0.575)
+    write_dataset(data, tmp_path / "fig7.zarr")
+    page = opened(at=write_page(tmp_path).as_uri())
+    unfold(page)
+    page.locator(".chart").first.scroll_into_view_if_needed()
+    texts = (
+        "[...document.querySelectorAll('.plot text')].filter((one) =>"
+        " /^(t\\*|ε\\* \\(mean field\\))/.test(one.textContent))"
+    )
+    for width in SIZES:
+        page.set_viewport_size({"width": width, "height": 900})
+        wait_for(page, f"{texts}.length === 2")
+        page.wait_for_timeout(300)
+        first, second = page.evaluate(f"{texts}.map((one) => one.getBoundingClientRect().toJSON())")
+        assert (
+            first["right"] <= second["left"]
+            or second["right"] <= first["left"]
+            or first["bottom"] <= second["top"]
+            or second["bottom"] <= first["top"]
+        )
+
+
 def test_the_filter_of_the_verdicts(opened):
     page = opened()
     heights = page.evaluate(

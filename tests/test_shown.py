@@ -79,7 +79,7 @@ def test_a_card_and_a_table_round_alike(place, tmp_path):
     assert float(ut.study(run).half_life[0, 0, 0]) == pytest.approx(place, abs=1e-12)
     write_study(run, tmp_path)
     (section,) = collect([tmp_path]).sections
-    of_table = section["tables"][0]["rows"][0][1].split()[0]
+    of_table = section.tables[0].rows[0][1].split()[0]
     assert of_table == f"{place:.3g}"
     page = (tmp_path / "index.html").read_text()
     assert re.search('<p class="big">(.*?)</p>', page)[1] == of_table
@@ -112,7 +112,7 @@ def test_geometric_levels(levels, geometric):
 def test_charts_of_geometric_levels_are_logarithmic_and_have_noise_0(browser, tmp_path):
     write_study(two_readings(SIGMA), tmp_path)
     (section,) = collect([tmp_path]).sections
-    assert all(one["axes"][0]["log"] for one in section["charts"])
+    assert all(one.axes[0].is_logarithmic for one in section.charts)
     page = look(browser, tmp_path / "index.html")
     page.locator(".plot").first.scroll_into_view_if_needed()
     page.wait_for_selector(".plot.js-plotly-plot")
@@ -293,17 +293,17 @@ def test_the_mean_field_lies_over_a_run_of_a_grammar(grammar, tmp_path):
     assert tidy(study).curves.theory.notnull().sum() == int(study.theory.notnull().sum())
     write_study(grammar, tmp_path, theory=True)
     (section,) = collect([tmp_path]).sections
-    lines = {line["name"]: line for line in section["charts"][0]["lines"]}
-    assert lines["tree level 2, mean field"]["value"] == pytest.approx(
+    lines = {line.name: line for line in section.charts[0].lines}
+    assert lines["tree level 2, mean field"].value == pytest.approx(
         expected.marginals[:, 2].tolist()
     )
-    assert lines["tree level 2, mean field"]["of"] == 2
-    assert any(mark["label"] == "ε* (mean field)" for mark in section["charts"][0]["marks"])
+    assert lines["tree level 2, mean field"].theory_of == 2
+    assert any(mark.label == "ε* (mean field)" for mark in section.charts[0].marks)
     write_study(
         {"a": grammar, "b": grammar.drop_vars("change_covariance")}, tmp_path / "both", theory=True
     )
     overlay = collect([tmp_path / "both"]).sections[0]
-    assert [line["name"] for line in overlay["charts"][0]["lines"]] == [
+    assert [line.name for line in overlay.charts[0].lines] == [
         "a",
         "b",
     ], "the theory is that of one run"

@@ -176,13 +176,32 @@ def test_datasets_know_whether_they_are_complete(store, tmp_path):
     assert RunFolder.open(store).dataset().attrs["missing_tasks"] == 1
 
 
+def test_a_file_is_no_folder_of_a_run(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for place, words in (("file", "it is a file"), ("file/below", "file is a file")):
+        for use in (lambda place: ut.run(experiment(), place), RunFolder.open, open_run):
+            with pytest.raises(ValueError, match=rf"store = .*: expected a folder; .*{words}$"):
+                use(tmp_path / place)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_options_that_could_do_nothing_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="workers = 2: expected 1 without a store"):
+        ut.run(experiment(), workers=2)
+    for name in ("cpus_per_worker", "gpus_per_worker"):
+        with pytest.raises(ValueError, match=f"{name} = 1: expected none without cluster"):
+            ut.run(experiment(), tmp_path / "run", **{name: 1})
+    assert list(tmp_path.iterdir()) == []
+    assert ut.run(experiment(), workers="auto").attrs["complete"]
+
+
 def test_status(store):
     file_of(store, 0.4, "4_7").unlink()
     shutil.copyfile(file_of(store, 0.4, "0_3"), file_of(store, 1.0, "0_3"))
     before = files_of(store)
     done = CliRunner().invoke(app, ["status", str(store)])
     assert done.exit_code == 0
-    assert "7 of 9 tasks done, 1 missing, 1 damaged" in done.output
+    assert "7 of 9 tasks done, 2 left (1 damaged)" in done.output
     assert "damaged: noise 1, items 0 to 3" in done.output
     assert '"multiplicity": 2' in done.output
     assert files_of(store) == before

@@ -64,7 +64,7 @@ done = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"})
 assert done.exit_code == 0, done.output
 figures = CliRunner().invoke(app, ["reproduce", "none"])
 collected = collect([argument + "/results"])
-kinds = [section["kind"] for section in collected.sections]
+kinds = [section.kind for section in collected.sections]
 print([*own_tools()], uturn.__all__, figures.exception, kinds, collected.problems, sep="\\n")
 print(done.output)
 """

@@ -9,7 +9,7 @@ import numpy as np
 from uturn import Probe, Variable
 from uturn.cli.app import EXPERIMENTS, command
 from uturn.cli.options import Out, Running, Spec
-from uturn.cli.running import end, runs_into
+from uturn.cli.running import Printed, Procedure, results_into
 from uturn.core.files import write_json
 
 FILE = "changed-runs.json"
@@ -45,38 +45,53 @@ def changed_runs(spec: Spec, out: Out, *, running: Running) -> None:
     uturn changed-runs examples/epsilon.toml --out results/runs
     ```
     """
-    from uturn.core.experiment import Experiment
-    from uturn.pages.results import write_study
-    from uturn.store.outputs import output_folder
+    results_into(out, MeanLengths(spec), running)
 
-    table = Experiment.from_file(spec).to_dict()
-    experiment = Experiment.from_dict(
-        {**table, "probes": [*table["probes"], {"type": "changed_runs"}]}
-    )
-    datasets = runs_into(out, {"run": experiment}, running)
-    if datasets is None:
-        return
-    lengths = datasets["run"].run_length
-    means = lengths.mean([dim for dim in lengths.dims if dim != "noise"])
-    with output_folder("out", out) as folder:
-        write_json(
-            folder.path / FILE,
-            {"noise": means.noise.values.tolist(), "length": means.values.tolist()},
-        )
-        folder.push(FILE)
-    write_study(datasets["run"], out, title="Runs of changed leaves")
-    end(out, [], files=[FILE])
+
+class MeanLengths(Procedure):
+    """The run of a spec with the probe, and the mean length of runs at each noise level."""
+
+    def __init__(self, spec):
+        self.spec = spec
+
+    def experiments(self, out):
+        """The experiments by the names of their stores in the folder of results."""
+        from uturn.core.experiment import Experiment
+
+        table = Experiment.from_file(self.spec).to_dict()
+        probes = [*table["probes"], {"type": "changed_runs"}]
+        return {"run": Experiment.from_dict({**table, "probes": probes})}
+
+    def write(self, finished):
+        """Write the results of the runs that have finished, and give what is printed."""
+        from uturn.pages.results import write_study
+        from uturn.store.outputs import output_folder
+
+        run = finished.runs["run"]
+        lengths = run.run_length
+        means = lengths.mean([dim for dim in lengths.dims if dim != "noise"])
+        numbers = {"noise": means.noise.values.tolist(), "length": means.values.tolist()}
+        with output_folder("out", finished.out) as folder:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_json(folder.path / FILE, numbers)
+            folder.push(FILE)
+        write_study(run, finished.out, title="Runs of changed leaves", page=False)
+        return Printed(files=[FILE])
 
 
 def section(path, read):
     """The section of the page, from the file that the command writes."""
-    from uturn.pages.sections import card, new_section
+    from uturn.pages.sections import Section
+    from uturn.pages.views import Card
 
     numbers = json.loads(read.content(path))
     longest, noise = max(zip(numbers["length"], numbers["noise"], strict=True))
     claim = f"The longest runs of changed leaves, in the mean, are at noise {noise:g}."
-    content = {
-        "headlines": [card("longest runs", "leaves", [longest, None, None], claim)],
-        "files": [path],
-    }
-    return new_section("changed-runs", "runs", "own-parts", "Runs of changed leaves") | content
+    return Section(
+        "changed-runs",
+        "runs",
+        "own-parts",
+        "Runs of changed leaves",
+        cards=[Card("longest runs", "leaves", claim, [longest, None, None])],
+        files=[path],
+    )

@@ -15,25 +15,25 @@ from uturn.core.tools import left_out, own_tools, tools
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
-FIGURES, STUDIES, EXPERIMENTS = (
-    "Figures of the paper",
-    "Your own models of images and texts",
-    "Experiments from a file",
-)
 # Panels of the help.
-SOLVABLE, MODELS, PAGES = "The solvable world", "Files of models", "Pages of results"
+FIGURES = "Figures of the paper"
+STUDIES = "Your own models of images and texts"
+EXPERIMENTS = "Experiments from a file"
+SOLVABLE = "The solvable world"
+MODELS = "Files of models"
+PAGES = "Pages of results"
 
 
 class _Command(TyperCommand):
     """A command whose help omits the form `--no-FLAG` of flags, to leave room for descriptions."""
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - of typer's own click
         _shorten_flags(self.get_params(ctx))
         super().format_help(ctx, formatter)
 
 
 class _Group(TyperGroup):
-    def format_help(self, ctx: Any, formatter: Any) -> None:
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - of typer's own click
         _shorten_flags(self.get_params(ctx))
         super().format_help(ctx, formatter)
 
@@ -41,7 +41,8 @@ class _Group(TyperGroup):
 def _shorten_flags(parameters: list[Any]) -> None:
     for parameter in parameters:
         if getattr(parameter, "is_flag", False):
-            parameter.metavar, parameter.secondary_opts = "", []
+            parameter.metavar = ""
+            parameter.secondary_opts = []
 
 
 app = typer.Typer(
@@ -57,7 +58,6 @@ app = typer.Typer(
     uturn explore --open
     ```
     """,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
@@ -88,9 +88,13 @@ def register_tools() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _version(
+def _without_command(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
         typer.echo(f"uturn {uturn.__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        context.get_help()  # rich prints it
+        raise typer.Exit(2)

@@ -60,38 +60,47 @@ def _code_of(error: BaseException) -> int:
     """The exit code of a command that an error has ended, after one line about it; a bug of this
     package is raised again.
     """
-    # Of user-defined code, which shall not look like an end without errors.
+    if isinstance(error, typer.Abort):  # Ctrl-C at a question
+        return stops.exit_code
+    is_own = origin(error) is not None  # of user-defined code
     if isinstance(error, SystemExit):
-        if origin(error) is None:  # completion of the shell ends so
+        if not is_own:  # completion of the shell ends so
             raise error
+        # It shall not look like an end without errors.
         _say_error(described(error))
-        return error.code if isinstance(error.code, int) and error.code else 1
+        return error.code if isinstance(error.code, int) and error.code else _FAILED
     if isinstance(error, TasksFailed):
         _say_error(str(error))
-        return 1
-    name = type(error).__name__
-    if name == "Abort":  # typer's name for Ctrl-C
-        return stops.exit_code
-    if name == "NoArgsIsHelpError":
-        return 2
-    usage = getattr(error, "format_message", None)  # typer's exceptions for wrong options have it
-    is_own = origin(error) is not None
-    told = ValueError | OSError | MemoryError | RecursionError | BrokenExecutor
-    if usage is None and not is_own and not isinstance(error, told):
+        return _FAILED
+    if is_own:
+        _say_error(described(error))
+    elif isinstance(error, _USAGE_ERROR):
+        _say_error(_usage(error))
+    elif isinstance(error, PermissionError) and error.filename:
+        advice = "give yourself the right, or choose another place"
+        _say_error(f"{error.filename}: permission denied; {advice}")
+    elif isinstance(error, _TOLD):
+        _say_error(str(error) or type(error).__name__)
+    else:
         raise error
-    text = described(error) if is_own else str(error)
-    if isinstance(error, PermissionError) and error.filename and not is_own:
-        text = (
-            f"{error.filename}: permission denied; give yourself the right, or choose another place"
-        )
-    if usage is not None:
-        context = getattr(error, "ctx", None)
-        hint = (
-            "" if context is None else f" (`{context.command_path} --help` lists what is expected)"
-        )
-        text = usage().replace("Value error, ", "") + hint
-    _say_error(" ".join((text or name).split()))
-    return 2
+    return _MISTAKE
+
+
+_FAILED = 1
+_MISTAKE = 2
+"""Exit codes: a command has failed, or was used wrongly."""
+_TOLD = ValueError, OSError, MemoryError, RecursionError, BrokenExecutor
+"""Errors whose texts tell users enough."""
+(_USAGE_ERROR,) = typer.BadParameter.__bases__
+"""The class of errors for wrong options, which typer does not name."""
+
+
+def _usage(error: Any) -> str:  # noqa: ANN401 - of a class without a name
+    """What is wrong with the arguments of a command, and where they are explained."""
+    message = str(error.format_message())
+    if error.ctx is None:
+        return message
+    return f"{message} (`{error.ctx.command_path} --help` lists what is expected)"
 
 
 def program() -> None:
@@ -110,14 +119,16 @@ def program() -> None:
         raise
 
 
-def _warning(message: Any, *_: Any, **__: Any) -> str:
-    """A warning as a line for stderr; those of the checks before a run keep their own prefix."""
-    return visible(f"{'' if str(message).startswith(CHECKS) else 'uturn: warning: '}{message}\n")
+def _warning(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning as a line for stderr; warnings of the checks before a run have a prefix already."""
+    prefix = "" if str(message).startswith(CHECKS) else "uturn: warning: "
+    return visible(f"{prefix}{message}\n")
 
 
 def _say_error(text: str) -> None:
     with suppress(OSError):  # stderr is not writable
-        typer.echo(visible(f"uturn: error: {text}"), err=True)
+        line = " ".join(text.split())
+        typer.echo(visible(f"uturn: error: {line}"), err=True)
 
 
 class _Formatter(logging.Formatter):

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,8 +25,15 @@ from uturn.cli.options import (
 )
 from uturn.cli.pages import study
 from uturn.cli.printing import console, inside, say_next
-from uturn.cli.running import check_out, locate_into, resumable, run_into
+from uturn.cli.running import check_out, locate_into, resumable, run_into, tasks_of
 from uturn.core.checks import expect
+from uturn.core.progress import in_words
+
+if TYPE_CHECKING:
+    from uturn.engine.plan import Plan
+
+_MOST_NAMES = 4
+"""Of experiments that a line lists."""
 
 
 @command(EXPERIMENTS)
@@ -86,9 +93,8 @@ def run(
     """
     expect(changed or not pairs, "zip", pairs, "--set KEY=VALUE,VALUE,.., whose values it combines")
     if store is None and (out is None or changed):
-        raise ValueError(
-            f"store: missing; expected --store STORE{'' if changed else ', or --out FOLDER'}"
-        )
+        expected = "--store STORE" if changed else "--store STORE, or --out FOLDER"
+        raise ValueError(f"store: missing; expected {expected}")
     if out is not None:
         check_out(out)
     experiment = uturn.Experiment.from_file(spec)
@@ -99,18 +105,20 @@ def run(
     if changed:
         return _run_sweep(experiment, changed, pairs, store, out, running)
     ds = run_into(store, experiment, running)
-    done = (
-        "complete"
-        if ds.attrs["complete"]
-        else f"share {running.shard} done, {ds.attrs['missing_tasks']} tasks missing"
-    )
-    console().print(f"{store}: {done}, spec {experiment.hash[:12]}")
+    tasks = tasks_of({store: experiment}, {store: ds})
+    is_complete = ds.attrs["complete"]
+    if not is_complete:
+        tasks += f"; share {running.shard} is done"
+    console().print(f"{store}: {tasks}; spec {experiment.hash[:12]}")
     for name in ds.attrs["variables"]:
         dims = ", ".join(f"{dim} {size}" for dim, size in ds[name].sizes.items())
         console().print(f"  {name} ({dims}): {ds[name].attrs.get('long_name', '')}")
-    if out is not None and ds.attrs["complete"]:
-        return study([store], out, table=OfTable())
-    say_next(run=("study", store) if ds.attrs["complete"] else ("status", store))
+    if not is_complete:
+        say_next(run=("status", store))
+    elif out is None:
+        say_next(run=("study", store))
+    else:
+        study([store], out, table=OfTable())
 
 
 def _run_sweep(
@@ -124,18 +132,23 @@ def _run_sweep(
     from uturn.engine.sweep import parsed_values, run_all
 
     grid = uturn.sweep(experiment, parsed_values(changed), zip=pairs)
-    names = ", ".join([*list(grid)[:4], *([".."] if len(grid) > 4 else [])])
-    console().print(f"{len(grid)} experiments in {folder}: {names}")
+    names = list(grid)[:_MOST_NAMES]
+    if len(grid) > _MOST_NAMES:
+        names.append("..")
+    experiments = "1 experiment" if len(grid) == 1 else f"{len(grid)} experiments"
+    console().print(f"{experiments} in {folder}: {', '.join(names)}")
     with resumable(folder):
         runs = run_all(grid, folder, **running.arguments())
+    for name, ds in runs.items():
+        tasks = tasks_of({name: grid[name]}, {name: ds})
+        console().print(f"{inside(folder, name)}: {tasks}")
+    if any(ds.attrs["missing_tasks"] for ds in runs.values()):
+        return
     stores = [inside(folder, name) for name in runs]
-    for place, ds in zip(stores, runs.values(), strict=True):
-        missing = ds.attrs["missing_tasks"]
-        console().print(f"{place}: {f'{missing} tasks missing' if missing else 'complete'}")
-    if not any(ds.attrs["missing_tasks"] for ds in runs.values()):
-        if out is not None:
-            return study(stores, out, table=OfTable())
+    if out is None:
         say_next(run=("study", *stores))
+    else:
+        study(stores, out, table=OfTable())
 
 
 @command(EXPERIMENTS)
@@ -203,7 +216,9 @@ def plan(
     """
     experiment = uturn.Experiment.from_file(spec)
     if place.until is None:
-        _print_plan(experiment, store, workers)
+        cost = _print_plan(experiment, store, workers)
+        if store is not None and cost.done == cost.tasks:
+            return say_next(run=("study", store))
         return say_next(run=("run", str(spec), "--store", store or "STORE"))
     from uturn.studies.locate import forecast
 
@@ -213,19 +228,22 @@ def plan(
         levels = ", ".join(f"{level:.3g}" for level in part.noise)
         console().print(f"{name}: about {part.items} originals at noise {levels}", style="bold")
         _print_plan(part, None, workers, "  ")
-    chosen = typed(**asdict(place) | {"share": None if place.share == 0.5 else place.share})
+    options = asdict(place)
+    if place.share == 0.5:
+        del options["share"]
+    chosen = typed(**options)
     say_next(run=("run", str(spec), *chosen, "--store", store or "STORE"))
 
 
 def _print_plan(
     experiment: uturn.Experiment, store: str | None, workers: int | None, before: str = ""
-) -> None:
+) -> Plan:
     from uturn.engine.plan import plan
 
     cost = plan(experiment, store, workers=workers)
-    assert cost is not None  # without `least`
     for line in cost.lines():
         console().print(f"{before}{line}")
+    return cost
 
 
 @command(EXPERIMENTS)
@@ -256,10 +274,9 @@ def export(
 def status(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a store.")],
 ) -> None:
-    """Print how many tasks of a run are done, missing and damaged, and the spec. Measures and
-    changes nothing.
+    """Print how many tasks of a run are done and left, and its spec. Measures and changes nothing.
 
-    Reads all stored readings to find damaged files.
+    Reads all stored readings to find damaged files, whose tasks are left.
 
     Example:
 
@@ -271,31 +288,26 @@ def status(
 
     opened = RunFolder.open(store)
     states = {task: progress.state for task, progress in opened.states().items()}
-    out = console()
     counts = Counter(states.values())
-    summary = [
-        f"{counts[State.done]} of {len(states)} tasks done",
-        f"{counts[State.missing]} missing",
-        f"{counts[State.damaged]} damaged",
-    ]
+    summary = in_words(counts[State.done], len(states))
+    reasons = []
     if counts[State.part]:
-        summary.insert(1, f"{counts[State.part]} with fewer trajectories than the spec asks for")
-    out.print(f"{store}: {', '.join(summary)}")
+        reasons.append(f"{counts[State.part]} with fewer trajectories than the spec asks for")
+    if counts[State.damaged]:
+        reasons.append(f"{counts[State.damaged]} damaged")
+    if reasons:
+        summary += f" ({', '.join(reasons)})"
+    out = console()
+    out.print(f"{store}: {summary}")
     for task, state in states.items():
         if state == State.damaged:
             items = opened.items(task)
             place = f"noise {opened.noise[task.noise_index]:g}, items {items[0]} to {items[-1]}"
             out.print(f"  damaged: {place}; `uturn run` with the same spec measures it again")
-    sizes = (
-        f"{len(opened.noise)} noise levels, {opened.num_items} items, {opened.trajectories}"
-        " trajectories"
-    )
-    out.print(f"  {', '.join(opened.file.variables)}: {sizes}")
+    sizes = f"noise {len(opened.noise)}, item {opened.num_items}, trajectory {opened.trajectories}"
+    out.print(f"  {', '.join(opened.file.variables)} ({sizes})")
     out.print(json.dumps(opened.attributes["spec"], indent=1, ensure_ascii=False))
-    say_next(
-        run=(
-            ("report", store)
-            if counts[State.done] == len(states)
-            else ("run", "SPEC", "--store", store)
-        )
-    )
+    if counts[State.done] == len(states):
+        say_next(run=("report", store))
+    else:
+        say_next(run=("run", "SPEC", "--store", store))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -18,6 +17,9 @@ from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.running import resumable
 from uturn.core.checks import expect
 from uturn.paper.registry import FIGURES, ORDER, PAPER_FIGURES, load_figure
+
+if TYPE_CHECKING:
+    from uturn.pages.verdicts import Result
 
 
 class Scale(StrEnum):
@@ -73,7 +75,7 @@ def reproduce(
     uturn reproduce --list
     ```
     """
-    from uturn.pages.figures import tally
+    from uturn.pages.verdicts import tally
 
     if list_only:
         show(_figure_table())
@@ -100,9 +102,8 @@ def reproduce(
     if any(result.verdicts for result in results):
         # Verdicts are sentences: also a file has rows that can be read.
         show(_verdict_table(results, scale.value), widest=160)
-    console().print(
-        tally([asdict(verdict) for result in results for verdict in result.verdicts]).words
-    )
+    verdicts = [verdict for result in results for verdict in result.verdicts]
+    console().print(tally(verdicts).words)
     say_next(open=inside(out, "index.html"))
     if not all(result.passed for result in results):
         raise typer.Exit(1)
@@ -130,7 +131,7 @@ def _figure_table() -> Table:
     return table
 
 
-def _verdict_table(results: list[Any], scale: str) -> Table:
+def _verdict_table(results: list[Result], scale: str) -> Table:
     marks = {
         True: Text("pass", "green"),
         False: Text("FAIL", "bold red"),
@@ -141,7 +142,9 @@ def _verdict_table(results: list[Any], scale: str) -> Table:
     )
     for result in results:
         for verdict in result.verdicts:
-            expected = f"{verdict.expected}" + (f" ({verdict.rule})" if verdict.rule else "")
+            expected = str(verdict.expected)
+            if verdict.rule:
+                expected += f" ({verdict.rule})"
             table.add_row(
                 result.figure, verdict.quantity, verdict.measured, expected, marks[verdict.passed]
             )

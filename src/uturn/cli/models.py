@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import webbrowser
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +14,11 @@ from uturn.cli.options import OUTPUT, Plot, option, option_of, typed
 from uturn.cli.printing import console, draw_to, picture, say_next, show
 from uturn.core.files import whole_file
 from uturn.presets.images import ImageOptions
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from uturn.studies.tables import TextTable
 
 
 @command(SOLVABLE)
@@ -165,55 +171,71 @@ def schedule(
     from uturn.studies.tables import csv_of, for_terminal
 
     plot = None if plot is None else picture(plot)
-    options: dict[str, Any] = {"timestep_spacing": timestep_spacing, "size": size, "preset": preset}
-    schedules = [schedule(model, steps, scheduler, **options) for model in models]
-    for ds in schedules:
-        show(for_terminal(_levels(ds)))
+    schedules = []
+    for model in models:
+        of_model = schedule(
+            model, steps, scheduler, timestep_spacing=timestep_spacing, size=size, preset=preset
+        )
+        schedules.append(of_model)
+    for of_model in schedules:
+        show(for_terminal(_levels(of_model)))
     if csv is not None:
-        frames = [ds.to_dataframe().reset_index() for ds in schedules]
-        for frame, ds in zip(frames, schedules, strict=True):
-            frame.insert(0, "model", ds.attrs["model"])
+        frames = []
+        for of_model in schedules:
+            frame = of_model.to_dataframe().reset_index()
+            frame.insert(0, "model", of_model.attrs["model"])
+            frames.append(frame)
         with whole_file(csv) as file:
             file.write(csv_of(*frames).encode())
         console().print(f"written: {csv}")
-    if plot is None:
-        chosen = {
-            "scheduler": scheduler,
-            "timestep_spacing": timestep_spacing,
-            "preset": preset,
-            "size": size,
-        }
-        say_next(run=("schedule", *models, *typed(steps=steps, **chosen, plot="schedule.png")))
-    else:
-        draw_to(plot, lambda: draw_schedules(schedules, [Path(model).name for model in models]))
+    if plot is not None:
+        names = [Path(model).name for model in models]
+        draw_to(plot, lambda: draw_schedules(schedules, names))
+        return
+    words = typed(
+        steps=steps,
+        scheduler=scheduler,
+        timestep_spacing=timestep_spacing,
+        preset=preset,
+        size=size,
+        plot="schedule.png",
+    )
+    say_next(run=("schedule", *models, *words))
 
 
-def _levels(ds: Any) -> Any:
+def _levels(schedule: xr.Dataset) -> TextTable:
     """The levels k = 0 .. N as a table; its title names model, scheduler and rule."""
     from uturn.studies.tables import TextTable
 
-    attrs = ds.attrs
+    attrs = schedule.attrs
     parts = [attrs["scheduler"], f"{attrs['steps']} steps"]
     if attrs["timestep_spacing"]:
         parts.append(f"timestep spacing {attrs['timestep_spacing']}")
     if attrs["shift"] != 1:
         parts.append(f"shift {attrs['shift']:.3g}")
-    rule = (
-        "strength as in the image-to-image variant of"
-        f" {attrs['pipeline'] or 'pipelines of this kind'}, {attrs['rule']}"
-    )
-    forms = {"t_over_T": ".4g", "strength": ".4g", "abar": ".4g", "log_snr": "+.2f", "sigma": ".4g"}
-    rows = []
-    for k in range(attrs["steps"] + 1):
-        at = {name: format(float(ds[name][k]), form) for name, form in forms.items()}
-        at |= {"strength": "none"} if k == 0 or at["strength"] == "nan" else {}
-        rows.append(
-            (
-                str(k),
-                f"{float(ds['calls'][k]):.0f}",
-                "" if k == 0 else f"{float(ds['timestep'][k]):.5g}",
-                *at.values(),
-            )
-        )
+    pipeline = attrs["pipeline"] or "pipelines of this kind"
+    rule = f"strength as in the image-to-image variant of {pipeline}, {attrs['rule']}"
+    rows = [_row(schedule, k) for k in range(attrs["steps"] + 1)]
     heads = ("k", "calls", "timestep", "t/T", "strength", "abar", "log-SNR", "sigma")
     return TextTable(f"{attrs['model']}: {', '.join(parts)}; {rule}", heads, rows)
+
+
+def _row(schedule: xr.Dataset, k: int) -> tuple[str, ...]:
+    """The level of k steps as text. At k = 0 there is neither a timestep nor a strength."""
+    level = schedule.isel(step=k)
+    timestep = ""
+    strength = "none"
+    if k > 0:
+        timestep = f"{float(level.timestep):.5g}"
+        if not math.isnan(level.strength):
+            strength = f"{float(level.strength):.4g}"
+    return (
+        str(k),
+        f"{float(level.calls):.0f}",
+        timestep,
+        f"{float(level.t_over_T):.4g}",
+        strength,
+        f"{float(level.abar):.4g}",
+        f"{float(level.log_snr):+.2f}",
+        f"{float(level.sigma):.4g}",
+    )

@@ -11,23 +11,35 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 from uturn.core.checks import expect
 from uturn.presets.options import PresetOptions
 
-OUTPUT, RUN, CLUSTER = "Output", "Run", "On a Ray cluster"  # panels of the help
-SWEEP, UNTIL, TABLE = "Several experiments", "Until a place is known", "Tables of readings"
+T = TypeVar("T")
+
+# Panels of the help.
+OUTPUT = "Output"
+RUN = "Run"
+CLUSTER = "On a Ray cluster"
+SWEEP = "Several experiments"
+UNTIL = "Until a place is known"
+TABLE = "Tables of readings"
 
 
-def option(panel: str, text: str, *flags: str, **settings: Any) -> Any:
-    return typer.Option(*flags, help=text, rich_help_panel=panel, **settings)
+def option(panel: str, text: str, *flags: str, **settings: Any) -> OptionInfo:
+    """An option of a command, in a panel of its help."""
+    made: OptionInfo = typer.Option(*flags, help=text, rich_help_panel=panel, **settings)
+    return made
 
 
-def _field(default: Any, panel: str, text: str, *flags: str, **settings: Any) -> Any:
-    return field(default=default, metadata={"option": option(panel, text, *flags, **settings)})
+def _field(default: T, panel: str, text: str, *flags: str, **settings: Any) -> T:
+    """A field of a group of options."""
+    made: T = field(default=default, metadata={"option": option(panel, text, *flags, **settings)})
+    return made
 
 
 Spec = Annotated[
@@ -39,8 +51,8 @@ OptionalOut = Annotated[str | None, _folder]
 Plot = Annotated[
     Path | None, option(OUTPUT, "Draw the figure to this file (PNG, PDF, SVG, ..).", metavar="FILE")
 ]
-_accept = RUN, "Continue although the code of one of your parts has changed.", "--accept-changes"
-AcceptChanges = Annotated[bool, option(*_accept)]
+_ACCEPT = "Continue although the code of one of your parts has changed."
+AcceptChanges = Annotated[bool, option(RUN, _ACCEPT, "--accept-changes")]
 
 
 @dataclass(frozen=True)
@@ -76,16 +88,12 @@ class Machines:
         return self.workers
 
     def on_cluster(self) -> dict[str, Any]:
-        each = self.cpus_per_worker, self.gpus_per_worker
-        expect(
-            self.cluster is not None or each == (None, None),
-            "cpus_per_worker, gpus_per_worker",
-            each,
-            "none without cluster",
-        )
-        return {
-            name: getattr(self, name) for name in ("cluster", "cpus_per_worker", "gpus_per_worker")
-        }
+        """The arguments `cluster`, `cpus_per_worker` and `gpus_per_worker` of `uturn.run`."""
+        each = {"cpus_per_worker": self.cpus_per_worker, "gpus_per_worker": self.gpus_per_worker}
+        for name, value in each.items():
+            is_for_cluster = self.cluster is not None or value is None
+            expect(is_for_cluster, name, value, "--cluster ADDRESS beside it")
+        return {"cluster": self.cluster, **each}
 
 
 @dataclass(frozen=True)
@@ -105,17 +113,13 @@ class Running(Machines):
         "Continue or extend an existing store; --no-resume refuses it.",
         show_default=False,
     )
-    accept_changes: bool = _field(False, *_accept)
+    accept_changes: bool = _field(False, RUN, _ACCEPT, "--accept-changes")
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `uturn.run`, which checks the two numbers of a share such as "2/8"."""
         number, slash, shares = self.shard.partition("/")
-        expect(
-            slash and number.isdecimal() and shares.isdecimal(),
-            "shard",
-            self.shard,
-            "i/n, such as 2/8",
-        )
+        is_share = slash and number.isdecimal() and shares.isdecimal()
+        expect(is_share, "shard", self.shard, "i/n, such as 2/8")
         return {
             "resume": self.resume,
             "workers": self.processes,
@@ -141,14 +145,14 @@ class Place:
     reading: str | None = _field(
         None,
         UNTIL,
-        "A reading as `uturn study` names it, which goes from a start to chance (uturn images: by"
-        " default same_class).",
+        "Name of a reading, as `uturn study` prints it, that goes from a start to chance. For `uturn"
+        " images`, the default is same_class.",
         metavar="NAME",
     )
     share: float = _field(
         0.5,
         UNTIL,
-        "Locate where this share of the way from start to chance is gone.",
+        "Locate the noise at which the reading has gone this share of the way.",
         metavar="SHARE",
     )
 
@@ -179,7 +183,7 @@ class OfTable:
         metavar="NAME=COLUMN,..",
     )
     noise_unit: str | None = _field(
-        None, TABLE, "What the noise of a table is, such as strength.", metavar="TEXT"
+        None, TABLE, "Quantity and unit of the noise of a table, such as strength.", metavar="TEXT"
     )
     start: list[str] | None = _field(  # noqa: RUF009
         None,
@@ -190,7 +194,7 @@ class OfTable:
     chance: list[str] | None = _field(  # noqa: RUF009
         None,
         TABLE,
-        "Value of a reading for independent data; by default that at the largest noise. Can be"
+        "Value of a reading for independent data; by default its value at the largest noise. Can be"
         " given several times.",
         metavar="NAME=VALUE",
     )
@@ -208,10 +212,9 @@ class OfTable:
         """
         from uturn.studies.long_form import is_table
 
+        columns = self.columns.split(",") if self.columns else None
         values = {
-            "columns": _by_name(
-                "columns", self.columns.split(",") if self.columns else None, "noise=sigma"
-            ),
+            "columns": _by_name("columns", columns, "noise=sigma"),
             "unit": self.noise_unit,
             "start": _by_name("start", self.start),
             "chance": _by_name("chance", self.chance),
@@ -226,18 +229,20 @@ class OfTable:
         return typed
 
 
-def typed(**options: Any) -> list[str]:
+def typed(**options: object) -> list[str]:
     """Options as arguments of a command, without those that are None, False or empty; those that
     are True are flags.
     """
     words: list[str] = []
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
+        if value is None or value is False:
+            continue
         if value is True:
             words.append(flag)
-        elif value is not False:
-            for text in value if isinstance(value, list) else [] if value is None else [value]:
-                words += [flag, f"{text:g}" if isinstance(text, float) else str(text)]
+            continue
+        for entry in value if isinstance(value, list) else [value]:
+            words += [flag, f"{entry:g}" if isinstance(entry, float) else str(entry)]
     return words
 
 
@@ -257,95 +262,115 @@ def _by_name(
 
 def option_of(
     study: type[PresetOptions], name: str, panel: str | None = None, **settings: Any
-) -> Any:
+) -> OptionInfo:
     """The command-line option for a field, with the description of the field."""
     field = study.model_fields[name]
     flag = study.flags.get(name, f"--{name.replace('_', '-')}")
-    is_list = field.annotation == list[str]
-    negative = f"; --no-{flag[2:]} turns this off" if field.default is True else ""
-    settings = {
-        "show_default": not negative,
-        "show_choices": False,
-        "metavar": "<str>" if is_list else None,
-        **settings,
-    }
+    text = (field.description or "").removesuffix(".")
+    defaults: dict[str, Any] = {"show_default": True, "show_choices": False}
+    if field.default is True:
+        text += f"; --no-{flag[2:]} turns this off"
+        defaults["show_default"] = False
+    text += "."
+    if field.annotation == list[str]:
+        text += " Can be given several times."
+        defaults["metavar"] = "<str>"
     if field.examples:
-        settings["autocompletion"] = lambda: field.examples
-    flag = (
-        f"{flag}/--no-{flag[2:]}"
-        if bool in (field.annotation, *get_args(field.annotation))
-        else flag
+        defaults["autocompletion"] = lambda: field.examples
+    if bool in (field.annotation, *get_args(field.annotation)):
+        flag = f"{flag}/--no-{flag[2:]}"
+    made: OptionInfo = typer.Option(
+        flag, help=text, rich_help_panel=panel, **{**defaults, **settings}
     )
-    text = f"{(field.description or '').removesuffix('.')}{negative}.{' Can be given several times.' if is_list else ''}"
-    return typer.Option(flag, help=text, rich_help_panel=panel, **settings)
+    return made
+
+
+Group = type[Machines] | type[Place] | type[OfTable] | type[PresetOptions]
+"""A class whose fields are options."""
 
 
 def expanded(function: Callable[..., None]) -> Callable[..., None]:
     """A command with an option for each field of its parameters of type `Machines`, `Place`,
     `OfTable` or `PresetOptions`.
     """
-    parameters = inspect.signature(function, eval_str=True).parameters
-    groups = {
-        name: parameter.annotation
-        for name, parameter in parameters.items()
-        if inspect.isclass(parameter.annotation)
-        and issubclass(parameter.annotation, Machines | Place | OfTable | PresetOptions)
-    }
-    options = {
-        name: _options(groups[name]) if name in groups else [parameter]
-        for name, parameter in parameters.items()
-    }
+    groups: dict[str, Group] = {}
+    options: dict[str, list[inspect.Parameter]] = {}
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        if _is_group(parameter.annotation):
+            groups[name] = parameter.annotation
+            options[name] = _options(parameter.annotation)
+        else:
+            options[name] = [parameter]
 
     def command(context: typer.Context, **values: Any) -> None:
         for name, group in groups.items():
             given = {option.name: values.pop(option.name) for option in options[name]}
-            if issubclass(group, PresetOptions):
-                sources = {
-                    name: getattr(context.get_parameter_source(name), "name", "") for name in given
-                }
-                values[name] = group.from_dict(
-                    {name: given[name] for name in given if sources[name] == "COMMANDLINE"}
-                )
-            else:
-                values[name] = group(**given)
+            values[name] = _made(group, given, context)
         function(**values)
 
-    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    flat = [
-        option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for group in options.values()
-        for option in group
-    ]
-    command.__signature__ = inspect.Signature([context, *flat])  # type: ignore[attr-defined]
-    command.__annotations__, command.__name__, command.__doc__ = (
-        {},
-        function.__name__,
-        function.__doc__,
-    )
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
+    for of_parameter in options.values():
+        parameters += [option.replace(kind=keyword) for option in of_parameter]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {}
+    command.__name__ = function.__name__
+    command.__doc__ = function.__doc__
     return command
 
 
-def _options(group: Any) -> list[inspect.Parameter]:
-    keyword, options = inspect.Parameter.KEYWORD_ONLY, []
+def _is_group(annotation: object) -> bool:
+    groups = Machines | Place | OfTable | PresetOptions
+    return inspect.isclass(annotation) and issubclass(annotation, groups)
+
+
+def _made(group: Group, given: dict[str, Any], context: typer.Context) -> object:
+    """An instance of a group; a preset gets only the options that were typed."""
     if not issubclass(group, PresetOptions):
-        kinds = get_type_hints(group)
-        of_fields = [(of, Annotated[kinds[of.name], of.metadata["option"]]) for of in fields(group)]
-        return [
-            inspect.Parameter(of.name, keyword, default=of.default, annotation=kind)
-            for of, kind in of_fields
-        ]
-    for panel, names in group.panels.items():
-        for name in names:
-            field, option = group.model_fields[name], option_of(group, name, panel)
-            types = set(get_args(field.annotation)) - {NoneType}
-            # Fields of several types are passed as text, which the preset parses.
-            mixed = len(types) > 1 and not all(isinstance(choice, str) for choice in types)
-            kind, default = (str, field.default) if mixed else (field.annotation, field.default)
-            if mixed and default is not None:
-                default = ",".join(map(str, default if isinstance(default, list) else [default]))
-            options.append(
-                inspect.Parameter(
-                    name, keyword, default=default, annotation=Annotated[kind, option]
-                )
-            )
+        return group(**given)
+    typed = {}
+    for name, value in given.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            typed[name] = value
+    return group.from_dict(typed)
+
+
+def _options(group: Group) -> list[inspect.Parameter]:
+    if issubclass(group, PresetOptions):
+        return _options_of_preset(group)
+    kinds = get_type_hints(group)
+    options = []
+    for of in fields(group):
+        option = of.metadata["option"]
+        options.append(_parameter(of.name, of.default, Annotated[kinds[of.name], option]))
     return options
+
+
+def _options_of_preset(preset: type[PresetOptions]) -> list[inspect.Parameter]:
+    options = []
+    for panel, names in preset.panels.items():
+        for name in names:
+            field = preset.model_fields[name]
+            option = option_of(preset, name, panel)
+            kind: Any = field.annotation
+            default = field.default
+            if _is_text(field.annotation):
+                kind = str
+                if default is not None:
+                    entries = default if isinstance(default, list) else [default]
+                    default = ",".join(map(str, entries))
+            options.append(_parameter(name, default, Annotated[kind, option]))
+    return options
+
+
+def _is_text(annotation: object) -> bool:
+    """Whether a field has several types, and is passed as text, which the preset parses."""
+    types = set(get_args(annotation)) - {NoneType}
+    has_names = all(isinstance(choice, str) for choice in types)
+    return len(types) > 1 and not has_names
+
+
+def _parameter(name: str, default: object, annotation: object) -> inspect.Parameter:
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, keyword, default=default, annotation=annotation)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,8 +13,12 @@ from uturn import pages, studies
 from uturn.cli.app import PAGES, command
 from uturn.cli.options import OUTPUT, OfTable, OptionalOut, option, typed
 from uturn.cli.printing import console, say_next, show
-from uturn.cli.running import end, opened
+from uturn.cli.running import Printed, end, opened
 from uturn.core.checks import expect
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from rich.table import Table
 
 
 @command(PAGES)
@@ -91,71 +96,68 @@ def study(
     uturn study rmsd.csv --noise-unit "added noise (Å)" --start rmsd=0 --out results/rmsd
     ```
     """
+    _check_places(stores, out)
+    settings = table.settings(stores)
+    runs = studies.named_runs({place: opened(place, **settings) for place in stores})
+    several = len(runs) > 1
+    expected = "two, A and B for B minus A"
+    expect(len(runs) == 2 or not difference, "difference: stores", len(runs), expected)
+    has_images = not several and out is not None
+    expect(has_images or not save_images, "save_images", save_images, "one store, and --out")
+    studied: dict[str, xr.Dataset] = {}
+    if out is not None:
+        studied = pages.write_study(
+            runs,
+            out,
+            save_images=save_images,
+            centre=centre,
+            difference=difference,
+            theory=theory,
+        )
+    else:
+        for name, run in runs.items():
+            studied[name] = studies.study(run, centre)
+            if theory:
+                studied[name] = studies.with_theory(studied[name], run)
+    for name, data in studied.items():
+        if several:
+            console().print(name, style="bold")
+        for part in studies.summary(data, width=console().width):
+            show(part)
+        console().print(data.attrs["description"])
+    parts = _difference(runs, centre) if difference else []
+    if out is not None:
+        return end(out, Printed(parts), save_images=save_images)
+    for part in parts:
+        show(part)
+    options = {"difference": difference, "theory": theory, **asdict(table)}
+    if centre != "mean":
+        options["centre"] = centre
+    say_next(run=("study", *stores, *typed(**options), "--out", "FOLDER"))
+
+
+def _check_places(stores: Sequence[str], out: str | None) -> None:
+    """ValueError for a store that is given twice, or one that the results would replace."""
     from uturn.pages.results import RESULTS
     from uturn.store.folders import is_url
+
+    places = [place if is_url(place) else os.path.realpath(place) for place in stores]
+    twice = [place for k, place in enumerate(places) if place in places[:k]]
+    expect(not twice, "stores given twice", twice, "each once")
+    if out is None:
+        return
+    folder = os.path.realpath(out)
+    replaced = sorted({os.path.join(folder, name) for name in RESULTS} & set(places))
+    expect(not replaced, "out", out, f"another folder; {replaced} would be replaced")
+
+
+def _difference(runs: Mapping[str, xr.Dataset], centre: str) -> list[Table | str]:
+    """The second of two runs minus the first, as a table and remarks."""
     from uturn.studies.paired import remarks_of, table_of
     from uturn.studies.tables import for_terminal
 
-    where = [place if is_url(place) else os.path.realpath(place) for place in stores]
-    twice = [place for k, place in enumerate(where) if place in where[:k]]
-    expect(not twice, "stores given twice", twice, "each once")
-    taken = [] if out is None else [os.path.join(os.path.realpath(out), name) for name in RESULTS]
-    expect(
-        not set(taken) & set(where),
-        "out",
-        out,
-        f"another folder; {sorted(set(taken) & set(where))} would be replaced",
-    )
-    settings = table.settings(stores)
-    named = studies.named_runs({place: opened(place, **settings) for place in stores})
-    several = len(named) > 1
-    expect(
-        len(named) == 2 or not difference,
-        "difference: stores",
-        len(named),
-        "two, A and B for B minus A",
-    )
-    expect(
-        not save_images or not (several or out is None),
-        "save_images",
-        save_images,
-        "one store, and --out",
-    )
-    made: Any
-    if out is not None:
-        options: Any = {
-            "save_images": save_images,
-            "centre": centre,
-            "difference": difference,
-            "theory": theory,
-        }
-        made = pages.write_study(named, out, **options)
-    else:
-        made = {name: studies.study(run, centre) for name, run in named.items()}
-        made = (
-            {name: studies.with_theory(of, named[name]) for name, of in made.items()}
-            if theory
-            else made
-        )
-    for name, of in (made if several or out is None else {"": made}).items():
-        if several:
-            console().print(name, style="bold")
-        for part in studies.summary(of, width=console().width):
-            show(part)
-        console().print(of.attrs["description"])
-    of_pairs = studies.difference(named, centre) if difference else None
-    parts = [] if of_pairs is None else [for_terminal(table_of(of_pairs)), *remarks_of(of_pairs)]
-    if out is not None:
-        return end(out, parts, save_images=save_images)
-    for part in parts:
-        show(part)
-    words = typed(
-        difference=difference,
-        theory=theory,
-        centre=None if centre == "mean" else centre,
-        **asdict(table),
-    )
-    say_next(run=("study", *stores, *words, "--out", "FOLDER"))
+    data = studies.difference(runs, centre)
+    return [for_terminal(table_of(data)), *remarks_of(data)]
 
 
 @command(PAGES)

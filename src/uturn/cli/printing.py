@@ -9,15 +9,25 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console, RenderableType, RenderHook
+from rich.console import (
+    Console,
+    ConsoleOptions,
+    ConsoleRenderable,
+    RenderableType,
+    RenderHook,
+)
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from uturn.core.checks import expect
 from uturn.core.messages import visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _UNFOLDED = 10_000  # width of a file or a pipe, so that each row of a table stays on one line
 
@@ -41,10 +51,10 @@ class _Visible(RenderHook):
     def __init__(self, renderable: RenderableType = "") -> None:
         self.renderable = renderable
 
-    def process_renderables(self, renderables: list[Any]) -> list[Any]:
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
         return [_Visible(renderable) for renderable in renderables]
 
-    def __rich_console__(self, out: Console, options: Any) -> Iterator[Any]:
+    def __rich_console__(self, out: Console, options: ConsoleOptions) -> Iterator[Segment]:
         for segment in out.render(self.renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
@@ -58,12 +68,17 @@ def show(table: Table | str, widest: int = _UNFOLDED) -> None:
     if not isinstance(table, str):
         if table.title:  # rich would fold a title to the width of the table
             out.print(table.title, style="bold")
-        table.title, table.box, table.padding, table.pad_edge = None, None, (0, 2, 0, 0), False
+        table.title = None
+        table.box = None
+        table.padding = (0, 2, 0, 0)
+        table.pad_edge = False
         for column in table.columns:
             column.overflow = "fold"
         if out.measure(table, options=out.options.update(width=_UNFOLDED)).maximum > out.width:
-            # A blank line between rows.
-            table.box, table.show_edge, table.padding, table.leading = box.SIMPLE, False, 0, 1
+            table.box = box.SIMPLE
+            table.show_edge = False
+            table.padding = 0
+            table.leading = 1  # a blank line between rows
     out.print(table)
 
 
@@ -76,13 +91,14 @@ def picture(path: Path) -> Path:
     otherwise.
     """
     endings = ("png", "pdf", "svg", "eps", "jpg", "jpeg", "tif", "tiff", "webp")
-    path = path if path.suffix or not path.name else path.with_name(f"{path.name}.png")
+    if path.name and not path.suffix:
+        path = path.with_name(f"{path.name}.png")
     is_file = path.suffix[1:].lower() in endings and not path.is_dir()
     expect(is_file, "plot", str(path), f"a file that ends in .{', .'.join(endings)}")
     return path
 
 
-def draw_to(path: Path, draw: Callable[[], Any]) -> None:
+def draw_to(path: Path, draw: Callable[[], Figure]) -> None:
     """Write the figure that `draw()` returns, and say that it can be opened."""
     from uturn.studies.plotting.style import save_figure, style
 

@@ -1,14 +1,20 @@
-"""Runs of experiments from the command line: their cost, folders of results, advice on resuming,
-and the last lines.
+"""Runs of experiments from the command line: the sequence of a command, advice on resuming, and
+the last lines.
+
+A command turns options into experiments, runs them into stores, writes results, and prints them:
+`results_into` is this sequence, which tools use too.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,12 +24,71 @@ from uturn.cli.options import Place, Running
 from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.stops import stops
 from uturn.core.messages import visible
+from uturn.core.progress import in_words
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from rich.table import Table
+
+Experiments = Mapping[str, "uturn.Experiment"]
+"""Experiments by the names of their stores."""
 
 
-def run_into(store: str | Path, experiment: uturn.Experiment, running: Running) -> Any:
-    """The dataset of an experiment, run into a store."""
-    with resumable(store):
-        return uturn.run(experiment, store, **running.arguments())
+@dataclass(frozen=True)
+class Finished:
+    """The experiments of a command that have all run, and their datasets."""
+
+    out: str
+    """Folder of the results, or URL."""
+    experiments: Experiments
+    runs: Mapping[str, xr.Dataset]
+    """By the names of the stores, as the experiments."""
+
+
+@dataclass(frozen=True)
+class Printed:
+    """What a command says about its results."""
+
+    parts: Sequence[Table | str] = ()
+    """Tables and lines that it prints."""
+    files: Sequence[str] = ()
+    """Names of the files that it has written, beside those of a study."""
+
+
+class Procedure(ABC):
+    """What a command of one's own does: its experiments, and the results that it writes."""
+
+    @abstractmethod
+    def experiments(self, out: str) -> Experiments:
+        """The experiments, by the names of their stores in a folder of results; may load models."""
+
+    @abstractmethod
+    def write(self, finished: Finished) -> Printed:
+        """Write files into the folder, without the page, and give what is printed."""
+
+
+def results_into(
+    out: str,
+    procedure: Procedure,
+    running: Running,
+    *,
+    save_images: bool = False,
+    kept: int = 0,
+) -> None:
+    """Check a folder of results, run the experiments of a command into stores in it, write what
+    they give and the page, and print the last lines.
+
+    Nothing is written while other shares of the runs have unfinished tasks. `save_images`, `kept`:
+    whether stored images are written as PNG files, and how many originals have some.
+    """
+    begin(out, save_images, kept)
+    experiments = procedure.experiments(out)
+    runs = runs_into(out, experiments, running)
+    if runs is None:
+        return
+    printed = procedure.write(Finished(out, experiments, runs))
+    pages.report([out])
+    end(out, printed, save_images=save_images)
 
 
 def check_out(out: str, save_images: bool = False, kept: int = 0) -> None:
@@ -43,31 +108,47 @@ def begin(out: str, save_images: bool = False, kept: int = 0) -> None:
     console().print(f"results: {out}")
 
 
-def runs_into(
-    out: str, experiments: Mapping[str, uturn.Experiment], running: Running
-) -> dict[str, Any] | None:
-    """The datasets of experiments, {name of the store: experiment}, run into a folder of
-    results; None while shares are left.
+def run_into(store: str | Path, experiment: uturn.Experiment, running: Running) -> xr.Dataset:
+    """The dataset of an experiment, run into a store."""
+    with resumable(store):
+        return uturn.run(experiment, store, **running.arguments())
+
+
+def runs_into(out: str, experiments: Experiments, running: Running) -> dict[str, xr.Dataset] | None:
+    """The datasets of experiments, run into a folder of results, by the names of their stores;
+    None while tasks of other shares are left.
     """
     from uturn.store.outputs import output_folder
     from uturn.studies.runs import missing_tasks
 
-    datasets: dict[str, Any] = {}
+    runs: dict[str, xr.Dataset] = {}
+    is_whole = True
     with output_folder("out", out) as folder:
         for name, experiment in experiments.items():
-            datasets[name] = run_into(folder.place(name), experiment, running)
-            missing = sum(map(missing_tasks, datasets.values()))
-            # After the last run, its study writes the page.
-            if not folder.is_remote and (missing or len(datasets) < len(experiments)):
+            runs[name] = run_into(folder.place(name), experiment, running)
+            is_whole = is_whole and not missing_tasks(runs[name])
+            is_last = len(runs) == len(experiments)
+            # The page of finished runs is written with the results. Stores in subfolders are not
+            # on the page.
+            is_on_page = "/" not in name and not (is_last and is_whole)
+            if is_on_page and not folder.is_remote:
                 with suppress(ValueError):  # nothing to show yet
                     pages.write_page(out)
-    if not missing:
-        return datasets
-    left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"
-    console().print(
-        f"{out}: share {running.shard} done, {left}; the share that ends last draws the figures"
-    )
+    if is_whole:
+        return runs
+    console().print(f"{out}: {tasks_of(experiments, runs)}; share {running.shard} is done")
+    console().print("the share that ends last writes the results")
     return None
+
+
+def tasks_of(experiments: Experiments, runs: Mapping[str, xr.Dataset]) -> str:
+    """How many tasks of some runs are done and left."""
+    total = 0
+    left = 0
+    for name, experiment in experiments.items():
+        total += len(experiment.noise) * math.ceil(experiment.items / experiment.chunk)
+        left += int(runs[name].attrs["missing_tasks"])
+    return in_words(total - left, total)
 
 
 def locate_into(
@@ -80,11 +161,8 @@ def locate_into(
         raise ValueError(
             "until: each batch depends on those before it; leave out --shard and --no-resume"
         )
-    options = {
-        name: value
-        for name, value in running.arguments().items()
-        if name not in ("shard", "resume")
-    }
+    options = running.arguments()
+    del options["shard"], options["resume"]
     with resumable(folder):
         location = uturn.locate(
             experiment,
@@ -111,26 +189,21 @@ def originals_in(out: str) -> str | None:
     return None if is_url(out) else os.path.abspath(os.path.join(out, "originals"))
 
 
-def end(
-    out: str,
-    parts: Iterable[Any] = (),
-    *lines: str,
-    files: Iterable[str] = (),
-    save_images: bool = False,
-) -> None:
+def end(out: str, printed: Printed | None = None, *, save_images: bool = False) -> None:
     """The last lines of a command: tables and lines, names of the files in a folder of results,
     and the page to open.
     """
     from uturn.pages.results import written
 
-    for part in parts:
+    printed = printed or Printed()
+    for part in printed.parts:
         show(part)
-    for line in (*lines, f"written to {out}: {', '.join([*files, *written(out, save_images)])}"):
-        console().print(line)
+    names = [*printed.files, *written(out, save_images)]
+    console().print(f"written to {out}: {', '.join(names)}")
     say_next(open=inside(out, "index.html"))
 
 
-def opened(place: str, **of_table: Any) -> Any:
+def opened(place: str, **of_table: Any) -> xr.Dataset:
     """The run in a store, in the folder `run` of a folder of results, or in a table of readings
     with the options `of_table`.
     """

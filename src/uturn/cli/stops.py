@@ -54,7 +54,7 @@ class Stops:
         if number == signal.SIGINT and now - self.time > self.PATIENCE:
             os._exit(128 + number)
 
-    def dropped(self, event: Any) -> None:  # typeshed has no class for it outside its stubs
+    def dropped(self, event: Any) -> None:  # noqa: ANN401 - only stubs have its class
         """Raise again where Python has dropped the exception, as in a method `__del__`, which is
         printed and goes no further.
         """

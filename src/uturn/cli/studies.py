@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
-import uturn
 from uturn import pages, studies
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import OUTPUT, Out, Place, Running, option
 from uturn.cli.printing import console
-from uturn.cli.running import begin, end, locate_into, originals_in, runs_into
+from uturn.cli.running import (
+    Experiments,
+    Finished,
+    Printed,
+    Procedure,
+    begin,
+    locate_into,
+    originals_in,
+    results_into,
+)
 from uturn.core.checks import expect
 from uturn.presets.images import ImageOptions
 from uturn.presets.texts import TextOptions
@@ -55,21 +63,15 @@ def images(
     uturn images --until 0.05 --out results/located
     ```
     """
-    begin(out, save_images, chosen.keep)
-    experiment = chosen.experiment(originals_in(out))
     if place.until is not None:
-        expect(
-            not save_images,
-            "save_images",
-            save_images,
-            "no --until, whose runs are studied together",
-        )
-        return locate_into(
-            out, experiment, running, replace(place, reading=place.reading or "same_class"), out
-        )
-    _study(
-        out, experiment, running, save_images, title="U-turns of images", groups=("class", "layers")
-    )
+        expected = "no --until, whose runs are studied together"
+        expect(not save_images, "save_images", save_images, expected)
+        begin(out)
+        place = replace(place, reading=place.reading or "same_class")
+        locate_into(out, chosen.experiment(originals_in(out)), running, place, out)
+        return
+    procedure = StudyOfImages(chosen, save_images)
+    results_into(out, procedure, running, save_images=save_images, kept=chosen.keep)
 
 
 @command(STUDIES)
@@ -103,31 +105,62 @@ def text(out: Out = "results/text", *, place: Place, chosen: TextOptions, runnin
     uturn text --until 0.05 --reading "kept, span = 1" --out results/located
     ```
     """
-    begin(out)
     if place.until is not None:
-        return locate_into(out, chosen.experiment(), running, place, out)
-    _study(out, chosen.experiment(), running, title="U-turns of texts", groups=("tokens",))
-
-
-def _study(
-    out: str,
-    experiment: uturn.Experiment,
-    running: Running,
-    save_images: bool = False,
-    **looks: Any,
-) -> None:
-    """Run an experiment into OUT/run and study it; nothing is studied while other shares
-    have unfinished tasks.
-    """
-    datasets = runs_into(out, {"run": experiment}, running)
-    if datasets is None:
+        begin(out)
+        locate_into(out, chosen.experiment(), running, place, out)
         return
-    study = pages.write_study(
-        datasets["run"], out, source=experiment.parts.source, save_images=save_images, **looks
-    )
-    end(
-        out,
-        studies.summary(study, width=console().width),
-        study.attrs["description"],
-        save_images=save_images,
-    )
+    results_into(out, StudyOfTexts(chosen), running)
+
+
+class _Study(Procedure):
+    """One run, and its study."""
+
+    title: str
+    """Of the page."""
+    groups: tuple[str, ...]
+    """Of readings that are drawn first."""
+    save_images: bool = False
+
+    def write(self, finished: Finished) -> Printed:
+        study = pages.write_study(
+            finished.runs[RUN],
+            finished.out,
+            source=finished.experiments[RUN].parts.source,
+            title=self.title,
+            groups=self.groups,
+            save_images=self.save_images,
+            page=False,
+        )
+        tables = studies.summary(study, width=console().width)
+        return Printed([*tables, study.attrs["description"]])
+
+
+RUN = "run"
+"""Name of the store in a folder of results."""
+
+
+class StudyOfImages(_Study):
+    """The procedure of `uturn images`."""
+
+    title = "U-turns of images"
+    groups = "class", "layers"
+
+    def __init__(self, options: ImageOptions, save_images: bool) -> None:
+        self.options = options
+        self.save_images = save_images
+
+    def experiments(self, out: str) -> Experiments:
+        return {RUN: self.options.experiment(originals_in(out))}
+
+
+class StudyOfTexts(_Study):
+    """The procedure of `uturn text`."""
+
+    title = "U-turns of texts"
+    groups = ("tokens",)
+
+    def __init__(self, options: TextOptions) -> None:
+        self.options = options
+
+    def experiments(self, out: str) -> Experiments:
+        return {RUN: self.options.experiment()}

@@ -130,15 +130,20 @@ def write_to(cell: Any) -> None:  # noqa: ANN401 - of ctypes, whose type is not 
 
 @contextmanager
 def progress_bar(
-    wanted: bool, title: str, total: int, done: int, note: Callable[[], str] = str
+    wanted: bool,
+    title: str,
+    total: int,
+    done: int,
+    note: Callable[[], str] = str,
+    unit: str = "tasks",
 ) -> Iterator[Callable[[], None]]:
     """Context whose value is a function to call after each task; if `wanted`, progress is shown.
-    `note()` follows the title.
+    `note()` follows the title; `unit` is what is counted.
     """
     if not wanted or sys.stderr is None:
         yield lambda: None
         return
-    count = _Count(title, total, done, note)
+    count = _Count(title, total, done, note, unit)
     ended = threading.Event()
     with ExitStack() as stack:
         show = _display(count, stack)
@@ -163,8 +168,16 @@ def progress_bar(
 class _Count:
     """The number of finished tasks, and `shown`, with the unfinished ones."""
 
-    def __init__(self, title: str, total: int, done: int, note: Callable[[], str] = str) -> None:
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        done: int,
+        note: Callable[[], str] = str,
+        unit: str = "tasks",
+    ) -> None:
         self.title = title
+        self.unit = unit
         self.total = total
         self.done = done
         self.note = note
@@ -182,10 +195,18 @@ class _Count:
 
     def text(self) -> str:
         """The count in one line, with the rate and the remaining time."""
-        number = f"{self.finished}" if self.shown == self.finished else f"{self.shown:.2f}"
+        return f"{self.heading}: {self.numbers()}"
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title}{self.note()}"
+
+    def numbers(self) -> str:
+        """What is done and left, the rate, and the remaining time."""
+        left = self.total - self.shown
         seconds = time.monotonic() - self._start
-        rate = _rate(self.shown - self.done, self.total - self.shown, seconds)
-        return f"{self.title}{self.note()}: {number} of {self.total}{rate}"
+        rate = _rate(self.shown - self.done, left, seconds)
+        return in_words(self.shown, self.total, self.unit) + rate
 
 
 def _display(count: _Count, stack: ExitStack) -> Callable[[], None]:
@@ -209,28 +230,22 @@ def _in_a_notebook(count: _Count) -> Callable[[], None]:
 
 def _on_a_terminal(count: _Count, stack: ExitStack) -> Callable[[], None]:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(no_wrap=False)),
     )
     bars = Progress(*columns, console=Console(stderr=True), transient=True)
     stack.enter_context(bars)
-    task = bars.add_task(count.title, total=count.total, completed=count.done)
+    task = bars.add_task(
+        count.heading, total=count.total, completed=count.done, numbers=count.numbers()
+    )
 
     def show() -> None:
-        bars.update(task, description=count.title + count.note(), completed=count.shown)
+        bars.update(task, description=count.heading, completed=count.shown, numbers=count.numbers())
 
     return show
 
@@ -256,16 +271,47 @@ class _Log:
             print(self.count.text(), file=sys.stderr, flush=True)
 
 
+def in_words(done: float, total: int, unit: str = "tasks") -> str:
+    """How much is done and left, as all commands say it.
+
+    >>> in_words(3, 8), in_words(3.25, 8), in_words(8, 8, "steps")
+    ('3 of 8 tasks done, 5 left', '3.25 of 8 tasks done, 4.75 left', '8 of 8 steps done')
+    >>> in_words(1030.4, 1400)
+    '1,030 of 1,400 tasks done, 370 left'
+    """
+    if total >= _MANY:
+        done = math.floor(done)
+    form = ",.0f" if done == int(done) else ",.2f"
+    left = f", {total - done:{form}} left" if done < total else ""
+    return f"{done:{form}} of {total:,} {unit} done{left}"
+
+
 def _rate(done: float, left: float, seconds: float) -> str:
+    """The rate and the remaining time, behind a comma; "" at the end."""
     if not left:
         return ""
     if done <= 0:
-        return f", nothing new after {duration(seconds)}"
-    rate = 60 * done / max(seconds, 1e-9)
-    pace = f"{rate:.3g} a minute" if rate >= 1 else f"{60 * rate:.3g} an hour"
-    return f", {pace}, about {duration(left * seconds / done)} left"
+        return f", nothing new after {duration(seconds)}" if seconds >= _SECONDS else ""
+    time_left = duration(left * seconds / done)
+    return f", {_pace(done / max(seconds, 1e-9))}, about {time_left} left"
 
 
+def _pace(a_second: float) -> str:
+    """A rate in the unit in which it is a number of few digits."""
+    if a_second >= 10:
+        rate = a_second
+        unit = "a second"
+    elif 60 * a_second >= 1:
+        rate = 60 * a_second
+        unit = "a minute"
+    else:
+        rate = 3600 * a_second
+        unit = "an hour"
+    return f"{rate:,.0f} {unit}" if rate >= 100 else f"{rate:.3g} {unit}"
+
+
+_MANY = 100
+"""Tasks whose parts are not counted."""
 _UNITS_OF_TIME = (
     ("s", 1, 100.0),
     ("min", 60, 6000.0),

@@ -20,7 +20,7 @@ from uturn.core import threads
 from uturn.core.checks import checked_integer
 from uturn.core.experiment import Experiment, checked_experiment
 from uturn.core.processes import cores
-from uturn.core.progress import duration
+from uturn.core.progress import duration, in_words
 from uturn.engine.measuring import Wanted, measurements
 from uturn.engine.run import chosen_workers
 from uturn.engine.schedule import Left
@@ -60,13 +60,10 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan as text."""
-        left = self.tasks - self.done
-        lines = [
-            f"tasks: {self.tasks:,}, {self.done:,} done, {left:,} left with {self.u_turns:,}"
-            " U-turns"
-        ]
-        if not left:
-            return lines
+        tasks = in_words(self.done, self.tasks)
+        if self.done == self.tasks:
+            return [tasks]
+        lines = [f"{tasks} with {self.u_turns:,} U-turns"]
         processes = "1 process" if self.workers == 1 else f"{self.workers} processes"
         time_here = duration(self.seconds[self.workers])
         lines.append(f"disk: {_bytes(self.disk)} of readings")

@@ -95,12 +95,22 @@ def run(
         most = None if workers is None else chosen_workers(workers, experiment)
         executor = OnRay(cluster, most, cpus_per_worker, gpus_per_worker)
     else:
+        check_without_cluster(cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
         number = 1 if workers is None else chosen_workers(workers, experiment)
+        if workers != "auto":
+            expected = "1 without a store, which several processes fill; give its folder too"
+            expect(number == 1 or store is not None, "workers", workers, expected)
         if number > 1 and store is not None:
             executor = Processes(number)
     begun = begin(experiment, store, resume, accept_changes, shard, executor)
     measure([begun], executor, progress, begun.tasks.store.location)
     return begun.end()
+
+
+def check_without_cluster(**options: float | None) -> None:
+    """ValueError for options of the workers of a cluster, if there is no cluster."""
+    for name, value in options.items():
+        expect(value is None, name, value, "none without cluster, whose address is also needed")
 
 
 def chosen_workers(workers: Workers, *experiments: Experiment) -> int:

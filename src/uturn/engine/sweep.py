@@ -21,7 +21,14 @@ import numpy as np
 from uturn.core.checks import expect, plain
 from uturn.core.experiment import Experiment, checked_experiment
 from uturn.engine.executors import Processes, ThisProcess
-from uturn.engine.run import Workers, begin, chosen_workers, measure, run
+from uturn.engine.run import (
+    Workers,
+    begin,
+    check_without_cluster,
+    chosen_workers,
+    measure,
+    run,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -227,6 +234,7 @@ def run_all(
             )
             for name, experiment in experiments.items()
         }
+    check_without_cluster(**{name: value for name, value in cluster.items() if name != "cluster"})
     number = chosen_workers("auto" if workers is None else workers, *experiments.values())
     executor = Processes(number) if number > 1 else ThisProcess()
     runs = {

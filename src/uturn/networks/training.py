@@ -89,7 +89,8 @@ def train(
             state.load(checkpoint)
     evaluated = model if averaged is None else averaged.module
     title = Path(checkpoint).name if checkpoint is not None else "training"
-    with progress_bar(progress, title, steps, state.step) as advance, units(steps):
+    bar = progress_bar(progress, title, steps, state.step, unit="steps")
+    with bar as advance, units(steps):
         add(state.step)
         losses: list[float] = []
         while state.step < steps and not state.is_finished:

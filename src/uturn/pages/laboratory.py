@@ -4,13 +4,12 @@ U-turns of images.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from uturn.core.checks import expect
 from uturn.core.files import whole_file
-from uturn.pages.html import asset, rendered
+from uturn.pages.html import asset, rendered, script_of
 
 # Without the page; each imports only from earlier ones.
 MODULES = ("random", "grammar", "channels", "propagation", "theory")
@@ -18,30 +17,27 @@ _PAGE = ("state", "story", "charts", "tree", "world", "curves", "views", "images
 
 
 def script(modules: Sequence[str]) -> str:
-    """The JavaScript of several modules as one script, without their imports of each other."""
-    return "\n".join(
-        re.sub(r"^import [^;]*;\n|^export ", "", asset(f"lab/{name}.js"), flags=re.M)
-        for name in modules
-    )
+    """The JavaScript of several modules of the laboratory as one script."""
+    return script_of("lab", modules)
 
 
 def laboratory() -> str:
     """The page as HTML. It needs no server and no network; for equal seeds, its numbers are
     those of this package.
     """
-    style, images = asset("lab/style.css"), asset("lab/images.json")
-    return rendered("lab/index.html", style=style, images=images, script=script(MODULES + _PAGE))
+    return rendered(
+        "lab/index.html",
+        style=asset("lab/style.css"),
+        images=asset("lab/images.json"),
+        script=script(MODULES + _PAGE),
+    )
 
 
 def write_laboratory(out: str | Path) -> Path:
     """Write the page to a file; ValueError if that is a folder or does not end in .html."""
     path = Path(out)
-    expect(
-        path.suffix.lower() in (".html", ".htm") and not path.is_dir(),
-        "out",
-        str(out),
-        "a file that ends in .html",
-    )
+    is_page = path.suffix.lower() in (".html", ".htm") and not path.is_dir()
+    expect(is_page, "out", str(out), "a file that ends in .html")
     with whole_file(path) as file:
         file.write(laboratory().encode())
     return path

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from uturn.core.checks import checked_path, expect
 from uturn.core.files import check_plain, whole_file
@@ -16,13 +16,13 @@ from uturn.core.imports import import_object
 from uturn.core.tools import named, tools
 from uturn.pages import figures, studies
 from uturn.pages.html import results_page
-from uturn.pages.sections import Collected, Reader
+from uturn.pages.sections import Collected, Reader, Section
 from uturn.store.folders import is_url
 from uturn.store.outputs import OutputFolder, output_folder
 from uturn.store.run_file import NAME
 from uturn.store.run_folder import runs_in
 
-_Section = Callable[[Path, Reader], dict[str, Any]]
+_MakeSection = Callable[[Path, Reader], Section]
 
 
 def write_page(folder: str | Path) -> Path:
@@ -42,35 +42,40 @@ def report(places: Sequence[str | Path], out: str | Path | None = None) -> tuple
     """
     expect(places, "folders", places, "one or more folders of results")
     if len(places) == 1 and is_url(places[0]):
-        with output_folder("out", places[0]) as folder:
-            fetch(folder)
-            path = folder.path / "index.html" if out is None else Path(out)
-            problems = _write([folder.path], path)
-            folder.push(*(["index.html"] if out is None else []))
-        return folder.place("index.html") if out is None else str(path), problems
-    folders = []
-    for place in (checked_path("folder", place) for place in places):
-        expect(not is_url(place), "folder", place, "a URL alone, without other folders")
-        what = "a folder that a command has written" + (
-            "" if Path(place).exists() else "; no such folder"
-        )
-        expect(Path(place).is_dir(), "folder", place, what)
-        folders.append(Path(place))
-    alone = len(folders) == 1 and not (folders[0] / NAME).exists()
-    path = (
-        Path(out)
-        if out is not None
-        else folders[0] / "index.html"
-        if alone
-        else Path("report.html")
-    )
-    expect(
-        path.suffix.lower() in (".html", ".htm") and not path.is_dir(),
-        "out",
-        str(path),
-        "a file that ends in .html",
-    )
+        return _report_on_url(str(places[0]), out)
+    folders = [_existing_folder(place) for place in places]
+    path = _page_of(folders) if out is None else Path(out)
+    is_page = path.suffix.lower() in (".html", ".htm") and not path.is_dir()
+    expect(is_page, "out", str(path), "a file that ends in .html")
     return str(path), _write(folders, path)
+
+
+def _report_on_url(place: str, out: str | Path | None) -> tuple[str, list[str]]:
+    with output_folder("out", place) as folder:
+        fetch(folder)
+        if out is not None:
+            return str(out), _write([folder.path], Path(out))
+        problems = _write([folder.path], folder.path / "index.html")
+        folder.push("index.html")
+        return folder.place("index.html"), problems
+
+
+def _existing_folder(place: str | Path) -> Path:
+    place = checked_path("folder", place)
+    expect(not is_url(place), "folder", place, "a URL alone, without other folders")
+    path = Path(place)
+    expected = "a folder that a command has written"
+    if not path.exists():
+        expected += "; no such folder"
+    expect(path.is_dir(), "folder", place, expected)
+    return path
+
+
+def _page_of(folders: Sequence[Path]) -> Path:
+    """The page of a folder of results, or a file in the working directory."""
+    if len(folders) > 1 or (folders[0] / NAME).exists():
+        return Path("report.html")
+    return folders[0] / "index.html"
 
 
 def fetch(folder: OutputFolder) -> None:
@@ -81,7 +86,9 @@ def fetch(folder: OutputFolder) -> None:
         return
     folder.path.mkdir(parents=True, exist_ok=True)
     names = folder.names("")
-    of_tools = {*named("sections"), *(name for tool in tools().values() for name in tool.folders)}
+    of_tools = set(named("sections"))
+    for tool in tools().values():
+        of_tools.update(tool.folders)
     for name in names:
         is_figure = name.endswith(".zarr") and f"{name[:-5]}.json" in names
         whole = name in of_tools or name.startswith("study")
@@ -90,8 +97,9 @@ def fetch(folder: OutputFolder) -> None:
 
 
 def _write(folders: list[Path], path: Path) -> list[str]:
+    """Write the page of folders to a file; gives a line for each file that is not shown."""
     collected = collect(folders)
-    problems = [f"{problem['file']}{problem['words']}" for problem in collected.problems]
+    problems = list(map(str, collected.problems))
     if not collected.sections:
         names = ", ".join(map(str, folders))
         if problems:
@@ -111,70 +119,102 @@ def collect(folders: Sequence[str | Path]) -> Collected:
     """Sections for all results in folders of commands, stores of `run`, or folders that hold
     such stores.
     """
-    collected, homes = Collected(), list[Path]()
+    collected = Collected()
     sections = collected.sections
+    homes: list[Path] = []
     for folder in map(Path, folders):
-        _collect(folder, Reader(collected, len(folders) == 1))
+        _Folder(folder, Reader(collected, len(folders) == 1)).collect()
         homes += [folder] * (len(sections) - len(homes))
-    names = Counter(section["short"] for section in sections)
-    ids = Counter[str]()
-    for section, home in zip(sections, homes, strict=True):
-        if names[section["short"]] > 1:  # add the folder to figures with the same name
-            section["short"], section["title"] = (
-                f"{section['short']} ({home})",
-                f"{section['title']} ({home})",
-            )
-        ids[section["id"]] += 1
-        if ids[section["id"]] > 1:  # ids must be unique in a page
-            section["id"] += f"-{ids[section['id']]}"
+    _distinguish(sections, homes)
     return collected
 
 
-def _collect(folder: Path, read: Reader) -> None:
-    def add(path: Path, make: _Section) -> dict[str, Any]:
-        """The section made from a file, which is added to the page; empty if it cannot be made."""
-        section: dict[str, Any] = {}
-        with read.noting(path):
+def _distinguish(sections: Sequence[Section], homes: Sequence[Path]) -> None:
+    """Add the folder to the names of sections that have the same name, and numbers to their
+    ids, which must be unique in a page.
+    """
+    names = Counter(section.name for section in sections)
+    ids = Counter[str]()
+    for section, home in zip(sections, homes, strict=True):
+        if names[section.name] > 1:
+            section.name = f"{section.name} ({home})"
+            section.title = f"{section.title} ({home})"
+        ids[section.id] += 1
+        if ids[section.id] > 1:
+            section.id += f"-{ids[section.id]}"
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder of results, whose sections are added to those that `read` has collected."""
+
+    path: Path
+    read: Reader
+
+    def collect(self) -> None:
+        if (self.path / NAME).exists():
+            is_link = self.path.is_symlink()
+            self.add(self.path.resolve() if is_link else self.path, studies.store_section)
+            return
+        shown = self.add_figures() | self.add_files()
+        several = studies.numbered(self.path)
+        shown.update(several)
+        if len(several) > 1 and not (self.path / studies.STUDY).exists():
+            self.add(self.path, studies.overlay_section)
+            for path in several:
+                self.add(path, studies.study_section)
+        for path in runs_in(self.path):
+            if path not in shown:
+                self.add(path, studies.store_section)
+
+    def add(self, path: Path, make: _MakeSection) -> Section | None:
+        """The section made from a file, which is added to the page; None if it cannot be made."""
+        with self.read.noting(path):
             check_plain(path)
-            section = make(path, read)
-            read.collected.sections.append(section)
-        return section
+            section = make(path, self.read)
+            self.read.collected.sections.append(section)
+            return section
+        return None
 
-    if (folder / NAME).exists():
-        add(folder.resolve() if folder.is_symlink() else folder, studies.store_section)
-        return
-    of_tools = {name: partial(_section_of_tool, path) for name, path in named("sections").items()}
-    of_files: dict[str, _Section] = {
-        studies.LOCATED: studies.located_section,
-        **of_tools,
-        "study.zarr": studies.study_section,
-    }
-    others = {*of_files, "difference.json"}
-    of_figures = [
-        path
-        for path in folder.glob("*.json")
-        if path.name not in others and figures.is_figure(path, read)
-    ]
-    begin = len(read.collected.sections)
-    for path in sorted(of_figures, key=figures.order):
-        add(path, figures.figure_section)
-    read.collected.sections[begin:] = sorted(read.collected.sections[begin:], key=figures.is_beyond)
-    several = studies.numbered(folder)
-    shown = {path.with_suffix(".zarr") for path in of_figures} | {folder / "study.zarr", *several}
-    for name, make in of_files.items():
-        if (folder / name).exists() and (covers := add(folder / name, make).get("covers")):
-            shown |= set(folder.glob(covers))
-    if len(several) > 1 and not (folder / "study.zarr").exists():
-        add(folder, studies.overlay_section)
-        for path in several:
-            add(path, studies.study_section)
-    for path in runs_in(folder):
-        if path not in shown:
-            add(path, studies.store_section)
+    def add_figures(self) -> set[Path]:
+        """Add the figures, those of the paper first; gives their datasets."""
+        others = {*self.sections_of_files(), "difference.json"}
+        files = []
+        for path in self.path.glob("*.json"):
+            if path.name not in others and figures.is_figure(path, self.read):
+                files.append(path)
+        sections = self.read.collected.sections
+        begin = len(sections)
+        for path in sorted(files, key=figures.order):
+            self.add(path, figures.figure_section)
+        sections[begin:] = sorted(sections[begin:], key=figures.is_beyond)
+        return {path.with_suffix(".zarr") for path in files}
+
+    def add_files(self) -> set[Path]:
+        """Add the search, the results of tools, and the study; gives the datasets and the runs
+        that their sections show.
+        """
+        shown = {self.path / studies.STUDY}
+        for name, make in self.sections_of_files().items():
+            if not (self.path / name).exists():
+                continue
+            section = self.add(self.path / name, make)
+            if section is not None and section.covers:
+                shown |= set(self.path.glob(section.covers))
+        return shown
+
+    def sections_of_files(self) -> dict[str, _MakeSection]:
+        """How sections are made, by the names of files, in the order of the page."""
+        made: dict[str, _MakeSection] = {studies.LOCATED: studies.search_section}
+        for name, function in named("sections").items():
+            made[name] = partial(_section_of_tool, function)
+        made[studies.STUDY] = studies.study_section
+        return made
 
 
-def _section_of_tool(function: str, path: Path, read: Reader) -> dict[str, Any]:
-    section: dict[str, Any] = import_object(function, f"section {function}", "'module:function'")(
-        path, read
-    )
+def _section_of_tool(function: str, path: Path, read: Reader) -> Section:
+    make: _MakeSection = import_object(function, f"section {function}", "'module:function'")
+    section = make(path, read)
+    if not isinstance(section, Section):
+        raise TypeError(f"{function} must return a uturn.pages.sections.Section")
     return section

@@ -10,8 +10,10 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import pandas
@@ -22,8 +24,8 @@ from uturn.core.files import named_errors, whole_file, whole_folder, write_json
 from uturn.pages.html import token_page
 from uturn.pages.page import write_page
 from uturn.pages.pictures import as_picture
-from uturn.pages.studies import LOCATED, located_place
-from uturn.store.folders import folder_at
+from uturn.pages.studies import LOCATED, STUDY, Search
+from uturn.store.folders import check_no_file, folder_at
 from uturn.store.outputs import ROOT, OutputFolder, output_folder, write_dataset
 from uturn.store.run_file import NAME
 from uturn.studies import paired, records_of, study, tidy, with_theory
@@ -34,22 +36,59 @@ from uturn.studies.records import HALF_LIFE, MOST_ITEMS, items_of
 from uturn.studies.runs import kept_images, kept_texts, originals
 from uturn.studies.tables import csv_of
 
-PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from uturn.core.protocols import Source
+
+PICTURES = "reconstructions"
+"""Folder of the PNG files of `save_images`."""
 _FIGURES = ("study", "grid", "difference")
-_STUDIES = r"study(-\d+)?\.zarr"  # names of the datasets of studies
-# Which not all studies have.
+_STUDIES = r"study(-\d+)?\.zarr"
+"""Names of the datasets of studies."""
 _OF_SOME = ("items.csv", "tokens.html", "difference.json", "difference.csv", LOCATED)
+"""Files that not all studies have."""
 RESULTS = (
     *("index.html", "curves.csv", "numbers.csv", *_OF_SOME),
     *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")),
 )
 
 
+@overload
+def write_study(
+    runs: xr.Dataset,
+    out: str | Path,
+    *,
+    source: Source | None = ...,
+    title: str = ...,
+    groups: Sequence[str] = ...,
+    save_images: bool = ...,
+    page: bool = ...,
+    centre: str = ...,
+    difference: bool = ...,
+    theory: bool = ...,
+    located: Mapping[str, object] | None = ...,
+) -> xr.Dataset: ...
+@overload
+def write_study(
+    runs: Mapping[str, xr.Dataset],
+    out: str | Path,
+    *,
+    source: Source | None = ...,
+    title: str = ...,
+    groups: Sequence[str] = ...,
+    save_images: bool = ...,
+    page: bool = ...,
+    centre: str = ...,
+    difference: bool = ...,
+    theory: bool = ...,
+    located: Mapping[str, object] | None = ...,
+) -> dict[str, xr.Dataset]: ...
 def write_study(
     runs: xr.Dataset | Mapping[str, xr.Dataset],
     out: str | Path,
     *,
-    source: Any = None,
+    source: Source | None = None,
     title: str = "",
     groups: Sequence[str] = (),
     save_images: bool = False,
@@ -57,8 +96,8 @@ def write_study(
     centre: str = "mean",
     difference: bool = False,
     theory: bool = False,
-    located: Mapping[str, Any] | None = None,
-) -> Any:
+    located: Mapping[str, object] | None = None,
+) -> xr.Dataset | dict[str, xr.Dataset]:
     """Study a finished run, or several, and write the results into a folder or to a URL, replacing
     those of an earlier call.
 
@@ -66,7 +105,8 @@ def write_study(
     `items.csv` (a row for each original, if there are at most 10,000), `study.png`, `.pdf`, and the
     page `index.html`. If the run has stored images, also `grid.png`, `.pdf`; if it has stored
     tokens, `tokens.html`. Several runs are drawn in one chart for each reading, and their studies
-    are `study-1.zarr`, `study-2.zarr`, .. Returns the study, or a dict of several by name.
+    are `study-1.zarr`, `study-2.zarr`, .. Returns the study of a dataset, or the studies of runs by
+    name.
 
     `runs`: dataset of `uturn.run`, or several by name (`uturn.studies.named_runs`). `source`: that
     of the run, for the originals of texts; by default it is built from its spec. `title`: of the
@@ -79,111 +119,197 @@ def write_study(
     of a search (`uturn.studies.locate.Location.numbers`), of which these are the runs: written to
     `located.json`, its place is drawn.
     """
-    expect(
-        isinstance(runs, Mapping) and runs,
-        "runs",
-        runs,
-        "the dataset that uturn.run gives, or several by name",
-    )
+    expected = "the dataset that uturn.run gives, or several by name"
+    expect(isinstance(runs, Mapping) and runs, "runs", runs, expected)
     # A dataset is also a mapping.
-    named: Mapping[str, Any] = runs if not hasattr(runs, "data_vars") else {"": runs}
-    run = next(iter(named.values()))
-    with output_folder("out", out) as results:
-        check_folder(results, save_images, kept_images(run) if len(named) == 1 else 0)
-        studies = {name: study(dataset, centre) for name, dataset in named.items()}
-        studies = (
-            {name: with_theory(of, named[name]) for name, of in studies.items()}
-            if theory
-            else studies
-        )
-        figures: dict[str, Callable[[], Any]] = dict.fromkeys(_FIGURES, lambda: None)
-        texts: dict[str, str] = {}
-        numbers: dict[str, Any] = {} if located is None else {LOCATED: located}
-        items = None  # of runs with more than 10,000
-        if sum(dataset.sizes["item"] for dataset in named.values()) <= MOST_ITEMS:
-            of_runs = {name: items_of(dataset, studies[name]) for name, dataset in named.items()}
-            several = len(named) > 1
-            items = (
-                pandas.concat(of_runs, names=["run"]).reset_index(level="run")
-                if several
-                else of_runs[next(iter(named))]
-            )
-        result: Any
-        if len(studies) > 1:
-            common_axis(list(studies.values()))  # raise before writing if the studies share no axis
-            result = studies
-            datasets = {
-                f"study-{k}.zarr": data.assign_attrs(title=label)
-                for k, (label, data) in enumerate(studies.items(), 1)
-            }
-            figures["study"] = lambda: draw_studies(studies, located_place(located))
-            if difference:
-                apart = paired.difference(named, centre)
-                figures["difference"] = lambda: paired.draw_difference(apart)
-                numbers["difference.json"], texts["difference.csv"] = (
-                    paired.data_of(apart),
-                    csv_of(paired.frame_of(apart)),
-                )
+    named = {"": runs} if isinstance(runs, xr.Dataset) else dict(runs)
+    first = next(iter(named.values()))
+    is_alone = len(named) == 1
+    with output_folder("out", out) as folder:
+        check_folder(folder, save_images, kept_images(first) if is_alone else 0)
+        studies: dict[str, xr.Dataset] = {}
+        for name, run in named.items():
+            studies[name] = study(run, centre)
+            if theory:
+                studies[name] = with_theory(studies[name], run)
+        items = _items(named, studies)
+        if is_alone:
+            results = _of_one(named, studies, items, source, title, groups)
         else:
-            (result,), records = studies.values(), records_of(run, source)
-            if kept_texts(run) and "original_piece" not in records.coords:
-                hidden = (
-                    "the texts are not shown: the source has changed, cannot be read, or needs code"
-                    " that the store names"
-                )
-                result = result.assign_attrs(
-                    remark="; ".join(filter(None, [result.attrs["remark"], hidden]))
-                )
-            whole = result.merge(records, combine_attrs="override").assign_attrs(title=title)
-            if items is not None and "item" in whole.dims:
-                # By which the page sorts pictures.
-                for name in [name for name in items if name.startswith(HALF_LIFE)]:
-                    half_lives = items[name].values[whole.item.values]
-                    whole = whole.assign_coords(
-                        item_half_life=("item", half_lives, {"long_name": name})
-                    )
-            datasets = {"study.zarr": whole}
-            figures |= {
-                "study": lambda: draw_study(result, groups),
-                "grid": lambda: draw_grid(whole),
-            }
-            if "original_piece" in whole.coords:
-                texts["tokens.html"] = token_page(whole)
-        frames = tidy(result)._asdict() | {"items": items}
-        texts |= {
-            f"{name}.csv": csv_of(frame) for name, frame in frames.items() if frame is not None
-        }
-        with named_errors(results.path):
-            results.path.mkdir(parents=True, exist_ok=True)
-        # Studies of an earlier call with another number of runs are removed below: the page would
-        # show them too.
-        earlier = [
-            name
-            for name in results.names("")
-            if re.fullmatch(_STUDIES, name) and name not in datasets
-        ]
-        for name, data in datasets.items():
-            write_dataset(data, results.path / name)
-        for name in {*_OF_SOME}.difference(texts, numbers):
-            (results.path / name).unlink(missing_ok=True)  # left by an earlier call
-        for name, content in numbers.items():
-            write_json(results.path / name, content)
-        for name, text in texts.items():
-            with whole_file(results.path / name) as file:
-                file.write(text.encode(errors="backslashreplace"))
-        write_figures(results.path, figures)
+            results = _of_several(studies, located)
+            if difference:
+                _add_difference(results, paired.difference(named, centre))
+        results.files += _tables(results.studies, items)
+        if located is not None:
+            results.files.append(_json_file(LOCATED, located))
         if save_images:
-            with whole_folder(results.path / PICTURES) as pictures:
-                _save_images(run, pictures)
-        for name in earlier:
-            shutil.rmtree(results.path / name, ignore_errors=results.is_remote)
+            results.files.append(ResultFile(PICTURES, partial(_write_images, first)))
+        results.write(folder)
         if page:
-            write_page(results.path)
-        results.push(*RESULTS, *datasets, *earlier, *([PICTURES] if save_images else []))
-    return result
+            write_page(folder.path)
+            folder.push("index.html")
+    if isinstance(runs, xr.Dataset):
+        return results.studies[""]
+    return results.studies
 
 
-def write_figures(folder: Path, figures: Mapping[str, Callable[[], Any]]) -> None:
+@dataclass(frozen=True)
+class ResultFile:
+    """A file or folder of results, and the function that writes it at a path."""
+
+    name: str
+    write: Callable[[Path], object]
+
+
+Figures = Mapping[str, Callable[[], "Figure | None"]]
+"""Functions that draw figures, by the names of their files; None if there is nothing to draw."""
+
+
+@dataclass
+class _Results:
+    """What is written for a study or several, whose numbers are known before the first file is
+    written.
+    """
+
+    studies: dict[str, xr.Dataset]
+    """By the names of their runs."""
+    files: list[ResultFile]
+    figures: dict[str, Callable[[], Figure | None]]
+
+    def write(self, out: OutputFolder) -> None:
+        """Write all files in place of those of an earlier call."""
+        with named_errors(out.path):
+            out.path.mkdir(parents=True, exist_ok=True)
+        names = {file.name for file in self.files}
+        # The page would show studies of an earlier call with another number of runs too.
+        earlier = [name for name in out.names("") if re.fullmatch(_STUDIES, name)]
+        earlier = [name for name in earlier if name not in names]
+        for name in set(_OF_SOME) - names:
+            (out.path / name).unlink(missing_ok=True)
+        for file in self.files:
+            file.write(out.path / file.name)
+        write_figures(out.path, {name: _nothing for name in _FIGURES} | self.figures)
+        for name in earlier:
+            shutil.rmtree(out.path / name, ignore_errors=out.is_remote)
+        out.push(*(name for name in RESULTS if name != "index.html"))
+        out.push(*sorted(names.difference(RESULTS)), *earlier)
+
+
+def _nothing() -> None:
+    """Draws a figure that the results do not have."""
+
+
+def _of_one(
+    runs: Mapping[str, xr.Dataset],
+    studies: Mapping[str, xr.Dataset],
+    items: pandas.DataFrame | None,
+    source: Source | None,
+    title: str,
+    groups: Sequence[str],
+) -> _Results:
+    """The study of the only run, with its stored images and texts."""
+    (name,) = runs
+    run = runs[name]
+    data = studies[name]
+    records = records_of(run, source)
+    if kept_texts(run) and "original_piece" not in records.coords:
+        remarks = [data.attrs["remark"], _HIDDEN_TEXTS]
+        data = data.assign_attrs(remark="; ".join(filter(None, remarks)))
+    whole = data.merge(records, combine_attrs="override").assign_attrs(title=title)
+    if items is not None and "item" in whole.dims:
+        whole = _with_half_lives(whole, items)
+    files = [_dataset_file(STUDY, whole)]
+    if "original_piece" in whole.coords:
+        files.append(_text_file("tokens.html", token_page(whole)))
+    return _Results(
+        {name: data},
+        files,
+        {"study": lambda: draw_study(data, groups), "grid": lambda: draw_grid(whole)},
+    )
+
+
+_HIDDEN_TEXTS = (
+    "the texts are not shown: the source has changed, cannot be read, or needs code that the store"
+    " names"
+)
+
+
+def _with_half_lives(whole: xr.Dataset, items: pandas.DataFrame) -> xr.Dataset:
+    """A study with the half-life of each original, by which the page sorts pictures."""
+    for name in items:
+        if name.startswith(HALF_LIFE):
+            half_lives = items[name].values[whole.item.values]
+            coordinate = xr.Variable("item", half_lives, {"long_name": name})
+            whole = whole.assign_coords(item_half_life=coordinate)
+    return whole
+
+
+def _of_several(studies: dict[str, xr.Dataset], located: Mapping[str, object] | None) -> _Results:
+    """The studies of several runs, perhaps of a search; ValueError if they share no axis."""
+    common_axis(list(studies.values()))
+    files = []
+    for k, (name, data) in enumerate(studies.items(), 1):
+        files.append(_dataset_file(f"study-{k}.zarr", data.assign_attrs(title=name)))
+    places = []
+    if located is not None:
+        places = Search.of(located).places
+    return _Results(studies, files, {"study": lambda: draw_studies(studies, places)})
+
+
+def _add_difference(results: _Results, data: xr.Dataset) -> None:
+    """Add the difference of two runs."""
+    results.files += [
+        _json_file("difference.json", paired.data_of(data)),
+        _text_file("difference.csv", csv_of(paired.frame_of(data))),
+    ]
+    results.figures["difference"] = lambda: paired.draw_difference(data)
+
+
+def _items(
+    runs: Mapping[str, xr.Dataset], studies: Mapping[str, xr.Dataset]
+) -> pandas.DataFrame | None:
+    """A row for each original; None if there are too many."""
+    if sum(run.sizes["item"] for run in runs.values()) > MOST_ITEMS:
+        return None
+    frames = {name: items_of(run, studies[name]) for name, run in runs.items()}
+    if len(frames) == 1:
+        return next(iter(frames.values()))
+    return pandas.concat(frames, names=["run"]).reset_index(level="run")
+
+
+def _tables(studies: Mapping[str, xr.Dataset], items: pandas.DataFrame | None) -> list[ResultFile]:
+    """Curves and numbers of the readings, and the originals, as CSV files."""
+    if len(studies) == 1:
+        frames = tidy(next(iter(studies.values())))
+    else:
+        frames = tidy(studies)
+    files = [
+        _text_file("curves.csv", csv_of(frames.curves)),
+        _text_file("numbers.csv", csv_of(frames.numbers)),
+    ]
+    if items is not None:
+        files.append(_text_file("items.csv", csv_of(items)))
+    return files
+
+
+def _dataset_file(name: str, data: xr.Dataset) -> ResultFile:
+    return ResultFile(name, partial(write_dataset, data))
+
+
+def _json_file(name: str, content: Mapping[str, object]) -> ResultFile:
+    return ResultFile(name, lambda path: write_json(path, content))
+
+
+def _text_file(name: str, text: str) -> ResultFile:
+    return ResultFile(name, partial(_write_text, text))
+
+
+def _write_text(text: str, path: Path) -> None:
+    with whole_file(path) as file:
+        file.write(text.encode(errors="backslashreplace"))
+
+
+def write_figures(folder: Path, figures: Figures) -> None:
     """Draw figures to PNG and PDF files of the given names; for a figure that is None, existing
     files are removed.
     """
@@ -191,7 +317,8 @@ def write_figures(folder: Path, figures: Mapping[str, Callable[[], Any]]) -> Non
     logging.getLogger("fontTools").setLevel(logging.ERROR)
     with style():
         for name, draw in figures.items():
-            figure, paths = draw(), (folder / f"{name}.png", folder / f"{name}.pdf")
+            figure = draw()
+            paths = folder / f"{name}.png", folder / f"{name}.pdf"
             if figure is not None:
                 save_figure(figure, *paths)
                 continue
@@ -200,19 +327,21 @@ def write_figures(folder: Path, figures: Mapping[str, Callable[[], Any]]) -> Non
 
 
 def written(out: str | Path, save_images: bool = False) -> list[str]:
+    """Names of the results in a folder."""
     with output_folder("out", out) as folder:
-        there = folder.names("")
-    return [name for name in (*RESULTS, *([PICTURES] if save_images else [])) if name in there]
+        existing = folder.names("")
+    names = [*RESULTS, PICTURES] if save_images else RESULTS
+    return [name for name in names if name in existing]
 
 
 def check_results(out: OutputFolder) -> None:
     """ValueError if results cannot be written to a folder."""
-    there = next(
-        path for path in (out.path.absolute(), *out.path.absolute().parents) if path.exists()
-    )
-    is_file = "it is a file" if there == out.path.absolute() else f"{there} is a file"
-    expect(there.is_dir(), "out", out.where, f"a folder; {is_file}")
-    expect(os.access(there, os.W_OK), "out", out.where, f"a folder; {there} cannot be written to")
+    path = out.path.absolute()
+    if not out.is_remote:
+        check_no_file("out", out.where)
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    is_writable = os.access(existing, os.W_OK)
+    expect(is_writable, "out", out.where, f"a folder; {existing} cannot be written to")
     expect(NAME not in out.names(""), "out", out.where, "another folder; it is a store itself")
 
 
@@ -260,23 +389,26 @@ def _is_study(out: OutputFolder, name: str) -> bool:
         return False
 
 
-def _save_images(run: xr.Dataset, folder: Path) -> None:
+def _write_images(run: xr.Dataset, folder: Path) -> None:
     """Write originals and stored reconstructions as PNG; names give item, noise, trajectory and,
     if there are several, clone.
     """
     count = kept_images(run)
     width = len(str(count - 1))
+    with whole_folder(folder) as pictures:
+        for item, image in enumerate(originals(run, np.arange(count))[0]):
+            _write_image(image, pictures / f"item{item:0{width}d}-original.png")
+        for level, noise in enumerate(texts_of(run.noise.values, ".4f")):
+            images = run.image.isel(noise=level, item=slice(count)).values
+            for draw in np.ndindex(images.shape[:-3]):
+                item, trajectory, *clones = draw
+                name = f"item{item:0{width}d}-noise{noise}-trajectory{trajectory}"
+                for clone in clones:
+                    name += f"-clone{clone}"
+                _write_image(images[draw], pictures / f"{name}.png")
 
-    def save(name: str, image: np.ndarray) -> None:
-        if np.isfinite(image).all():
-            as_picture(image).save(folder / name)
 
-    for item, image in enumerate(originals(run, np.arange(count))[0]):
-        save(f"item{item:0{width}d}-original.png", image)
-    for level, noise in enumerate(texts_of(run.noise.values, ".4f")):
-        images = run.image.isel(noise=level, item=slice(count)).values
-        for item, trajectory, *clone in np.ndindex(images.shape[:-3]):
-            draw = f"trajectory{trajectory}" + "".join(f"-clone{k}" for k in clone)
-            save(
-                f"item{item:0{width}d}-noise{noise}-{draw}.png", images[(item, trajectory, *clone)]
-            )
+def _write_image(image: np.ndarray, path: Path) -> None:
+    """Write an image, unless it is not known."""
+    if np.isfinite(image).all():
+        as_picture(image).save(path)

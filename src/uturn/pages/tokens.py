@@ -5,7 +5,7 @@ those that changed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -40,35 +40,54 @@ def blocks(
     for item in range(data.sizes["shown_item"])[:most_items]:
         text = data.isel(shown_item=item)
         text = text.isel(position=np.flatnonzero(text.original_piece.values != ""))
-        originals, length = text.original_piece.values.tolist(), text.sizes["position"]
-        regions = text.shown_region.values.tolist() if "shown_region" in data else [-1] * length
-        separates = (
-            text.shown_separator.values.tolist() if "shown_separator" in data else [False] * length
-        )
-        tokens = [
-            Token(readable(p), region=r, separates=s)
-            for p, r, s in zip(originals, regions, separates, strict=True)
-        ]
-        rows = [ShownText(None, tokens, [])]
+        rows = [_original(text)]
         for level in range(data.sizes["shown_noise"]):
-            at = text.isel(shown_noise=level)
-            noised, changed = at.noised.values.tolist(), at.changed.values.tolist()
-            tokens = [
-                Token(readable(p), n, c)
-                for p, n, c in zip(at.piece.values.tolist(), noised, changed, strict=True)
-            ]
-            pieces = map(_noisy_text, at.noisy_piece.values.tolist(), originals)
-            noisy = [Token(piece, n) for piece, n in zip(pieces, noised, strict=True)]
-            rows.append(ShownText(float(at.shown_noise), tokens, noisy))
+            rows.append(_reconstruction(text.isel(shown_noise=level)))
         yield int(text.shown_item), rows
+
+
+def _original(text: xr.Dataset) -> ShownText:
+    """An original, with its regions and the tokens that separate its segments."""
+    pieces = text.original_piece.values.tolist()
+    regions = [-1] * len(pieces)
+    if "shown_region" in text:
+        regions = text.shown_region.values.tolist()
+    separates = [False] * len(pieces)
+    if "shown_separator" in text:
+        separates = text.shown_separator.values.tolist()
+    tokens = []
+    for piece, region, separator in zip(pieces, regions, separates, strict=True):
+        tokens.append(Token(readable(piece), region=region, separates=separator))
+    return ShownText(None, tokens, [])
+
+
+def _reconstruction(text: xr.Dataset) -> ShownText:
+    """A reconstruction, and the noisy text from which it was made."""
+    noised = text.noised.values.tolist()
+    changed = text.changed.values.tolist()
+    tokens = []
+    for piece, is_noised, is_changed in zip(text.piece.values, noised, changed, strict=True):
+        tokens.append(Token(readable(piece), is_noised, is_changed))
+    noisy = []
+    pairs = zip(text.noisy_piece.values, text.original_piece.values, noised, strict=True)
+    for piece, original, is_noised in pairs:
+        noisy.append(Token(_noisy_text(str(piece), str(original)), is_noised))
+    return ShownText(float(text.shown_noise), tokens, noisy)
 
 
 def _noisy_text(piece: str, original: str) -> str:
     """The text of a noisy token; for a masked token, one dot for each character of the original."""
-    blank = " " if len(original) > 1 and original.startswith(" ") else ""
-    return readable(piece) if piece else blank + "·" * len(readable(original)[len(blank) :])
+    if piece:
+        return readable(piece)
+    blank = blank_before(original)
+    return blank + "·" * len(readable(original)[len(blank) :])
 
 
-def readable(text: Any) -> str:
+def blank_before(text: str) -> str:
+    """The blank with which the text of a token begins; "" if it has none, or is one."""
+    return " " if len(text) > 1 and text.startswith(" ") else ""
+
+
+def readable(text: object) -> str:
     """A text with escapes for characters that are invisible or change the direction of writing."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -16,13 +16,13 @@ from uturn.paper.registry import PAPER_FIGURES as PAPER_FIGURES
 from uturn.paper.registry import load_figure as load_figure
 
 if TYPE_CHECKING:
-    from uturn.pages.figures import Result as Result
-    from uturn.pages.figures import Verdict as Verdict
+    from uturn.pages.verdicts import Result as Result
+    from uturn.pages.verdicts import Verdict as Verdict
     from uturn.paper.figures import reproduce as reproduce
     from uturn.paper.workshop import Workshop as Workshop
 
 _NAMES = {
-    "uturn.pages.figures": ["Result", "Verdict"],
+    "uturn.pages.verdicts": ["Result", "Verdict"],
     "uturn.paper.figures": ["reproduce"],
     "uturn.paper.workshop": ["Workshop"],
 }

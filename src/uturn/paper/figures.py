@@ -11,7 +11,7 @@ from typing import Any
 
 from uturn.core.files import write_json
 from uturn.pages import fetch, write_page
-from uturn.pages.figures import Result
+from uturn.pages.verdicts import Result
 from uturn.paper.registry import FIGURES, load_figure
 from uturn.paper.workshop import Scale, Workshop
 from uturn.store.outputs import output_folder, write_dataset

@@ -19,7 +19,7 @@ from uturn.measures.estimates import ESTIMATE as ESTIMATE
 from uturn.measures.estimates import Estimate
 from uturn.measures.intervals import mean_interval
 from uturn.measures.replicates import replicates
-from uturn.pages.figures import Verdict as Verdict
+from uturn.pages.verdicts import Verdict as Verdict
 
 
 def listed(bounds: Any) -> list[Estimate]:

@@ -294,7 +294,7 @@ class Workshop:
         )
         jobs = [(work, quiet, *task) for task in tasks]
         if jobs:
-            with progress_bar(self.progress, what, len(jobs), 0) as advance:
+            with progress_bar(self.progress, what, len(jobs), 0, unit="parts") as advance:
                 for _ in (
                     in_processes(_alone, jobs, workers, threads)
                     if workers > 1

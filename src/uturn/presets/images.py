@@ -10,7 +10,14 @@ from pydantic import Field
 import uturn
 from uturn.core.checks import expect
 from uturn.networks.images.options import DenoiserOptions, DiffusionOptions, read_prompts
-from uturn.presets.options import SIZES, PresetOptions, given, noise_levels, probe_names
+from uturn.presets.options import (
+    SIZES,
+    PresetOptions,
+    Table,
+    given,
+    noise_levels,
+    probe_names,
+)
 
 _OF_FOLDER = ("size", "channels", "classes")
 """Options of a folder of images."""
@@ -213,7 +220,7 @@ class ImageOptions(DiffusionOptions, PresetOptions):
     def _is_array(self) -> bool:
         return not self._is_named and self.data.endswith(".npy")
 
-    def _source(self, originals: str | None) -> dict[str, Any]:
+    def _source(self, originals: str | None) -> Table:
         """Table of the source: the embedded images, images of the model, a .npy file or a
         folder.
         """
@@ -226,12 +233,12 @@ class ImageOptions(DiffusionOptions, PresetOptions):
             return {"type": "array", "path": self.data, **options}
         if not self._is_named:
             return {"type": "images", "path": self.data, **options}
-        source: dict[str, Any] = {"type": self.data}
+        source: Table = {"type": self.data}
         if self.data == "generated" and originals is not None:
             source["folder"] = originals
         return {**source, **options}
 
-    def _probes(self) -> list[dict[str, Any]]:
+    def _probes(self) -> list[Table]:
         """Tables of the probes: the layers of each classifier, the perceptual distance, and the
         stored images.
         """
@@ -242,7 +249,7 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         weights = self.weights or [""] * networks
         each = f"{networks}, one for each network (the perceptual one is the last), or none at all"
         expect(len(weights) == networks, "number of weights", len(weights), each)
-        probes: list[dict[str, Any]] = []
+        probes: list[Table] = []
         names = probe_names(classifiers)
         for name, classifier, own_weights in zip(names, classifiers, weights, strict=False):
             probes.append(self._network_layers(name, classifier, own_weights))
@@ -264,7 +271,7 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         images = self.model if self.data == "generated" else self.data
         return ["fashion_mnist"] if images == "fashion_mnist" else []
 
-    def _network_layers(self, name: str, classifier: str, weights: str) -> dict[str, Any]:
+    def _network_layers(self, name: str, classifier: str, weights: str) -> Table:
         """The table of the probe of a classifier."""
         options = given({"weights": weights, "layers": self.layers, "name": name})
         if not self.compare_labels:

@@ -17,6 +17,8 @@ from uturn.core.messages import validation_words
 
 SIZES = ("levels", "items", "trajectories", "clones", "keep", "chunk", "seed")
 """The panel "Size and seed" of the help."""
+Table = dict[str, Any]
+"""A table of a spec: options of a part, of all types that TOML has."""
 _MOST_LEVELS = 1000
 _LONGEST_NAME = 80
 
@@ -64,7 +66,7 @@ class PresetOptions(BaseModel):
         None,
         ge=1,
         description=(
-            "Originals in a task; a task is stored when it is complete. By default it depends on"
+            "Originals in a task; a task is stored when it is complete. The default depends on"
             " items."
         ),
     )
@@ -90,7 +92,7 @@ class PresetOptions(BaseModel):
         return values
 
     @classmethod
-    def from_dict(cls, options: Mapping[str, Any]) -> Self:
+    def from_dict(cls, options: Mapping[str, object]) -> Self:
         """Check options; a ValueError of one line names the option that is wrong."""
         named = {name for names in cls.panels.values() for name in names}
         # Fields of the preset that it extends.
@@ -101,7 +103,7 @@ class PresetOptions(BaseModel):
         except ValidationError as error:
             raise ValueError(validation_words(error)) from None
 
-    def _set(self, *names: str) -> dict[str, Any]:
+    def _set(self, *names: str) -> Table:
         """Those of the options that are given."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
@@ -131,7 +133,7 @@ def _as_list(value: object) -> object:
     return value
 
 
-def given(options: Mapping[str, Any]) -> dict[str, Any]:
+def given(options: Mapping[str, object]) -> Table:
     """Options without those that are empty."""
     return {name: value for name, value in options.items() if value}
 

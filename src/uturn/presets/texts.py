@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 import uturn
 from uturn.networks.texts.options import LanguageOptions
-from uturn.presets.options import SIZES, PresetOptions, given, noise_levels, probe_names
+from uturn.presets.options import (
+    SIZES,
+    PresetOptions,
+    Table,
+    given,
+    noise_levels,
+    probe_names,
+)
 
 if TYPE_CHECKING:
     from uturn.backward.language import LanguageDenoiser
@@ -161,7 +168,7 @@ class TextOptions(LanguageOptions, PresetOptions):
             probes=self._probes(),
         )
 
-    def _source(self) -> dict[str, Any]:
+    def _source(self) -> Table:
         options = {"segments": self.segments, "keep_first": self.keep_first, "length": self.length}
         return {"type": "tokens", "path": self.data, "windows": self.windows, **given(options)}
 
@@ -172,14 +179,14 @@ class TextOptions(LanguageOptions, PresetOptions):
         denoiser: LanguageDenoiser = build("backward", self._backward())
         return denoiser
 
-    def _backward(self) -> dict[str, Any]:
+    def _backward(self) -> Table:
         return {"type": "language", **self._set(*LanguageOptions.model_fields)}
 
-    def _probes(self) -> list[dict[str, Any]]:
+    def _probes(self) -> list[Table]:
         """Tables of the probes: unchanged tokens, correlated changes, second models, and the
         stored tokens.
         """
-        probes: list[dict[str, Any]] = [{"type": "kept_tokens"}]
+        probes: list[Table] = [{"type": "kept_tokens"}]
         if self.trajectories > 1:
             probes.append({"type": "changes"})
         for name, model in zip(probe_names(self.layers, "model"), self.layers, strict=True):
@@ -197,11 +204,11 @@ class TextOptions(LanguageOptions, PresetOptions):
             probes.append({"type": "tokens", "first": self.keep})
         return probes
 
-    def _further_probes(self) -> list[dict[str, Any]]:
+    def _further_probes(self) -> list[Table]:
         """Tables of the probes that options derived from these add."""
         return []
 
-    def _reader(self, kind: str, model: str) -> dict[str, Any]:
+    def _reader(self, kind: str, model: str) -> Table:
         """The table of a probe that reads texts with a second model."""
         table = {"type": kind, "model": model, **self._set("trust_remote_code", "dtype", "device")}
         if model != "same":

@@ -141,9 +141,11 @@ class Changes(Named, Prepared, Probe):
         return self.prefixed(means)
 
     def reads(self) -> list[Network]:
-        from uturn.networks.modules import Network
+        if self.layer is None:
+            return []
+        from uturn.networks.modules import Network  # loads torch
 
-        return [] if self.layer is None else [Network(self.classifier, self.weights)]
+        return [Network(self.classifier, self.weights)]
 
 
 @dataclass(frozen=True)

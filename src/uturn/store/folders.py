@@ -401,11 +401,20 @@ def is_run(location: str) -> bool:
     return folder_at(location).has(RUN_ROOT)
 
 
+def check_no_file(name: str, location: str) -> None:
+    """ValueError if a path, or one that it lies in, is a file and so cannot be a folder."""
+    path = Path(location).absolute()
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    words = "it is a file" if existing == path else f"{existing} is a file"
+    expect(not existing.is_file(), name, location, f"a folder; {words}")
+
+
 def is_empty(location: str) -> bool:
-    """Whether a run can be created at a location."""
+    """Whether a run can be created at a location; ValueError if that is a file."""
     if is_url(location):
         folder = folder_at(location)
         return not any(folder.has(root) for root in ROOTS)
+    check_no_file("store", location)
     path = Path(location)
     if not path.exists():
         return True

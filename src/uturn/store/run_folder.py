@@ -37,6 +37,7 @@ from uturn.store.folders import (
     Folder,
     LocalFolder,
     MemoryFolder,
+    check_no_file,
     checked_location,
     each,
     folder_at,
@@ -137,6 +138,8 @@ class RunFolder(Blocks):
     def open(cls, location: str | Path) -> RunFolder:
         """The run at a path or URL; ValueError if there is none, or if `run.json` is damaged."""
         place = checked_location("store", location)
+        if not is_url(place):
+            check_no_file("store", place)
         with _readable(place):
             if is_url(place) or not is_empty(place):
                 if not is_url(place):

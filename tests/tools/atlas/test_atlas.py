@@ -215,15 +215,13 @@ def test_files(finished):
 def test_the_section_of_the_page_has_a_row_for_each_model(finished):
     folder, _, _, found = finished
     section = atlas_section(folder / "out" / "atlas.zarr", Reader(Collected()))
-    rows = {row[0]: row[1:] for row in section["overview"]["rows"]}
+    rows = {row[0]: row[1:] for row in section.overview.rows}
     assert list(rows) == ["two images", "absent", "plain"]
     assert rows["absent"] == ("",) * 5
     assert rows["plain"][0] == with_interval(of(found, "plain").transition.values)
-    assert any(line.startswith("absent: failed: ") for line in section["remarks"])
-    (headline,) = section["headlines"]
-    assert headline["place"][0] == pytest.approx(
-        float(found.transition.sel(estimate="value").median())
-    )
+    assert any(line.startswith("absent: failed: ") for line in section.remarks)
+    (card,) = section.cards
+    assert card.place[0] == pytest.approx(float(found.transition.sel(estimate="value").median()))
 
 
 def test_finished_rows_are_not_computed_again(finished, monkeypatch):

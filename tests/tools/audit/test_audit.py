@@ -674,16 +674,16 @@ def test_an_audit_writes_its_numbers_and_its_section(audited):
     assert len(rows) == 9
     assert rows["order blocks of 1"]["calls"][1] == 11
     assert (out / "audit.png").exists()
-    sections = {section["kind"]: section for section in collect([out]).sections}
+    sections = {section.kind: section for section in collect([out]).sections}
     assert list(sections) == ["audit", "study"]
-    assert [headline["axis"] for headline in sections["audit"]["headlines"]] == [
+    assert [card.unit for card in sections["audit"].cards] == [
         "nats a pair",
         "nats a text",
     ]
-    assert len(sections["audit"]["overview"]["rows"]) == 9
-    assert meaning(numbers) in sections["audit"]["words"]
+    assert len(sections["audit"].overview.rows) == 9
+    assert meaning(numbers) in sections["audit"].words
     assert meaning(numbers) in " ".join(done.stdout.split())
-    assert sections["audit"]["pictures"]
+    assert sections["audit"].pictures
     assert "Audit of the masked model" in (out / "index.html").read_text()
     for text in ("what each decoder costs on this model", "order_discrepancy", "random order"):
         assert text in done.stdout
@@ -704,10 +704,10 @@ def test_an_audit_continues_and_damage_is_told(audited):
     assert "leave out --shard" in shared.stderr
     (out / "audit.json").write_text("{")
     # No figure of this name.
-    assert [problem["file"] for problem in collect([out]).problems] == [str(out / "audit.json")]
+    assert [problem.file for problem in collect([out]).problems] == [str(out / "audit.json")]
     (out / "audit.json").write_text("{}")
     collected = collect([out])
-    assert [section["kind"] for section in collected.sections] == ["study"]
-    assert "expected an audit" in collected.problems[0]["words"]
+    assert [section.kind for section in collected.sections] == ["study"]
+    assert "expected an audit" in collected.problems[0].words
     (out / "audit.json").write_text(before)
     write_page(out)

@@ -727,10 +727,8 @@ def test_the_command(tmp_path):
     write_dataset(
         data.assign(time=xr.full_like(data.time, 2.0)), tmp_path / "out" / "relaxation.zarr"
     )
-    charts = next(
-        of["charts"] for of in collect([tmp_path / "out"]).sections if of["kind"] == "chains"
-    )
-    slides = {chart["name"]: chart["slides"] for chart in charts}
+    charts = next(of.charts for of in collect([tmp_path / "out"]).sections if of.kind == "chains")
+    slides = {chart.name: chart.has_slider for chart in charts}
     assert slides == {
         "time": False,
         "left-0.2": True,

@@ -48,18 +48,15 @@ def test_a_report_shows_no_picture_outside(tmp_path):
     (tmp_path / "mine").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "mine" / "passport-1.png")
     assert (
-        collect([samplers(tmp_path / "sound")]).sections[0]["slides"]["rows"][0]["levels"][0][
-            "width"
-        ]
-        == 1600
+        collect([samplers(tmp_path / "sound")]).sections[0].slides.rows[0].pictures[0].width == 1600
     )
     for k, name in enumerate((str(tmp_path / "mine" / "passport"), "../../mine/passport")):
         found = collect([samplers(tmp_path / f"results{k}", store=name)])
-        assert (found.sections, "the name of a store" in found.problems[0]["words"]) == ([], True)
+        assert (found.sections, "the name of a store" in found.problems[0].words) == ([], True)
     linked = samplers(tmp_path / "linked", store="passport")
     shutil.rmtree(linked / "errors")
     (linked / "errors").symlink_to(tmp_path / "mine")
-    assert "is a link" in collect([linked]).problems[0]["words"]
+    assert "is a link" in collect([linked]).problems[0].words
 
 
 def test_a_report_of_small_files_ends_soon(tmp_path):
@@ -67,13 +64,9 @@ def test_a_report_of_small_files_ends_soon(tmp_path):
     piped, begin = samplers(tmp_path / "piped"), time.process_time()
     (piped / "inverse.json").unlink()
     os.mkfifo(piped / "inverse.json")
-    assert "inverse.json is a link, a pipe" in collect([piped]).problems[0]["words"]
+    assert "inverse.json is a link, a pipe" in collect([piped]).problems[0].words
     assert (
-        len(
-            collect([samplers(tmp_path / "often", tests=500)]).sections[0]["slides"]["rows"][0][
-                "levels"
-            ]
-        )
+        len(collect([samplers(tmp_path / "often", tests=500)]).sections[0].slides.rows[0].pictures)
         == 500
     )
     assert time.process_time() - begin < 15
@@ -97,7 +90,7 @@ def test_a_damaged_table_costs_its_section(change, message, tmp_path):
     content = json.loads((folder / "inverse.json").read_text())
     (folder / "inverse.json").write_text(json.dumps(content | change))
     found = collect([folder])
-    assert (found.sections, message in found.problems[0]["words"]) == ([], True), found.problems
+    assert (found.sections, message in found.problems[0].words) == ([], True), found.problems
 
 
 def test_words_that_are_no_texts_are_shown(tmp_path):

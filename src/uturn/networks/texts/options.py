@@ -62,8 +62,7 @@ class DecoderOptions(BaseModel):
     remask_given: bool = Field(
         False,
         description=(
-            "Mask the tokens that the noise has left again, too; this does not sample the"
-            " posterior."
+            "Also mask tokens again that the noise has left; this does not sample the posterior."
         ),
     )
     temperature: float = Field(
@@ -147,7 +146,7 @@ class LanguageOptions(DecoderOptions):
     corruption: Literal["masking", "uniform"] | None = Field(
         None,
         description=(
-            "Corruption of the tokens: masking or uniform (replacement); by default that which the"
+            "Corruption of the tokens: masking or uniform (replacement); by default the one that the"
             " model reverses."
         ),
     )

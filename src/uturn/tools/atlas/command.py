@@ -10,7 +10,7 @@ import typer
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import AcceptChanges, Machines, Out
 from uturn.cli.printing import console
-from uturn.cli.running import begin, end, resumable
+from uturn.cli.running import Printed, begin, end, resumable
 from uturn.core.checks import expect
 
 
@@ -66,8 +66,9 @@ def atlas(
             **machines.on_cluster(),
         )
     failed = table.name.values[table.is_failed.values].tolist()
-    lines = [f"{len(failed)} of {len(rows)} rows failed: {', '.join(failed)}"] if failed else []
     parts = [for_terminal(text_table(table)), *remarks_of(table)]
-    end(out, parts, *lines, files=[name for name in RESULTS if name.startswith("atlas")])
+    if failed:
+        parts.append(f"{len(failed)} of {len(rows)} rows failed: {', '.join(failed)}")
+    end(out, Printed(parts, [name for name in RESULTS if name.startswith("atlas")]))
     if failed:
         raise typer.Exit(1)

@@ -14,7 +14,8 @@ import pandas
 import xarray as xr
 
 from uturn.measures.estimates import ESTIMATE, with_interval
-from uturn.pages.sections import Reader, card, existing, new_section
+from uturn.pages.sections import Reader, Section, existing
+from uturn.pages.views import Card, numbers
 from uturn.store.run_folder import warnings_of
 from uturn.studies import study
 from uturn.studies.tables import TextTable
@@ -160,17 +161,22 @@ def remarks_of(table: xr.Dataset) -> list[str]:
     return [f"{title}: {remark}" for title, remark in pairs if remark]
 
 
-def atlas_section(path: Path, read: Reader) -> dict[str, Any]:
+def atlas_section(path: Path, read: Reader) -> Section:
     """The section of the file `atlas.zarr` of `uturn atlas`."""
     table = read.dataset(path)
     folder = path.parent
-    name = "atlas" if read.alone else folder.resolve().name or "atlas"
-    section = new_section("atlas", name, "images", "Atlas of models")
-    section["words"] = "Where models of images lose the class, on one axis of noise: log-SNR."
-    section["covers"] = "*"  # the runs of the rows
-    section["files"] = existing(folder, ("atlas.csv", "atlas.pdf"))
-    section["overview"] = text_table(table)._asdict()
-    section["remarks"] = remarks_of(table)
+    name = "atlas" if read.is_alone else folder.resolve().name or "atlas"
+    section = Section(
+        "atlas",
+        name,
+        "images",
+        "Atlas of models",
+        words="Where models of images lose the class, on one axis of noise: log-SNR.",
+        covers="*",  # the runs of the rows
+        overview=text_table(table),
+        remarks=remarks_of(table),
+        files=existing(folder, ("atlas.csv", "atlas.pdf")),
+    )
     read.add_picture(section, folder / "atlas.png", "atlas")
     places = table.transition.sel(estimate="value").dropna("entry").values
     if len(places):
@@ -179,5 +185,5 @@ def atlas_section(path: Path, read: Reader) -> dict[str, Any]:
             f"The median and the range over {len(places)} models of the noise at which half of the"
             " class is lost."
         )
-        section["headlines"].append(card("t*", "log-SNR (nats)", middle, claim, is_range=True))
+        section.cards = [Card("t*", "log-SNR (nats)", claim, numbers(middle), is_range=True)]
     return section

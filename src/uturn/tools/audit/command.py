@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import Out, Running
-from uturn.cli.running import begin
+from uturn.cli.running import results_into
+from uturn.core.checks import expect
 from uturn.tools.audit.options import AuditOptions
 
 
 @command(STUDIES)
 def audit(out: Out = "results/audit", *, chosen: AuditOptions, running: Running) -> None:
-    """Ask a masked model whether its conditionals belong to one joint law, and measure what each
-    decoder costs on it.
+    """Test whether a masked model's conditionals are consistent with one joint distribution, and
+    measure the cost of each decoder.
 
     Does the probability of two tokens depend on which is drawn first (nats a pair)? How many nats
     of a text's likelihood depend on the order? What does each of twelve decoders cost (calls, kept
@@ -26,10 +27,12 @@ def audit(out: Out = "results/audit", *, chosen: AuditOptions, running: Running)
 
     ```
     uturn audit --out results/audit
-    uturn audit --model out/reactions --split smiles --data out/reactions.txt --out results/reactions
+    uturn audit --model out/reactions --split smiles --data out/reactions.txt \\
+      --out results/reactions
     ```
     """
-    from uturn.tools.audit.measure import audit_into
+    from uturn.tools.audit.measure import Audit
 
-    begin(out)
-    audit_into(out, chosen, running)
+    expected = "1/1, since an audit compares finished runs; leave out --shard"
+    expect(running.shard == "1/1", "shard", running.shard, expected)
+    results_into(out, Audit(chosen), running)

@@ -9,16 +9,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.cli.options import Running
 from uturn.cli.printing import console
-from uturn.cli.running import end, run_into, runs_into
-from uturn.core.checks import expect
+from uturn.cli.running import Experiments, Finished, Printed, Procedure
 from uturn.core.data import Noisy
 from uturn.core.files import write_json
 from uturn.measures.replicates import replicates
-from uturn.pages.charts import number, numbers
-from uturn.pages.page import report
 from uturn.pages.results import write_figures, write_study
+from uturn.pages.views import number, numbers
 from uturn.presets.texts import TextOptions
 from uturn.store.outputs import output_folder
 from uturn.studies.analysis import study as study_of_run
@@ -31,34 +28,42 @@ _FILES = ("audit.json", "audit.png", "audit.pdf")
 _KEPT = "kept, span = 1"  # the reading by which decoders are compared
 
 
-def audit_into(out: str, chosen: AuditOptions, running: Running) -> None:
-    """Measure and write an audit: the study of OUT/run, the runs OUT/audit/NAME of
-    decoders, and `audit.json`.
-    """
-    expect(
-        running.shard == "1/1",
-        "shard",
-        running.shard,
-        "1/1, since an audit compares finished runs; leave out --shard",
-    )
-    experiment, decoders = chosen.experiment(), chosen.audited()
-    datasets = runs_into(out, {"run": experiment}, running)
-    assert datasets is not None  # no other shares
-    run = datasets["run"]
-    with output_folder("out", out) as folder:
-        runs: dict[str, Any] = {}
-        for name, options in decoders.items():
-            store = folder.inside("audit").place(f"{re.sub('[^a-z0-9.]+', '-', name)}")
-            runs[name] = run_into(store, options.experiment(), running)
-        looks: Any = {"title": "U-turns of texts", "groups": ("tokens",), "page": False}
-        study = write_study(run, out, source=experiment.parts.source, **looks)
-        found = audit_numbers(study, run, runs, decoders)
-        write_json(folder.path / "audit.json", found)
-        write_figures(folder.path, {"audit": lambda: draw_audit(found)})
-        folder.push(*_FILES)
-        report([out])
-    parts = [*summary(study, width=console().width), for_terminal(decoder_table(found))]
-    end(out, parts, meaning(found), study.attrs["description"], files=_FILES)
+class Audit(Procedure):
+    """A run with the readings of an audit, OUT/run, and a run of each decoder, OUT/audit/NAME."""
+
+    def __init__(self, options: AuditOptions) -> None:
+        self.options = options
+
+    def experiments(self, out: str) -> Experiments:
+        made = {"run": self.options.experiment()}
+        self.decoders = self.options.audited()
+        for name, options in self.decoders.items():
+            made[_store_of(name)] = options.experiment()
+        return made
+
+    def write(self, finished: Finished) -> Printed:
+        run = finished.runs["run"]
+        study = write_study(
+            run,
+            finished.out,
+            source=finished.experiments["run"].parts.source,
+            title="U-turns of texts",
+            groups=("tokens",),
+            page=False,
+        )
+        runs = {name: finished.runs[_store_of(name)] for name in self.decoders}
+        found = audit_numbers(study, run, runs, self.decoders)
+        with output_folder("out", finished.out) as folder:
+            write_json(folder.path / "audit.json", found)
+            write_figures(folder.path, {"audit": lambda: draw_audit(found)})
+            folder.push(*_FILES)
+        parts = [*summary(study, width=console().width), for_terminal(decoder_table(found))]
+        return Printed([*parts, meaning(found), study.attrs["description"]], _FILES)
+
+
+def _store_of(decoder: str) -> str:
+    """Name of the store of the run of a decoder, in a folder of results."""
+    return f"audit/{re.sub('[^a-z0-9.]+', '-', decoder)}"
 
 
 def audit_numbers(
@@ -95,7 +100,7 @@ def audit_numbers(
         "random_orders_differ": curve("random_orders_differ"),
         "compared": list(COMPARED),
         "original_ngram_entropy": number(
-            run["original_ngram_entropy"].isel(noise=0).sel(ngram=1).mean()
+            float(run["original_ngram_entropy"].isel(noise=0).sel(ngram=1).mean())
         ),
         "decoders": [_decoder(name, runs[name], options) for name, options in decoders.items()],
     }

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from uturn.measures.estimates import with_interval
-from uturn.pages.sections import Reader, card, new_section
+from uturn.pages.sections import Reader, Section
+from uturn.pages.views import Card
+from uturn.pages.views import numbers as numbers_of_page
 from uturn.studies.runs import label
 from uturn.studies.tables import TextTable
 from uturn.tools.audit.figure import decoder_words
@@ -83,7 +85,7 @@ def _largest(numbers: dict[str, Any]) -> tuple[list[Any], float] | None:
     )
 
 
-def audit_section(path: Path, read: Reader) -> dict[str, Any]:
+def audit_section(path: Path, read: Reader) -> Section:
     """The section of `audit.json`; ValueError if the file is no audit of this version."""
     numbers = json.loads(read.content(path))
     if not isinstance(numbers, dict) or (numbers.get("format"), numbers.get("version")) != (
@@ -91,27 +93,43 @@ def audit_section(path: Path, read: Reader) -> dict[str, Any]:
         1,
     ):
         raise ValueError("expected an audit that `uturn audit` has written, version 1")
-    section = new_section("audit", "audit", "decoders", "Audit of the masked model")
+    words = (
+        "A masked model is consistent if its conditionals belong to one joint law; the order in"
+        " which tokens are drawn then has no influence. If it is not, results depend on the"
+        f" decoder. {meaning(numbers)}"
+    )
+    section = Section(
+        "audit",
+        "audit",
+        "decoders",
+        "Audit of the masked model",
+        cards=_cards(numbers),
+        words=words.strip(),
+        caption=label(numbers["description"], 500),
+        overview=decoder_table(numbers),
+        files=[path, path.with_suffix(".pdf")],
+        has_pictures_first=True,
+    )
+    read.add_picture(section, path.with_suffix(".png"), "audit")
+    return section
+
+
+def _cards(numbers: dict[str, Any]) -> list[Card]:
+    """How much the order of two tokens matters, and the order of all tokens of a text."""
+    cards = []
     if (found := _largest(numbers)) is not None:
         largest, at = found
         claim = (
             "Dependence of the log-probability of two tokens on their order, at masked fraction"
             f" {at:g}; 0 for one joint law."
         )
-        section["headlines"].append(card("two tokens in two orders", "nats a pair", largest, claim))
-    differ, at = numbers["random_orders_differ"][-1], numbers["noise"][-1]
+        cards.append(
+            Card("two tokens in two orders", "nats a pair", claim, numbers_of_page(largest))
+        )
+    differ = numbers["random_orders_differ"][-1]
     claim = (
         "Difference of the log-likelihoods of a text in two random orders, at masked fraction"
-        f" {at:g}; 0 for one joint law."
+        f" {numbers['noise'][-1]:g}; 0 for one joint law."
     )
-    section["headlines"].append(card("a text in two orders", "nats a text", differ, claim))
-    section["words"] = (
-        "A masked model is consistent if its conditionals belong to one joint law; the order in"
-        " which tokens are drawn then has no influence. If it is not, results depend on the"
-        f" decoder. {meaning(numbers)}"
-    ).strip()
-    section["caption"] = label(numbers["description"], 500)
-    section["overview"] = decoder_table(numbers)._asdict()
-    section["files"], section["pictures_first"] = [path, path.with_suffix(".pdf")], True
-    read.add_picture(section, path.with_suffix(".png"), "audit")
-    return section
+    cards.append(Card("a text in two orders", "nats a text", claim, numbers_of_page(differ)))
+    return cards

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +12,7 @@ import typer
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import Out, Running, option
 from uturn.cli.printing import console
-from uturn.cli.running import begin, end, originals_in, runs_into
+from uturn.cli.running import Experiments, Finished, Printed, Procedure, originals_in, results_into
 
 CHAINS, DATA = "Chains", "Images and texts"  # panels of the help
 
@@ -40,7 +42,8 @@ def chains(
         str | None,
         option(
             CHAINS,
-            "Accept U-turns with this energy: module:function, 'symbol number=3', 'class label=3'.",
+            "Accept U-turns with this energy: module:function, or one of the package, such as"
+            " 'symbol number=3' or 'class label=3'.",
         ),
     ] = None,
     beta: Annotated[
@@ -72,49 +75,84 @@ def chains(
 
     ```
     uturn chains --out results/chains
-    uturn chains examples/gaussian.toml --noise 0.05,0.06,0.07 --steps 64 --out results/chains-of-strings
+    uturn chains examples/gaussian.toml --noise 0.05,0.06,0.07 --steps 64 \\
+      --out results/chains-of-strings
     uturn chains --text items=30 --noise 0.2,0.5 --out results/chains-of-texts
     ```
     """
     from uturn.core.checks import expect
-    from uturn.pages.page import report
-    from uturn.presets.options import noise_levels, parsed_levels
-    from uturn.store.outputs import output_folder
-    from uturn.studies.tables import for_terminal
-    from uturn.tools.chains.results import (
-        NOISY,
-        RESULTS,
-        base_experiment,
-        repeated,
-        table_of,
-        write_chains,
-    )
 
-    begin(out)
     expect(beta is None or energy is not None, "beta", beta, "an energy with it")
-    base = base_experiment(spec, images, text, originals_in(out))
-    levels = parsed_levels(noise)
-    listed = noise_levels(levels) if isinstance(levels, int) else levels
-    experiments = {
-        f"noise-{x:g}": repeated(
-            base, x, steps, energy=energy, beta=1.0 if beta is None else beta, chains=number
-        )
-        for x in listed
-    }
-    expect(
-        len(experiments) == len(listed),
-        "noise",
-        noise,
-        "levels that differ in their first six digits",
+    procedure = Relaxation(
+        spec,
+        images,
+        text,
+        levels=_levels(noise),
+        steps=steps,
+        number=number,
+        energy=energy,
+        beta=1.0 if beta is None else beta,
     )
-    if left_out := sorted({table["type"] for table in base.to_dict()["probes"]} & NOISY):
-        console().print(
-            f"left out, since chains have no noisy data: the probes {', '.join(left_out)}"
-        )
-    datasets = runs_into(out, experiments, running)
-    if datasets is None:
-        return
-    with output_folder("out", out) as folder:
-        measured = write_chains(dict(zip(listed, datasets.values(), strict=True)), folder)
-    report([out])
-    end(out, [for_terminal(table_of(measured))], files=RESULTS)
+    results_into(out, procedure, running)
+
+
+def _levels(noise: str) -> dict[str, float]:
+    """The noise levels of an option, by the names of their stores."""
+    from uturn.core.checks import expect
+    from uturn.presets.options import noise_levels, parsed_levels
+
+    parsed = parsed_levels(noise)
+    levels = noise_levels(parsed) if isinstance(parsed, int) else parsed
+    named = {f"noise-{level:g}": level for level in levels}
+    expected = "levels that differ in their first six digits"
+    expect(len(named) == len(levels), "noise", noise, expected)
+    return named
+
+
+@dataclass(frozen=True)
+class Relaxation(Procedure):
+    """Chains of U-turns at each noise level, and their relaxation times."""
+
+    spec: Path | None
+    images: str | None
+    """Options of `uturn images` in place of a spec."""
+    text: str | None
+    """Options of `uturn text` in place of a spec."""
+    levels: Mapping[str, float]
+    """Noise levels by the names of their stores."""
+    steps: int
+    """U-turns of a chain."""
+    number: int | None
+    """Chains of each original; None for the trajectories of the spec."""
+    energy: str | None
+    beta: float
+
+    def experiments(self, out: str) -> Experiments:
+        from uturn.tools.chains.results import NOISY, base_experiment, repeated
+
+        base = base_experiment(self.spec, self.images, self.text, originals_in(out))
+        made = {}
+        for name, level in self.levels.items():
+            made[name] = repeated(
+                base,
+                level,
+                self.steps,
+                energy=self.energy,
+                beta=self.beta,
+                chains=self.number,
+            )
+        left_out = sorted({table["type"] for table in base.to_dict()["probes"]} & NOISY)
+        if left_out:
+            probes = ", ".join(left_out)
+            console().print(f"left out, since chains have no noisy data: the probes {probes}")
+        return made
+
+    def write(self, finished: Finished) -> Printed:
+        from uturn.store.outputs import output_folder
+        from uturn.studies.tables import for_terminal
+        from uturn.tools.chains.results import RESULTS, table_of, write_chains
+
+        runs = {level: finished.runs[name] for name, level in self.levels.items()}
+        with output_folder("out", finished.out) as folder:
+            measured = write_chains(runs, folder)
+        return Printed([for_terminal(table_of(measured))], RESULTS)

@@ -25,7 +25,8 @@ from uturn.measures.estimates import Estimate, with_interval
 from uturn.measures.replicates import replicates
 from uturn.pages.charts import chart
 from uturn.pages.results import write_figures
-from uturn.pages.sections import Reader, card, existing, new_section
+from uturn.pages.sections import Reader, Section, existing
+from uturn.pages.views import Card, Chart, numbers
 from uturn.store.outputs import OutputFolder, write_dataset
 from uturn.studies.tables import TextTable, csv_of
 from uturn.tools.chains.figure import draw_chains, draw_strip
@@ -286,75 +287,79 @@ def words_of(data: xr.Dataset) -> str:
     return " ".join(sentences)
 
 
-def chains_section(path: Path, read: Reader) -> dict[str, Any]:
+def chains_section(path: Path, read: Reader) -> Section:
     """The section of the file `relaxation.zarr` of `uturn chains`."""
-    data, folder = read.dataset(path), path.parent
-    form, names = (
-        (
-            data.attrs.get("format"),
-            data.attrs.get("version"),
-        ),
-        data.reading.values.tolist(),
+    data = read.dataset(path)
+    folder = path.parent
+    _check_sizes(data, path)
+    section = Section(
+        "chains",
+        "chains",
+        "chains",
+        "Chains of U-turns",
+        covers="*",
+        words=words_of(data),
+        caption=str(data.attrs.get("description", "")),
+        overview=table_of(data),
+        charts=_charts(data),
+        files=existing(folder, ("relaxation.csv", "relaxation.pdf")),
     )
+    read.add_picture(section, folder / "relaxation.png", "chains")
+    for x in data.u_turn_noise.values:
+        read.add_picture(section, folder / f"strip-{x:g}.png", f"chains at noise {x:g}")
+    claim = (
+        "First and last level have one relaxation time at this noise; the range is between"
+        " measured levels."
+    )
+    for name, place in zip(data.series.values.tolist(), data.inversion.values, strict=True):
+        if np.isfinite(place[0]):
+            label = f"order of {name} inverts"
+            card = Card(label, "noise of a U-turn", claim, numbers(place), is_range=True)
+            section.cards.append(card)
+    return section
+
+
+def _check_sizes(data: xr.Dataset, path: Path) -> None:
+    """ValueError for another format, or more than a page shows."""
+    form = data.attrs.get("format"), data.attrs.get("version")
     expect(form == (FORMAT, 1), f"format of {path}", form, f"{FORMAT}, version 1")
+    names = data.reading.values.tolist()
     is_small = (
         data.sizes["u_turn_noise"] <= 64
         and len(names) <= 512
         and max(map(len, names), default=0) <= 200
     )
-    expect(
-        is_small, f"sizes of {path}", dict(data.sizes), "at most 64 noise levels and 512 readings"
-    )
-    section = new_section("chains", "chains", "chains", "Chains of U-turns")
-    section["covers"], section["files"] = (
-        "*",
-        existing(folder, ("relaxation.csv", "relaxation.pdf")),
-    )
-    section["words"], section["caption"] = words_of(data), str(data.attrs.get("description", ""))
-    section["overview"] = table_of(data)._asdict()
-    read.add_picture(section, folder / "relaxation.png", "chains")
+    expected = "at most 64 noise levels and 512 readings"
+    expect(is_small, f"sizes of {path}", dict(data.sizes), expected)
+
+
+def _charts(data: xr.Dataset) -> list[Chart]:
+    """Relaxation times and the mean energy, and what is left of the original after 1, 2, 4, ..
+    U-turns at each noise level.
+    """
+    charts = []
     of_known = data[["time", "left"]].sel(reading=known(data)).drop_vars(["variable", "order"])
     times = of_known.time.rename(u_turn_noise="noise").transpose("noise", "reading", "estimate")
     if (np.isfinite(times.sel(estimate="value")).sum("noise") > 1).any():
-        section["charts"].append(
-            chart(
-                "time",
-                "relaxation time",
-                times,
-                "noise",
-                y="U-turns",
-                joined=True,
-                shown=True,
-                slides=False,
-            )
+        of_times = chart(
+            "time",
+            "relaxation time",
+            times,
+            "noise",
+            unit="U-turns",
+            is_joined=True,
+            is_shown=True,
+            has_slider=False,
         )
-    doublings = data.noise.values[np.isin(data.noise, 2.0 ** np.arange(40))]  # a logarithmic axis
+        charts.append(of_times)
     if "energy" in data:
         energy = data.energy.transpose("noise", "u_turn_noise", "estimate")
-        section["charts"].append(chart("energy", "mean energy", energy, "noise", y="", shown=True))
+        charts.append(chart("energy", "mean energy", energy, "noise", is_shown=True))
+    doublings = data.noise.values[np.isin(data.noise, 2.0 ** np.arange(40))]  # a logarithmic axis
     for x in data.u_turn_noise.values:
-        left = of_known.left.sel(u_turn_noise=x, noise=doublings, drop=True).transpose(
-            "noise", "reading", "estimate"
-        )
+        left = of_known.left.sel(u_turn_noise=x, noise=doublings, drop=True)
+        left = left.transpose("noise", "reading", "estimate")
         if left.size:
-            section["charts"].append(
-                chart(
-                    f"left-{x:g}",
-                    f"left of the original, noise {x:g}",
-                    left,
-                    "noise",
-                    y="",
-                    shown=True,
-                )
-            )
-        read.add_picture(section, folder / f"strip-{x:g}.png", f"chains at noise {x:g}")
-    for name, place in zip(data.series.values.tolist(), data.inversion.values, strict=True):
-        if np.isfinite(place[0]):
-            claim = (
-                "First and last level have one relaxation time at this noise; the range is between"
-                " measured levels."
-            )
-            section["headlines"].append(
-                card(f"order of {name} inverts", "noise of a U-turn", place, claim, is_range=True)
-            )
-    return section
+            title = f"left of the original, noise {x:g}"
+            charts.append(chart(f"left-{x:g}", title, left, "noise", is_shown=True))
+    return charts

@@ -180,7 +180,7 @@ def check_sampler(options: SamplerOptions, progress: bool = False) -> Report:
         other = options.model_copy(update={"scheduler": options.sampler}).experiment()
         steps, forward = other.parts.backward, other.parts.corruption
     checked = _Checked(options, own, originals, steps, forward)
-    with progress_bar(progress, "check", 4, 0) as advance:
+    with progress_bar(progress, "check", 4, 0, unit="parts") as advance:
         if options.recorded is not None:
             theirs = checked.recorded_u_turns(options.recorded)
         else:

@@ -136,8 +136,8 @@ def check_sampler(
     *,
     chosen: SamplerOptions,
 ) -> None:
-    """Check a sampler of image-to-image: does it make the U-turns that the model, the steps and the
-    noise imply?
+    """Check whether an image-to-image sampler makes the U-turns that the model, the steps and the
+    noise imply.
 
     Five tests, since none sees every bug: the size of the change against that of uturn's own
     sampler, from the weakest noise on; an exact two-sample test against the same; the prediction
@@ -156,7 +156,8 @@ def check_sampler(
     uturn check-sampler
     uturn check-sampler --model FOLDER --data photos --size 32 --sampler pipeline:image_to_image
     uturn check-sampler --sampler ddim --scheduler ddim
-    uturn check-sampler --model FOLDER --data photos --recorded 'strength_{noise}/{item}_{trajectory}.png'
+    uturn check-sampler --model FOLDER --data photos \\
+      --recorded 'strength_{noise}/{item}_{trajectory}.png'
     ```
     """
     from uturn.tools.check_sampler import check

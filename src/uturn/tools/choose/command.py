@@ -38,7 +38,10 @@ def choose(
     ] = None,
     by: Annotated[
         str | None,
-        typer.Option(metavar="COORDINATE", help="Also choose for each value of it, such as label."),
+        typer.Option(
+            metavar="COORDINATE",
+            help="Also choose for each value of this coordinate, such as label.",
+        ),
     ] = None,
     confidence: Annotated[float, typer.Option(help="Confidence of each choice.")] = 0.95,
     *,
@@ -50,16 +53,16 @@ def choose(
     The levels are tested from small noise upwards by a one-sided bound of the mean reading, and the
     first level that misses the goal ends the test. No correction for the number of levels is
     needed: for shares and other readings in a range, the choice is false with a probability of at
-    most 5 % (1 - confidence). 59 originals that are all kept guarantee a share of .95; for goals by
+    most 5 % (1 - confidence). 59 originals that are all kept guarantee a share of 0.95; for goals by
     class, each class needs 59. For readings without a worst value, such as a distance, the answer
     is "estimated".
 
     The noise is printed on all axes of the run, and as the strength of image-to-image pipelines. A
-    similarity is kept if its mean is at least the goal, a distance if it is at most the goal; if a
-    table does not show which of them a reading is, --start does. With --lose, the window between
-    both: the smallest noise that has lost, and the largest that keeps. The other answers are "no
-    such level", and "not decided" with the number of further originals needed. The interpolated
-    crossing is an estimate.
+    similarity is kept if its mean is at least the goal, a distance if its mean is at most the
+    goal. --start says which of them a reading is, if a table does not show it. With --lose, the
+    answer is a window, from the smallest noise that has lost the one reading to the largest that
+    keeps the other. The other answers are "no such level", and "not decided" with the number of
+    further originals needed. The interpolated crossing is an estimate.
 
     Readings are named as by `uturn study`; a variable with one level by its name, and the ends of a
     series of layers as `first_layer`, `last_layer`.
@@ -70,8 +73,8 @@ def choose(
     Example:
 
     ```
-    uturn choose results/fashion --keep same_class=.95 --by label
-    uturn choose results/fashion --keep same_class=.95 --lose first_layer=.9
+    uturn choose results/fashion --keep same_class=0.95 --by label
+    uturn choose results/fashion --keep same_class=0.95 --lose first_layer=0.9
     uturn choose rmsd.csv --keep rmsd=2 --start rmsd=0 --noise-unit "added noise (Å)"
     ```
     """
@@ -103,5 +106,5 @@ def _goal(name: str, texts: list[str]) -> tuple[str, float]:
     reading, _, goal = texts[0].rpartition("=")
     value = number_in(goal)
     if not isinstance(value, float):
-        raise ValueError(f"{name} = {texts[0]!r}: expected {_GOAL}, such as same_class=.95")
+        raise ValueError(f"{name} = {texts[0]!r}: expected {_GOAL}, such as same_class=0.95")
     return reading.strip(), value

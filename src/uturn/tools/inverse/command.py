@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import Out, Running
-from uturn.cli.running import begin, end, originals_in, runs_into
+from uturn.cli.running import Experiments, Finished, Printed, Procedure, originals_in, results_into
 from uturn.tools.inverse.options import InverseOptions
 
 
@@ -18,8 +18,8 @@ def inverse(out: Out = "results/inverse", *, chosen: InverseOptions, running: Ru
     p(x | y) are exchangeable, so any reading that tells them apart shows an error. The command
     tests the distance of two images, their class, the likelihood log p(y | x) and the ranks of the
     original among its reconstructions, and says which kind of error it is: too sure, not sure
-    enough, shifted, wrong modes, deaf to the data. Beside the tests stand what reconstructions keep
-    of the class, t\\*, and calls of the network.
+    enough, shifted, wrong modes, deaf to the data. The table also
+    has the share of kept classes, t\\*, and the number of calls of the network.
 
     With real images, sampler and model are judged together; --data generated, originals drawn by
     the model, judges the sampler alone, as do vectors of a law of your own, which need no model.
@@ -38,31 +38,42 @@ def inverse(out: Out = "results/inverse", *, chosen: InverseOptions, running: Ru
     ```
     uturn inverse --out results/inverse
     uturn inverse --data fashion_mnist --data generated --sampler deepinv:DPS --out results/inverse
-    uturn inverse --model google/ddpm-cifar10-32 --data photos --size 32 --operator blur --levels 0.5,1,2 \\
-      --sampler 'deepinv:DiffPIR steps=50 zeta=0.3' --sampler own:langevin --out results/blur
+    uturn inverse --model google/ddpm-cifar10-32 --data photos --size 32 \\
+      --operator blur --levels 0.5,1,2 --sampler 'deepinv:DiffPIR steps=50 zeta=0.3' \\
+      --sampler own:langevin --out results/blur
     ```
     """
-    from uturn.pages.page import report
-    from uturn.pages.results import write_study
-    from uturn.store.outputs import output_folder
-    from uturn.studies.tables import TextTable, for_terminal
-    from uturn.tools.inverse.results import RESULTS, calls_of, check_folder, write_inverse
+    results_into(out, PosteriorTests(chosen), running)
 
-    begin(out)
-    check_folder(out)
-    runs = chosen.runs(originals_in(out))
-    calls = calls_of(runs)
-    datasets = runs_into(out, {run.store: run.experiment for run in runs}, running)
-    if datasets is None:
-        return
-    readings = {run.name: datasets[run.store] for run in runs}
-    several = len(runs) > 1
-    title = "Posterior samplers" if several else f"Posterior sampler {runs[0].name}"
-    studies = write_study(readings, out, title=title, groups=("class", "distance"), page=False)
-    with output_folder("out", out) as folder:
-        tests = write_inverse(
-            runs, readings, studies if several else {runs[0].name: studies}, calls, folder
+
+class PosteriorTests(Procedure):
+    """A run of each sampler on each kind of originals, and their tests."""
+
+    def __init__(self, options: InverseOptions) -> None:
+        self.options = options
+
+    def experiments(self, out: str) -> Experiments:
+        from uturn.tools.inverse.results import calls_of, check_folder
+
+        check_folder(out)
+        self.runs = self.options.runs(originals_in(out))
+        self.calls = calls_of(self.runs)
+        return {run.store: run.experiment for run in self.runs}
+
+    def write(self, finished: Finished) -> Printed:
+        from uturn.pages.results import write_study
+        from uturn.store.outputs import output_folder
+        from uturn.studies.tables import TextTable, for_terminal
+        from uturn.tools.inverse.results import RESULTS, write_inverse
+
+        readings = {run.name: finished.runs[run.store] for run in self.runs}
+        title = "Posterior samplers"
+        if len(self.runs) == 1:
+            title = f"Posterior sampler {self.runs[0].name}"
+        studies = write_study(
+            readings, finished.out, title=title, groups=("class", "distance"), page=False
         )
-    report([out])
-    table = for_terminal(TextTable(**tests["table"]))
-    end(out, [table], *tests["notes"], files=RESULTS)
+        with output_folder("out", finished.out) as folder:
+            tests = write_inverse(self.runs, readings, studies, self.calls, folder)
+        table = for_terminal(TextTable(**tests["table"]))
+        return Printed([table, *tests["notes"]], RESULTS)

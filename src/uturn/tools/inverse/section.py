@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,29 @@ from PIL import Image
 
 from uturn.core.checks import expect
 from uturn.core.files import check_plain
-from uturn.pages.charts import numbers
-from uturn.pages.pictures import WIDTH, as_url, check_count, preview, side_of, with_gaps
-from uturn.pages.sections import Reader, card, checked_table, new_section
-from uturn.studies.axes import is_geometric, texts_of
+from uturn.pages.pictures import (
+    WIDTH,
+    as_url,
+    check_count,
+    is_smooth,
+    noise_axis,
+    preview,
+    side_of,
+    with_gaps,
+)
+from uturn.pages.sections import Reader, Section, checked_table
+from uturn.pages.views import (
+    Card,
+    Gallery,
+    GalleryGroup,
+    GalleryImage,
+    GalleryItem,
+    Picture,
+    SlideRow,
+    Slides,
+    Swatch,
+)
+from uturn.studies.axes import texts_of
 from uturn.tools.inverse.posteriors import KINDS, NONE_SEEN
 
 FORMAT = "uturn.inverse"
@@ -31,48 +51,47 @@ ERRORS = "errors"
 _MOST_PREVIEWS = 24  # pictures of errors in full size
 
 
-def samplers_section(path: Path, read: Reader) -> dict[str, Any]:
+def samplers_section(path: Path, read: Reader) -> Section:
     """The section of a folder of `uturn inverse`; `path`: its dataset `samplers.zarr`."""
-    data, folder = read.dataset(path), path.parent
+    data = read.dataset(path)
+    folder = path.parent
     results = json.loads(read.content(folder / "inverse.json"))
     if results.get("format") != FORMAT:
         raise ValueError(
             f"{folder / 'inverse.json'} is not that of `uturn inverse`, which belongs to"
             " samplers.zarr"
         )
-    section = new_section(
-        "samplers", "samplers", "inverse-problems", "Do the samplers draw from the posterior?"
-    )
-    section |= {
-        "words": str(results["words"]),
-        "caption": str(results["caption"]),
-        "covers": "*",
-    }
-    section["notes"], section["tables"] = (
-        list(map(str, results["notes"])),
-        list(map(checked_table, results["tables"])),
-    )
-    section["headlines"] = [_verdict(run) for run in results["runs"]]
-    section["overview"] = checked_table(results["table"])
-    section["files"] = [folder / name for name in ("inverse.json", "inverse.csv")]
     check_plain(folder / ERRORS)
-    section["pictures_first"], section["word"] = True, "strength"
-    section["slides"] = _errors(
-        results["runs"], folder / ERRORS, str(data.noise.attrs.get("long_name", "strength"))
+    unit = str(data.noise.attrs.get("long_name", "strength"))
+    return Section(
+        "samplers",
+        "samplers",
+        "inverse-problems",
+        "Do the samplers draw from the posterior?",
+        slider="strength",
+        covers="*",
+        cards=[_verdict(run) for run in results["runs"]],
+        words=str(results["words"]),
+        caption=str(results["caption"]),
+        notes=list(map(str, results["notes"])),
+        overview=checked_table(results["table"]),
+        slides=_errors(results["runs"], folder / ERRORS, unit),
+        gallery=_samples(data, unit) if "image" in data else None,
+        has_pictures_first=True,
+        tables=list(map(checked_table, results["tables"])),
+        files=[folder / name for name in ("inverse.json", "inverse.csv")],
     )
-    if "image" in data:
-        section["gallery"] = _samples(data)
-    return section
 
 
-def _verdict(run: dict[str, Any]) -> dict[str, Any]:
+def _verdict(run: dict[str, Any]) -> Card:
     """The card of a sampler: its kind of error, also if none is seen."""
-    seen = [
-        KINDS[kind] for kind in dict.fromkeys(at["kind"] for at in run["tests"]) if kind in KINDS
-    ]
-    without = "no test rejects" if run["kinds"] == NONE_SEEN else "a test rejects"
-    claim = "; ".join(seen) or f"{without}; each is blind to some errors"
-    return card(run["name"], f"the tests judge the {run['judges']}", str(run["kinds"]), claim)
+    kinds = dict.fromkeys(test["kind"] for test in run["tests"])
+    claim = "; ".join(KINDS[kind] for kind in kinds if kind in KINDS)
+    if not claim:
+        without = "no test rejects" if run["kinds"] == NONE_SEEN else "a test rejects"
+        claim = f"{without}; each is blind to some errors"
+    unit = f"the tests judge the {run['judges']}"
+    return Card(run["name"], unit, claim, verdict=str(run["kinds"]))
 
 
 def error_names(store: str, strengths: Sequence[float]) -> list[str]:
@@ -82,33 +101,29 @@ def error_names(store: str, strengths: Sequence[float]) -> list[str]:
     return [f"{store}-{strength}" for strength in texts_of(strengths, "g")]
 
 
-def _errors(runs: list[dict[str, Any]], folder: Path, words: str) -> dict[str, Any]:
+def _errors(runs: list[dict[str, Any]], folder: Path, unit: str) -> Slides:
     """The pictures of the kind of error of each sampler at each strength."""
-    width = WIDTH * min(1.0, (_MOST_PREVIEWS / sum(len(run["tests"]) for run in runs)) ** 0.5)
-    rows, previews = [], dict[Path, Any]()
+    count = sum(len(run["tests"]) for run in runs)
+    width = WIDTH * min(1.0, (_MOST_PREVIEWS / count) ** 0.5)
+    previews: dict[Path, Picture] = {}
+    rows = []
     for run in runs:
-        levels = []
-        names = error_names(run["store"], [at["strength"] for at in run["tests"]])
-        for at, name in zip(run["tests"], names, strict=True):
+        pictures = []
+        names = error_names(run["store"], [test["strength"] for test in run["tests"]])
+        for test, name in zip(run["tests"], names, strict=True):
             path = folder / f"{name}.png"
             # Of a stranger, who may name any picture.
             expect(path.parent == folder, "store", run["store"], "the name of a store")
-            picture = previews[path] = previews.get(path) or preview(path, "", width)
-            levels.append(
-                picture | {"words": f"{run['name']} at {words} {at['strength']:g}: {at['kind']}"}
-            )
-        rows.append({"name": run["name"], "levels": levels})
-    noise = [at["strength"] for at in runs[0]["tests"]]
-    return {
-        "title": "Kind of error",
-        "noise": noise,
-        "log": is_geometric(noise),
-        "words": words,
-        "rows": rows,
-    }
+            if path not in previews:
+                previews[path] = preview(path, "", width)
+            caption = f"{run['name']} at {unit} {test['strength']:g}: {test['kind']}"
+            pictures.append(replace(previews[path], caption=caption))
+        rows.append(SlideRow(run["name"], pictures))
+    strengths = [test["strength"] for test in runs[0]["tests"]]
+    return Slides("Kind of error", noise_axis(strengths, unit), rows)
 
 
-def _samples(data: xr.Dataset) -> dict[str, Any]:
+def _samples(data: xr.Dataset, unit: str) -> Gallery:
     """Originals, measurements, clones, their spread and the error of their mean, for each kind
     of originals and each sampler.
     """
@@ -116,82 +131,74 @@ def _samples(data: xr.Dataset) -> dict[str, Any]:
     spread = data.image.std("clone", ddof=1) / 2  # of images in [0, 1], as samplers draw them
     error = abs(data.image.mean("clone") - data.original) / 2
     most = float(max(spread.quantile(0.995), error.quantile(0.995), 1e-6))
-    kinds, groups = dict.fromkeys(data.data.values.tolist()), []
+    kinds = list(dict.fromkeys(data.data.values.tolist()))
+    groups = []
     for kind in kinds:
         of_kind = np.flatnonzero(data.data.values == kind)
         some = data.isel(run=of_kind)
         some = some.assign(spread=spread[of_kind], error=error[of_kind])
         runs, levels, count, clones = some.image.shape[:4]
-        side = side_of(
-            some.image.values,
-            count * (1 + levels + runs * levels * (clones + 2)),
-            len(kinds) ** -0.5,
-        )
-        items = [
-            {
-                "name": str(of_item.item_name.values[0]),
-                "shared": [
-                    [_image(of_item.original.values[0], side)],
-                    [_image(image, side) for image in of_item.observation.values[0]],
-                ],
-                "rows": [
-                    [
-                        *(
-                            [_image(image, side) for image in of.image.values[:, clone]]
-                            for clone in range(clones)
-                        ),
-                        *(
-                            [_heat(values, most, side) for values in what.values]
-                            for what in (of.spread, of.error)
-                        ),
-                    ]
-                    for of in (of_item.isel(run=run) for run in range(runs))
-                ],
-            }
-            for of_item in (some.isel(item=k) for k in range(count))
-        ]
-        groups.append({"name": str(kind), "rows": some.sampler.values.tolist(), "items": items})
-    columns = [f"clone {1 + k}" for k in range(data.sizes["clone"])]
+        images = count * (1 + levels + runs * levels * (clones + 2))
+        side = side_of(some.image.values, images, len(kinds) ** -0.5)
+        items = [_samples_of(some.isel(item=k), side, most) for k in range(count)]
+        groups.append(GalleryGroup(str(kind), some.sampler.values.tolist(), items))
+    clones_heads = [f"clone {1 + k}" for k in range(data.sizes["clone"])]
     words = (
         "Spread: standard deviation of the clones, pixel by pixel. Error: distance of their mean"
         " from the truth. For draws from the posterior both are of one size, on average. "
     )
-    return {
-        "title": "Truth, measurement and what the samplers draw, at the strength of the slider",
-        "label": "images of the samplers",
-        "heads": [
+    return Gallery(
+        title="Truth, measurement and what the samplers draw, at the strength of the slider",
+        label="images of the samplers",
+        heads=[
             "truth",
             "measurement",
             "sampler",
-            *columns,
+            *clones_heads,
             "spread of the clones",
             "error of their mean",
         ],
-        "key": [
+        key=[
             words,
-            {"swatch": "heat"},
+            Swatch("heat"),
             f" 0 to {most:.3g}, for pixels in [0, 1]. ",
-            {"swatch": "unseen"},
+            Swatch("unseen"),
             " hidden.",
         ],
-        "noise": numbers(data.noise.values),
-        "log": is_geometric(data.noise.values),
-        "words": str(data.noise.attrs.get("long_name", "strength")),
-        "smooth": max(data.image.shape[-2:]) > 64,
-        "kept": data.sizes["item"],
-        "of": int(data.attrs["items"]),
-        "groups": groups,
-    }
+        levels=noise_axis(data.noise.values, unit),
+        groups=groups,
+        total=int(data.attrs["items"]),
+        stored=data.sizes["item"],
+        is_smooth=is_smooth(data.image.values),
+    )
 
 
-def _image(values: np.ndarray, side: int) -> dict[str, Any]:
-    return {"url": as_url(with_gaps(values), side, 75)}
+def _samples_of(data: xr.Dataset, side: int, most: float) -> GalleryItem:
+    """The images of one original, with a row for each sampler."""
+    original = [_image(data.original.values[0], side)]
+    measurements = [_image(image, side) for image in data.observation.values[0]]
+    rows = []
+    for k in range(data.sizes["run"]):
+        of_run = data.isel(run=k)
+        columns = []
+        for clone in range(of_run.sizes["clone"]):
+            images = of_run.image.isel(clone=clone).values
+            columns.append([_image(image, side) for image in images])
+        for heat in (of_run.spread, of_run.error):
+            columns.append([_heat(values, most, side) for values in heat.values])
+        rows.append(columns)
+    return GalleryItem(str(data.item_name.values[0]), [original, measurements], rows)
 
 
-def _heat(values: np.ndarray, most: float, side: int) -> dict[str, Any]:
+def _image(values: np.ndarray, side: int) -> GalleryImage:
+    return GalleryImage(as_url(with_gaps(values), side, 75))
+
+
+def _heat(values: np.ndarray, most: float, side: int) -> GalleryImage:
     """Root mean squares over the channels of (channel, row, column), from black (0) to yellow
     (`most`), and over all values.
     """
     shares = np.sqrt((values**2).mean(axis=0)) / most
-    picture = Image.fromarray(colormaps["inferno"](np.clip(shares, 0, 1), bytes=True)[..., :3])
-    return {"url": as_url(picture, side, 75), "size": float(f"{np.sqrt((values**2).mean()):.2g}")}
+    colors = colormaps["inferno"](np.clip(shares, 0, 1), bytes=True)[..., :3]
+    size = float(f"{np.sqrt((values**2).mean()):.2g}")
+    return GalleryImage(as_url(Image.fromarray(colors), side, 75), size)
