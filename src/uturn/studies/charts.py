@@ -59,7 +59,7 @@ def numbers_of(study: xr.Dataset) -> list[Headline]:
     for k in range(study.sizes.get("series", 0)):
         series = study.isel(series=k)
         name = str(series.series.item())
-        levels = np.flatnonzero(study.variable.values == name.partition(",")[0])
+        levels = np.flatnonzero(study.variable.values == series.series_variable.item())
         if len(levels):  # otherwise the study has too many to list them
             names = dict(
                 zip(study.level.values[levels].tolist(), names_in_panel(study, levels), strict=True)

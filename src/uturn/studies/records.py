@@ -21,9 +21,10 @@ from uturn.core.registry import build
 from uturn.measures.curves import crossing
 from uturn.measures.readings import WITHIN
 from uturn.studies import runs
-from uturn.studies.analysis import by_noise, levels_in
 from uturn.studies.axes import texts_of
+from uturn.studies.checked_run import by_noise
 from uturn.studies.headline import headline_of
+from uturn.studies.keys import keys_of
 from uturn.studies.plotting.curves import evenly_spaced
 
 MOST_SHOWN = 200  # largest number of originals in a page
@@ -46,46 +47,56 @@ def items_of(run: xr.Dataset, study: xr.Dataset) -> pandas.DataFrame:
     such as `label`; `R at X`, the mean of each reading R at each noise X. Variables with more than
     24 levels are left out.
     """
-    run, headline = by_noise(run), headline_of(study)
+    run = by_noise(run)
+    headline = headline_of(study)
     columns = {
         "item": run.item.values,
         "name": runs.item_names(run, np.arange(run.sizes["item"]), runs.class_names_of(run)),
     }
-    table: dict[str, np.ndarray] = {}
-    first = study.variable.values[study.reading.values == (headline and headline.reading)].tolist()
-    for name in dict.fromkeys([*first, *study.variable.values.tolist()]):
-        means = run[name].mean([dim for dim in WITHIN if dim in run[name].dims and dim != "item"])
-        levels = list(levels_in(run, name))
-        for where, label in levels if len(levels) <= _MOST_LISTED else ():
-            curves = means.isel(where).transpose("noise", "item").values
-            if headline is not None and headline.reading == label:
-                columns[f"{HALF_LIFE}{label}"] = _half_lives(curves, study.sel(reading=label))
-            table |= {
-                f"{label} at {noise}": row
-                for noise, row in zip(texts_of(run.noise.values, ".6g"), curves, strict=True)
-            }
-    named = {str(name): of.values for name, of in run.coords.items() if of.dims == ("item",)}
-    others = {key: values for key, values in named.items() if key not in ("item", *runs.NAMES)}
-    others = {
-        f"{key}_of_item" if key in columns | table else key: values
-        for key, values in others.items()
-    }
-    return pandas.DataFrame(columns | others | table)
+    variables = study.variable.values
+    if headline is not None:  # its variable comes first
+        variables = np.r_[variables[study.reading.values == headline.reading], variables]
+    noises = texts_of(run.noise.values, ".6g")
+    readings: dict[str, np.ndarray] = {}
+    for name in dict.fromkeys(variables.tolist()):
+        keys = keys_of(run, name)
+        if len(keys) > _MOST_LISTED:
+            continue
+        means = run[name].mean([dim for dim in WITHIN[1:] if dim in run[name].dims])
+        for key in keys:
+            curves = means.isel(key.indices).transpose("noise", "item").values
+            if headline is not None and headline.reading == key.label:
+                half_lives = _half_lives(curves, study.sel(reading=key.label))
+                columns[f"{HALF_LIFE}{key.label}"] = half_lives
+            for noise, row in zip(noises, curves, strict=True):
+                readings[f"{key.label} at {noise}"] = row
+    labels = {}
+    for name, values in run.coords.items():
+        if values.dims == ("item",) and name not in ("item", *runs.NAMES):
+            is_taken = name in columns or name in readings
+            labels[f"{name}_of_item" if is_taken else str(name)] = values.values
+    return pandas.DataFrame(columns | labels | readings)
 
 
 def _half_lives(curves: np.ndarray, reading: xr.Dataset) -> np.ndarray:
     """Smallest noise at which each of the curves (noise, item) is halfway from start to chance;
     NaN if it never is.
     """
-    start, chance, x = float(reading.start), float(reading.chance), reading.noise.values
-    chance = float(reading.curve[-1, 0]) if np.isnan(chance) else chance
-    sign, height = -1.0 if chance > start else 1.0, (start + chance) / 2
-    curves = np.concatenate([np.full((len(x) - len(curves), curves.shape[1]), start), curves])
-    there = np.isfinite(curves) & np.isfinite(x)[:, None]
-    pairs = zip(sign * curves.T, there.T, strict=True)
-    return np.array(
-        [crossing(x[known], of[known], sign * height, first=True) for of, known in pairs]
-    )
+    noise = reading.noise.values
+    start = float(reading.start)
+    chance = float(reading.chance)
+    if np.isnan(chance):
+        chance = float(reading.curve[-1, 0])
+    sign = -1.0 if chance > start else 1.0
+    height = (start + chance) / 2
+    added = len(noise) - len(curves)
+    curves = np.concatenate([np.full((added, curves.shape[1]), start), curves])
+    half_lives = []
+    for curve in curves.T:
+        is_known = np.isfinite(curve) & np.isfinite(noise)
+        place = crossing(noise[is_known], sign * curve[is_known], sign * height, first=True)
+        half_lives.append(place)
+    return np.array(half_lives)
 
 
 def records_of(run: xr.Dataset, source: Any = None) -> xr.Dataset:

@@ -18,10 +18,10 @@ from uturn.store.run_folder import warnings_of
 from uturn.studies.axes import axis_words
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
+from uturn.studies.remarks import lines_in
 from uturn.studies.runs import differing_fields
+from uturn.studies.schema import TEXTS
 
-# Coordinates of readings.
-TEXTS = ("variable", "level", "probe", "model", "group", "family", "unit", "words")
 _OF_FORMULAS = tuple("=+-@\t\r")  # how formulas of spreadsheets begin
 _VISIBLE = "smallest detectable gap"
 
@@ -262,28 +262,16 @@ def names_in_panel(study: xr.Dataset, chosen: Sequence[int] | np.ndarray) -> lis
     """Short names of readings in one panel: the levels of a single variable, or names of
     variables with their levels if any.
     """
-    labels, variables, levels = (
-        study[key].values[chosen].tolist() for key in ("reading", "variable", "level")
-    )
-    several, names = len(set(variables)) > 1, []
-    for label, variable, level in zip(labels, variables, levels, strict=True):
-        dims = [
-            part.partition(" = ")[0].replace("_", " ")
-            for part in label.removeprefix(variable).split(", ")
-            if part
-        ]
-        part = (
-            f"{dims[0]} {level}"
-            if len(dims) == 1 and level.replace(".", "", 1).isdigit()
-            else level
-        )
-        names.append(
-            ", ".join(
-                some
-                for some in (variable.replace("_", " ") if several or not part else "", part)
-                if some
-            )
-        )
+    part = study.isel(reading=np.asarray(chosen, int))
+    variables = part.variable.values.tolist()
+    dims = part.level_dim.values.tolist()
+    has_several = len(set(variables)) > 1
+    names = []
+    for variable, dim, level in zip(variables, dims, part.level.values.tolist(), strict=True):
+        if dim and level.replace(".", "", 1).isdigit():  # a number alone says nothing
+            level = f"{dim.replace('_', ' ')} {level}"
+        words = variable.replace("_", " ") if has_several or not level else ""
+        names.append(", ".join(filter(None, (words, level))))
     return names
 
 
@@ -312,7 +300,7 @@ def remarks(study: xr.Dataset) -> list[str]:
 
 
 def remarks_on_run(study: xr.Dataset) -> list[str]:
-    return [line for line in str(study.attrs.get("remark", "")).split("; ") if line]
+    return lines_in(str(study.attrs.get("remark", "")))
 
 
 def remarks_on_readings(study: xr.Dataset) -> list[str]:
