@@ -4,7 +4,6 @@ images.
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from uturn.core.registry import stored_class
 from uturn.measures.estimates import with_interval
 from uturn.studies.axes import axis_words
 from uturn.studies.charts import CRITICAL, Chart, charts_of, overlaid
@@ -27,7 +27,7 @@ from uturn.studies.plotting.curves import (
     no_mathematics,
 )
 from uturn.studies.plotting.style import CLASS, DISTINCT, MUTED, THEORY, level_colors, style, ticks
-from uturn.studies.runs import label
+from uturn.studies.runs import label, stored_spec
 from uturn.studies.tables import remarks
 
 _MOST_NAMED = 8  # curves named in a legend
@@ -340,6 +340,8 @@ def _tiled(data: xr.Dataset, left: np.ndarray, top: np.ndarray) -> np.ndarray:
     empty.
     """
     height, width = data.sizes["row"], data.sizes["column"]
+    source = stored_class("source", stored_spec(data)["source"])
+    is_negative = getattr(source, "shows_negative", False)
     canvas = np.ones((top[-1] + height, left[-1] + width, 4))
     canvas[..., 3] = 0
     tiles = np.concatenate([data.original.values[None], data.image.values])
@@ -349,17 +351,13 @@ def _tiled(data: xr.Dataset, left: np.ndarray, top: np.ndarray) -> np.ndarray:
                 slice(top[item], top[item] + height),
                 slice(left[column], left[column] + width),
             )
-            canvas[rows, columns] = _colours(data, tiles[column, item])
+            canvas[rows, columns] = _colours(tiles[column, item], is_negative)
     return canvas
 
 
-def _colours(data: xr.Dataset, image: np.ndarray) -> np.ndarray:
+def _colours(image: np.ndarray, is_negative: bool) -> np.ndarray:
     """An image (channels, height, width) in [-1, 1] as RGBA."""
     pixels = np.clip((image.transpose(1, 2, 0) + 1) / 2, 0, 1)
     if pixels.shape[-1] == 1:
-        source = json.loads(data.attrs.get("spec", "{}")).get("source", {})
-        # Garments are shown on white.
-        pixels = np.repeat(
-            1 - pixels if source.get("type") == "fashion_mnist" else pixels, 3, axis=-1
-        )
+        pixels = np.repeat(1 - pixels if is_negative else pixels, 3, axis=-1)
     return np.concatenate([pixels, np.ones_like(pixels[..., :1])], axis=-1)

@@ -17,6 +17,7 @@ from uturn.core import random
 from uturn.core.checks import LARGEST, checked_array, expect, plain
 from uturn.core.messages import one_line, shown
 from uturn.core.protocols import Coordinate, Variable
+from uturn.core.registry import READINGS
 from uturn.measures.changes import covariances_of
 from uturn.store.folders import checked_location, is_empty
 from uturn.store.resume import versions_used
@@ -206,7 +207,7 @@ def readings(
             arrays | arrays_of_sites,
         )
     _check_names(names)
-    part = {"type": "readings"}
+    part = {"type": READINGS}
     spec: dict[str, Any] = {
         "items": sizes["item"],
         "trajectories": sizes["trajectory"],
