@@ -144,7 +144,9 @@ def study(
             show(part)
         console().print(of.attrs["description"])
     of_pairs = studies.difference(named, centre) if difference else None
-    parts = [] if of_pairs is None else [for_terminal(table_of(of_pairs)), *remarks_of(of_pairs)]
+    parts: list[Any] = (
+        [] if of_pairs is None else [for_terminal(table_of(of_pairs)), *remarks_of(of_pairs)]
+    )
     if out is not None:
         return end(out, parts, save_images=save_images)
     for part in parts:
