@@ -153,7 +153,8 @@ def embedded(store: str) -> tuple[Sample, float]:
     """
     import uturn as ut
     from uturn.presets import image_experiment
-    from uturn.studies.analysis import by_noise, reading_of
+    from uturn.studies.checked_run import Run, by_noise
+    from uturn.studies.references import LevelValues
 
     experiment = image_experiment(steps=20, levels=20, items=1000, keep=0, compare_labels=False)
     stored = ut.run(experiment, store, workers=None, progress=True)
@@ -161,12 +162,12 @@ def embedded(store: str) -> tuple[Sample, float]:
 
     def measured(rows: np.ndarray, level: float) -> Readings:
         some = run.isel(item=rows, noise=[round(20 * level) - 1])
-        values, start, chance = reading_of(some, "same_class")
+        read = LevelValues.of(Run.of(some), "same_class")
         return Readings(
-            values.mean("trajectory").isel(noise=0).values.astype(float),
+            read.values.mean("trajectory").isel(noise=0).values.astype(float),
             np.arange(len(rows)),
-            start,
-            chance,
+            read.start,
+            read.chance,
         )
 
     def sample(random: np.random.Generator, n: int) -> Measured:

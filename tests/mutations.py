@@ -353,9 +353,9 @@ MUTATIONS = (
     ),
     Mutation(
         "width of a fall without what the levels around its ends leave open above",
-        "uturn.studies.analysis:_places",
-        "high = np.maximum(high, brackets[:, 3] - brackets[:, 0])",
-        "high = high + 0 * brackets[:, 0]",
+        "uturn.studies.places:_width",
+        "high = np.maximum(high, last[:, 1] - first[:, 0])",
+        "high = high + 0 * last[:, 1]",
         tests=(("test_study::test_a_width_can_reach_from_the_level_before_its_first_end_to_that_after_its_second", {}),),
     ),
     Mutation(
@@ -764,8 +764,8 @@ MUTATIONS = (
     ),
     Mutation(
         "an inversion is sure where the means have swapped order",
-        "uturn.studies.analysis:_inversions",
-        edit=Assigned("is_below", "difference(of.mean) < 0"),
+        "uturn.studies.series:_inversion",
+        edit=Assigned("is_below", "difference(curves.mean) < 0"),
         tests=(("test_study::test_an_inversion_is_sure_where_an_interval_lies_below_0", {}),),
     ),
     Mutation(
@@ -815,7 +815,7 @@ MUTATIONS = (
     # --- pages ---
     Mutation(
         "chance is the share of the most frequent class",
-        "uturn.studies.analysis:_same",
+        "uturn.studies.references:_same",
         "np.sum((counts / counts.sum()) ** 2)",
         "np.max(counts / counts.sum())",
         tests=(("test_images::test_chance_is_that_of_two_originals", {}),),

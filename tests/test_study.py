@@ -23,11 +23,12 @@ from uturn.measures.changes import correlations, susceptibility
 from uturn.measures.statistics import replicates, with_interval
 from uturn.pages import report, write_study
 from uturn.studies import difference, named_runs, study_of, tidy
-from uturn.studies.analysis import _check_originals
-from uturn.studies.axes import _OF_STUDIES, Axes, common_axis
+from uturn.studies.axes import Axes, common_axis
+from uturn.studies.checked_run import Run
 from uturn.studies.figure import draw_studies, draw_study
 from uturn.studies.moves import Moves
 from uturn.studies.readings import read_readings
+from uturn.studies.schema import NAMES
 from uturn.studies.tables import remarks
 
 DIMS = ("noise", "item", "trajectory")
@@ -412,7 +413,7 @@ def test_an_infinite_noise_level_is_chance_and_no_place():
 
 def test_axes_of_a_run_that_has_noise_zero():
     run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, [0.0, 0.2, 0.5, 0.8, 1.0])
-    assert Axes(run).noise.tolist() == [0.0, 0.2, 0.5, 0.8, 1.0]
+    assert Axes.of(run).noise.tolist() == [0.0, 0.2, 0.5, 0.8, 1.0]
     found = ut.study(run)
     # The measured value, and not the declared start.
     np.testing.assert_allclose(found.curve[0, :, 0], mean(run.kept.values))
@@ -506,7 +507,7 @@ def test_the_names_of_a_study_are_known(strings):
     """Every name that a study has besides noise axes is reserved."""
     found = ut.study(strings)
     assert {"gap", "chi", "inversion"} <= set(found.variables)
-    assert set(found.variables) - set(found.axis.values) <= _OF_STUDIES
+    assert set(found.variables) - set(found.axis.values) <= NAMES
 
 
 def test_changes_are_those_of_the_measures():
@@ -997,7 +998,7 @@ def test_originals_that_are_alike_are_none_that_are_repeated():
     ut.study(dataset({"kept": (NOISE[::-1, None] * np.ones((1, 60)), kept)}))
     rng = np.random.default_rng(2)
     for _ in range(400):
-        _check_originals(
+        Run.finished(
             dataset({"kept": ((rng.random((5, 200)) < NOISE[::-1, None] ** 2).astype(float), kept)})
         )
 
@@ -1054,7 +1055,7 @@ def test_a_curve_that_turns_has_a_remark_that_says_where():
     assert "no change" not in remark
     assert re.fullmatch(
         r"the curve falls from .* and rises again to .*",
-        _moves([0.99, 0.6, 0.1, 0.1, 0.6, 0.9], 1).turn,
+        _moves([0.99, 0.6, 0.1, 0.1, 0.6, 0.9], 1).turn.text,
     )
 
 

@@ -4,7 +4,7 @@ that stay full.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -15,6 +15,7 @@ from pydantic import model_validator
 from uturn.backward.queue import Queued, run_queue
 from uturn.core.checks import expect
 from uturn.core.findings import Finding
+from uturn.core.imports import is_import_path
 from uturn.core.protocols import Corruption, Noisy, Originals, Reconstructions, Source, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.in_time import InTime
@@ -70,6 +71,14 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued[NoisyTokens | NoisyStrings,
     undoes: ClassVar[tuple[str, ...]] = ("channel",)
     adds_trajectories: ClassVar[bool] = True
     type: Literal["language"] = "language"
+
+    @classmethod
+    def is_safe(cls, options: Mapping[str, Any]) -> bool:
+        from uturn.networks.texts.tokenizers import SPLITS
+
+        # Texts and regular expressions of a stranger may take for ever.
+        has_own_code = is_import_path(str(options.get("model"))) or options.get("trust_remote_code")
+        return not has_own_code and options.get("split") in (None, *SPLITS)
 
     @property
     def wants_processes(self) -> bool:

@@ -102,6 +102,9 @@ class RecordedImages(Spec, FromFiles):
     kinds: ClassVar[tuple[str, ...]] = ("images",)
     undoes: ClassVar[tuple[str, ...]] = ("recorded",)
     adds_trajectories: ClassVar[bool] = True
+    keeps_identity: ClassVar[bool] = (
+        False  # other programs may change an image, as an autoencoder does
+    )
     type: Literal["recorded"] = "recorded"
     pattern: str
 

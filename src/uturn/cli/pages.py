@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from rich.table import Table
 
+    from uturn.studies.tables import Study
+
 
 @command(PAGES)
 def study(
@@ -104,7 +106,7 @@ def study(
     expect(len(runs) == 2 or not difference, "difference: stores", len(runs), expected)
     has_images = not several and out is not None
     expect(has_images or not save_images, "save_images", save_images, "one store, and --out")
-    studied: dict[str, xr.Dataset] = {}
+    studied: dict[str, Study] = {}
     if out is not None:
         studied = pages.write_study(
             runs,

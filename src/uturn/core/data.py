@@ -151,3 +151,21 @@ class UTurns(Generic[O, N]):
             rows.append(("reconstructions", "", str(np.shape(self.reconstructions))))
         head = ("", "", "(items, trajectories * clones, ..)")
         return page("U-turns", table(head, rows), note=f"Clones: {self.clones}.")
+
+
+@dataclass(frozen=True, eq=False)
+class StoredItems:
+    """Some originals of a run, as its results describe them."""
+
+    items: np.ndarray
+    """Numbers of the items, int64 (items,)."""
+    num_items: int
+    """Number of the originals of the run."""
+    seed: int
+    """Seed of the run."""
+    fingerprint: str
+    """Identity of the source (`Source.fingerprint`)."""
+    shape: tuple[int, ...]
+    """Shape of an original."""
+    coordinates: Mapping[str, np.ndarray]
+    """The coordinates of these items (`Source.coordinates`), (items,)."""

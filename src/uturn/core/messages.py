@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -20,6 +22,24 @@ def shown(value: object) -> str:
         if isinstance(value, int):
             text = f"an integer of {value.bit_length()} bits"
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "text"), counted(3, "text")
+    ('1 text', '3 texts')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def file_name(path: object) -> str:
+    """The last part of a path, in valid Unicode.
+
+    >>> file_name("data/originals"), file_name("/")
+    ('originals', '/')
+    """
+    return os.fsencode(Path(str(path)).name or str(path)).decode(errors="replace")
 
 
 def visible(text: str) -> str:

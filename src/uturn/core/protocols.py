@@ -22,8 +22,18 @@ from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypeVar
 
 from uturn.core.checks import expect
-from uturn.core.data import N, Noisy, O, Originals, Reconstructions, UTurns, checked_noisy
+from uturn.core.data import (
+    N,
+    Noisy,
+    O,
+    Originals,
+    Reconstructions,
+    StoredItems,
+    UTurns,
+    checked_noisy,
+)
 from uturn.core.inputs import Input, marked
+from uturn.core.messages import counted, file_name
 from uturn.core.progress import portion
 from uturn.core.random import Purpose, Streams
 from uturn.core.variables import Axes, Axis, Coordinate, Coordinates, Variable
@@ -35,6 +45,7 @@ if TYPE_CHECKING:
     from uturn.core.prior import Prior
     from uturn.corruption.denoising import Denoiser
     from uturn.exact.inference.evidence import Evidence
+    from uturn.exact.theory import MeanField
 
 __all__ = [
     "Axes",
@@ -143,6 +154,28 @@ class Source(Part, Generic[O]):
         """Names of the classes in the order of the labels; None if they have no names."""
         return None
 
+    names_items: ClassVar[bool] = False
+    """Whether a coordinate names each original, as `file` does."""
+    shows_negative: ClassVar[bool] = False
+    """Whether grey images are shown with black and white exchanged."""
+
+    def describe(self, count: int, seed: int) -> str:
+        """The originals of a run in words, such as "3 texts of FILE". `seed`: of the run."""
+        name = getattr(self, "path", None) or getattr(self, "type", type(self).__name__)
+        return f"{counted(count, 'original')} of {file_name(name)}"
+
+    def stored(self, originals: StoredItems) -> np.ndarray | None:
+        """Originals of a run once more, without a model, to show them beside its results.
+
+        None if they cannot be read, if they have changed, or for data that are not shown. The
+        options of the source may be those of a stranger: nothing but the originals is read.
+        """
+        return None
+
+    def mean_field(self) -> MeanField | None:
+        """The mean-field theory of the law of the originals; None if there is none."""
+        return None
+
 
 class Corruption(Part, Generic[O, N]):
     """A process that turns an original into a noisy datum."""
@@ -168,6 +201,8 @@ class Corruption(Part, Generic[O, N]):
     """
     needs_vocab_size: ClassVar[bool] = False
     """Whether `corrupt` needs the number of symbols, as the keyword `vocab_size`."""
+    has_mean_field: ClassVar[bool] = False
+    """Whether its noise is that of the mean-field theory of a source (`Source.mean_field`)."""
     masks: ClassVar[bool] = False
     """Whether each symbol of the noisy datum is that of the original or masked, -1, at places
     that do not depend on the symbols. Masked language models and decoders of masked symbols undo
@@ -381,6 +416,16 @@ class Backward(Part, Hints, Generic[N]):
         """One line of text about the model, recorded with the results."""
         return ""
 
+    keeps_identity: ClassVar[bool] = True
+    """Whether reconstructions at noise 0 are the originals."""
+
+    @classmethod
+    def is_safe(cls, options: Mapping[str, Any]) -> bool:
+        """Whether a backward with options that a stranger wrote can be built to read texts: it
+        runs no code of others, and takes no time. By default none is built.
+        """
+        return False
+
     def missing(self, experiment: Experiment) -> Mapping[str, str]:
         """Reconstructions that it cannot give, {name: reason}; ValueError for data that do not
         fit the experiment.
@@ -422,6 +467,10 @@ class Probe(Part, Generic[O, N, S]):
 
     least_trajectories: ClassVar[int] = 1
     """Trajectories of each original that the probe needs."""
+    keeps: ClassVar[str] = ""
+    """The variable with whole reconstructions that it stores, for all items or those before its
+    option `first`; empty for readings.
+    """
     reads_in_parts: ClassVar[bool] = False
     """Whether `accumulate` and `readings` take the trajectories of a block in parts. All
     variables then pool the trajectories.

@@ -23,6 +23,8 @@ from uturn.core.own_parts import DOCS, check_class, check_own, is_own
 from uturn.core.protocols import BASES, Backward, Corruption, Part, Probe, Source
 from uturn.core.tools import installed_tools, own_tools
 
+READINGS = "readings"
+"""Type of the parts of a run whose readings were made elsewhere; no part has it."""
 GROUP = "uturn.parts"
 """Entry points of installed packages: {`type` in a spec: import path of the class}."""
 ROLES = ("source", "corruption", "backward")
@@ -109,6 +111,13 @@ def part_class(role: str, kind: str) -> type:
     """The class of a built-in part."""
     cls: type = import_object(PARTS[role][kind], f"{role} {kind!r}", "'module:Class'")
     return cls
+
+
+def stored_class(role: str, table: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a class, whose base the role says
+    """The class of the built-in part that a table of a stored spec names; None for others."""
+    kind = table.get("type")
+    is_built_in = isinstance(kind, str) and kind in PARTS[role]
+    return part_class(role, str(kind)) if is_built_in else None
 
 
 def installed_parts() -> list[InstalledPart]:

@@ -139,6 +139,7 @@ class EpsilonBelief(SymbolChannel):
     """
 
     unit: ClassVar[str] = "epsilon"
+    has_mean_field: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
     is_bayesian: ClassVar[bool] = False
     is_random: ClassVar[bool] = False

@@ -25,6 +25,7 @@ from uturn.pages.html import token_page
 from uturn.pages.page import write_page
 from uturn.pages.pictures import as_picture
 from uturn.pages.studies import LOCATED, STUDY, Search
+from uturn.sources.tokens import TextSource
 from uturn.store.folders import check_no_file, folder_at
 from uturn.store.outputs import ROOT, OutputFolder, output_folder, write_dataset
 from uturn.store.run_file import NAME
@@ -34,7 +35,7 @@ from uturn.studies.figure import draw_grid, draw_studies, draw_study
 from uturn.studies.plotting.style import save_figure, style
 from uturn.studies.records import HALF_LIFE, MOST_ITEMS, items_of
 from uturn.studies.runs import kept_images, kept_texts, originals
-from uturn.studies.tables import csv_of
+from uturn.studies.tables import Study, csv_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,7 +69,7 @@ def write_study(
     difference: bool = ...,
     theory: bool = ...,
     located: Mapping[str, object] | None = ...,
-) -> xr.Dataset: ...
+) -> Study: ...
 @overload
 def write_study(
     runs: Mapping[str, xr.Dataset],
@@ -83,7 +84,7 @@ def write_study(
     difference: bool = ...,
     theory: bool = ...,
     located: Mapping[str, object] | None = ...,
-) -> dict[str, xr.Dataset]: ...
+) -> dict[str, Study]: ...
 def write_study(
     runs: xr.Dataset | Mapping[str, xr.Dataset],
     out: str | Path,
@@ -97,7 +98,7 @@ def write_study(
     difference: bool = False,
     theory: bool = False,
     located: Mapping[str, object] | None = None,
-) -> xr.Dataset | dict[str, xr.Dataset]:
+) -> Study | dict[str, Study]:
     """Study a finished run, or several, and write the results into a folder or to a URL, replacing
     those of an earlier call.
 
@@ -127,7 +128,7 @@ def write_study(
     is_alone = len(named) == 1
     with output_folder("out", out) as folder:
         check_folder(folder, save_images, kept_images(first) if is_alone else 0)
-        studies: dict[str, xr.Dataset] = {}
+        studies: dict[str, Study] = {}
         for name, run in named.items():
             studies[name] = study(run, centre)
             if theory:
@@ -171,7 +172,7 @@ class _Results:
     written.
     """
 
-    studies: dict[str, xr.Dataset]
+    studies: dict[str, Study]
     """By the names of their runs."""
     files: list[ResultFile]
     figures: dict[str, Callable[[], Figure | None]]
@@ -201,7 +202,7 @@ def _nothing() -> None:
 
 def _of_one(
     runs: Mapping[str, xr.Dataset],
-    studies: Mapping[str, xr.Dataset],
+    studies: Mapping[str, Study],
     items: pandas.DataFrame | None,
     source: Source | None,
     title: str,
@@ -211,11 +212,11 @@ def _of_one(
     (name,) = runs
     run = runs[name]
     data = studies[name]
-    records = records_of(run, source)
+    records = records_of(run, source if isinstance(source, TextSource) else None)
     if kept_texts(run) and "original_piece" not in records.coords:
         remarks = [data.attrs["remark"], _HIDDEN_TEXTS]
         data = data.assign_attrs(remark="; ".join(filter(None, remarks)))
-    whole = data.merge(records, combine_attrs="override").assign_attrs(title=title)
+    whole: xr.Dataset = data.merge(records, combine_attrs="override").assign_attrs(title=title)
     if items is not None and "item" in whole.dims:
         whole = _with_half_lives(whole, items)
     files = [_dataset_file(STUDY, whole)]
@@ -244,7 +245,7 @@ def _with_half_lives(whole: xr.Dataset, items: pandas.DataFrame) -> xr.Dataset:
     return whole
 
 
-def _of_several(studies: dict[str, xr.Dataset], located: Mapping[str, object] | None) -> _Results:
+def _of_several(studies: dict[str, Study], located: Mapping[str, object] | None) -> _Results:
     """The studies of several runs, perhaps of a search; ValueError if they share no axis."""
     common_axis(list(studies.values()))
     files = []
@@ -265,9 +266,7 @@ def _add_difference(results: _Results, data: xr.Dataset) -> None:
     results.figures["difference"] = lambda: paired.draw_difference(data)
 
 
-def _items(
-    runs: Mapping[str, xr.Dataset], studies: Mapping[str, xr.Dataset]
-) -> pandas.DataFrame | None:
+def _items(runs: Mapping[str, xr.Dataset], studies: Mapping[str, Study]) -> pandas.DataFrame | None:
     """A row for each original; None if there are too many."""
     if sum(run.sizes["item"] for run in runs.values()) > MOST_ITEMS:
         return None
@@ -277,7 +276,7 @@ def _items(
     return pandas.concat(frames, names=["run"]).reset_index(level="run")
 
 
-def _tables(studies: Mapping[str, xr.Dataset], items: pandas.DataFrame | None) -> list[ResultFile]:
+def _tables(studies: Mapping[str, Study], items: pandas.DataFrame | None) -> list[ResultFile]:
     """Curves and numbers of the readings, and the originals, as CSV files."""
     if len(studies) == 1:
         frames = tidy(next(iter(studies.values())))

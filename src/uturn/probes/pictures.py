@@ -22,6 +22,7 @@ class KeepImages(Spec, Probe[Images, NoisyImages, ImageSource]):
 
     kinds: ClassVar[tuple[str, ...]] = ("images",)
     type: Literal["images"] = "images"
+    keeps: ClassVar[str] = "image"
     first: int | None = Field(default=None, ge=1)
     observation: bool = False
 

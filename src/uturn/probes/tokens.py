@@ -169,6 +169,7 @@ class KeepTokens(Spec, Probe[Tokens, NoisyTokens, TextSource]):
     kinds: ClassVar[tuple[str, ...]] = ("tokens",)
     batch_invariant: ClassVar[bool] = True
     type: Literal["tokens"] = "tokens"
+    keeps: ClassVar[str] = "token"
     first: int | None = Field(default=None, ge=1)
 
     def variables(self, source: TextSource) -> dict[str, Variable]:

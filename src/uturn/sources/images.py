@@ -22,6 +22,7 @@ from pydantic import Field
 
 from uturn.core.caches import cached_while_unchanged, digest_of_file
 from uturn.core.checks import checked_integer, checked_path, expect
+from uturn.core.data import StoredItems
 from uturn.core.files import read_array, read_text
 from uturn.core.inputs import Content, File
 from uturn.core.messages import one_line, shown
@@ -38,6 +39,10 @@ T = TypeVar("T")
 
 # Not all formats of Pillow, because some start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000")
+
+
+_LARGEST_FILE = 2**28
+"""Bytes of a file of images that a store names, which is read as a whole."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,6 +133,17 @@ class ImageSource(Source[Images]):
         expect(fits, f"{where}: dtype, shape of labels", form, expected)
         return images, labels
 
+    def stored(self, originals: StoredItems) -> np.ndarray | None:
+        sizes = map(os.path.getsize, self.files())
+        # A file with holes may promise terabytes, and a reader of one without size may wait for
+        # ever.
+        if not all(0 < size <= _LARGEST_FILE for size in sizes):
+            return None
+        if self.fingerprint() != originals.fingerprint:
+            return None
+        blocks = self.blocks(originals.items, originals.seed, originals.num_items)
+        return np.concatenate([block.data for block in blocks])
+
 
 class _ImagesInMemory(Spec, ImageSource):
     """Images held in memory, and read again when their files change."""
@@ -173,6 +189,7 @@ class FashionMNISTSource(_ImagesInMemory):
     """The 1,000 Fashion-MNIST test images of the package; image i has the label i % 10."""
 
     type: Literal["fashion_mnist"] = "fashion_mnist"
+    shows_negative: ClassVar[bool] = True  # garments on white
 
     def reads(self) -> list[Any]:
         return [Content(test_set_file())]
@@ -240,6 +257,7 @@ class ImageFolderSource(Spec, ImageSource):
     """
 
     type: Literal["images"] = "images"
+    names_items: ClassVar[bool] = True
     path: str
     channels: Literal[1, 3] = 3
     size: int | None = Field(default=None, ge=1, le=4096)
@@ -328,6 +346,12 @@ class ImageFolderSource(Spec, ImageSource):
             "file": np.array([as_unicode(file.name) for file in files], object),
             "file_digest": np.array(in_threads(self._digest, files), object),
         }
+
+    def stored(self, originals: StoredItems) -> np.ndarray | None:
+        # A store may name any folder, so that only the files of these items are read.
+        names = originals.coordinates["file"].tolist()
+        digests = originals.coordinates["file_digest"].tolist()
+        return self.kept(names, digests, originals.shape)
 
     def kept(
         self, names: Sequence[str], digests: Sequence[str], shape: Sequence[int]

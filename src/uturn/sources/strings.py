@@ -26,6 +26,7 @@ from uturn.exact.grammar import Draw, Grammar
 from uturn.exact.hmm import HiddenMarkovModel
 from uturn.exact.inference.evidence import Evidence, checked_evidence
 from uturn.exact.rhm import RandomHierarchyModel, zipf
+from uturn.exact.theory import MeanField
 from uturn.measures.covariances import Tree
 
 _MOST_EVIDENCE = 256 * 2**20  # bytes of the evidence of a string, of which a task holds many
@@ -362,6 +363,12 @@ class RHMSource(Spec, StringSource):
         check_rules(most, s, L, f"multiplicity = {shown(self.multiplicity)}", "multiplicity")
         return self
 
+    def mean_field(self) -> MeanField | None:
+        """For one multiplicity and uniform rules."""
+        if not isinstance(self.multiplicity, int) or self.zipf_exponent is not None:
+            return None
+        return MeanField(self.vocab_size, self.multiplicity, self.branching, self.num_classes)
+
     def multiplicities(self) -> dict[int, int]:
         """Rules of a symbol, {tree_level: number}."""
         m = self.multiplicity
@@ -400,6 +407,9 @@ class FilteredRHMSource(RHMSource):
 
     type: Literal["filtered_rhm"] = "filtered_rhm"  # type: ignore[assignment]
     filtered_above: int = Field(ge=0)
+
+    def mean_field(self) -> None:
+        """None: levels above the filter have other numbers of rules."""
 
     @model_validator(mode="after")
     def _filtered(self) -> FilteredRHMSource:

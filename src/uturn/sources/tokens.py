@@ -22,7 +22,7 @@ from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import checked_array, checked_path, expect
 from uturn.core.files import read_array, read_text
 from uturn.core.inputs import Content
-from uturn.core.messages import one_line
+from uturn.core.messages import counted, file_name, one_line
 from uturn.core.own_parts import name_of
 from uturn.core.protocols import Backward, Corruption, Noisy, Originals, Source, Spec
 from uturn.core.random import Streams
@@ -335,6 +335,12 @@ class TokenSource(Spec, TextSource):
             "False for ids and tables",
         )
         return self
+
+    def describe(self, count: int, seed: int) -> str:
+        texts = counted(count, "window" if self.windows else "text")
+        if self.path == "embedded":
+            return f"{texts} of the embedded passages"
+        return f"{texts} of {file_name(self.path)}"
 
     def reads(self) -> list[Any]:
         return [*map(Content, _text_files(self.path)), *super().reads()]

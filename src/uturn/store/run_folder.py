@@ -30,6 +30,7 @@ from uturn.core.errors import StoreError
 from uturn.core.files import check_plain, whole_folder
 from uturn.core.messages import one_line
 from uturn.core.protocols import Coordinates, Variable
+from uturn.core.registry import READINGS
 from uturn.store import folders, run_file
 from uturn.store.blocks import Blocks, Task
 from uturn.store.folders import (
@@ -196,7 +197,7 @@ class RunFolder(Blocks):
     @property
     def is_made_elsewhere(self) -> bool:
         """Whether it holds readings that `uturn.readings` stored."""
-        return self.identity.get("backward") == {"type": "readings"}
+        return self.identity.get("backward") == {"type": READINGS}
 
     def update(self, **attributes: Any) -> None:
         """Write attributes; StoreError if another process has extended the run meanwhile."""

@@ -4,82 +4,98 @@ axes by interpolation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from uturn.core.checks import expect
 from uturn.studies.runs import label
+from uturn.studies.schema import NAMES
 
-_ANGLES = ("abar", "log_snr", "sigma")
-# Values without noise, for stores that lack the attribute `clean`.
 _CLEAN = {"step": 0.0, "effective_epsilon": 0.0}
-# Coordinates that are no axes of their own beside another.
-_SAID_BY = {"timestep": "step", **dict.fromkeys(_ANGLES, "log_snr")}
-_OF_STUDIES = {  # names in a study that are not axes
-    "reading", "share", "axis", "estimate", "series", "changes", "distance", "curve", "place", "half_life", "width",
-    "start", "chance", "inversion", "chi", "xi", "peak", "peak_at", "correlation", "gap", "gap_p", "gap_visible",
-    "gap_level", "variable", "level", "probe", "model", "group", "family", "unit", "words", "order", "remark", "first",
-    "last", "series_remark", "changes_remark", "unit_of_distance", "n_eff", "of_peak", "peak_cross_fitted", "plateau",
-    "largest", "originals", "theory", "chi_theory", "line", "value", "low", "high", "gap_low", "gap_high",
-}  # fmt: skip
+"""Values without noise of coordinates that lack the attribute `clean`."""
+_OF_ANGLE = {"abar": "signal power abar", "log_snr": "log-SNR (nats)", "sigma": "sigma"}
+"""Axes that follow from the angle, in words."""
+_SAID_BY = {"timestep": "step", **dict.fromkeys(_OF_ANGLE, "log_snr")}
+"""Coordinates that are no axes of their own beside another one."""
 
 
+@dataclass(frozen=True, eq=False)
 class Axes:
     """Noise levels of a run with noise 0, on all its axes.
 
-    `noise` (noise,), increasing from 0, the last one perhaps infinite, is the first axis.
-    Coordinates of the noise levels follow; between levels they are interpolated linearly. Their
-    value without noise is the attribute `clean` of the coordinate. A coordinate whose name is taken
-    by a part of a study is renamed to `<name>_of_noise`. If the run has log-SNR, then abar, log-SNR
-    and sigma are interpolated in the angle with tan(angle) = sigma, since log-SNR and sigma are
-    infinite at the ends. `values`, `words`: arrays (noise,) and long names by axis. `most`: largest
-    possible noise.
+    Between levels, all axes are interpolated linearly in the noise. If the run has log-SNR, then
+    abar, log-SNR and sigma are interpolated in the angle with tan(angle) = sigma, since log-SNR and
+    sigma are infinite at the ends.
     """
 
-    def __init__(self, run: xr.Dataset) -> None:
+    values: dict[str, np.ndarray]
+    """Noise levels (noise,) on each axis, "noise" first. A coordinate whose name is taken by a part
+    of a study is the axis `<name>_of_noise`.
+    """
+    words: dict[str, str]
+    """Long names of the axes, with units."""
+    angle: np.ndarray | None
+    """Angle (noise,) from 0 without noise to pi/2 without signal; None without log-SNR."""
+    most: float
+    """Largest possible noise, perhaps infinite."""
+
+    @classmethod
+    def of(cls, run: xr.Dataset) -> Axes:
+        """The axes of a run with increasing noise. The value of a coordinate without noise is its
+        attribute `clean`.
+        """
         measured = run.noise.values.astype(float)
         added = 0 if measured[0] == 0 else 1  # not `isclose`: 1e-9 m is a level
-        self.noise = np.r_[np.zeros(added), measured]
-        self.most = _number_of(run.noise, "max", 1.0 if measured[-1] <= 1 else np.inf)
-        self.values = {"noise": self.noise}
-        self.words = {"noise": axis_words(run)}
-        self.angle = None
-        # Stores list coordinates in arbitrary order.
-        for name, coordinate in sorted(run.coords.items(), key=lambda entry: str(entry[0])):
-            is_said = name in ("noise", "t_over_T") or _SAID_BY.get(str(name)) in run.coords
-            if is_said or coordinate.dims != ("noise",) or coordinate.dtype.kind not in "fiu":
-                continue
-            clean = _number_of(coordinate, "clean", _CLEAN.get(str(name), np.nan))
-            axis = f"{name}_of_noise" if name in _OF_STUDIES else str(name)
-            self.values[axis] = np.r_[np.full(added, clean), coordinate.values]
-            units = f" ({coordinate.attrs['units']})" if coordinate.attrs.get("units") else ""
-            self.words[axis] = f"{coordinate.attrs.get('long_name', name)}{units}"
+        values = {"noise": np.r_[np.zeros(added), measured]}
+        words = {"noise": axis_words(run)}
+        for name, coordinate in _further_axes(run).items():
+            axis = f"{name}_of_noise" if name in NAMES else name
+            clean = _number_of(coordinate, "clean", _CLEAN.get(name, np.nan))
+            values[axis] = np.r_[np.full(added, clean), coordinate.values]
+            words[axis] = str(coordinate.attrs.get("long_name", name))
+            if coordinate.attrs.get("units"):
+                words[axis] += f" ({coordinate.attrs['units']})"
+        angle = None
         if "log_snr" in run.coords:
+            log_snr = np.r_[np.full(added, np.inf), run.log_snr.values]
             with np.errstate(over="ignore"):
-                sigma = np.exp(-np.r_[np.full(added, np.inf), run.log_snr.values] / 2)
-            self.angle = np.arctan(sigma)
-            self.values |= self._of_angle(self.angle)
-            self.words |= {
-                "abar": "signal power abar",
-                "log_snr": "log-SNR (nats)",
-                "sigma": "sigma",
-            }
-        self.words = {axis: label(words) for axis, words in self.words.items()}
-        self.names = list(self.values)
+                angle = np.arctan(np.exp(-log_snr / 2))
+            values |= cls._of_angle(angle)
+            words |= _OF_ANGLE
+        words = {axis: label(text) for axis, text in words.items()}
+        most = _number_of(run.noise, "max", 1.0 if measured[-1] <= 1 else np.inf)
+        return cls(values, words, angle, most)
+
+    @cached_property
+    def noise(self) -> np.ndarray:
+        """Noise levels (noise,), increasing from 0; the last one may be infinite."""
+        return self.values["noise"]
+
+    @cached_property
+    def is_finite(self) -> np.ndarray:
+        """Which noise levels are finite, bool (noise,). Places lie between these."""
+        return np.isfinite(self.noise)
+
+    @cached_property
+    def finite_noise(self) -> np.ndarray:
+        """The finite noise levels, increasing from 0."""
+        return self.noise[self.is_finite]
+
+    @cached_property
+    def names(self) -> list[str]:
+        return list(self.values)
 
     def coordinates(self, run: xr.Dataset) -> xr.Dataset:
         """The noise levels on all axes, as coordinates of a study."""
-        others = {
-            name: ("noise", values, {"long_name": self.words[name]})
-            for name, values in self.values.items()
-            if name != "noise"
-        }
-        return xr.Dataset(
-            coords={"noise": ("noise", self.noise, run.noise.attrs), **others, "axis": self.names}
-        )
+        coords = {"noise": xr.Variable("noise", self.noise, run.noise.attrs)}
+        for name in self.names[1:]:
+            coords[name] = xr.Variable("noise", self.values[name], {"long_name": self.words[name]})
+        return xr.Dataset(coords={**coords, "axis": self.names})
 
     @staticmethod
     def _of_angle(angle: np.ndarray) -> dict[str, np.ndarray]:
@@ -95,50 +111,60 @@ class Axes:
             rows |= self._of_angle(np.interp(noise, self.noise, self.angle))
         return np.stack([np.where(np.isnan(noise), np.nan, rows[name]) for name in self.names])
 
-    def at(self, estimate: np.ndarray) -> np.ndarray:
-        """A noise and the ends of its interval (estimate,) on all axes: array (axis, estimate)."""
+    def convert_interval(self, estimate: np.ndarray) -> np.ndarray:
+        """A noise and the ends of its interval (estimate,) on all axes, (axis, estimate)."""
         rows = self.convert(estimate)
         rows[:, 1:].sort(axis=1)  # abar and log-SNR decrease with noise
         return rows
+
+
+def _further_axes(run: xr.Dataset) -> dict[str, xr.DataArray]:
+    """The coordinates of the noise levels that are axes beside the noise, by name."""
+    coordinates = {}
+    # Stores list coordinates in arbitrary order.
+    for name in sorted(map(str, run.coords)):
+        is_noise = name in ("noise", "t_over_T") or _SAID_BY.get(name) in run.coords
+        coordinate = run.coords[name]
+        is_number = coordinate.dims == ("noise",) and coordinate.dtype.kind in "fiu"
+        if is_number and not is_noise:
+            coordinates[name] = coordinate
+    return coordinates
 
 
 def _number_of(coordinate: xr.DataArray, key: str, default: float) -> float:
     """An attribute of a coordinate that is a number, or a ValueError."""
     value = coordinate.attrs.get(key, default)
     is_number = isinstance(value, int | float | np.number)
-    expect(
-        is_number,
-        f"the attribute {key} of the coordinate {coordinate.name}",
-        value,
-        "a number; copy the store again",
-    )
+    where = f"the attribute {key} of the coordinate {coordinate.name}"
+    expect(is_number, where, value, "a number; copy the store again")
     return float(value)
 
 
-def is_geometric(levels: Any) -> bool:
+def is_geometric(levels: ArrayLike) -> bool:
     """Whether levels are drawn on a logarithmic axis: a factor of ten or more apart, in steps more
     even as ratios.
 
     >>> is_geometric([0, 0.01, 0.1, 1]), is_geometric([0.1, 0.2, 0.4, 0.8]), is_geometric([0.01, 0.1, 0.2, 0.3, 0.4, 0.5])
     (True, False, False)
     """
-    levels = np.asarray(levels, float)
-    levels = levels[(levels > 0) & np.isfinite(levels)]
-    if len(levels) < 3 or levels[-1] < 10 * levels[0]:
+    values = np.asarray(levels, float)
+    values = values[(values > 0) & np.isfinite(values)]
+    if len(values) < 3 or values[-1] < 10 * values[0]:
         return False
-    steps, ratios = np.diff(levels), np.diff(np.log(levels))
+    steps = np.diff(values)
+    ratios = np.diff(np.log(values))
     return bool(ratios.max() / ratios.min() < steps.max() / steps.min())
 
 
-def texts_of(levels: Any, form: str) -> list[str]:
+def texts_of(levels: Iterable[float], form: str) -> list[str]:
     """Noise levels as texts, in full if two different ones were alike in this format.
 
     >>> texts_of([0.5, 1e-5], ".4f"), texts_of([2e-5, 1e-5], ".4f")
     (['0.5000', '0.0000'], ['2e-05', '1e-05'])
     """
-    levels = [float(level) for level in levels]
-    texts = [format(level, form) for level in levels]
-    return texts if len(set(texts)) == len(set(levels)) else list(map(repr, levels))
+    numbers = [float(level) for level in levels]
+    texts = [format(number, form) for number in numbers]
+    return texts if len(set(texts)) == len(set(numbers)) else list(map(repr, numbers))
 
 
 def axis_words(data: xr.Dataset) -> str:
@@ -148,8 +174,8 @@ def axis_words(data: xr.Dataset) -> str:
 
 def check_unit(name: str, unit: str, first: str) -> None:
     """ValueError for a reading of another unit than in the first run; "" is an unknown one."""
-    known = not unit or not first or unit == first
-    expect(known, f"unit of {name}", unit, f"{first!r}, as in the first run; convert one of them")
+    fits = not unit or not first or unit == first
+    expect(fits, f"unit of {name}", unit, f"{first!r}, as in the first run; convert one of them")
 
 
 def common_axis(studies: Sequence[xr.Dataset]) -> str:
@@ -159,22 +185,25 @@ def common_axis(studies: Sequence[xr.Dataset]) -> str:
     ValueError also for readings and distances of one name in several units, whose curves would
     stand in one chart.
     """
-    for dim, key in (("reading", "unit"), ("changes", "unit_of_distance")):
-        units: dict[str, str] = {}
-        for study in (study for study in studies if key in study.coords):
-            for name, unit in zip(
-                study[dim].values.tolist(), study[key].values.tolist(), strict=True
-            ):
-                check_unit(name, unit, units.setdefault(name, "") or unit)
-                units[name] = units[name] or unit
+    _check_units(studies, "reading", "unit")
+    _check_units(studies, "changes", "unit_of_distance")
     words = list(dict.fromkeys(map(axis_words, studies)))
     if len(words) == 1:
         return "noise"
-    shared = [
-        str(axis)
-        for axis in studies[0].axis.values[1:]
-        if all(axis in study.axis.values for study in studies)
-    ]
+    axes = [str(axis) for axis in studies[0].axis.values[1:]]
+    shared = [axis for axis in axes if all(axis in study.axis.values for study in studies)]
     expect(shared, "noise of the runs", words, "an axis in common; draw them one by one")
     # An axis that has a value without noise is preferred.
     return min(shared, key=lambda axis: sum(np.isnan(study[axis].values[0]) for study in studies))
+
+
+def _check_units(studies: Sequence[xr.Dataset], dim: str, key: str) -> None:
+    """ValueError if labels along a dim have several units; the first known unit counts."""
+    units: dict[str, str] = {}
+    for study in studies:
+        if key not in study.coords:
+            continue
+        pairs = zip(study[dim].values.tolist(), study[key].values.tolist(), strict=True)
+        for name, unit in pairs:
+            check_unit(name, unit, units.get(name, ""))
+            units[name] = units.get(name) or unit

@@ -5,187 +5,231 @@ panel.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from uturn.measures.estimates import with_interval
 from uturn.studies.axes import common_axis
-from uturn.studies.headline import PEAK, Headline, headline_of
+from uturn.studies.headline import PEAK, STAR, Headline, headline_of
 from uturn.studies.plotting.curves import estimated, evenly_spaced
 from uturn.studies.tables import names_in_panel, number_in, panels_of, tested_families, title_of
 
-CRITICAL = "ε* (mean field)"  # label of a mark
-_MOST_NOISES = 6  # curves of correlations against distance
+CRITICAL = "ε* (mean field)"
+"""Label of a mark."""
+SWAP = "order inverts"
+"""Label of a mark: where the first and the last level of a series swap."""
+_MOST_NOISES = 6
+"""Curves of correlations against distance."""
 
 
 class Chart(NamedTuple):
-    """Curves (line, x, estimate) with their intervals on one axis; coordinates along the second dim
-    are further axes.
-
-    `name`: for files. `title`: of the panel. `words`: the quantity. `unit`: of the vertical axis.
-    `labels`: the readings of the lines, "" for chi. `places` (line, estimate): on the curves.
-    `marks`: further places; the figure draws the intervals of those of its own readings. `ordered`:
-    whether lines are levels, from first to last. `level`: height and name of a horizontal line.
-    `hollow` (line, x): where a test detects nothing. `theory` (line, x): the mean field. `joined`:
-    whether lines go on over levels without a value. `shown`, `drawn`: whether the chart is unfolded
-    in the page, and drawn in the figure.
-    """
+    """Curves with their intervals on one axis."""
 
     name: str
+    """For files."""
     title: str
+    """Of the panel."""
     words: str
+    """The quantity."""
     unit: str
+    """Of the vertical axis."""
     curves: xr.DataArray
+    """(line, x, estimate). Coordinates along the second dim are further axes."""
     labels: Sequence[str] = ()
+    """The readings of the lines, "" for chi."""
     places: np.ndarray | None = None
+    """Places on the curves, (line, estimate)."""
     marks: Sequence[Headline] = ()
+    """Further places. The figure draws the intervals of those of its own readings."""
     ordered: bool = False
+    """Whether lines are levels, from first to last."""
     level: tuple[float, str] | None = None
+    """Height and name of a horizontal line."""
     hollow: np.ndarray | None = None
+    """Where a test detects nothing, bool (line, x)."""
     theory: xr.DataArray | None = None
+    """The mean field, (line, x)."""
     joined: bool = False
+    """Whether lines go on over levels without a value."""
     shown: bool = False
+    """Whether the chart is unfolded in the page."""
     drawn: bool = True
+    """Whether the chart is drawn in the figure."""
 
 
 def numbers_of(study: xr.Dataset) -> list[Headline]:
     """The headline of a study, where ordered levels swap, and where chi is largest: those that
     have a place.
     """
-    first = headline_of(study)
-    found = [] if first is None else [first]
+    headline = headline_of(study)
+    numbers = [] if headline is None else [headline]
     for k in range(study.sizes.get("series", 0)):
         series = study.isel(series=k)
-        name = str(series.series.item())
-        levels = np.flatnonzero(study.variable.values == name.partition(",")[0])
+        levels = np.flatnonzero(study.variable.values == series.series_variable.item())
         if len(levels):  # otherwise the study has too many to list them
-            names = dict(
-                zip(study.level.values[levels].tolist(), names_in_panel(study, levels), strict=True)
-            )
-            low, high = (
-                names.get(level, level) for level in (series["last"].item(), series["first"].item())
-            )
-            claim = f"Beyond this noise, the curve of {low} lies below that of {high}"
-            claim = "; ".join(filter(None, [claim, series.series_remark.item()]))
-            label, reading = (
-                f"{name.replace('_', ' ')}: order inverts",
-                str(study.reading.values[levels[0]]),
-            )
-            found.append(Headline(label, reading, series.inversion.values, claim))
-    for k in range(study.sizes.get("changes", 0)) if first is None or first.reading else ():
-        changes = study.isel(changes=k)
-        unit, peak = changes.unit_of_distance.item(), with_interval(changes.peak.values)
-        claim = (
-            f"The number of {unit} that change together is largest at this noise: χ = {peak} at the"
-            " measured levels"
-        )
-        found.append(Headline(PEAK, "", changes.peak_at.values, claim))
-    return [number for number in found if np.isfinite(number.place[0, 0])]
+            numbers.append(_inversion(study, series, levels))
+    if headline is None or headline.reading:
+        for k in range(study.sizes.get("changes", 0)):
+            numbers.append(_peak(study.isel(changes=k)))
+    return [number for number in numbers if np.isfinite(number.place[0, 0])]
+
+
+def _inversion(study: xr.Dataset, series: xr.Dataset, levels: np.ndarray) -> Headline:
+    """Where the levels of a series, readings `levels`, swap."""
+    names = names_in_panel(study, levels)
+    by_level = dict(zip(study.level.values[levels].tolist(), names, strict=True))
+    first = series["first"].item()
+    last = series["last"].item()
+    claim = (
+        f"Beyond this noise, the curve of {by_level.get(last, last)} lies below that of"
+        f" {by_level.get(first, first)}"
+    )
+    remark = series.series_remark.item()
+    label = f"{series.series.item().replace('_', ' ')}: {SWAP}"
+    reading = str(study.reading.values[levels[0]])
+    return Headline(
+        label, reading, series.inversion.values, f"{claim}; {remark}" if remark else claim
+    )
+
+
+def _peak(changes: xr.Dataset) -> Headline:
+    """Where the chi of changes is largest."""
+    claim = (
+        f"The number of {changes.unit_of_distance.item()} that change together is largest at this"
+        f" noise: χ = {with_interval(changes.peak.values)} at the measured levels"
+    )
+    return Headline(PEAK, "", changes.peak_at.values, claim)
 
 
 def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Chart]:
     """The charts of a study: groups of readings (`first` those of these names), changes, and
     calibration by families.
     """
-    headline, numbers = headline_of(study), numbers_of(study)
-    seen = {number.reading for number in (*numbers, *filter(None, [headline]))}
-    stars = [number for number in numbers if number.label == "t*"]
+    numbers = numbers_of(study)
+    headline = headline_of(study)
+    shown = {number.reading for number in numbers}
+    if headline is not None:
+        shown.add(headline.reading)
+    stars = [number for number in numbers if number.label == STAR]
     if "critical_noise" in study.attrs:
-        stars.append(
-            Headline(CRITICAL, "", np.array([[study.attrs["critical_noise"], np.nan, np.nan]]), "")
-        )
+        place = np.array([[study.attrs["critical_noise"], np.nan, np.nan]])
+        stars.append(Headline(CRITICAL, "", place, ""))
+    others = [number for number in numbers if number not in stars]
     for k, (title, chosen) in enumerate(panels_of(study, first)):
-        part, names = study.isel(reading=chosen), names_in_panel(study, chosen)
-        labels, several = part.reading.values.tolist(), len(set(part.variable.values.tolist())) > 1
-        words, units = (list(dict.fromkeys(part[key].values.tolist())) for key in ("words", "unit"))
-        own = [number for number in numbers if number.reading in labels and number not in stars]
-        levels = [number_in(str(level)) for level in part.level.values]
-        yield Chart(
-            f"readings-{k}",
-            title,
-            words[0] if len(words) == 1 else "",
-            ", ".join(filter(None, units)) or ("share of U-turns" if title == "class" else ""),
-            lines_of(part.curve, names),
-            labels,
-            part.half_life.values[:, 0],
-            [*stars, *(number._replace(label=number.label.rpartition(": ")[2]) for number in own)],
-            not several
-            and (bool(part.order.values[0]) or all(isinstance(level, float) for level in levels)),
-            (
-                (float(part.chance[0]), "independent data")
-                if len(labels) == 1 and np.isfinite(part.chance[0])
-                else None
-            ),
-            theory=lines_of(part.theory, names) if "theory" in part else None,
-            shown=not seen.isdisjoint(labels),
-        )
+        part = study.isel(reading=chosen)
+        chart = _chart_of_readings(part, title)._replace(name=f"readings-{k}")
+        marks = list(stars)
+        for number in others:
+            if number.reading in chart.labels:
+                marks.append(number._replace(label=number.label.rpartition(": ")[2]))
+        is_shown = not shown.isdisjoint(chart.labels)
+        yield chart._replace(marks=marks, shown=is_shown)
     for k in range(study.sizes.get("changes", 0)):
         for chart in changes_charts(study.isel(changes=k), f"-{k}"):
-            marks = chart.marks or (stars if chart.labels else [])
-            yield chart._replace(marks=marks, shown=chart.name.startswith("chi") and "" in seen)
+            marks = list(chart.marks) or (stars if chart.labels else [])
+            is_shown = chart.name.startswith("chi") and "" in shown
+            yield chart._replace(marks=marks, shown=is_shown)
     for k, (family, tested) in enumerate(tested_families(study).items()):
-        gaps = lines_of(tested.gap, names_in_panel(tested, np.arange(tested.sizes["reading"])))
-        title, hollow = (
-            f"calibration of {family.replace('_', ' ')}",
-            ~(tested.gap_p.values <= float(study.gap_level)),
-        )
-        about, unit = f"{title}: 0 for draws from the posterior", "gap E f(x0, x̂) - E f(x̂, x̂')"
-        ordered = len(set(tested.variable.values.tolist())) == 1
+        title = f"calibration of {family.replace('_', ' ')}"
+        names = names_in_panel(tested, np.arange(tested.sizes["reading"]))
         yield Chart(
-            f"gap-{k}", title, about, unit, gaps, ordered=ordered, level=(0.0, ""), hollow=hollow
+            name=f"gap-{k}",
+            title=title,
+            words=f"{title}: 0 for draws from the posterior",
+            unit="gap E f(x0, x̂) - E f(x̂, x̂')",
+            curves=lines_of(tested.gap, names),
+            ordered=len(set(tested.variable.values.tolist())) == 1,
+            level=(0.0, ""),
+            hollow=~(tested.gap_p.values <= float(study.gap_level)),
         )
+
+
+def _chart_of_readings(part: xr.Dataset, title: str) -> Chart:
+    """A panel with the readings of a part of a study."""
+    names = names_in_panel(part, np.arange(part.sizes["reading"]))
+    labels = part.reading.values.tolist()
+    words = list(dict.fromkeys(part.words.values.tolist()))
+    units = filter(None, dict.fromkeys(part.unit.values.tolist()))
+    unit = ", ".join(units)
+    if not unit and title == "class":
+        unit = "share of U-turns"
+    are_numbers = all(isinstance(number_in(str(level)), float) for level in part.level.values)
+    are_levels = bool(part.order.values[0]) or are_numbers
+    has_chance = len(labels) == 1 and np.isfinite(part.chance[0])
+    return Chart(
+        name="",
+        title=title,
+        words=words[0] if len(words) == 1 else "",
+        unit=unit,
+        curves=lines_of(part.curve, names),
+        labels=labels,
+        places=part.half_life.values[:, 0],
+        ordered=are_levels and len(set(part.variable.values.tolist())) == 1,
+        level=(float(part.chance[0]), "independent data") if has_chance else None,
+        theory=lines_of(part.theory, names) if "theory" in part else None,
+    )
 
 
 def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Chart]:
     """Susceptibility, correlations at several noise levels, and correlation length of the
     changes of sites.
     """
-    unit, place = str(changes.unit_of_distance.item()), changes.peak_at.values
+    unit = str(changes.unit_of_distance.item())
     together = f"{unit} that change together"
-    look: Any = {
-        "labels": [""],
-        "marks": [Headline(PEAK, "", place, "")] if np.isfinite(place[0, 0]) else [],
-    }
-    # A correlation length beyond the fitted distances is no number; the ends of its interval are.
-    xi = changes.xi.where((changes.xi <= changes.distance[-1]) | (changes.estimate != "value"))
-    chi, xi = (values.expand_dims(line=[""]) for values in (changes.chi, xi))
-    theory = changes.chi_theory.expand_dims(line=[""]) if "chi_theory" in changes else None
-    words, alone = f"susceptibility: number of {together}", (1.0, "independent changes")
+    place = changes.peak_at.values
+    marks = [Headline(PEAK, "", place, "")] if np.isfinite(place[0, 0]) else []
+    has_theory = "chi_theory" in changes
     yield Chart(
-        f"chi{suffix}", together, words, "susceptibility χ", chi, level=alone, theory=theory, **look
+        name=f"chi{suffix}",
+        title=together,
+        words=f"susceptibility: number of {together}",
+        unit="susceptibility χ",
+        curves=changes.chi.expand_dims(line=[""]),
+        labels=[""],
+        marks=marks,
+        level=(1.0, "independent changes"),
+        theory=changes.chi_theory.expand_dims(line=[""]) if has_theory else None,
     )
-    there = np.flatnonzero(estimated(changes.correlation.isel(distance=0).values))
-    if len(there) and changes.sizes["distance"] > 1:
-        noises = there[evenly_spaced(len(there), _MOST_NOISES)]
-        some = changes.correlation.isel(noise=noises, distance=slice(1, None)).rename(noise="line")
-        names = [f"noise {noise:.3g}" for noise in some.line.values]
-        far = some.transpose("line", ...).drop_vars(
-            [name for name, of in some.coords.items() if "line" in of.dims]
-        )
-        far = far.assign_coords(
-            line=names,
-            distance=("distance", some.distance.values, {"long_name": f"distance r ({unit})"}),
-        )
+    measured = np.flatnonzero(estimated(changes.correlation.isel(distance=0).values))
+    if len(measured) and changes.sizes["distance"] > 1:
+        noises = measured[evenly_spaced(len(measured), _MOST_NOISES)]
         yield Chart(
-            f"correlation{suffix}",
-            "correlation of changes",
-            "",
-            "C(r)/C(0)",
-            far,
+            name=f"correlation{suffix}",
+            title="correlation of changes",
+            words="",
+            unit="C(r)/C(0)",
+            curves=_correlations(changes, noises, unit),
             ordered=True,
             level=(0.0, ""),
         )
-    if np.isfinite(xi.isel(estimate=0)).any():
+    # A correlation length beyond the fitted distances is no number; the ends of its interval are.
+    is_inside = changes.xi <= changes.distance[-1]
+    lengths = changes.xi.where(is_inside | (changes.estimate != "value"))
+    if np.isfinite(lengths.isel(estimate=0)).any():
         yield Chart(
-            f"xi{suffix}",
-            "correlation length",
-            "correlation length of the changes",
-            f"ξ ({unit})",
-            xi,
-            **look,
+            name=f"xi{suffix}",
+            title="correlation length",
+            words="correlation length of the changes",
+            unit=f"ξ ({unit})",
+            curves=lengths.expand_dims(line=[""]),
+            labels=[""],
+            marks=marks,
         )
+
+
+def _correlations(changes: xr.Dataset, noises: np.ndarray, unit: str) -> xr.DataArray:
+    """Correlations (line, distance, estimate) at some noise levels, beyond distance 0."""
+    curves = changes.correlation.isel(noise=noises, distance=slice(1, None)).rename(noise="line")
+    names = [f"noise {noise:.3g}" for noise in curves.line.values]
+    others = [name for name, values in curves.coords.items() if "line" in values.dims]
+    distance = ("distance", curves.distance.values, {"long_name": f"distance r ({unit})"})
+    curves = curves.transpose("line", ...).drop_vars(others)
+    return curves.assign_coords(line=names, distance=distance)
+
+
+# --- several studies ------------------------------------------------------------------------------
 
 
 def overlaid(studies: Mapping[str, xr.Dataset], marks: Sequence[Headline] = ()) -> list[Chart]:
@@ -196,55 +240,81 @@ def overlaid(studies: Mapping[str, xr.Dataset], marks: Sequence[Headline] = ()) 
     draws only the first and the last level of a series, and no xi.
     """
     axis = common_axis(list(studies.values()))
-    headlines = [*marks] or [
-        found for study in studies.values() if (found := headline_of(study)) is not None
-    ]
+    headlines = list(marks) or [*filter(None, map(headline_of, studies.values()))]
     first = {headline.reading for headline in headlines}
-    fields, values = zip(*(name.partition(" = ")[::2] for name in studies), strict=True)
-    sweep = len(set(fields)) == 1 and all(isinstance(number_in(value), float) for value in values)
     charts = []
     for label, parts in _by_label(studies, "reading").items():
-        part = next(iter(parts.values()))
-        of_variable = [
-            of.reading.values[of.variable.values == part.variable.item()] for of in studies.values()
-        ]
-        ends = {str(of[k]) for of in of_variable if len(of) for k in (0, -1)}
-        curves, places, title = (
-            _together(parts, "curve", axis),
-            _places(parts, "half_life", axis),
-            title_of(part, label),
-        )
-        shown: Any = {"shown": label in first, "drawn": label in first | ends}
-        shown["marks"] = [mark for mark in marks if mark.reading == label]
-        charts.append(
-            Chart("", title, title, str(part.unit.item()), curves, [label], places, **shown)
-        )
+        variable = next(iter(parts.values())).variable.item()
+        is_drawn = label in first or label in _ends_of_series(studies, variable)
+        chart = _overlay_of_reading(label, parts, axis)
+        own = [mark for mark in marks if mark.reading == label]
+        charts.append(chart._replace(marks=own, shown=label in first, drawn=is_drawn))
     for parts in _by_label(studies, "changes").values():
-        of_parts = {
-            chart.name: chart
-            for part in parts.values()
-            for chart in changes_charts(part.isel(changes=0))
-        }
-        for chart in (of_parts[name] for name in ("chi", "xi") if name in of_parts):
-            is_chi, curves = chart.name == "chi", _together(parts, chart.name, axis)
-            look: Any = {
-                "places": _places(parts, "peak_at", axis) if is_chi else None,
-                "marks": (),
-                "theory": None,
-            }
-            charts.append(
-                chart._replace(curves=curves, drawn=is_chi, shown=is_chi and "" in first, **look)
-            )
+        charts += _overlays_of_changes(parts, axis, is_shown="" in first)
     charts.sort(key=lambda chart: not chart.shown)
+    is_sweep = _is_sweep(list(studies))
     return [
-        chart._replace(name=f"overlay-{k}", ordered=sweep, joined=True)
+        chart._replace(name=f"overlay-{k}", ordered=is_sweep, joined=True)
         for k, chart in enumerate(charts)
     ]
 
 
+def _is_sweep(names: Sequence[str]) -> bool:
+    """Whether studies are named by the numbers of one field, "multiplicity = 4"."""
+    fields = {name.partition(" = ")[0] for name in names}
+    values = [number_in(name.partition(" = ")[2]) for name in names]
+    return len(fields) == 1 and all(isinstance(value, float) for value in values)
+
+
+def _ends_of_series(studies: Mapping[str, xr.Dataset], variable: str) -> set[str]:
+    """The first and the last reading of a variable in all studies."""
+    ends: set[str] = set()
+    for study in studies.values():
+        labels = study.reading.values[study.variable.values == variable].tolist()
+        ends.update(labels[:1], labels[-1:])
+    return ends
+
+
+def _overlay_of_reading(label: str, parts: Mapping[str, xr.Dataset], axis: str) -> Chart:
+    """A chart with the curve of a reading in all studies that have it."""
+    part = next(iter(parts.values()))
+    title = title_of(part, label)
+    return Chart(
+        name="",
+        title=title,
+        words=title,
+        unit=str(part.unit.item()),
+        curves=_together(parts, "curve", axis),
+        labels=[label],
+        places=_places(parts, "half_life", axis),
+    )
+
+
+def _overlays_of_changes(
+    parts: Mapping[str, xr.Dataset], axis: str, is_shown: bool
+) -> Iterator[Chart]:
+    """Charts with the chi and the xi of changes in all studies that have them."""
+    charts: dict[str, Chart] = {}
+    for part in parts.values():
+        charts |= {chart.name: chart for chart in changes_charts(part.isel(changes=0))}
+    for name in ("chi", "xi"):
+        if name not in charts:
+            continue
+        is_chi = name == "chi"
+        yield charts[name]._replace(
+            curves=_together(parts, name, axis),
+            places=_places(parts, "peak_at", axis) if is_chi else None,
+            marks=(),
+            theory=None,
+            drawn=is_chi,
+            shown=is_chi and is_shown,
+        )
+
+
 def lines_of(values: xr.DataArray, names: Sequence[str]) -> xr.DataArray:
-    bare = values.drop_vars([name for name, of in values.coords.items() if "reading" in of.dims])
-    return bare.rename(reading="line").assign_coords(line=list(names))
+    """Curves (reading, x, ..) as those of a chart, with names for its lines."""
+    others = [name for name, labels in values.coords.items() if "reading" in labels.dims]
+    return values.drop_vars(others).rename(reading="line").assign_coords(line=list(names))
 
 
 def _by_label(studies: Mapping[str, xr.Dataset], dim: str) -> dict[str, dict[str, xr.Dataset]]:
@@ -264,15 +334,13 @@ def _together(parts: Mapping[str, xr.Dataset], kind: str, axis: str) -> xr.DataA
     """
     curves = []
     for part in parts.values():
-        curve = part[kind][0] if axis == "noise" else part[kind][0].swap_dims(noise=axis)
-        curves.append(
-            curve.drop_vars(
-                [name for name in curve.coords if name not in (axis, "estimate")]
-            ).sortby(axis)
-        )
-    together = xr.concat(curves, "line", join="outer", combine_attrs="drop").assign_coords(
-        line=list(parts)
-    )
+        curve = part[kind][0]
+        if axis != "noise":
+            curve = curve.swap_dims(noise=axis)
+        others = [name for name in curve.coords if name not in (axis, "estimate")]
+        curves.append(curve.drop_vars(others).sortby(axis))
+    together = xr.concat(curves, "line", join="outer", combine_attrs="drop")
+    together = together.assign_coords(line=list(parts))
     together[axis].attrs = next(iter(parts.values()))[axis].attrs
     return together
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -18,19 +17,17 @@ from uturn.measures.estimates import Estimate, checked_share
 from uturn.measures.intervals import mean_bounds
 from uturn.measures.readings import independent_groups
 from uturn.measures.strengths import strength_of
-from uturn.studies.analysis import (
-    Level,
-    bounds_of,
-    by_noise,
-    finished_run,
-    levels_of,
-    named_reading,
-)
-from uturn.studies.axes import Axes
-from uturn.studies.curves import place
+from uturn.studies.checked_run import Run, dims_except
+from uturn.studies.keys import ReadingKey, find_reading
+from uturn.studies.places import located_on
+from uturn.studies.reading_checks import bounds_of
+from uturn.studies.reading_curves import Reading, readings_of
 from uturn.studies.runs import have_labels, is_kept_if_large, named_in
 
-CHOSEN, ESTIMATED, NONE, OPEN = "chosen", "estimated", "no such level", "not decided"
+CHOSEN = "chosen"
+ESTIMATED = "estimated"
+NONE = "no such level"
+OPEN = "not decided"
 """The answers of `choose`."""
 NOT_GUARANTEED = (
     "Bounds of Student's t guarantee nothing, because an original that is not in the run can have"
@@ -45,92 +42,131 @@ NOT_MEASURED = (
     " the levels tested. It does not cover each single original, other data, and what no reading"
     " measures: a label that is kept, for example, is not accuracy gained."
 )
-# Of pipelines that make int(N strength) steps, and N - int(N - N strength).
-_STRENGTHS = "strength", "strength (SD3, FLUX)"
+_STRENGTH = "strength"
+_STRENGTH_FROM_END = "strength (SD3, FLUX)"
+"""Axes of pipelines that make int(N strength) steps, and N - int(N - N strength)."""
 _POWER = 0.8
-_NUMBERS = np.unique(np.geomspace(1, 10_000_000, 10_000).round())  # of originals
+_NUMBERS = np.unique(np.geomspace(1, 10_000_000, 10_000).round())
+"""Numbers of originals that are tried."""
 
 
 @dataclass(frozen=True, eq=False)
 class LevelTest:
     """The test of one goal. Levels are tested in order, and the first whose bound misses the goal
     ends the test.
-
-    `words`: the goal, such as "same_class >= 0.95"; `direction`: why large or small values are
-    kept, "" if the reading declares it. `range`: smallest and largest possible reading, infinite
-    where there is no end; `guaranteed`: whether it ends on the side where the goal is missed, so
-    that the bound holds for any law in this range (`uturn.statistics.mean_bounds`); otherwise the
-    bound is of Student's t. `levels`: measured ones above 0, with the mean there, its one-sided
-    `bound`, and the `originals` that have a reading. `noise`: the last level that passes, NaN if
-    none does; `ended`: where the test ended, NaN if all have passed; `missed`: whether the goal is
-    missed there with the same confidence, otherwise that level is not decided; `meets`: whether the
-    mean there is on the side of the goal. `more`: number of further originals with which `ended` is
-    decided with probability .8 if the mean measured there is the truth; 0 if there is nothing to
-    decide, infinite if the mean is at the goal, NaN if originals do not show how much they vary.
-    `crossing`: where the interpolated curve crosses the goal, not guaranteed.
     """
 
     words: str
+    """The goal, such as "same_class >= 0.95"."""
     range: tuple[float, float]
+    """Smallest and largest possible reading, infinite where there is no end."""
     guaranteed: bool
+    """Whether the range ends on the side where the goal is missed. The bound then holds for any law
+    in this range (`uturn.statistics.mean_bounds`); otherwise it is of Student's t.
+    """
     direction: str
+    """Why large or small values are kept; "" if the reading declares it."""
     noise: float
+    """The last level that passes; NaN if none does."""
     levels: np.ndarray
+    """The measured levels above 0."""
     mean: np.ndarray
     bound: np.ndarray
+    """One-sided bound of the mean, by level."""
     originals: np.ndarray
+    """Number of originals with a reading, by level."""
     ended: float
+    """Level where the test ended; NaN if all have passed."""
     missed: bool
+    """Whether the goal is missed at `ended` with the same confidence; otherwise that level is not
+    decided.
+    """
     meets: bool
+    """Whether the mean at `ended` is on the side of the goal."""
     more: float
+    """Number of further originals with which `ended` is decided with probability .8 if the mean
+    measured there is the truth. 0 if there is nothing to decide, infinite if the mean is at the
+    goal, NaN if originals do not show how much they vary.
+    """
     crossing: dict[str, Estimate]
+    """Where the interpolated curve crosses the goal on each axis; not guaranteed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The answer of `choose`, which prints as text.
-
-    `noise`: the largest measured noise that keeps the goal, and has lost the other one if there is
-    one; NaN if there is none. `at`: it on every axis of the run; `strength` and `strength (SD3,
-    FLUX)` in the rounding of the image-to-image pipelines of diffusers, if the run has steps; empty
-    if there is no level. `answer`: "chosen", with a guarantee; "estimated", for a reading without a
-    worst possible value; "no such level": each level misses a goal, or lies beyond one that does;
-    "not decided", which needs `more` originals (0 for other answers). `window`: with `lose`,
-    smallest noise that has lost and largest that keeps. `keep`, `lose`: the tests. `confidence`: of
-    each test. `axis`: the noise in words. `by`: the choices for parts of the originals, by the
-    values of the coordinate `part`.
-    """
+    """The answer of `choose`, which prints as text."""
 
     noise: float
+    """The largest measured noise that keeps the goal, and has lost the other one if there is one;
+    NaN if there is none.
+    """
     at: dict[str, float]
+    """The noise on every axis of the run, with `strength` and `strength (SD3, FLUX)` in the rounding
+    of the image-to-image pipelines of diffusers if the run has steps; empty if there is no level.
+    """
     answer: str
+    """"chosen", with a guarantee; "estimated", for a reading without a worst possible value; "no
+    such level": each level misses a goal, or lies beyond one that does; "not decided".
+    """
     more: float
+    """Number of further originals that an answer "not decided" needs; 0 for others."""
     window: tuple[float, float] | None
+    """With `lose`: smallest noise that has lost, and largest that keeps."""
     keep: LevelTest
     lose: LevelTest | None
     confidence: float
+    """Confidence of each test."""
     axis: str
-    by: dict[Any, Choice] = field(default_factory=dict)
+    """The noise in words."""
+    by: dict[object, Choice] = field(default_factory=dict)
+    """The choices for parts of the originals, by the values of the coordinate `part`."""
     part: str = ""
+
+    @property
+    def tests(self) -> list[LevelTest]:
+        return [self.keep] if self.lose is None else [self.keep, self.lose]
 
     def __repr__(self) -> str:
         return "\n".join(_lines(self))
 
 
-class _Goal(NamedTuple):
-    """A reading of a run, as a variable and its indices along the dims of its own, and the goal
-    for its mean.
-    """
+@dataclass(frozen=True, eq=False)
+class _Goal:
+    """A reading of a run, and the goal for its mean."""
 
-    name: str
-    label: str
-    where: dict[str, list[int]]
-    how: Variable
+    key: ReadingKey
+    instructions: Variable
     value: float
-    rises: bool
-    direction: str
+    direction: _Direction
     lose: bool
-    sign: int  # 1 if the mean has to be at least the goal, -1 if at most
+    """Whether the reading has to be lost."""
+
+    @property
+    def sign(self) -> int:
+        """1 if the mean has to be at least the goal, -1 if at most."""
+        return -1 if self.direction.rises != self.lose else 1
+
+    def reading_in(self, run: Run, confidence: float = 0.95) -> Reading:
+        return _reading_in(run, self.key, self.instructions, confidence)
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """Whether a reading rises with noise."""
+
+    rises: bool
+    reason: str = ""
+    """Why it is taken to do so; "" if its start and chance tell."""
+
+
+def _reading_in(
+    run: Run, key: ReadingKey, instructions: Variable, confidence: float = 0.95
+) -> Reading:
+    """A reading of a run by other instructions."""
+    changed = {**run.instructions, key.variable: instructions}
+    alone = replace(run, data=run.data.isel(key.slices), instructions=changed)
+    (reading,) = readings_of(alone, key.variable, confidence=confidence)
+    return reading
 
 
 def choose(
@@ -177,31 +213,23 @@ def choose(
     >>> choice.noise, choice.answer
     (0.4, 'chosen')
     """
-    expect(
-        checked_share("confidence", confidence) > 0.5,
-        "confidence",
-        confidence,
-        "a number between .5 and 1",
-    )
-    one = lose is None or (isinstance(lose, Mapping) and len(lose) == 1)
-    expect(one, "lose", lose, "one reading and its goal, such as {'first_layer': 0.5}")
-    run = by_noise(finished_run(ds))
-    axes = Axes(run)
-    goals = [
-        _goal(run, axes, *goal)
-        for goal in ((reading, keep, False), *((*pair, True) for pair in (lose or {}).items()))
-    ]
-    items_of = {} if by is None else _parts(run, by)
-    used = {
-        name for goal in goals for name in (goal.name, *named_in(goal.how.start, goal.how.chance))
-    }
+    is_sure = checked_share("confidence", confidence) > 0.5
+    expect(is_sure, "confidence", confidence, "a number between .5 and 1")
+    is_one = lose is None or (isinstance(lose, Mapping) and len(lose) == 1)
+    expect(is_one, "lose", lose, "one reading and its goal, such as {'first_layer': 0.5}")
+    run = Run.finished(ds)
+    goals = [_goal(run, reading, keep, lose=False)]
+    goals += [_goal(run, name, value, lose=True) for name, value in (lose or {}).items()]
+    parts = {} if by is None else _parts(run.data, by)
+    used: set[str] = set()
+    for goal in goals:
+        used |= {goal.key.variable, *named_in(goal.instructions.start, goal.instructions.chance)}
     # Parts copy what they select, such as images.
-    run = run[[name for name in run.data_vars if name in used]]
-    by_part = {
-        value: _choice(run.isel(item=items), axes, goals, confidence)
-        for value, items in items_of.items()
-    }
-    return replace(_choice(run, axes, goals, confidence), by=by_part, part=by or "")
+    run = run.with_data(run.data[[name for name in run.data.data_vars if name in used]])
+    of_parts = {}
+    for value, items in parts.items():
+        of_parts[value] = _choice(run.with_data(run.data.isel(item=items)), goals, confidence)
+    return replace(_choice(run, goals, confidence), by=of_parts, part=by or "")
 
 
 def originals_needed(
@@ -222,183 +250,182 @@ def originals_needed(
     p, g = (truth, goal) if truth >= goal else (1 - truth, 1 - goal)
     n = _NUMBERS
     k = np.maximum(n * p - ndtri(power) * np.sqrt(n * p * (1 - p)), 1e-9)
-    enough = betainc(k, n - k + 1, g) <= 1 - confidence
-    return float(n[enough.argmax()]) if enough.any() else math.inf
+    is_enough = betainc(k, n - k + 1, g) <= 1 - confidence
+    return float(n[is_enough.argmax()]) if is_enough.any() else math.inf
 
 
-# --- names ----------------------------------------------------------------------------------------
+# --- goals ----------------------------------------------------------------------------------------
 
 
-def _goal(run: xr.Dataset, axes: Axes, reading: str, value: float, lose: bool) -> _Goal:
-    name, label, where, how = named_reading(run, reading)
-    values = run[name].isel(where)
-    tosses = bool(values.isin((0, 1)).where(values.notnull(), True).all())
-    if tosses:  # declared or not
-        how = replace(how, bounds=(0.0, 1.0))
-    low, high = bounds_of(how)
-    fits = (
-        isinstance(value, int | float | np.number)
-        and not isinstance(value, bool)
-        and low < value < high
-    )
-    expect(
-        fits,
-        "lose" if lose else "keep",
-        value,
-        f"a number between {low:g} and {high:g} for {label}",
-    )
-    rises, direction = _direction(
-        next(levels_of(run.isel(where), name, how, axes)), how, tosses, axes
-    )
-    return _Goal(
-        name, label, where, how, float(value), rises, direction, lose, -1 if rises != lose else 1
-    )
+def _goal(run: Run, name: str, value: float, lose: bool) -> _Goal:
+    key = find_reading(run, name)
+    instructions = run.instructions[key.variable]
+    values = run.data[key.variable].isel(key.slices)
+    are_tosses = bool(values.isin((0, 1)).where(values.notnull(), True).all())
+    if are_tosses:  # declared or not
+        instructions = replace(instructions, bounds=(0.0, 1.0))
+    low, high = bounds_of(instructions)
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    expected = f"a number between {low:g} and {high:g} for {key.label}"
+    expect(is_number and low < value < high, "lose" if lose else "keep", value, expected)
+    direction = _direction(_reading_in(run, key, instructions), instructions, are_tosses, run)
+    return _Goal(key, instructions, float(value), direction, lose)
 
 
-def _direction(level: Level, how: Variable, tosses: bool, axes: Axes) -> tuple[bool, str]:
-    """Whether a reading rises with noise, and why it is taken to do so if its start and chance
-    do not tell.
-    """
-    start, chance = (math.nan if how.guessed else level.start), level.chance
-    if start in how.bounds or np.isfinite(chance - start):
-        return (start == how.bounds[0] if start in how.bounds else chance > start), ""
-    name = level.texts["variable"]
+def _direction(reading: Reading, instructions: Variable, are_tosses: bool, run: Run) -> _Direction:
+    """Whether a reading rises with noise; ValueError if it cannot be told."""
+    start = math.nan if instructions.guessed else reading.start
+    chance = reading.chance
+    if start in instructions.bounds:
+        return _Direction(start == instructions.bounds[0])
+    if np.isfinite(chance - start):
+        return _Direction(chance > start)
+    name = reading.key.variable
     if is_kept_if_large(name):
         # What is the same starts at 1.
-        return False, "" if name.startswith("same_") else "large values are kept, by its name"
-    x, measured = axes.noise, np.flatnonzero(np.isfinite(level.curve[:, 0]) & (axes.noise > 0))
-    first, last = (
-        (0 if np.isfinite(start) else measured[0], measured[-1]) if len(measured) else (0, 0)
-    )
-    change = Estimate(
-        *level.replicates.interval(
-            lambda c: (chance if np.isfinite(chance) else c[last]) - c[first]
-        )
-    )
+        reason = "" if name.startswith("same_") else "large values are kept, by its name"
+        return _Direction(False, reason)
+    noise = run.axes.noise
+    measured = np.flatnonzero(np.isfinite(reading.curve[:, 0]) & (noise > 0)).tolist() or [0]
+    first = 0 if np.isfinite(start) else measured[0]
+    last = measured[-1]
+
+    def difference(curve: np.ndarray) -> np.ndarray:
+        return np.asarray((chance if np.isfinite(chance) else curve[last]) - curve[first])
+
+    change = Estimate(*reading.replicates.interval(difference))
     words = (
-        f"the mean changes by {change!r} from {axes.words['noise']} = {x[first]:.3g} to"
-        f" {x[last]:.3g}"
+        f"the mean changes by {change!r} from {run.axes.words['noise']} = {noise[first]:.3g} to"
+        f" {noise[last]:.3g}"
     )
-    rises, falls = change.low > 0, change.high < 0
-    if tosses and not rises:
-        return False, "large values are kept, as of readings that are 0 or 1"
-    if tosses or not (rises or falls):
-        raise ValueError(
-            f"reading = {level.texts['reading']!r}: it is not known whether large or small values"
-            f" are kept: {'readings are 0 or 1, and ' if tosses else ''}{words}; give its start, as"
-            f" --start {name}=VALUE for a table, start={{{name!r}: VALUE}} in ut.readings, or in"
-            " the Variable of a probe, and its chance"
-        )
-    return rises, f"{'small' if rises else 'large'} values are kept, as {words}"
+    rises = change.low > 0
+    if are_tosses and not rises:
+        return _Direction(False, "large values are kept, as of readings that are 0 or 1")
+    if rises and not are_tosses:
+        return _Direction(True, f"small values are kept, as {words}")
+    if change.high < 0 and not are_tosses:
+        return _Direction(False, f"large values are kept, as {words}")
+    tosses = "readings are 0 or 1, and " if are_tosses else ""
+    raise ValueError(
+        f"reading = {reading.label!r}: it is not known whether large or small values are kept:"
+        f" {tosses}{words}; give its start, as --start {name}=VALUE for a table,"
+        f" start={{{name!r}: VALUE}} in ut.readings, or in the Variable of a probe, and its chance"
+    )
 
 
-def _parts(run: xr.Dataset, by: str) -> dict[Any, np.ndarray]:
-    dims = set(run[by].dims) if isinstance(by, str) and by in run.variables else set()
+def _parts(data: xr.Dataset, by: str) -> dict[object, np.ndarray]:
+    """The items with each value of a coordinate."""
+    is_name = isinstance(by, str) and by in data.variables
+    dims = set(data[by].dims) if is_name else set()
     names = [
         str(name)
-        for name, values in run.variables.items()
+        for name, values in data.variables.items()
         if values.dims == ("item",) and name != "item"
     ]
-    of_items = f"a coordinate of the items: {', '.join(names) or 'the run has none'}"
-    expect({"item"} <= dims <= {"noise", "item"}, "by", by, of_items)
-    values = run[by].isel(noise=0, missing_dims="ignore").values
-    return {
-        value: np.flatnonzero(values == value)
-        for value in np.unique(values[have_labels(values)]).tolist()
-    }
+    expected = f"a coordinate of the items: {', '.join(names) or 'the run has none'}"
+    expect({"item"} <= dims <= {"noise", "item"}, "by", by, expected)
+    values = data[by].isel(noise=0, missing_dims="ignore").values
+    labels = np.unique(values[have_labels(values)]).tolist()
+    return {label: np.flatnonzero(values == label) for label in labels}
 
 
 # --- tests ----------------------------------------------------------------------------------------
 
 
-def _choice(run: xr.Dataset, axes: Axes, goals: list[_Goal], confidence: float) -> Choice:
-    tests = [_tested(run, axes, goal, confidence) for goal in goals]
-    keep, lose = [*tests, None][:2]
-    assert keep is not None
-    low, high = (0.0 if lose is None else lose.noise), keep.noise
+def _choice(run: Run, goals: list[_Goal], confidence: float) -> Choice:
+    tests = [_tested(run, goal, confidence) for goal in goals]
+    keep = tests[0]
+    lose = tests[1] if len(tests) > 1 else None
+    low = 0.0 if lose is None else lose.noise
+    high = keep.noise
     passed = low <= high
     # A level without a guarantee may still get one, unless it is at or beyond one that misses a
     # goal.
     least = lose.ended if lose is not None and lose.missed else 0.0
     most = keep.ended if keep.missed else math.inf
     is_open = not passed and bool(((keep.levels > least) & (keep.levels < most)).any())
-    noise, given = (
-        high if passed else math.nan,
-        (CHOSEN if all(test.guaranteed for test in tests) else ESTIMATED),
-    )
-    answer = given if passed else OPEN if is_open else NONE
-    more = float(np.max([test.more for test in tests])) if is_open else 0.0
-    window = (low, high) if lose is not None and passed else None
+    if passed:
+        answer = CHOSEN if all(test.guaranteed for test in tests) else ESTIMATED
+    else:
+        answer = OPEN if is_open else NONE
+    noise = high if passed else math.nan
     return Choice(
-        noise,
-        _on_axes(run, axes, noise),
-        answer,
-        more,
-        window,
-        keep,
-        lose,
-        confidence,
-        axes.words["noise"],
+        noise=noise,
+        at=_on_axes(run, noise),
+        answer=answer,
+        more=float(np.max([test.more for test in tests])) if is_open else 0.0,
+        window=(low, high) if lose is not None and passed else None,
+        keep=keep,
+        lose=lose,
+        confidence=confidence,
+        axis=run.axes.words["noise"],
     )
 
 
-def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> LevelTest:
+def _tested(run: Run, goal: _Goal, confidence: float) -> LevelTest:
     """The fixed-sequence test of a goal."""
-    values = run[goal.name].isel(goal.where)
+    axes = run.axes
+    sign = goal.sign
+    values = run.data[goal.key.variable].isel(goal.key.slices)
     # The ends of these intervals of Student's t are one-sided bounds of the confidence.
-    level = next(levels_of(run.isel(goal.where), goal.name, goal.how, axes, 2 * confidence - 1))
-    x, (mean, *intervals), ends = axes.noise, level.curve.T, bounds_of(level.instructions)
-    added = len(x) - values.sizes["noise"]  # noise 0
-    proven = np.pad(mean_bounds(values, *ends, confidence).reshape(2, -1), ((0, 0), (added, 0)))
+    reading = goal.reading_in(run, 2 * confidence - 1)
+    noise = axes.noise
+    added = len(noise) - values.sizes["noise"]  # noise 0
+    ends = bounds_of(reading.instructions)
+    mean, *intervals = reading.curve.T
+    proven = mean_bounds(values, *ends, confidence).reshape(2, -1)
+    proven = np.pad(proven, ((0, 0), (added, 0)))
     bounds = np.where(np.isfinite(ends)[:, None], proven, intervals)
-    bound, opposite = bounds[:: goal.sign]
-    passes = goal.sign * bound >= goal.sign * goal.value
-    order = np.flatnonzero(x > 0)[:: -1 if goal.lose else 1]
+    bound, opposite = bounds[::sign]
+    passes = sign * bound >= sign * goal.value
+    order = np.flatnonzero(noise > 0)[:: -1 if goal.lose else 1]
     # Of levels that pass before the first that does not.
     count = int(np.logical_and.accumulate(passes[order]).sum())
     end = int(order[count]) if count < len(order) else None
-    missed = end is not None and bool(goal.sign * opposite[end] < goal.sign * goal.value)
-    of_items = (
-        values.mean([dim for dim in values.dims if dim not in ("noise", "item")])
-        .transpose("noise", "item")
-        .values
-    )
+    of_items = values.mean(dims_except(values, "noise", "item")).transpose("noise", "item").values
     of_items = np.pad(of_items, ((added, 0), (0, 0)))
-    read = ~np.isnan(of_items)
+    is_read = ~np.isnan(of_items)
+    missed = False
+    meets = False
     more = 0.0
-    if end is not None and not missed:
-        more = _more(
-            of_items[end][read[end]],
-            independent_groups(values)[read[end]],
-            goal.value,
-            ends,
-            confidence,
-        )
-    finite, sign = np.isfinite(x), -1.0 if goal.rises else 1.0
-    crosses = place(
-        level.replicates,
-        lambda c: crossing(x[finite], sign * c[finite], sign * goal.value, first=True),
-        x[finite],
-    )
-    positive = x > 0
+    if end is not None:
+        missed = bool(sign * opposite[end] < sign * goal.value)
+        meets = bool(sign * mean[end] > sign * goal.value)
+        if not missed:
+            chosen = is_read[end]
+            groups = independent_groups(values)[chosen]
+            more = _more(of_items[end][chosen], groups, goal.value, ends, confidence)
+    positive = noise > 0
+    relation = ">=" if sign > 0 else "<="
     return LevelTest(
-        words=f"{goal.label} {'>=' if goal.sign > 0 else '<='} {goal.value:g}",
+        words=f"{goal.key.label} {relation} {goal.value:g}",
         range=ends,
-        guaranteed=math.isfinite(ends[0 if goal.sign > 0 else 1]),
-        direction=goal.direction,
-        noise=float(x[order[count - 1]]) if count else math.nan,
-        levels=x[positive],
+        guaranteed=math.isfinite(ends[0 if sign > 0 else 1]),
+        direction=goal.direction.reason,
+        noise=float(noise[order[count - 1]]) if count else math.nan,
+        levels=noise[positive],
         mean=mean[positive],
         bound=bound[positive],
-        originals=read[positive].sum(1),
-        ended=math.nan if end is None else float(x[end]),
+        originals=is_read[positive].sum(1),
+        ended=math.nan if end is None else float(noise[end]),
         missed=missed,
-        meets=end is not None and bool(goal.sign * mean[end] > goal.sign * goal.value),
+        meets=meets,
         more=more,
-        crossing=dict(
-            zip(axes.names, (Estimate(*row) for row in axes.at(crosses).tolist()), strict=True)
-        ),
+        crossing=_crossing(run, goal, reading),
     )
+
+
+def _crossing(run: Run, goal: _Goal, reading: Reading) -> dict[str, Estimate]:
+    """Where the interpolated curve crosses the goal, on each axis."""
+    axes = run.axes
+    is_finite = axes.is_finite
+    sign = -1.0 if goal.direction.rises else 1.0
+
+    def place(curve: np.ndarray) -> float:
+        return crossing(axes.finite_noise, sign * curve[is_finite], sign * goal.value, first=True)
+
+    rows = axes.convert_interval(located_on(reading.replicates, place, axes.finite_noise))
+    return {name: Estimate(*row) for name, row in zip(axes.names, rows.tolist(), strict=True)}
 
 
 def _more(
@@ -413,46 +440,49 @@ def _more(
     """
     count = np.bincount(group)
     means = np.bincount(group, readings)[count > 0] / count[count > 0]
-    mean, (low, high) = float(readings.mean()) if len(readings) else math.nan, ends
+    mean = float(readings.mean()) if len(readings) else math.nan
+    low, high = ends
     if mean == goal:
         return math.inf
     if np.isin(means, ends).all() and len(means):
-        needed = originals_needed(
-            (mean - low) / (high - low), (goal - low) / (high - low), confidence
-        )
+        truth = (mean - low) / (high - low)
+        needed = originals_needed(truth, (goal - low) / (high - low), confidence)
     elif len(means) < 2:
         return math.nan
     else:
         # The bound is about m/n + sqrt(z² s²/n + (ln(1/alpha) - 1)² m²/n²) from the mean; m is the
         # distance of the mean from the worst value, s the spread of the groups. It has to pass the
         # goal where the mean is at the quantile of the power.
-        worst, s = low if mean > goal else high, means.std(ddof=1)
-        n, m = _NUMBERS, abs(mean - worst) if math.isfinite(worst) else 0.0
-        bound = m / n + np.hypot(
-            ndtri(confidence) * s / np.sqrt(n), (math.log(1 / (1 - confidence)) - 1) * m / n
-        )
-        enough = bound + ndtri(_POWER) * s / np.sqrt(n) <= abs(mean - goal)
-        needed = n[enough.argmax()] if enough.any() else math.inf
+        n = _NUMBERS
+        s = means.std(ddof=1)
+        worst = low if mean > goal else high
+        m = abs(mean - worst) if math.isfinite(worst) else 0.0
+        of_range = (math.log(1 / (1 - confidence)) - 1) * m / n
+        bound = m / n + np.hypot(ndtri(confidence) * s / np.sqrt(n), of_range)
+        is_enough = bound + ndtri(_POWER) * s / np.sqrt(n) <= abs(mean - goal)
+        needed = n[is_enough.argmax()] if is_enough.any() else math.inf
     return float(np.maximum(np.ceil(needed * len(readings) / len(means)) - len(readings), 1.0))
 
 
-def _on_axes(run: xr.Dataset, axes: Axes, noise: float) -> dict[str, float]:
+def _on_axes(run: Run, noise: float) -> dict[str, float]:
     """A measured noise on all axes, with the timestep and the strength of a diffusion chain;
     empty for NaN.
     """
     if math.isnan(noise):
         return {}
-    at = {name: float(values[axes.noise == noise][0]) for name, values in axes.values.items()}
-    level = run.sel(noise=noise)
+    is_level = run.axes.noise == noise
+    places = {name: float(values[is_level][0]) for name, values in run.axes.values.items()}
+    level = run.data.sel(noise=noise)
     if "timestep" in level.coords:
-        at["timestep"] = float(level.timestep)
-    if {"step", "t_over_T"} <= set(
-        level.coords
-    ) and 0 < level.t_over_T <= 1 <= level.step < math.inf:
-        steps = round(float(level.step / level.t_over_T))
-        for name, counts_down in zip(_STRENGTHS, (False, True), strict=True):
-            at[name] = strength_of(int(level.step), steps, counts_down)
-    return at
+        places["timestep"] = float(level.timestep)
+    if not {"step", "t_over_T"} <= set(level.coords):
+        return places
+    step = level.step
+    if 0 < level.t_over_T <= 1 <= step < math.inf:
+        steps = round(float(step / level.t_over_T))
+        places[_STRENGTH] = strength_of(int(step), steps, False)
+        places[_STRENGTH_FROM_END] = strength_of(int(step), steps, True)
+    return places
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -460,48 +490,56 @@ def _on_axes(run: xr.Dataset, axes: Axes, noise: float) -> dict[str, float]:
 
 def _lines(choice: Choice) -> Iterator[str]:
     """The tests, the answer for all originals and for each part, and what it does not say."""
-    x, tests = choice.axis, [test for test in (choice.keep, choice.lose) if test is not None]
-    for test in tests:
-        law = (
-            "for readings in [{:g}, {:g}]".format(*test.range)
-            if test.guaranteed
-            else "by Student's t, not guaranteed"
-        )
-        yield f"{test.words}, one-sided bounds of confidence {choice.confidence:g} {law}"
-        if test.direction:
-            yield f"  {test.direction}; a guess: declare its start if that is wrong"
-        rows = list(zip(test.levels, test.mean, test.bound, test.originals, strict=True))
-        for level, mean, bound, originals in rows if test is choice.keep else rows[::-1]:
-            end = f"; {_end(test)}" if level == test.ended else ""
-            yield (
-                f"  {x} = {level:.3g}: mean {mean:.3g}, bound {bound:.3g},"
-                f" {_counted(originals)}{end}"
-            )
-            if end:
-                break
-        if np.isfinite(test.crossing["noise"].value):
-            yield (
-                f"  an estimate, not guaranteed: the curve crosses the goal at {x} ="
-                f" {test.crossing['noise']}"
-            )
+    for test in choice.tests:
+        yield from _lines_of_test(choice, test)
     places = {axis: f"{value:.4g}" for axis, value in choice.at.items() if axis != "noise"}
-    if places.get("strength") == places.get(_STRENGTHS[1]):  # both roundings are often the same
-        places.pop(_STRENGTHS[1], None)
-    yield _answer(choice) + (f" ({', '.join(map(' '.join, places.items()))})" if places else "")
+    # Both roundings are often the same.
+    if places.get(_STRENGTH) == places.get(_STRENGTH_FROM_END):
+        places.pop(_STRENGTH_FROM_END, None)
+    on_axes = ", ".join(map(" ".join, places.items()))
+    yield _answer(choice) + (f" ({on_axes})" if on_axes else "")
     for value, part in choice.by.items():
         yield f"  {choice.part} = {value}, {_counted(part.keep.originals.max())}: {_answer(part)}"
-    if not all(test.guaranteed for test in tests):
+    if not all(test.guaranteed for test in choice.tests):
         yield NOT_GUARANTEED
     yield NOT_MEASURED
 
 
+def _lines_of_test(choice: Choice, test: LevelTest) -> Iterator[str]:
+    """The levels of a test, in their order."""
+    law = "by Student's t, not guaranteed"
+    if test.guaranteed:
+        law = "for readings in [{:g}, {:g}]".format(*test.range)
+    yield f"{test.words}, one-sided bounds of confidence {choice.confidence:g} {law}"
+    if test.direction:
+        yield f"  {test.direction}; a guess: declare its start if that is wrong"
+    rows = list(zip(test.levels, test.mean, test.bound, test.originals, strict=True))
+    for level, mean, bound, originals in rows if test is choice.keep else rows[::-1]:
+        line = (
+            f"  {choice.axis} = {level:.3g}: mean {mean:.3g}, bound {bound:.3g},"
+            f" {_counted(originals)}"
+        )
+        if level == test.ended:
+            yield f"{line}; {_end(test)}"
+            break
+        yield line
+    if np.isfinite(test.crossing["noise"].value):
+        yield (
+            f"  an estimate, not guaranteed: the curve crosses the goal at {choice.axis} ="
+            f" {test.crossing['noise']}"
+        )
+
+
 def _end(test: LevelTest) -> str:
+    """What is known of the level at which a test has ended."""
     if test.missed:
         return "missed"
-    if not np.isfinite(test.more):
-        read = test.originals[test.levels == test.ended][0]
-        alone = "one original does not show how others differ" if read else "no readings"
-        return f"{OPEN}: {'the mean is at the goal' if test.more > 0 else alone}"
+    if test.more == math.inf:
+        return f"{OPEN}: the mean is at the goal"
+    if math.isnan(test.more):
+        has_readings = test.originals[test.levels == test.ended][0] > 0
+        alone = "one original does not show how others differ"
+        return f"{OPEN}: {alone if has_readings else 'no readings'}"
     # Two digits, since the true mean is not known.
     more = round(test.more, 2 - len(f"{test.more:.0f}")) if test.more >= 100 else test.more
     would = f"would show that the goal is {'met' if test.meets else 'missed'}"
@@ -513,20 +551,20 @@ def _counted(number: float, kind: str = "") -> str:
 
 
 def _answer(choice: Choice) -> str:
-    keep, lose = choice.keep, choice.lose
+    """The answer in a line."""
+    keep = choice.keep
+    lose = choice.lose
     if choice.answer in (CHOSEN, ESTIMATED):
-        window = (
-            "" if choice.window is None else ", window from {:.4g} to {:.4g}".format(*choice.window)
-        )
-        return f"{choice.answer}: {choice.axis} = {choice.noise:.4g}{window}"
+        line = f"{choice.answer}: {choice.axis} = {choice.noise:.4g}"
+        if choice.window is not None:
+            line += ", window from {:.4g} to {:.4g}".format(*choice.window)
+        return line
     if choice.answer == OPEN:
-        tests = [test for test in (keep, lose) if test is not None and not test.missed]
+        tests = [test for test in choice.tests if not test.missed]
         test = max(tests, key=lambda test: test.more)
         return f"{test.words} at {choice.axis} = {test.ended:.3g} is {_end(test)}"
     if lose is None:
         return f"{NONE}: missed already at {choice.axis} = {keep.ended:.3g}"
-    kept, lost = (
-        "nowhere" if np.isnan(test.noise) else f"{word} {test.noise:.3g}"
-        for test, word in ((keep, "up to"), (lose, "from"))
-    )
+    kept = "nowhere" if np.isnan(keep.noise) else f"up to {keep.noise:.3g}"
+    lost = "nowhere" if np.isnan(lose.noise) else f"from {lose.noise:.3g}"
     return f"{NONE}: {keep.words} {kept} and {lose.words} {lost}"

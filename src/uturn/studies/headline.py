@@ -9,22 +9,25 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn.core.variables import GUESSED
+from uturn.studies.remarks import about_guess
 
 PEAK = "peak of chi"
+"""Label of the headline that is the noise of the largest chi."""
+STAR = "t*"
+"""Label of the headline that is the half-life of a class."""
 
 
 class Headline(NamedTuple):
-    """A place (axis, estimate) on the noise axes of a study, and its meaning in words, `claim`.
-
-    `label`: "t*" for a class, "peak of chi", otherwise "half-life of NAME". `reading`: that on
-    whose curve the place lies, or "".
-    """
+    """A place on the noise axes of a study, and its meaning."""
 
     label: str
+    """"t*" for a class, "peak of chi", otherwise "half-life of NAME"."""
     reading: str
+    """The reading on whose curve the place lies, or ""."""
     place: np.ndarray
+    """(axis, estimate)."""
     claim: str
+    """The meaning in words."""
 
 
 def headline_of(study: xr.Dataset) -> Headline | None:
@@ -34,54 +37,73 @@ def headline_of(study: xr.Dataset) -> Headline | None:
     tree; the noise of the largest chi; the half-life of the highest level of the first ordered
     series, or of the first reading that has one.
     """
-    started = np.flatnonzero(np.isfinite(study.start.values))
-    classes = [k for k in started if study.group.values[k] == "class"]
-    if classes:
-        claim = (
-            "Half of the class is lost at this noise: below, U-turns mostly keep it; above, they"
-            " mostly lose it"
-        )
-        return _of_reading(study, int(classes[0]), "t*", claim)
-    nodes = [k for k in started if study.order.values[k] == "tree_level"]
-    if nodes:
-        root = [k for k in nodes if study.variable.values[k] == study.variable.values[nodes[0]]][-1]
-        return _of_reading(
-            study, int(root), "t*", "Half of the class, the root of the tree, is lost at this noise"
-        )
-    if study.sizes.get("changes", 0) and np.isfinite(study.peak_at.values[:, 0, 0]).any():
-        k = int(np.flatnonzero(np.isfinite(study.peak_at.values[:, 0, 0]))[0])
-        unit = str(study.unit_of_distance.values[k])
-        claim = (
-            f"The number of {unit} that change together is largest at this noise: the"
-            " susceptibility peaks"
-        )
-        return Headline(PEAK, "", study.peak_at.values[k], claim)
+    return _of_class(study) or _of_root(study) or _of_peak(study) or _of_half_life(study)
+
+
+def _of_class(study: xr.Dataset) -> Headline | None:
+    has_start = np.isfinite(study.start.values)
+    classes = np.flatnonzero(has_start & (study.group.values == "class"))
+    if not len(classes):
+        return None
+    claim = (
+        "Half of the class is lost at this noise: below, U-turns mostly keep it; above, they"
+        " mostly lose it"
+    )
+    return _headline(study, int(classes[0]), STAR, claim)
+
+
+def _of_root(study: xr.Dataset) -> Headline | None:
+    has_start = np.isfinite(study.start.values)
+    nodes = np.flatnonzero(has_start & (study.order.values == "tree_level"))
+    if not len(nodes):
+        return None
+    variables = study.variable.values[nodes]
+    root = nodes[variables == variables[0]][-1]
+    claim = "Half of the class, the root of the tree, is lost at this noise"
+    return _headline(study, int(root), STAR, claim)
+
+
+def _of_peak(study: xr.Dataset) -> Headline | None:
+    if not study.sizes.get("changes", 0):
+        return None
+    with_peak = np.flatnonzero(np.isfinite(study.peak_at.values[:, 0, 0]))
+    if not len(with_peak):
+        return None
+    k = int(with_peak[0])
+    unit = str(study.unit_of_distance.values[k])
+    claim = (
+        f"The number of {unit} that change together is largest at this noise: the susceptibility"
+        " peaks"
+    )
+    return Headline(PEAK, "", study.peak_at.values[k], claim)
+
+
+def _of_half_life(study: xr.Dataset) -> Headline | None:
     places = np.flatnonzero(np.isfinite(study.half_life.values[:, 0, 0]))
     if not len(places):
         return None
-    first = study.variable.values[places[0]]
-    ordered = bool(study.order.values[places[0]])
-    k = int(places[study.variable.values[places] == first][-1] if ordered else places[0])
+    k = int(places[0])
+    if study.order.values[k]:  # the last level of a series is the highest
+        variables = study.variable.values[places]
+        k = int(places[variables == variables[0]][-1])
     label = str(study.reading.values[k])
-    return _of_reading(
-        study,
-        k,
-        f"half-life of {label}",
-        f"At this noise, {label} is halfway from its start to chance",
-    )
+    claim = f"At this noise, {label} is halfway from its start to chance"
+    return _headline(study, k, f"half-life of {label}", claim)
 
 
-def _of_reading(study: xr.Dataset, k: int, label: str, claim: str) -> Headline:
-    fall = study.place.values[k, [0, -1], 0, 0]
-    between = (
-        f"; a quarter of the change is done at {fall[0]:.3g}, three quarters at {fall[1]:.3g}"
-        if np.isfinite(fall).all()
-        else ""
-    )
-    guesses = [part for part in str(study.remark.values[k]).split("; ") if GUESSED in part]
-    return Headline(
-        label,
-        str(study.reading.values[k]),
-        study.half_life.values[k],
-        f"{'; '.join([claim + between, *guesses])}.",
-    )
+def _headline(study: xr.Dataset, k: int, label: str, claim: str) -> Headline:
+    """The half-life of reading k; the claim also says how wide the fall is, and whether its start
+    is a guess.
+    """
+    phrases = [claim]
+    quarter, three_quarters = study.place.values[k, [0, -1], 0, 0]
+    if np.isfinite(quarter) and np.isfinite(three_quarters):
+        phrases.append(
+            f"a quarter of the change is done at {quarter:.3g}, three quarters at"
+            f" {three_quarters:.3g}"
+        )
+    guess = study.guess.values[k]
+    if np.isfinite(guess):
+        phrases.append(about_guess(guess))
+    reading = str(study.reading.values[k])
+    return Headline(label, reading, study.half_life.values[k], f"{'; '.join(phrases)}.")

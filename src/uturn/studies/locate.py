@@ -216,8 +216,8 @@ def locate(
     axes = {}
     ends = []
     if math.isfinite(found.place.value):
-        of_runs = Axes(joined_levels(runs.datasets.values()))
-        rows = of_runs.at(np.array(found.place)).tolist()
+        of_runs = Axes.of(joined_levels(runs.datasets.values()))
+        rows = of_runs.convert_interval(np.array(found.place)).tolist()
         axes = {name: Estimate(*row) for name, row in zip(of_runs.names, rows, strict=True)}
         ends = [found.place.low, found.place.high]
     return Location(

@@ -9,6 +9,7 @@ from scipy.special import stdtr
 
 from uturn.measures.calibration import holm
 from uturn.measures.replicates import Replicates
+from uturn.studies.remarks import Kind, Remark
 
 _FALSE_TURNS = 0.01  # of curves that only rise, only fall, or do neither
 _FALSE_CHANGES = 0.05  # of curves that do not change
@@ -54,26 +55,35 @@ class Moves:
         return bool((self.p <= _FALSE_CHANGES).any())
 
     @property
-    def turn(self) -> str:
-        """A remark on a curve that falls and rises again, or rises and falls again, with where;
-        "" if it does neither.
-        """
+    def turn(self) -> Remark | None:
+        """A remark on a curve that falls and rises again, or rises and falls again, with where."""
         rises = self.mean[None] > self.mean[:, None]
         is_sure = self.p <= _FALSE_TURNS
-        for words, first, second, extreme in (
-            (("falls", "rises"), is_sure & ~rises, is_sure & rises, 1),
-            (("rises", "falls"), is_sure & rises, is_sure & ~rises, -1),
-        ):
-            turning = np.flatnonzero(first.any(axis=0) & second.any(axis=1))
-            if len(turning):
-                at = turning[np.argmin(extreme * self.mean[turning])]
-                before = np.flatnonzero(first[:, at])
-                after = np.flatnonzero(second[at])
-                start = before[np.argmax(extreme * self.mean[before])]
-                end = after[np.argmax(extreme * self.mean[after])]
-                there = f"{words[0]} from {self._level(start)} to {self._level(at)}"
-                return f"the curve {there} and {words[1]} again to {self._level(end)}"
-        return ""
+        lowest = self._turn(is_sure & ~rises, is_sure & rises, 1)
+        if lowest:
+            return Remark(
+                Kind.SHAPE, "the curve falls from {} to {} and rises again to {}".format(*lowest)
+            )
+        highest = self._turn(is_sure & rises, is_sure & ~rises, -1)
+        if highest:
+            return Remark(
+                Kind.SHAPE, "the curve rises from {} to {} and falls again to {}".format(*highest)
+            )
+        return None
 
-    def _level(self, k: int) -> str:
-        return f"{self.mean[k]:.3g} at noise {self.noise[k]:.3g}"
+    def _turn(self, first: np.ndarray, second: np.ndarray, sign: int) -> list[str]:
+        """Three levels in words: before, at and after a turn; empty if there is none.
+
+        `first`, `second`: bool (noise, noise), the pairs of levels between which the curve goes one
+        way, and back. `sign`: 1 for a smallest value, -1 for a largest.
+        """
+        turning = np.flatnonzero(first.any(axis=0) & second.any(axis=1))
+        if not len(turning):
+            return []
+        heights = sign * self.mean
+        turn = turning[np.argmin(heights[turning])]
+        before = np.flatnonzero(first[:, turn])
+        after = np.flatnonzero(second[turn])
+        start = before[np.argmax(heights[before])]
+        end = after[np.argmax(heights[after])]
+        return [f"{self.mean[k]:.3g} at noise {self.noise[k]:.3g}" for k in (start, turn, end)]

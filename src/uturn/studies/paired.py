@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from uturn.core.checks import expect
 from uturn.measures.curves import crossing, levels_around
 from uturn.measures.estimates import ESTIMATE, with_interval
 from uturn.measures.readings import WITHIN
 from uturn.measures.replicates import Replicates
-from uturn.studies.analysis import Level, by_noise, finished_run, levels_of, reaching
 from uturn.studies.axes import Axes, axis_words, check_unit
 from uturn.studies.charts import Chart, lines_of
+from uturn.studies.checked_run import Run
 from uturn.studies.figure import drawn
+from uturn.studies.places import reaching
 from uturn.studies.plotting.curves import evenly_spaced
-from uturn.studies.runs import instructions_of, named_in
+from uturn.studies.reading_curves import Reading, readings_of
+from uturn.studies.runs import named_in
 from uturn.studies.tables import TextTable, evenly_chosen, names_in_panel, rows_of
 
-_WITHIN = WITHIN[1:]
-_TEXTS = ("reading", "variable", "level", "words", "unit")  # coordinates of readings
-_ABRUPT = 0.8  # share of the way to independent data between two neighbouring levels
-# Levels of a variable in the table and in a panel; noise levels in the table.
-_MOST_LEVELS, _MOST_NOISES = 8, 4
+_DRAWS = WITHIN[1:]
+_TEXTS = ("reading", "variable", "level", "words", "unit")
+"""Coordinates of readings that the files of a difference hold."""
+_ABRUPT = 0.8
+"""Share of the way to independent data between two neighbouring levels."""
+_MOST_LEVELS = 8
+"""Levels of a variable in the table and in a panel."""
+_MOST_NOISES = 4
+"""Noise levels in the table."""
 
 
 def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Dataset:
@@ -56,136 +64,230 @@ def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Datas
     array([0.2, 0.4, 0.6, 0.8])
     """
     expect(len(runs) == 2, "runs", list(runs), "two, for the second minus the first")
-    first, second = _paired(*(by_noise(finished_run(run)) for run in runs.values()))
-    both, names = (Axes(first), Axes(second)), [instructions_of(run) for run in (first, second)]
-    axes = [name for name in both[0].names if name in both[1].names]
-    rows = []
-    for name, how in names[0].items():
-        if name not in names[1] or (set(first[name].dims) ^ set(second[name].dims)) - set(_WITHIN):
-            continue
-        # At each noise and level, only originals with readings in both runs count.
-        has = [
-            run[name].notnull().any([dim for dim in _WITHIN if dim in run[name].dims])
-            for run in (first, second)
-        ]
-        parts = [run.assign({name: run[name].where(has[0] & has[1])}) for run in (first, second)]
-        of_runs = [
-            {
-                level.texts["reading"]: level
-                for level in levels_of(part, name, of, axis, centre=centre)
-            }
-            for part, of, axis in zip(parts, (how, names[1][name]), both, strict=True)
-        ]
-        rows += [
-            _difference([of[label] for of in of_runs], both, axes)
-            for label in of_runs[0]
-            if label in of_runs[1]
-        ]
-    expect(rows, "runs", list(runs), "readings that both have")
-    skipped = len(both[0].noise) - first.sizes["noise"]
-    dims = {"curve": ("noise",), "half_life": ("axis",), "half_lives": ("run", "axis")}
-    data = {
-        key: (("reading", *of, "estimate"), np.stack([row[key] for row in rows]))
-        for key, of in dims.items()
-    }
-    data["curve"] = (data["curve"][0], data["curve"][1][:, skipped:])
+    first, second = _aligned([Run.finished(run) for run in runs.values()])
+    shared = [name for name in first.axes.names if name in second.axes.names]
+    differences = [
+        _Difference(readings, (first.axes, second.axes), shared)
+        for readings in _readings_of_both(first, second, centre)
+    ]
+    expect(differences, "runs", list(runs), "readings that both have")
+    added = len(first.axes.noise) - first.data.sizes["noise"]  # noise 0
+    readings = [one.readings[0] for one in differences]
     texts = {
-        key: ("reading", [row[key] for row in rows]) for key in (*_TEXTS, "originals", "remark")
+        "reading": [reading.label for reading in readings],
+        "variable": [reading.key.variable for reading in readings],
+        "level": [reading.key.level for reading in readings],
+        "level_dim": [reading.key.level_dim for reading in readings],
+        "words": [reading.long_name for reading in readings],
+        "unit": [reading.instructions.unit for reading in readings],
+        "originals": [reading.originals for reading in readings],
+        "remark": [one.remark for one in differences],
     }
-    coords = {
-        **texts,
-        "noise": first.noise.variable,
-        "run": list(runs),
-        "axis": axes,
-        "estimate": list(ESTIMATE),
-    }
-    return xr.Dataset(data, coords, {"description": "{1} minus {0}".format(*runs)})
+    curves = np.stack([one.curve for one in differences])
+    half_lives = np.stack([one.half_life for one in differences])
+    of_runs = np.stack([one.half_lives for one in differences])
+    return xr.Dataset(
+        {
+            "curve": (("reading", "noise", "estimate"), curves[:, added:]),
+            "half_life": (("reading", "axis", "estimate"), half_lives),
+            "half_lives": (("reading", "run", "axis", "estimate"), of_runs),
+        },
+        {
+            **{name: ("reading", column) for name, column in texts.items()},
+            "noise": first.data.noise.variable,
+            "run": list(runs),
+            "axis": shared,
+            "estimate": list(ESTIMATE),
+        },
+        {"description": "{1} minus {0}".format(*runs)},
+    )
 
 
-def _paired(*runs: xr.Dataset) -> list[xr.Dataset]:
+def _aligned(runs: Sequence[Run]) -> list[Run]:
     """Both runs with the same originals and noise levels in one order, and only what their
     readings need; or a ValueError.
     """
-    units = list(dict.fromkeys(map(axis_words, runs)))
+    units = list(dict.fromkeys(axis_words(run.data) for run in runs))
     expect(len(units) == 1, "noise of the runs", units, "one axis in common")
-    have = ["item_name" in run.coords for run in runs]
-    expect(
-        len(set(have)) == 1,
-        "runs with names of originals",
-        have.count(True),
-        "both or none, to match their originals",
-    )
-    named = all(have)
+    have_names = ["item_name" in run.data.coords for run in runs]
+    expected = "both or none, to match their originals"
+    named = have_names.count(True)
+    expect(len(set(have_names)) == 1, "runs with names of originals", named, expected)
+    attributes = [run.data.attrs for run in runs]
     sources = [
-        (json.loads(run.attrs.get("models", "{}")).get("source"), run.attrs.get("seed"))
-        for run in runs
+        (json.loads(of_run.get("models", "{}")).get("source"), of_run.get("seed"))
+        for of_run in attributes
     ]
-    expect(
-        named or sources[0] == sources[1],
-        "sources and seeds",
-        sources,
-        "the same originals in both runs",
-    )
-    aligned = []
-    for run in runs:
-        used = {name: how for name, how in instructions_of(run).items() if how.role == "reading"}
-        names = named_in(*(rule for how in used.values() for rule in (how.start, how.chance)))
-        labels = run["item_name" if named else "item"].values.tolist()
-        levels = [float(f"{level:.9g}") for level in run.noise.values]
-        run = run[[name for name in run.data_vars if name in {*used, *names}]]
-        aligned.append(run.assign_coords(item=labels, noise=("noise", levels, run.noise.attrs)))
-    aligned = list(xr.align(*aligned, join="inner", exclude=_WITHIN))
+    are_same = all(have_names) or sources[0] == sources[1]
+    expect(are_same, "sources and seeds", sources, "the same originals in both runs")
+    key = "item_name" if all(have_names) else "item"
+    data = list(xr.align(*(_needed(run, key) for run in runs), join="inner", exclude=_DRAWS))
     for dim, words in (("item", "originals"), ("noise", "noise levels")):
-        expect(aligned[0].sizes[dim], f"{words} that both runs have", aligned[0].sizes[dim], "some")
-    for name in {str(name) for name, of in aligned[0].coords.items() if of.dims == ("item",)} & set(
-        aligned[1].coords
-    ):
-        of_runs = [run[name].values for run in aligned]
-        expect(
-            np.array_equal(of_runs[0], of_runs[1]),
-            f"{name} of the originals",
-            of_runs[1],
-            "that of the first run",
-        )
-    return [run.sortby("noise") for run in aligned]
-
-
-def _difference(levels: list[Level], both: tuple[Axes, Axes], names: list[str]) -> dict[str, Any]:
-    """The numbers of one reading; `levels`: it in the first and the second run, `names`: common
-    axes.
-    """
-    check_unit(levels[0].texts["reading"], *(level.texts["unit"] for level in levels[::-1]))
-    parts = [level.replicates for level in levels]
-    of = parts[0]._replace(
-        mean=np.stack([part.mean for part in parts], -1),
-        deviations=np.stack([part.deviations for part in parts], -1),
-    )
-    index = [[axes.names.index(name) for name in names] for axes in both]
-    half_lives = np.stack([level.place[1, k] for level, k in zip(levels, index, strict=True)])
-    half_life = np.full((len(names), 3), np.nan)
-    if np.isfinite(half_lives[:, 0, 0]).all():
-        half_life = _of_half_lives(
-            of, [_Fall.of(level, axes) for level, axes in zip(levels, both, strict=True)], index
-        )
-    is_share = all(level.instructions.is_share for level in levels)
-    remarks = [
-        (name, level.texts["remark"])
-        for name, level in zip(("first", "second"), levels, strict=True)
+        expect(data[0].sizes[dim], f"{words} that both runs have", data[0].sizes[dim], "some")
+    for name, coordinate in data[0].coords.items():
+        if coordinate.dims != ("item",) or name not in data[1].coords:
+            continue
+        other = data[1][name].values
+        are_equal = np.array_equal(coordinate.values, other)
+        expect(are_equal, f"{name} of the originals", other, "that of the first run")
+    ordered = [of_run.sortby("noise") for of_run in data]
+    return [
+        Run(of_run, run.instructions, Axes.of(of_run))
+        for run, of_run in zip(runs, ordered, strict=True)
     ]
-    return {
-        "curve": _of_shares(levels) if is_share else of.interval(lambda c: c[..., 1] - c[..., 0]),
-        "half_life": half_life,
-        "half_lives": half_lives,
-        "originals": levels[0].originals,
-        "remark": "; ".join(f"{name}: {remark}" for name, remark in remarks if remark),
-        **{key: levels[0].texts[key] for key in _TEXTS},
-    }
 
 
-@dataclass(frozen=True)
+def _needed(run: Run, key: str) -> xr.Dataset:
+    """The readings of a run with their starts and chances, its items labelled by a coordinate, and
+    noise levels of nine digits.
+    """
+    used = set(run.readings)
+    for instructions in run.readings.values():
+        used.update(named_in(instructions.start, instructions.chance))
+    data = run.data
+    levels = [float(f"{level:.9g}") for level in data.noise.values]
+    labels = data[key].values.tolist()
+    data = data[[name for name in data.data_vars if name in used]]
+    return data.assign_coords(item=labels, noise=("noise", levels, data.noise.attrs))
+
+
+Pair = tuple[Reading, Reading]
+"""A reading of the first and of the second run."""
+
+
+def _readings_of_both(first: Run, second: Run, centre: str) -> list[Pair]:
+    """The readings that both runs have, over the originals that have them in both."""
+    pairs = []
+    for name in first.readings:
+        if name not in second.readings:
+            continue
+        values = first.data[name]
+        others = second.data[name]
+        if (set(values.dims) ^ set(others.dims)) - set(_DRAWS):
+            continue
+        # At each noise and level.
+        in_both = _has_reading(values) & _has_reading(others)
+        of_second = {
+            reading.label: reading
+            for reading in readings_of(_only(second, name, in_both), name, centre)
+        }
+        for reading in readings_of(_only(first, name, in_both), name, centre):
+            if reading.label in of_second:
+                pairs.append((reading, of_second[reading.label]))
+    return pairs
+
+
+def _has_reading(values: xr.DataArray) -> xr.DataArray:
+    """Which originals have a reading at each noise and level."""
+    return values.notnull().any([dim for dim in _DRAWS if dim in values.dims])
+
+
+def _only(run: Run, name: str, chosen: xr.DataArray) -> Run:
+    """A run with some readings of a variable."""
+    return run.with_data(run.data.assign({name: run.data[name].where(chosen)}))
+
+
+@dataclass(frozen=True, eq=False)
+class _Difference:
+    """A reading of the second run minus that of the first."""
+
+    readings: Pair
+    axes: tuple[Axes, Axes]
+    shared: Sequence[str]
+    """Names of the axes that both runs have."""
+
+    def __post_init__(self) -> None:
+        first, second = self.readings
+        check_unit(first.label, second.instructions.unit, first.instructions.unit)
+
+    @property
+    def remark(self) -> str:
+        """The remarks on the reading in both runs."""
+        pairs = zip(("first", "second"), self.readings, strict=True)
+        return "; ".join(f"{name}: {of_run.remark}" for name, of_run in pairs if of_run.remark)
+
+    @cached_property
+    def curves(self) -> Replicates:
+        """Both curves (noise, run), replicated together."""
+        first, second = (reading.replicates for reading in self.readings)
+        return first._replace(
+            mean=np.stack([first.mean, second.mean], -1),
+            deviations=np.stack([first.deviations, second.deviations], -1),
+        )
+
+    @property
+    def curve(self) -> np.ndarray:
+        """The difference of the curves (noise, estimate)."""
+        if all(reading.instructions.is_share for reading in self.readings):
+            return _of_shares(self.readings)
+        return self.curves.interval(lambda curves: curves[..., 1] - curves[..., 0])
+
+    @property
+    def half_lives(self) -> np.ndarray:
+        """Half-lives of both runs (run, shared axis, estimate)."""
+        chosen = []
+        for reading, axes in zip(self.readings, self.axes, strict=True):
+            rows = [axes.names.index(name) for name in self.shared]
+            chosen.append(reading.places.half_life[rows])
+        return np.stack(chosen)
+
+    @property
+    def half_life(self) -> np.ndarray:
+        """The difference of the half-lives, with its interval (shared axis, estimate).
+
+        Both curves are replicated together, so what they have in common cancels. Between the levels
+        the curves are not known: the interval holds those for straight and for logistic falls. If a
+        fall takes place between two neighbouring levels, the readings do not tell where, and the
+        interval holds all differences of places between the levels around them.
+        """
+        if not np.isfinite(self.half_lives[:, 0, 0]).all():
+            return np.full((len(self.shared), 3), np.nan)
+        first, second = map(_Fall.of, self.readings, self.axes)
+
+        def straight(curves: np.ndarray) -> np.ndarray:
+            places = first.straight(curves[:, 0]), second.straight(curves[:, 1])
+            return self._between(*places)[:, 0]
+
+        def curved(curves: np.ndarray) -> np.ndarray:
+            places = first.curved(curves[:, 0]), second.curved(curves[:, 1])
+            return self._between(*places)[:, 0]
+
+        value, low, high = self.curves.interval(straight).T
+        _, low_if_curved, high_if_curved = self.curves.interval(curved).T
+        low = np.fmin(low, low_if_curved)
+        high = np.fmax(high, high_if_curved)
+        if (first.is_abrupt or second.is_abrupt) and not self._are_equal(first):
+            farthest = np.sort(self._between(first.bracket[::-1], second.bracket), axis=1)
+            low = np.fmin(low, farthest[:, 0])
+            high = np.fmax(high, farthest[:, 1])
+        return np.stack([value, low, high], -1)
+
+    def _between(self, first: ArrayLike, second: ArrayLike) -> np.ndarray:
+        """Second minus first of noises (n,), (shared axis, n)."""
+        places = []
+        for axes, noise in zip(self.axes, (first, second), strict=True):
+            rows = [axes.names.index(name) for name in self.shared]
+            places.append(axes.convert(np.ravel(noise))[rows])
+        with np.errstate(invalid="ignore"):  # log-SNR is infinite without noise
+            return places[1] - places[0]
+
+    def _are_equal(self, fall: _Fall) -> bool:
+        """Whether both runs have the same readings, which differ between originals at both levels
+        around the half-life.
+        """
+        mean = self.curves.mean
+        deviations = self.curves.deviations
+        is_around = np.isin(fall.noise, fall.bracket)
+        spread = np.abs(deviations[:, : len(fall.noise), 0]).max(axis=0, initial=0)[is_around]
+        are_same = np.array_equal(mean[:, 0], mean[:, 1])
+        are_same = are_same and np.array_equal(deviations[..., 0], deviations[..., 1])
+        return are_same and bool((spread > 0).all())
+
+
+@dataclass(frozen=True, eq=False)
 class _Fall:
-    """How a reading of one run goes from its start to independent data; all functions are of
-    curves (noise,) on `axes`.
+    """How a reading of one run goes from its start to independent data; curves (noise,) are those
+    on `axes`.
     """
 
     axes: Axes
@@ -194,13 +296,13 @@ class _Fall:
     originals: int
 
     @classmethod
-    def of(cls, level: Level, axes: Axes) -> _Fall:
-        return cls(axes, level.replicates.mean, level.chance, level.originals)
+    def of(cls, reading: Reading, axes: Axes) -> _Fall:
+        return cls(axes, reading.replicates.mean, reading.chance, reading.originals)
 
     @property
-    def x(self) -> np.ndarray:
+    def noise(self) -> np.ndarray:
         """The finite noise levels."""
-        return self.axes.noise[np.isfinite(self.axes.noise)]
+        return self.axes.finite_noise
 
     def straight(self, curve: np.ndarray) -> float:
         """The half-life of a curve that is straight between the levels."""
@@ -211,99 +313,56 @@ class _Fall:
         are straight between levels.
         """
         left = self.left(curve)
-        return crossing(self.x, np.log(left / (1 - left)), 0.0, first=True)
+        return crossing(self.noise, np.log(left / (1 - left)), 0.0, first=True)
+
+    def end(self, curve: np.ndarray) -> float:
+        """The value for independent data."""
+        return float(curve[-1]) if np.isnan(self.chance) else self.chance
 
     def left(self, curve: np.ndarray) -> np.ndarray:
         """The share of the way to independent data that is left at each level, at least half an
         original away from 0 and 1.
         """
-        end = curve[-1] if np.isnan(self.chance) else self.chance
+        end = self.end(curve)
         with np.errstate(invalid="ignore", divide="ignore"):  # NaN if nothing changes
-            left = (curve[: len(self.x)] - end) / (curve[0] - end)
+            left = (curve[: len(self.noise)] - end) / (curve[0] - end)
         least = 0.5 / self.originals
         return np.clip(left, least, 1 - least)
 
+    @cached_property
     def bracket(self) -> tuple[float, float]:
         """The two levels around the half-life."""
-        return levels_around(self.x, self.straight(self.mean))
+        return levels_around(self.noise, self.straight(self.mean))
 
     @property
     def is_abrupt(self) -> bool:
         """Whether nearly the whole way is gone between two levels, so that the readings say no
         more than these.
         """
-        above, below = np.interp(self.bracket(), self.x, self.mean[: len(self.x)])
-        way = self.mean[0] - (self.mean[-1] if np.isnan(self.chance) else self.chance)
+        above, below = np.interp(self.bracket, self.noise, self.mean[: len(self.noise)])
+        way = self.mean[0] - self.end(self.mean)
         return bool((above - below) / way > _ABRUPT)
 
 
-def _of_half_lives(of: Replicates, falls: list[_Fall], index: list[list[int]]) -> np.ndarray:
-    """The half-life of the second run minus that of the first, with its interval (axis, estimate).
-
-    Both curves are replicated together, so what they have in common cancels. Between the levels the
-    curves are not known: the interval holds those for straight and for logistic falls. If a fall
-    takes place between two neighbouring levels, the readings do not tell where, and the interval
-    holds all differences of places between the levels around them.
-
-    `of`: both curves (noise, run). `index`: of the axes in common among those of each run.
-    """
-
-    def apart(first: Any, second: Any) -> np.ndarray:
-        """Second minus first of noises (n,) on the axes in common, (axis, n)."""
-        places = [
-            fall.axes.convert(np.ravel(noise))[k]
-            for fall, noise, k in zip(falls, (first, second), index, strict=True)
-        ]
-        with np.errstate(invalid="ignore"):  # log-SNR is infinite without noise
-            return places[1] - places[0]
-
-    def straight(curves: np.ndarray) -> np.ndarray:
-        return apart(falls[0].straight(curves[:, 0]), falls[1].straight(curves[:, 1]))[:, 0]
-
-    def curved(curves: np.ndarray) -> np.ndarray:
-        return apart(falls[0].curved(curves[:, 0]), falls[1].curved(curves[:, 1]))[:, 0]
-
-    value, low, high = of.interval(straight).T
-    _, low_if_curved, high_if_curved = of.interval(curved).T
-    low, high = np.fmin(low, low_if_curved), np.fmax(high, high_if_curved)
-    if any(fall.is_abrupt for fall in falls) and not _are_equal(of, falls[0]):
-        (first_low, first_high), (second_low, second_high) = (fall.bracket() for fall in falls)
-        farthest = np.sort(apart([first_high, first_low], [second_low, second_high]), axis=1)
-        low, high = np.fmin(low, farthest[:, 0]), np.fmax(high, farthest[:, 1])
-    return np.stack([value, low, high], -1)
-
-
-def _are_equal(of: Replicates, fall: _Fall) -> bool:
-    """Whether both runs have the same readings, which differ between originals at both levels
-    around the half-life.
-    """
-    around = np.isin(fall.x, fall.bracket())
-    spread = np.abs(of.deviations[:, : len(fall.x), 0]).max(axis=0, initial=0)[around]
-    same = np.array_equal(of.mean[:, 0], of.mean[:, 1]) and np.array_equal(
-        of.deviations[..., 0], of.deviations[..., 1]
-    )
-    return same and bool((spread > 0).all())
-
-
-def _of_shares(levels: list[Level]) -> np.ndarray:
+def _of_shares(readings: Pair) -> np.ndarray:
     """Differences of paired shares (noise, estimate) from the intervals of both, which have a width
     where all originals agree.
 
     The tenth method of Newcombe (1998, Statistics in Medicine 17, 2635).
     """
-    (p, low_p, high_p), (q, low_q, high_q) = (level.curve.T for level in levels)
-    a, b = (level.replicates.deviations for level in levels)
+    p, low_p, high_p = readings[0].curve.T
+    q, low_q, high_q = readings[1].curve.T
+    a, b = (reading.replicates.deviations for reading in readings)
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 without differences
         correlation = np.nan_to_num((a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0)))
 
-    def end(of_second: np.ndarray, of_first: np.ndarray) -> np.ndarray:
-        return np.sqrt(
-            np.maximum(of_second**2 - 2 * correlation * of_second * of_first + of_first**2, 0)
-        )
+    def distance(of_second: np.ndarray, of_first: np.ndarray) -> np.ndarray:
+        squares = of_second**2 - 2 * correlation * of_second * of_first + of_first**2
+        return np.sqrt(np.maximum(squares, 0))
 
-    return np.stack(
-        [q - p, q - p - end(q - low_q, high_p - p), q - p + end(high_q - q, p - low_p)], -1
-    )
+    low = q - p - distance(q - low_q, high_p - p)
+    high = q - p + distance(high_q - q, p - low_p)
+    return np.stack([q - p, low, high], -1)
 
 
 # --- table, files, figure -------------------------------------------------------------------------
@@ -313,36 +372,30 @@ def table_of(data: xr.Dataset) -> TextTable:
     """A difference as a table: half-lives of both runs, their difference, and that of the curves
     at some noise levels.
     """
-    x, rows = axis_words(data), []
     noises = evenly_spaced(data.sizes["noise"], _MOST_NOISES)
-    for part in (data.isel(reading=k) for k in evenly_chosen(data.variable.values, _MOST_LEVELS)):
-        places = [*part.half_lives.values[:, 0], part.half_life.values[0]]
-        cells = (
-            [with_interval(place) for place in places]
-            if np.isfinite(part.half_lives.values).any()
-            else [""] * 3
-        )
-        rows.append(
-            (
-                str(part.reading.item()),
-                *cells,
-                *(with_interval(part.curve.values[k]) for k in noises),
-            )
-        )
-    heads = ["half-life, first", "second", "difference [95 % interval]"]
-    heads += [f"at {x} = {float(data.noise[k]):.3g}" for k in noises]
+    rows = []
+    for k in evenly_chosen(data.variable.values, _MOST_LEVELS):
+        part = data.isel(reading=k)
+        half_lives = [""] * 3
+        if np.isfinite(part.half_lives.values).any():
+            places = [*part.half_lives.values[:, 0], part.half_life.values[0]]
+            half_lives = [with_interval(place) for place in places]
+        differences = [with_interval(part.curve.values[k]) for k in noises]
+        rows.append((str(part.reading.item()), *half_lives, *differences))
+    words = axis_words(data)
+    heads = ["reading", "half-life, first", "second", "difference [95 % interval]"]
+    heads += [f"at {words} = {float(data.noise[k]):.3g}" for k in noises]
+    return TextTable(_title(data), tuple(heads), rows)
+
+
+def _title(data: xr.Dataset) -> str:
     count = int(data.originals.max())
-    return TextTable(
-        f"{data.attrs['description']}, paired over {count} originals", ("reading", *heads), rows
-    )
+    return f"{data.attrs['description']}, paired over {count} originals"
 
 
 def remarks_of(data: xr.Dataset) -> list[str]:
-    return [
-        f"{name}: {text}"
-        for name, text in zip(data.reading.values, data.remark.values, strict=True)
-        if text
-    ]
+    pairs = zip(data.reading.values, data.remark.values, strict=True)
+    return [f"{name}: {text}" for name, text in pairs if text]
 
 
 def frame_of(data: xr.Dataset) -> pandas.DataFrame:
@@ -350,35 +403,25 @@ def frame_of(data: xr.Dataset) -> pandas.DataFrame:
     half-life, those of the runs too.
     """
     name = data.attrs["description"]
-    of_runs = [
-        ("half_life", run, data.half_lives.isel(run=k)) for k, run in enumerate(data.run.values)
+    frames = [
+        rows_of(data.curve).assign(quantity="curve", run=name),
+        rows_of(data.half_life).assign(quantity="half_life", run=name),
     ]
-    parts = [("curve", name, data.curve), ("half_life", name, data.half_life), *of_runs]
-    frames = [rows_of(values).assign(quantity=quantity, run=run) for quantity, run, values in parts]
-    return pandas.concat(frames, ignore_index=True)[
-        ["reading", "quantity", "run", "noise", "axis", *ESTIMATE]
-    ]
+    for k, run in enumerate(data.run.values):
+        rows = rows_of(data.half_lives.isel(run=k))
+        frames.append(rows.assign(quantity="half_life", run=run))
+    columns = ["reading", "quantity", "run", "noise", "axis", *ESTIMATE]
+    return pandas.concat(frames, ignore_index=True)[columns]
 
 
 def data_of(data: xr.Dataset) -> dict[str, Any]:
     """The content of `difference.json`."""
-
-    def numbers(values: xr.DataArray) -> Any:
-        """The numbers of all intervals by the labels of their dims; noise levels are a list."""
-        if not values.dims:
-            return values.item()
-        inner = [numbers(values[k]) for k in range(len(values))]
-        return (
-            inner
-            if values.dims[0] == "noise"
-            else dict(zip(values[values.dims[0]].values.tolist(), inner, strict=True))
-        )
-
-    readings = [
-        {key: part[key].item() for key in (*_TEXTS, "originals", "remark")}
-        | {key: numbers(part[key]) for key in ("curve", "half_life", "half_lives")}
-        for part in (data.isel(reading=k) for k in range(data.sizes["reading"]))
-    ]
+    readings = []
+    for k in range(data.sizes["reading"]):
+        part = data.isel(reading=k)
+        texts = {key: part[key].item() for key in (*_TEXTS, "originals", "remark")}
+        numbers = {key: _numbers(part[key]) for key in ("curve", "half_life", "half_lives")}
+        readings.append(texts | numbers)
     return {
         "format": "uturn.difference",
         "version": 1,
@@ -390,21 +433,31 @@ def data_of(data: xr.Dataset) -> dict[str, Any]:
     }
 
 
+def _numbers(values: xr.DataArray) -> object:
+    """The numbers of all intervals by the labels of their dims; noise levels are a list."""
+    if not values.dims:
+        return values.item()
+    dim = values.dims[0]
+    inner = [_numbers(values[k]) for k in range(len(values))]
+    return inner if dim == "noise" else dict(zip(values[dim].values.tolist(), inner, strict=True))
+
+
 def draw_difference(data: xr.Dataset) -> Any:
     """The differences of all curves: a panel for each variable, with some of its levels."""
-    charts, shown = [], np.array(evenly_chosen(data.variable.values, _MOST_LEVELS))
+    chosen = np.array(evenly_chosen(data.variable.values, _MOST_LEVELS))
+    variables = data.variable.values[chosen]
+    charts = []
     for name in dict.fromkeys(data.variable.values.tolist()):
-        chosen = shown[data.variable.values[shown] == name]
-        part = data.isel(reading=chosen)
-        curves, unit = (
-            lines_of(part.curve, names_in_panel(data, chosen)),
-            str(part.unit.values[0]) or "difference",
+        levels = chosen[variables == name]
+        part = data.isel(reading=levels)
+        chart = Chart(
+            name="",
+            title=str(part.words.values[0]),
+            words="",
+            unit=str(part.unit.values[0]) or "difference",
+            curves=lines_of(part.curve, names_in_panel(data, levels)),
+            joined=True,
+            level=(0.0, ""),
         )
-        charts.append(
-            Chart("", str(part.words.values[0]), "", unit, curves, joined=True, level=(0.0, ""))
-        )
-    line = (
-        f"{data.attrs['description']}, paired over {int(data.originals.max())} originals; bands: 95"
-        " % intervals"
-    )
-    return drawn(charts, [line])
+        charts.append(chart)
+    return drawn(charts, [f"{_title(data)}; bands: 95 % intervals"])

@@ -7,35 +7,50 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas
 import xarray as xr
 
-from uturn.core.imports import is_import_path
-from uturn.core.registry import build
+from uturn.core.registry import build, stored_class
 from uturn.measures.curves import crossing
 from uturn.measures.readings import WITHIN
 from uturn.studies import runs
-from uturn.studies.analysis import by_noise, levels_in
 from uturn.studies.axes import texts_of
+from uturn.studies.checked_run import by_noise
 from uturn.studies.headline import headline_of
+from uturn.studies.keys import keys_of
 from uturn.studies.plotting.curves import evenly_spaced
 
-MOST_SHOWN = 200  # largest number of originals in a page
-# Least number of originals in the records, largest memory of their images.
-_LEAST_SHOWN, _MOST_SHOWN_BYTES = 8, 2**27
-_MOST_LEVELS = 10  # largest number of noise levels in the records
-MOST_ITEMS = 10_000  # of a run whose originals are listed
-_MOST_LISTED = 24  # levels of a variable that is listed
+if TYPE_CHECKING:
+    from uturn.sources.tokens import TextSource, Tokenizer
+
+MOST_SHOWN = 200
+"""Largest number of originals in a page."""
+MOST_ITEMS = 10_000
+"""Largest number of originals of a run that are listed."""
 HALF_LIFE = "half_life of "
-_MOST_TEXT, _MOST_LINES = 2**26, 2**16  # bytes and lines of the texts that a store names
+_LEAST_SHOWN = 8
+"""Least number of originals in the records."""
+_MOST_SHOWN_BYTES = 2**27
+"""Largest memory of images in the records."""
+_MOST_LEVELS = 10
+"""Largest number of noise levels in the records."""
+_MOST_LISTED = 24
+"""Levels of a variable that is listed."""
+_MOST_TEXT = 2**26
+"""Bytes of the texts that a store names."""
+_MOST_LINES = 2**16
+"""Lines of these."""
 _LINE_ENDS = [end.encode() for end in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"]
-_MOST_TOKENS, _LONGEST_PIECE = 2**21, 100  # tokens of all texts that are shown, characters of one
+_MOST_TOKENS = 2**21
+"""Tokens of all texts that are shown."""
+_LONGEST_PIECE = 100
+"""Characters of a token."""
 
 
 def items_of(run: xr.Dataset, study: xr.Dataset) -> pandas.DataFrame:
@@ -46,49 +61,59 @@ def items_of(run: xr.Dataset, study: xr.Dataset) -> pandas.DataFrame:
     such as `label`; `R at X`, the mean of each reading R at each noise X. Variables with more than
     24 levels are left out.
     """
-    run, headline = by_noise(run), headline_of(study)
+    run = by_noise(run)
+    headline = headline_of(study)
     columns = {
         "item": run.item.values,
         "name": runs.item_names(run, np.arange(run.sizes["item"]), runs.class_names_of(run)),
     }
-    table: dict[str, np.ndarray] = {}
-    first = study.variable.values[study.reading.values == (headline and headline.reading)].tolist()
-    for name in dict.fromkeys([*first, *study.variable.values.tolist()]):
-        means = run[name].mean([dim for dim in WITHIN if dim in run[name].dims and dim != "item"])
-        levels = list(levels_in(run, name))
-        for where, label in levels if len(levels) <= _MOST_LISTED else ():
-            curves = means.isel(where).transpose("noise", "item").values
-            if headline is not None and headline.reading == label:
-                columns[f"{HALF_LIFE}{label}"] = _half_lives(curves, study.sel(reading=label))
-            table |= {
-                f"{label} at {noise}": row
-                for noise, row in zip(texts_of(run.noise.values, ".6g"), curves, strict=True)
-            }
-    named = {str(name): of.values for name, of in run.coords.items() if of.dims == ("item",)}
-    others = {key: values for key, values in named.items() if key not in ("item", *runs.NAMES)}
-    others = {
-        f"{key}_of_item" if key in columns | table else key: values
-        for key, values in others.items()
-    }
-    return pandas.DataFrame(columns | others | table)
+    variables = study.variable.values
+    if headline is not None:  # its variable comes first
+        variables = np.r_[variables[study.reading.values == headline.reading], variables]
+    noises = texts_of(run.noise.values, ".6g")
+    readings: dict[str, np.ndarray] = {}
+    for name in dict.fromkeys(variables.tolist()):
+        keys = keys_of(run, name)
+        if len(keys) > _MOST_LISTED:
+            continue
+        means = run[name].mean([dim for dim in WITHIN[1:] if dim in run[name].dims])
+        for key in keys:
+            curves = means.isel(key.indices).transpose("noise", "item").values
+            if headline is not None and headline.reading == key.label:
+                half_lives = _half_lives(curves, study.sel(reading=key.label))
+                columns[f"{HALF_LIFE}{key.label}"] = half_lives
+            for noise, row in zip(noises, curves, strict=True):
+                readings[f"{key.label} at {noise}"] = row
+    labels = {}
+    for name, values in run.coords.items():
+        if values.dims == ("item",) and name not in ("item", *runs.NAMES):
+            is_taken = name in columns or name in readings
+            labels[f"{name}_of_item" if is_taken else str(name)] = values.values
+    return pandas.DataFrame(columns | labels | readings)
 
 
 def _half_lives(curves: np.ndarray, reading: xr.Dataset) -> np.ndarray:
     """Smallest noise at which each of the curves (noise, item) is halfway from start to chance;
     NaN if it never is.
     """
-    start, chance, x = float(reading.start), float(reading.chance), reading.noise.values
-    chance = float(reading.curve[-1, 0]) if np.isnan(chance) else chance
-    sign, height = -1.0 if chance > start else 1.0, (start + chance) / 2
-    curves = np.concatenate([np.full((len(x) - len(curves), curves.shape[1]), start), curves])
-    there = np.isfinite(curves) & np.isfinite(x)[:, None]
-    pairs = zip(sign * curves.T, there.T, strict=True)
-    return np.array(
-        [crossing(x[known], of[known], sign * height, first=True) for of, known in pairs]
-    )
+    noise = reading.noise.values
+    start = float(reading.start)
+    chance = float(reading.chance)
+    if np.isnan(chance):
+        chance = float(reading.curve[-1, 0])
+    sign = -1.0 if chance > start else 1.0
+    height = (start + chance) / 2
+    added = len(noise) - len(curves)
+    curves = np.concatenate([np.full((added, curves.shape[1]), start), curves])
+    half_lives = []
+    for curve in curves.T:
+        is_known = np.isfinite(curve) & np.isfinite(noise)
+        place = crossing(noise[is_known], sign * curve[is_known], sign * height, first=True)
+        half_lives.append(place)
+    return np.array(half_lives)
 
 
-def records_of(run: xr.Dataset, source: Any = None) -> xr.Dataset:
+def records_of(run: xr.Dataset, source: TextSource | None = None) -> xr.Dataset:
     """The stored pictures and texts of a run, for the page and the figures; empty if there are
     none.
 
@@ -113,32 +138,30 @@ def _pictures(run: xr.Dataset) -> xr.Dataset:
     num_kept = runs.kept_images(run)
     if not num_kept:
         return xr.Dataset()
-    judges = [
-        name
-        for name, how in runs.instructions_of(run).items()
-        if how.group == "class" and how.symmetric
-    ]
-    columns = _noisy_levels(run)
-    of_each = run.image.dtype.itemsize * math.prod(run.image.shape[-3:]) * (len(columns) + 1)
-    items = sample(num_kept, min(MOST_SHOWN, max(_LEAST_SHOWN, _MOST_SHOWN_BYTES // of_each)))
-    some = run.isel(item=items, trajectory=0, clone=0, missing_dims="ignore")
-    images = some.image.isel(noise=columns).load()
-    before, item_names = runs.originals(run, items)
-    same = some[judges[0]].isel(noise=columns).values if judges else np.ones(images.shape[:2])
+    levels = _noisy_levels(run)
+    item_bytes = run.image.dtype.itemsize * math.prod(run.image.shape[-3:]) * (len(levels) + 1)
+    most = max(_LEAST_SHOWN, _MOST_SHOWN_BYTES // item_bytes)
+    items = sample(num_kept, min(MOST_SHOWN, most))
+    chosen = run.isel(item=items, noise=levels, trajectory=0, clone=0, missing_dims="ignore")
+    images = chosen.image.load()
+    originals, names = runs.originals(run, items)
+    judge = ""
+    same_class = np.ones(images.shape[:2])
+    for name, instructions in runs.instructions_of(run).items():
+        if instructions.group == "class" and instructions.symmetric:
+            judge = name
+            same_class = chosen[name].values
+            break
     return xr.Dataset(
         {
-            "original": (("item", "channel", "row", "column"), before),
+            "original": (("item", "channel", "row", "column"), originals),
             "image": (("shown_noise", "item", "channel", "row", "column"), images.values),
-            "image_same_class": (
-                ("shown_noise", "item"),
-                same,
-                {"judge": judges[0] if judges else ""},
-            ),
+            "image_same_class": (("shown_noise", "item"), same_class, {"judge": judge}),
         },
         coords={
             "shown_noise": images.noise.values,
             "item": items,
-            "item_name": ("item", np.array(item_names, str)),
+            "item_name": ("item", np.array(names, str)),
         },
         attrs={"kept": num_kept},
     )
@@ -159,53 +182,58 @@ def sample(count: int, most: int = MOST_SHOWN) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
 
 
-def _texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
+def _texts(run: xr.Dataset, source: TextSource | None = None) -> xr.Dataset:
     """The first items of a run as texts; empty if no tokens were stored or originals cannot be
     read.
     """
-    count, levels = runs.kept_texts(run), _noisy_levels(run)
-    source = (source or _source_of(run)) if count else None
+    num_kept = runs.kept_texts(run)
+    if not num_kept:
+        return xr.Dataset()
+    source = source or _source_of(run)
     if source is None:
         return xr.Dataset()
-    count = min(
-        count, max(_LEAST_SHOWN, _MOST_TOKENS // (run.sizes["position"] * (len(levels) + 1)))
-    )
-    before = source.ids(np.arange(count))
-    some = run.isel(noise=levels, item=slice(count), trajectory=0, clone=0, missing_dims="ignore")
-    tokens, noisy = (
-        some[name].transpose("noise", "item", "position").values.astype(int)
-        for name in ("token", "noisy_token")
-    )
-    dims = ("shown_noise", "shown_item", "position")
+    levels = _noisy_levels(run)
+    item_tokens = run.sizes["position"] * (len(levels) + 1)
+    count = min(num_kept, max(_LEAST_SHOWN, _MOST_TOKENS // item_tokens))
+    items = np.arange(count)
+    originals = source.ids(items)
+    chosen = run.isel(noise=levels, item=slice(count), trajectory=0, clone=0, missing_dims="ignore")
+    tokens = chosen["token"].transpose("noise", "item", "position").values.astype(int)
+    noisy = chosen["noisy_token"].transpose("noise", "item", "position").values.astype(int)
+    of_items = ("shown_item", "position")
+    dims = ("shown_noise", *of_items)
     shown = xr.Dataset(
-        {"changed": (dims, tokens != before), "noised": (dims, noisy != before)},
+        {"changed": (dims, tokens != originals), "noised": (dims, noisy != originals)},
         coords={
             "shown_noise": run.noise.values[levels],
-            "shown_item": np.arange(count),
-            "original_piece": (dims[1:], _pieces(before, source.tokenizer)),
+            "shown_item": items,
+            "original_piece": (of_items, _pieces(originals, source.tokenizer)),
             "piece": (dims, _pieces(tokens, source.tokenizer)),
             "noisy_piece": (dims, _pieces(noisy, source.tokenizer)),
         },
     )
     if source.regions:
-        shown["shown_region"] = dims[1:], source.regions_of(np.arange(count))
+        shown["shown_region"] = of_items, source.regions_of(items)
         shown = shown.assign_coords(region_name=list(source.regions))
     if source.separators():
-        free = source.free(np.arange(count))  # fixed tokens have no segment either
-        shown["shown_separator"] = dims[1:], (source.segments_of(np.arange(count)) < 0) & free
+        is_separator = source.segments_of(items) < 0
+        # Fixed tokens have no segment either.
+        shown["shown_separator"] = of_items, is_separator & source.free(items)
     return shown
 
 
-def _pieces(ids: np.ndarray, tokenizer: Any) -> np.ndarray:
+def _pieces(ids: np.ndarray, tokenizer: Tokenizer | None) -> np.ndarray:
     """Text of every token, "" for masked ones and beyond the end of a text; ids with a space if
     there is no tokenizer.
     """
     known = [int(token) for token in np.unique(ids) if token >= 0]
     texts = [f" {token}" for token in known] if tokenizer is None else tokenizer.pieces(known)
-    table = {token: text[:_LONGEST_PIECE] for token, text in zip(known, texts, strict=True)}
-    return np.array([table.get(token, "") for token in ids.ravel().tolist()], str).reshape(
-        ids.shape
-    )
+    pieces = {token: text[:_LONGEST_PIECE] for token, text in zip(known, texts, strict=True)}
+    flat = [pieces.get(token, "") for token in ids.ravel().tolist()]
+    return np.array(flat, str).reshape(ids.shape)
+
+
+# --- texts that a store names ---------------------------------------------------------------------
 
 
 @contextmanager
@@ -218,51 +246,51 @@ def _offline() -> Iterator[None]:
     except ImportError:
         yield
         return
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
 
 
-def _lines(path: Any) -> int:
+def _lines(path: str | Path) -> int:
     """Number of the lines of a file of texts, as `str.splitlines` finds them."""
-    return 0 if Path(path).suffix == ".npy" else sum(map(Path(path).read_bytes().count, _LINE_ENDS))
+    if Path(path).suffix == ".npy":
+        return 0
+    content = Path(path).read_bytes()
+    return sum(map(content.count, _LINE_ENDS))
 
 
-def _source_of(run: xr.Dataset) -> Any:
+def _source_of(run: xr.Dataset) -> TextSource | None:
     """The source of a run with its tokenizer; None if it needs user code or a hub, cannot be
     read, or has changed.
     """
     spec = runs.stored_spec(run)
-    with suppress(*runs.UNREADABLE):
-        # Other parts are not asked: they may import what the spec names, such as a sampler
-        # "module:function".
-        if (spec["source"].get("type"), spec["backward"].get("type")) != ("tokens", "language"):
+    if not _is_safe(spec):
+        return None
+    with suppress(*runs.UNREADABLE), _offline():
+        backward = build("backward", spec["backward"], trusted=False)
+        source: TextSource = build("source", spec["source"], trusted=False)
+        files = source.files()
+        is_large = sum(map(os.path.getsize, files)) > _MOST_TEXT
+        if is_large or sum(map(_lines, files)) > _MOST_LINES:
             return None
-        if is_import_path(str(spec["backward"].get("model"))) or spec["backward"].get(
-            "trust_remote_code"
-        ):
-            return None
-        from uturn.networks.texts.tokenizers import SPLITS
-
-        # Texts and regular expressions of a stranger may take for ever.
-        if spec["backward"].get("split") not in (None, *SPLITS):
-            return None
-        with _offline():
-            backward = build("backward", spec["backward"], trusted=False)
-            source = build("source", spec["source"], trusted=False)
-            if (
-                sum(map(os.path.getsize, source.files())) > _MOST_TEXT
-                or sum(map(_lines, source.files())) > _MOST_LINES
-            ):
-                return None
-            source = source.made_by(backward, spec["seed"])
-            models = json.loads(run.attrs["models"])
-            # With its tokenizer.
-            same = (source.fingerprint(), backward.fingerprint()) == (
-                models["source"],
-                models["backward"],
-            )
-            return source if same and run.sizes["item"] <= source.count() else None
+        with_tokenizer = source.made_by(backward, spec["seed"])
+        models = json.loads(run.attrs["models"])
+        fingerprints = with_tokenizer.fingerprint(), backward.fingerprint()
+        is_same = fingerprints == (models["source"], models["backward"])
+        has_all = is_same and run.sizes["item"] <= with_tokenizer.count()
+        return with_tokenizer if has_all else None
     return None
+
+
+def _is_safe(spec: Mapping[str, Any]) -> bool:
+    """Whether source and backward of a stored spec are those of texts, which can be built without
+    code that the spec names.
+    """
+    source = stored_class("source", spec["source"])
+    backward = stored_class("backward", spec["backward"])
+    if source is None or backward is None or source.kind != "tokens":
+        return False
+    return bool(backward.is_safe(spec["backward"]))

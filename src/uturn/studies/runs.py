@@ -5,26 +5,28 @@ tasks, originals of images.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from uturn.core.messages import one_line, shown
-from uturn.core.protocols import Variable
-from uturn.core.registry import build, filled
+from uturn.core.data import StoredItems
+from uturn.core.messages import counted, file_name, one_line, shown
+from uturn.core.protocols import Source, Variable
+from uturn.core.registry import READINGS, build, filled, stored_class
 
 NAMES = ("item_name", "file")
 """Coordinates with the names of originals, the first that a run has."""
 UNREADABLE = ValueError, OSError, KeyError, TypeError
 """Errors of a source that cannot be built from a stored spec."""
-_LONGEST = 60  # most characters of a value in a name
-_LARGEST_FILE = 2**28  # bytes of a file of images that a store names, which is read as a whole
-_READING = "reading"  # attribute of a variable with its reading instructions
+_LONGEST = 60
+"""Most characters of a value in a name."""
+_READING = "reading"
+"""Attribute of a variable with its reading instructions."""
+_LARGE_IF_KEPT = ("kept", "same", "accuracy", "unchanged")
+"""Words in names of readings whose large values are those without changes."""
 
 
 def stored_spec(run: xr.Dataset) -> dict[str, Any]:
@@ -38,8 +40,9 @@ def stored_spec(run: xr.Dataset) -> dict[str, Any]:
         raise ValueError(
             f"the run's attribute 'spec' is no JSON table ({error}); copy the store again"
         ) from None
-    tables = spec["probes"] if isinstance(spec["probes"], list) else [None]
-    if not all(isinstance(table, dict) for table in (spec["source"], spec["backward"], *tables)):
+    probes = spec["probes"] if isinstance(spec["probes"], list) else [None]
+    tables = [spec["source"], spec["backward"], *probes]
+    if not all(isinstance(table, dict) for table in tables):
         raise ValueError(
             "the run's attribute 'spec' is not the description of an experiment; copy the store"
             " again"
@@ -51,69 +54,72 @@ def instructions_of(run: xr.Dataset) -> dict[str, Variable]:
     """The instructions of all variables of a run, in the order in which its probes declare them,
     followed by added variables.
     """
-    order = [str(name) for name in run.attrs.get("variables", ()) if name in run.data_vars]
+    declared = [str(name) for name in run.attrs.get("variables", ()) if name in run.data_vars]
     added = [
         str(name)
         for name in run.data_vars
-        if name not in order and (not order or _READING in run[name].attrs)
+        if name not in declared and (not declared or _READING in run[name].attrs)
     ]
-    instructions = {}
-    for name in order + added:
-        values = run[name]
-        if "noise" not in values.dims:
-            continue
-        try:
-            table = json.loads(values.attrs.get(_READING, "{}"))
-            instructions[name] = Variable(
-                tuple(map(str, values.dims)), str(values.attrs.get("long_name", "")), **table
-            )
-            instructions[name].check()
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(
-                f"{name}: the attribute {_READING!r} is damaged ({one_line(error)}); copy the store"
-                " again"
-            ) from None
+    names = [name for name in declared + added if "noise" in run[name].dims]
+    return {name: _instructions(run[name], name) for name in names}
+
+
+def _instructions(values: xr.DataArray, name: str) -> Variable:
+    """The instructions that are stored with a variable, or a ValueError."""
+    dims = tuple(map(str, values.dims))
+    long_name = str(values.attrs.get("long_name", ""))
+    try:
+        table = json.loads(values.attrs.get(_READING, "{}"))
+        instructions = Variable(dims, long_name, **table)
+        instructions.check()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{name}: the attribute {_READING!r} is damaged ({one_line(error)}); copy the store"
+            " again"
+        ) from None
     return instructions
 
 
-def named_in(*rules: Any) -> list[str]:
+def named_in(*rules: float | str | None) -> list[str]:
     """The names of readings and coordinates in rules for a start or chance: NAME, "same:NAME",
     "same:NAME=OTHER".
     """
-    return [
-        name
-        for rule in rules
-        if isinstance(rule, str)
-        for name in rule.removeprefix("same:").split("=", 1)
-    ]
+    names = []
+    for rule in rules:
+        if isinstance(rule, str):
+            names += rule.removeprefix("same:").split("=", 1)
+    return names
 
 
 def have_labels(values: np.ndarray) -> np.ndarray:
     """Which originals have a label: not -1, NaN or an empty text."""
-    return values != "" if values.dtype.kind in "UTO" else (values != -1) & (values == values)
+    if values.dtype.kind in "UTO":
+        return np.asarray(values != "")
+    return (values != -1) & (values == values)
 
 
 def is_kept_if_large(name: str) -> bool:
     """Whether the name of a reading says that large values are those without changes."""
-    return any(word in name.lower() for word in ("kept", "same", "accuracy", "unchanged"))
+    return any(word in name.lower() for word in _LARGE_IF_KEPT)
+
+
+# --- names and descriptions -----------------------------------------------------------------------
 
 
 def named_runs(runs: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
     """Runs, {place of the store: Dataset}, by the spec fields that differ, such as "multiplicity
     = 4"; else also by place.
     """
-
-    def name_of(field: str, value: str) -> str:
-        return _file_name(value) if field == "path" else f"{field} = {value[:_LONGEST]}"
-
-    names = [
-        ", ".join(name_of(*field) for field in spec.items())
-        for spec in differing_fields(list(runs.values()))
-    ]
+    names = []
+    for fields in differing_fields(list(runs.values())):
+        words = []
+        for field, value in fields.items():
+            is_path = field == "path"
+            words.append(file_name(value) if is_path else f"{field} = {value[:_LONGEST]}")
+        names.append(", ".join(words))
     if len(set(names)) < len(names) or not all(names):
-        names = [
-            f"{name} ({place})" if name else place for name, place in zip(names, runs, strict=True)
-        ]
+        places = zip(names, runs, strict=True)
+        names = [f"{name} ({place})" if name else place for name, place in places]
     return dict(zip(names, runs.values(), strict=True))
 
 
@@ -123,28 +129,26 @@ def differing_fields(runs: Sequence[xr.Dataset]) -> list[dict[str, str]]:
     """
     specs = [dict(_fields(stored_spec(run))) for run in runs]
     keys = dict.fromkeys(key for spec in specs for key in spec)
-    ends = {
-        key: key.rpartition(".")[2] for key in keys if len({spec.get(key) for spec in specs}) > 1
+    different = [key for key in keys if len({spec.get(key) for spec in specs}) > 1]
+    ends = [key.rpartition(".")[2] for key in different]
+    names = {
+        key: key if ends.count(end) > 1 else end for key, end in zip(different, ends, strict=True)
     }
-    short_names = {
-        key: key if list(ends.values()).count(end) > 1 else end for key, end in ends.items()
-    }
-    return [{name: spec[key] for key, name in short_names.items() if key in spec} for spec in specs]
+    return [{name: spec[key] for key, name in names.items() if key in spec} for spec in specs]
 
 
-def _fields(value: Any, key: str = "") -> Sequence[tuple[str, str]]:
-    """The leaves of nested tables and lists, {dotted name: value as text}; noise levels are one
+def _fields(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """The leaves of nested tables and lists, (dotted name, value as text); noise levels are one
     value.
     """
     if isinstance(value, Mapping):
-        return [
-            leaf
-            for name, inner in value.items()
-            for leaf in _fields(inner, f"{key}.{name}" if key else str(name))
-        ]
-    if isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
-        return [leaf for k, inner in enumerate(value) for leaf in _fields(inner, f"{key}[{k}]")]
-    return [(key, value if isinstance(value, str) else json.dumps(value))]
+        for name, inner in value.items():
+            yield from _fields(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
+        for k, inner in enumerate(value):
+            yield from _fields(inner, f"{key}[{k}]")
+    else:
+        yield key, value if isinstance(value, str) else json.dumps(value)
 
 
 def missing_tasks(run: xr.Dataset) -> int:
@@ -154,38 +158,37 @@ def missing_tasks(run: xr.Dataset) -> int:
 def describe(run: xr.Dataset) -> str:
     """One line of text about a run: model, scheduler, steps, data."""
     spec = stored_spec(run)
-    backward, source = spec["backward"], spec["source"]
-    phrases = [_file_name(backward["model"])] if "model" in backward else []
+    backward = spec["backward"]
+    model = file_name(backward["model"]) if "model" in backward else ""
+    phrases = [model]
     if "description" in run.attrs:
         description = str(run.attrs["description"])
-        phrases = [] if phrases and description.startswith(phrases[0]) else phrases
-        phrases.append(description)
+        says_model = bool(model) and description.startswith(model)
+        phrases = [description] if says_model else [model, description]
     elif "scheduler" in backward:
         phrases.append(f"{backward['scheduler']}, {backward.get('steps', '?')} steps")
-    noun, kind, of = "original", source.get("type"), ""
-    if kind == "tokens":
-        noun = "window" if source.get("windows") else "text"
-        of = (
-            " of the embedded passages"
-            if source.get("path") == "embedded"
-            else f" of {_file_name(source.get('path', '?'))}"
-        )
-    elif kind == "generated":
-        of = (
-            " generated by the model (seed"
-            f" {spec.get('seed', '?') if source.get('seed') is None else source['seed']})"
-        )
-    elif kind != "readings" or "path" in source:
-        of = f" of {_file_name(source.get('path', source.get('type', '?')))}"
-    phrases.append(f"{run.sizes['item']} {noun}{'' if run.sizes['item'] == 1 else 's'}{of}")
-    several = {"trajectory": "noisy versions of each", "clone": "clones of each noisy version"}
-    phrases += [
-        f"{run.sizes[dim]} {words}" for dim, words in several.items() if run.sizes.get(dim, 1) > 1
-    ]
-    return label(" · ".join(phrases), 500)
+    phrases.append(_originals_in_words(run, spec))
+    if run.sizes.get("trajectory", 1) > 1:
+        phrases.append(f"{run.sizes['trajectory']} noisy versions of each")
+    if run.sizes.get("clone", 1) > 1:
+        phrases.append(f"{run.sizes['clone']} clones of each noisy version")
+    return label(" · ".join(filter(None, phrases)), 500)
 
 
-def label(text: Any, most: int = 120) -> str:
+def _originals_in_words(run: xr.Dataset, spec: Mapping[str, Any]) -> str:
+    """Number and origin of the originals."""
+    count = run.sizes["item"]
+    table = spec["source"]
+    source = _source_of(table)
+    if source is not None:
+        return source.describe(count, spec.get("seed", "?"))
+    originals = counted(count, "original")
+    if table.get("type") == READINGS and "path" not in table:
+        return originals
+    return f"{originals} of {file_name(table.get('path', table.get('type', '?')))}"
+
+
+def label(text: object, most: int = 120) -> str:
     """A text from a store as one line of limited length: a figure with a longer one would take
     minutes and gigabytes.
     """
@@ -193,9 +196,19 @@ def label(text: Any, most: int = 120) -> str:
     return line if len(line) <= most else f"{line[:most]} .."
 
 
-def _file_name(path: str) -> str:
-    """The last part of a path, in valid Unicode."""
-    return os.fsencode(Path(str(path)).name or str(path)).decode(errors="replace")
+# --- originals ------------------------------------------------------------------------------------
+
+
+def _source_of(table: Mapping[str, Any]) -> Source | None:
+    """A built-in source with stored options; None if it cannot be built. Code that a store names is
+    not imported.
+    """
+    if stored_class("source", table) is None:
+        return None
+    with suppress(*UNREADABLE):
+        source: Source = build("source", table, trusted=False)
+        return source
+    return None
 
 
 def kept_images(run: xr.Dataset, variable: str = "image") -> int:
@@ -203,14 +216,16 @@ def kept_images(run: xr.Dataset, variable: str = "image") -> int:
     items.
     """
     for table in stored_spec(run)["probes"]:
-        if table.get("type") == f"{variable}s" and variable in run:
-            first = run.sizes["item"] if table.get("first") is None else table["first"]
-            if not isinstance(first, int) or first < 0:
-                raise ValueError(
-                    f"the run's spec keeps the {variable}s of {shown(first)} items; copy the store"
-                    " again"
-                )
-            return min(first, run.sizes["item"])
+        probe = stored_class("probes", table)
+        if getattr(probe, "keeps", "") != variable or variable not in run:
+            continue
+        first = run.sizes["item"] if table.get("first") is None else table["first"]
+        if not isinstance(first, int) or first < 0:
+            raise ValueError(
+                f"the run's spec keeps the {variable}s of {shown(first)} items; copy the store"
+                " again"
+            )
+        return min(first, run.sizes["item"])
     return 0
 
 
@@ -224,35 +239,36 @@ def item_names(
     """Names of originals, those of their files if they have no others, or else their numbers and
     classes.
     """
-    if named := next((name for name in NAMES if name in run.coords), None):
-        return [str(name) for name in run[named].values[items]]
+    for name in NAMES:
+        if name in run.coords:
+            return [str(name) for name in run[name].values[items]]
+    numbers = run["item"].values[items]
+    if "label" not in run.coords or run["label"].dtype.kind not in "iu":
+        return [f"item {item}" for item in numbers]
     known = class_names or {}
-    has_labels = "label" in run.coords and run["label"].dtype.kind in "iu"
-    labels = run["label"].values[items].tolist() if has_labels else [-1] * len(items)
-    classes = [f", {known.get(label, f'class {label}')}" if label >= 0 else "" for label in labels]
-    return [
-        f"item {item}{of_class}"
-        for item, of_class in zip(run["item"].values[items], classes, strict=True)
-    ]
+    names = []
+    for item, label in zip(numbers, run["label"].values[items].tolist(), strict=True):
+        of_class = f", {known.get(label, f'class {label}')}" if label >= 0 else ""
+        names.append(f"item {item}{of_class}")
+    return names
 
 
 def originals(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Originals of the stored images of a run, and their names; NaN if the source is missing or
     has changed.
     """
+    names = item_names(run, items, class_names_of(run))
+    backward = stored_class("backward", stored_spec(run)["backward"])
     identity = np.flatnonzero(run.noise.values == 0)
-    # Other programs may change an image at noise 0, as an autoencoder does.
-    if len(identity) and stored_spec(run)["backward"].get("type") != "recorded":
-        images = run.image.isel(
-            noise=identity[0], trajectory=0, clone=0, item=items, missing_dims="ignore"
-        ).values
-    else:
-        # The folder of originals may have been removed, and a store may name a source of other
-        # data.
-        blank = np.full((len(items), *run.image.shape[-3:]), np.nan, np.float32)
-        images = _images_of_source(run, items)
-        images = blank if images is None or images.shape != blank.shape else images
-    return images, item_names(run, items, class_names_of(run))
+    if len(identity) and getattr(backward, "keeps_identity", True):
+        first = {"noise": identity[0], "trajectory": 0, "clone": 0, "item": items}
+        return run.image.isel(first, missing_dims="ignore").values, names
+    # The folder of originals may have been removed, and a store may name a source of other data.
+    shape = (len(items), *run.image.shape[-3:])
+    images = _stored_images(run, items)
+    if images is None or images.shape != shape:
+        images = np.full(shape, np.nan, np.float32)
+    return images, names
 
 
 def class_names_of(run: xr.Dataset) -> dict[int, str]:
@@ -262,40 +278,32 @@ def class_names_of(run: xr.Dataset) -> dict[int, str]:
     # Originals with names are not named by class.
     if "label" not in run.coords or any(name in run.coords for name in NAMES):
         return {}
+    source = _source_of(stored_spec(run)["source"])
+    # A run without names of originals has no source that gives some.
+    if source is None or source.kind != "images" or source.names_items:
+        return {}
     with suppress(*UNREADABLE):
-        table = stored_spec(run)["source"]
-        # Folders of images name their originals, so that a run without names of files has another
-        # source.
-        if table.get("type") in ("generated", "images"):
-            return {}
-        source = build("source", table, trusted=False)
-        names = source.class_names() if source.kind == "images" else None
+        names = source.class_names()
         if names and source.fingerprint() == json.loads(run.attrs["models"])["source"]:
             return dict(enumerate(names))
     return {}
 
 
-def _images_of_source(run: xr.Dataset, items: np.ndarray) -> np.ndarray | None:
+def _stored_images(run: xr.Dataset, items: np.ndarray) -> np.ndarray | None:
     """Images from the source of a run; None if they cannot be read or have changed."""
+    spec = stored_spec(run)
+    source = _source_of(spec["source"])
+    if source is None or source.kind != "images":
+        return None
+    coordinates = {
+        str(name): values.values[items]
+        for name, values in run.coords.items()
+        if values.dims == ("item",)
+    }
     with suppress(*UNREADABLE):
-        spec, digest = stored_spec(run), json.loads(run.attrs["models"])["source"]
-        # Code named in a store is not imported, so only built-in sources are built.
-        source = build("source", spec["source"], trusted=False)
-        if source.kind != "images":
-            return None
-        # Read the stored originals without loading the model.
-        if spec["source"]["type"] == "generated":
-            return source.kept(digest, spec["seed"], items)
-        # A store may name any folder, so that only the files of these items are read.
-        if spec["source"]["type"] == "images":
-            of_files = (run[name].values[items].tolist() for name in ("file", "file_digest"))
-            return source.kept(*of_files, run.image.shape[-3:])
-        if not all(0 < os.path.getsize(path) <= _LARGEST_FILE for path in source.files()):
-            # A file with holes may promise terabytes, and a reader of one without size may wait for
-            # ever.
-            return None
-        if source.fingerprint() == digest:
-            return np.concatenate(
-                [block.data for block in source.blocks(items, spec["seed"], run.sizes["item"])]
-            )
+        fingerprint = json.loads(run.attrs["models"])["source"]
+        shape = run.image.shape[-3:]
+        num_items = run.sizes["item"]
+        seed = spec["seed"]
+        return source.stored(StoredItems(items, num_items, seed, fingerprint, shape, coordinates))
     return None

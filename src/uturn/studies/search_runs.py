@@ -21,7 +21,9 @@ from uturn.measures.readings import WITHIN, independent_groups
 from uturn.store.folders import checked_location, is_empty
 from uturn.store.resume import attributes_of, layout_of
 from uturn.store.run_folder import RunFolder
-from uturn.studies.analysis import by_noise, named_reading, reading_of
+from uturn.studies.checked_run import Run, by_noise
+from uturn.studies.keys import find_reading
+from uturn.studies.references import LevelValues
 from uturn.studies.search import CHUNK, Readings
 
 RELATIVE_STEP = 1e-3  # distance of levels over the largest, where a model has no steps
@@ -109,12 +111,14 @@ def store_of(folder: str | Path, level: float) -> str:
 
 def readings_in(dataset: xr.Dataset, reading: str, originals: int) -> Readings:
     """A reading of the first originals of a run with one noise level, a mean for each original."""
-    values, start, chance = reading_of(by_noise(dataset.isel(item=slice(0, originals))), reading)
-    if math.isnan(start):
+    level = LevelValues.of(Run.of(dataset.isel(item=slice(0, originals))), reading)
+    values = level.values
+    if math.isnan(level.start):
         raise ValueError(f"reading = {reading!r}: its start is not known; choose another reading")
-    if start == chance:
+    if level.start == level.chance:
         raise ValueError(
-            f"reading = {reading!r}: its chance equals its start, {start:g}; choose another reading"
+            f"reading = {reading!r}: its chance equals its start, {level.start:g}; choose another"
+            " reading"
         )
     means = values.mean([dim for dim in values.dims if dim in WITHIN[1:]]).isel(noise=0)
     if not np.isfinite(means.values).any():
@@ -122,7 +126,8 @@ def readings_in(dataset: xr.Dataset, reading: str, originals: int) -> Readings:
         raise ValueError(
             f"reading = {reading!r}: it is missing for all originals at noise {noise:g}"
         )
-    return Readings(means.values.astype(float), independent_groups(values), start, chance)
+    groups = independent_groups(values)
+    return Readings(means.values.astype(float), groups, level.start, level.chance)
 
 
 def sized(experiment: Experiment, levels: Iterable[float], originals: int) -> Experiment:
@@ -165,9 +170,10 @@ def checked_levels(experiment: Experiment, reading: str, width: float) -> Levels
     single = sized(experiment, experiment.noise, 1)
     layout = layout_of(single)
     attributes = attributes_of(single, {})
-    run = RunFolder.in_memory(layout.variables, layout.coordinates, attributes)
-    empty = by_noise(run.dataset())
-    if named_reading(empty, reading)[-1].start is None:
+    folder = RunFolder.in_memory(layout.variables, layout.coordinates, attributes)
+    run = Run.of(folder.dataset())
+    variable = find_reading(run, reading).variable
+    if run.instructions[variable].start is None:
         raise ValueError(
             f"reading = {reading!r}: it has no start from which it changes; choose another reading"
         )
@@ -178,22 +184,22 @@ def checked_levels(experiment: Experiment, reading: str, width: float) -> Levels
         experiment.parts.corruption.unit,
         "one in which levels are measured singly",
     )
-    levels = [level for level in empty.noise.values.tolist() if 0 < level < math.inf]
+    levels = [level for level in run.data.noise.values.tolist() if 0 < level < math.inf]
     expect(len(levels) > 1, "noise", experiment.noise, "at least two levels above 0 to begin with")
     step = RELATIVE_STEP * levels[-1]
-    if "step" in empty.coords and "t_over_T" in empty.coords:
-        step = float(empty.t_over_T.values.max() / empty.step.values.max())
+    if {"step", "t_over_T"} <= set(run.data.coords):
+        step = float(run.data.t_over_T.values.max() / run.data.step.values.max())
     starting = {levels[max(0, round(len(levels) * k / 5) - 1)] for k in range(1, 5)}
     return Levels(sorted(starting), levels[-1], step)
 
 
 def joined_levels(datasets: Iterable[xr.Dataset]) -> xr.Dataset:
     """The coordinates of the noise levels of several runs, each level once, in increasing order."""
-    coordinates = [by_noise(dataset).coords.to_dataset() for dataset in datasets]
-    by_level = [
-        of.drop_vars([name for name in of.coords if of[name].dims != ("noise",)])
-        for of in coordinates
-    ]
+    by_level = []
+    for dataset in datasets:
+        coordinates = by_noise(dataset).coords.to_dataset()
+        others = [name for name, values in coordinates.coords.items() if values.dims != ("noise",)]
+        by_level.append(coordinates.drop_vars(others))
     joined = xr.concat(by_level, "noise", combine_attrs="override")
     joined.noise.attrs.update(by_level[0].noise.attrs)
     return joined.isel(noise=np.unique(joined.noise.values, return_index=True)[1])

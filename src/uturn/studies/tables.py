@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas
@@ -16,13 +16,14 @@ from uturn.core.checks import expect
 from uturn.measures.estimates import ESTIMATE, with_interval
 from uturn.store.run_folder import warnings_of
 from uturn.studies.axes import axis_words
-from uturn.studies.headline import headline_of
+from uturn.studies.headline import STAR, headline_of
 from uturn.studies.plotting.curves import evenly_spaced
+from uturn.studies.remarks import first_names, lines_in
 from uturn.studies.runs import differing_fields
+from uturn.studies.schema import TEXTS
 
-# Coordinates of readings.
-TEXTS = ("variable", "level", "probe", "model", "group", "family", "unit", "words")
-_OF_FORMULAS = tuple("=+-@\t\r")  # how formulas of spreadsheets begin
+_FORMULA_STARTS = tuple("=+-@\t\r")
+"""How formulas of spreadsheets begin."""
 _VISIBLE = "smallest detectable gap"
 
 
@@ -48,29 +49,19 @@ class Study(xr.Dataset):
         if not _is_whole(self):
             return super()._repr_html_()
         parts = [display.table(part.heads, part.rows) for part in parts_of(self)]
-        return display.page(
-            self.attrs.get("description", "study"),
-            *parts,
-            note=" ".join(f"{line}." for line in remarks(self)),
-        )
+        note = " ".join(f"{line}." for line in remarks(self))
+        return display.page(self.attrs.get("description", "study"), *parts, note=note)
 
 
 def _is_whole(data: xr.Dataset) -> bool:
-    return {"curve", "half_life", "width"} <= set(data.data_vars) and {
-        "reading",
-        "axis",
-        "estimate",
-    } <= set(data.dims)
+    has_variables = {"curve", "half_life", "width"} <= set(data.data_vars)
+    return has_variables and {"reading", "axis", "estimate"} <= set(data.dims)
 
 
-def _check_study(study: Any) -> None:
+def _check_study(study: object) -> None:
+    is_study = isinstance(study, xr.Dataset) and _is_whole(study)
     found = dict(study.sizes) if isinstance(study, xr.Dataset) else study
-    expect(
-        isinstance(study, xr.Dataset) and _is_whole(study),
-        "study",
-        found,
-        "the dataset that uturn.study gives",
-    )
+    expect(is_study, "study", found, "the dataset that uturn.study gives")
 
 
 class TextTable(NamedTuple):
@@ -80,146 +71,202 @@ class TextTable(NamedTuple):
     heads: tuple[str, ...]
     rows: list[tuple[str, ...]]
 
+    def without(self, hidden: Sequence[str]) -> TextTable:
+        """The table without the columns of some headings."""
+        shown = [k for k, head in enumerate(self.heads) if head not in hidden]
+        rows = [tuple(row[k] for k in shown) for row in self.rows]
+        return TextTable(self.title, tuple(self.heads[k] for k in shown), rows)
 
-def for_terminal(part: TextTable) -> Any:
+    @property
+    def width(self) -> int:
+        """Characters of a line, with two spaces between columns."""
+        columns = zip(self.heads, *self.rows, strict=True)
+        return sum(2 + max(map(len, column)) for column in columns) - 2
+
+
+def for_terminal(part: TextTable) -> Table:
     """The table as rich draws it on a terminal."""
-    table = Table(
-        *(Column(head, overflow="fold") for head in part.heads),
-        title=part.title,
-        title_justify="left",
-    )
+    columns = [Column(head, overflow="fold") for head in part.heads]
+    table = Table(*columns, title=part.title, title_justify="left")
     for row in part.rows:
         table.add_row(*row)
     return table
 
 
-def summary(study: xr.Dataset, most: int = 8, width: int | None = None) -> Iterator[Any]:
+def summary(study: xr.Dataset, most: int = 8, width: int | None = None) -> Iterator[Table | str]:
     """A study for a terminal: tables (rich) with at most `most` levels of a variable, then remarks
     as lines of text.
 
     A table wider than `width` columns leaves out further noise axes, and then other columns.
     """
     _check_study(study)
-    axes = tuple(map(str, study.axis.values[1:]))
-    for part in parts_of(study, most):
-        columns = list(zip(part.heads, *part.rows, strict=True))
-        for hidden in ((), axes, (*axes, "width", _VISIBLE)):
-            chosen = [column for column in columns if column[0] not in hidden]
-            if width is None or sum(2 + max(map(len, column)) for column in chosen) - 2 <= width:
-                break
-        heads, *rows = zip(*chosen, strict=True)
-        yield for_terminal(TextTable(part.title, heads, rows))
+    axes = _axes(study)[1:]
+    for table in parts_of(study, most):
+        shown = table
+        for hidden in (axes, [*axes, "width", _VISIBLE]):
+            if width is not None and shown.width > width:
+                shown = table.without(hidden)
+        yield for_terminal(shown)
     yield from remarks(study)
 
 
+# --- tables ---------------------------------------------------------------------------------------
+
+
 def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
-    axes, x = [str(axis) for axis in study.axis.values], axis_words(study)
-    on_axes, rows = (f"{x} [95 % interval]", *axes[1:]), []
-    of_groups = [np.flatnonzero(study.group.values == group) for group in _groups(study)]
-    readings = [
-        study.isel(reading=of[k])
-        for of in of_groups
-        for k in evenly_chosen(study.variable.values[of], most)
-    ]
-    for reading in readings:
-        cells = [*_place(reading.half_life.values, axes), with_interval(reading.width.values[0])]
-        at_end = f"{with_interval(reading.curve.values[-1])} {reading.unit.item()}".rstrip()
-        rows.append(
-            (
-                str(reading.reading.item()),
-                *(cells if np.isfinite(reading.start) else [""] * len(cells)),
-                at_end,
-            )
-        )
-    if rows:
-        headline = headline_of(study)
-        star = f"; t* is that of {headline.reading}" if headline and headline.label == "t*" else ""
-        heads = ("reading", *on_axes, "width", f"at {x} = {float(study.noise[-1]):.3g}")
-        yield TextTable(f"half of the way from start to chance{star}", heads, rows)
+    """The tables of a study, with at most `most` levels of a variable."""
+    readings = []
+    for group in _groups(study):
+        members = np.flatnonzero(study.group.values == group)
+        for k in evenly_chosen(study.variable.values[members], most):
+            readings.append(study.isel(reading=members[k]))
+    if readings:
+        yield _table_of_readings(study, readings)
     if "inversion" in study:
-        series = [study.isel(series=k) for k in range(study.sizes["series"])]
-        names = [
-            f"{entry.series.item()}: {entry['last'].item()} falls below {entry['first'].item()}"
-            for entry in series
-        ]
-        rows = [
-            (name, *_place(entry.inversion.values, axes))
-            for name, entry in zip(names, series, strict=True)
-        ]
-        yield TextTable("order of levels", ("series", *on_axes), rows)
+        yield _table_of_series(study)
     if "chi" in study:
-        rows = []
-        for changes in (study.isel(changes=k) for k in range(study.sizes["changes"])):
-            place = _place(changes.peak_at.values, axes)
-            height = f"chi {with_interval(changes.peak.values)}"
-            height += (
-                ", largest of the measured levels" if np.isfinite(changes.peak.values[0]) else ""
-            )
-            rows.append((f"{changes.changes.item()}: chi is largest", *place, height))
-            if np.isfinite(peak := changes.peak_at.values[0, 0]):
-                near = int(np.abs(study.noise.values - peak).argmin())
-                _, low, high = bounds = changes.xi.values[near]
-                length = f"above {low:.3g}" if np.isinf(high) else with_interval(bounds)
-                place = [f"{float(study.noise[near]):.3g}", *[""] * (len(axes) - 1)]
-                rows.append(
-                    (
-                        "correlation length there",
-                        *place,
-                        f"xi {length} {changes.unit_of_distance.item()}",
-                    )
-                )
-        yield TextTable("changes of sites", ("", *on_axes, "value [95 % interval]"), rows)
+        yield _table_of_changes(study)
     if "theory" in study:
-        rows = []
-        for reading in readings:
-            apart = abs(reading.curve.isel(estimate=0) - reading.theory)
-            if apart.notnull().any():
-                worst = reading.isel(noise=int(apart.argmax("noise")))
-                values = with_interval(worst.curve.values), f"{float(worst.theory):.3g}"
-                rows.append((str(reading.reading.item()), f"{float(worst.noise):.3g}", *values))
-        critical = (
-            f", ε* = {study.attrs['critical_noise']:.3g}" if "critical_noise" in study.attrs else ""
-        )
-        title = f"mean field{critical}: where it differs most from the curve"
-        yield TextTable(title, ("reading", f"at {x}", "curve [95 % interval]", "mean field"), rows)
+        yield _table_of_theory(study, readings)
     for family, tested in tested_families(study).items():
-        rows = []
-        for reading in readings:
-            if reading.reading.item() in tested.reading:
-                worst = reading.isel(noise=int(reading.gap_p.argmin("noise", skipna=True)))
-                visible = (
-                    f"{float(worst.gap_visible):.2g}" if np.isfinite(worst.gap_visible) else "none"
-                )
-                at, p = f"{float(worst.noise):.3g}", f"{float(worst.gap_p):.2g}"
-                rows.append(
-                    (str(reading.reading.item()), at, with_interval(worst.gap.values), p, visible)
-                )
-        verdict = calibration_words(tested, float(study.gap_level))
-        heads = ("f", f"at {x}", "gap [95 % interval]", "p by Holm", _VISIBLE)
-        title = (
-            f"calibration of {family}, gap E f(x0, x̂) - E f(x̂, x̂') of the clones where p is"
-            f" smallest; {verdict}"
-        )
-        yield TextTable(title, heads, rows)
+        yield _table_of_calibration(study, readings, family, tested)
+
+
+def _table_of_readings(study: xr.Dataset, readings: Sequence[xr.Dataset]) -> TextTable:
+    axes = _axes(study)
+    rows = []
+    for reading in readings:
+        cells = [""] * (len(axes) + 1)
+        if np.isfinite(reading.start):
+            width = with_interval(reading.width.values[0])
+            cells = [*_place_cells(reading.half_life.values, axes), width]
+        last = f"{with_interval(reading.curve.values[-1])} {reading.unit.item()}".rstrip()
+        rows.append((str(reading.reading.item()), *cells, last))
+    title = "half of the way from start to chance"
+    headline = headline_of(study)
+    if headline and headline.label == STAR:
+        title += f"; {STAR} is that of {headline.reading}"
+    at_end = f"at {axis_words(study)} = {float(study.noise[-1]):.3g}"
+    return TextTable(title, ("reading", *_place_heads(study), "width", at_end), rows)
+
+
+def _table_of_series(study: xr.Dataset) -> TextTable:
+    axes = _axes(study)
+    rows = []
+    for k in range(study.sizes["series"]):
+        series = study.isel(series=k)
+        last = series["last"].item()
+        name = f"{series.series.item()}: {last} falls below {series['first'].item()}"
+        rows.append((name, *_place_cells(series.inversion.values, axes)))
+    return TextTable("order of levels", ("series", *_place_heads(study)), rows)
+
+
+def _table_of_changes(study: xr.Dataset) -> TextTable:
+    axes = _axes(study)
+    rows = []
+    for k in range(study.sizes["changes"]):
+        changes = study.isel(changes=k)
+        name = f"{changes.changes.item()}: chi is largest"
+        height = f"chi {with_interval(changes.peak.values)}"
+        if np.isfinite(changes.peak.values[0]):
+            height += ", largest of the measured levels"
+        rows.append((name, *_place_cells(changes.peak_at.values, axes), height))
+        peak = changes.peak_at.values[0, 0]
+        if np.isfinite(peak):
+            rows.append(_row_of_length(changes, peak))
+    return TextTable("changes of sites", ("", *_place_heads(study), "value [95 % interval]"), rows)
+
+
+def _row_of_length(changes: xr.Dataset, peak: float) -> tuple[str, ...]:
+    """The correlation length at the noise level nearest to the peak."""
+    nearest = int(np.abs(changes.noise.values - peak).argmin())
+    interval = changes.xi.values[nearest]
+    low, high = interval[1:]
+    length = f"above {low:.3g}" if np.isinf(high) else with_interval(interval)
+    place = f"{float(changes.noise[nearest]):.3g}"
+    others = [""] * (changes.sizes["axis"] - 1)
+    value = f"xi {length} {changes.unit_of_distance.item()}"
+    return ("correlation length there", place, *others, value)
+
+
+def _table_of_theory(study: xr.Dataset, readings: Sequence[xr.Dataset]) -> TextTable:
+    rows: list[tuple[str, ...]] = []
+    for reading in readings:
+        difference = abs(reading.curve.isel(estimate=0) - reading.theory)
+        if not difference.notnull().any():
+            continue
+        worst = reading.isel(noise=int(difference.argmax("noise")))
+        noise = f"{float(worst.noise):.3g}"
+        value = with_interval(worst.curve.values)
+        rows.append((str(reading.reading.item()), noise, value, f"{float(worst.theory):.3g}"))
+    title = "mean field"
+    if "critical_noise" in study.attrs:
+        title += f", ε* = {study.attrs['critical_noise']:.3g}"
+    heads = ("reading", f"at {axis_words(study)}", "curve [95 % interval]", "mean field")
+    return TextTable(f"{title}: where it differs most from the curve", heads, rows)
+
+
+def _table_of_calibration(
+    study: xr.Dataset, readings: Sequence[xr.Dataset], family: str, tested: xr.Dataset
+) -> TextTable:
+    rows: list[tuple[str, ...]] = []
+    for reading in readings:
+        name = str(reading.reading.item())
+        if name not in tested.reading:
+            continue
+        worst = reading.isel(noise=int(reading.gap_p.argmin("noise", skipna=True)))
+        noise = f"{float(worst.noise):.3g}"
+        p = f"{float(worst.gap_p):.2g}"
+        visible = f"{float(worst.gap_visible):.2g}" if np.isfinite(worst.gap_visible) else "none"
+        rows.append((name, noise, with_interval(worst.gap.values), p, visible))
+    verdict = calibration_words(tested, float(study.gap_level))
+    title = (
+        f"calibration of {family}, gap E f(x0, x̂) - E f(x̂, x̂') of the clones where p is"
+        f" smallest; {verdict}"
+    )
+    heads = ("f", f"at {axis_words(study)}", "gap [95 % interval]", "p by Holm", _VISIBLE)
+    return TextTable(title, heads, rows)
+
+
+def _axes(study: xr.Dataset) -> list[str]:
+    return [str(axis) for axis in study.axis.values]
+
+
+def _place_heads(study: xr.Dataset) -> list[str]:
+    return [f"{axis_words(study)} [95 % interval]", *_axes(study)[1:]]
+
+
+def _place_cells(places: np.ndarray, axes: Sequence[str]) -> list[str]:
+    """A noise (axis, estimate) as table cells, with its interval on the first axis only."""
+    cells = [with_interval(places[0])]
+    for axis, value in zip(axes[1:], places[1:, 0], strict=True):
+        form = ".1f" if axis == "step" else ".3g"
+        cells.append("" if np.isnan(value) else format(value, form))
+    return cells
+
+
+# --- groups and names of readings -----------------------------------------------------------------
 
 
 def evenly_chosen(variables: np.ndarray, most: int) -> list[int]:
     """Indices of readings: at most `most` of each variable, evenly spaced."""
-    rows = [np.flatnonzero(variables == name) for name in dict.fromkeys(variables.tolist())]
-    return [int(some[k]) for some in rows for k in evenly_spaced(len(some), most)]
+    chosen: list[int] = []
+    for name in dict.fromkeys(variables.tolist()):
+        levels = np.flatnonzero(variables == name)
+        chosen += levels[evenly_spaced(len(levels), most)].tolist()
+    return chosen
 
 
 def _groups(study: xr.Dataset, first: Sequence[str] = ()) -> list[str]:
     """Names of the groups of readings: `first`, then the headline's group, then the others in
     the order of the probes.
     """
-    headline, known = headline_of(study), study.group.values.tolist()
-    of_headline = (
-        []
-        if headline is None
-        else study.group.values[study.reading.values == headline.reading].tolist()
-    )
-    return [name for name in dict.fromkeys([*first, *of_headline, *known]) if name in known]
+    groups = study.group.values.tolist()
+    order = list(first)
+    headline = headline_of(study)
+    if headline is not None:
+        order += study.group.values[study.reading.values == headline.reading].tolist()
+    return [name for name in dict.fromkeys(order + groups) if name in groups]
 
 
 def panels_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[tuple[str, np.ndarray]]:
@@ -229,24 +276,16 @@ def panels_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[tuple[st
     for group in _groups(study, first):
         members = np.flatnonzero(study.group.values == group)
         variables = study.variable.values[members]
-        by_variable = {
-            name: members[variables == name] for name in dict.fromkeys(variables.tolist())
-        }
-        single = [int(some[0]) for some in by_variable.values() if len(some) == 1]
-        for name, some in by_variable.items():
-            if len(some) > 1:
-                yield (group if len(by_variable) == 1 else f"{group}: {name}"), some
+        names = list(dict.fromkeys(variables.tolist()))
+        single = []
+        for name in names:
+            levels = members[variables == name]
+            if len(levels) == 1:
+                single.append(int(levels[0]))
+            else:
+                yield (group if len(names) == 1 else f"{group}: {name}"), levels
         if single:
             yield group, np.array(single)
-
-
-def _place(places: np.ndarray, axes: Sequence[str]) -> list[str]:
-    """A noise (axis, estimate) as table cells, with its interval on the first axis only."""
-    others = [
-        "" if np.isnan(value) else f"{value:.1f}" if axis == "step" else f"{value:.3g}"
-        for axis, value in zip(axes[1:], places[1:, 0], strict=True)
-    ]
-    return [with_interval(places[0]), *others]
 
 
 def tested_families(study: xr.Dataset) -> dict[str, xr.Dataset]:
@@ -254,36 +293,24 @@ def tested_families(study: xr.Dataset) -> dict[str, xr.Dataset]:
     if "gap" not in study:
         return {}
     tested = study.isel(reading=study.gap_p.notnull().any("noise").values)
-    families = dict.fromkeys(tested.family.values.tolist())
-    return {str(family): tested.isel(reading=tested.family.values == family) for family in families}
+    names = dict.fromkeys(tested.family.values.tolist())
+    return {str(name): tested.isel(reading=tested.family.values == name) for name in names}
 
 
 def names_in_panel(study: xr.Dataset, chosen: Sequence[int] | np.ndarray) -> list[str]:
     """Short names of readings in one panel: the levels of a single variable, or names of
     variables with their levels if any.
     """
-    labels, variables, levels = (
-        study[key].values[chosen].tolist() for key in ("reading", "variable", "level")
-    )
-    several, names = len(set(variables)) > 1, []
-    for label, variable, level in zip(labels, variables, levels, strict=True):
-        dims = [
-            part.partition(" = ")[0].replace("_", " ")
-            for part in label.removeprefix(variable).split(", ")
-            if part
-        ]
-        part = (
-            f"{dims[0]} {level}"
-            if len(dims) == 1 and level.replace(".", "", 1).isdigit()
-            else level
-        )
-        names.append(
-            ", ".join(
-                some
-                for some in (variable.replace("_", " ") if several or not part else "", part)
-                if some
-            )
-        )
+    part = study.isel(reading=np.asarray(chosen, int))
+    variables = part.variable.values.tolist()
+    dims = part.level_dim.values.tolist()
+    has_several = len(set(variables)) > 1
+    names = []
+    for variable, dim, level in zip(variables, dims, part.level.values.tolist(), strict=True):
+        if dim and level.replace(".", "", 1).isdigit():  # a number alone says nothing
+            level = f"{dim.replace('_', ' ')} {level}"
+        words = variable.replace("_", " ") if has_several or not level else ""
+        names.append(", ".join(filter(None, (words, level))))
     return names
 
 
@@ -291,17 +318,21 @@ def title_of(study: xr.Dataset, label: str) -> str:
     """The quantity of a reading in words, with its level."""
     k = study.reading.values.tolist().index(label)
     long_name = str(study.words.values[k]) or label
-    return f"{long_name}, {names_in_panel(study, [k])[0]}" if study.level.values[k] else long_name
+    if not study.level.values[k]:
+        return long_name
+    return f"{long_name}, {names_in_panel(study, [k])[0]}"
 
 
 def calibration_words(tested: xr.Dataset, level: float) -> str:
+    """The verdict of the tests of a family at a false-alarm level."""
     if bool((tested.gap_p <= level).any()):
         return "not draws from the posterior"
-    return (
-        "no gap is detected"
-        if bool(np.isfinite(tested.gap_visible).any())
-        else "too few originals to detect a gap"
-    )
+    if bool(np.isfinite(tested.gap_visible).any()):
+        return "no gap is detected"
+    return "too few originals to detect a gap"
+
+
+# --- remarks --------------------------------------------------------------------------------------
 
 
 def remarks(study: xr.Dataset) -> list[str]:
@@ -312,22 +343,27 @@ def remarks(study: xr.Dataset) -> list[str]:
 
 
 def remarks_on_run(study: xr.Dataset) -> list[str]:
-    return [line for line in str(study.attrs.get("remark", "")).split("; ") if line]
+    return lines_in(str(study.attrs.get("remark", "")))
 
 
 def remarks_on_readings(study: xr.Dataset) -> list[str]:
     """The remarks on readings, series and changes; equal remarks share a line."""
     lines = []
-    about = {"reading": "remark", "series": "series_remark", "changes": "changes_remark"}
-    for dim, name in about.items():
-        texts = study[name].values if name in study.coords else np.array([], str)
+    for dim, coordinate in (
+        ("reading", "remark"),
+        ("series", "series_remark"),
+        ("changes", "changes_remark"),
+    ):
+        if coordinate not in study.coords:
+            continue
+        texts = study[coordinate].values
         for remark in filter(None, dict.fromkeys(texts.tolist())):
             names = study[dim].values[texts == remark].tolist()
-            lines.append(
-                f"{', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}:"
-                f" {remark}"
-            )
+            lines.append(f"{first_names(names)}: {remark}")
     return lines
+
+
+# --- CSV and frames -------------------------------------------------------------------------------
 
 
 def number_in(text: str) -> float | str:
@@ -342,32 +378,26 @@ def csv_of(*frames: pandas.DataFrame) -> str:
     """Frames as CSV, one below the other; texts that a spreadsheet would run as formulas begin
     with an apostrophe.
     """
-
-    def text_of(cell: Any) -> Any:
-        return (
-            f"'{cell}"
-            if isinstance(cell, str)
-            and cell[:1] in _OF_FORMULAS
-            and isinstance(number_in(cell), str)
-            else cell
-        )
-
     frame = pandas.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
     texts = frame.select_dtypes(exclude="number").columns
-    return (
-        frame.assign(**{name: frame[name].map(text_of) for name in texts})
-        .rename(columns=text_of)
-        .to_csv(index=False)
-    )
+    frame = frame.assign(**{name: frame[name].map(_without_formula) for name in texts})
+    return frame.rename(columns=_without_formula).to_csv(index=False)
+
+
+def _without_formula(cell: object) -> object:
+    """A cell, after an apostrophe if it is the text of a formula and no number."""
+    if not isinstance(cell, str) or not cell.startswith(_FORMULA_STARTS):
+        return cell
+    return cell if isinstance(number_in(cell), float) else f"'{cell}"
 
 
 class Tidy(NamedTuple):
     """A study as pandas frames."""
 
-    # A row for each reading and noise level: value, low, high, and, with clones, gap and p.
     curves: pandas.DataFrame
-    # A row for each number on each axis: places, half-lives, widths, inversions, peaks.
+    """A row for each reading and noise level: value, low, high, and, with clones, gap and p."""
     numbers: pandas.DataFrame
+    """A row for each number on each axis: places, half-lives, widths, inversions, peaks."""
 
 
 def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
@@ -378,27 +408,36 @@ def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
     left out.
     """
     if isinstance(study, Mapping) and not isinstance(study, xr.Dataset) and study:
-        parts = []
-        for (name, member), fields in zip(
-            study.items(), differing_fields(list(study.values())), strict=True
-        ):
-            columns = {"run": name} | {
-                key: number_in(text) for key, text in fields.items() if not text.startswith("[")
-            }
-            parts.append(tidy(member))
-            for frame in parts[-1]:
-                for k, (key, value) in enumerate(columns.items()):
-                    frame.insert(k, f"spec.{key}" if key in frame else key, value)
-        return Tidy(
-            *(pandas.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
-        )
+        return _tidy_of_several(study)
     _check_study(study)
     assert isinstance(study, xr.Dataset)
+    return Tidy(_frame_of_curves(study), _frame_of_numbers(study))
+
+
+def _tidy_of_several(studies: Mapping[str, xr.Dataset]) -> Tidy:
+    """The frames of several studies, one below the other, with columns that say which."""
+    fields = differing_fields(list(studies.values()))
+    parts = []
+    for (name, study), of_study in zip(studies.items(), fields, strict=True):
+        columns: dict[str, float | str] = {"run": name}
+        columns |= {
+            key: number_in(text) for key, text in of_study.items() if not text.startswith("[")
+        }
+        part = tidy(study)
+        for frame in part:
+            for k, (key, value) in enumerate(columns.items()):
+                frame.insert(k, f"spec.{key}" if key in frame else key, value)
+        parts.append(part)
+    return Tidy(
+        pandas.concat([part.curves for part in parts], ignore_index=True),
+        pandas.concat([part.numbers for part in parts], ignore_index=True),
+    )
+
+
+def _frame_of_curves(study: xr.Dataset) -> pandas.DataFrame:
     readings = pandas.DataFrame({key: study[key].values for key in ("reading", *TEXTS)})
     axes = {
-        str(name): values.values
-        for name, values in study.coords.items()
-        if values.dims == ("noise",)
+        str(name): axis.values for name, axis in study.coords.items() if axis.dims == ("noise",)
     }
     curves = readings.merge(pandas.DataFrame(axes), how="cross")
     curves[list(ESTIMATE)] = study.curve.values.reshape(-1, 3)
@@ -407,31 +446,30 @@ def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
     if "gap" in study:
         curves[["gap", "gap_low", "gap_high"]] = study.gap.values.reshape(-1, 3)
         curves["gap_p"] = study.gap_p.values.ravel()
+    return curves
 
-    def numbers_of(dim: str, **quantities: xr.DataArray) -> pandas.DataFrame:
-        """A row for every name, axis and quantity."""
-        values = (
-            xr.Dataset(quantities)
-            .to_dataarray("quantity")
-            .transpose(dim, "axis", "quantity", "estimate")
-        )
-        return rows_of(values).rename(columns={dim: "of"})[["of", "quantity", "axis", *ESTIMATE]]
 
-    places = {
-        f"place {float(share):g}": study.place.sel(share=share, drop=True) for share in study.share
-    }
-    numbers = [numbers_of("reading", **places, half_life=study.half_life, width=study.width)]
+def _frame_of_numbers(study: xr.Dataset) -> pandas.DataFrame:
+    quantities = {}
+    for share in study.share:
+        quantities[f"place {float(share):g}"] = study.place.sel(share=share, drop=True)
+    quantities["half_life"] = study.half_life
+    quantities["width"] = study.width
+    frames = [_frame_of(quantities, "reading")]
     if "inversion" in study:
-        numbers.append(numbers_of("series", inversion=study.inversion))
+        frames.append(_frame_of({"inversion": study.inversion}, "series"))
     if "chi" in study:
-        numbers += [
-            numbers_of("changes", peak_at=study.peak_at),
-            numbers_of("changes", peak=study.peak.expand_dims({"axis": [""]})),
-        ]
-    return Tidy(
-        curves,
-        pandas.concat([frame for frame in numbers if len(frame)] or numbers, ignore_index=True),
-    )
+        frames.append(_frame_of({"peak_at": study.peak_at}, "changes"))
+        frames.append(_frame_of({"peak": study.peak.expand_dims({"axis": [""]})}, "changes"))
+    filled = [frame for frame in frames if len(frame)]
+    return pandas.concat(filled or frames, ignore_index=True)
+
+
+def _frame_of(quantities: Mapping[str, xr.DataArray], dim: str) -> pandas.DataFrame:
+    """A row for every name along a dim, axis and quantity."""
+    values = xr.Dataset(quantities).to_dataarray("quantity")
+    frame = rows_of(values.transpose(dim, "axis", "quantity", "estimate"))
+    return frame.rename(columns={dim: "of"})[["of", "quantity", "axis", *ESTIMATE]]
 
 
 def rows_of(values: xr.DataArray) -> pandas.DataFrame:

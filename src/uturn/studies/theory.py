@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 
 from uturn.core.checks import expect
-from uturn.exact.theory import MeanField
+from uturn.core.registry import build, stored_class
 from uturn.studies.runs import stored_spec
+from uturn.studies.tables import Study
 
-_OF_NODES = {
+_BELIEFS = {
     "belief": "marginals",
     "unchanged": "marginals",
     "parsed": "marginals",
     "upward_belief": "upward",
-} | {
-    "downward_belief": "downward"
-}  # readings of tree levels, and the beliefs that are their expectation for exact posterior draws
+    "downward_belief": "downward",
+}
+"""Readings of tree levels, and the beliefs that are their expectation for exact posterior draws."""
 
 
-def with_theory(study: xr.Dataset, run: xr.Dataset) -> Any:
+def with_theory(study: Study, run: xr.Dataset) -> Study:
     """A study with the mean field of the grammar of its run (`uturn.theory.MeanField`), for the
     ε-process.
 
@@ -30,27 +29,26 @@ def with_theory(study: xr.Dataset, run: xr.Dataset) -> Any:
     transition. ValueError for other grammars and corruptions.
     """
     spec = stored_spec(run)
-    source, corruption = spec["source"], spec.get("corruption", {}).get("type")
-    uniform = isinstance(source.get("multiplicity"), int) and source.get("zipf_exponent") is None
-    is_known = source.get("type") == "rhm" and corruption == "epsilon" and uniform
+    tables = spec["source"], spec.get("corruption", {})
+    mean_field = None
+    corruption = stored_class("corruption", tables[1])
+    if stored_class("source", tables[0]) and getattr(corruption, "has_mean_field", False):
+        mean_field = build("source", tables[0], trusted=False).mean_field()
+    types = tuple(table.get("type") for table in tables)
     only = "rhm, with one multiplicity and uniform rules, and epsilon; leave out --theory"
-    expect(is_known, "theory: source and corruption", (source.get("type"), corruption), only)
-    mean_field = MeanField(
-        *(source.get(name) for name in ("vocab_size", "multiplicity", "branching", "num_classes"))
-    )
-    curves = mean_field.curves(study.noise.values, source["depth"])
-    of_readings = np.full((study.sizes["reading"], study.sizes["noise"]), np.nan)
-    for k, (name, level) in enumerate(
-        zip(study.variable.values.tolist(), study.level.values.tolist(), strict=True)
-    ):
-        if name in _OF_NODES:
-            of_readings[k] = getattr(curves, _OF_NODES[name])[:, int(level)]
-    whole = study.assign(theory=(("reading", "noise"), of_readings))
+    expect(mean_field is not None, "theory: source and corruption", types, only)
+    assert mean_field is not None
+    noise = study.noise.values
+    depth = tables[0]["depth"]
+    curves = mean_field.curves(noise, depth)
+    theory = np.full((study.sizes["reading"], len(noise)), np.nan)
+    names = zip(study.variable.values.tolist(), study.level.values.tolist(), strict=True)
+    for k, (name, level) in enumerate(names):
+        if name in _BELIEFS:
+            theory[k] = getattr(curves, _BELIEFS[name])[:, int(level)]
+    whole = study.assign(theory=(("reading", "noise"), theory))
     if "chi" in study:
-        chi = np.tile(
-            mean_field.susceptibility(study.noise.values, source["depth"]),
-            (study.sizes["changes"], 1),
-        )
+        chi = np.tile(mean_field.susceptibility(noise, depth), (study.sizes["changes"], 1))
         whole = whole.assign(chi_theory=(("changes", "noise"), chi))
     critical = mean_field.critical_noise
     return whole if critical is None else whole.assign_attrs(critical_noise=critical)

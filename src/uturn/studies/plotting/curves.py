@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from uturn.core.messages import visible
 from uturn.studies.axes import is_geometric
 from uturn.studies.plotting.style import fonts_for, ticks
 
-_BETWEEN = 8  # parts of a line between two geometric levels
-_NEAR = 0.03  # curves closer than this share of the height of all curves count as coincident
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.typing import ColorType
+
+_PARTS = 8
+"""Parts of a line between two geometric levels."""
+_COINCIDENT = 0.03
+"""Share of the height of all curves up to which two curves coincide."""
 
 
 def estimated(values: np.ndarray) -> np.ndarray:
     """Noise levels at which a number (noise, estimate) has an interval; if there are none, those
     at which it has a value.
     """
-    there = ~np.isnan(values)
-    return there[:, 1] if there[:, 1].any() else there[:, 0]
+    exists = ~np.isnan(values)
+    return exists[:, 1] if exists[:, 1].any() else exists[:, 0]
 
 
-def lying_on(curves: Any) -> list[int]:
+def lying_on(curves: Sequence[Sequence[float | None]] | np.ndarray) -> list[int]:
     """For each curve, the number of earlier curves that coincide with it: within 3 % of the height
-    of all, at each common x.
+    of all, at each common x; NaN or None where a curve has no value.
 
     >>> lying_on([[1, 0.5, 0], [float("nan"), 0.51, 0], [1, 0.8, 0]])
     [0, 1, 0]
@@ -35,10 +42,11 @@ def lying_on(curves: Any) -> list[int]:
     if not len(curves):
         return []
     table = np.array(curves, float)
-    near = _NEAR * (np.nanmax(table, initial=-np.inf) - np.nanmin(table, initial=np.inf))
-    apart = np.abs(table[:, None] - table)
-    on = ((apart <= near) | np.isnan(apart)).all(-1) & ~np.isnan(apart).all(-1)
-    return [int(count) for count in np.tril(on, -1).sum(1)]
+    height = np.nanmax(table, initial=-np.inf) - np.nanmin(table, initial=np.inf)
+    distance = np.abs(table[:, None] - table)
+    is_common = ~np.isnan(distance)
+    coincide = ((distance <= _COINCIDENT * height) | ~is_common).all(-1) & is_common.any(-1)
+    return [int(count) for count in np.tril(coincide, -1).sum(1)]
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
@@ -51,7 +59,7 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 
 
 def draw_curve(
-    axis: Any, x: np.ndarray, band: np.ndarray, color: Any, alpha: float, **look: Any
+    axis: Axes, x: np.ndarray, band: np.ndarray, color: ColorType, alpha: float, **look: Any
 ) -> None:
     """A curve with its intervals, `band` (points, 3): value, low, high."""
     value, low, high = band.T
@@ -59,22 +67,15 @@ def draw_curve(
     axis.plot(x, value, color=color, **look)
 
 
-def draw_legend(axis: Any, place: str, **options: Any) -> None:
+def draw_legend(axis: Axes, place: str, **options: Any) -> None:
     """A legend above lines and bands, at a place such as "upper right"."""
-    legend = axis.legend(
-        loc=place,
-        fontsize=8.5,
-        labelspacing=0.3,
-        frameon=True,
-        edgecolor="none",
-        framealpha=0.7,
-        **options,
-    )
-    legend.set_zorder(6)
+    look: dict[str, Any] = {"fontsize": 8.5, "labelspacing": 0.3, "frameon": True}
+    look |= {"edgecolor": "none", "framealpha": 0.7, "loc": place, **options}
+    axis.legend(**look).set_zorder(6)
 
 
 def draw_transition(
-    axis: Any, star: np.ndarray, color: str, band: bool, label: str | None = None
+    axis: Axes, star: np.ndarray, color: str, band: bool, label: str | None = None
 ) -> None:
     """A line at t* and a band over its interval, if t* exists; `label` in the legend."""
     if band and np.isfinite(star).all():
@@ -84,11 +85,11 @@ def draw_transition(
 
 
 def draw_gap(
-    axes: Any,
-    x: Any,
-    gap: Any,
-    detected: Any,
-    color: Any,
+    axes: Axes,
+    x: ArrayLike,
+    gap: ArrayLike,
+    detected: ArrayLike,
+    color: ColorType,
     label: str | None = None,
     marker: str = "o",
     line: str = "-",
@@ -96,15 +97,16 @@ def draw_gap(
     """A gap with its 95 % interval, arrays gap (points, 3) and detected (points,); hollow marks
     where the test detects none.
     """
-    x, gap, seen = np.asarray(x, float), np.asarray(gap, float), np.asarray(detected, bool)
-    value, low, high = gap.T
-    axes.plot(x, value, color=color, lw=1.2, ls=line, zorder=2)
-    axes.vlines(x, low, high, color=color, lw=1.1, zorder=2)
-    axes.plot(x[seen], value[seen], ls="", marker=marker, ms=5.5, color=color, zorder=3)
-    axes.plot([], [], color=color, lw=1.2, ls=line, marker=marker, ms=5.5, label=label)
-    axes.plot(
-        x[~seen], value[~seen], ls="", marker=marker, ms=5.5, mfc="white", mec=color, zorder=3
-    )
+    places = np.asarray(x, float)
+    value, low, high = np.asarray(gap, float).T
+    is_seen = np.asarray(detected, bool)
+    mark: dict[str, Any] = {"marker": marker, "ms": 5.5}
+    axes.plot(places, value, color=color, lw=1.2, ls=line, zorder=2)
+    axes.vlines(places, low, high, color=color, lw=1.1, zorder=2)
+    axes.plot(places[is_seen], value[is_seen], ls="", color=color, zorder=3, **mark)
+    axes.plot([], [], color=color, lw=1.2, ls=line, label=label, **mark)
+    hollow: dict[str, Any] = {"ls": "", "mfc": "white", "mec": color, "zorder": 3, **mark}
+    axes.plot(places[~is_seen], value[~is_seen], **hollow)
 
 
 def markers(noise: np.ndarray) -> dict[str, Any]:
@@ -117,40 +119,36 @@ def along(noise: np.ndarray, bands: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     """
     if not is_geometric(noise):
         return noise, bands, markers(noise)
-    left, share = (
-        np.repeat(np.arange(len(noise) - 1), _BETWEEN),
-        np.tile(np.arange(_BETWEEN) / _BETWEEN, len(noise) - 1),
-    )
+    left = np.repeat(np.arange(len(noise) - 1), _PARTS)
+    share = np.tile(np.arange(_PARTS) / _PARTS, len(noise) - 1)
 
     def filled(values: np.ndarray) -> np.ndarray:
         step = np.where(share > 0, share * (values[..., left + 1] - values[..., left]), 0)
         return np.concatenate([values[..., left] + step, values[..., -1:]], axis=-1)
 
-    return (
-        filled(noise),
-        np.moveaxis(filled(np.moveaxis(bands, -2, -1)), -1, -2),
-        markers(noise) | {"markevery": _BETWEEN},
-    )
+    curves = np.moveaxis(filled(np.moveaxis(bands, -2, -1)), -1, -2)
+    return filled(noise), curves, markers(noise) | {"markevery": _PARTS}
 
 
-def draw_noise_axis(axis: Any, noise: np.ndarray) -> None:
+def draw_noise_axis(axis: Axes, noise: np.ndarray) -> None:
     """The axis of noise from 0 on, logarithmic for geometric levels: then noise 0 is half a
     decade left of the smallest one.
     """
     if not is_geometric(noise):
         axis.set_xlim(0, end_of(noise))
         return
-    low, high = float(np.min(noise[noise > 0])), float(noise[-1])
+    low = float(np.min(noise[noise > 0]))
+    high = float(noise[-1])
     axis.set_xscale("symlog", linthresh=low, linscale=0.45)
     axis.set_xlim(0, 1.12 * high)
-    decades = [
-        float(f"1e{k}")
-        for k in range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
-    ]
-    marks = [
-        m * at for at in decades for m in ((1,) if math.log10(high / low) > 2.5 else (1, 2, 5))
-    ]
-    ticks(axis, [0.0, *(at for at in marks if low <= at <= high)])
+    multiples = [1] if math.log10(high / low) > 2.5 else [1, 2, 5]
+    marks = [0.0]
+    for exponent in range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1):
+        for multiple in multiples:
+            mark = multiple * float(f"1e{exponent}")
+            if low <= mark <= high:
+                marks.append(mark)
+    ticks(axis, marks)
 
 
 def end_of(noise: np.ndarray) -> float:
@@ -173,29 +171,16 @@ def drawable(data: xr.Dataset, coordinates: Sequence[str]) -> tuple[xr.Dataset, 
     """A copy of a study whose texts can be drawn, and the fonts they need; characters missing in
     all fonts become escapes.
     """
-    names, attributes = (
-        [name for name in coordinates if name in data.coords],
-        (
-            "description",
-            "remark",
-        ),
-    )
-    text = "".join(
-        [
-            *(str(data.attrs[name]) for name in attributes),
-            *(str(x) for name in names for x in data[name].values.flat),
-        ]
-    )
-    families, missing = fonts_for(text)
+    names = [name for name in coordinates if name in data.coords]
+    attributes = {name: str(data.attrs[name]) for name in ("description", "remark")}
+    parts = list(attributes.values())
+    for name in names:
+        parts += map(str, data[name].values.flat)
+    families, missing = fonts_for("".join(parts))
     escapes = str.maketrans({c: c.encode("unicode_escape").decode() for c in missing})
-    drawn = {
-        name: (
-            data[name].dims,
-            np.array([str(x).translate(escapes) for x in data[name].values.flat]).reshape(
-                data[name].shape
-            ),
-        )
-        for name in names
-    }
-    plain = {name: str(data.attrs[name]).translate(escapes) for name in attributes}
-    return data.assign_coords(drawn).assign_attrs(plain), families
+    texts = {}
+    for name in names:
+        escaped = [str(text).translate(escapes) for text in data[name].values.flat]
+        texts[name] = (data[name].dims, np.array(escaped).reshape(data[name].shape))
+    plain = {name: text.translate(escapes) for name, text in attributes.items()}
+    return data.assign_coords(texts).assign_attrs(plain), families

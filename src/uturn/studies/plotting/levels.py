@@ -8,10 +8,11 @@ shift (shifted_level, estimate), and the attributes critical_noise and tolerance
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from uturn.studies.plotting.style import (
     ACCENT,
@@ -25,8 +26,13 @@ from uturn.studies.plotting.style import (
     style,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.typing import ColorType
 
-def draw_levels(data: xr.Dataset, ylabel: str, theory_name: str) -> Any:
+
+def draw_levels(data: xr.Dataset, ylabel: str, theory_name: str) -> Figure:
     """Left: curves of all levels, exact and in theory. Right: shift in ε of every level with its
     interval.
     """
@@ -39,20 +45,13 @@ def draw_levels(data: xr.Dataset, ylabel: str, theory_name: str) -> Any:
         for level in range(depth + 1):
             draw_level(left, data, level, colors[level], bold=level in (0, depth))
         if "mean_field" in data:
-            some = (0, depth // 2, depth - 1)
-            for level in some:
+            shown = (0, depth // 2, depth - 1)
+            look = {"lw": 1.3, "ls": (0, (4, 2))}
+            for level in shown:
                 line = data.mean_field.isel(tree_level=level)
-                left.plot(
-                    data.theory_noise, line, color=colors[level], lw=1.3, ls=(0, (4, 2)), zorder=1
-                )
-            left.plot(
-                [],
-                [],
-                color=MUTED,
-                lw=1.3,
-                ls=(0, (4, 2)),
-                label=f"mean field,\nlevels {some[0]}, {some[1]}, {some[2]}",
-            )
+                left.plot(data.theory_noise, line, color=colors[level], zorder=1, **look)
+            name = "mean field,\nlevels {}, {}, {}".format(*shown)
+            left.plot([], [], color=MUTED, label=name, **look)
         critical = data.attrs["critical_noise"]
         mark_noise(left, critical, rf"$\epsilon^*={critical:.3f}$", aside=0.012, height=0.98)
         left.plot([], [], "o", color=MUTED, ms=4.5, label="exact (BP)")
@@ -67,16 +66,16 @@ def draw_levels(data: xr.Dataset, ylabel: str, theory_name: str) -> Any:
     return figure
 
 
-def draw_level(axes: Any, data: xr.Dataset, level: int, color: Any, bold: bool) -> None:
+def draw_level(axes: Axes, data: xr.Dataset, level: int, color: ColorType, bold: bool) -> None:
     """One level: points with the standard deviation between grammars, and the theory."""
     curve = data.belief.isel(tree_level=level)
     axes.plot(data.theory_noise, data.theory.isel(tree_level=level), color=color, lw=1.4, zorder=2)
-    marker, size = ("o", 4.2) if bold else (".", 4)
-    mean, spread = curve.mean("grammar"), curve.std("grammar")
-    axes.errorbar(data.noise, mean, spread, fmt=marker, ms=size, lw=0.9, color=color, zorder=3)
+    look: dict[str, Any] = {"fmt": "o", "ms": 4.2} if bold else {"fmt": ".", "ms": 4}
+    look |= {"lw": 0.9, "color": color, "zorder": 3}
+    axes.errorbar(data.noise, curve.mean("grammar"), curve.std("grammar"), **look)
 
 
-def draw_shifts(axes: Any, data: xr.Dataset, colors: Sequence[Any]) -> None:
+def draw_shifts(axes: Axes, data: xr.Dataset, colors: Sequence[ColorType]) -> None:
     """The shift in ε of each level with its interval, and the tolerance of the verdict as a
     band.
     """
@@ -100,21 +99,17 @@ def draw_shifts(axes: Any, data: xr.Dataset, colors: Sequence[Any]) -> None:
     axes.set_ylim(min(levels) - 0.6, max(levels) + 0.6)
 
 
-def draw_similarities(axes: Any, x: Any, bounds: np.ndarray, labels: Sequence[str]) -> list[Any]:
+def draw_similarities(
+    axes: Axes, x: ArrayLike, bounds: np.ndarray, labels: Sequence[str]
+) -> list[ColorType]:
     """Draw the layers of a network, `bounds` (x, layer, 3), the first and the last with
     intervals; returns the colours.
     """
     colors = level_colors(len(labels))
     for k, (color, label) in enumerate(zip(colors, labels, strict=True)):
-        edge = k in (0, len(labels) - 1)
-        axes.plot(
-            x,
-            bounds[:, k, 0],
-            color=color,
-            lw=2.4 if edge else 1.2,
-            label=label,
-            zorder=3 if edge else 2,
-        )
-        if edge:
+        is_edge = k in (0, len(labels) - 1)
+        look: dict[str, Any] = {"lw": 2.4, "zorder": 3} if is_edge else {"lw": 1.2, "zorder": 2}
+        axes.plot(x, bounds[:, k, 0], color=color, label=label, **look)
+        if is_edge:
             bars(axes, x, bounds[:, k], fmt="o", ms=3.5, lw=1, color=color, zorder=4)
     return colors

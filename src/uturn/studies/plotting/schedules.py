@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _COLORS = (ACCENT, CLASS, "#009e73", "#e69f00", "#7b3294", THEORY, "#56b4e9", "#8c510a")
 _REACH = 9  # limit of the log-SNR axis
 
 
-def draw_schedules(schedules: Sequence[xr.Dataset], names: Sequence[str]) -> Any:
+def draw_schedules(schedules: Sequence[xr.Dataset], names: Sequence[str]) -> Figure:
     """Left: amplitude of the image in x_t. Right: log-SNR. Both against strength = k/N, with the
     values at 1/2 as text.
     """
@@ -26,14 +29,12 @@ def draw_schedules(schedules: Sequence[xr.Dataset], names: Sequence[str]) -> Any
         # From the top curve (most image) to the bottom curve (most noise).
         order = np.argsort(middles)[::-1]
         for rank, place in enumerate(order):
-            ds, middle, color = schedules[place], middles[place], _COLORS[rank % len(_COLORS)]
+            ds = schedules[place]
+            middle = middles[place]
+            color = _COLORS[rank % len(_COLORS)]
             share = ds.t_over_T.values
-            look: dict[str, Any] = {
-                "color": color,
-                "marker": "o" if len(share) <= 61 else "",
-                "ms": 2.6,
-                "lw": 1.8,
-            }
+            marker = "o" if len(share) <= 61 else ""
+            look: dict[str, Any] = {"color": color, "marker": marker, "ms": 2.6, "lw": 1.8}
             left.plot(share, np.sqrt(ds.abar), **look)
             right.plot(
                 share[1:],

@@ -9,13 +9,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from uturn.core.files import whole_file
 
-CLASS, THEORY, ACCENT, MUTED = "#b3261e", "#111111", "#0072b2", "#777777"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.typing import ColorType
+
+CLASS = "#b3261e"
+THEORY = "#111111"
+ACCENT = "#0072b2"
+MUTED = "#777777"
 DISTINCT = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Colours of Okabe and Ito, safe for colour blindness."""
 
@@ -55,7 +64,7 @@ def style(families: Sequence[str] = ()) -> Iterator[Any]:
         yield plt
 
 
-def save_figure(figure: Any, *paths: Path) -> None:
+def save_figure(figure: Figure, *paths: Path) -> None:
     """Write a figure to files, in the formats that their endings name, and close it."""
     import matplotlib.pyplot as plt
 
@@ -84,18 +93,16 @@ def fonts_for(text: str) -> tuple[list[str], set[str]]:
     missing = {c for c in text if c.isprintable()} - (normal & bold)
     families = []
     for entry in sorted(fontManager.ttflist, key=lambda entry: (entry.name, entry.weight)):
-        covered = (
-            missing & characters(entry.fname)
-            if missing and "Last Resort" not in entry.name
-            else set()
-        )
+        if not missing or "Last Resort" in entry.name:
+            continue
+        covered = missing & characters(entry.fname)
         if covered:
             families.append(entry.name)
             missing -= covered
     return families, missing | {c for c in text if not c.isprintable()}
 
 
-def bars(axes: Any, x: Any, bounds: Any, **look: Any) -> None:
+def bars(axes: Axes, x: ArrayLike, bounds: ArrayLike, **look: Any) -> None:
     """Points with intervals, `bounds` (points, 3): value, low, high."""
     value, low, high = np.asarray(bounds).T
     # Rounding can make these slightly negative.
@@ -103,10 +110,10 @@ def bars(axes: Any, x: Any, bounds: Any, **look: Any) -> None:
 
 
 def row_interval(
-    axes: Any,
+    axes: Axes,
     y: float,
-    bounds: Any,
-    color: Any,
+    bounds: Sequence[float] | np.ndarray,
+    color: ColorType,
     marker: str = "o",
     lw: float = 2,
     alpha: float = 1,
@@ -120,7 +127,9 @@ def row_interval(
     axes.plot([value], [y], marker, color=color, alpha=alpha, zorder=3, **look)
 
 
-def name_rows(axes: Any, names: Sequence[str], colors: Sequence[Any] = (), **look: Any) -> None:
+def name_rows(
+    axes: Axes, names: Sequence[str], colors: Sequence[ColorType] = (), **look: Any
+) -> None:
     """Names of rows at the heights 0, 1, .. from the top down, in their colours."""
     axes.set_yticks(range(len(names)), names, **look)
     for tick, color in zip(axes.get_yticklabels(), colors, strict=False):
@@ -129,10 +138,10 @@ def name_rows(axes: Any, names: Sequence[str], colors: Sequence[Any] = (), **loo
 
 
 def mark_noise(
-    axes: Any,
+    axes: Axes,
     x: float,
     text: str = "",
-    color: Any = THEORY,
+    color: ColorType = THEORY,
     aside: float = 0.0,
     height: float = 1.0,
 ) -> None:
@@ -143,20 +152,25 @@ def mark_noise(
     axes.text(x + aside, height, text, color=color, va="top")
 
 
-def ticks(axes: Any, x: Any) -> None:
+def ticks(axes: Axes, x: Sequence[float] | np.ndarray) -> None:
     """Set the ticks of a logarithmic axis, without minor ticks."""
-    axes.set_xticks(x, [f"{at:g}" for at in x])
+    axes.set_xticks(x, [f"{place:g}" for place in x])
     axes.minorticks_off()
 
 
-def level_colors(count: int) -> list[Any]:
+def level_colors(count: int) -> list[ColorType]:
     """Colours of levels, from the lowest (dark blue) to the highest (light orange)."""
     from matplotlib import colormaps
 
     return [colormaps["plasma"](0.03 + 0.73 * k / max(count - 1, 1)) for k in range(count)]
 
 
-def level_bar(plt: Any, axes: Any, count: int, label: str) -> None:
+def level_bar(
+    plt: Any,
+    axes: Axes,
+    count: int,
+    label: str,
+) -> None:
     """A discrete colour bar for tree levels 0 .. count - 1."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm, ListedColormap

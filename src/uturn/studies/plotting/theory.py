@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from uturn.exact.theory import MeanField
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def draw(mf: MeanField) -> Any:
+
+def draw(mf: MeanField) -> Figure:
     """Left: the map, the diagonal and fixed points, filled if stable. Right: belief by tree
     level on both sides of ε*.
     """
@@ -27,18 +30,10 @@ def draw(mf: MeanField) -> Any:
             ylim=(0, 1.02),
             aspect="equal",
         )
-        stable_one, stable_low = mf.slope_at_one < 1, float(mf.slope_at(1 / v)) < 1
-        for at, stable in ((1.0, stable_one), (1 / v, stable_low)):
-            left.plot(
-                [at],
-                [at],
-                "o",
-                ms=8,
-                color=ACCENT,
-                mfc=ACCENT if stable else "white",
-                zorder=4,
-                clip_on=False,
-            )
+        for place, slope in ((1.0, mf.slope_at_one), (1 / v, float(mf.slope_at(1 / v)))):
+            face = ACCENT if slope < 1 else "white"
+            look = {"ms": 8, "color": ACCENT, "mfc": face, "zorder": 4, "clip_on": False}
+            left.plot([place], [place], "o", **look)
         star = mf.fixed_point
         if star is not None:
             left.plot([star], [star], "o", ms=8, color=CLASS, mfc="white", mew=2, zorder=4)

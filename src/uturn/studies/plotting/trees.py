@@ -6,12 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle, Wedge
 
 from uturn.studies.plotting.style import ACCENT, CLASS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.typing import ColorType
 
 SYMBOL_COLORS = (
     "#0072b2",
@@ -23,7 +27,8 @@ SYMBOL_COLORS = (
     "#999999",
     "#f0e442",
 )
-UP, DOWN = ACCENT, CLASS
+UP = ACCENT
+DOWN = CLASS
 # The levels have different alphabets, so their symbols get different letters.
 _LETTERS = ("abcdefgh", "ABCDEFGH", "αβγδεζηθ")
 
@@ -39,7 +44,7 @@ def level_name(tree_level: int, depth: int) -> str:
     return {0: "leaves", depth: "class"}.get(tree_level, f"level {tree_level}")
 
 
-def canvas(axes: Any, width: tuple[float, float], height: tuple[float, float]) -> None:
+def canvas(axes: Axes, width: tuple[float, float], height: tuple[float, float]) -> None:
     """Set axes to equal aspect and remove their frame."""
     axes.set(xlim=width, ylim=height, aspect="equal")
     axes.axis("off")
@@ -56,14 +61,14 @@ def leaf_centres(branching: int, depth: int, spacing: float = 1.0) -> dict[int, 
 
 
 def token(
-    axes: Any,
+    axes: Axes,
     x: float,
     y: float,
     symbol: int,
     name: str,
     radius: float = 0.34,
     size: float = 11,
-    ring: Any = None,
+    ring: ColorType | None = None,
 ) -> None:
     """Draw a symbol: a disc of its colour with its name; `ring` is the colour of a circle around
     it.
@@ -84,7 +89,7 @@ def token(
     )
 
 
-def donut(axes: Any, x: float, y: float, shares: np.ndarray, radius: float, width: float) -> None:
+def donut(axes: Axes, x: float, y: float, shares: np.ndarray, radius: float, width: float) -> None:
     """Draw a ring whose arcs are the probabilities of the symbols, clockwise from the top."""
     ends = 90 - 360 * np.r_[0, np.cumsum(shares / shares.sum())]
     for symbol, (start, end) in enumerate(pairwise(ends)):
@@ -104,7 +109,7 @@ def donut(axes: Any, x: float, y: float, shares: np.ndarray, radius: float, widt
             )
 
 
-def square(axes: Any, x: float, y: float, side: float, color: str = "#333333") -> None:
+def square(axes: Axes, x: float, y: float, side: float, color: str = "#333333") -> None:
     """Draw a square, which stands for a factor of the graphical model."""
     axes.add_patch(
         Rectangle((x - side / 2, y - side / 2), side, side, fc=color, ec="white", lw=1, zorder=4)
@@ -112,13 +117,13 @@ def square(axes: Any, x: float, y: float, side: float, color: str = "#333333") -
 
 
 def message_bars(
-    axes: Any,
+    axes: Axes,
     x: float,
     y: float,
     message: Sequence[float] | np.ndarray,
     width: float,
     height: float,
-    color: Any,
+    color: ColorType,
     true_symbol: int,
     arrow: str,
 ) -> None:
@@ -126,7 +131,8 @@ def message_bars(
     `color`: of line, arrow and dot.
     """
     v = len(message)
-    step, left = width / v, x - width / 2
+    step = width / v
+    left = x - width / 2
     axes.add_patch(Rectangle((left, y), width, height, fc="white", ec="#dddddd", lw=0.7, zorder=2))
     places = left + (np.arange(v) + 0.5) * step
     axes.bar(
@@ -148,7 +154,7 @@ def message_bars(
 
 
 def draw_tree(
-    axes: Any,
+    axes: Axes,
     latents: dict[int, np.ndarray],
     centres: dict[int, np.ndarray],
     heights: Sequence[float] | np.ndarray,
@@ -158,56 +164,50 @@ def draw_tree(
     depth = max(latents)
     for level, symbols in latents.items():
         for node, symbol in enumerate(symbols):
-            x, y = centres[level][node], heights[level]
+            x = centres[level][node]
+            y = heights[level]
             marked = changed is not None and bool(changed[level][node])
             if level < depth:
                 parent = node * len(latents[level + 1]) // len(symbols)
-                color, width = (CLASS, 2.2) if marked else ("#888888", 1.4)
-                axes.plot(
-                    [x, centres[level + 1][parent]],
-                    [y, heights[level + 1]],
-                    color=color,
-                    lw=width,
-                    zorder=1,
-                )
-            token(
-                axes,
-                x,
-                y,
-                int(symbol),
-                symbol_name(int(symbol), level, depth),
-                ring=CLASS if marked else None,
-            )
+                ends = [x, centres[level + 1][parent]], [y, heights[level + 1]]
+                color = CLASS if marked else "#888888"
+                axes.plot(*ends, color=color, lw=2.2 if marked else 1.4, zorder=1)
+            name = symbol_name(int(symbol), level, depth)
+            token(axes, x, y, int(symbol), name, ring=CLASS if marked else None)
 
 
 def rule_table(
-    axes: Any,
+    axes: Axes,
     x: float,
     y: float,
     rules: np.ndarray,
     tree_level: int,
     depth: int,
-    frames: dict[tuple[int, int], list[Any]],
+    frames: dict[tuple[int, int], list[ColorType]],
 ) -> None:
     """Draw the rules of a level, a column for each parent from (x, y) on; `frames`: colours by
     (parent, rule), inside out.
     """
-    drop, half = 0.62, 0.26
+    drop = 0.62
+    half = 0.26
     for parent, options in enumerate(rules):
-        at = x + 1.36 * parent
-        token(axes, at, y, parent, symbol_name(parent, tree_level, depth), radius=0.29, size=9.5)
+        column = x + 1.36 * parent
+        token(
+            axes, column, y, parent, symbol_name(parent, tree_level, depth), radius=0.29, size=9.5
+        )
         for k, children in enumerate(options):
             row = y - 0.68 - k * drop
             colors = frames.get((parent, k), [])
             for n, color in enumerate(colors):
-                wide, high = 1.08 + 0.13 * n, 0.5 + 0.13 * n
+                wide = 1.08 + 0.13 * n
+                high = 0.5 + 0.13 * n
                 axes.add_patch(
                     FancyBboxPatch(
-                        (at - wide / 2, row - high / 2), wide, high,
+                        (column - wide / 2, row - high / 2), wide, high,
                         boxstyle="round,pad=0,rounding_size=0.12", fc="none", ec=color, lw=1.7, zorder=3,
                     )
                 )  # fmt: skip
             offsets = (np.arange(len(children)) - (len(children) - 1) / 2) * 2 * half
             for offset, child in zip(offsets, children, strict=True):
                 name = symbol_name(int(child), tree_level - 1, depth)
-                token(axes, at + offset, row, int(child), name, radius=0.225, size=8)
+                token(axes, column + offset, row, int(child), name, radius=0.225, size=8)

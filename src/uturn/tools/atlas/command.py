@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from uturn.cli.options import AcceptChanges, Machines, Out
 from uturn.cli.printing import console
 from uturn.cli.running import Printed, begin, end, resumable
 from uturn.core.checks import expect
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @command(STUDIES)
@@ -66,7 +69,7 @@ def atlas(
             **machines.on_cluster(),
         )
     failed = table.name.values[table.is_failed.values].tolist()
-    parts = [for_terminal(text_table(table)), *remarks_of(table)]
+    parts: list[Table | str] = [for_terminal(text_table(table)), *remarks_of(table)]
     if failed:
         parts.append(f"{len(failed)} of {len(rows)} rows failed: {', '.join(failed)}")
     end(out, Printed(parts, [name for name in RESULTS if name.startswith("atlas")]))

@@ -17,7 +17,9 @@ from uturn.measures.calibration import holm
 from uturn.measures.estimates import ESTIMATE
 from uturn.measures.replicates import replicates
 from uturn.networks.libraries import library
-from uturn.studies.analysis import finished_run, levels_in, reading_of
+from uturn.studies.checked_run import Run
+from uturn.studies.keys import keys_of
+from uturn.studies.references import LevelValues
 from uturn.studies.runs import instructions_of
 
 _LEAST = 16  # U-turns of a chain whose effective draws are counted
@@ -56,7 +58,7 @@ def relaxation(ds: xr.Dataset) -> xr.Dataset:
     order = {
         name: next((str(dim) for dim in run[name].dims if dim in ordered), "") for name in changing
     }
-    named = [(label, name, order[name]) for name in changing for _, label in levels_in(run, name)]
+    named = [(key.label, name, order[name]) for name in changing for key in keys_of(run, name)]
     expect(
         named,
         "ds",
@@ -86,7 +88,8 @@ def _relaxed(run: xr.Dataset, label: str) -> tuple[np.ndarray, np.ndarray, str]:
     """Relaxation time with its interval, what is left after each number of U-turns, and a
     remark.
     """
-    values, start, chance = reading_of(run, label)
+    level = LevelValues.of(Run.of(run), label)
+    values, start, chance = level.values, level.start, level.chance
     k, about = run.noise.values, ", or about as long"
     if not np.isfinite(chance):
         return (
@@ -262,7 +265,7 @@ def checked_chains(ds: Any) -> xr.Dataset:
     """The dataset of a finished run of chains from the first U-turn on, in their order, or a
     ValueError.
     """
-    run = finished_run(ds).sortby("noise")
+    run = Run.finished(ds).data
     unit = run.noise.attrs.get("long_name")
     expect(
         unit == "U-turns",
