@@ -72,7 +72,7 @@ def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Datas
     ]
     expect(differences, "runs", list(runs), "readings that both have")
     added = len(first.axes.noise) - first.data.sizes["noise"]  # noise 0
-    readings = [one.readings[0] for one in differences]
+    readings = [entry.readings[0] for entry in differences]
     texts = {
         "reading": [reading.label for reading in readings],
         "variable": [reading.key.variable for reading in readings],
@@ -81,11 +81,11 @@ def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Datas
         "words": [reading.long_name for reading in readings],
         "unit": [reading.instructions.unit for reading in readings],
         "originals": [reading.originals for reading in readings],
-        "remark": [one.remark for one in differences],
+        "remark": [entry.remark for entry in differences],
     }
-    curves = np.stack([one.curve for one in differences])
-    half_lives = np.stack([one.half_life for one in differences])
-    of_runs = np.stack([one.half_lives for one in differences])
+    curves = np.stack([entry.curve for entry in differences])
+    half_lives = np.stack([entry.half_life for entry in differences])
+    of_runs = np.stack([entry.half_lives for entry in differences])
     return xr.Dataset(
         {
             "curve": (("reading", "noise", "estimate"), curves[:, added:]),

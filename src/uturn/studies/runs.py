@@ -112,11 +112,10 @@ def named_runs(runs: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
     """
     names = []
     for fields in differing_fields(list(runs.values())):
-        words = []
-        for field, value in fields.items():
-            is_path = field == "path"
-            words.append(file_name(value) if is_path else f"{field} = {value[:_LONGEST]}")
-        names.append(", ".join(words))
+        words = {field: f"{field} = {value[:_LONGEST]}" for field, value in fields.items()}
+        if "path" in fields:
+            words["path"] = file_name(fields["path"])
+        names.append(", ".join(words.values()))
     if len(set(names)) < len(names) or not all(names):
         places = zip(names, runs, strict=True)
         names = [f"{name} ({place})" if name else place for name, place in places]
@@ -128,13 +127,19 @@ def differing_fields(runs: Sequence[xr.Dataset]) -> list[dict[str, str]]:
     {shortest clear name: value as text}.
     """
     specs = [dict(_fields(stored_spec(run))) for run in runs]
-    keys = dict.fromkeys(key for spec in specs for key in spec)
-    different = [key for key in keys if len({spec.get(key) for spec in specs}) > 1]
+    keys: dict[str, str] = {}
+    for spec in specs:
+        keys |= spec
+    different = [key for key in keys if any(spec.get(key) != specs[0].get(key) for spec in specs)]
     ends = [key.rpartition(".")[2] for key in different]
-    names = {
-        key: key if ends.count(end) > 1 else end for key, end in zip(different, ends, strict=True)
-    }
-    return [{name: spec[key] for key, name in names.items() if key in spec} for spec in specs]
+    names = dict(zip(different, ends, strict=True))
+    for key, end in names.items():
+        if ends.count(end) > 1:
+            names[key] = key
+    fields = []
+    for spec in specs:
+        fields.append({name: spec[key] for key, name in names.items() if key in spec})
+    return fields
 
 
 def _fields(value: object, key: str = "") -> Iterator[tuple[str, str]]:
