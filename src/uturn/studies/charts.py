@@ -232,7 +232,8 @@ def _correlations(changes: xr.Dataset, noises: np.ndarray, unit: str) -> xr.Data
     others = [name for name, values in curves.coords.items() if "line" in values.dims]
     distance = ("distance", curves.distance.values, {"long_name": f"distance r ({unit})"})
     curves = curves.transpose("line", ...).drop_vars(others)
-    return curves.assign_coords(line=names, distance=distance)
+    named: xr.DataArray = curves.assign_coords(line=names, distance=distance)
+    return named
 
 
 # --- several studies ------------------------------------------------------------------------------

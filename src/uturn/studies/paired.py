@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas
@@ -27,6 +27,9 @@ from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.reading_curves import Reading, readings_of
 from uturn.studies.runs import named_in
 from uturn.studies.tables import TextTable, evenly_chosen, names_in_panel, rows_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _DRAWS = WITHIN[1:]
 _TEXTS = ("reading", "variable", "level", "words", "unit")
@@ -269,7 +272,7 @@ class _Difference:
             rows = [axes.names.index(name) for name in self.shared]
             places.append(axes.convert(np.ravel(noise))[rows])
         with np.errstate(invalid="ignore"):  # log-SNR is infinite without noise
-            return places[1] - places[0]
+            return np.asarray(places[1] - places[0])
 
     def _are_equal(self, fall: _Fall) -> bool:
         """Whether both runs have the same readings, which differ between originals at both levels
@@ -327,7 +330,7 @@ class _Fall:
         with np.errstate(invalid="ignore", divide="ignore"):  # NaN if nothing changes
             left = (curve[: len(self.noise)] - end) / (curve[0] - end)
         least = 0.5 / self.originals
-        return np.clip(left, least, 1 - least)
+        return np.asarray(np.clip(left, least, 1 - least))
 
     @cached_property
     def bracket(self) -> tuple[float, float]:
@@ -358,7 +361,7 @@ def _of_shares(readings: Pair) -> np.ndarray:
 
     def distance(of_second: np.ndarray, of_first: np.ndarray) -> np.ndarray:
         squares = of_second**2 - 2 * correlation * of_second * of_first + of_first**2
-        return np.sqrt(np.maximum(squares, 0))
+        return np.asarray(np.sqrt(np.maximum(squares, 0)))
 
     low = q - p - distance(q - low_q, high_p - p)
     high = q - p + distance(high_q - q, p - low_p)
@@ -442,7 +445,7 @@ def _numbers(values: xr.DataArray) -> object:
     return inner if dim == "noise" else dict(zip(values[dim].values.tolist(), inner, strict=True))
 
 
-def draw_difference(data: xr.Dataset) -> Any:
+def draw_difference(data: xr.Dataset) -> Figure | None:
     """The differences of all curves: a panel for each variable, with some of its levels."""
     chosen = np.array(evenly_chosen(data.variable.values, _MOST_LEVELS))
     variables = data.variable.values[chosen]

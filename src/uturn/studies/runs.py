@@ -95,7 +95,7 @@ def have_labels(values: np.ndarray) -> np.ndarray:
     """Which originals have a label: not -1, NaN or an empty text."""
     if values.dtype.kind in "UTO":
         return np.asarray(values != "")
-    return (values != -1) & (values == values)
+    return np.asarray((values != -1) & (values == values))
 
 
 def is_kept_if_large(name: str) -> bool:

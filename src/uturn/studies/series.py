@@ -66,7 +66,7 @@ def _inversion(curves: Replicates, run: Run) -> tuple[np.ndarray, Remark | None]
     sign = -1.0 if rises else 1.0  # a distance rises where a similarity falls
 
     def difference(means: np.ndarray) -> np.ndarray:
-        return sign * (means[is_finite, -1] - means[is_finite, 0])
+        return np.asarray(sign * (means[is_finite, -1] - means[is_finite, 0]))
 
     place = located_on(curves, lambda means: crossing(noise, difference(means), 0.0), noise)
     inversion = run.axes.convert_interval(place)
