@@ -202,8 +202,8 @@ MUTATIONS = (
     Mutation(
         "clones compared with themselves",
         "uturn.probes.comparison:Comparison.compared",
-        "self.compare(of_clone[j], of_clone[k])",
-        "self.compare(of_clone[j], of_clone[j])",
+        "self._checked_compare(of_clone[j], of_clone[k])",
+        "self._checked_compare(of_clone[j], of_clone[j])",
         tests=(("test_calibration::test_twins_are_their_definition", {}),),
     ),
     Mutation(
@@ -242,8 +242,8 @@ MUTATIONS = (
     Mutation(
         "test on another trajectory than the first",
         "uturn.measures.calibration:calibration",
-        "values.isel(trajectory=0, missing",
-        "values.isel(trajectory=-1, missing",
+        "readings.isel(trajectory=0)",
+        "readings.isel(trajectory=-1)",
         tests=(("test_calibration::test_a_run_is_read_as_it_is_defined", {}),),
     ),
     Mutation(
@@ -277,8 +277,8 @@ MUTATIONS = (
     Mutation(
         "covariances pooled over originals",
         "uturn.measures.covariances:Covariances._moments",
-        "mean = x.mean(axis=1)",
-        "mean = np.broadcast_to(x.mean(axis=(0, 1)), x.shape[::2])",
+        "mean = changes.mean(axis=1)",
+        "mean = np.broadcast_to(changes.mean(axis=(0, 1)), changes.shape[::2])",
         tests=(("test_changes::test_pooling_over_originals_would_give_another_answer", {}),),
     ),
     Mutation(
@@ -298,8 +298,8 @@ MUTATIONS = (
     Mutation(
         "chi without its diagonal",
         "uturn.measures.changes:chi_of",
-        "of.mean[:, 0] / of.mean[:, 1]",
-        "of.mean[:, 0] / of.mean[:, 1] - 1",
+        "means.mean[:, 0] / means.mean[:, 1]",
+        "means.mean[:, 0] / means.mean[:, 1] - 1",
         {"chi": "chi against the exact chi of the same strings, ε"},
         (("test_changes::test_common_changes_have_chi_of_the_number_of_sites", {}),),
     ),
@@ -312,9 +312,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a visible gap where no p-value is small enough",
-        "uturn.measures.calibration:_smallest_log_p",
-        "np.log(share).sum(axis=0)",
-        "np.log(share).sum(axis=0) - 99",
+        "uturn.measures.calibration:_log_share_of_largest",
+        "np.log(is_largest.mean(axis=1)).sum(axis=0)",
+        "np.log(is_largest.mean(axis=1)).sum(axis=0) - 99",
         tests=(("test_calibration::test_no_gap_is_visible_where_no_p_value_is_small_enough", {}),),
     ),
     Mutation(
@@ -361,8 +361,8 @@ MUTATIONS = (
     Mutation(
         "levels of the peak without half a step beyond them",
         "uturn.measures.peaks:_half_a_step_wider",
-        "x[max(a - 1, 0)]",
-        "x[a]",
+        "below = max(first - 1, 0)",
+        "below = first",
         tests=(("test_changes::test_the_interval_of_the_peak_is_half_a_step_wider_than_its_levels", {}),),
     ),
     Mutation(
@@ -374,9 +374,9 @@ MUTATIONS = (
     ),
     Mutation(
         "intervals of labelled changes over items instead of grammars",
-        "uturn.measures.changes:_covariances",
-        "coords=along | ",
-        "coords=",
+        "uturn.measures.changes:_of_changes",
+        "{**changes.coordinates, ",
+        '{**{k: v for k, v in changes.coordinates.items() if k == "noise"}, ',
         tests=(("test_changes_probe::test_intervals_of_labelled_changes_are_over_grammars", {}),),
     ),
     Mutation(
@@ -488,7 +488,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the learned variance is taken for the noise",
-        "uturn.backward.reverse_diffusion:ImageCohort.step_back",
+        "uturn.backward.reverse_diffusion:ImageCohort.to_next_timestep",
         "output = output[:, :channels]",
         "output = output[:, channels:]",
         tests=(("test_ancestral::test_learned_variances_are_left_out", {}),),
@@ -565,14 +565,14 @@ MUTATIONS = (
     ),
     Mutation(
         "correlation length without the power law that is given",
-        "uturn.measures.scaling:correlation_length",
-        "shapes = r ** -exponents[:, None, None] * np.exp(",
-        "shapes = r ** (0 * exponents[:, None, None]) * np.exp(",
+        "uturn.measures.scaling:_Shapes.of",
+        "values = r ** -exponents[:, None, None] * decay",
+        "values = r ** (0 * exponents[:, None, None]) * decay",
         tests=(("test_changes_figures::test_the_length_of_a_known_law_is_found", {}),),
     ),
     Mutation(
         "collapse with nu in place of 1/nu",
-        "uturn.measures.scaling:collapse",
+        "uturn.measures.scaling:_spread",
         "x = (noise - critical) * N[:, None] ** (1 / nu)",
         "x = (noise - critical) * N[:, None] ** nu",
         tests=(("test_changes_figures::test_the_collapse_of_a_known_law_is_found", {}),),
@@ -770,8 +770,8 @@ MUTATIONS = (
     ),
     Mutation(
         "gaps that are equal in all originals have an interval of width 0",
-        "uturn.measures.calibration:calibration",
-        edit=Replaced("np.where(ends[1] - ends[0] > 1e-9 * size, ends, np.nan)", "ends"),
+        "uturn.measures.calibration:_mean_gap",
+        edit=Replaced("high - low > 1e-9 * size", "high > -np.inf"),
         tests=(("test_calibration::test_gaps_that_are_equal_in_all_originals_have_no_interval", {}),),
     ),
     # --- recorded files, plans ---

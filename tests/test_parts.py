@@ -7,6 +7,7 @@ import re
 import runpy
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -176,16 +177,10 @@ class Backward(ut.Backward):
     def reconstruct(self, noisy, streams, clones):
         if self.mistake == "nothing":
             return None
+        trees = self.inner.reconstruct(noisy, streams, clones)
         if self.mistake == "fewer":
-            streams = streams.first()
-        return self.inner.reconstruct(noisy, streams, clones)
-
-
-class DrawsOnce(ut.Masking):
-    """A corruption that makes one noisy datum of every original for any number of trajectories."""
-
-    def observe(self, originals, noise, streams):
-        return super().observe(originals, noise, streams.first())
+            return {level: nodes[:, :1] for level, nodes in trees.items()}
+        return trees
 
 
 @pytest.mark.parametrize(
@@ -197,8 +192,6 @@ class DrawsOnce(ut.Masking):
 )
 def test_mistakes_of_a_backward(mistake, message):
     spec = with_part("backward", "Backward", mistake=mistake)
-    if mistake == "fewer":
-        spec = {**spec, "corruption": {"type": f"{__name__}:DrawsOnce", "noise": [0.0, 0.4]}}
     with pytest.raises(ValueError, match=rf"backward \('test_parts:Backward'\).*{message}"):
         ut.run(ut.Experiment.from_dict(spec))
 
@@ -211,6 +204,13 @@ class Swap(ut.Corruption):
 
     def corrupt(self, leaves, noise, keys):
         return leaves[10**9]
+
+
+class DrawsOnce(ut.Masking):
+    """A corruption that makes one noisy datum of every original for any number of trajectories."""
+
+    def observe(self, originals, noise, streams):
+        return super().observe(originals, noise, streams.first())
 
 
 class FailingMask(ut.Masking):
@@ -226,6 +226,13 @@ class FailingMask(ut.Masking):
             (
                 r"corruption = 'test_parts:Swap': expected one with log_evidence, which the"
                 r" backward 'exact' asks for"
+            ),
+        ),
+        (
+            "DrawsOnce",
+            (
+                r"corruption \('test_parts:DrawsOnce'\).corrupt: shape of values = \(3, 8\):"
+                r" expected a numpy array \(6, ..\)"
             ),
         ),
         (
@@ -579,6 +586,116 @@ def test_the_page_shows_the_files_that_are_tested():
             assert textwrap.dedent(piece).strip() in page, f"{name}: {piece[:60]}"
 
 
+def code_blocks(page):
+    """The blocks of a page, as (language, text)."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+SHOWN_ELSEWHERE = {
+    "# brightness.py": "test_model_pages",
+    "# spans.py": "test_language",
+    "    def bind(self, source):": "test_the_short_blocks_of_the_page_run",
+    "class Reactions(ut.sources.TextSource):": "test_the_short_blocks_of_the_page_run",
+    "# ends.py": "test_the_decoder_of_the_page",
+    "[[probes]]": "test_own_network",
+    '[project.entry-points."uturn.parts"]': "test_own_parts",
+}
+"""The first lines of blocks, and the tests that run them."""
+
+
+def test_every_block_of_the_page_is_run():
+    page = (OWN.parents[1] / "docs" / "own-parts.md").read_text()
+    folders = (OWN, OWN.parents[0] / "tool")
+    files = [path for folder in folders for path in folder.rglob("*.*") if path.is_file()]
+    texts = [path.read_text() for path in files if path.suffix in (".py", ".toml", ".json")]
+    for language, code in code_blocks(page):
+        first = code.splitlines()[0]
+        is_of_file = any(textwrap.dedent(code).strip() in text for text in texts)
+        assert language == "bash" or is_of_file or first in SHOWN_ELSEWHERE, first
+    firsts = {code.splitlines()[0] for _, code in code_blocks(page)}
+    assert set(SHOWN_ELSEWHERE) <= firsts
+
+
+def block(first):
+    """The block of the page with this first line."""
+    page = (OWN.parents[1] / "docs" / "own-parts.md").read_text()
+    return next(code for _, code in code_blocks(page) if code.splitlines()[0] == first)
+
+
+@pytest.fixture
+def module_of(tmp_path, monkeypatch):
+    """Writes a module of a user and gives its name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    written = []
+
+    def write(name, text):
+        (tmp_path / f"{name}.py").write_text(text)
+        written.append(name)
+        return name
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
+
+
+def test_the_short_blocks_of_the_page_run(module_of):
+    Path("reactions.smi").write_text("the cat\nthe dog\n")
+    texts = module_of(
+        "reactions", f"import uturn as ut\n\n{block('class Reactions(ut.sources.TextSource):')}"
+    )
+    probe = f"""
+import copy
+import numpy as np
+import uturn as ut
+
+
+def load(path):
+    return len(path)
+
+
+class Bound(ut.Probe):
+    path = "weights"
+
+{block("    def bind(self, source):")}
+    def variables(self, source):
+        return {{"size": ut.Variable(("noise", "item"), "size")}}
+
+    def read(self, u_turns, source):
+        return {{"size": np.full(len(u_turns.originals.items), self.network)}}
+"""
+    spec = {
+        "items": 2,
+        "source": {"type": f"{texts}:Reactions"},
+        "corruption": {"type": "masking", "noise": [0.5]},
+        "backward": {"type": "language"},
+        "probes": [{"type": "kept_tokens"}, {"type": f"{module_of('bound', probe)}:Bound"}],
+    }
+    ds = ut.run(ut.Experiment.from_dict(spec))
+    assert (ds["size"] == 7).all()
+    assert ds.length.values.tolist() == [7, 7]
+
+
+def test_the_decoder_of_the_page(module_of):
+    """One symbol at a time, chosen before it is drawn, draws from the posterior."""
+    ends = module_of("ends", block("# ends.py"))
+    spec = {
+        "items": 200,
+        "clones": 2,
+        "source": {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2},
+        "corruption": {"type": "masking", "noise": [0.0, 0.6]},
+        "backward": {"type": f"{ends}:FromTheEnds"},
+        "probes": [{"type": "tree_levels"}],
+    }
+    experiment = ut.Experiment.from_dict(spec)
+    assert len(list(check(experiment))) > 4
+    ds = ut.run(experiment)
+    assert (ds.unchanged.sel(noise=0) == 1).all()
+    gap = (ds.unchanged - ds.clone_unchanged).sel(noise=0.6, tree_level=0).mean("clone")
+    error = float(gap.std("item").max()) / 200**0.5
+    assert abs(float(gap.mean())) < 4 * error
+
+
 def test_own_series_run(own_folder):
     assert uturn("check", "series.toml", cwd=own_folder).returncode == 0
     done = process("run", "series.toml", "--store", "run", "--workers", "2", cwd=own_folder)
@@ -664,3 +781,14 @@ def test_a_probe_that_is_not_bound_to_a_source_says_so(name):
         probe.coordinates(None)
     with pytest.raises(AttributeError, match="misspelt"):
         probe.misspelt  # noqa: B018 - an attribute that it does not have
+
+
+def test_own_network(own_folder, monkeypatch):
+    """The probe of the page, beside those of the example."""
+    monkeypatch.chdir(own_folder)
+    monkeypatch.syspath_prepend(own_folder)
+    spec = tomllib.loads((own_folder / "series.toml").read_text() + block("[[probes]]"))
+    ds = ut.run(ut.Experiment.from_dict({**spec, "items": 4}))
+    changed = ds.network_similarity.mean(("item", "trajectory"))
+    assert np.allclose(changed.sel(noise=0), 1, atol=1e-5)
+    assert (changed.sel(noise=3) < 0.9).all()

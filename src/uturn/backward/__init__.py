@@ -9,6 +9,12 @@ In a spec, `type` names the class, and the other keys are its arguments, which
     diffusion  DiffusionModel    a diffusion model of images
     language   LanguageDenoiser  a masked language model, or a discrete diffusion model
     recorded   RecordedImages    reconstructions in image files
+
+A backward of one's own inherits from `ut.Backward` and defines `reconstruct`. What it declares to
+the scheduler of tasks are the values of `uturn.core.protocols.Hints`: whether several blocks share
+the batches of its network, how many it reads ahead, which tasks are best measured together, and
+whether several processes are faster. A network whose batches a queue keeps full inherits from
+`uturn.backward.queue.Queued`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Diffusion models of images as backwards."""
+"""Diffusion models of images as backwards.
+
+The noise schedule belongs to the model. In a spec the corruption is `Diffusion` without a schedule;
+`DiffusionModel.forward_process` replaces it by the `ForwardDiffusion` of the scheduler with which the
+model is sampled.
+"""
 
 from __future__ import annotations
 

@@ -107,7 +107,8 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued[NoisyTokens | NoisyStrings,
 
     def language(self) -> LanguageModel:
         """The model with its tokenizer, loaded once."""
-        return self.reads()[0].load()
+        model: LanguageModel = self.reads()[0].load()
+        return model
 
     def describe(self) -> str:
         model = self.language()

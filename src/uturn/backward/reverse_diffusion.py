@@ -193,7 +193,7 @@ class ReverseDiffusion:
             outputs = self.pieces(self.prediction, *map(torch.cat, inputs))
             sizes = [len(cohort.names) for cohort in cohorts]
             for cohort, output in zip(cohorts, outputs.split(sizes), strict=True):
-                cohort.step_back(output)
+                cohort.to_next_timestep(output)
 
     def queue(self, work: Iterable[ImageWork]) -> Iterator[tuple[object, np.ndarray]]:
         """Reconstructions of noisy images at different steps, in full batches: `(name, image)` in
@@ -419,7 +419,7 @@ class ImageCohort:
     labels: torch.Tensor | None
     options: dict[str, object]
     """Further arguments of the scheduler's `step`."""
-    step: int = 0
+    calls_made: int = 0
     """Calls of the network made so far."""
 
     @property
@@ -429,11 +429,11 @@ class ImageCohort:
 
     @property
     def is_done(self) -> bool:
-        return self.step == self.calls
+        return self.calls_made == self.calls
 
     @property
     def timestep(self) -> torch.Tensor:
-        return self.timesteps[self.step]
+        return self.timesteps[self.calls_made]
 
     def inputs(self) -> list[torch.Tensor]:
         """The next inputs of the network: noisy images, timesteps and, if it takes them, labels."""
@@ -443,14 +443,14 @@ class ImageCohort:
             inputs.append(self.labels)
         return inputs
 
-    def step_back(self, output: torch.Tensor) -> None:
+    def to_next_timestep(self, output: torch.Tensor) -> None:
         """Go to the next timestep with the network's output at this one."""
         channels = self.state.shape[1]
         if output.shape[1] == 2 * channels and not uses_learned_variance(self.scheduler):
             output = output[:, :channels]
         moved = self.scheduler.step(output, self.timestep, self.state, **self.options)
         self.state = moved.prev_sample
-        self.step += 1
+        self.calls_made += 1
 
 
 class ImageQueue:

@@ -111,7 +111,9 @@ class ScoreModel:
         self, mean: np.ndarray, noisy: np.ndarray, a: np.ndarray, s: np.ndarray
     ) -> np.ndarray:
         if self._is_flow:
-            return (noisy - mean) / s  # n - x_0 with a = 1 - s, without its rounding
+            # n - x_0 with a = 1 - s, without its rounding.
+            flow: np.ndarray = (noisy - mean) / s
+            return flow
         return predicted(self.prediction, mean, (noisy - a * mean) / s, a, s)
 
     def amplitudes(self, timestep: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
@@ -136,19 +138,24 @@ class ScoreModel:
         between = low + share * np.where(share > 0, high - low, 0)  # high may be inf
         if self._is_logarithmic:
             between = low * (high / low) ** share
-        return np.where(share > 0, between, low)
+        ratios: np.ndarray = np.where(share > 0, between, low)
+        return ratios
 
 
 def images_of(strings: np.ndarray, vocab_size: int) -> np.ndarray:
     """One-hot images of strings (batch, rows, num_leaves): float32 (batch, vocab_size, rows,
     num_leaves).
     """
-    return (strings[:, None] == np.arange(vocab_size)[:, None, None]).astype(np.float32)
+    images: np.ndarray = (strings[:, None] == np.arange(vocab_size)[:, None, None]).astype(
+        np.float32
+    )
+    return images
 
 
 def strings_of(images: np.ndarray) -> np.ndarray:
     """The symbol of largest value at every leaf of images: int64 (batch, rows, num_leaves)."""
-    return images.argmax(axis=1)
+    symbols: np.ndarray = images.argmax(axis=1)
+    return symbols
 
 
 def observation_of(noisy: np.ndarray, forward: ForwardDiffusion, step: int) -> Noisy:

@@ -12,7 +12,7 @@ import numpy as np
 
 from uturn.core.checks import expect, plain
 from uturn.core.data import O, Originals, Reconstructions
-from uturn.core.messages import shown
+from uturn.core.messages import one_line, shown
 from uturn.core.own_parts import is_own, name_of
 from uturn.core.protocols import Backward, Corruption, Probe, Source, Spec
 from uturn.core.variables import Axes, Axis, Coordinates, Variable
@@ -28,16 +28,12 @@ def checked_blocks(source: Source[O], blocks: Iterable[O], items: np.ndarray) ->
     once and in order.
     """
     where = f"{name_of(source, 'source')}.blocks"
+    expected = "an iterator over blocks; write `yield block`"
+    expect(isinstance(blocks, Iterable), where, blocks, expected)
     checked: list[O] = []
     numbers: list[int] = []
     for block in blocks:
-        kind = type(block).__name__
-        expected = "blocks of a class that inherits from uturn.Originals"
-        expect(isinstance(block, Originals), where, kind, expected)
-        batch = np.shape(block.items)
-        shape = np.shape(getattr(block, "data", block.items))
-        fits = shape[:1] == batch
-        expect(fits, f"{where}: shape of `data`", shape, f"(batch, ..) with `items` {batch}")
+        _check_block(where, block, source.block_class)
         checked.append(read_only(block))
         numbers += np.atleast_1d(block.items).tolist()
         if len(numbers) > len(items):
@@ -49,6 +45,23 @@ def checked_blocks(source: Source[O], blocks: Iterable[O], items: np.ndarray) ->
             " order"
         )
     return checked
+
+
+def _check_block(where: str, block: Originals, base: type[Originals]) -> None:
+    """ValueError unless a block is one of a base class, with an array row for each item."""
+    home = "uturn" if base is Originals else "uturn.sources"
+    expected = f"blocks of a class that inherits from {home}.{base.__name__}"
+    expect(isinstance(block, base), where, type(block).__name__, expected)
+    lacks = [name for name in ("items", "data") if not hasattr(block, name)]
+    expect(not lacks, f"{where}: members that the block lacks", lacks, "`items` and `data`")
+    batch = np.shape(block.items)
+    expected = "(batch,), with at least one item"
+    expect(len(batch) == 1 and batch[0] > 0, f"{where}: shape of `items`", batch, expected)
+    is_array = isinstance(block.data, np.ndarray)
+    expect(is_array, f"{where}: type of `data`", type(block.data).__name__, "a numpy array")
+    shape = block.data.shape
+    fits = shape[:1] == batch
+    expect(fits, f"{where}: shape of `data`", shape, f"(batch, ..) with `items` {batch}")
 
 
 def read_only(value: T) -> T:
@@ -81,11 +94,11 @@ def read_only(value: T) -> T:
     return copied  # type: ignore[no-any-return]
 
 
-def attributes(value: object) -> dict[str, Any]:
+def attributes(value: object) -> dict[str, object]:
     """The attributes of an object: those of its `__dict__` and of its slots."""
     state: Any = object.__getstate__(value)
     tables = state if isinstance(state, tuple) else (state,)  # attributes and slots, or one table
-    members: dict[str, Any] = {}
+    members: dict[str, object] = {}
     for table in tables:
         members |= table or {}
     return members
@@ -99,18 +112,50 @@ def undoes(backward: Backward, corruption: Corruption) -> bool:
 
 
 def checked_reconstructions(
-    backward: Backward, reconstructions: Reconstructions, items: int, draws: int
+    backward: Backward, reconstructions: Reconstructions, originals: Originals, draws: int
 ) -> Reconstructions:
-    """Reconstructions of a backward, `draws` for each item, read-only."""
+    """Reconstructions of a block of originals, `draws` for each item, read-only."""
     where = f"{name_of(backward, 'backward')}.reconstruct"
+    shapes = originals.reconstructed_shape()
+    if isinstance(shapes, dict):
+        _check_tree(where, reconstructions, shapes)
     arrays = [reconstructions]
     if isinstance(reconstructions, Mapping):
         arrays = list(reconstructions.values()) or [None]
+    items = len(originals.items)
     expected = f"shape ({items}, {draws}, ..): items, draws, .."
     for array in arrays:
         shape = tuple(getattr(array, "shape", ()))
         expect(shape[:2] == (items, draws), where, shape or array, expected)
+        is_array = isinstance(array, np.ndarray) and array.dtype != object
+        expected_type = "a numpy array of numbers"
+        expect(is_array, f"{where}: type", getattr(array, "dtype", array), expected_type)
+    if isinstance(shapes, tuple):
+        whole = (items, draws, *shapes)
+        expected = f"{whole}: items, draws, and the shape of an original"
+        expect(reconstructions.shape[2:] == shapes, where, reconstructions.shape, expected)
+        is_rounded = originals.data.dtype.kind == "f" and reconstructions.dtype.kind not in "fc"
+        expected = f"floating point numbers, as those of the originals ({originals.data.dtype})"
+        expect(not is_rounded, f"{where}: dtype", str(reconstructions.dtype), expected)
     return read_only(reconstructions)
+
+
+def _check_tree(
+    where: str, reconstructions: Reconstructions, shapes: Mapping[int, tuple[int, ...]]
+) -> None:
+    """ValueError unless reconstructions have an array for each tree level."""
+    levels = ", ".join(map(str, shapes))
+    expected = (
+        f"{{tree_level: array (items, draws, nodes)}} with the levels {levels};"
+        " `noisy.parsed(strings, num_items, keys)` makes it"
+    )
+    expect(isinstance(reconstructions, Mapping), where, reconstructions, expected)
+    given = list(reconstructions)
+    expect(set(given) == set(shapes), f"{where}: tree levels", given, expected)
+    for level, shape in shapes.items():
+        nodes = np.shape(reconstructions[level])
+        expected = f"(items, draws, {shape[0]})"
+        expect(nodes[2:] == shape, f"{where}: shape of tree level {level}", nodes, expected)
 
 
 def checked_readings(
@@ -126,6 +171,7 @@ def checked_readings(
     `sizes`: lengths of all dims except noise and item.
     """
     where = f"{label}.read"
+    _check_table(where, readings, "{name: array}, as `variables` declares")
     _check_twins(label, readings, declared)
     expected = f"{', '.join(declared)}, as `variables` declares"
     expect(set(readings) == set(declared), where, list(readings), expected)
@@ -179,9 +225,12 @@ def checked_variables(
     allowed.
     """
     where = f"{label}.variables"
+    _check_table(where, variables, "{name: uturn.Variable(..)}")
     allowed = ("trajectory", *own_dims)
     for name, variable in variables.items():
         _check_name(where, name)
+        is_variable = isinstance(variable, Variable)
+        expect(is_variable, f"{where}: {name}", variable, "a uturn.Variable")
         dims = variable.dims
         begins = dims[:2] == ("noise", "item")
         fits = begins and set(dims[2:]) <= set(allowed) and len(set(dims)) == len(dims)
@@ -202,11 +251,14 @@ def bound_probe(probe: Probe, source: Source, index: int) -> Probe:
     """A probe as it reads the data of a source (`Probe.bind`)."""
     bound: object = probe.bind(source)
     label = name_of(probe, f"probes[{index}]")
-    if not isinstance(bound, Probe):
+    if not isinstance(bound, type(probe)):
         raise ValueError(
             f"{label}.bind returns {shown(bound)}; expected the probe, or a copy of it with further"
             " attributes"
         )
+    if is_own(probe) and not is_own(bound):  # a new object instead of a copy
+        object.__setattr__(bound, "own_label", probe.own_label)
+        object.__setattr__(bound, "own_table", probe.own_table)
     return bound
 
 
@@ -261,9 +313,13 @@ def _declaration(probe: Probe, source: Source, clones: int, index: int) -> Decla
     """What a probe declares, with the twins of its variables."""
     label = name_of(probe, f"probes[{index}]")
     dims = checked_coordinates(f"{label}.coordinates", probe.coordinates(source), None)
+    name = probe.probe_name
+    network = probe.network_name
+    expect(isinstance(name, str), f"{label}.probe_name", name, "a text")
+    expect(isinstance(network, str), f"{label}.network_name", network, "a text")
     named = {}
     for key, variable in checked_variables(label, probe.variables(source), dims).items():
-        named[key] = replace(variable, probe=probe.probe_name, model=probe.network_name)
+        named[key] = replace(variable, probe=name, model=network)
     return Declared(label, with_twins(named, clones), dims)
 
 
@@ -272,7 +328,9 @@ def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinat
     same name.
     """
     for name, new in more.items():
-        present = coordinates.get(name, new)
+        present = coordinates.get(name)
+        if present is None:
+            continue
         is_equal = present.dims == new.dims and np.array_equal(present.values, new.values)
         expected = "another name, since it exists already with other values"
         expect(is_equal, f"{label}: coordinate", name, expected)
@@ -335,6 +393,10 @@ def checked_axes(corruption: Corruption, axes: Axes, count: int) -> dict[str, Ax
     `count` values.
     """
     where = f"{name_of(corruption, 'corruption')}.axes"
+    _check_table(where, axes, "{name: (values, attributes)}")
+    for name, axis in axes.items():
+        is_pair = isinstance(axis, tuple) and len(axis) == 2 and isinstance(axis[1], Mapping)
+        expect(is_pair, f"{where}: {name}", axis, "(values, attributes), attributes a dict")
     values = {name: axis[0] for name, axis in axes.items()}
     levels = checked_coordinates(where, values, count)
     return {name: Axis(levels[name], plain(dict(axis[1]))) for name, axis in axes.items()}
@@ -342,12 +404,13 @@ def checked_axes(corruption: Corruption, axes: Axes, count: int) -> dict[str, Ax
 
 def checked_coordinates(
     where: str,
-    coordinates: Mapping[str, Any],
+    coordinates: Mapping[str, object],
     count: int | None,
 ) -> dict[str, np.ndarray]:
     """Coordinates {name: values along one axis}; ValueError unless they are numbers or text,
     `count` of them if given.
     """
+    _check_table(where, coordinates, "{name: values}")
     length = "length" if count is None else str(count)
     checked = {}
     for name, values in coordinates.items():
@@ -369,7 +432,25 @@ def _array(where: str, values: object) -> np.ndarray:
     is_masked = isinstance(values, np.ma.MaskedArray)
     expected = "a plain array, with NaN where there is no value"
     expect(not is_masked, where, "a masked array", expected)
-    return np.asarray(values)
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged, or a tensor with gradients
+        raise ValueError(f"{where}: expected a numpy array ({one_line(error)})") from None
+
+
+def _check_table(where: str, table: object, expected: str) -> None:
+    expect(isinstance(table, Mapping), where, table, expected)
+
+
+def checked_reasons(where: str, reasons: object) -> dict[str, str]:
+    """What a part says of data that are missing or left out, {name: reason}."""
+    expected = "{name: reason}, both texts"
+    if not isinstance(reasons, Mapping):
+        raise ValueError(f"{where} = {shown(reasons)}: expected {expected}")
+    for name, reason in reasons.items():
+        are_texts = isinstance(name, str) and isinstance(reason, str)
+        expect(are_texts, where, {name: reason}, expected)
+    return dict(reasons)
 
 
 def _check_name(where: str, name: object) -> None:

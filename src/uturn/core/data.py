@@ -5,14 +5,16 @@ originals --corruption--> noisy --backward--> reconstructions --probe--> reading
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 from typing_extensions import TypeVar
 
+from uturn.core.checks import expect
 from uturn.core.display import page, table
+from uturn.core.messages import shown
 from uturn.core.random import Streams
 
 if TYPE_CHECKING:
@@ -47,6 +49,25 @@ class Noisy:
         return f"{type(self).__name__}({np.shape(self.values)}, noise {np.unique(self.noise)})"
 
 
+def checked_noisy(noisy: object, where: str, counts: Sequence[int]) -> Noisy:
+    """Noisy data that the method `where` gives; ValueError unless there is one of the `counts` of
+    them, each with its noise level.
+    """
+    if not isinstance(noisy, Noisy):
+        raise ValueError(f"{where} = {shown(noisy)}: expected uturn.Noisy(values, noise)")
+    expected = f"a numpy array ({counts[0]}, ..), a row for each of the data"
+    is_array = isinstance(noisy.values, np.ndarray)
+    expect(is_array, f"{where}: type of values", type(noisy.values).__name__, expected)
+    shape = noisy.values.shape
+    expect(
+        shape[:1] in [(count,) for count in counts], f"{where}: shape of values", shape, expected
+    )
+    levels = np.shape(noisy.noise)
+    expected = f"({shape[0]},), a noise level for each row of values"
+    expect(levels == shape[:1], f"{where}: shape of noise", levels, expected)
+    return noisy
+
+
 class Originals:
     """A block of originals from one source. The fields `items` and `data` are required."""
 
@@ -70,6 +91,15 @@ class Originals:
         """Reconstructions in the form read by networks, (batch, draws, ..)."""
         array: np.ndarray = reconstructions
         return array
+
+    def reconstructed_shape(self) -> tuple[int, ...] | dict[int, tuple[int, ...]] | None:
+        """Shape of one reconstruction, or those of its tree levels; None if any can be read.
+
+        By default that of an original. None for a class with a form of its own (`data_of`).
+        """
+        if type(self).data_of is not Originals.data_of:
+            return None
+        return self.data.shape[1:]
 
     def continued(self, reconstructions: Reconstructions, taken: np.ndarray) -> Originals:
         """A block of the same items and source: the reconstruction of each item `taken`, bool

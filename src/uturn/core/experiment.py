@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +36,7 @@ from uturn.core.contracts import (
 from uturn.core.errors import noted, origin
 from uturn.core.files import read_table
 from uturn.core.findings import DATA_CHECK, Finding
+from uturn.core.inputs import Table
 from uturn.core.messages import one_line, shown, validation_words
 from uturn.core.own_parts import code_digest, is_own, name_of
 from uturn.core.protocols import Backward, Corruption, Part, Probe, Source
@@ -63,7 +64,11 @@ class Parts:
         corruption.
         """
         forward = self.backward.forward_process(self.source, self.given)
-        return self.given if forward is None else forward
+        if forward is None:
+            return self.given
+        where = f"{name_of(self.backward, 'backward')}.forward_process"
+        expect(isinstance(forward, Corruption), where, forward, "a uturn.Corruption, or None")
+        return forward
 
     @cached_property
     def bound_probes(self) -> list[Probe]:
@@ -137,7 +142,7 @@ class Experiment(BaseModel):
 
     def _build_parts(self) -> None:
         """Build the parts that are given as tables, in the place of the tables."""
-        parts: dict[str, Any] = {}
+        parts: Table = {}
         for role in ("source", "corruption", "backward"):
             parts[role] = as_part(role, getattr(self, role))
         parts["probes"] = tuple(
@@ -231,7 +236,7 @@ class Experiment(BaseModel):
         shown_parts = display.table(("idea", "type", "options"), rows)
         return display.page(f"Experiment: {self._sizes()}", shown_parts, note=note)
 
-    def _given(self) -> dict[str, Any]:
+    def _given(self) -> Table:
         probes = {f"probes[{k}]": probe for k, probe in enumerate(self.probes)}
         return {
             "source": self.source,
@@ -240,10 +245,10 @@ class Experiment(BaseModel):
             **probes,
         }
 
-    def _tables(self) -> dict[str, dict[str, Any]]:
+    def _tables(self) -> dict[str, Table]:
         return {name: table_of(part) for name, part in self._given().items()}
 
-    def _spec(self, tables: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    def _spec(self, tables: Mapping[str, Table]) -> Table:
         source, corruption, backward, *probes = tables.values()
         return {
             "seed": self.seed,
@@ -258,13 +263,13 @@ class Experiment(BaseModel):
         }
 
     @model_serializer
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Table:
         """The description as plain data, without options of built-in parts that equal their
         defaults.
         """
         return self._spec(self._tables())
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Table:
         """The fields that determine the results: the spec without execution-only options such as
         the device.
         """
@@ -320,7 +325,7 @@ class Experiment(BaseModel):
         source = self.parts.source
         corruption = self.parts.corruption
         levels = checked_noise(self.noise, corruption.max_noise)
-        about_noise: dict[str, Any] = {"long_name": corruption.unit}
+        about_noise: Table = {"long_name": corruption.unit}
         if math.isfinite(corruption.max_noise):
             about_noise["max"] = float(corruption.max_noise)
         of_run = {
@@ -362,9 +367,9 @@ class Experiment(BaseModel):
             f"{name}.code": code_digest(code) for name, code in self.own_code().items()
         }
 
-    def own_code(self) -> dict[str, Any]:
+    def own_code(self) -> dict[str, object]:
         """User-defined parts, and user-defined networks of built-in parts."""
-        own: dict[str, Any] = {}
+        own: dict[str, object] = {}
         for slot, part in self.slots().items():
             code = part if is_own(part) else part.own_code()
             if code is not None:
@@ -376,7 +381,11 @@ class Experiment(BaseModel):
         that the backward reads.
         """
         findings = []
-        for sentence in self.parts.backward.doubts(self):
+        backward = self.parts.backward
+        doubts = backward.doubts(self)
+        is_list = isinstance(doubts, Sequence) and not isinstance(doubts, str)
+        expect(is_list, f"{name_of(backward, 'backward')}.doubts", doubts, "a list of sentences")
+        for sentence in doubts:
             findings.append(Finding(sentence, check=DATA_CHECK))
         checks = [
             part
@@ -410,7 +419,7 @@ def _check_size(quantity: str, number: int, most: int, units: str) -> None:
     expect(number <= most, quantity, number, f"at most {most} {units}; lower one of them")
 
 
-def _with_noise(spec: dict[str, Any]) -> dict[str, Any]:
+def _with_noise(spec: Table) -> Table:
     """A spec with its noise levels in the field `noise`, from the table of the corruption if they
     stand there.
     """
@@ -442,7 +451,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _without_execution(part: Part, table: Mapping[str, Any]) -> dict[str, Any]:
+def _without_execution(part: Part, table: Mapping[str, Any]) -> Table:
     """The table of a part without its execution-only options; `of` is the table of a part in it."""
     fixed = {name: value for name, value in table.items() if name not in part.execution}
     inner = table.get("of")

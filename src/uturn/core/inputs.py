@@ -13,13 +13,16 @@ from typing import Annotated, Any, get_args
 
 from uturn.core.caches import digest_of_file
 
+Table = dict[str, Any]
+"""A table of a spec: plain data, as in a JSON file."""
+
 
 class Input:
     """A part, or something that a part reads; by default it has no files, no code of the user,
     and no weights.
     """
 
-    def files(self) -> Sequence[Any]:
+    def files(self) -> Sequence[str | Path]:
         """Paths of the files and folders that are read. Results cached from them are computed
         again when they change.
         """

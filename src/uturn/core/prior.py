@@ -1,4 +1,7 @@
-"""The law of a model of data without an observation, from which originals can be drawn."""
+"""The law of a model of data without an observation, from which originals can be drawn.
+
+The source `generated` draws its originals from the prior that `Backward.prior(steps)` gives.
+"""
 
 from __future__ import annotations
 

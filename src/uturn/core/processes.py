@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from uturn.core.checks import expect
+from uturn.core.errors import described
 from uturn.core.progress import listening, write_to
 
 # New processes inherit these variables before they import the libraries that read them. This
 # process has already read them.
 THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+R = TypeVar("R")
 
 
 def cores() -> int:
@@ -46,8 +51,8 @@ def _check_script(workers: int) -> None:
 
 
 def in_processes(
-    function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], workers: int, threads: int = 0
-) -> Iterator[Any]:
+    function: Callable[..., R], tasks: Sequence[tuple[object, ...]], workers: int, threads: int = 0
+) -> Iterator[R]:
     """Yield the results of `function(*task)` from `workers` new processes, in the order of
     completion.
 
@@ -69,20 +74,48 @@ def in_processes(
     try:
         os.environ.update(dict.fromkeys(THREADS, limit))
         try:
-            futures = [pool.submit(function, *task) for task in tasks]  # starts all processes
+            # All processes start here.
+            futures = [pool.submit(_sendable, function, *task) for task in tasks]
         finally:
             for name in THREADS:
                 del os.environ[name]
             os.environ.update(before)
         with listening(lambda: sum(cell.value for cell in unfinished)):
-            for future in as_completed(futures):
-                yield future.result()
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            except BrokenProcessPool:
+                raise RuntimeError(
+                    "a process ended before its task: code in it has called os._exit, has crashed,"
+                    " or was killed for lack of memory; run with workers=1 to see where"
+                ) from None
         is_done = True
     finally:
         if not is_done:
             for process in set(multiprocessing.active_children()) - others:
                 process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _sendable(function: Callable[..., R], *task: object) -> R:
+    """`function(*task)`, whose errors can be sent to another process.
+
+    An error of a class that cannot be pickled becomes a RuntimeError with its text.
+    """
+    try:
+        return function(*task)
+    except Exception as error:
+        if _can_be_sent(error):
+            raise
+        raise RuntimeError(described(error)) from None
+
+
+def _can_be_sent(error: Exception) -> bool:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # of a class that is defined in a function, or whose __init__ takes more
+        return False
+    return True
 
 
 def _begin(

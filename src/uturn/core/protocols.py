@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
 
@@ -20,7 +21,17 @@ from numpy.typing import ArrayLike, DTypeLike
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypeVar
 
-from uturn.core.data import N, Noisy, O, Originals, Reconstructions, StoredItems, UTurns
+from uturn.core.checks import expect
+from uturn.core.data import (
+    N,
+    Noisy,
+    O,
+    Originals,
+    Reconstructions,
+    StoredItems,
+    UTurns,
+    checked_noisy,
+)
 from uturn.core.inputs import Input, marked
 from uturn.core.messages import counted, file_name
 from uturn.core.progress import portion
@@ -71,12 +82,18 @@ class Part(Input, ABC):
     """
     batch_invariant: ClassVar[bool] = False
     """Whether the output for an item is bit-identical, whatever else is in its batch."""
+    required: ClassVar[tuple[str, ...]] = ()
+    """Values that a class or its objects must have, beside the abstract methods."""
     own_label: ClassVar[str] = ""
     """Name of a user-defined part in messages, such as "source ('mine:Own')". The experiment
     sets it.
     """
-    own_table: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    own_table: ClassVar[Mapping[str, object]] = MappingProxyType({})
     """Table of a user-defined part in its spec. The experiment sets it."""
+
+    def __repr__(self) -> str:
+        options = [f"{name}={value!r}" for name, value in self.own_table.items() if name != "type"]
+        return f"{type(self).__name__}({', '.join(options)})"
 
 
 class Source(Part, Generic[O]):
@@ -84,6 +101,8 @@ class Source(Part, Generic[O]):
 
     site_name: ClassVar[str] = "sites"
     """Name of the sites of an original, in the plural."""
+    block_class: ClassVar[type[Originals]] = Originals
+    """What its blocks inherit from."""
 
     @property
     def num_symbols(self) -> int:
@@ -161,6 +180,7 @@ class Source(Part, Generic[O]):
 class Corruption(Part, Generic[O, N]):
     """A process that turns an original into a noisy datum."""
 
+    required: ClassVar[tuple[str, ...]] = ("unit", "max_noise")
     process: ClassVar[str] = ""
     """The process: "channel" if the log-evidence about the original is known, "diffusion" for
     the forward process of a diffusion model.
@@ -202,9 +222,27 @@ class Corruption(Part, Generic[O, N]):
         recorded with the noisy data.
         """
         options = {"vocab_size": vocab_size} if self.needs_vocab_size else {}
-        noisy: Any = self.corrupt(symbols, noise, keys, **options)  # type: ignore[arg-type]
-        of_symbols: Noisy = replace(noisy, vocab_size=vocab_size)
-        return of_symbols
+        given: object = self.corrupt(symbols, noise, keys, **options)  # type: ignore[arg-type]
+        where = f"{self.own_label or 'corruption'}.corrupt"
+        noisy = checked_noisy(given, where, [len(symbols)])
+        if self.own_label:
+            self._check_symbols(symbols, noisy.values, vocab_size)
+        return replace(noisy, vocab_size=vocab_size)
+
+    def _check_symbols(self, symbols: np.ndarray, values: np.ndarray, vocab_size: int) -> None:
+        """ValueError for noisy symbols that no built-in part can read."""
+        where = f"{self.own_label}.corrupt: noisy.values"
+        if self.masks:
+            is_form = values.shape == symbols.shape and values.dtype.kind in "iu"
+            form = (values.dtype, values.shape)
+            expect(is_form, f"{where}: dtype, shape", form, f"integers {symbols.shape}")
+            is_wrong = (values != symbols) & (values != -1)
+            expected = "the symbol of the original, or -1 where it is masked (masks = True)"
+            expect(not is_wrong.any(), where, values[is_wrong].tolist(), expected)
+        elif values.shape == symbols.shape and values.dtype.kind in "iu":
+            is_wrong = (values < -1) | (values >= vocab_size)
+            expected = f"symbols 0 .. {vocab_size - 1}, or -1 where one is masked"
+            expect(not is_wrong.any(), where, values[is_wrong].tolist(), expected)
 
     def observe(self, originals: O, noise: float, streams: Streams) -> N:
         """Noisy data of a block of originals, one for each trajectory of each original."""
@@ -302,7 +340,9 @@ class Channel(Corruption[O, Noisy]):
 
 
 class Hints:
-    """How a backward is fastest. A hint changes the order of tasks and never a number."""
+    """How a backward is fastest: what it declares to the scheduler of tasks
+    (`uturn.engine.schedule`). A hint changes the order of tasks and never a number.
+    """
 
     shares_batches: ClassVar[bool] = False
     """Whether `reconstruct_stream` reconstructs the data of several blocks together."""
@@ -523,7 +563,7 @@ class Spec(BaseModel, Part):
         values = [(kind, getattr(self, name)) for name, kind in marked(type(self)).items()]
         return [kind(value) for kind, value in values if isinstance(value, str)]
 
-    def files(self) -> Sequence[Any]:
+    def files(self) -> Sequence[str | Path]:
         return [path for one in self.reads() for path in one.files()]
 
     def own_code(self) -> object:

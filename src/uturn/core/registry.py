@@ -17,6 +17,7 @@ from uturn.core.checks import expect, plain
 from uturn.core.contracts import undoes
 from uturn.core.errors import noted
 from uturn.core.imports import import_object, is_import_path
+from uturn.core.inputs import Table
 from uturn.core.messages import one_line
 from uturn.core.own_parts import DOCS, check_class, check_own, is_own
 from uturn.core.protocols import BASES, Backward, Corruption, Part, Probe, Source
@@ -241,7 +242,7 @@ def as_part(role: str, value: object, index: int | None = None) -> Any:  # noqa:
     return value if table["type"] in PARTS[role] else build(role, table, index=index)
 
 
-def table_of(part: Part) -> dict[str, Any]:
+def table_of(part: Part) -> Table:
     """The table of a part in a spec: its type, and the options that differ from the defaults."""
     if is_own(part):
         return dict(part.own_table)
@@ -273,7 +274,7 @@ def _built_in(path: str) -> str | None:
     return None
 
 
-def filled(spec: Mapping[str, Any]) -> dict[str, Any]:
+def filled(spec: Mapping[str, Any]) -> Table:
     """A stored spec, or identity, completed by the defaults of built-in parts and one clone."""
     tables = {role: _filled(role, spec[role]) for role in ROLES if role in spec}
     probes = spec.get("probes")

@@ -11,9 +11,9 @@ import numpy as np
 
 from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.contracts import checked_reconstructions, read_only, undoes
-from uturn.core.data import N, O, UTurns
+from uturn.core.data import N, O, UTurns, checked_noisy
 from uturn.core.messages import shown
-from uturn.core.own_parts import name_of
+from uturn.core.own_parts import is_own, name_of
 from uturn.core.protocols import Backward, Corruption
 from uturn.core.random import Streams, checked_seed
 
@@ -153,7 +153,7 @@ class _Stream(Generic[Key, O, N]):
         try:
             for block in blocks:
                 key, originals, noise, streams = self._checked(block)
-                noisy = read_only(self.corruption.observe(originals, noise, streams))
+                noisy = read_only(self._observed(originals, noise, streams))
                 self.waiting[key] = _Waiting(originals, noisy, streams)
                 self.num_read += 1
                 del block, originals, noisy  # release them while the backward computes
@@ -163,6 +163,20 @@ class _Stream(Generic[Key, O, N]):
         except Exception as error:
             self.failures.append(_Failure(error, error.__traceback__))
             raise
+
+    def _observed(self, originals: O, noise: float, streams: Streams) -> N:
+        """The noisy data of a block; ValueError unless a user's corruption gives one for each
+        trajectory.
+        """
+        noisy = self.corruption.observe(originals, noise, streams)
+        if not is_own(self.corruption):  # noisy data of a chain are of a class of their own
+            return noisy
+        items = len(originals.items)
+        counts = [items * streams.count]
+        if not self.corruption.is_random:
+            counts.append(items)
+        checked_noisy(noisy, f"{name_of(self.corruption, 'corruption')}.corrupt", counts)
+        return noisy
 
     def _answers(self, blocks: Iterator[tuple[Key, O, float, Streams | int]]) -> Iterator[object]:
         """What the backward gives. Errors of source and corruption pass without its frames."""
@@ -186,9 +200,10 @@ class _Stream(Generic[Key, O, N]):
         key, reconstructions = answer
         expect(key in self.waiting, self.where, answer, expected)
         block = self.waiting.pop(key)
-        num_items = len(block.originals.items)
         num_draws = block.streams.count * self.clones
-        checked = checked_reconstructions(self.backward, reconstructions, num_items, num_draws)
+        checked = checked_reconstructions(
+            self.backward, reconstructions, block.originals, num_draws
+        )
         return key, UTurns(block.originals, block.noisy, checked, self.clones)
 
     def _checked(self, block: tuple[Key, O, float, Streams | int]) -> tuple[Key, O, float, Streams]:

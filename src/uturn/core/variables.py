@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, fields
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, FiniteFloat, StrictStr
+from pydantic import ConfigDict, Field, FiniteFloat, StrictStr
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from uturn.core.checks import LARGEST, expect, plain
+from uturn.core.inputs import Table
 
-_NONE: Mapping[str, Any] = MappingProxyType({})
+_NONE: Mapping[str, object] = MappingProxyType({})
 
 
 class Coordinate(NamedTuple):
@@ -21,7 +22,7 @@ class Coordinate(NamedTuple):
 
     dims: tuple[str, ...]
     values: np.ndarray
-    attributes: Mapping[str, Any] = _NONE
+    attributes: Mapping[str, object] = _NONE
 
 
 Coordinates = Mapping[str, Coordinate]
@@ -37,7 +38,7 @@ class Axis(NamedTuple):
 
     values: np.ndarray
     """(levels,)"""
-    attributes: Mapping[str, Any] = _NONE
+    attributes: Mapping[str, object] = _NONE
 
 
 Axes = Mapping[str, Axis]
@@ -50,7 +51,7 @@ _NOT_STORED = ("dims", "long_name", "pooled", "twin_of", "twin")
 _SHARED_DIMS = ("noise", "item", "trajectory", "clone")  # all other dims are a variable's own
 
 
-@checked_dataclass(frozen=True)
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Variable:
     """Dims, meaning and reading instructions of a variable that a probe measures; `uturn.study`
     needs these and the store.
@@ -117,7 +118,7 @@ class Variable:
     they change with noise.
     """
 
-    def instructions(self) -> dict[str, Any]:
+    def instructions(self) -> Table:
         """The reading instructions that differ from the defaults, as plain data: the attribute
         `reading` of a stored array.
         """

@@ -16,6 +16,10 @@ In a spec, `type` names the class, and the other keys are its arguments, which
     uniform    UniformReplacement  draws leaves or tokens again, uniformly
     epsilon    EpsilonBelief       the simplified process of arXiv:2402.16991
     recorded   Recorded            the noise of U-turns made elsewhere
+
+A corruption of one's own inherits from `ut.Corruption`, and one of symbols with a known likelihood
+from `ut.Channel`. Reverse processes of channels are samplers: `uturn.corruption.sampling`, which
+says how to add a decoder.
 """
 
 from __future__ import annotations

@@ -16,13 +16,15 @@ import numpy as np
 
 from uturn.core import progress
 from uturn.core.checks import checked_integer, checked_noise, expect
+from uturn.core.data import checked_noisy
 from uturn.core.protocols import Channel, Corruption, Noisy
 from uturn.core.random import streams
-from uturn.corruption.sampling import ArrayBeliefs, Sampler
+from uturn.corruption.sampling import MASKED, ArrayBeliefs, Sampler, State
 
 if TYPE_CHECKING:
     from uturn.exact.grammar import Grammar
 
+_MOST_CALLS = 100  # evaluations for each expected one after which a sampler has no end
 _AT_ONCE = 2**23  # largest number of values (sample, leaf, symbol) in memory
 # Sub-streams of a sample for the order of unmasking and the last draw; the sub-streams 0, 1, .. are
 # those of the steps.
@@ -67,7 +69,8 @@ class ExactDenoiser:
         evidence = self.corruption.log_evidence(noisy, np.float32)
         if np.isfinite(self.corruption.misread):
             evidence = np.maximum(evidence, np.float32(self.corruption.misread))
-        return infer(self.rhm, evidence).marginals[0]
+        marginals: np.ndarray = infer(self.rhm, evidence).marginals[0]
+        return marginals
 
 
 def denoise(
@@ -122,19 +125,45 @@ def drawn(sampler: Sampler, denoiser: Denoiser, noisy: Noisy, keys: np.ndarray) 
     """
     strings = noisy.values.copy()
     rows = np.arange(len(strings))
-    state = sampler.start(noisy, keys)
-    with progress.units(sampler.calls(noisy).sum()):
+    expect(isinstance(sampler, Sampler), "sampler", sampler, "an object of a Sampler")
+    name = type(sampler).__name__
+    state = _checked_state(f"{name}.start", sampler.start(noisy, keys), len(rows))
+    calls = np.asarray(sampler.calls(noisy))
+    most = _MOST_CALLS * (1 + int(calls.max(initial=0)))
+    num_made = 0
+    with progress.units(calls.sum()):
         while True:
-            is_waiting = sampler.is_waiting(state)
+            is_waiting = np.asarray(sampler.is_waiting(state))
+            form = (is_waiting.dtype, is_waiting.shape)
+            fits = form == (np.dtype(bool), rows.shape)
+            expect(fits, f"{name}.is_waiting: dtype, shape", form, f"bool {rows.shape}")
             strings[rows[~is_waiting]] = state.values[~is_waiting]
             state = state.rows(is_waiting)
             rows = rows[is_waiting]
             if not rows.size:
-                return strings
-            question = replace(sampler.question(state), vocab_size=noisy.vocab_size)
+                break
+            expected = f"at most {most}; `is_waiting` must become False for each string"
+            expect(num_made < most, f"{name}: evaluations", num_made, expected)
+            question = checked_noisy(sampler.question(state), f"{name}.question", [len(rows)])
+            question = replace(question, vocab_size=noisy.vocab_size)
             beliefs = ArrayBeliefs(checked_posterior(denoiser, question))
-            state = sampler.answered(state, beliefs)
+            state = _checked_state(f"{name}.answered", sampler.answered(state, beliefs), len(rows))
             progress.add(len(rows))
+            num_made += 1
+    is_wrong = (strings >= denoiser.vocab_size) | ((strings < 0) & (noisy.values >= MASKED))
+    expected = f"symbols 0 .. {denoiser.vocab_size - 1}"
+    expect(not is_wrong.any(), f"{name}: drawn symbols", strings[is_wrong].tolist(), expected)
+    return strings
+
+
+def _checked_state(where: str, state: State, num_rows: int) -> State:
+    """A state of a sampler; ValueError unless it has so many strings of symbols."""
+    expect(isinstance(state, State), where, state, "a uturn.corruption.sampling.State")
+    form = (state.values.dtype, state.values.shape[:1])
+    fits = state.values.dtype.kind in "iu" and len(state.values) == num_rows
+    expected = f"integers ({num_rows}, positions)"
+    expect(fits, f"{where}: dtype, rows of values", form, expected)
+    return state
 
 
 def checked_posterior(denoiser: Denoiser, noisy: Noisy) -> np.ndarray:

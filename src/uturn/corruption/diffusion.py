@@ -162,9 +162,14 @@ class ForwardDiffusion(Diffusion):
 
     def _encoded(self, images: torch.Tensor, pieces: Pieces) -> torch.Tensor:
         """The latents of images; the images themselves without an autoencoder."""
-        latents: torch.Tensor = images if self.codec is None else pieces(self.codec.encode, images)
+        if self.codec is None:
+            expect(
+                images.isfinite().all(), "images", "NaN or infinity", "finite numbers in [-1, 1]"
+            )
+            return images
+        latents: torch.Tensor = pieces(self.codec.encode, images)
         if not latents.isfinite().all():
-            advice = half_precision_words(getattr(self.codec, "dtype", None))
+            advice = half_precision_words(self.codec.dtype)
             raise ValueError(f"the autoencoder gives NaN or infinity for the originals{advice}")
         return latents
 

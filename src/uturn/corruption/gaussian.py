@@ -90,7 +90,8 @@ class Gaussian(Channel):
         with np.errstate(divide="ignore", over="ignore"):
             gain = np.sqrt(self.abar(t)) / -np.expm1(-2 * t)
         # The symbol is certain at times below 1e-30; the product stays finite in float32.
-        return np.minimum(gain, 1e30)
+        bounded: np.ndarray = np.minimum(gain, 1e30)
+        return bounded
 
     def log_observation_factor(self, noisy: Noisy) -> np.ndarray:
         """`log p(x_t) - Beliefs.log_evidence`, (batch,) in nats: the constant that
@@ -125,7 +126,8 @@ class Gaussian(Channel):
         def of_time(time: float) -> float:
             return noisy_leaf(float(time), vocab_size).effective_epsilon
 
-        return np.vectorize(of_time, otypes=[float])(t)
+        lost: np.ndarray = np.vectorize(of_time, otypes=[float])(t)
+        return lost
 
     def bits_per_leaf(self, noise: ArrayLike, vocab_size: int) -> np.ndarray:
         """Mutual information of a uniformly distributed leaf and its observation, in bits; error
@@ -136,7 +138,8 @@ class Gaussian(Channel):
         def of_time(time: float) -> float:
             return noisy_leaf(float(time), vocab_size).bits
 
-        return np.vectorize(of_time, otypes=[float])(t)
+        bits: np.ndarray = np.vectorize(of_time, otypes=[float])(t)
+        return bits
 
     def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
         if steps > 1:
@@ -148,7 +151,8 @@ class Gaussian(Channel):
 
     def shown(self, noisy: Noisy) -> np.ndarray:
         """The symbol of largest value at every leaf."""
-        return noisy.values.argmax(-1)
+        symbols: np.ndarray = noisy.values.argmax(-1)
+        return symbols
 
     def checked_values(self, values: np.ndarray, noise: np.ndarray, vocab_size: int) -> np.ndarray:
         is_finite = values.dtype.kind == "f" and np.isfinite(values).all()

@@ -125,7 +125,8 @@ class Remasking:
     def _sigma(self, sigma_max: np.ndarray) -> np.ndarray:
         """Chance of masking by which the chance of revealing is raised."""
         if self.schedule == "cap":
-            return np.minimum(self.eta, sigma_max)
+            sigma: np.ndarray = np.minimum(self.eta, sigma_max)
+            return sigma
         if self.schedule == "rescale":
             return self.eta * sigma_max
         return 0 * sigma_max

@@ -71,7 +71,8 @@ class Masking(SymbolChannel):
         """Mutual information of a uniformly distributed leaf and its observation: alpha log2 v
         bits.
         """
-        return (1 - checked_noise(noise, 1)) * np.log2(vocab_size)
+        bits: np.ndarray = (1 - checked_noise(noise, 1)) * np.log2(vocab_size)
+        return bits
 
     def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
         return drawn(InOrder(steps=steps), denoiser, noisy, keys)

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from uturn.core.checks import checked_integer
+from uturn.core.checks import checked_integer, expect
+from uturn.core.messages import shown
 from uturn.corruption.sampling import MASKED, SymbolBeliefs, lengths
 
 
@@ -51,8 +52,18 @@ class Order(ABC):
         """Masked positions whose symbols are drawn, bool (rows, positions), to reveal `count`
         (rows,) of them. Uniform numbers `chance` (rows, positions) order positions of equal rank.
         """
-        ranks = self.ranks(masked, beliefs)
+        ranks = self.checked_ranks(masked, beliefs)
         return self.first(ranks, masked, count, chance)
+
+    def checked_ranks(self, masked: np.ndarray, beliefs: SymbolBeliefs) -> np.ndarray:
+        """The ranks; ValueError unless there is a number for each position."""
+        ranks: object = self.ranks(masked, beliefs)
+        where = f"{type(self).__name__}.ranks"
+        if not isinstance(ranks, np.ndarray):
+            raise ValueError(f"{where} = {shown(ranks)}: expected an array {masked.shape}")
+        expect(ranks.shape == masked.shape, f"{where}: shape", ranks.shape, f"{masked.shape}")
+        expect(not np.isnan(ranks).any(), where, "NaN", "a number for each position")
+        return ranks
 
     def first(
         self, ranks: np.ndarray, masked: np.ndarray, count: np.ndarray, chance: np.ndarray

@@ -71,6 +71,7 @@ def predicted(kind: Prediction, clean: A, noise: A, a: A | float, s: A | float) 
         case "v":
             return a * noise - s * clean
         case "flow":
-            return noise - clean
+            flow: A = noise - clean
+            return flow
         case "score":
             return -noise / s

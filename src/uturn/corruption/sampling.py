@@ -5,6 +5,13 @@ A sampler is a reverse process of discrete diffusion, cut where it evaluates the
 of its state are independent strings, each at a step of its own, so one evaluation serves strings at
 different steps. `uturn.corruption.denoising.drawn` asks a denoiser until all strings of a batch are
 done. The queue of `uturn.backward.language` asks a network about strings of many blocks at once.
+
+To add a decoder, write the part that is new. Another order of revealing is an `Order`
+(`uturn.corruption.orders`), another law of each symbol a `SymbolLaw` with `weights`; both are
+options of the sampler `uturn.corruption.unmasking.InOrder`. Any other rule is a `Sampler` with a
+`State`, as those in `uturn.corruption.in_time` are. `denoise(denoiser, noisy, steps, keys,
+sampler)` draws with it. `Decoder` in `uturn.corruption.unmasking` gives samplers their names in
+specs.
 """
 
 from __future__ import annotations
@@ -56,7 +63,8 @@ class ArrayBeliefs:
     def at(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         width = self.probabilities.shape[1]
         laws = self.probabilities.reshape(-1, self.vocab_size)
-        return laws.take(rows * width + positions, axis=0)
+        laws_of_positions: np.ndarray = laws.take(rows * width + positions, axis=0)
+        return laws_of_positions
 
     def entropies(self) -> np.ndarray:
         logs = np.log(np.maximum(self.probabilities, np.finfo(np.float32).tiny))
@@ -138,6 +146,19 @@ class SymbolLaw:
             sharpened: np.ndarray = np.exp((logs - logs.max(-1, keepdims=True)) / self.temperature)
         return sharpened
 
+    def _checked_weights(self, belief: np.ndarray) -> np.ndarray:
+        """The weights; ValueError if those of a user's law are not weights of the symbols."""
+        weights = self.weights(belief)
+        if type(self).weights is SymbolLaw.weights:
+            return weights
+        where = f"{type(self).__name__}.weights"
+        shape = np.shape(weights)
+        expect(shape == belief.shape, f"{where}: shape", shape, f"{belief.shape}, that of beliefs")
+        totals = weights.sum(-1)
+        are_weights = (weights >= 0).all() and (totals > 0).all() and np.isfinite(totals).all()
+        expect(are_weights, f"{where}: sums", totals, "finite and above 0, of numbers >= 0")
+        return weights
+
     def _truncated(self, weights: np.ndarray) -> np.ndarray:
         """Weights without the symbols that `top_k` or `top_p` excludes; among equally probable
         symbols the first ones are kept.
@@ -173,7 +194,7 @@ class SymbolLaw:
             belief = beliefs.at(rows[part], positions[part])
             if dtype is not None:
                 belief = belief.astype(dtype, copy=False)
-            drawn = choices(self.weights(belief), heights[rows[part], positions[part]])
+            drawn = choices(self._checked_weights(belief), heights[rows[part], positions[part]])
             symbols[part] = drawn
             probabilities[part] = np.take_along_axis(belief, drawn[:, None], 1)[:, 0]
         return Draws(rows, positions, symbols, probabilities)

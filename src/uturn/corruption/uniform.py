@@ -82,9 +82,9 @@ class UniformReplacement(SymbolChannel):
         # p(a | x_t) / q(x_t | a).
         belief = belief.astype(np.float64) / _replaced(here, now, v)
         if not euler:
-            return _replaced(here, now / later, v) * (
-                later * belief + (1 - later) / v * belief.sum(-1, keepdims=True)
-            )
+            mixed = later * belief + (1 - later) / v * belief.sum(-1, keepdims=True)
+            exact: np.ndarray = _replaced(here, now / later, v) * mixed
+            return exact
         ratio = now * belief + (1 - now) / v * belief.sum(-1, keepdims=True)
         law = np.where(here, 0, (later - now) / (max(now, 1e-3) * v) * ratio)
         return np.where(here, np.maximum(1 - law.sum(-1, keepdims=True), 0), law)

@@ -6,7 +6,8 @@ is drawn. Orders that depend on the drawn symbol, temperatures other than 1, tru
 several symbols a step draw from other laws. `uturn.corruption.in_time` has the samplers that follow
 the time of the diffusion and may mask symbols again.
 
-To add an order, write a class in `uturn.corruption.orders` and list it in `_ORDERS`.
+To add an order, write a class in `uturn.corruption.orders`, list it in `_ORDERS`, and add its name
+to the option `order` of `uturn.networks.texts.options.DecoderOptions`.
 """
 
 from __future__ import annotations
@@ -75,14 +76,15 @@ class Portions:
 
     tokens: np.ndarray
     """Masked symbols of each block, int64 (rows, blocks)."""
-    calls: np.ndarray
-    """Evaluations for each block, int64 (rows, blocks)."""
+    evaluations: np.ndarray
+    """Evaluations of the denoiser for each block, int64 (rows, blocks)."""
 
     def before(self, step: np.ndarray) -> np.ndarray:
         """Symbols revealed before an evaluation, int64 (rows,); `step` (rows,): its number."""
-        first = np.cumsum(self.calls, axis=1) - self.calls
-        num_made = np.clip(step[:, None] - first, 0, self.calls)
-        revealed: np.ndarray = (self.tokens * num_made // np.maximum(self.calls, 1)).sum(axis=1)
+        first = np.cumsum(self.evaluations, axis=1) - self.evaluations
+        num_made = np.clip(step[:, None] - first, 0, self.evaluations)
+        shares = self.tokens * num_made // np.maximum(self.evaluations, 1)
+        revealed: np.ndarray = shares.sum(axis=1)
         return revealed
 
 
@@ -95,12 +97,12 @@ class OrderState(State):
     rank."""
     tokens: np.ndarray
     """int64 (rows, blocks), `Portions.tokens`."""
-    calls: np.ndarray
-    """int64 (rows, blocks), `Portions.calls`."""
+    evaluations: np.ndarray
+    """int64 (rows, blocks), `Portions.evaluations`."""
 
     @property
     def portions(self) -> Portions:
-        return Portions(self.tokens, self.calls)
+        return Portions(self.tokens, self.evaluations)
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,12 @@ class InOrder(Sampler[OrderState]):
     law: SymbolLaw = field(default_factory=SymbolLaw)
     steps: int | None = None
 
+    def __post_init__(self) -> None:
+        expect(isinstance(self.order, Order), "order", self.order, "an object of an Order")
+        expect(isinstance(self.law, SymbolLaw), "law", self.law, "a SymbolLaw")
+        if self.steps is not None:
+            checked_integer("steps", self.steps, 1)
+
     @property
     def keeps_posterior(self) -> bool:
         """Whether draws from beliefs, one an evaluation, are draws from the posterior."""
@@ -125,8 +133,9 @@ class InOrder(Sampler[OrderState]):
         length = values.shape[1]
         starts = np.arange(0, length, self.order.block_length(length))
         tokens = np.add.reduceat(values == MASKED, starts, axis=1, dtype=np.int64)
-        calls = tokens if self.steps is None else np.minimum(tokens, self.steps)
-        return Portions(tokens, calls)
+        if self.steps is None:
+            return Portions(tokens, tokens)
+        return Portions(tokens, np.minimum(tokens, self.steps))
 
     def start(self, noisy: Noisy, keys: np.ndarray) -> OrderState:
         rows, length = noisy.values.shape
@@ -138,16 +147,16 @@ class InOrder(Sampler[OrderState]):
             step=np.zeros(rows, np.int64),
             chance=uniforms(streams(keys, rows, ORDER), length),
             tokens=portions.tokens,
-            calls=portions.calls,
+            evaluations=portions.evaluations,
         )
 
     def calls(self, noisy: Noisy) -> np.ndarray:
         """Number of evaluations for each string, int64 (rows,); `noisy.noise` has no effect."""
-        calls: np.ndarray = self.portions(noisy.values).calls.sum(axis=1)
+        calls: np.ndarray = self.portions(noisy.values).evaluations.sum(axis=1)
         return calls
 
     def is_waiting(self, state: OrderState) -> np.ndarray:
-        is_waiting: np.ndarray = state.step < state.calls.sum(axis=1)
+        is_waiting: np.ndarray = state.step < state.evaluations.sum(axis=1)
         return is_waiting
 
     def question(self, state: OrderState) -> Noisy:
@@ -163,7 +172,12 @@ class InOrder(Sampler[OrderState]):
         candidates = self.order.candidates(masked, beliefs, count, state.chance)
         draws = self.law.draws(beliefs, candidates, heights)
         probabilities = draws.written(np.zeros(masked.shape), draws.probabilities)
-        revealed = self.order.revealed(candidates, probabilities, count)
+        revealed = self.order.revealed(candidates, probabilities, count) & masked
+        order = type(self.order).__name__
+        expected = f"{count.tolist()}, masked ones; see `candidates` and `revealed`"
+        num_revealed = revealed.sum(axis=1)
+        is_count = np.array_equal(num_revealed, count)
+        expect(is_count, f"{order}: positions that it reveals", num_revealed.tolist(), expected)
         symbols = draws.written(state.values, draws.symbols)
         values = np.where(revealed, symbols, state.values)
         return replace(state, values=values, step=state.step + 1)
@@ -360,7 +374,7 @@ def law_of(
         return law_in_time(denoiser, noisy, sampler, _MOST)
     partial = PartialStrings(noisy.values, np.ones(1))
     portions = sampler.portions(noisy.values)
-    for step in range(int(portions.calls.sum())):
+    for step in range(int(portions.evaluations.sum())):
         before = portions.before(np.array([step]))
         after = portions.before(np.array([step + 1]))
         visible = sampler.order.visible(partial.values)
@@ -394,7 +408,7 @@ def _next(
     size = len(states) * math.comb(n, count) * v**count
     expected = f"at most {_MOST}; take shorter strings"
     expect(size <= _MOST, "partial strings in a step", size, expected)
-    ranks = sampler.order.ranks(states < 0, ArrayBeliefs(belief))
+    ranks = sampler.order.checked_ranks(states < 0, ArrayBeliefs(belief))
     ranks = np.take_along_axis(ranks, masked, axis=1)
     belief = np.take_along_axis(belief, masked[..., None], axis=1)
     law = sampler.law.weights(belief)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uturn.core.contracts import checked_blocks
+from uturn.core.contracts import checked_blocks, checked_reasons
 from uturn.core.data import Reconstructions
 from uturn.core.experiment import Experiment
 from uturn.core.messages import shown
 from uturn.core.own_parts import is_own, name_of
 from uturn.core.random import Streams
 from uturn.core.u_turns import u_turn
-from uturn.engine.measuring import Readings, measure
+from uturn.engine.measuring import Readings, Wanted, measure, measurements
 
 _ITEMS = 2
 _LEAST_EQUAL = 0.95
@@ -48,7 +48,8 @@ def check(experiment: Experiment) -> Iterator[Checked]:
         sizes = ", ".join(f"{dim} {len(coordinates[dim].values)}" for dim in variable.dims)
         yield Checked(f"measured: {name} ({sizes}): {variable.long_name}")
     experiment.parts.backward.describe()
-    dict(experiment.parts.source.skipped(experiment.items))
+    source = experiment.parts.source
+    checked_reasons(f"{name_of(source, 'source')}.skipped", source.skipped(experiment.items))
     for finding in experiment.model_check():
         yield Checked(str(finding), is_doubt=True)
     recorded = ", ".join(sorted(name for name, digest in experiment.models().items() if digest))
@@ -58,8 +59,13 @@ def check(experiment: Experiment) -> Iterator[Checked]:
         )
     items = np.arange(min(_ITEMS, experiment.items))
     empty = set(experiment.variables())
-    for level in sorted({0, len(experiment.noise) - 1}):
+    levels = sorted({0, len(experiment.noise) - 1})
+    by_level: dict[int, Readings] = {}
+    for level in levels:
+        if is_own(experiment.parts.corruption):
+            _check_noisy(experiment, level, items)
         readings = measure(experiment, level, items)
+        by_level[level] = readings
         _check_batches(experiment, level, items, readings)
         if is_own(experiment.parts.backward):
             _check_clones(experiment, level, items)
@@ -73,6 +79,8 @@ def check(experiment: Experiment) -> Iterator[Checked]:
             means.append(f"{name} {mean:.3g}")
         noise = experiment.noise[level]
         yield Checked(f"noise {noise:g}: means over items {items.tolist()}: {', '.join(means)}")
+    if is_own(experiment.parts.backward):
+        _check_stream(experiment, items, by_level)
     for name in sorted(empty):
         yield Checked(f"warning: all readings of {name} are NaN", is_doubt=True)
 
@@ -93,6 +101,41 @@ def _check_batches(
                 f"{name} of item {item} at noise {experiment.noise[level]:g} is {in_batch} in a"
                 f" batch of {len(items)}, {by_itself} by itself; draw random numbers from one"
                 " stream an item, trajectory and noise level (uturn.random.keys)"
+            )
+
+
+def _check_noisy(experiment: Experiment, level: int, items: np.ndarray) -> None:
+    """ValueError if noisy data depend on more than their random streams."""
+    parts = experiment.parts
+    noise = experiment.noise[level]
+    blocks = parts.source.blocks(items.copy(), experiment.seed, experiment.items)
+    for originals in checked_blocks(parts.source, blocks, items):
+        trajectories = range(experiment.trajectories)
+        streams = Streams(experiment.seed, originals.items, noise, trajectories)
+        first, second = (
+            parts.corruption.observe(originals, noise, streams).values for _ in range(2)
+        )
+        if not np.array_equal(first, second, equal_nan=first.dtype.kind == "f"):
+            raise ValueError(
+                f"{name_of(parts.corruption, 'corruption')}.corrupt: two calls with the same data,"
+                f" noise {noise:g} and keys give different noisy data; draw random numbers from"
+                " `keys` (uturn.random.uniforms, uturn.random.normals)"
+            )
+
+
+def _check_stream(
+    experiment: Experiment, items: np.ndarray, by_level: Mapping[int, Readings]
+) -> None:
+    """ValueError if the readings of a level depend on the other blocks that a backward reads."""
+    tasks = [Wanted(level, level, items) for level in by_level]
+    for level, together in measurements(experiment, tasks):
+        for name, values in together.items():
+            if np.allclose(values, by_level[level][name], rtol=1e-3, atol=1e-4, equal_nan=True):
+                continue
+            raise ValueError(
+                f"{name_of(experiment.parts.backward, 'backward')}.reconstruct_stream: {name} at"
+                f" noise {experiment.noise[level]:g} depends on the other blocks of the stream; give"
+                " each reconstruction the key of its own block"
             )
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from uturn.core.checks import check_memory, checked_integer, checked_numbers, expect
 from uturn.core.random import STRINGS, checked_seed, choices, keys, streams, uniforms
@@ -20,9 +21,23 @@ from uturn.exact.inference.beliefs import Beliefs
 from uturn.exact.inference.evidence import Evidence, check_possible, check_values
 from uturn.exact.rhm import checked_law, checked_leaves
 
-_STATES = 2**62 + 2  # sub-stream of a reconstruction for its hidden states
-_SMALLEST = 1e-250  # smaller sums may have lost terms
-_AT_ONCE = 2**16  # terms of a sum over states in memory: half of a usual L2 cache
+_STATES = 2**62 + 2
+"""Sub-stream of a reconstruction for its hidden states."""
+_SMALLEST = 1e-250
+"""Smaller sums may have lost terms."""
+_AT_ONCE = 2**16
+"""Terms of a sum over states in memory: half of a usual L2 cache."""
+
+
+class _Logs(NamedTuple):
+    """Logarithms of the laws of a chain."""
+
+    initial: np.ndarray
+    """Of the first state, (states,)."""
+    transition: np.ndarray
+    """Of the next state (columns) given a state (rows), (states, states)."""
+    emission: np.ndarray
+    """Of a symbol given its state, (states, symbols)."""
 
 
 class HiddenMarkovModel(Grammar):
@@ -42,20 +57,22 @@ class HiddenMarkovModel(Grammar):
     depth = 1
     num_leaves: int
 
-    def __init__(self, initial: Any, transition: Any, emission: Any, *, length: int) -> None:
-        names = ("initial", "transition", "emission")
-        laws = list(map(checked_numbers, names, (initial, transition, emission)))
-        shapes = [law.shape for law in laws]
-        S, v = shapes[2] if len(shapes[2]) == 2 else (0, 0)
+    def __init__(
+        self, initial: ArrayLike, transition: ArrayLike, emission: ArrayLike, *, length: int
+    ) -> None:
+        first = checked_numbers("initial", initial)
+        step = checked_numbers("transition", transition)
+        emit = checked_numbers("emission", emission)
+        S, v = emit.shape if emit.ndim == 2 else (0, 0)
+        shapes = [first.shape, step.shape, emit.shape]
+        where = "shapes of initial, transition, emission"
         expected = "(states,), (states, states), (states, symbols)"
-        expect(
-            shapes == [(S,), (S, S), (S, v)],
-            "shapes of initial, transition, emission",
-            shapes,
-            expected,
-        )
-        self.num_states, self.vocab_size = S, v
-        self.initial, self.transition, self.emission = map(checked_law, names, laws, shapes)
+        expect(shapes == [(S,), (S, S), (S, v)], where, shapes, expected)
+        self.num_states = S
+        self.vocab_size = v
+        self.initial = checked_law("initial", first, (S,))
+        self.transition = checked_law("transition", step, (S, S))
+        self.emission = checked_law("emission", emit, (S, v))
         self.num_leaves = checked_integer("length", length, 1)
 
     @classmethod
@@ -68,19 +85,16 @@ class HiddenMarkovModel(Grammar):
         A state stays with the probability `persistence`, and otherwise goes to one of the others,
         all alike.
         """
-        S, v = checked_integer("states", states, 1), checked_integer("symbols", symbols, 1)
+        S = checked_integer("states", states, 1)
+        v = checked_integer("symbols", symbols, 1)
         is_share = 0 <= persistence <= 1 and (S > 1 or persistence == 1)
         expect(is_share, "persistence", persistence, "a probability, and 1 for a single state")
         check_memory(f"{S} states and {v} symbols", 32 * S * (S + v), "take fewer")
         moved = (1 - persistence) / max(S - 1, 1)
         transition = np.full((S, S), moved) + (persistence - moved) * np.eye(S)
         weights = -np.log1p(-uniforms(keys(checked_seed(seed), np.arange(S)), v))
-        return cls(
-            np.full(S, 1 / S),
-            transition,
-            weights / weights.sum(axis=1, keepdims=True),
-            length=length,
-        )
+        emission = weights / weights.sum(axis=1, keepdims=True)
+        return cls(np.full(S, 1 / S), transition, emission, length=length)
 
     def num_nodes(self, tree_level: int) -> int:
         """Number of symbols, or of hidden states, of a string."""
@@ -111,35 +125,32 @@ class HiddenMarkovModel(Grammar):
         `seed`: an integer, of which string i depends on (seed, i) only, or one uint64 key for each
         string.
         """
-        count, N = checked_integer("count", count, 0), self.num_leaves
-        check_memory(
-            f"{count} strings of {N} symbols", 40 * count * N, "draw fewer, or shorter ones"
-        )
-        u, states = uniforms(streams(seed, count, STRINGS), 2 * N), np.zeros((count, N), np.int64)
+        count = checked_integer("count", count, 0)
+        N = self.num_leaves
+        what = f"{count} strings of {N} symbols"
+        check_memory(what, 40 * count * N, "draw fewer, or shorter ones")
+        u = uniforms(streams(seed, count, STRINGS), 2 * N)
+        states = np.zeros((count, N), np.int64)
+        law = np.broadcast_to(self.initial, (count, self.num_states))
         for i in range(N):
-            law = (
-                self.transition[states[:, i - 1]]
-                if i
-                else np.broadcast_to(self.initial, (count, self.num_states))
-            )
             states[:, i] = choices(law, u[:, i])
+            law = self.transition[states[:, i]]
         leaves = [choices(self.emission[states[:, i]], u[:, N + i]) for i in range(N)]
         return Draw({0: np.stack(leaves, axis=1), 1: states})
 
-    def log_likelihood(self, leaves: Any) -> np.ndarray:
+    def log_likelihood(self, leaves: ArrayLike) -> np.ndarray:
         """Exact log-probability of strings in nats, (batch,) float64; -inf for strings that the
         chain cannot produce.
         """
-        return self._forward(
-            self._logs[2].T[checked_leaves(leaves, self.vocab_size, self.num_leaves)]
-        )[1]
+        symbols = checked_leaves(leaves, self.vocab_size, self.num_leaves)
+        _, total = self._forward(self._logs.emission.T[symbols])
+        return total
 
     # -- messages ----------------------------------------------------------------------------------
     @cached_property
-    def _logs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Logarithms of the laws of the first state, of the next one, and of the symbol."""
+    def _logs(self) -> _Logs:
         with np.errstate(divide="ignore"):
-            return np.log(self.initial), np.log(self.transition), np.log(self.emission)
+            return _Logs(np.log(self.initial), np.log(self.transition), np.log(self.emission))
 
     def infer(
         self, log_evidence: np.ndarray, marginals: bool = True
@@ -151,18 +162,18 @@ class HiddenMarkovModel(Grammar):
         A(r, s)`, backward `beta_i(s) ~ sum_r A(s, r) ell_{i+1}(r) beta_{i+1}(r)`. The states have
         `alpha beta`, the symbols `e_i(x) sum_s E(s, x) beta_i(s) sum_r alpha_{i-1}(r) A(r, s)`.
         """
-        evidence, start = np.asarray(log_evidence, float), self._logs[0]
+        evidence = np.asarray(log_evidence, float)
         like = self._emitted(evidence)
         alpha, total = self._forward(like)
         if not marginals:
             return {}, total
-        symbols, states, beta = (
-            np.empty(evidence.shape),
-            np.empty(like.shape),
-            np.zeros(like[:, 0].shape),
-        )
+        symbols = np.empty(evidence.shape)
+        states = np.empty(like.shape)
+        beta = np.zeros(like[:, 0].shape)
         for i in range(self.num_leaves - 1, -1, -1):
-            before = _product(alpha[:, i - 1], self.transition) if i else start
+            before = self._logs.initial
+            if i > 0:
+                before = _product(alpha[:, i - 1], self.transition)
             states[:, i] = _normalised(alpha[:, i] + beta)
             symbols[:, i] = _normalised(_product(before + beta, self.emission) + evidence[:, i])
             beta = _product(like[:, i] + beta, self.transition.T)
@@ -178,31 +189,33 @@ class HiddenMarkovModel(Grammar):
         The states are drawn from the last to the first, `p(s_i | s_{i+1}, y) ~ alpha_i(s_i) A(s_i,
         s_{i+1})`, then the symbols.
         """
-        evidence, (_, step, emit), N = np.asarray(log_evidence, float), self._logs, self.num_leaves
+        evidence = np.asarray(log_evidence, float)
+        N = self.num_leaves
         alpha, total = self._forward(self._emitted(evidence))
-        states, symbols = (
-            np.zeros((len(numbers), *evidence.shape[:2]), np.int64) for _ in range(2)
-        )
+        states = np.zeros((len(numbers), *evidence.shape[:2]), np.int64)
+        symbols = np.zeros_like(states)
         for n, number in enumerate(numbers):
             u = uniforms(streams(keys, len(evidence), number), 2 * N)
             for i in range(N - 1, -1, -1):
-                logs = alpha[:, i] + (step.T[states[n, :, i + 1]] if i < N - 1 else 0)
-                states[n, :, i] = choices(_normalised(logs), u[:, i])
-                symbols[n, :, i] = choices(
-                    _normalised(emit[states[n, :, i]] + evidence[:, i]), u[:, N + i]
-                )
+                of_state = alpha[:, i]
+                if i < N - 1:
+                    of_state = of_state + self._logs.transition.T[states[n, :, i + 1]]
+                states[n, :, i] = choices(_normalised(of_state), u[:, i])
+                of_symbol = self._logs.emission[states[n, :, i]] + evidence[:, i]
+                symbols[n, :, i] = choices(_normalised(of_symbol), u[:, N + i])
         return {0: symbols, 1: states}, total
 
     def completed(self, leaves: np.ndarray, keys: np.ndarray) -> dict[int, np.ndarray]:
         """Strings (batch, N) with hidden states drawn from their posterior by `keys` (batch,);
         -1 for impossible strings.
         """
+        is_symbol = leaves[..., None] == np.arange(self.vocab_size)
         with np.errstate(divide="ignore"):
-            evidence = np.log(np.float64(leaves[..., None] == np.arange(self.vocab_size)))
-        drawn, total = self.draw(
-            evidence, streams(keys, len(leaves), _STATES), np.zeros(1, np.uint64)
-        )
-        return {0: leaves, 1: np.where(np.isfinite(total)[:, None], drawn[1][0], -1)}
+            evidence = np.log(np.float64(is_symbol))
+        stream = streams(keys, len(leaves), _STATES)
+        drawn, total = self.draw(evidence, stream, np.zeros(1, np.uint64))
+        is_possible = np.isfinite(total)[:, None]
+        return {0: leaves, 1: np.where(is_possible, drawn[1][0], -1)}
 
     def beliefs(self, evidence: Evidence, outputs: tuple[str, ...]) -> Beliefs:
         """`infer` in the type of the evidence, from `outputs` "marginals" and "log_evidence"."""
@@ -238,20 +251,23 @@ class HiddenMarkovModel(Grammar):
 
     def _emitted(self, evidence: np.ndarray) -> np.ndarray:
         """log ell_i(s), (batch, N, states)."""
-        return np.stack(
-            [_product(evidence[:, i], self.emission.T) for i in range(self.num_leaves)], axis=1
-        )
+        sites = [_product(evidence[:, i], self.emission.T) for i in range(self.num_leaves)]
+        return np.stack(sites, axis=1)
 
     def _forward(self, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """log alpha_i(s), (batch, N, states) with sum 1 at each site, and the log-evidence
         (batch,).
         """
-        start, alpha, total = self._logs[0], np.empty(like.shape), np.zeros(len(like))
+        alpha = np.empty(like.shape)
+        total = np.zeros(len(like))
+        before = self._logs.initial
         for i in range(self.num_leaves):
-            message = like[:, i] + (_product(alpha[:, i - 1], self.transition) if i else start)
+            message = like[:, i] + before
             size = _product(message, np.ones((self.num_states, 1)))
             alpha[:, i] = message - np.maximum(size, -1e300)
             total += size[:, 0]
+            if i < self.num_leaves - 1:
+                before = _product(alpha[:, i], self.transition)
         return alpha, total
 
 
@@ -266,20 +282,27 @@ def _product(logs: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """log sum_r exp(logs[b, r]) matrix[r, j]; sums that may have lost terms are computed again
     with the logs of all terms.
     """
-    top = np.maximum(logs.max(axis=1, keepdims=True), -1e300)
-    sums = np.einsum("br,rj->bj", np.exp(logs - top), matrix)
-    lost, size = np.flatnonzero((sums < _SMALLEST).any(axis=1)), max(1, _AT_ONCE // matrix.size)
+    largest = np.maximum(logs.max(axis=1, keepdims=True), -1e300)
+    sums = np.einsum("br,rj->bj", np.exp(logs - largest), matrix)
+    is_lost = (sums < _SMALLEST).any(axis=1)
     with np.errstate(divide="ignore"):
-        found = top + np.log(sums)
-        for rows in (lost[first : first + size] for first in range(0, len(lost), size)):
-            terms = logs[rows, :, None] + np.log(matrix)
-            highest = np.maximum(terms.max(axis=1), -1e300)
-            found[rows] = highest + np.log(np.exp(terms - highest[:, None]).sum(axis=1))
-    return found
+        found = largest + np.log(sums)
+        lost = np.flatnonzero(is_lost)
+        block = max(1, _AT_ONCE // matrix.size)
+        for first in range(0, len(lost), block):
+            rows = lost[first : first + block]
+            found[rows] = _sum_of_terms(logs[rows, :, None] + np.log(matrix))
+    return np.asarray(found)
+
+
+def _sum_of_terms(logs: np.ndarray) -> np.ndarray:
+    """log sum_r exp(logs[b, r, j])."""
+    largest = np.maximum(logs.max(axis=1), -1e300)
+    return np.asarray(largest + np.log(np.exp(logs - largest[:, None]).sum(axis=1)))
 
 
 def _normalised(logs: np.ndarray) -> np.ndarray:
     """exp(logs) along the last axis, adding up to 1; NaN where all logs are -inf."""
     with np.errstate(invalid="ignore"):
         weights = np.exp(logs - logs.max(axis=-1, keepdims=True))
-        return weights / weights.sum(axis=-1, keepdims=True)
+        return np.asarray(weights / weights.sum(axis=-1, keepdims=True))

@@ -14,61 +14,66 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numba import njit, prange
+from numpy.typing import ArrayLike
 
 from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.progress import steps
 from uturn.core.protocols import Channel
 from uturn.core.random import Purpose, checked_seed, fold, keys, philox, uniforms
 from uturn.exact.rhm import RandomHierarchyModel, tuples
-from uturn.exact.theory import MeanField
+from uturn.exact.theory import MeanField, Phase
 
 Ensemble = Literal["one grammar", "fresh rules"]
 ENSEMBLES: tuple[Ensemble, ...] = ("one grammar", "fresh rules")
 
 # Keys of the random streams are keys(seed, Purpose.POPULATION, replicate, use, tree_level) with
 # these values of `use`.
-_RULES, _MEMBERS, _LEAVES = range(3)
-_LANES = 16  # noise levels in a round of the threshold search
+_RULES = 0
+_MEMBERS = 1
+_LEAVES = 2
+_LANES = 16
+"""Noise levels in a round of the threshold search."""
 _MOST_LEVELS = 300
-_MOST_TUPLES = 2**20  # "fresh rules" shuffles all v**s of them
+_MOST_TUPLES = 2**20
+""""fresh rules" shuffles all v**s of them."""
 _MOST_BYTES = 8 * 2**30
 
 
 class PopulationBeliefs(NamedTuple):
     """Mean upward belief in the true symbol: arrays (*noise.shape, levels + 1), tree level last, 0
     = leaves.
-
-    `standard_error` is the error of the mean, from the spread between independent pools of the same
-    grammar. It includes the errors of all levels below.
     """
 
     beliefs: np.ndarray
     standard_error: np.ndarray
+    """Error of the mean, from the spread between independent pools of the same grammar. It includes
+    the errors of all levels below."""
 
 
 @dataclass(frozen=True)
 class ThresholdEstimate:
-    """Noise at which the class of an infinitely deep tree is lost, in the unit of the channel.
-
-    `values` (replicates,): threshold of each replicate. 0 if the class is lost at all noise levels
-    that the search resolves; the channel's `max_noise`, which may be inf, if it is recovered at all
-    of them. `value`, `standard_error`, `spread`: mean of `values` (NaN if only some are infinite),
-    its standard error, and the standard deviation of `values`; NaN for one replicate, or if any
-    value is infinite. `phase`: of all replicates; "mixed" if they differ. `effective_epsilon`,
-    `bits_per_leaf`: `value` in effective ε (Eq. 63 of arXiv:2402.16991) and in bits.
-    """
+    """Noise at which the class of an infinitely deep tree is lost, in the unit of the channel."""
 
     values: np.ndarray
+    """Threshold of each replicate, (replicates,). 0 if the class is lost at all noise levels that
+    the search resolves; the channel's `max_noise`, which may be inf, if it is recovered at all of
+    them."""
     value: float
+    """Mean of `values`; NaN if only some are infinite."""
     standard_error: float
+    """Of `value`; NaN for one replicate, or if any value is infinite."""
     spread: float
-    phase: Literal["transition", "always lost", "always recovered", "mixed"]
+    """Standard deviation of `values`; NaN likewise."""
+    phase: Phase | Literal["mixed"]
+    """Of all replicates; "mixed" if they differ."""
     effective_epsilon: float
+    """`value` in effective ε (Eq. 63 of arXiv:2402.16991)."""
     bits_per_leaf: float
+    """`value` in bits."""
 
 
 def population_dynamics(
@@ -76,7 +81,7 @@ def population_dynamics(
     multiplicity: int,
     branching: int,
     corruption: Channel,
-    noise: Any,
+    noise: ArrayLike,
     levels: int,
     pool: int = 8192,
     ensemble: Ensemble = "one grammar",
@@ -107,14 +112,13 @@ def population_dynamics(
     wanted = checked_noise(noise, corruption.max_noise)
     setting.check_memory(wanted.size, levels)
     model = setting.grammar(grammar, seed, 0, levels)
-    flows = [
-        np.stack(list(setting.flow(wanted.reshape(-1), levels, seed, r, model)), axis=-1)
-        for r in range(replicates)
-    ]
+    flows = []
+    for replicate in range(replicates):
+        flow = setting.flow(wanted.reshape(-1), levels, seed, replicate, model)
+        flows.append(np.stack(list(flow), axis=-1))
     beliefs = np.reshape(flows, (replicates, *wanted.shape, levels + 1))
-    return PopulationBeliefs(
-        beliefs.mean(axis=0), beliefs.std(axis=0, ddof=1) / np.sqrt(replicates)
-    )
+    error = beliefs.std(axis=0, ddof=1) / np.sqrt(replicates)
+    return PopulationBeliefs(beliefs.mean(axis=0), error)
 
 
 def threshold(
@@ -162,15 +166,16 @@ def threshold(
     checked_seed(seed)
     checked_integer("replicates", replicates, 1)
     expect(0 < tolerance <= 0.1, "tolerance", tolerance, "a number in (0, 0.1]")
-    chosen: list[Any] = [None] * replicates if grammars is None else list(grammars)
+    chosen: list[RandomHierarchyModel | int | None] = [None] * replicates
+    if grammars is not None:
+        chosen = list(grammars)
     expect(chosen, "grammars", grammars, "at least one grammar or seed")
     setting.check_memory(_LANES, _MOST_LEVELS)
     models = [setting.grammar(grammar, seed, r, _MOST_LEVELS) for r, grammar in enumerate(chosen)]
-    return setting.estimate(
-        np.array(
-            [setting.search(seed, r, model, tolerance) for r, model in enumerate(steps(models))]
-        )
-    )
+    shares = []
+    for replicate, model in enumerate(steps(models)):
+        shares.append(setting.search(seed, replicate, model, tolerance))
+    return setting.estimate(np.array(shares))
 
 
 @dataclass(frozen=True)
@@ -180,13 +185,16 @@ class _Setting:
     v: int
     m: int
     s: int
-    corruption: Any
+    corruption: Channel
     pool: int
     ensemble: Ensemble
 
     @classmethod
-    def checked(cls, v: Any, m: Any, s: Any, corruption: Any, pool: Any, ensemble: Any) -> _Setting:
-        v, s = checked_integer("vocab_size", v, 2), checked_integer("branching", s, 2)
+    def checked(
+        cls, v: int, m: int, s: int, corruption: Channel, pool: int, ensemble: Ensemble
+    ) -> _Setting:
+        v = checked_integer("vocab_size", v, 2)
+        s = checked_integer("branching", s, 2)
         MeanField(v, m, s)  # checks that the rules fit
         expect(ensemble in ENSEMBLES, "ensemble", ensemble, f"one of {ENSEMBLES}")
         # Tuples are shuffled for every node.
@@ -200,10 +208,11 @@ class _Setting:
         rules exceed the memory limit.
         """
         N = self.symbols * self.members
+        messages = 2 * N * self.v * lanes
+        children = 5 * N * self.s
+        rules = self.v * self.m * self.s * levels
         shuffled = _MOST_TUPLES if self.ensemble == "fresh rules" else 0
-        size = 8 * (
-            2 * N * self.v * lanes + 5 * N * self.s + self.v * self.m * self.s * levels + shuffled
-        )
+        size = 8 * (messages + children + rules + shuffled)
         what = (
             f"pool = {self.pool}, vocab_size = {self.v}, {lanes} noise levels, {levels} levels:"
             " bytes of memory"
@@ -221,67 +230,69 @@ class _Setting:
         return -(-self.pool // self.symbols)
 
     def grammar(
-        self, chosen: Any, seed: int, replicate: int, levels: int
+        self,
+        chosen: RandomHierarchyModel | int | None,
+        seed: int,
+        replicate: int,
+        levels: int,
     ) -> RandomHierarchyModel | None:
         """The grammar of a replicate, by default drawn; None for "fresh rules"."""
         if self.ensemble == "fresh rules":
-            expect(
-                chosen is None,
-                "grammar",
-                chosen,
-                "none for ensemble = 'fresh rules'; drop it, or take 'one grammar'",
-            )
+            way = "none for ensemble = 'fresh rules'; drop it, or take 'one grammar'"
+            expect(chosen is None, "grammar", chosen, way)
             return None
         if isinstance(chosen, RandomHierarchyModel):
-            sizes = (chosen.vocab_size, chosen.num_classes, chosen.multiplicity, chosen.branching)
-            fits, uniform = (
-                sizes == (self.v, self.v, self.m, self.s),
-                [np.ptp(p) for p in chosen.rule_probabilities.values()],
-            )
-            expect(
-                fits,
-                "grammar",
-                chosen,
-                f"v = num_classes = {self.v}, multiplicity = {self.m}, branching = {self.s}",
-            )
-            expect(max(uniform) <= 1e-12, "grammar", chosen, "uniform rule_probabilities")
+            self._check_grammar(chosen)
             return chosen
-        own = (
-            int(keys(seed, Purpose.POPULATION, replicate, _RULES))
-            if chosen is None
-            else checked_seed(chosen, "grammar")
-        )
+        if chosen is None:
+            own = int(keys(seed, Purpose.POPULATION, replicate, _RULES))
+        else:
+            own = checked_seed(chosen, "grammar")
         return RandomHierarchyModel(self.v, self.m, self.s, levels, seed=own)
+
+    def _check_grammar(self, grammar: RandomHierarchyModel) -> None:
+        sizes = (grammar.vocab_size, grammar.num_classes, grammar.multiplicity, grammar.branching)
+        fits = sizes == (self.v, self.v, self.m, self.s)
+        expected = f"v = num_classes = {self.v}, multiplicity = {self.m}, branching = {self.s}"
+        expect(fits, "grammar", grammar, expected)
+        ranges = [np.ptp(p) for p in grammar.rule_probabilities.values()]
+        expect(max(ranges) <= 1e-12, "grammar", grammar, "uniform rule_probabilities")
 
     # -- the flow of the pools ---------------------------------------------------------------------
     def flow(
-        self, noise: np.ndarray, levels: int, seed: int, replicate: int, model: Any
+        self,
+        noise: np.ndarray,
+        levels: int,
+        seed: int,
+        replicate: int,
+        model: RandomHierarchyModel | None,
     ) -> Iterator[np.ndarray]:
         """Yield the mean belief in the true symbol, (noise,), at the tree levels 0 .. levels in
         order.
         """
-        s, q, N = self.s, self.symbols, self.members
+        s = self.s
+        q = self.symbols
+        N = self.members
         messages = self._leaves(noise, int(keys(seed, Purpose.POPULATION, replicate, _LEAVES)))
         yield self._mean(messages)
         for level in range(1, levels + 1):
-            u = uniforms(
-                keys(seed, Purpose.POPULATION, [replicate], _MEMBERS, level), q * N * s + 2
-            )[0]
+            stream = keys(seed, Purpose.POPULATION, [replicate], _MEMBERS, level)
+            u = uniforms(stream, q * N * s + 2)[0]
             # True symbols of the children of the new nodes.
             children = np.zeros((q, N, s), np.int64)
             if model is not None:
                 # Nodes use the rules cyclically, which adds less noise than drawing them. The first
                 # rule is random, so that all rules have the same expected share.
-                children = model.rules[level][:, (np.arange(N) + int(u[-1] * self.m)) % self.m]
+                rule = (np.arange(N) + int(u[-1] * self.m)) % self.m
+                children = model.rules[level][:, rule]
             child = _rows_of_children(children.reshape(-1), u[:-1], N).reshape(q * N, s)
             above = np.empty_like(messages)
             if model is not None:
                 _shared_rules_step(model.rules[level], child, messages, above)
             else:
                 key = keys(seed, Purpose.POPULATION, replicate, _RULES, level)[()]
-                _fresh_rules_step(
-                    self.m, tuples(np.arange(self.v**s), self.v, s), key, child, messages, above
-                )
+                all_tuples = tuples(np.arange(self.v**s), self.v, s)
+                _fresh_rules_step(self.m, all_tuples, key, child, messages, above)
             messages = above
             yield self._mean(messages)
 
@@ -301,19 +312,17 @@ class _Setting:
 
     def _mean(self, messages: np.ndarray) -> np.ndarray:
         pools = messages.reshape(self.symbols, self.members, self.v, -1)
-        return np.mean([pools[y, :, y].mean(axis=0) for y in range(self.symbols)], axis=0)
+        means = [pools[y, :, y].mean(axis=0) for y in range(self.symbols)]
+        return np.asarray(np.mean(means, axis=0))
 
     # -- the search --------------------------------------------------------------------------------
-    def search(self, seed: int, replicate: int, model: Any, tolerance: float) -> float:
+    def search(
+        self, seed: int, replicate: int, model: RandomHierarchyModel | None, tolerance: float
+    ) -> float:
         """Threshold in effective ε; 0 or 1 where there is none."""
-        theory = MeanField(self.v, self.m, self.s)
-        slope = {
-            "transition": theory.slope,
-            "always lost": theory.slope_at_one,
-            "always recovered": float(theory.slope_at(1 / self.v)),
-        }[theory.phase]
-        growth = np.log(max(float(slope or 1), 1 + 1e-9))
-        low, high = 0.0, 1.0
+        growth = np.log(max(self._slope, 1 + 1e-9))
+        low = 0.0
+        high = 1.0
         while True:
             shares = np.linspace(low, high, _LANES + 2)
             step = shares[1] - shares[0]
@@ -324,22 +333,32 @@ class _Setting:
             levels = int(np.clip(5 + 1.25 * np.log(1 / nearest) / growth, 10, _MOST_LEVELS))
             belief = next(islice(flow, levels - 1, None))
             recovered = int((belief > (1 + 1 / self.v) / 2).sum())
-            low, high = shares[recovered], shares[recovered + 1]
+            low = shares[recovered]
+            high = shares[recovered + 1]
             if step <= tolerance:
                 break
             # A threshold close to a level may lie on its other side, so the next interval extends
             # slightly beyond both ends.
-            low, high = max(low - step / 4, 0.0), min(high + step / 4, 1.0)
+            low = max(low - step / 4, 0.0)
+            high = min(high + step / 4, 1.0)
         # There is no threshold inside if all leaves are certain at the lower end, or all are
         # uninformative at the upper end.
         first, last = next(self.flow(self._noise([low, high]), 0, seed, replicate, model))
-        return (
-            0.0
-            if first == 1
-            else 1.0
-            if np.isclose(last, 1 / self.v, rtol=1e-12)
-            else (low + high) / 2
-        )
+        if first == 1:
+            return 0.0
+        if np.isclose(last, 1 / self.v, rtol=1e-12):
+            return 1.0
+        return float((low + high) / 2)
+
+    @property
+    def _slope(self) -> float:
+        """Slope of the upward map of mean field at the fixed point that pools leave."""
+        theory = MeanField(self.v, self.m, self.s)
+        if theory.phase == "always lost":
+            return theory.slope_at_one
+        if theory.phase == "always recovered":
+            return float(theory.slope_at(1 / self.v))
+        return theory.slope or 1.0
 
     @cached_property
     def _axis(self) -> tuple[np.ndarray, np.ndarray]:
@@ -348,17 +367,10 @@ class _Setting:
         """
         share = np.linspace(0, 1, 33)
         epsilon = np.asarray(self.corruption.effective_epsilon(self._at(share), self.v), float)
-        rises = (
-            epsilon.shape == share.shape
-            and (np.diff(epsilon) > -1e-9).all()
-            and np.allclose(epsilon[[0, -1]], [0, 1])
-        )
-        expect(
-            rises,
-            "corruption",
-            self.corruption,
-            "an effective_epsilon that rises from 0 to 1 with noise",
-        )
+        rises = epsilon.shape == share.shape and (np.diff(epsilon) > -1e-9).all()
+        fits = rises and np.allclose(epsilon[[0, -1]], [0, 1])
+        expected = "an effective_epsilon that rises from 0 to 1 with noise"
+        expect(fits, "corruption", self.corruption, expected)
         return np.maximum.accumulate(epsilon), share
 
     def _at(self, share: np.ndarray) -> np.ndarray:
@@ -366,29 +378,47 @@ class _Setting:
         variance 1 - exp(-2 t).
         """
         most = self.corruption.max_noise
+        if np.isfinite(most):
+            return share * most
         with np.errstate(divide="ignore"):
-            return share * most if np.isfinite(most) else -np.log1p(-share) / 2
+            return np.asarray(-np.log1p(-share) / 2)
 
-    def _noise(self, epsilon: Any) -> np.ndarray:
+    def _noise(self, epsilon: ArrayLike) -> np.ndarray:
         """Noise level of an effective ε."""
-        return self._at(np.interp(epsilon, *self._axis))
+        return self._at(np.interp(np.asarray(epsilon, float), *self._axis))
 
     def estimate(self, shares: np.ndarray) -> ThresholdEstimate:
+        """The thresholds of all replicates, in the unit of the channel; `shares`: results of
+        `search`, (replicates,).
+        """
         values = self._noise(shares)
-        finite = np.isfinite(values)
-        value = float(values.mean()) if finite.all() or not finite.any() else np.nan
-        spread = float(values.std(ddof=1)) if len(values) > 1 and finite.all() else np.nan
-        kinds = np.where(
-            shares == 0, "always lost", np.where(shares == 1, "always recovered", "transition")
-        )
-        phase: Any = str(kinds[0]) if (kinds == kinds[0]).all() else "mixed"
-        axes = [np.nan] * 2
+        is_finite = np.isfinite(values)
+        value = spread = np.nan
+        if is_finite.all() or not is_finite.any():
+            value = float(values.mean())
+        if is_finite.all() and len(values) > 1:
+            spread = float(values.std(ddof=1))
+        epsilon = bits = np.nan
         if not np.isnan(value):
-            axes = [
-                float(axis(value, self.v))
-                for axis in (self.corruption.effective_epsilon, self.corruption.bits_per_leaf)
-            ]
-        return ThresholdEstimate(values, value, spread / np.sqrt(len(values)), spread, phase, *axes)
+            epsilon = _number(self.corruption.effective_epsilon(value, self.v))
+            bits = _number(self.corruption.bits_per_leaf(value, self.v))
+        error = spread / np.sqrt(len(values))
+        return ThresholdEstimate(values, value, error, spread, _phase_of(shares), epsilon, bits)
+
+
+def _number(value: np.ndarray | None) -> float:
+    """A value of an axis; NaN if the channel does not know the axis."""
+    return np.nan if value is None else float(value)
+
+
+def _phase_of(shares: np.ndarray) -> Phase | Literal["mixed"]:
+    if (shares == 0).all():
+        return "always lost"
+    if (shares == 1).all():
+        return "always recovered"
+    if ((shares > 0) & (shares < 1)).all():
+        return "transition"
+    return "mixed"
 
 
 def _rows_of_children(symbols: np.ndarray, u: np.ndarray, members: int) -> np.ndarray:
@@ -396,11 +426,12 @@ def _rows_of_children(symbols: np.ndarray, u: np.ndarray, members: int) -> np.nd
     order, equally often up to one.
     """
     order = np.argsort(symbols + u[:-1], kind="stable")
-    of = symbols[order]
+    pool = symbols[order]
     # Rank among the children that use the same pool.
-    rank = np.arange(len(of)) - np.searchsorted(of, of)
+    rank = np.arange(len(pool)) - np.searchsorted(pool, pool)
+    first = int(u[-1] * members)
     rows = np.empty_like(symbols)
-    rows[order] = of * members + (rank + int(u[-1] * members)) % members
+    rows[order] = pool * members + (rank + first) % members
     return rows
 
 
@@ -413,12 +444,14 @@ def _up(rules, child, below, out):
     lanes = below.shape[2]
     product = np.empty(lanes)
     total = np.zeros(lanes)
-    left, right = below[child[0]], below[child[1]]
+    left = below[child[0]]
+    right = below[child[1]]
     for y in range(symbols):
         for lane in range(lanes):
             out[y, lane] = 0.0
         for k in range(m):
-            a, b = rules[y, k, 0], rules[y, k, 1]
+            a = rules[y, k, 0]
+            b = rules[y, k, 1]
             if s == 2:
                 for lane in range(lanes):
                     out[y, lane] += left[a, lane] * right[b, lane]
@@ -452,13 +485,15 @@ def _fresh_rules_step(m, tuples, key, child, below, out):
     symbol 0 is (0, .., 0).
     """
     T, s = tuples.shape
-    count, blocks = out.shape[1] * m, 64
-    # A fixed number, so that results do not depend on the number of threads.
+    count = out.shape[1] * m
+    blocks = 64  # a fixed number, so that results do not depend on the number of threads
     for block in prange(blocks):
         deck = np.arange(T)
         drawn = np.zeros((count, s), np.int64)
         rules = drawn.reshape(-1, m, s)
-        for i in range(block * len(child) // blocks, (block + 1) * len(child) // blocks):
+        first = block * len(child) // blocks
+        last = (block + 1) * len(child) // blocks
+        for i in range(first, last):
             own = fold(key, np.uint64(i))
             bits = more = own
             for k in range(1, count):

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike, DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -36,25 +37,27 @@ if TYPE_CHECKING:
     from uturn.exact.inference.evidence import Evidence
 
 Rules = Mapping[int, np.ndarray]
-# Size of an alphabet, told by the largest leaf symbol, up to which most symbols may occur in no
-# rule.
+Laws = ArrayLike | Mapping[int, ArrayLike] | None
+"""Probabilities of rules, of all levels or by level; None for uniform ones."""
 _MOST_UNUSED = 2**16
-_MOST_DRAWN = 32  # nodes of a level in the drawing of a grammar
-_FILE_FORMAT, _FILE_VERSION = "uturn.rhm", "1"
+"""Size of an alphabet, told by the largest leaf symbol, up to which most symbols may occur in no
+rule."""
+_MOST_DRAWN = 32
+"""Nodes of a level in the drawing of a grammar."""
+_FILE_FORMAT = "uturn.rhm"
+_FILE_VERSION = "1"
 
 
 @dataclass(frozen=True, repr=False)
 class Parse:
-    """The parse of each string, which is unique where it exists.
-
-    `valid[tree_level]` bool (batch, nodes): whether the subtree below a node is grammatical.
-    `latents[tree_level]` int64 (batch, nodes): its symbol, -1 if not valid. `rules[tree_level]`
-    int64 (batch, nodes), levels 1..depth: its rule, -1 if not valid.
-    """
+    """The parse of each string, which is unique where it exists."""
 
     latents: dict[int, np.ndarray]
+    """{tree_level: symbol of each node, int64 (batch, nodes)}, -1 if not valid."""
     valid: dict[int, np.ndarray]
+    """{tree_level: whether the subtree below a node is grammatical, bool (batch, nodes)}."""
     rules: dict[int, np.ndarray]
+    """{tree_level 1..depth: rule of each node, int64 (batch, nodes)}, -1 if not valid."""
 
     def __repr__(self) -> str:
         whole = self.valid[max(self.valid)]
@@ -68,7 +71,7 @@ def zipf(multiplicity: int, exponent: float) -> np.ndarray:
     multiplicity = checked_integer("multiplicity", multiplicity, 1)
     check_memory(f"{multiplicity} rule probabilities", 8 * multiplicity, "lower multiplicity")
     weights = np.arange(1, multiplicity + 1, dtype=float) ** -(1.0 + exponent)
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 class RandomHierarchyModel(Grammar):
@@ -127,8 +130,8 @@ class RandomHierarchyModel(Grammar):
         num_classes: int | None = None,
         seed: int = 0,
         *,
-        rule_probabilities: Any = None,
-        class_probabilities: Any = None,
+        rule_probabilities: Laws = None,
+        class_probabilities: ArrayLike | None = None,
     ) -> None:
         v = checked_integer("vocab_size", vocab_size, 2)
         s = checked_integer("branching", branching, 2)
@@ -136,45 +139,27 @@ class RandomHierarchyModel(Grammar):
         n = v if num_classes is None else checked_integer("num_classes", num_classes, 1)
         key = keys(checked_seed(seed))
         levels = range(1, L + 1)
-        if isinstance(multiplicity, Mapping):
-            expect(
-                set(multiplicity) == set(levels),
-                "levels of multiplicity",
-                list(multiplicity),
-                f"every level 1..{L}",
-            )
-            sizes = {
-                level: checked_integer(f"multiplicity[{level}]", multiplicity[level], 1)
-                for level in levels
-            }
-        else:
-            sizes = dict.fromkeys(levels, checked_integer("multiplicity", multiplicity, 1))
+        sizes = _multiplicities(multiplicity, L)
+        symbols = {level: n if level == L else v for level in levels}
         for level in levels:
             where = "the root (num_classes)" if level == L else f"tree level {level}"
-            check_tuples(v, s, n if level == L else v, sizes[level], where)
-        check_memory(
-            "the rules",
-            16 * s * (n * sizes[L] + v * sum(sizes[k] for k in levels[:-1])),
-            "lower multiplicity or depth",
-        )
-        rules = {
-            level: (
-                _distinct_tuples(
-                    v, s, (n if level == L else v) * sizes[level], int(key), level
-                ).reshape(-1, sizes[level], s)
-            )
-            for level in levels
-        }
+            check_tuples(v, s, symbols[level], sizes[level], where)
+        num_rules = {level: symbols[level] * sizes[level] for level in levels}
+        check_memory("the rules", 16 * s * sum(num_rules.values()), "lower multiplicity or depth")
+        rules = {}
+        for level in levels:
+            table = _distinct_tuples(v, s, num_rules[level], int(key), level)
+            rules[level] = table.reshape(-1, sizes[level], s)
         self._set(rules, v, _laws_by_level(rule_probabilities, L), class_probabilities)
 
     @classmethod
     def from_rules(
         cls,
-        rules: Mapping[Any, Any],
+        rules: Mapping[int, ArrayLike] | Mapping[str, ArrayLike],
         vocab_size: int | None = None,
         *,
-        rule_probabilities: Any = None,
-        class_probabilities: Any = None,
+        rule_probabilities: Laws = None,
+        class_probabilities: ArrayLike | None = None,
     ) -> RandomHierarchyModel:
         """A model with given rules; ValueError if a tuple occurs twice in a level, or sizes
         disagree.
@@ -185,71 +170,54 @@ class RandomHierarchyModel(Grammar):
         lists of this form, too. `vocab_size`: by default the number of symbols of level 1, or the
         largest leaf symbol + 1 if depth is 1.
         """
-        lists, L = _by_level("rules", rules), len(rules)
-        laws, tables = _laws_by_level(rule_probabilities, L), {}
-        for level, rows in lists.items():
-            if (
-                isinstance(rows, list | tuple)
-                and len({len(row) for row in rows if isinstance(row, list | tuple)}) > 1
-            ):
+        by_level = _by_level("rules", rules)
+        L = len(by_level)
+        laws = _laws_by_level(rule_probabilities, L)
+        tables = {}
+        for level, rows in by_level.items():
+            if _is_ragged(rows):
                 rows, laws[level] = _filled(level, rows, laws[level])
-            table = tables[level] = checked_array(f"rules[{level}]", rows)
-            fits = table.ndim == 3 and table.size and table.dtype.kind in "iu"
-            expect(
-                fits,
-                f"rules[{level}]",
-                rows,
-                "integers of shape (symbols, multiplicity, branching)",
-            )
+            table = checked_array(f"rules[{level}]", rows)
+            are_rules = table.ndim == 3 and table.size and table.dtype.kind in "iu"
+            expected = "integers of shape (symbols, multiplicity, branching)"
+            expect(are_rules, f"rules[{level}]", rows, expected)
+            tables[level] = table
         branchings = {table.shape[2] for table in tables.values()}
-        expect(
-            len(branchings) == 1 and min(branchings) > 1,
-            "rules: branching",
-            branchings,
-            "one number >= 2 for all levels",
-        )
+        is_one = len(branchings) == 1 and min(branchings) > 1
+        expect(is_one, "rules: branching", branchings, "one number >= 2 for all levels")
         if vocab_size is None:
-            v = int(tables[1].max()) + 1 if L == 1 else tables[1].shape[0]
-            expect(
-                v <= max(tables[1].size, _MOST_UNUSED),
-                "rules[1]: symbol",
-                v - 1,
-                "0, 1, .., or vocab_size to be given",
-            )
+            v = _told_vocab_size(tables)
         else:
             v = checked_integer("vocab_size", vocab_size, 1)
         for level, table in tables.items():
-            expect(
-                level == L or len(table) == v,
-                f"rules[{level}]: symbols",
-                len(table),
-                f"vocab_size = {v} below the root",
-            )
+            fits = level == L or len(table) == v
+            expected = f"vocab_size = {v} below the root"
+            expect(fits, f"rules[{level}]: symbols", len(table), expected)
             _check_symbols(f"rules[{level}]", table, v)
         model = cls.__new__(cls)
         model._set(tables, v, laws, class_probabilities)
         for level, table in tables.items():
-            tuples, counts = np.unique(
-                table[model.rule_probabilities[level] > 0], axis=0, return_counts=True
-            )
-            twice = tuples[counts > 1][:1].tolist()
-            expect(
-                not twice,
-                f"rules[{level}]: tuple",
-                twice,
-                "distinct tuples, since a string would have several parses",
-            )
+            _check_distinct(level, table[model.rule_probabilities[level] > 0])
         return model
 
-    def _set(self, rules: Rules, v: int, laws: dict[int, Any], class_probabilities: Any) -> None:
+    def _set(
+        self,
+        rules: Rules,
+        v: int,
+        laws: dict[int, Any],  # as given by the user
+        class_probabilities: ArrayLike | None,
+    ) -> None:
         L = len(rules)
-        self.vocab_size, self.depth = v, L
-        self.branching, self.num_classes = rules[L].shape[2], rules[L].shape[0]
-        self.rules = {level: _frozen(rules[level], np.int64) for level in range(1, L + 1)}
-        self.rule_probabilities = {
-            level: checked_law(f"rule_probabilities[{level}]", laws[level], table.shape[:2])
-            for level, table in self.rules.items()
-        }
+        self.vocab_size = v
+        self.depth = L
+        self.num_classes, _, self.branching = rules[L].shape
+        self.rules = {}
+        self.rule_probabilities = {}
+        for level in range(1, L + 1):
+            table = _frozen(rules[level], np.int64)
+            name = f"rule_probabilities[{level}]"
+            self.rules[level] = table
+            self.rule_probabilities[level] = checked_law(name, laws[level], table.shape[:2])
         self.class_probabilities = checked_law(
             "class_probabilities", class_probabilities, (self.num_classes,)
         )
@@ -259,12 +227,14 @@ class RandomHierarchyModel(Grammar):
     def multiplicity(self) -> int | dict[int, int]:
         """Rules per symbol: an int, or {tree_level: int} where it differs between levels."""
         sizes = {level: table.shape[1] for level, table in self.rules.items()}
-        return sizes[1] if len(set(sizes.values())) == 1 else sizes
+        if len(set(sizes.values())) == 1:
+            return int(sizes[1])
+        return sizes
 
     @property
     def num_leaves(self) -> int:
         """Length of the strings, s**L."""
-        return self.branching**self.depth
+        return int(self.branching**self.depth)
 
     @property
     def rule_density(self) -> float | dict[int, float]:
@@ -273,7 +243,9 @@ class RandomHierarchyModel(Grammar):
         """
         tuples = self.vocab_size ** (self.branching - 1)
         m = self.multiplicity
-        return m / tuples if isinstance(m, int) else {level: k / tuples for level, k in m.items()}
+        if isinstance(m, int):
+            return float(m / tuples)
+        return {level: k / tuples for level, k in m.items()}
 
     def num_nodes(self, tree_level: int) -> int:
         """Nodes of a tree level, s**(L - tree_level)."""
@@ -289,10 +261,8 @@ class RandomHierarchyModel(Grammar):
         digest = hashlib.sha256(f"{self.vocab_size} {self.branching} {self.depth}".encode())
         for level in self.rules:
             for array in (self.rules[level], self.rule_probabilities[level]):
-                digest.update(
-                    str(array.shape).encode()
-                    + array.astype(array.dtype.newbyteorder("<")).tobytes()
-                )
+                digest.update(str(array.shape).encode())
+                digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
         digest.update(self.class_probabilities.astype("<f8").tobytes())
         return digest.hexdigest()
 
@@ -311,38 +281,22 @@ class RandomHierarchyModel(Grammar):
             if len(levels[-1]) * self.branching > _MOST_DRAWN:
                 break
             levels.append(self.rules[level][levels[-1], 0].reshape(-1))
-        m, f = self.multiplicity, self.rule_density
-        sizes = (
-            self.vocab_size,
-            m,
-            self.branching,
-            self.depth,
-            self.num_classes,
-            f"{self.branching}**{self.depth}",
-            f,
-        )
-        names = (
-            "vocab_size v",
-            "multiplicity m",
-            "branching s",
-            "depth L",
-            "num_classes n",
-            "leaves",
-            "rule density f",
-        )
-        drawn = (
-            "The whole tree"
-            if len(levels) > self.depth
-            else f"The upper {len(levels)} of {self.depth + 1} levels of the tree"
-        )
-        note = f"{drawn} of class 0, if every symbol takes its first rule; colours are symbols."
+        sizes = {
+            "vocab_size v": self.vocab_size,
+            "multiplicity m": self.multiplicity,
+            "branching s": self.branching,
+            "depth L": self.depth,
+            "num_classes n": self.num_classes,
+            "leaves": f"{self.branching}**{self.depth}",
+            "rule density f": self.rule_density,
+        }
+        part = f"The upper {len(levels)} of {self.depth + 1} levels of the tree"
+        if len(levels) > self.depth:
+            part = "The whole tree"
+        note = f"{part} of class 0, if every symbol takes its first rule; colours are symbols."
         drawing = display.tree([level.tolist() for level in levels], self.vocab_size)
-        return display.page(
-            "Random Hierarchy Model",
-            display.table(names, [[*map(_in_words, sizes)]]),
-            drawing,
-            note=note,
-        )
+        table = display.table(tuple(sizes), [[*map(_in_words, sizes.values())]])
+        return display.page("Random Hierarchy Model", table, drawing, note=note)
 
     # -- drawing and reading strings ---------------------------------------------------------------
     def sample(self, count: int, seed: int | np.ndarray = 0) -> Draw:
@@ -355,38 +309,37 @@ class RandomHierarchyModel(Grammar):
         count = checked_integer("count", count, 0)
         what = f"{count} strings of {self.branching}**{self.depth} leaves"
         check_memory(what, 16 * count * self.num_leaves, "draw fewer, or shorter ones")
-        key, L = streams(seed, count, STRINGS), self.depth
-        latents = {
-            level: np.empty((count, self.num_nodes(level)), np.int64) for level in range(L, -1, -1)
-        }
-        cumulative = {level: cumulative_sums(p) for level, p in self.rule_probabilities.items()}
+        key = streams(seed, count, STRINGS)
+        L = self.depth
+        latents = {}
+        for level in range(L + 1):
+            latents[level] = np.empty((count, self.num_nodes(level)), np.int64)
         of_class = cumulative_sums(self.class_probabilities)
         latents[L][:, 0] = np.searchsorted(of_class, uniforms(key, 1)[:, 0], side="right")
+        cumulative = {level: cumulative_sums(p) for level, p in self.rule_probabilities.items()}
 
         def block(first: int, last: int) -> None:
             offset = 1  # number of nodes above the level; node i of the tree uses random number i
             for level in range(L, 0, -1):
-                of_level = self.rules[level], cumulative[level]
-                _draw_children(
-                    key,
-                    np.uint64(offset),
-                    latents[level],
-                    *of_level,
-                    first,
-                    last,
-                    latents[level - 1],
-                )
+                parents = latents[level]
+                children = latents[level - 1]
+                rules = self.rules[level]
+                sums = cumulative[level]
+                start = np.uint64(offset)
+                _draw_children(key, start, parents, rules, sums, first, last, children)
                 offset += self.num_nodes(level)
 
         over_blocks(count, block, 8 * self.num_leaves)
-        return Draw({level: latents[level] for level in range(L + 1)})
+        return Draw(latents)
 
-    def parse(self, leaves: Any) -> Parse:
+    def parse(self, leaves: ArrayLike) -> Parse:
         """Symbol, rule and validity of every node of strings (batch, num_leaves); -1 where there
         is none.
         """
         nodes = self.checked_leaves(leaves)
-        latents, valid, rules = {0: nodes}, {0: np.ones(nodes.shape, bool)}, {}
+        latents = {0: nodes}
+        valid = {0: np.ones(nodes.shape, bool)}
+        rules = {}
         for level in range(1, self.depth + 1):
             m = self.rules[level].shape[1]
             tuples = latents[level - 1].reshape(len(nodes), self.num_nodes(level), self.branching)
@@ -396,20 +349,20 @@ class RandomHierarchyModel(Grammar):
             rules[level] = np.where(valid[level], index % m, -1)
         return Parse(latents, valid, rules)
 
-    def log_likelihood(self, leaves: Any) -> np.ndarray:
+    def log_likelihood(self, leaves: ArrayLike) -> np.ndarray:
         """Exact log-probability of strings in nats, (batch,) float64; -inf for strings that the
         grammar cannot produce.
         """
         parse = self.parse(leaves)
-        root, valid = parse.latents[self.depth][:, 0], parse.valid[self.depth][:, 0]
+        root = parse.latents[self.depth][:, 0]
+        is_valid = parse.valid[self.depth][:, 0]
         with np.errstate(divide="ignore"):
-            total = np.where(valid, np.log(self.class_probabilities)[root], -np.inf)
+            total = np.where(is_valid, np.log(self.class_probabilities)[root], -np.inf)
             for level in range(1, self.depth + 1):
                 # Invalid strings index with -1, which has no effect because their total is -inf.
-                total += np.log(self.rule_probabilities[level])[
-                    parse.latents[level], parse.rules[level]
-                ].sum(axis=1)
-        return total
+                log_p = np.log(self.rule_probabilities[level])
+                total += log_p[parse.latents[level], parse.rules[level]].sum(axis=1)
+        return np.asarray(total)
 
     def completed(self, leaves: np.ndarray, keys: np.ndarray) -> dict[int, np.ndarray]:
         """The parse of each string, which is unique: {tree_level: int64 (batch, nodes)}, -1 where
@@ -434,16 +387,17 @@ class RandomHierarchyModel(Grammar):
 
         return true_beliefs(self, evidence, symbols)
 
-    def checked_leaves(self, leaves: Any) -> np.ndarray:
+    def checked_leaves(self, leaves: ArrayLike) -> np.ndarray:
         """`leaves` as an int64 array (batch, num_leaves) with symbols 0..v-1, or a ValueError."""
         return checked_leaves(leaves, self.vocab_size, self.num_leaves)
 
     @cached_property
     def _readers(self) -> dict[int, _TupleIndex]:
-        return {
-            level: _TupleIndex(table, self.rule_probabilities[level], self.vocab_size)
-            for level, table in self.rules.items()
-        }
+        readers = {}
+        for level, table in self.rules.items():
+            probabilities = self.rule_probabilities[level]
+            readers[level] = _TupleIndex(table, probabilities, self.vocab_size)
+        return readers
 
     # -- files -------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> None:
@@ -470,58 +424,69 @@ class RandomHierarchyModel(Grammar):
             check_regular(path)
             with safe_open(str(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
-                form = metadata.get("format"), metadata.get("version")
-                expect(
-                    form == (_FILE_FORMAT, _FILE_VERSION),
-                    f"{path}: format",
-                    form,
-                    f"{_FILE_FORMAT} version {_FILE_VERSION}",
-                )
+                form = (metadata.get("format"), metadata.get("version"))
+                expected = f"{_FILE_FORMAT} version {_FILE_VERSION}"
+                expect(form == (_FILE_FORMAT, _FILE_VERSION), f"{path}: format", form, expected)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (OSError, SafetensorError) as error:
             raise ValueError(
                 f"{path} is not a readable grammar file ({error}); write one with rhm.save(path)"
             ) from None
-        levels = [name.split(".")[1] for name in tensors if name.startswith("rules.")]
+        rules = {}
+        laws = {}
+        for name, tensor in tensors.items():
+            kind, _, level = name.partition(".")
+            if kind == "rules":
+                rules[level] = tensor
+                laws[int(level)] = tensors[f"rule_probabilities.{level}"]
         return cls.from_rules(
-            {level: tensors[f"rules.{level}"] for level in levels},
+            rules,
             vocab_size=int(metadata["vocab_size"]),
-            rule_probabilities={
-                int(level): tensors[f"rule_probabilities.{level}"] for level in levels
-            },
+            rule_probabilities=laws,
             class_probabilities=tensors["class_probabilities"],
         )
 
 
-def checked_leaves(leaves: Any, vocab_size: int, num_leaves: int | None = None) -> np.ndarray:
+def checked_leaves(leaves: ArrayLike, vocab_size: int, num_leaves: int | None = None) -> np.ndarray:
     """Strings as an int64 array (batch, num_leaves) with symbols 0..v-1, or a ValueError; by
     default of any length.
     """
     array = checked_array("leaves", leaves)
-    fits = (
-        array.dtype.kind in "iu"
-        and array.ndim == 2
-        and array.shape[1] == (num_leaves or array.shape[1])
-    )
-    expect(
-        fits,
-        f"leaves: {array.dtype} of shape",
-        array.shape,
-        f"integers of shape (batch, {num_leaves or 'num_leaves'})",
-    )
+    is_of_length = array.ndim == 2 and num_leaves in (None, array.shape[1])
+    expected = f"integers of shape (batch, {num_leaves or 'num_leaves'})"
+    fits = array.dtype.kind in "iu" and is_of_length
+    expect(fits, f"leaves: {array.dtype} of shape", array.shape, expected)
     _check_symbols("leaves", array, vocab_size)
     return array.astype(np.int64, copy=False)
 
 
 def _check_symbols(name: str, symbols: np.ndarray, vocab_size: int) -> None:
-    extremes = [int(symbols.min()), int(symbols.max())] if symbols.size else [0, 0]
+    extremes = [0, 0]
+    if symbols.size:
+        extremes = [int(symbols.min()), int(symbols.max())]
     wrong = [symbol for symbol in extremes if not 0 <= symbol < vocab_size]
-    expect(
-        not wrong,
-        f"{name}: symbol",
-        wrong,
-        f"symbols 0..{vocab_size - 1} (vocab_size = {vocab_size})",
-    )
+    expected = f"symbols 0..{vocab_size - 1} (vocab_size = {vocab_size})"
+    expect(not wrong, f"{name}: symbol", wrong, expected)
+
+
+def _check_distinct(level: int, rules: np.ndarray) -> None:
+    """ValueError if two of the rules (rules, branching) of a level are equal."""
+    tuples, counts = np.unique(rules, axis=0, return_counts=True)
+    twice = tuples[counts > 1][:1].tolist()
+    expected = "distinct tuples, since a string would have several parses"
+    expect(not twice, f"rules[{level}]: tuple", twice, expected)
+
+
+def _told_vocab_size(tables: Mapping[int, np.ndarray]) -> int:
+    """Size of the alphabet that rules tell: the number of symbols with rules at level 1, or the
+    largest leaf symbol + 1 if that is the root.
+    """
+    if len(tables) > 1:
+        return len(tables[1])
+    v = int(tables[1].max()) + 1
+    fits = v <= max(tables[1].size, _MOST_UNUSED)
+    expect(fits, "rules[1]: symbol", v - 1, "0, 1, .., or vocab_size to be given")
+    return v
 
 
 class _TupleIndex:
@@ -535,7 +500,8 @@ class _TupleIndex:
     def __init__(self, table: np.ndarray, probabilities: np.ndarray, v: int) -> None:
         rules = np.flatnonzero(probabilities)
         flat = table.reshape(-1, table.shape[2])[rules]
-        self.v, self.codes = v, []
+        self.v = v
+        self.codes: list[np.ndarray] = []
         prefix = np.zeros(len(flat), np.int64)
         for position in range(flat.shape[1]):
             codes, prefix = np.unique(prefix * v + flat[:, position], return_inverse=True)
@@ -544,19 +510,20 @@ class _TupleIndex:
         self.row[prefix] = rules
 
     def __call__(self, tuples: np.ndarray) -> np.ndarray:
-        known = (tuples >= 0).all(axis=-1)
+        is_rule = np.asarray((tuples >= 0).all(axis=-1))
         prefix = np.zeros(tuples.shape[:-1], np.int64)
         for position, codes in enumerate(self.codes):
             code = prefix * self.v + tuples[..., position]
             prefix = np.minimum(np.searchsorted(codes, code), len(codes) - 1)
-            known &= codes[prefix] == code
-        return np.where(known, self.row[prefix], -1)
+            is_rule &= codes[prefix] == code
+        return np.where(is_rule, self.row[prefix], -1)
 
 
 @njit(inline="always", cache=True)
 def inverse_cdf(cumulative, u):
     """Smallest k with u < cumulative[k]; the last k if rounding leaves none."""
-    low, high = 0, len(cumulative) - 1
+    low = 0
+    high = len(cumulative) - 1
     guess = min(int(u * len(cumulative)), high)  # right if all are equally likely
     if u < cumulative[guess] and (guess == 0 or cumulative[guess - 1] <= u):
         return guess
@@ -588,9 +555,8 @@ def _distinct_tuples(v: int, s: int, count: int, key: int, level: int) -> np.nda
     """
     total = v**s
     if 2 * count >= total:  # dense: a random permutation of all tuples
-        return tuples(
-            np.argsort(uniforms(keys(key, [level]), total)[0], kind="stable")[:count], v, s
-        )
+        order = np.argsort(uniforms(keys(key, [level]), total)[0], kind="stable")
+        return tuples(order[:count], v, s)
     # Sparse: draw with replacement and keep first occurrences, which is uniform sampling without
     # replacement. The loop ends after a few rounds because at least half of the draws are new.
     rows = np.empty((0, s), np.int64)
@@ -609,57 +575,70 @@ def tuples(numbers: np.ndarray, v: int, s: int) -> np.ndarray:
     return np.stack([numbers // v**position % v for position in range(s - 1, -1, -1)], axis=1)
 
 
-def _in_words(size: Any) -> str:
+def _in_words(size: object) -> str:
     """A size, or the sizes of the levels from the lowest to the highest."""
     if isinstance(size, Mapping):
         return ", ".join(map(_in_words, size.values()))
     return f"{size:.3g}" if isinstance(size, float) else str(size)
 
 
-def _by_level(name: str, tables: Any, depth: int | None = None) -> dict[int, Any]:
+def _multiplicities(multiplicity: int | Mapping[int, int], depth: int) -> dict[int, int]:
+    """Number of rules of a symbol at each level, or a ValueError."""
+    levels = range(1, depth + 1)
+    if not isinstance(multiplicity, Mapping):
+        return dict.fromkeys(levels, checked_integer("multiplicity", multiplicity, 1))
+    fits = set(multiplicity) == set(levels)
+    expect(fits, "levels of multiplicity", list(multiplicity), f"every level 1..{depth}")
+    sizes = {}
+    for level in levels:
+        sizes[level] = checked_integer(f"multiplicity[{level}]", multiplicity[level], 1)
+    return sizes
+
+
+def _by_level(name: str, tables: object, depth: int | None = None) -> dict[int, Any]:
     """A mapping with levels 1..depth, given as ints or decimal strings, or a ValueError."""
-    entries = tables.items() if isinstance(tables, Mapping) else ()
-    by_level = {int(str(key)): value for key, value in entries if str(key).isdecimal()}
-    is_whole = (
-        by_level
-        and len(by_level) == len(tables)
-        and set(by_level) == set(range(1, (depth or len(tables)) + 1))
-    )
-    expect(
-        is_whole,
-        name,
-        tables,
-        f"every level 1..{depth or 'depth'} (depth = the root) once, as integers",
-    )
+    entries = tables if isinstance(tables, Mapping) else {}
+    by_level = {int(str(key)): value for key, value in entries.items() if str(key).isdecimal()}
+    levels = set(range(1, (depth or len(entries)) + 1))
+    is_whole = len(by_level) == len(entries) > 0 and set(by_level) == levels
+    expected = f"every level 1..{depth or 'depth'} (depth = the root) once, as integers"
+    expect(is_whole, name, tables, expected)
     return by_level
 
 
-def _laws_by_level(probabilities: Any, depth: int) -> dict[int, Any]:
+def _laws_by_level(probabilities: Laws, depth: int) -> dict[int, Any]:
     """Rule probabilities by level, from such a mapping or from those of all levels."""
     if isinstance(probabilities, Mapping):
         return _by_level("rule_probabilities", probabilities, depth)
     return dict.fromkeys(range(1, depth + 1), probabilities)
 
 
-def _filled(level: int, table: Any, probabilities: Any) -> tuple[list[Any], list[Any]]:
+def _is_ragged(table: object) -> bool:
+    """Whether lists of rules give symbols different numbers of rules."""
+    if not isinstance(table, list | tuple):
+        return False
+    return len({len(rules) for rules in table if isinstance(rules, list | tuple)}) > 1
+
+
+def _filled(
+    level: int, table: Sequence[Any], probabilities: object
+) -> tuple[list[list[Any]], list[list[float]]]:
     """Rules and probabilities of a level with equally many for each symbol: copies of the first
     rule with probability 0.
     """
     sizes = [len(rules) if isinstance(rules, list | tuple) else 0 for rules in table]
     laws = [np.full(size, 1 / max(size, 1)) for size in sizes]
-    if probabilities is not None:
-        laws = (
-            [np.ravel(law) for law in probabilities] if isinstance(probabilities, Iterable) else []
-        )
-    fits, where = all(sizes) and [len(law) for law in laws] == sizes, f"rule_probabilities[{level}]"
-    expect(
-        fits,
-        where,
-        probabilities,
-        f"one for each of the rules, {sizes}, and at least one rule of each symbol",
-    )
-    rules = [[*row, *[row[0]] * (max(sizes) - len(row))] for row in table]
-    return rules, [[*law, *[0.0] * (max(sizes) - len(law))] for law in laws]
+    if isinstance(probabilities, Iterable):
+        laws = [np.ravel(law) for law in probabilities]
+    elif probabilities is not None:
+        laws = []
+    fits = all(sizes) and [len(law) for law in laws] == sizes
+    expected = f"one for each of the rules, {sizes}, and at least one rule of each symbol"
+    expect(fits, f"rule_probabilities[{level}]", probabilities, expected)
+    most = max(sizes)
+    rules = [[*row, *[row[0]] * (most - len(row))] for row in table]
+    filled_laws = [[*law.tolist(), *[0.0] * (most - len(law))] for law in laws]
+    return rules, filled_laws
 
 
 def cumulative_sums(probabilities: np.ndarray) -> np.ndarray:
@@ -667,18 +646,18 @@ def cumulative_sums(probabilities: np.ndarray) -> np.ndarray:
     1 from the last positive one.
     """
     sums = np.cumsum(probabilities, axis=-1)
-    return np.where(
-        np.cumsum(probabilities[..., ::-1], axis=-1)[..., ::-1] <= probabilities, 1.0, sums
-    )
+    sums_from_end = np.cumsum(probabilities[..., ::-1], axis=-1)[..., ::-1]
+    is_last_positive = sums_from_end <= probabilities
+    return np.where(is_last_positive, 1.0, sums)
 
 
-def _frozen(values: Any, dtype: Any) -> np.ndarray:
+def _frozen(values: ArrayLike, dtype: DTypeLike) -> np.ndarray:
     array = np.array(values, dtype=dtype, order="C")
     array.setflags(write=False)
     return array
 
 
-def checked_law(name: str, probabilities: Any, shape: tuple[int, ...]) -> np.ndarray:
+def checked_law(name: str, probabilities: ArrayLike | None, shape: tuple[int, ...]) -> np.ndarray:
     """Probabilities along the last axis, float64 and read-only, or a ValueError; None is the
     uniform law.
     """
@@ -686,11 +665,11 @@ def checked_law(name: str, probabilities: Any, shape: tuple[int, ...]) -> np.nda
         return _frozen(np.full(shape, 1 / shape[-1]), np.float64)
     values = np.asarray(probabilities, dtype=np.float64)
     array = np.broadcast_to(values, shape)
-    fits = (
-        values.ndim and (array >= 0).all() and np.allclose(array.sum(axis=-1), 1, rtol=0, atol=1e-6)
-    )
-    expect(fits, name, probabilities, "probabilities adding up to 1 along the last axis")
     total = array.sum(axis=-1, keepdims=True)
+    are_laws = (array >= 0).all() and np.allclose(total, 1, rtol=0, atol=1e-6)
+    expected = "probabilities adding up to 1 along the last axis"
+    expect(values.ndim and are_laws, name, probabilities, expected)
     # Sums that are 1 up to rounding are not renormalised, so that saving and loading changes no
     # bit.
-    return _frozen(np.where(np.abs(total - 1) < 1e-12, array, array / total), np.float64)
+    is_exact = np.abs(total - 1) < 1e-12
+    return _frozen(np.where(is_exact, array, array / total), np.float64)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
 from uturn.core.checks import (
@@ -59,22 +60,13 @@ class MeanField:
     def __post_init__(self) -> None:
         if self.num_classes is None:
             object.__setattr__(self, "num_classes", self.vocab_size)
-        for name, least in (
-            ("vocab_size", 2),
-            ("multiplicity", 1),
-            ("branching", 2),
-            ("num_classes", 1),
-        ):
+        least_sizes = {"vocab_size": 2, "multiplicity": 1, "branching": 2, "num_classes": 1}
+        for name, least in least_sizes.items():
             object.__setattr__(self, name, checked_integer(name, getattr(self, name), least))
-        check_tuples(
-            self.vocab_size, self.branching, max(self.vocab_size, self._n), self.multiplicity
-        )
-        expect(
-            self.vocab_size <= 2**50,
-            "vocab_size",
-            self.vocab_size,
-            "at most 2**50, the precision of float64",
-        )
+        most_symbols = max(self.vocab_size, self._n)
+        check_tuples(self.vocab_size, self.branching, most_symbols, self.multiplicity)
+        expected = "at most 2**50, the precision of float64"
+        expect(self.vocab_size <= 2**50, "vocab_size", self.vocab_size, expected)
 
     @property
     def _n(self) -> int:
@@ -83,35 +75,40 @@ class MeanField:
     @cached_property
     def _inverse_T(self) -> float:
         # Of an int of any size: 0.0 when it is huge.
-        return 1 / (self.vocab_size**self.branching - 1)
+        return float(1 / (self.vocab_size**self.branching - 1))
 
     # -- the map and its fixed points --------------------------------------------------------------
-    def upward_map(self, belief: Any) -> np.ndarray:
+    def upward_map(self, belief: ArrayLike) -> np.ndarray:
         """One upward step `F(p) = [p**s + (m-1) b] / [p**s + (m v - 1) b]`, `b = (1 - p**s)/(v**s -
         1)` (Eqs. 11, 41).
 
         Both p and F are beliefs in the true symbol, in [0, 1].
         """
-        return 1 - self._lost_above(1 - np.asarray(belief, float), self.vocab_size)
+        lost = 1 - np.asarray(belief, float)
+        return np.asarray(1 - self._lost_above(lost, self.vocab_size))
 
     def _lost_above(self, lost: np.ndarray, symbols: int) -> np.ndarray:
         """1 - F(p) from 1 - p, for a parent with `symbols` possible values: m (symbols - 1) b /
         [p**s + (m symbols - 1) b].
         """
-        m, s = self.multiplicity, self.branching
+        m = self.multiplicity
+        s = self.branching
         power = _power(lost, s)
         b = -np.expm1(s * _log_kept(lost)) * self._inverse_T
-        return m * (symbols - 1) * b / (power + (m * symbols - 1) * b)
+        return np.asarray(m * (symbols - 1) * b / (power + (m * symbols - 1) * b))
 
-    def slope_at(self, belief: Any) -> np.ndarray:
+    def slope_at(self, belief: ArrayLike) -> np.ndarray:
         """Derivative F'(p) of the upward map."""
-        v, m, s = self.vocab_size, self.multiplicity, self.branching
+        v = self.vocab_size
+        m = self.multiplicity
+        s = self.branching
         p = np.asarray(belief, float)
         # F = (x + (m-1)(1-x)/T) / (x + (m v - 1)(1-x)/T) with x = p**s; the numerator of dF/dx is m
         # (v-1)/T.
         x = p**s
         below = x + (m * v - 1) * (1 - x) * self._inverse_T
-        return m * (v - 1) * self._inverse_T / below**2 * s * p ** (s - 1)
+        slope_in_x = m * (v - 1) * self._inverse_T / below**2
+        return np.asarray(slope_in_x * s * p ** (s - 1))
 
     @property
     def slope_at_one(self) -> float:
@@ -125,7 +122,9 @@ class MeanField:
         """Fate of the class in deep trees: "transition" (lost above ε*), "always lost" or
         "always recovered" for 0 < ε < 1.
         """
-        v, m, s = self.vocab_size, self.multiplicity, self.branching
+        v = self.vocab_size
+        m = self.multiplicity
+        s = self.branching
         tuples = v**s - 1
         if s * m * (v - 1) >= tuples:
             return "always lost"
@@ -142,7 +141,9 @@ class MeanField:
         """
         if self.phase != "transition":
             return None
-        v, m, s = self.vocab_size, self.multiplicity, self.branching
+        v = self.vocab_size
+        m = self.multiplicity
+        s = self.branching
         # Numerator over (1-p): p**s + (1/T) [(m-1) - (m v - 1) p] (1 + p + .. + p**(s-1)), highest
         # power first.
         ones = np.ones(s)
@@ -150,13 +151,19 @@ class MeanField:
         polynomial = polynomial * self._inverse_T
         polynomial[0] += 1
         quotient = np.polydiv(polynomial, [1, -1 / v])[0]
-        return float(brentq(lambda p: np.polyval(quotient, p), 1 / v, 1, xtol=1e-15, rtol=1e-14))
+
+        def excess(p: float) -> float:
+            return float(np.polyval(quotient, p))
+
+        return float(brentq(excess, 1 / v, 1, xtol=1e-15, rtol=1e-14))
 
     @property
     def critical_noise(self) -> float | None:
         """ε* = (1 - p*) v/(v-1); None without a transition."""
         p = self.fixed_point
-        return None if p is None else (1 - p) * self.vocab_size / (self.vocab_size - 1)
+        if p is None:
+            return None
+        return (1 - p) * self.vocab_size / (self.vocab_size - 1)
 
     @property
     def slope(self) -> float | None:
@@ -170,7 +177,9 @@ class MeanField:
         (arXiv:2410.13770); None without one.
         """
         slope = self.slope
-        return None if slope is None else float(np.log(self.branching) / np.log(slope))
+        if slope is None:
+            return None
+        return float(np.log(self.branching) / np.log(slope))
 
     @property
     def decay_exponent(self) -> float | None:
@@ -181,32 +190,31 @@ class MeanField:
         return None if nu is None else 2 - 2 / nu
 
     # -- finite depth ------------------------------------------------------------------------------
-    def curves(self, epsilon: Any, depth: int) -> Curves:
+    def curves(self, epsilon: ArrayLike, depth: int) -> Curves:
         """Beliefs in the true symbol of every tree level (Eqs. 41, 53, 57-62), for `epsilon`
         (...) in [0, 1], depth <= 10,000.
         """
         lost, q = self._messages(epsilon, depth)
-        marginal = 1 - np.stack(
-            [self._lost_marginal(lost[..., k], q[..., k], k == depth) for k in range(depth + 1)],
-            axis=-1,
-        )
-        return Curves(1 - lost, q, marginal)
+        lost_marginals = [
+            self._lost_marginal(lost[..., level], q[..., level], level == depth)
+            for level in range(depth + 1)
+        ]
+        return Curves(1 - lost, q, 1 - np.stack(lost_marginals, axis=-1))
 
-    def _messages(self, epsilon: Any, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    def _messages(self, epsilon: ArrayLike, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """(1 - upward belief, downward belief) per level, (..., depth + 1)."""
-        v, m, s = self.vocab_size, self.multiplicity, self.branching
-        depth = checked_depth(
-            depth, instead="`fixed_point` and `critical_noise` are the limit of deep trees"
-        )
+        v = self.vocab_size
+        m = self.multiplicity
+        s = self.branching
+        limit = "`fixed_point` and `critical_noise` are the limit of deep trees"
+        depth = checked_depth(depth, instead=limit)
         noise = checked_noise(epsilon, 1)
-        check_memory(
-            f"depth = {depth} at {noise.size} noise levels",
-            64 * noise.size * depth,
-            "lower one of them",
-        )
+        where = f"depth = {depth} at {noise.size} noise levels"
+        check_memory(where, 64 * noise.size * depth, "lower one of them")
         lost = [noise * ((v - 1) / v)]
         for level in range(1, depth + 1):
-            lost.append(self._lost_above(lost[-1], self._n if level == depth else v))
+            symbols = self._n if level == depth else v
+            lost.append(self._lost_above(lost[-1], symbols))
         q = np.full(lost[0].shape, 1 / self._n)
         downward = [q]
         for level in range(depth - 1, -1, -1):
@@ -219,9 +227,9 @@ class MeanField:
 
     def _lost_marginal(self, lost: np.ndarray, q: np.ndarray, at_root: bool) -> np.ndarray:
         """1 - P, P = p q / [p q + (1-p)(1-q)/(v-1)] (Eq. 62)."""
-        others = max((self._n if at_root else self.vocab_size) - 1, 1)
-        wrong = lost * (1 - q) / others
-        return wrong / ((1 - lost) * q + wrong)
+        symbols = self._n if at_root else self.vocab_size
+        wrong = lost * (1 - q) / max(symbols - 1, 1)
+        return np.asarray(wrong / ((1 - lost) * q + wrong))
 
     def class_crossing(self, depth: int) -> float | None:
         """ε at which the marginals of the class and of the leaves cross (inversion of the levels);
@@ -232,11 +240,11 @@ class MeanField:
         """
         grid = np.linspace(0, 1, 2001)[1:-1]
 
-        def gap(epsilon: Any) -> np.ndarray:
+        def gap(epsilon: ArrayLike) -> np.ndarray:
             lost, q = self._messages(epsilon, depth)
-            return self._lost_marginal(lost[..., 0], q[..., 0], False) - self._lost_marginal(
-                lost[..., -1], q[..., -1], True
-            )
+            of_leaves = self._lost_marginal(lost[..., 0], q[..., 0], False)
+            of_class = self._lost_marginal(lost[..., -1], q[..., -1], True)
+            return np.asarray(of_leaves - of_class)
 
         gaps = gap(grid)
         change = np.flatnonzero((gaps[:-1] > 0) & (gaps[1:] <= 0))
@@ -246,21 +254,23 @@ class MeanField:
         return float(brentq(gap, grid[k], grid[k + 1], xtol=1e-13))
 
     # -- correlations ------------------------------------------------------------------------------
-    def pair_correlations(self, epsilon: Any, depth: int) -> np.ndarray:
+    def pair_correlations(self, epsilon: ArrayLike, depth: int) -> np.ndarray:
         """Connected correlation of sigma = ±1 (changed or not) of two leaves (arXiv:2410.13770,
         mean field), (..., depth + 1).
 
         Entry k: leaves whose lowest common ancestor is at level k, hence at distances `s**(k-1) ..
         s**k - 1`; entry 0 is the variance 4 P (1 - P).
         """
-        m, s = self.multiplicity, self.branching
+        m = self.multiplicity
+        s = self.branching
         lost, q = self._messages(epsilon, depth)
         p0 = self._lost_marginal(lost[..., 0], q[..., 0], False)
         result = [4 * p0 * (1 - p0)]
         damping = np.ones_like(p0)
         for k in range(1, depth + 1):
             e = lost[..., k - 1]
-            p, ps = 1 - e, _power(e, s)
+            p = 1 - e
+            ps = _power(e, s)
             missing = -np.expm1(s * _log_kept(e))  # 1 - p**s
             g = (q[..., k] * (m - 1) + (1 - q[..., k]) * m) * self._inverse_T
             z = q[..., k] * ps + g * missing
@@ -275,7 +285,7 @@ class MeanField:
             damping = damping * (a - b) ** 2
         return np.stack(result, axis=-1)
 
-    def susceptibility(self, epsilon: Any, depth: int) -> np.ndarray:
+    def susceptibility(self, epsilon: ArrayLike, depth: int) -> np.ndarray:
         """Susceptibility (...), `chi = sum_ij C_ij / sum_i C_ii` over all pairs i, j of leaves
         (arXiv:2410.13770); chi(0) = 1.
 
@@ -294,21 +304,25 @@ class MeanField:
         pairs = (s - 1) * float(s) ** np.arange(depth)
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = (c[..., 1:] * pairs).sum(axis=-1) / c[..., 0]
-        return 1 + np.where(c[..., 0] > 0, ratio, 0.0)
+        return np.asarray(1 + np.where(c[..., 0] > 0, ratio, 0.0))
 
 
 class PhaseDiagram(NamedTuple):
-    """Threshold against multiplicity: arrays (multiplicities,). `critical_noise` is 0 if the
-    class is always lost, and 1 if it is always recovered.
-    """
+    """Threshold against multiplicity: arrays (multiplicities,)."""
 
     multiplicity: np.ndarray
+    """m."""
     rule_density: np.ndarray
+    """f = m / v**(s-1)."""
     critical_noise: np.ndarray
+    """ε*; 0 if the class is always lost, and 1 if it is always recovered."""
     phase: np.ndarray
+    """The `Phase` of each."""
 
 
-def phase_diagram(vocab_size: int, branching: int, multiplicities: Any = None) -> PhaseDiagram:
+def phase_diagram(
+    vocab_size: int, branching: int, multiplicities: ArrayLike | None = None
+) -> PhaseDiagram:
     """The threshold ε*(m) of Fig. 6 of arXiv:2402.16991; by default for all m of 1..v**(s-1), if
     these are at most 100,000.
 
@@ -317,28 +331,35 @@ def phase_diagram(vocab_size: int, branching: int, multiplicities: Any = None) -
     >>> phase_diagram(32, 2, [4, 8, 16, 17]).critical_noise.round(4).tolist()
     [0.9217, 0.7312, 0.0645, 0.0]
     """
-    v, s = checked_integer("vocab_size", vocab_size, 2), checked_integer("branching", branching, 2)
+    v = checked_integer("vocab_size", vocab_size, 2)
+    s = checked_integer("branching", branching, 2)
     check_tuples(v, s)
     tuples = v ** (s - 1)
-    if multiplicities is None and tuples > 100_000:
+    if multiplicities is not None:
+        ms = np.ravel(multiplicities).tolist()
+    elif tuples <= 100_000:
+        ms = list(range(1, tuples + 1))
+    else:
         raise ValueError(f"multiplicities: all 1 .. {tuples} are too many; give those to compute")
-    ms = list(range(1, tuples + 1)) if multiplicities is None else np.ravel(multiplicities).tolist()
     theories = [MeanField(v, m, s) for m in ms]
-    extreme = {"always lost": 0.0, "always recovered": 1.0}
-    noise = [
-        extreme[mf.phase] if mf.critical_noise is None else mf.critical_noise for mf in theories
-    ]
     return PhaseDiagram(
-        np.array(ms),
-        np.array([m / tuples for m in ms]),
-        np.array(noise),
-        np.array([mf.phase for mf in theories]),
+        multiplicity=np.array(ms),
+        rule_density=np.array([m / tuples for m in ms]),
+        critical_noise=np.array([_end_of_recovery(theory) for theory in theories]),
+        phase=np.array([theory.phase for theory in theories]),
     )
+
+
+def _end_of_recovery(theory: MeanField) -> float:
+    """ε*, or the end of its range if there is no transition."""
+    if theory.critical_noise is not None:
+        return theory.critical_noise
+    return 0.0 if theory.phase == "always lost" else 1.0
 
 
 def _log_kept(lost: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
-        return np.log1p(-lost)
+        return np.asarray(np.log1p(-lost))
 
 
 def _power(lost: np.ndarray, exponent: int) -> np.ndarray:

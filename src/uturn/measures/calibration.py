@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from uturn.core.checks import checked_array, checked_integer, checked_numbers, expect
 from uturn.core.messages import shown
 from uturn.core.random import Purpose, checked_seed, keys
-from uturn.measures.clones import as_real, between_clones
+from uturn.measures.clones import Comparer, as_real, between_clones
 from uturn.measures.estimates import checked_share
 from uturn.measures.intervals import mean_interval
 from uturn.measures.readings import WITHIN, check_dims, complete_items
@@ -55,8 +56,8 @@ class Calibration(NamedTuple):
 
 
 def calibrate(
-    with_original: Any,
-    with_clones: Any,
+    with_original: ArrayLike,
+    with_clones: ArrayLike,
     level: float = 1e-3,
     relabellings: int | None = None,
     seed: int = 0,
@@ -87,31 +88,29 @@ def calibrate(
 
     level = checked_share("level", level)
     gaps = exchanged_gaps(with_original, with_clones)
-    items, shape = len(gaps), gaps.shape[2:]
+    items, data, *shape = gaps.shape
     tests = math.prod(shape)
-    B = (
-        math.ceil(100 * tests / level)
-        if relabellings is None
-        else checked_integer("relabellings", relabellings, 1)
-    )
-    # Readings of each test as shares of their largest size, since the relabellings count gaps that
-    # differ by 1e-6 as equal.
-    size = np.maximum(
-        *(
-            np.abs(np.asarray(values, float)).max(axis=(0, 1))
-            for values in (with_original, with_clones)
-        )
-    )
-    table = np.ascontiguousarray(
-        (gaps / np.where(size > 0, size, 1)).reshape(items, gaps.shape[1], tests)
-    )
-    p_value = p_values(table, B, int(keys(checked_seed(seed), Purpose.CALIBRATION))).reshape(shape)
+    if relabellings is None:
+        relabellings = math.ceil(100 * tests / level)
+    relabellings = checked_integer("relabellings", relabellings, 1)
+    # The relabellings count gaps that differ by 1e-6 as equal, so gaps are divided by the largest
+    # reading of their test.
+    size = np.maximum(_largest_size(with_original), _largest_size(with_clones))
+    scaled = gaps / np.where(size > 0, size, 1)
+    table = np.ascontiguousarray(scaled.reshape(items, data, tests))
+    stream = int(keys(checked_seed(seed), Purpose.CALIBRATION))
+    p_value = p_values(table, relabellings, stream).reshape(shape)
     # Standard deviation of G* over all relabellings: the g_j of an item add up to 0.
     spread = np.sqrt((gaps**2).mean(axis=1).sum(axis=0)) / items
-    reachable = _smallest_log_p(table).reshape(shape) <= math.log(level / tests)
-    visible = np.where(reachable, norm.isf(level / tests / 2) * spread, np.inf)
+    is_reachable = _smallest_log_p(table).reshape(shape) <= math.log(level / tests)
+    visible = np.where(is_reachable, norm.isf(level / tests / 2) * spread, np.inf)
     gap, low, high = np.moveaxis(mean_interval(gaps[:, 0]), -1, 0)
-    return Calibration(gap, low, high, p_value, holm(p_value), visible, level, B)
+    return Calibration(gap, low, high, p_value, holm(p_value), visible, level, relabellings)
+
+
+def _largest_size(readings: ArrayLike) -> np.ndarray:
+    """Largest absolute value of the readings of each test, (...)."""
+    return np.asarray(np.abs(np.asarray(readings, float)).max(axis=(0, 1)))
 
 
 def calibration(
@@ -136,32 +135,15 @@ def calibration(
     `items` (tested), `trajectories`, `clones`.
     """
     names = checked_variables(ds, variable)
-    level, several, complete = (
-        checked_share("level", level),
-        not isinstance(variable, str),
-        items_tested(ds, names),
-    )
+    level = checked_share("level", level)
+    complete = items_tested(ds, names)
     where = f"variable = {shown(variable)}: items that have all their readings"
     expect(complete.sum() > 1, where, int(complete.sum()), "at least two")
     ds = ds.isel(item=complete)
-    pairs = [_pair(ds, name, several) for name in names]
-    originals, twins = (
-        xr.concat([pair[k] for pair in pairs], "reading") if several else pairs[0][k]
-        for k in (0, 1)
-    )
-    first, rows = (
-        values.isel(trajectory=0, missing_dims="ignore").values for values in (originals, twins)
-    )
-    tests = calibrate(first, rows, level, seed=seed)
-    differences = (originals - twins).transpose("noise", "item", ...)
-    gap, *ends = np.moveaxis(replicates(differences).interval(lambda mean: mean), -1, 0)
-    size = (
-        abs(differences)
-        .max([dim for dim in differences.dims if dim in WITHIN or dim == "item"])
-        .values
-    )
-    # Equal gaps say nothing about their spread.
-    low, high = np.where(ends[1] - ends[0] > 1e-9 * size, ends, np.nan)
+    readings = _of_variables(ds, names, has_labels=not isinstance(variable, str))
+    first = readings.isel(trajectory=0)
+    tests = calibrate(first.with_original.values, first.with_clones.values, level, seed=seed)
+    gap, low, high = _mean_gap(readings)
     numbers = {
         "gap": gap,
         "low": low,
@@ -170,54 +152,65 @@ def calibration(
         "p_holm": tests.adjusted,
         "visible": tests.visible,
     }
-    layout = originals.isel(item=0, clone=0, trajectory=0, drop=True, missing_dims="ignore")
-    result = xr.Dataset(
-        {name: (layout.dims, values) for name, values in numbers.items()}, layout.coords
-    )
-    sizes = {
-        "items": ds.sizes["item"],
-        "trajectories": ds.sizes.get("trajectory", 1),
-        "clones": ds.sizes["clone"],
-    }
-    return result.assign_attrs(
+    layout = first.with_original.isel(item=0, clone=0, drop=True)
+    variables = {name: (layout.dims, values) for name, values in numbers.items()}
+    return xr.Dataset(variables, layout.coords).assign_attrs(
         variable=", ".join(names),
         passed=tests.passed,
         level=level,
         relabellings=tests.relabellings,
-        **sizes,
+        items=ds.sizes["item"],
+        trajectories=ds.sizes.get("trajectory", 1),
+        clones=ds.sizes["clone"],
     )
 
 
-def checked_variables(ds: Any, variable: Any) -> list[str]:
+class _Readings(NamedTuple):
+    """A reading f of pairs of data, float64 (item, clone, noise[, reading], .., trajectory)."""
+
+    with_original: xr.DataArray
+    """f between the original and a clone."""
+    with_clones: xr.DataArray
+    """Mean of f between a clone and the other clones."""
+
+    def isel(self, trajectory: int) -> _Readings:
+        """The readings of one trajectory."""
+        return _Readings(
+            self.with_original.isel(trajectory=trajectory, drop=True, missing_dims="ignore"),
+            self.with_clones.isel(trajectory=trajectory, drop=True, missing_dims="ignore"),
+        )
+
+
+def _mean_gap(readings: _Readings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean gap over items and trajectories, and the ends of its interval, (noise, ..); NaN ends
+    where all gaps are equal, since these say nothing about their spread.
+    """
+    differences = readings.with_original - readings.with_clones
+    differences = differences.transpose("noise", "item", ...)
+    gap, low, high = np.moveaxis(replicates(differences).interval(lambda mean: mean), -1, 0)
+    draws = [dim for dim in differences.dims if dim in WITHIN]
+    size = abs(differences).max(draws).values
+    has_spread = high - low > 1e-9 * size
+    return gap, np.where(has_spread, low, np.nan), np.where(has_spread, high, np.nan)
+
+
+def checked_variables(ds: xr.Dataset, variable: str | Sequence[str]) -> list[str]:
     """Names of variables with twins in a dataset with clones, or a ValueError."""
     names = [variable] if isinstance(variable, str) else list(variable)
-    expect(
-        names and len(set(names)) == len(names),
-        "variable",
-        variable,
-        "the name of a variable, or different names",
-    )
+    are_different = names and len(set(names)) == len(names)
+    expect(are_different, "variable", variable, "the name of a variable, or different names")
     clones = ds.sizes.get("clone", 1)
-    measured = json.loads(ds.attrs.get("spec", "{}")).get("clones", clones)
-    expect(
-        clones == measured and clones > 1,
-        "ds: clones",
-        clones,
-        f"all {measured} of the run, and at least 2",
-    )
-    known = [str(name) for name in ds.data_vars if twin_of(ds, str(name))]
+    of_run = json.loads(ds.attrs.get("spec", "{}")).get("clones", clones)
+    is_whole = clones == of_run and clones > 1
+    expect(is_whole, "ds: clones", clones, f"all {of_run} of the run, and at least 2")
+    with_twins = [str(name) for name in ds.data_vars if twin_of(ds, str(name))]
+    expected = f"one that is symmetric or ranked, and so has a twin: one of {with_twins}"
     for name in names:
-        expect(
-            name in known,
-            "variable",
-            name,
-            f"one that is symmetric or ranked, and so has a twin: one of {known}",
-        )
+        expect(name in with_twins, "variable", name, expected)
         check_dims(f"variable {name!r}", ds[name], ("noise", "item"))
     missing = ds.attrs.get("missing_tasks", 0)
-    expect(
-        not missing, "missing tasks of the run", missing, "a finished run; run it again to its end"
-    )
+    way = "a finished run; run it again to its end"
+    expect(not missing, "missing tasks of the run", missing, way)
     return names
 
 
@@ -227,43 +220,57 @@ def twin_of(ds: xr.Dataset, name: str) -> str:
     """
     if f"clone_{name}" in ds:
         return f"clone_{name}"
-    original, dims = f"original_{name}", ds[name].dims
-    return (
-        original
-        if original in ds and {"trajectory", "clone"} <= set(dims) == {*ds[original].dims, "clone"}
-        else ""
-    )
+    original = f"original_{name}"
+    if original not in ds:
+        return ""
+    dims = set(ds[name].dims)
+    is_ranked = {"trajectory", "clone"} <= dims == {*ds[original].dims, "clone"}
+    return original if is_ranked else ""
 
 
 def items_tested(ds: xr.Dataset, names: Sequence[str]) -> np.ndarray:
     """Which items have all readings of some variables and of their twins, so that they can be
     relabelled: bool (items,).
     """
-    return complete_items(ds, [key for name in names for key in (name, twin_of(ds, name))])
+    pairs = [*names, *(twin_of(ds, name) for name in names)]
+    return complete_items(ds, pairs)
 
 
-def _pair(ds: xr.Dataset, name: str, several: bool) -> list[xr.DataArray]:
-    """f between original and clones, and between clones: float64 (item, clone, noise[, reading],
-    .., trajectory).
-    """
-    last = [dim for dim in ds[name].dims if dim == "trajectory"]
-    readings, twin = ds[name].astype(float), ds[twin_of(ds, name)].astype(float)
-    of_pairs = [readings, twin]
-    # F(a, b) = h(a) + h(b); only differences of h count, so large values need no digits.
-    if "clone" not in twin.dims:
-        mean = (readings.sum("clone") + twin) / (readings.sizes["clone"] + 1)
-        readings, twin = readings - mean, twin - mean
-        others = (readings.sum("clone") - readings) / (readings.sizes["clone"] - 1)
-        of_pairs = [readings + twin, readings + others]
-    pair = []
-    for values in of_pairs:
-        values = values.transpose("item", "clone", "noise", ..., *last)
-        pair.append(
-            joined(values, name).transpose("item", "clone", "noise", "reading", ...)
-            if several
-            else values
-        )
-    return pair
+def _of_variables(ds: xr.Dataset, names: Sequence[str], has_labels: bool) -> _Readings:
+    """The readings of one variable, or of several along a dim `reading` with labels."""
+    if not has_labels:
+        readings = _of_variable(ds, names[0])
+        return _Readings(_ordered(readings.with_original), _ordered(readings.with_clones))
+    with_original = []
+    with_clones = []
+    for name in names:
+        readings = _of_variable(ds, name)
+        with_original.append(_labelled(readings.with_original, name))
+        with_clones.append(_labelled(readings.with_clones, name))
+    return _Readings(xr.concat(with_original, "reading"), xr.concat(with_clones, "reading"))
+
+
+def _of_variable(ds: xr.Dataset, name: str) -> _Readings:
+    readings = ds[name].astype(float)
+    twin = ds[twin_of(ds, name)].astype(float)
+    if "clone" in twin.dims:
+        return _Readings(readings, twin)
+    # f(a, b) = h(a) + h(b). Only differences of h count, so large values need no digits.
+    mean = (readings.sum("clone") + twin) / (readings.sizes["clone"] + 1)
+    readings = readings - mean
+    twin = twin - mean
+    others = (readings.sum("clone") - readings) / (readings.sizes["clone"] - 1)
+    return _Readings(readings + twin, readings + others)
+
+
+def _ordered(values: xr.DataArray) -> xr.DataArray:
+    last = [dim for dim in values.dims if dim == "trajectory"]
+    return values.transpose("item", "clone", "noise", ..., *last)
+
+
+def _labelled(values: xr.DataArray, name: str) -> xr.DataArray:
+    """Readings of one variable with a dim `reading`."""
+    return joined(_ordered(values), name).transpose("item", "clone", "noise", "reading", ...)
 
 
 def joined(values: xr.DataArray, name: str) -> xr.DataArray:
@@ -274,23 +281,21 @@ def joined(values: xr.DataArray, name: str) -> xr.DataArray:
     if not dims:
         return values.expand_dims(reading=[name])
     stacked = values.stack(reading=dims)
-    places = [
-        dict(zip(dims, np.atleast_1d(place), strict=True))
-        for place in stacked.reading.values.tolist()
-    ]
-    return stacked.drop_vars(["reading", *dims]).assign_coords(
-        reading=[label_of(name, place) for place in places]
-    )
+    labels = []
+    for place in stacked.reading.values.tolist():
+        coordinates = zip(dims, np.atleast_1d(place), strict=True)
+        labels.append(label_of(name, dict(coordinates)))
+    return stacked.drop_vars(["reading", *dims]).assign_coords(reading=labels)
 
 
-def label_of(name: str, place: Mapping[str, Any]) -> str:
+def label_of(name: str, place: Mapping[str, object]) -> str:
     """The label of a reading: its variable, and for one of several levels its place along each
     dim.
     """
     return ", ".join([name, *(f"{dim} = {value}" for dim, value in place.items())])
 
 
-def exchanged_gaps(with_original: Any, with_clones: Any) -> np.ndarray:
+def exchanged_gaps(with_original: ArrayLike, with_clones: ArrayLike) -> np.ndarray:
     """g_j of every datum j (see `calibrate`), float64 (items, K + 1, ...); j = 0 is the true
     original.
 
@@ -298,10 +303,8 @@ def exchanged_gaps(with_original: Any, with_clones: Any) -> np.ndarray:
     datum k > 0 with all others is (f_k + (K-1) r_k)/K, and the sum over all pairs of data is sum_k
     f_k + (K-1)/2 sum_k r_k.
     """
-    f, r = (
-        checked_numbers(name, values)
-        for name, values in (("with_original", with_original), ("with_clones", with_clones))
-    )
+    f = checked_numbers("with_original", with_original)
+    r = checked_numbers("with_clones", with_clones)
     fits = f.ndim > 1 and f.shape == r.shape and min(f.shape[:2]) > 1 and f.size
     where = "shapes of with_original and with_clones"
     expect(fits, where, (f.shape, r.shape), "both (items, clones, ...), at least two of each")
@@ -309,47 +312,48 @@ def exchanged_gaps(with_original: Any, with_clones: Any) -> np.ndarray:
     # By datum j, over all others.
     with_others = np.concatenate([f.mean(axis=1, keepdims=True), (f + (K - 1) * r) / K], axis=1)
     total = f.sum(axis=1, keepdims=True) + (K - 1) / 2 * r.sum(axis=1, keepdims=True)
-    return with_others - (total - K * with_others) / (K * (K - 1) / 2)
+    among_others = (total - K * with_others) / (K * (K - 1) / 2)
+    return np.asarray(with_others - among_others)
 
 
 def _smallest_log_p(gaps: np.ndarray) -> np.ndarray:
     """Log of a lower bound on the p-values of gaps (items, K + 1, tests): all labels on the
     largest gaps, or on the smallest.
     """
-    ends = [
-        (signed >= signed.max(axis=1, keepdims=True) - MARGIN).mean(axis=1)
-        for signed in (gaps, -gaps)
-    ]
-    return np.minimum(*(np.log(share).sum(axis=0) for share in ends))
+    return np.asarray(np.minimum(_log_share_of_largest(gaps), _log_share_of_largest(-gaps)))
 
 
-def holm(p_values: Any) -> np.ndarray:
+def _log_share_of_largest(gaps: np.ndarray) -> np.ndarray:
+    is_largest = gaps >= gaps.max(axis=1, keepdims=True) - MARGIN
+    return np.asarray(np.log(is_largest.mean(axis=1)).sum(axis=0))
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
     """Adjusted p-values of Holm: rejecting those <= a has a false-alarm rate of at most a, for
     any dependence of the tests.
     """
     p = np.asarray(p_values, float)
     flat = p.ravel()
     order = np.argsort(flat)
+    multiples = flat[order] * np.arange(len(flat), 0, -1)
     adjusted = np.empty_like(flat)
-    adjusted[order] = np.maximum.accumulate(flat[order] * np.arange(len(flat), 0, -1)).clip(max=1)
+    adjusted[order] = np.maximum.accumulate(multiples).clip(max=1)
     return adjusted.reshape(p.shape)
 
 
-def paired(data: Any, f: Callable[[Any, Any], Any]) -> tuple[np.ndarray, np.ndarray]:
+def paired(data: ArrayLike, f: Comparer) -> tuple[np.ndarray, np.ndarray]:
     """The arguments of `calibrate`, arrays (items, K, ...), from data (items, K + 1, ...):
     original, then clones.
 
     `f`: (items, ...), (items, ...) -> (items, ...), symmetric in its two arguments; it is given
     integers as float64.
     """
-    data = as_real(checked_array("data", data))
-    fits = data.ndim > 1 and data.shape[1] > 2
-    expect(
-        fits,
-        "shape of data",
-        data.shape,
-        "(items, clones + 1, ...), an original and at least two clones",
-    )
-    original, clones = data[:, 0], data[:, 1:]
-    first = [np.asarray(f(original, clones[:, k]), float) for k in range(clones.shape[1])]
-    return np.stack(first, axis=1), between_clones(clones, clones.shape[1], f)
+    values = as_real(checked_array("data", data))
+    fits = values.ndim > 1 and values.shape[1] > 2
+    expected = "(items, clones + 1, ...), an original and at least two clones"
+    expect(fits, "shape of data", values.shape, expected)
+    original = values[:, 0]
+    clones = values[:, 1:]
+    num_clones = clones.shape[1]
+    first = [np.asarray(f(original, clones[:, k]), float) for k in range(num_clones)]
+    return np.stack(first, axis=1), between_clones(clones, num_clones, f)

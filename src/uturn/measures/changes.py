@@ -10,16 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 from scipy.special import stdtr
 
 from uturn.core.checks import expect
-from uturn.core.messages import shown
 from uturn.measures.calibration import holm
-from uturn.measures.covariances import Covariances, Distance, Grid, Matrix, Tree, checked_changes
+from uturn.measures.covariances import (
+    Changes,
+    Covariances,
+    Distance,
+    Grid,
+    Matrix,
+    Tree,
+    checked_changes,
+    distance_between,
+)
 from uturn.measures.estimates import Estimate
 from uturn.measures.readings import FEW, check_dims
 from uturn.measures.replicates import Replicates, replicates
@@ -35,12 +43,19 @@ __all__ = [
     "susceptibility",
 ]
 
-_ROUNDING = 1e-9  # of covariances by Fourier transform, relative to the variance
-# Standard errors below 0 from which on a negative C(r) is that of pairs, not of their absence.
+_ROUNDING = 1e-9
+"""Of covariances by Fourier transform, relative to the variance."""
 _FAR_BELOW = 10
+"""Standard errors below 0 from which on a negative C(r) means that pairs are anticorrelated, not
+that they are absent."""
+
+Measured = ArrayLike | xr.DataArray | Covariances | xr.Dataset
+"""Changes of sites as an array, or their covariances as an accumulator or a run."""
 
 
-def susceptibility(changed: Any, confidence: float = 0.95, name: str = "") -> Estimate | xr.Dataset:
+def susceptibility(
+    changed: Measured, confidence: float = 0.95, name: str = ""
+) -> Estimate | xr.Dataset:
     """Number of sites that change together, `chi = sum_ij C_ij / sum_i C_ii` (arXiv:2410.13770).
 
     C_ij is the covariance of the changes of sites i and j over the trajectories of one original,
@@ -73,18 +88,19 @@ def susceptibility(changed: Any, confidence: float = 0.95, name: str = "") -> Es
     chi = chi_of(parts, confidence)
     if _has_no_noise(readings):
         return Estimate(*chi[0].tolist())
-    curves = dict(zip(("chi", "low", "high"), chi.T, strict=True)) | {
-        "n_eff": effective_number(parts.isel(part=1))
+    variables = {
+        "chi": ("noise", chi[:, 0]),
+        "low": ("noise", chi[:, 1]),
+        "high": ("noise", chi[:, 2]),
+        "n_eff": ("noise", effective_number(parts.isel(part=1))),
     }
-    axes = {
-        key: coordinate for key, coordinate in parts.coords.items() if coordinate.dims == ("noise",)
-    }
-    return xr.Dataset({key: ("noise", values) for key, values in curves.items()}, coords=axes)
+    axes = {name: axis for name, axis in parts.coords.items() if axis.dims == ("noise",)}
+    return xr.Dataset(variables, axes)
 
 
 def correlations(
-    changed: Any,
-    distance: Any = "index",
+    changed: Measured,
+    distance: str | ArrayLike | Distance = "index",
     *,
     branching: int | None = None,
     shape: Sequence[int] | None = None,
@@ -115,24 +131,18 @@ def correlations(
     with np.errstate(invalid="ignore"):  # NaN where nothing changed
         bounds = curve.replicates.interval(curve.normalised, confidence, curve.contributing)
     dims = ("noise", "distance")
-    axes = {
-        key: coordinate
-        for key, coordinate in covariance.coords.items()
-        if set(coordinate.dims) <= set(dims)
+    variables = {
+        "correlation": (dims, bounds[..., 0]),
+        "low": (dims, bounds[..., 1]),
+        "high": (dims, bounds[..., 2]),
+        "covariance": (dims, curve.of_present(curve.replicates.mean)),
+        "n_contributing": (dims, curve.contributing),
+        "n_eff": ("noise", curve.number),
     }
-    curves = dict(zip(("correlation", "low", "high"), np.moveaxis(bounds, -1, 0), strict=True))
-    curves |= {
-        "covariance": curve.of_present(curve.replicates.mean),
-        "n_contributing": curve.contributing,
-    }
-    found = xr.Dataset(
-        {
-            **{key: (dims, values) for key, values in curves.items()},
-            "n_eff": ("noise", curve.number),
-        },
-        coords=axes,
-    )
-    found = found.assign({"pairs": readings.pairs} if "pairs" in readings else {})
+    axes = {name: axis for name, axis in covariance.coords.items() if set(axis.dims) <= set(dims)}
+    found = xr.Dataset(variables, axes)
+    if "pairs" in readings:
+        found = found.assign(pairs=readings.pairs)
     return found.isel(noise=0, drop=True) if _has_no_noise(readings) else found
 
 
@@ -141,7 +151,7 @@ class _Curve:
     """C(r)/C(0) at all noise levels as a function of mean readings, with their replicates."""
 
     replicates: Replicates
-    of_present: Callable[[np.ndarray], np.ndarray]
+    of_present: OfPresent
     number: np.ndarray
     """Number of originals that decide C(0), n_eff (noise,)."""
     contributing: np.ndarray
@@ -150,14 +160,15 @@ class _Curve:
     def normalised(self, mean: np.ndarray) -> np.ndarray:
         c = self.of_present(mean)
         with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
-            return c / c[..., :1]
+            return np.asarray(c / c[..., :1])
 
     @classmethod
     def of(cls, covariance: xr.DataArray, present: xr.DataArray | None) -> _Curve:
         variance = covariance.isel(distance=0, drop=True)
         number = effective_number(variance)
         joint = covariance.where(np.abs(covariance) > _ROUNDING * variance, 0)
-        curve = cls(*replicated(covariance, present), number, 2 * effective_number(joint))
+        means, of_present = replicated(covariance, present)
+        curve = cls(means, of_present, number, 2 * effective_number(joint))
         with np.errstate(invalid="ignore"):  # NaN where nothing changed
             error = curve.replicates.error(curve.normalised)
             below = curve.normalised(curve.replicates.mean) < -_FAR_BELOW * error
@@ -181,21 +192,21 @@ def correlated(
     curve = _Curve.of(covariance, present)
     if curve.replicates.groups == 1:
         return np.ones(covariance.sizes["noise"], bool)
-    # 0/0 where nothing changed, or nothing varies.
-    with np.errstate(invalid="ignore", divide="ignore"):
-        t = (curve.normalised(curve.replicates.mean) / curve.replicates.error(curve.normalised))[
-            :, 1:
-        ]
+    error = curve.replicates.error(curve.normalised)
+    with np.errstate(invalid="ignore", divide="ignore"):  # nothing changed, or nothing varies
+        t = (curve.normalised(curve.replicates.mean) / error)[:, 1:]
     decide = np.minimum(curve.contributing, curve.replicates.groups)[:, 1:]
-    tested = np.isfinite(t) & (decide >= FEW)
-    p = np.where(tested, stdtr(np.maximum(decide - 1, 1), -np.where(tested, t, 0)), 1.0)
-    smallest = np.minimum(p.min(axis=1, initial=1) * np.maximum(tested.sum(axis=1), 1), 1)
-    return holm(smallest) <= false_alarms
+    is_tested = np.isfinite(t) & (decide >= FEW)
+    freedom = np.maximum(decide - 1, 1)
+    p = np.where(is_tested, stdtr(freedom, -np.where(is_tested, t, 0)), 1.0)
+    tests = np.maximum(is_tested.sum(axis=1), 1)
+    smallest = np.minimum(p.min(axis=1, initial=1) * tests, 1)
+    return np.asarray(holm(smallest) <= false_alarms)
 
 
 def covariances_of(
-    changed: Any,
-    distance: Any = "index",
+    changed: Measured,
+    distance: str | ArrayLike | Distance = "index",
     *,
     branching: int | None = None,
     shape: Sequence[int] | None = None,
@@ -212,31 +223,33 @@ def covariances_of(
     """
     if isinstance(changed, Covariances | xr.Dataset):
         is_alone = (str(distance), branching, shape) == ("index", None, None)
-        expect(
-            is_alone,
-            "distance",
-            distance,
-            "none beside an accumulator or a run; leave out distance, branching and shape",
-        )
-    return _readings(
-        changed, lambda sites: _distance_between(sites, distance, branching, shape), name
-    )
+        way = "none beside an accumulator or a run; leave out distance, branching and shape"
+        expect(is_alone, "distance", distance, way)
+
+    def between(sites: int) -> Distance:
+        return distance_between(sites, distance, branching, shape)
+
+    return _readings(changed, between, name)
 
 
-def _readings(changed: Any, distance: Callable[[int], Distance], name: str) -> xr.Dataset:
+def _readings(changed: Measured, distance: Callable[[int], Distance], name: str) -> xr.Dataset:
     """`covariances_of`, with the distance of an array as a function of its number of sites."""
     if isinstance(changed, xr.Dataset):
         return _of_run(changed, name)
     if isinstance(changed, Covariances):
-        variables: dict[str, Any] = {
-            "change_covariance": (("noise", "item", "distance"), changed.covariance[None]),
-            "change_covariance_sum": (("noise", "item"), changed.total[None]),
-            "change": (("noise", "item"), changed.mean.mean(axis=1)[None]),
-            "pairs": ("distance", changed.distance.pairs),
-        }
-        return xr.Dataset(variables, {"distance": changed.distance.values})
-    values, noise = checked_changes(changed, has_missing=True)
-    return _covariances(values, noise, distance(values.shape[3]), changed)
+        return _of_accumulator(changed)
+    changes = checked_changes(changed, has_missing=True)
+    return _of_changes(changes, distance(changes.values.shape[3]))
+
+
+def _of_accumulator(changed: Covariances) -> xr.Dataset:
+    variables = {
+        "change_covariance": (("noise", "item", "distance"), changed.covariance[None]),
+        "change_covariance_sum": (("noise", "item"), changed.total[None]),
+        "change": (("noise", "item"), changed.mean.mean(axis=1)[None]),
+        "pairs": ("distance", changed.distance.pairs),
+    }
+    return xr.Dataset(variables, {"distance": changed.distance.values})
 
 
 def _has_no_noise(readings: xr.Dataset) -> bool:
@@ -245,92 +258,55 @@ def _has_no_noise(readings: xr.Dataset) -> bool:
 
 def _of_run(ds: xr.Dataset, name: str) -> xr.Dataset:
     """The readings of a probe under the names of `covariances_of`, else a ValueError."""
-    keys = {
-        f"{name}_{key}" if name else key: key
-        for key in ("change", "change_covariance", "change_covariance_sum")
-    }
-    keys = {key: plain for key, plain in keys.items() if key in ds or plain == "change_covariance"}
-    whole = "no missing readings; finish the run, or leave out what is missing"
-    for key in keys:
-        check_dims(key, ds[key], ("noise", "item"))
-        expect(not ds[key].isnull().any(), key, ds[key].values, whole)
-    # Of `covariances_of` of an array.
-    own = ("present_pairs", "pairs") if "present_pairs" in ds else ()
-    readings = ds[[*keys, *own]].rename(keys)
-    return readings.rename(
-        {dim: "distance" for dim in readings.dims if str(dim).endswith("_distance")}
-    )
+    plain_names = {}
+    for plain in ("change", "change_covariance", "change_covariance_sum"):
+        variable = f"{name}_{plain}" if name else plain
+        if variable in ds or plain == "change_covariance":
+            plain_names[variable] = plain
+    way = "no missing readings; finish the run, or leave out what is missing"
+    for variable in plain_names:
+        check_dims(variable, ds[variable], ("noise", "item"))
+        expect(not ds[variable].isnull().any(), variable, ds[variable].values, way)
+    # Those of `covariances_of` for an array.
+    others = ("present_pairs", "pairs") if "present_pairs" in ds else ()
+    readings = ds[[*plain_names, *others]].rename(plain_names)
+    distances = [dim for dim in readings.dims if str(dim).endswith("_distance")]
+    return readings.rename(dict.fromkeys(distances, "distance"))
 
 
-def _covariances(values: np.ndarray, noise: Any, distance: Distance, changed: Any) -> xr.Dataset:
-    """`covariances_of` for checked changes; `changed` has the coordinates of the items."""
-    present: np.ndarray = (
-        ~np.isnan(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
-    )
-    exists: Any = present.any(axis=(0, 2))  # (items, sites)
-    whole = (present | ~exists[:, None]).all(axis=3) & exists.any(axis=1)[:, None]
-    values, counts = (
-        np.where(present, values, 0) if not present.all() else values,
-        whole.sum(axis=2),
-    )
-    change, total = np.full((2, *counts.shape), np.nan)
+def _of_changes(changes: Changes, distance: Distance) -> xr.Dataset:
+    """`covariances_of` for an array."""
+    values = changes.values
+    present = np.ones(values.shape, bool)
+    if values.dtype.kind == "f":
+        present = ~np.isnan(values)
+    exists = np.asarray(present.any(axis=(0, 2)))  # (items, sites)
+    # A U-turn of an item counts if it has all the sites that the item has.
+    has_all = np.asarray((present | ~exists[:, None]).all(axis=3))
+    has_any = np.asarray(exists.any(axis=1))
+    is_whole = has_all & has_any[:, None]
+    if not present.all():
+        values = np.where(present, values, 0)
+    counts = is_whole.sum(axis=2)
+    change = np.full(counts.shape, np.nan)
+    total = np.full(counts.shape, np.nan)
     covariance = np.full((*counts.shape, len(distance.values)), np.nan)
     for count in np.unique(counts[counts > 1]):  # trajectories of an item at a noise level
-        at = np.nonzero(counts == count)
-        of = Covariances(distance).add(values[at][whole[at]].reshape(len(at[0]), count, -1))
-        change[at] = of.mean.sum(axis=1) / exists[at[1]].sum(axis=1)
-        covariance[at], total[at] = of.covariance, of.total
-    pairs = np.rint(distance.products(exists[:, None].astype(float))) / distance.pairs
-    along = {
-        name: of.variable
-        for name, of in getattr(changed, "coords", {}).items()
-        if of.dims in (("noise",), ("item",))
+        noise, item = np.nonzero(counts == count)
+        whole = values[noise, item][is_whole[noise, item]]
+        moments = Covariances(distance).add(whole.reshape(len(item), count, -1))
+        change[noise, item] = moments.mean.sum(axis=1) / exists[item].sum(axis=1)
+        covariance[noise, item] = moments.covariance
+        total[noise, item] = moments.total
+    pairs = np.rint(distance.products(exists[:, None].astype(float)))
+    variables = {
+        "change": (("noise", "item"), change),
+        "change_covariance": (("noise", "item", "distance"), covariance),
+        "change_covariance_sum": (("noise", "item"), total),
+        "present_pairs": (("item", "distance"), pairs / distance.pairs),
+        "pairs": ("distance", distance.pairs),
     }
-    return xr.Dataset(
-        {
-            "change": (("noise", "item"), change),
-            "change_covariance": (("noise", "item", "distance"), covariance),
-            "change_covariance_sum": (("noise", "item"), total),
-            "present_pairs": (("item", "distance"), pairs),
-            "pairs": ("distance", distance.pairs),
-        },
-        coords=along | {"distance": distance.values} | ({} if noise is None else {"noise": noise}),
-    )
-
-
-def _distance_between(sites: int, distance: Any, branching: Any, shape: Any) -> Distance:
-    """The distances between sites, from a word or a matrix; arguments as in `correlations`."""
-    word = distance if isinstance(distance, str) else None
-    for option, value, needed_by in (("branching", branching, "tree"), ("shape", shape, "grid")):
-        fits, rule = (
-            (value is not None) == (word == needed_by),
-            f"distance = {needed_by!r} needs it, no other has it",
-        )
-        expect(fits, f"distance = {shown(distance)}, {option}", value, rule)
-    expect(
-        word in (None, "index", "tree", "grid"),
-        "distance",
-        distance,
-        "'index', 'tree', 'grid', or a matrix (sites, sites)",
-    )
-    between: Distance
-    if word is None:
-        between = (
-            distance
-            if hasattr(distance, "products") and not isinstance(distance, type)
-            else Matrix(distance)
-        )
-    else:
-        between = (
-            Tree(sites, branching) if word == "tree" else Grid((sites,) if shape is None else shape)
-        )
-    expect(
-        between.num_sites == sites,
-        "sites of the distance",
-        between.num_sites,
-        f"{sites}, those of changed",
-    )
-    return between
+    return xr.Dataset(variables, {**changes.coordinates, "distance": distance.values})
 
 
 def present_pairs(covariance: xr.DataArray) -> xr.DataArray:
@@ -341,8 +317,10 @@ def present_pairs(covariance: xr.DataArray) -> xr.DataArray:
     mean_i c_i(r) / mean_i p_i(r) for its readings c_i(r). `covariance`: c_i(r) of items on a line,
     (noise, item, distance), with a coordinate `length` along item, and all distances 0 .. N - 1.
     """
-    r, n = covariance.distance, covariance["length"]
-    return (n - r).clip(0) / (r.size - r)
+    r = covariance.distance
+    lengths = covariance["length"]
+    share: xr.DataArray = (lengths - r).clip(0) / (r.size - r)
+    return share
 
 
 def presence(readings: xr.Dataset, present: xr.DataArray | None) -> xr.DataArray | None:
@@ -350,16 +328,18 @@ def presence(readings: xr.Dataset, present: xr.DataArray | None) -> xr.DataArray
     all items have all pairs.
     """
     if present is None and "present_pairs" in readings and (readings.present_pairs != 1).any():
-        return readings.present_pairs
+        return readings["present_pairs"]
     return present
+
+
+OfPresent = Callable[[np.ndarray], np.ndarray]
+"""C(r), (noise, distance), as a function of mean readings."""
 
 
 def replicated(
     covariance: xr.DataArray, present: xr.DataArray | None = None
-) -> tuple[Any, Callable[[np.ndarray], np.ndarray]]:
-    """Replicates of the mean readings, and the function that gives C(r), (noise, distance), from
-    their means.
-    """
+) -> tuple[Replicates, OfPresent]:
+    """Replicates of the mean readings, and the function that gives C(r) of their means."""
     if present is None:
         return replicates(covariance), lambda mean: mean
     both = xr.concat(xr.broadcast(covariance, present.where(covariance.notnull())), dim="part")
@@ -367,7 +347,7 @@ def replicated(
     def of_present(mean: np.ndarray) -> np.ndarray:
         # Distances at which no item has a pair.
         with np.errstate(invalid="ignore", divide="ignore"):
-            return mean[:, 0] / mean[:, 1]
+            return np.asarray(mean[:, 0] / mean[:, 1])
 
     return replicates(both), of_present
 
@@ -379,13 +359,20 @@ def effective_number(variance: xr.DataArray) -> np.ndarray:
     `variance` (noise, item, ..): V, `change_covariance` at distance 0. Grammars count instead of
     items if there are several. Negative numbers, of covariances at other distances, count as 0.
     """
-    if "grammar" in variance.coords and len(np.unique(variance.grammar)) > 1:
-        variance = variance.groupby("grammar").sum("item").rename(grammar="item")
+    variance = _of_groups(variance)
     values = np.nan_to_num(variance.transpose("noise", "item", ...).values.astype(float)).clip(0)
+    square = values.sum(axis=1) ** 2
     squares = (values**2).sum(axis=1)
-    return np.divide(
-        values.sum(axis=1) ** 2, squares, out=np.zeros(squares.shape), where=squares > 0
-    )
+    number = np.zeros(squares.shape)
+    np.divide(square, squares, out=number, where=squares > 0)
+    return number
+
+
+def _of_groups(values: xr.DataArray) -> xr.DataArray:
+    """Sums over the items of each grammar, along item, if there are several grammars."""
+    if "grammar" in values.coords and len(np.unique(values.grammar)) > 1:
+        return values.groupby("grammar").sum("item").rename(grammar="item")
+    return values
 
 
 def number_in_spread(parts: xr.DataArray) -> np.ndarray:
@@ -397,13 +384,12 @@ def number_in_spread(parts: xr.DataArray) -> np.ndarray:
     event and the same ratio T / V; the error of chi rests on the few others, although many
     originals have a variance.
     """
-    total, variance = parts.isel(part=0, drop=True), parts.isel(part=1, drop=True)
+    total = parts.isel(part=0, drop=True)
+    variance = parts.isel(part=1, drop=True)
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
-        deviation = total - total.sum("item") / variance.sum("item") * variance
-    if "grammar" in parts.coords and len(np.unique(parts.grammar)) > 1:
-        deviation = deviation.groupby("grammar").sum("item").rename(grammar="item")
+        chi = total.sum("item") / variance.sum("item")
+    squares = _of_groups(total - chi * variance) ** 2
     rounding = (_ROUNDING * abs(total).sum("item")) ** 2
-    squares = deviation**2
     return effective_number(squares.where(squares > rounding, 0).reset_coords(drop=True))
 
 
@@ -415,23 +401,17 @@ def chi_parts(ds: xr.Dataset, name: str = "") -> xr.DataArray:
 
 
 def _parts(readings: xr.Dataset) -> xr.DataArray:
-    return xr.concat(
-        [
-            readings["change_covariance_sum"],
-            readings["change_covariance"].isel(distance=0, drop=True),
-        ],
-        dim="part",
-    )
+    variance = readings["change_covariance"].isel(distance=0, drop=True)
+    return xr.concat([readings["change_covariance_sum"], variance], dim="part")
 
 
 def chi_of(parts: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
     """chi and the ends of its interval, (noise, 3), from the readings of `chi_parts`."""
-    of = replicates(parts)
+    means = replicates(parts)
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
-        chi = of.mean[:, 0] / of.mean[:, 1]
-    half = of.half_width(
-        log_chi, confidence, effective_number(parts.isel(part=1)), number_in_spread(parts)
-    )
+        chi = means.mean[:, 0] / means.mean[:, 1]
+    number = effective_number(parts.isel(part=1))
+    half = means.half_width(log_chi, confidence, number, number_in_spread(parts))
     return np.stack([chi, chi * np.exp(-half), chi * np.exp(half)], axis=-1)
 
 
@@ -439,4 +419,4 @@ def log_chi(means: np.ndarray) -> np.ndarray:
     """log chi (noise,) of the means of `chi_parts` (noise, 2); NaN where chi is not positive."""
     with np.errstate(invalid="ignore", divide="ignore"):
         chi = means[:, 0] / means[:, 1]
-        return np.log(np.where(chi > 0, chi, np.nan))
+        return np.asarray(np.log(np.where(chi > 0, chi, np.nan)))

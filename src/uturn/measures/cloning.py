@@ -7,9 +7,10 @@ Noisy data are `x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi` with `abar = exp(-2t)`
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
 from uturn.core.checks import checked_integer, checked_noise, checked_numbers, expect
@@ -18,7 +19,7 @@ from uturn.measures.intervals import proportion
 from uturn.measures.readings import check_dims
 
 
-def cloning_probability(same: Any) -> Any:
+def cloning_probability(same: xr.DataArray) -> xr.DataArray:
     """Probability phi(t) that two clones of one noisy datum fall in the same class
     (arXiv:2402.18491).
 
@@ -27,19 +28,15 @@ def cloning_probability(same: Any) -> Any:
     mean, and its 95 % interval (`uturn.statistics.proportion`).
     """
     check_dims("same", same, ("noise", "item", "clone"), ("trajectory",))
-    fits = (
-        same.sizes["clone"] > 1
-        and "clone_" in str(same.name or "clone_")
-        and not same.isnull().any()
-    )
-    expect(
-        fits, "same", same.name, "a complete twin of several clones, such as ds.clone_same_class"
-    )
+    is_twin = same.sizes["clone"] > 1 and "clone_" in str(same.name or "clone_")
+    fits = is_twin and not same.isnull().any()
+    expected = "a complete twin of several clones, such as ds.clone_same_class"
+    expect(fits, "same", same.name, expected)
     return proportion(same)
 
 
 def mixture_cloning_probability(
-    noise: Any, squared_distance: float, variance: float = 1.0
+    noise: ArrayLike, squared_distance: float, variance: float = 1.0
 ) -> np.ndarray:
     """phi(t) of two equally frequent Gaussians of the same isotropic covariance (arXiv:2402.18491),
     float64 (...).
@@ -56,31 +53,36 @@ def mixture_cloning_probability(
     >>> mixture_cloning_probability([0.0, 3.0, np.inf], squared_distance=256).round(3).tolist()
     [1.0, 0.569, 0.5]
     """
-    D, v = _positive("squared_distance", squared_distance), _positive("variance", variance)
+    D = _positive("squared_distance", squared_distance)
+    v = _positive("variance", variance)
     t = checked_noise(noise, np.inf)[..., None]
-    abar, m = np.exp(-2 * t), np.sqrt(D) / 2
+    abar = np.exp(-2 * t)
+    m = np.sqrt(D) / 2
     gamma = abar * v - np.expm1(-2 * t)
     xi = np.linspace(-9, 9, 2001)
     weights = np.exp(-(xi**2) / 2)
     a = np.sqrt(abar) * m / np.sqrt(gamma)
-    r = 1 / (1 + np.exp(-2 * np.clip(a * (a + xi), -300, 300)))
-    return 1 - 2 * ((r * (1 - r)) @ weights) / weights.sum()
+    exponent = 2 * np.clip(a * (a + xi), -300, 300)
+    r = 1 / (1 + np.exp(-exponent))
+    mean = ((r * (1 - r)) @ weights) / weights.sum()
+    return np.asarray(1 - 2 * mean)
 
 
-def covariance_eigenvalues(data: Any) -> np.ndarray:
+def covariance_eigenvalues(data: ArrayLike) -> np.ndarray:
     """Eigenvalues of the covariance of data (items, ...), divided by items - 1, largest first:
     (min(items - 1, components),).
     """
     values = _checked_data(data, 2)
     values = values - values.mean(axis=0)
+    items, components = values.shape
     # The products of items have the eigenvalues of those of components, and are fewer for large
     # images.
-    products = values @ values.T if len(values) < values.shape[1] else values.T @ values
-    eigenvalues = np.linalg.eigvalsh(products)[::-1].clip(0) / (len(values) - 1)
-    return eigenvalues[: min(len(values) - 1, values.shape[1])]
+    products = values @ values.T if items < components else values.T @ values
+    eigenvalues = np.linalg.eigvalsh(products)[::-1].clip(0) / (items - 1)
+    return np.asarray(eigenvalues[: min(items - 1, components)])
 
 
-def largest_eigenvalue(data: Any) -> float:
+def largest_eigenvalue(data: ArrayLike) -> float:
     """Largest eigenvalue Lambda of the covariance of data (items, ...), whose further axes are
     components.
     """
@@ -97,10 +99,11 @@ def speciation_time(eigenvalue: float) -> float:
     >>> round(speciation_time(65.0), 3)
     2.087
     """
-    return 0.5 * float(np.log(max(_positive("eigenvalue", eigenvalue), 1.0)))
+    value = _positive("eigenvalue", eigenvalue)
+    return 0.5 * float(np.log(max(value, 1.0)))
 
 
-def collapse_time(eigenvalues: Any, count: int) -> float:
+def collapse_time(eigenvalues: ArrayLike, count: int) -> float:
     """Time t_C below which the exact posterior of `count` training data recalls one of them.
 
     The noisy data of n points of a Gaussian law are told apart where the capacity of the channel
@@ -128,10 +131,13 @@ def collapse_time(eigenvalues: Any, count: int) -> float:
         low -= 10
     while excess(high) > 0:
         high += 10
-    return 0.5 * float(np.log1p(np.exp(brentq(excess, low, high, xtol=1e-12))))
+    log_noise = brentq(excess, low, high, xtol=1e-12)
+    return 0.5 * float(np.log1p(np.exp(log_noise)))
 
 
-def recall_probability(data: Any, noise: Any, seed: int = 0, observations: int = 500) -> np.ndarray:
+def recall_probability(
+    data: ArrayLike, noise: ArrayLike, seed: int = 0, observations: int = 500
+) -> np.ndarray:
     """Probability that two clones are the same training datum, for the exact posterior of a finite
     set of data.
 
@@ -140,23 +146,25 @@ def recall_probability(data: Any, noise: Any, seed: int = 0, observations: int =
     at times (levels,) > 0, with `observations` noisy data at each, of data 0, 1, .. in turn: the
     sums, (levels, observations).
     """
-    x, times = _checked_data(data, 1), checked_noise(noise, np.inf)
+    x = _checked_data(data, 1)
+    times = checked_noise(noise, np.inf)
     expect(times.ndim == 1 and (times > 0).all(), "noise", noise, "times above 0 (levels,)")
-    chosen = np.arange(checked_integer("observations", observations, 1)) % len(x)
+    number = np.arange(checked_integer("observations", observations, 1))
+    originals = x[number % len(x)]
+    squares = (x**2).sum(axis=1)
     agreement = []
     for k, t in enumerate(times):
-        abar, rest = np.exp(-2 * t), -np.expm1(-2 * t)
-        xi = normals(
-            keys(seed, Purpose.CALIBRATION, k, np.arange(observations)), x.shape[1], np.float64
-        )
-        noisy = np.sqrt(abar) * x[chosen] + np.sqrt(rest) * xi
-        log_p = (np.sqrt(abar) * noisy @ x.T - abar * (x**2).sum(axis=1) / 2) / rest
+        abar = np.exp(-2 * t)
+        variance = -np.expm1(-2 * t)
+        xi = normals(keys(seed, Purpose.CALIBRATION, k, number), x.shape[1], np.float64)
+        noisy = np.sqrt(abar) * originals + np.sqrt(variance) * xi
+        log_p = (np.sqrt(abar) * noisy @ x.T - abar * squares / 2) / variance
         p = np.exp(log_p - log_p.max(axis=1, keepdims=True))
         agreement.append((p**2).sum(axis=1) / p.sum(axis=1) ** 2)
     return np.array(agreement)
 
 
-def _checked_data(data: Any, least: int) -> np.ndarray:
+def _checked_data(data: ArrayLike, least: int) -> np.ndarray:
     """Data as float64 (items, components), or a ValueError."""
     values = checked_numbers("data", data)
     fits = values.ndim > 1 and len(values) >= least and values.size
@@ -164,6 +172,6 @@ def _checked_data(data: Any, least: int) -> np.ndarray:
     return values.reshape(len(values), -1)
 
 
-def _positive(name: str, value: Any) -> float:
+def _positive(name: str, value: float) -> float:
     expect(0 < value < np.inf, name, value, "a positive number")
     return float(value)

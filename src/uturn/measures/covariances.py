@@ -14,16 +14,20 @@ n')`, which follows from bilinearity.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike
 
 from uturn.core.checks import LARGEST, checked_array, checked_integer, expect
 from uturn.core.messages import shown
 
-_BLOCK = 2**22  # float64 numbers in memory at once: 32 MB
+_BLOCK = 2**22
+"""float64 numbers in memory at once: 32 MB."""
 
 
 class Distance(Protocol):
@@ -32,7 +36,8 @@ class Distance(Protocol):
     """
 
     @property
-    def num_sites(self) -> int: ...
+    def num_sites(self) -> int:
+        """Number of sites."""
 
     @property
     def values(self) -> np.ndarray:
@@ -58,16 +63,10 @@ class Tree:
     branching: int
 
     def __post_init__(self) -> None:
-        n, s = (
-            checked_integer("num_sites", self.num_sites, 1),
-            checked_integer("branching", self.branching, 2),
-        )
-        expect(
-            s**self.depth == n,
-            "sites",
-            n,
-            f"branching**depth, branching = {s}; give the branching of the tree",
-        )
+        n = checked_integer("num_sites", self.num_sites, 1)
+        s = checked_integer("branching", self.branching, 2)
+        expected = f"branching**depth, branching = {s}; give the branching of the tree"
+        expect(s**self.depth == n, "sites", n, expected)
 
     @cached_property
     def depth(self) -> int:
@@ -78,7 +77,8 @@ class Tree:
 
     @property
     def values(self) -> np.ndarray:
-        return np.array([0.0, *(float(self.branching) ** k for k in range(1, self.depth + 1))])
+        sizes = [float(self.branching) ** k for k in range(1, self.depth + 1)]
+        return np.array([0.0, *sizes])
 
     @property
     def pairs(self) -> np.ndarray:
@@ -87,11 +87,12 @@ class Tree:
         return np.diff(within, prepend=0)
 
     def products(self, x: np.ndarray) -> np.ndarray:
-        s, within = self.branching, [np.einsum("abi,abi->a", x, x)]
+        s = self.branching
+        sums = x  # over the subtrees of a level
+        within = [np.einsum("abi,abi->a", sums, sums)]
         for _ in range(self.depth):
-            # Sums over the subtrees of the next level.
-            x = np.add.reduce([x[..., i::s] for i in range(s)])
-            within.append(np.einsum("abi,abi->a", x, x))
+            sums = np.add.reduce([sums[..., i::s] for i in range(s)])
+            within.append(np.einsum("abi,abi->a", sums, sums))
         return np.diff(within, axis=0, prepend=0).T
 
 
@@ -113,51 +114,61 @@ class Grid:
         return int(np.prod(self.shape))
 
     @cached_property
-    def _displacements(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distance, and number of ordered pairs, of every displacement of the transformed grid:
-        arrays (size,).
-        """
-        steps, counts = [], []
+    def _displacements(self) -> _Displacements:
+        steps = []
+        counts = []
         for n, size in zip(self.shape, self._sizes, strict=True):
             step = np.minimum(np.arange(size), size - np.arange(size))
             steps.append(step)
             counts.append(np.full(size, n) if self.periodic else np.maximum(n - step, 0))
         squares = np.add.reduce(np.meshgrid(*(step**2 for step in steps), indexing="ij"))
-        return (
-            np.rint(np.sqrt(squares)).ravel(),
-            np.multiply.reduce(np.meshgrid(*counts, indexing="ij")).ravel(),
-        )
+        pairs = np.multiply.reduce(np.meshgrid(*counts, indexing="ij"))
+        return _Displacements(np.rint(np.sqrt(squares)).ravel(), pairs.ravel())
 
     @property
     def _sizes(self) -> tuple[int, ...]:
         """Shape of the transforms; zeros keep the ends of an open grid apart."""
-        return self.shape if self.periodic else tuple(2 * n - 1 for n in self.shape)
+        if self.periodic:
+            return self.shape
+        return tuple(2 * n - 1 for n in self.shape)
 
     @cached_property
     def values(self) -> np.ndarray:
-        distance, count = self._displacements
-        return np.unique(distance[count > 0])
+        displacements = self._displacements
+        return np.unique(displacements.distance[displacements.exists])
 
     @cached_property
     def pairs(self) -> np.ndarray:
-        return self._by_distance(self._displacements[1]).astype(np.int64)
+        return self._by_distance(self._displacements.pairs).astype(np.int64)
 
     def products(self, x: np.ndarray) -> np.ndarray:
         from scipy.fft import irfftn, rfftn
 
         axes = tuple(range(2, 2 + len(self.shape)))
-        power = np.square(
-            np.abs(rfftn(x.reshape(*x.shape[:2], *self.shape), self._sizes, axes))
-        ).sum(axis=1)
+        on_grid = x.reshape(*x.shape[:2], *self.shape)
+        power = np.square(np.abs(rfftn(on_grid, self._sizes, axes))).sum(axis=1)
         # Of x_i x_j, for every displacement.
         sums = irfftn(power, self._sizes, tuple(axis - 1 for axis in axes))
         return np.array([self._by_distance(of_item.ravel()) for of_item in sums])
 
-    def _by_distance(self, of_displacement: np.ndarray) -> np.ndarray:
-        distance, count = self._displacements
-        return np.bincount(
-            np.searchsorted(self.values, distance[count > 0]), of_displacement[count > 0]
-        )
+    def _by_distance(self, values: np.ndarray) -> np.ndarray:
+        """Sums over the displacements of every distance; `values` (displacements,)."""
+        exists = self._displacements.exists
+        group = np.searchsorted(self.values, self._displacements.distance[exists])
+        return np.bincount(group, values[exists])
+
+
+class _Displacements(NamedTuple):
+    """The displacements of a transformed grid, arrays (size,)."""
+
+    distance: np.ndarray
+    pairs: np.ndarray
+    """Number of ordered pairs of sites."""
+
+    @property
+    def exists(self) -> np.ndarray:
+        """Whether two sites of the grid are apart by the displacement."""
+        return np.asarray(self.pairs > 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,21 +181,13 @@ class Matrix:
 
     def __post_init__(self) -> None:
         d = checked_array("distance", self.matrix)
-        fits = d.ndim == 2 and d.shape[0] == d.shape[1] and d.dtype.kind in "iuf" and d.size
-        expect(fits, f"distance: {d.dtype} of shape", d.shape, "numbers (sites, sites)")
+        is_square = d.ndim == 2 and d.shape[0] == d.shape[1] and d.dtype.kind in "iuf" and d.size
+        expect(is_square, f"distance: {d.dtype} of shape", d.shape, "numbers (sites, sites)")
+        is_symmetric = np.isfinite(d).all() and np.array_equal(d, d.T)
         apart = ~np.eye(len(d), dtype=bool)
-        fits = (
-            np.isfinite(d).all()
-            and np.array_equal(d, d.T)
-            and not d[~apart].any()
-            and (d[apart] > 0).all()
-        )
-        expect(
-            fits,
-            "distance",
-            d,
-            "a symmetric finite matrix with 0 on the diagonal and positive numbers elsewhere",
-        )
+        are_distances = not d[~apart].any() and (d[apart] > 0).all()
+        expected = "a symmetric finite matrix with 0 on the diagonal and positive numbers elsewhere"
+        expect(is_symmetric and are_distances, "distance", d, expected)
         object.__setattr__(self, "matrix", d.astype(float))
 
     def __eq__(self, other: object) -> bool:
@@ -210,6 +213,38 @@ class Matrix:
         return np.array([np.bincount(self._group, (rows.T @ rows).ravel()) for rows in x])
 
 
+def distance_between(
+    sites: int,
+    distance: str | ArrayLike | Distance,
+    branching: int | None = None,
+    shape: Sequence[int] | None = None,
+) -> Distance:
+    """The distances between `sites` sites, from a word, a matrix, or a `Distance`; arguments as in
+    `uturn.correlations`.
+    """
+    word = distance if isinstance(distance, str) else None
+    for option, value, owner in (("branching", branching, "tree"), ("shape", shape, "grid")):
+        fits = (value is not None) == (word == owner)
+        where = f"distance = {shown(distance)}, {option}"
+        expect(fits, where, value, f"distance = {owner!r} needs it, no other has it")
+    expected = "'index', 'tree', 'grid', or a matrix (sites, sites)"
+    expect(word in (None, "index", "tree", "grid"), "distance", distance, expected)
+    between: Distance
+    if word == "tree":
+        between = Tree(sites, cast(int, branching))
+    elif word == "grid":
+        between = Grid(cast(tuple[int, ...], shape))
+    elif word == "index":
+        between = Grid((sites,))
+    elif hasattr(distance, "products") and not isinstance(distance, type):
+        between = cast(Distance, distance)
+    else:
+        between = Matrix(cast(np.ndarray, distance))
+    num_sites = between.num_sites
+    expect(num_sites == sites, "sites of the distance", num_sites, f"{sites}, those of changed")
+    return between
+
+
 class Covariances:
     """Covariances of the changes of sites over trajectories, for each of several originals, added
     up batch by batch.
@@ -221,39 +256,25 @@ class Covariances:
     def __init__(self, distance: Distance) -> None:
         self.distance = distance
         self.count = 0
-        self._mean: Any = 0.0
-        self._products: Any = 0.0
+        """Number of trajectories of each original."""
+        self._mean = np.zeros((1, 1))
+        self._products = np.zeros((1, 1))
 
-    def add(self, changed: Any) -> Covariances:
+    def add(self, changed: ArrayLike) -> Covariances:
         """Add trajectories: `changed` (items, trajectories, sites), real or bool. Returns the
         accumulator itself.
         """
-        levels, _ = checked_changes(changed)
-        expect(
-            len(levels) == 1,
-            "changed: noise levels",
-            len(levels),
-            "one; an accumulator counts as one noise level",
-        )
-        changed = levels[0]
+        values = checked_changes(changed).values
+        expected = "one; an accumulator counts as one noise level"
+        expect(len(values) == 1, "changed: noise levels", len(values), expected)
+        x = values[0]
+        items = len(self._mean) if self.count else len(x)
+        sites = self.distance.num_sites
+        fits = (len(x), x.shape[2]) == (items, sites)
+        expect(fits, "shape of changed", x.shape, f"{items} items and {sites} sites, as before")
         batch = Covariances(self.distance)
-        expected = (len(self._mean) if self.count else len(changed), self.distance.num_sites)
-        fits = (len(changed), changed.shape[2]) == expected
-        expect(
-            fits,
-            "shape of changed",
-            changed.shape,
-            f"{expected[0]} items and {expected[1]} sites, as before",
-        )
-        batch.count = changed.shape[1]
-        items = max(1, _BLOCK // max(changed[0].size, 1))
-        moments = [
-            self._moments(np.asarray(changed[k : k + items], float))
-            for k in range(0, len(changed), items)
-        ]
-        batch._mean, batch._products = (
-            np.concatenate(pieces) for pieces in zip(*moments, strict=True)
-        )
+        batch.count = x.shape[1]
+        batch._mean, batch._products = self._moments(x)
         return self.merge(batch)
 
     def merge(self, other: Covariances) -> Covariances:
@@ -263,12 +284,9 @@ class Covariances:
         same = other.distance is self.distance or other.distance == self.distance
         expect(same, "distances of other", other.distance, f"those of {shown(self.distance)}")
         if self.count and other.count:
-            expect(
-                len(self._mean) == len(other._mean),
-                "items of other",
-                len(other._mean),
-                f"the same {len(self._mean)} items",
-            )
+            items = len(self._mean)
+            fits = items == len(other._mean)
+            expect(fits, "items of other", len(other._mean), f"the same {items} items")
         total = self.count + other.count
         if not other.count:
             return self
@@ -280,8 +298,18 @@ class Covariances:
         return self
 
     def _moments(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mean = x.mean(axis=1)
-        return mean, self.distance.products(x - mean[:, None])
+        """Mean change of every site, and sum of A_r(x - m), of trajectories x (items, trajectories,
+        sites).
+        """
+        means = []
+        products = []
+        block = max(1, _BLOCK // max(x[0].size, 1))
+        for first in range(0, len(x), block):
+            changes = np.asarray(x[first : first + block], float)
+            mean = changes.mean(axis=1)
+            means.append(mean)
+            products.append(self.distance.products(changes - mean[:, None]))
+        return np.concatenate(means), np.concatenate(products)
 
     @property
     def mean(self) -> np.ndarray:
@@ -293,59 +321,61 @@ class Covariances:
         """Mean covariance of the pairs at every distance, unbiased: float64 (items, distances);
         entry 0: variance of a site.
         """
-        return self._products / (self._freedom * self.distance.pairs)
+        return np.asarray(self._products / (self._freedom * self.distance.pairs))
 
     @property
     def total(self) -> np.ndarray:
         """Sum of the covariances of all ordered pairs over the number of sites, float64
         (items,).
         """
-        return self._products.sum(axis=1) / (self._freedom * self.distance.num_sites)
+        return np.asarray(self._products.sum(axis=1) / (self._freedom * self.distance.num_sites))
 
     @property
     def _freedom(self) -> int:
-        expect(
-            self.count > 1,
-            "changed: trajectories",
-            self.count,
-            "at least 2 of each item, for a covariance",
-        )
+        expected = "at least 2 of each item, for a covariance"
+        expect(self.count > 1, "changed: trajectories", self.count, expected)
         return self.count - 1
 
 
-def checked_changes(changed: Any, has_missing: bool = False) -> tuple[np.ndarray, Any]:
-    """Changes (noise, items, trajectories, sites), and the noise levels, None if there is no axis
-    of noise; else a ValueError.
+class Changes(NamedTuple):
+    """Changes of sites in U-turns."""
 
-    Dims that have these names may have any order. `has_missing`: whether U-turns and sites may be
-    NaN.
+    values: np.ndarray
+    """(noise, items, trajectories, sites)."""
+    coordinates: dict[str, xr.Variable]
+    """Coordinates of noise and item of a DataArray."""
+
+
+def checked_changes(changed: ArrayLike | xr.DataArray, has_missing: bool = False) -> Changes:
+    """Changes with an axis of noise, of length one if `changed` has none; else a ValueError.
+
+    Dims that have the names noise, item and trajectory may have any order. `has_missing`: whether
+    U-turns and sites may be NaN.
     """
-    dims = set(getattr(changed, "dims", ()))
-    if {"item", "trajectory"} <= dims:
-        changed = changed.transpose("noise", "item", "trajectory", ..., missing_dims="ignore")
-    values, has_noise = checked_array("changed", changed), {"noise", "item", "trajectory"} <= dims
-    fits = values.ndim == 3 + has_noise and values.size and values.dtype.kind in "biuf"
-    where, dims_of = (
-        f"changed: {values.dtype} of shape",
-        "(items, trajectories, sites), or a DataArray with noise too",
-    )
-    expect(fits, where, values.shape, f"real numbers {dims_of}")
+    coordinates: dict[str, xr.Variable] = {}
+    has_noise = False
+    if isinstance(changed, xr.DataArray):
+        has_noise = {"noise", "item", "trajectory"} <= set(changed.dims)
+        for name, coordinate in changed.coords.items():
+            if coordinate.dims in (("noise",), ("item",)):
+                coordinates[str(name)] = coordinate.variable
+        if has_noise:
+            coordinates["noise"] = changed.noise.variable
+        if {"item", "trajectory"} <= set(changed.dims):
+            changed = changed.transpose("noise", "item", "trajectory", ..., missing_dims="ignore")
+    values = checked_array("changed", changed)
+    are_changes = values.ndim == 3 + has_noise and values.size and values.dtype.kind in "biuf"
+    where = f"changed: {values.dtype} of shape"
+    expected = "real numbers (items, trajectories, sites), or a DataArray with noise too"
+    expect(are_changes, where, values.shape, expected)
     if values.dtype.kind == "f":
         is_missing = np.isnan(values)
-        fits = not (
-            (np.abs(values) >= LARGEST).any()
-            or (is_missing.all() if has_missing else is_missing.any())
-        )
-    expect(
-        fits,
-        "changed",
-        changed,
-        f"numbers below {LARGEST:g}; NaN only for a missing U-turn of an array",
-    )
-    expect(
-        not has_missing or values.shape[-2] > 1,
-        "changed: trajectories",
-        values.shape[-2],
-        "at least 2 of each item",
-    )
-    return (values, changed.noise.values) if has_noise else (values[None], None)
+        too_many = is_missing.all() if has_missing else is_missing.any()
+        fits = not too_many and not (np.abs(values) >= LARGEST).any()
+        expected = f"numbers below {LARGEST:g}; NaN only for a missing U-turn of an array"
+        expect(fits, "changed", changed, expected)
+    if has_missing:
+        trajectories = values.shape[-2]
+        enough = trajectories > 1
+        expect(enough, "changed: trajectories", trajectories, "at least 2 of each item")
+    return Changes(values if has_noise else values[None], coordinates)

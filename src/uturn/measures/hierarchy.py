@@ -141,7 +141,7 @@ def _index(r: np.ndarray) -> float:
     ends = [crossing(level, high, height, first=True) for height in (0.75, 0.25)]
     start, end = np.interp(ends, level, low)
     narrow = max(0.0, 1 - 2 * abs(start - end))
-    return 8 * float(np.sqrt(max(before, 0.0) * max(after, 0.0))) * narrow
+    return float(8 * float(np.sqrt(max(before, 0.0) * max(after, 0.0))) * narrow)
 
 
 def _halves(values: xr.DataArray) -> xr.DataArray:
@@ -221,7 +221,7 @@ def nested_correlations(
 
     def levels(means: np.ndarray) -> np.ndarray:
         nesting = moments.nesting(means)
-        return np.stack([nesting.nested, nesting.correlation]).mean(axis=1)
+        return np.asarray(np.stack([nesting.nested, nesting.correlation]).mean(axis=1))
 
     nested, correlation = replicates(moments.values).interval(levels, confidence)
     dims = ("distance", "estimate")

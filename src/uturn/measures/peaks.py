@@ -20,23 +20,23 @@ _NONE = Estimate(np.nan, np.nan, np.nan)
 
 
 class Peak(NamedTuple):
-    """The peak of the susceptibility chi against noise.
-
-    `place`: its noise, the vertex of the parabola through the largest chi and its two neighbours,
-    or an end of the range; the interval covers `levels` and half a step beyond them. `height`: the
-    largest measured chi, too high on average. `cross_fitted`: chi of one half of the originals at
-    the level where chi of the other half is largest, mean of both ways. `levels`, bool (noise,):
-    those at which chi is not below its largest value. `used`, bool (noise,): those at which chi has
-    an interval (n_eff >= 5), or a value if it has no interval anywhere. `largest`: index of the
-    largest chi; -1 if none.
-    """
+    """The peak of the susceptibility chi against noise."""
 
     place: Estimate
+    """Its noise, the vertex of the parabola through the largest chi and its two neighbours, or an
+    end of the range. The interval covers `levels` and half a step beyond them."""
     height: Estimate
+    """The largest measured chi, too high on average."""
     cross_fitted: float
+    """chi of one half of the originals at the level where chi of the other half is largest, mean of
+    both ways."""
     levels: np.ndarray
+    """Noise levels at which chi is not below its largest value, bool (noise,)."""
     used: np.ndarray
+    """Noise levels at which chi has an interval (n_eff >= 5), or a value if it has no interval
+    anywhere, bool (noise,)."""
     largest: int
+    """Index of the largest chi; -1 if there is none."""
 
     @property
     def plateau(self) -> bool:
@@ -51,7 +51,9 @@ class Peak(NamedTuple):
         `levels`.
         """
         ends = self.levels[self.used]
-        return (bool(ends[0]), bool(ends[-1])) if len(ends) else (False, False)
+        if not len(ends):
+            return False, False
+        return bool(ends[0]), bool(ends[-1])
 
     @property
     def inside(self) -> bool:
@@ -77,21 +79,18 @@ def peak_of(parts: xr.DataArray) -> Peak:
     x = parts.noise.values.astype(float)
     bounds = chi_of(parts, _CONFIDENCE)
     chi, low, _ = bounds.T
-    used = np.isfinite(low) if np.isfinite(low).any() else np.isfinite(chi)
+    used = np.isfinite(low)
     if not used.any():
-        return Peak(_NONE, _NONE, np.nan, np.zeros(len(x), bool), used, -1)
+        used = np.isfinite(chi)
+    levels = np.zeros(len(x), bool)
+    if not used.any():
+        return Peak(_NONE, _NONE, np.nan, levels, used, -1)
     k = int(np.where(used, chi, -np.inf).argmax())
+    if np.isfinite(low[k]):
+        levels = used & _not_below(parts, k)
+    place = Estimate(_vertex(x[used], chi[used]), *_half_a_step_wider(x, levels, used))
     height = Estimate(*bounds[k].tolist())
-    levels = np.zeros(len(x), bool) if np.isnan(low[k]) else used & _not_below(parts, k)
-    ends = _half_a_step_wider(x, levels, used)
-    return Peak(
-        Estimate(_vertex(x[used], chi[used]), *ends),
-        height,
-        _cross_fitted(parts, used),
-        levels,
-        used,
-        k,
-    )
+    return Peak(place, height, _cross_fitted(parts, used), levels, used, k)
 
 
 def about_peak(peak: Peak, noise: np.ndarray, most: float = 1.0) -> Iterator[str]:
@@ -102,20 +101,25 @@ def about_peak(peak: Peak, noise: np.ndarray, most: float = 1.0) -> Iterator[str
         yield "nothing changes between trajectories: no susceptibility"
         return
     first, last = noise[peak.used][[0, -1]]
-    beyond = "measure larger levels" if last < most - 1e-9 else "there is no larger noise"
-    ends = (("smallest", first, "measure smaller levels"), ("largest", last, beyond))
-    for k, (word, x, advice) in enumerate(ends):
-        if not peak.inside and noise[peak.largest] == x:
-            yield f"the susceptibility is largest at the {word} noise, {x:.3g}: no peak; {advice}"
-        elif peak.reaches[k]:
-            yield (
-                f"the susceptibility at the {word} noise, {x:.3g}, is not below its largest: the"
-                f" peak may lie there; {advice}"
-            )
+    yield from _about_end(peak, noise, 0, f"smallest noise, {first:.3g}", "measure smaller levels")
+    can_grow = last < most - 1e-9
+    advice = "measure larger levels" if can_grow else "there is no larger noise"
+    yield from _about_end(peak, noise, -1, f"largest noise, {last:.3g}", advice)
     if peak.plateau:
         yield (
             f"the susceptibility is not below its largest value at {among(noise[peak.levels])}: a"
             " plateau, or a peak that so few originals do not resolve"
+        )
+
+
+def _about_end(peak: Peak, noise: np.ndarray, end: int, level: str, advice: str) -> Iterator[str]:
+    """A remark on a peak at the first (0) or the last (-1) of the levels that take part."""
+    if not peak.inside and noise[peak.largest] == noise[peak.used][end]:
+        yield f"the susceptibility is largest at the {level}: no peak; {advice}"
+    elif peak.reaches[end]:
+        yield (
+            f"the susceptibility at the {level}, is not below its largest: the peak may lie there;"
+            f" {advice}"
         )
 
 
@@ -128,30 +132,25 @@ def about_few(
     `chi` (noise, 3), with its interval, which does not exist either where a single original makes
     the spread.
     """
-    few = (number > 0) & (number < FEW)
-    if few.any():
-        rare = "rare ones that change much may be missing, so that it has no interval there"
+    is_few = (number > 0) & (number < FEW)
+    if is_few.any():
         yield (
-            f"fewer than {FEW} originals decide the susceptibility at {among(noise[few])} (n_eff):"
-            f" {rare}"
+            f"fewer than {FEW} originals decide the susceptibility at {among(noise[is_few])}"
+            " (n_eff): rare ones that change much may be missing, so that it has no interval there"
         )
-    one = (number >= FEW) & np.isfinite(chi[:, 0]) & np.isnan(chi[:, 1])
-    if one.any():
-        alike = (
-            "the others have one ratio of covariances to variances, so that it has no interval"
+    is_one = (number >= FEW) & np.isfinite(chi[:, 0]) & np.isnan(chi[:, 1])
+    if is_one.any():
+        yield (
+            f"at most one original makes the spread of the susceptibility at {among(noise[is_one])}:"
+            " the others have one ratio of covariances to variances, so that it has no interval"
             " there"
         )
+    is_rare = contributing[number >= FEW, 1:] < FEW
+    if is_rare.any():
         yield (
-            f"at most one original makes the spread of the susceptibility at {among(noise[one])}:"
-            f" {alike}"
+            f"in fewer than {FEW} originals sites change together at {is_rare.sum()} of"
+            f" {is_rare.size} pairs of noise and distance: C(r)/C(0) has no interval there"
         )
-    far = contributing[number >= FEW, 1:] < FEW
-    if far.any():
-        where = (
-            f"at {far.sum()} of {far.size} pairs of noise and distance: C(r)/C(0) has no interval"
-            " there"
-        )
-        yield f"in fewer than {FEW} originals sites change together {where}"
 
 
 def about_independent(independent: np.ndarray, noise: np.ndarray) -> Iterator[str]:
@@ -166,25 +165,25 @@ def about_independent(independent: np.ndarray, noise: np.ndarray) -> Iterator[st
 
 def among(levels: np.ndarray) -> str:
     """The noise levels in words."""
-    return (
-        f"noise {levels[0]:.3g}"
-        if len(levels) == 1
-        else f"{len(levels)} levels, noise {levels[0]:.3g} to {levels[-1]:.3g}"
-    )
+    if len(levels) == 1:
+        return f"noise {levels[0]:.3g}"
+    return f"{len(levels)} levels, noise {levels[0]:.3g} to {levels[-1]:.3g}"
 
 
 def _not_below(parts: xr.DataArray, k: int) -> np.ndarray:
     """Levels whose chi is not below that of level k, by one-sided tests of the paired
     differences of log chi.
     """
-    of, number = replicates(parts), effective_number(parts.isel(part=1))
+    means = replicates(parts)
+    number = effective_number(parts.isel(part=1))
 
-    def behind(means: np.ndarray) -> np.ndarray:
-        log = log_chi(means)
-        return log[k] - log
+    def below_largest(mean: np.ndarray) -> np.ndarray:
+        log = log_chi(mean)
+        return np.asarray(log[k] - log)
 
     one_sided = 2 * _CONFIDENCE - 1  # so that 5 % are left on one side
-    return behind(of.mean) <= of.half_width(behind, one_sided, np.minimum(number, number[k]))
+    half_width = means.half_width(below_largest, one_sided, np.minimum(number, number[k]))
+    return np.asarray(below_largest(means.mean) <= half_width)
 
 
 def _half_a_step_wider(x: np.ndarray, levels: np.ndarray, used: np.ndarray) -> tuple[float, float]:
@@ -193,9 +192,11 @@ def _half_a_step_wider(x: np.ndarray, levels: np.ndarray, used: np.ndarray) -> t
     """
     if not levels.any():
         return np.nan, np.nan
-    x, chosen = x[used], np.flatnonzero(levels[used])
-    a, b = chosen[0], chosen[-1]
-    return float((x[a] + x[max(a - 1, 0)]) / 2), float((x[b] + x[min(b + 1, len(x) - 1)]) / 2)
+    places = x[used]
+    first, last = np.flatnonzero(levels[used])[[0, -1]]
+    below = max(first - 1, 0)
+    above = min(last + 1, len(places) - 1)
+    return float((places[first] + places[below]) / 2), float((places[last] + places[above]) / 2)
 
 
 def _vertex(x: np.ndarray, y: np.ndarray) -> float:
@@ -205,11 +206,15 @@ def _vertex(x: np.ndarray, y: np.ndarray) -> float:
     k = int(y.argmax())
     if not 0 < k < len(y) - 1:
         return float(x[k])
-    a, b = x[k - 1] - x[k], x[k + 1] - x[k]
+    a = x[k - 1] - x[k]
+    b = x[k + 1] - x[k]
     # Slopes; y = y_k + slope u + bend u².
-    left, right = (y[k - 1] - y[k]) / a, (y[k + 1] - y[k]) / b
+    left = (y[k - 1] - y[k]) / a
+    right = (y[k + 1] - y[k]) / b
     bend = (right - left) / (b - a)
-    return float(x[k] - (left - bend * a) / (2 * bend)) if bend < 0 else float(x[k])
+    if bend >= 0:
+        return float(x[k])
+    return float(x[k] - (left - bend * a) / (2 * bend))
 
 
 def _cross_fitted(parts: xr.DataArray, used: np.ndarray) -> float:
@@ -219,8 +224,9 @@ def _cross_fitted(parts: xr.DataArray, used: np.ndarray) -> float:
     half = independent_groups(parts) % 2
     if not half.any():
         return float("nan")
-    logs = np.array([log_chi(replicates(parts.isel(item=half == k)).mean) for k in (0, 1)])
-    in_both = used & np.isfinite(logs).all(axis=0)  # at small noise, nothing changes in some halves
+    logs = [log_chi(replicates(parts.isel(item=half == k)).mean) for k in (0, 1)]
+    # At small noise, nothing changes in some halves.
+    in_both = used & np.isfinite(logs).all(axis=0)
     if not in_both.any():
         return float("nan")
     first, second = np.where(in_both, logs, -np.inf)

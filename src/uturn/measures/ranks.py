@@ -15,9 +15,12 @@ from uturn.core.random import Purpose, checked_seed, keys, uniforms
 from uturn.measures.calibration import checked_variables, holm, items_tested, joined, twin_of
 from uturn.measures.estimates import checked_share
 
-_EQUAL = 1 - 1e-9  # tail probabilities that differ by rounding are equal
-_LEAST = 1e-12  # p-values below are not distinguished from rounding
-_STEPS = 20  # bisections of the tail probability of a band
+_EQUAL = 1 - 1e-9
+"""Tail probabilities that differ by rounding are equal."""
+_LEAST = 1e-12
+"""Smaller p-values are not distinguished from rounding."""
+_STEPS = 20
+"""Bisections of the tail probability of a band."""
 
 
 def ranks(
@@ -52,77 +55,84 @@ def ranks(
     >>> exact.attrs["passed"], int(exact["count"].sum())
     (True, 300)
     """
-    names, level = checked_variables(ds, variable), checked_share("level", level)
+    names = checked_variables(ds, variable)
+    level = checked_share("level", level)
     for name in names:
         is_ranked = "clone" not in ds[twin_of(ds, name)].dims
-        expect(
-            is_ranked,
-            "variable",
-            name,
-            f"a ranked variable, with a twin original_{name}; this one compares two data",
-        )
+        expected = f"a ranked variable, with a twin original_{name}; this one compares two data"
+        expect(is_ranked, "variable", name, expected)
     complete = items_tested(ds, names)
     expect(complete.any(), "variable", variable, "at least one item with all its readings")
     ds = ds.isel(item=complete)
-    K, items = ds.sizes["clone"], ds.sizes["item"]
-    ties = uniforms(
-        keys(checked_seed(seed), Purpose.RANKS, np.asarray(ds.item.values, np.int64)),
-        ds.sizes["noise"],
-    )
+    K = ds.sizes["clone"]
+    items = ds.sizes["item"]
+    streams = keys(checked_seed(seed), Purpose.RANKS, np.asarray(ds.item.values, np.int64))
+    ties = uniforms(streams, ds.sizes["noise"])
     of_names = [_ranks(ds, name, ties, not isinstance(variable, str)) for name in names]
     rank = xr.concat(of_names, "reading") if len(of_names) > 1 else of_names[0]
     rank = rank.transpose("noise", ..., "item")
     count = np.stack([(rank.values == r).sum(-1) for r in range(K + 1)], axis=-1)
+    at_most = count[..., :-1].cumsum(-1)  # n F(r)
     uniform = np.arange(1, K + 1) / (K + 1)
     low, high = band(items, K, level / rank.isel(item=0).size)
-    tails, below = _tails(items, K), count[..., :-1].cumsum(-1)
-    gamma = tails[np.arange(K), below].min(-1)
-    p = (
-        np.array([1 - _inside(tails, of) for of in gamma.ravel()])
-        .clip(_LEAST, 1)
-        .reshape(gamma.shape)
-    )
-    dims, adjusted = rank.dims[:-1], holm(p)
-    return xr.Dataset(
-        {
-            "difference": ((*dims, "rank"), below / items - uniform),
-            "low": ("rank", low),
-            "high": ("rank", high),
-            "count": ((*dims, "of_rank"), count),
-            "p": (dims, p),
-            "p_holm": (dims, adjusted),
-            "mean_rank": (dims, rank.values.mean(-1) / K),
-        },
-        {**rank.isel(item=0, drop=True).coords, "rank": np.arange(K), "of_rank": np.arange(K + 1)},
-        {
-            "variable": ", ".join(names),
-            "passed": bool((adjusted > level).all()),
-            "level": level,
-            "items": items,
-            "clones": K,
-        },
-    )
+    p = _p_values(items, K, at_most)
+    adjusted = holm(p)
+    dims = rank.dims[:-1]
+    variables = {
+        "difference": ((*dims, "rank"), at_most / items - uniform),
+        "low": ("rank", low),
+        "high": ("rank", high),
+        "count": ((*dims, "of_rank"), count),
+        "p": (dims, p),
+        "p_holm": (dims, adjusted),
+        "mean_rank": (dims, rank.values.mean(-1) / K),
+    }
+    axes = {"rank": np.arange(K), "of_rank": np.arange(K + 1)}
+    attributes = {
+        "variable": ", ".join(names),
+        "passed": bool((adjusted > level).all()),
+        "level": level,
+        "items": items,
+        "clones": K,
+    }
+    return xr.Dataset(variables, {**rank.isel(item=0, drop=True).coords, **axes}, attributes)
+
+
+def _p_values(items: int, clones: int, at_most: np.ndarray) -> np.ndarray:
+    """p-values of gamma (see `ranks`), (..); `at_most`: counts n F(r), int64 (.., K)."""
+    tails = _tails(items, clones)
+    gamma = tails[np.arange(clones), at_most].min(-1)
+    outside = [1 - _inside(tails, value) for value in gamma.ravel()]
+    return np.array(outside).clip(_LEAST, 1).reshape(gamma.shape)
 
 
 def band(items: int, clones: int, level: float) -> np.ndarray:
     """Ends (2, K) of the band that holds all F(r) - (r + 1) / (K + 1) with a probability of at
     least 1 - level.
     """
-    # The lower end holds by Bonferroni.
-    tails, low, high = _tails(items, clones), np.log(level / clones), 0.0
+    tails = _tails(items, clones)
+    low = np.log(level / clones)  # holds by Bonferroni
+    high = 0.0
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        low, high = (middle, high) if 1 - _inside(tails, np.exp(middle)) <= level else (low, middle)
-    return np.stack(_bounds(tails, np.exp(low))) / items - np.arange(1, clones + 1) / (clones + 1)
+        if 1 - _inside(tails, np.exp(middle)) <= level:
+            low = middle
+        else:
+            high = middle
+    uniform = np.arange(1, clones + 1) / (clones + 1)
+    return np.stack(_bounds(tails, np.exp(low))) / items - uniform
 
 
 def _ranks(ds: xr.Dataset, name: str, ties: np.ndarray, several: bool) -> xr.DataArray:
     """Ranks of the originals among their clones, (item, noise, ..); `ties`: uniform numbers
     (item, noise).
     """
-    first = ds[[name, twin_of(ds, name)]].isel(trajectory=0, drop=True)
-    clones, original = first[name], first[twin_of(ds, name)]
-    below, equal = (clones < original).sum("clone"), (clones == original).sum("clone")
+    twin = twin_of(ds, name)
+    first = ds[[name, twin]].isel(trajectory=0, drop=True)
+    clones = first[name]
+    original = first[twin]
+    below = (clones < original).sum("clone")
+    equal = (clones == original).sum("clone")
     drawn = below.copy(data=np.zeros(below.shape)).transpose("item", "noise", ...)
     drawn = drawn + ties.reshape(*ties.shape, *[1] * (drawn.ndim - 2))
     rank = below + np.floor(drawn * (equal + 1)).astype(int)
@@ -137,8 +147,11 @@ def _tails(items: int, clones: int) -> np.ndarray:
     """
     from scipy.stats import binom
 
-    counts, shares = np.arange(items + 1), np.arange(1, clones + 1)[:, None] / (clones + 1)
-    return 2 * np.minimum(binom.cdf(counts, items, shares), binom.sf(counts - 1, items, shares))
+    counts = np.arange(items + 1)
+    shares = np.arange(1, clones + 1)[:, None] / (clones + 1)
+    at_most = binom.cdf(counts, items, shares)
+    at_least = binom.sf(counts - 1, items, shares)
+    return np.asarray(2 * np.minimum(at_most, at_least))
 
 
 def _inside(tails: np.ndarray, gamma: float) -> float:
@@ -148,12 +161,15 @@ def _inside(tails: np.ndarray, gamma: float) -> float:
     low, high = _bounds(tails, gamma)
     if (low > high).any():
         return 0.0
-    K, items = len(tails), tails.shape[1] - 1
-    before, probability = np.zeros(1, int), np.ones(1)
+    K = len(tails)
+    items = tails.shape[1] - 1
+    before = np.zeros(1, int)
+    probability = np.ones(1)
     for r in range(K):  # n F(r) - n F(r - 1) of the items that are left are binomial
         counts = np.arange(low[r], high[r] + 1)
         step = binom.pmf(counts - before[:, None], items - before[:, None], 1 / (K + 1 - r))
-        before, probability = counts, probability @ step
+        probability = probability @ step
+        before = counts
     return float(probability.sum())
 
 
@@ -162,7 +178,8 @@ def _bounds(tails: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
     if there are none.
     """
     above = tails * _EQUAL > gamma
+    exist = above.any(1)
     items = tails.shape[1] - 1
-    return np.where(above.any(1), above.argmax(1), 1), np.where(
-        above.any(1), items - above[:, ::-1].argmax(1), 0
-    )
+    smallest = above.argmax(1)
+    largest = items - above[:, ::-1].argmax(1)
+    return np.where(exist, smallest, 1), np.where(exist, largest, 0)

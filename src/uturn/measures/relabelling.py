@@ -9,13 +9,20 @@ from numba import njit, prange
 
 from uturn.core.random import fold, philox
 
-MARGIN = 1e-6  # mean gaps that are equal up to the rounding of float32 readings count as ties
-_BLOCK = 1000  # relabellings in one piece of work of a thread
-# Relabellings before the first look, and their growth from look to look.
-_FIRST, _GROWTH = 10_000, 10
-_ENOUGH = 100  # hits after which a test ends: they determine its p-value within 10 %
-_ROWS = 256  # sums of the gaps of some items that are formed beforehand
-_IMPROBABLE = 0.01  # expected number of hits below which none are counted
+MARGIN = 1e-6
+"""Mean gaps that are equal up to the rounding of float32 readings count as ties."""
+_BLOCK = 1000
+"""Relabellings in one piece of work of a thread."""
+_FIRST = 10_000
+"""Relabellings before the first look at the hits."""
+_GROWTH = 10
+"""Growth of the number of relabellings from look to look."""
+_ENOUGH = 100
+"""Hits after which a test ends: they determine its p-value within 10 %."""
+_ROWS = 256
+"""Largest number of sums of the gaps of some items that are formed beforehand."""
+_IMPROBABLE = 0.01
+"""Expected number of hits below which none are counted."""
 
 
 def p_values(gaps: np.ndarray, relabellings: int, key: int) -> np.ndarray:
@@ -37,30 +44,33 @@ def p_values(gaps: np.ndarray, relabellings: int, key: int) -> np.ndarray:
     items = len(gaps)
     least = (np.abs(gaps[:, 0].mean(axis=0)) - MARGIN) * items
     active = np.arange(gaps.shape[2])
-    p, hits, done = np.empty(len(active)), np.zeros(len(active), np.int64), 0
+    p = np.empty(len(active))
+    hits = np.zeros(len(active), np.int64)
+    done = 0
     while len(active):
         number = min(relabellings, max(_FIRST, _GROWTH * done))
-        counted = np.zeros((-(-(number - done) // _BLOCK), len(active)), np.int64)
-        _relabel(
-            combined(gaps[:, :, active]),
-            np.uint64(key),
-            done,
-            number,
-            least[active].astype(np.float32),
-            counted,
-        )
-        hits, done = hits + counted.sum(axis=0), number
+        hits = hits + _hits(gaps[:, :, active], least[active], key, done, number)
+        done = number
         p[active] = (1 + hits) / (done + 1)
-        going_on = (hits < _ENOUGH) & (done < relabellings)
-        if done == _FIRST and going_on.any():
-            hopeless = log_bound(gaps[:, :, active], least[active]) + np.log(relabellings) < np.log(
-                _IMPROBABLE
-            )
-            hopeless &= going_on & (hits == 0)
-            p[active[hopeless]] = 1 / (relabellings + 1)
-            going_on &= ~hopeless
-        active, hits = active[going_on], hits[going_on]
+        goes_on = (hits < _ENOUGH) & (done < relabellings)
+        if done == _FIRST and goes_on.any():
+            log_expected = log_bound(gaps[:, :, active], least[active]) + np.log(relabellings)
+            is_hopeless = goes_on & (hits == 0) & (log_expected < np.log(_IMPROBABLE))
+            p[active[is_hopeless]] = 1 / (relabellings + 1)
+            goes_on &= ~is_hopeless
+        active = active[goes_on]
+        hits = hits[goes_on]
     return p
+
+
+def _hits(gaps: np.ndarray, least: np.ndarray, key: int, first: int, last: int) -> np.ndarray:
+    """Number of the relabellings first .. last - 1 whose sum of gaps reaches `least`, int64
+    (tests,).
+    """
+    blocks = -(-(last - first) // _BLOCK)
+    hits = np.zeros((blocks, gaps.shape[2]), np.int64)
+    _relabel(combined(gaps), np.uint64(key), first, last, least.astype(np.float32), hits)
+    return np.asarray(hits.sum(axis=0))
 
 
 def combined(gaps: np.ndarray) -> np.ndarray:
@@ -70,12 +80,13 @@ def combined(gaps: np.ndarray) -> np.ndarray:
     Drawing one of the choices for every group is drawing a label for every item. Items without gaps
     fill the last group.
     """
-    items, size, tests = gaps.shape
-    together = int(np.log(_ROWS) / np.log(size)) or 1
-    filled = np.concatenate([gaps, np.zeros((-items % together, size, tests))])
-    sums = filled[::together]
-    for k in range(1, together):
-        sums = (sums[:, :, None] + filled[k::together][:, None]).reshape(len(sums), -1, tests)
+    items, labels, tests = gaps.shape
+    size = int(np.log(_ROWS) / np.log(labels)) or 1  # items of a group
+    filled = np.concatenate([gaps, np.zeros((-items % size, labels, tests))])
+    sums = filled[::size]
+    for k in range(1, size):
+        pairs = sums[:, :, None] + filled[k::size][:, None]
+        sums = pairs.reshape(len(sums), -1, tests)
     return np.ascontiguousarray(sums, np.float32)
 
 
@@ -85,23 +96,29 @@ def log_bound(gaps: np.ndarray, least: np.ndarray) -> np.ndarray:
     By Chernoff, `P(S >= a) <= exp(-u a) prod_i mean_j exp(u g_ij)` for every u >= 0; the bounds of
     both signs are added, each the smallest of 40 values of u.
     """
+    both = np.logaddexp(_log_bound_above(gaps, least), _log_bound_above(-gaps, least))
+    return np.where(least > 0, np.minimum(both, 0), 0)
+
+
+def _log_bound_above(gaps: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """Logarithm of an upper bound on P(sum over items of g* >= least), (tests,)."""
     spread = np.sqrt((gaps**2).mean(axis=1).sum(axis=0)) + 1e-300
-    bounds = np.full((2, len(least)), np.inf)
+    bound = np.full(len(least), np.inf)
     for strength in np.geomspace(1, 100, 40):
         u = strength / spread
-        for row, sign in enumerate((1, -1)):
-            exponents = sign * u * gaps
-            top = exponents.max(axis=1)
-            moments = top + np.log(np.exp(exponents - top[:, None]).mean(axis=1))
-            bounds[row] = np.minimum(bounds[row], moments.sum(axis=0) - u * least)
-    return np.where(least > 0, np.minimum(np.logaddexp(*bounds), 0), 0)
+        exponents = u * gaps
+        largest = exponents.max(axis=1)
+        moments = largest + np.log(np.exp(exponents - largest[:, None]).mean(axis=1))
+        bound = np.minimum(bound, moments.sum(axis=0) - u * least)
+    return bound
 
 
 @njit(parallel=True, cache=True)
 def _relabel(sums, key, first, last, least, hits):
     """Counts hits of relabellings number first .. last - 1, block by block."""
     groups, choices, tests = sums.shape
-    low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
+    low = np.uint64(0xFFFFFFFF)
+    shift = np.uint64(32)
     for block in prange(len(hits)):
         total = np.empty(tests, np.float32)
         words = np.empty(4, np.uint64)
@@ -112,12 +129,10 @@ def _relabel(sums, key, first, last, least, hits):
             for i in range(groups):
                 if i % 4 == 0:  # one Philox call gives four uniform words of 32 bits
                     a, b = philox(stream, np.uint64(i // 4))
-                    words[0], words[1], words[2], words[3] = (
-                        a & low,
-                        a >> shift,
-                        b & low,
-                        b >> shift,
-                    )
+                    words[0] = a & low
+                    words[1] = a >> shift
+                    words[2] = b & low
+                    words[3] = b >> shift
                 j = (words[i % 4] * np.uint64(choices)) >> shift
                 for k in range(tests):
                     total[k] += sums[i, j, k]

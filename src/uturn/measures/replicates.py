@@ -68,7 +68,7 @@ class Replicates(NamedTuple):
         squares = np.full((len(self.deviations), *value.shape), np.nan)
         for r, deviation in enumerate(self.deviations):
             squares[r] = self._squared_change(statistic, value, deviation)
-        return np.sqrt(_mean_where_finite(squares))
+        return np.asarray(np.sqrt(_mean_where_finite(squares)))
 
     def _squared_change(
         self, statistic: Statistic, value: np.ndarray, deviation: np.ndarray

@@ -5,7 +5,7 @@ of the length.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -13,6 +13,8 @@ from scipy.optimize import minimize
 
 from uturn.core.checks import checked_numbers, expect
 from uturn.measures.changes import (
+    Measured,
+    OfPresent,
     correlated,
     covariances_of,
     effective_number,
@@ -25,7 +27,7 @@ from uturn.measures.replicates import replicates
 
 
 def correlation_length(
-    changed: Any,
+    changed: Measured,
     exponent: float | None = None,
     confidence: float = 0.95,
     present: xr.DataArray | None = None,
@@ -51,54 +53,65 @@ def correlation_length(
     readings = covariances_of(changed, name=name)
     covariance = readings["change_covariance"]
     check_dims("covariance", covariance, ("noise", "item", "distance"), ())
-    exponents = (
-        np.linspace(0, 4, 81) if exponent is None else checked_numbers("exponent", [exponent])
-    )
+    exponents = np.linspace(0, 4, 81)
+    if exponent is not None:
+        exponents = checked_numbers("exponent", [exponent])
     expect((exponents >= 0).all(), "exponent", exponent, "a number >= 0, or None to fit it")
     r = covariance.distance.values[1:]
-    expect(
-        len(r) > 2,
-        "covariance: distances above 0",
-        len(r),
-        "at least 3, to fit a correlation length",
-    )
-    rates = np.r_[0, np.geomspace(0.01 / r[-1], 10 / r[0], 300)]
-    # (exponents, rates, distances).
-    shapes = r ** -exponents[:, None, None] * np.exp(-np.multiply.outer(rates, r - r[0]))
-    shapes /= np.linalg.norm(shapes, axis=-1, keepdims=True)
-
+    expected = "at least 3, to fit a correlation length"
+    expect(len(r) > 2, "covariance: distances above 0", len(r), expected)
+    shapes = _Shapes.of(r, exponents)
     present_in = presence(readings, present)
-    of, of_present = replicated(covariance, present_in)
+    means, of_present = replicated(covariance, present_in)
     has_length = correlated(covariance, present_in)
 
-    def rate(mean: np.ndarray) -> np.ndarray:
-        """1/ξ of every noise level: the amplitude is linear, so the best shape has the largest
-        projection.
-        """
-        curve = of_present(mean)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            y = curve[:, 1:] / curve[:, :1]
-        projection = np.einsum("nr,aqr->qna", y, shapes).max(axis=-1)  # (rates, noise)
-        best = np.where(
-            np.isfinite(y).all(axis=1) & (projection.max(axis=0) > 0), projection.argmax(axis=0), -1
-        )
-        return np.array(
-            [np.nan if k < 0 else _peak(rates, projection[:, n], k) for n, k in enumerate(best)]
-        )
+    def rates(mean: np.ndarray) -> np.ndarray:
+        return shapes.best_rates(of_present, mean)
 
-    value, low, high = of.interval(
-        rate, confidence, effective_number(covariance.isel(distance=0))
-    ).T
+    number = effective_number(covariance.isel(distance=0))
+    value, low, high = means.interval(rates, confidence, number).T
     with np.errstate(divide="ignore"):
         lengths = {
             "length": 1 / value,
             "low": 1 / high,
             "high": 1 / np.where(np.isnan(low), np.nan, np.maximum(low, 0)),
         }
-    data = {
-        name: ("noise", np.where(has_length, values, np.nan)) for name, values in lengths.items()
-    }
-    return xr.Dataset(data, coords={"noise": covariance.noise})
+    variables = {}
+    for variable, values in lengths.items():
+        variables[variable] = ("noise", np.where(has_length, values, np.nan))
+    return xr.Dataset(variables, coords={"noise": covariance.noise})
+
+
+class _Shapes(NamedTuple):
+    """The curves `r**-a exp(-r/ξ)` of all exponents a and all rates 1/ξ."""
+
+    rates: np.ndarray
+    """1/ξ, increasing from 0, (rates,)."""
+    values: np.ndarray
+    """The curves, each of norm 1, (exponents, rates, distances)."""
+
+    @classmethod
+    def of(cls, r: np.ndarray, exponents: np.ndarray) -> _Shapes:
+        """The curves at the distances r (distances,)."""
+        rates = np.r_[0, np.geomspace(0.01 / r[-1], 10 / r[0], 300)]
+        decay = np.exp(-np.multiply.outer(rates, r - r[0]))
+        values = r ** -exponents[:, None, None] * decay
+        return cls(rates, values / np.linalg.norm(values, axis=-1, keepdims=True))
+
+    def best_rates(self, of_present: OfPresent, mean: np.ndarray) -> np.ndarray:
+        """1/ξ at every noise level, (noise,). The amplitude is linear, so the best curve has the
+        largest projection.
+        """
+        curve = of_present(mean)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            y = curve[:, 1:] / curve[:, :1]
+        projection = np.einsum("nr,aqr->qna", y, self.values).max(axis=-1)  # (rates, noise)
+        exists = np.isfinite(y).all(axis=1) & (projection.max(axis=0) > 0)
+        best = projection.argmax(axis=0)
+        found = np.full(len(y), np.nan)
+        for n in np.flatnonzero(exists):
+            found[n] = _peak(self.rates, projection[:, n], best[n])
+        return found
 
 
 def _peak(x: np.ndarray, y: np.ndarray, k: int) -> float:
@@ -117,22 +130,24 @@ def collapse_curves(runs: Sequence[xr.Dataset]) -> xr.DataArray:
 
     Part 0 is the covariance of the changes at the largest distance, part 1 the variance of a site.
     """
-    covariances = [run.change_covariance.drop_vars("distance") for run in runs]
-    parts = [xr.concat([c.isel(distance=-1), c.isel(distance=0)], dim="part") for c in covariances]
-    return xr.concat(parts, dim="size").transpose("noise", "item", "size", "part")
+    sizes = []
+    for run in runs:
+        covariance = run["change_covariance"].drop_vars("distance")
+        parts = [covariance.isel(distance=-1), covariance.isel(distance=0)]
+        sizes.append(xr.concat(parts, dim="part"))
+    curves: xr.DataArray = xr.concat(sizes, dim="size").transpose("noise", "item", "size", "part")
+    return curves
 
 
 class Collapse(NamedTuple):
-    """The exponent ν and the critical noise, with intervals, and the spread that is left; NaN if no
-    collapse can be fitted.
-
-    `spread`: variance between the collapsed curves over the variance along them, >= 0; 0 is a
-    perfect collapse.
-    """
+    """Result of `collapse`; NaN if no collapse can be fitted."""
 
     exponent: Estimate
+    """ν, the exponent of the correlation length."""
     critical_noise: Estimate
     spread: float
+    """Variance between the collapsed curves over the variance along them, >= 0; 0 is a perfect
+    collapse."""
 
 
 def collapse(
@@ -153,54 +168,59 @@ def collapse(
     critical noise), where the search begins, with ν between 0.5 and 20.
     """
     check_dims("curves", curves, ("noise", "item", "size", "part"), ())
-    noise, N = checked_numbers("noise", curves.noise.values), checked_numbers("sizes", sizes)
-    expect(
-        len(noise) > 1 and (np.diff(noise) > 0).all(),
-        "noise",
-        noise.tolist(),
-        "at least two increasing levels",
-    )
+    noise = checked_numbers("noise", curves.noise.values)
+    rises = len(noise) > 1 and (np.diff(noise) > 0).all()
+    expect(rises, "noise", noise.tolist(), "at least two increasing levels")
+    N = checked_numbers("sizes", sizes)
     fits = N.shape == (curves.sizes["size"],) and len(np.unique(N)) > 1 and (N > 0).all()
-    expect(
-        fits, "sizes", N.tolist(), "a positive number for each of at least two sizes of the curves"
-    )
+    expected = "a positive number for each of at least two sizes of the curves"
+    expect(fits, "sizes", N.tolist(), expected)
     checked_numbers("curves", curves.values)
     begin = checked_numbers("start", start)
     fits = begin.shape == (2,) and 0.5 < begin[0] < 20 and begin[1]
     expect(fits, "start", start, "(ν, critical noise) with ν between 0.5 and 20, noise not 0")
 
-    def spread(parameters: np.ndarray, y: np.ndarray) -> float:
-        nu, critical = parameters
-        if not 0.5 < nu < 20:
-            return np.inf
-        x = (noise - critical) * N[:, None] ** (1 / nu)
-        common = np.linspace(x[:, 0].max(), x[:, -1].min(), 200)
-        if common[0] >= common[-1]:
-            return np.inf
-        scaled = np.array(
-            [
-                np.interp(common, *curve)
-                for curve in zip(x, y * N[:, None] ** (2 - 2 / nu), strict=True)
-            ]
-        )
-        return float(scaled.var(axis=0).sum() / (scaled.mean(axis=0).var() * len(common)))
-
-    def fitted(means: np.ndarray, begin: np.ndarray) -> np.ndarray:
-        options = {
-            "initial_simplex": begin * np.array([[1, 1], [1.1, 1], [1, 1.02]]),
-            "xatol": 1e-4,
-        }
+    def fitted(mean: np.ndarray, begin: np.ndarray) -> np.ndarray:
+        """ν, critical noise and spread, (3,), of mean curves (noise, size, part)."""
+        simplex = begin * np.array([[1, 1], [1.1, 1], [1, 1.02]])
+        options = {"initial_simplex": simplex, "xatol": 1e-4}
         # 0/0 where nothing changes; spreads of inf.
         with np.errstate(invalid="ignore", divide="ignore"):
-            y = (means[..., 0] / means[..., 1]).T
-            best = minimize(spread, begin, args=(y,), method="Nelder-Mead", options=options)
-        return np.array([*best.x, best.fun] if np.isfinite(best.fun) else [np.nan] * 3)
+            y = (mean[..., 0] / mean[..., 1]).T
+            arguments = (noise, N, y)
+            best = minimize(_spread, begin, arguments, method="Nelder-Mead", options=options)
+        if not np.isfinite(best.fun):
+            return np.full(3, np.nan)
+        return np.array([*best.x, best.fun])
 
-    of = replicates(curves.transpose("noise", "item", "size", "part"))
-    whole = fitted(of.mean, begin)
-    # A search can end in another minimum. Those of the replicates begin where the fit of the whole
-    # ended, so that the interval is about the one minimum, and a poor start does not widen it.
-    exponent, critical, left = of.interval(
-        lambda means: whole if means is of.mean else fitted(means, whole[:2]), confidence
+    means = replicates(curves.transpose("noise", "item", "size", "part"))
+    whole = fitted(means.mean, begin)
+
+    def statistic(mean: np.ndarray) -> np.ndarray:
+        # A search can end in another minimum. Those of the replicates begin where the fit of the
+        # whole ended, so that the interval is about the one minimum, and a poor start does not
+        # widen it.
+        return whole if mean is means.mean else fitted(mean, whole[:2])
+
+    exponent, critical, spread = means.interval(statistic, confidence)
+    return Collapse(
+        Estimate(*exponent.tolist()), Estimate(*critical.tolist()), spread=float(spread[0])
     )
-    return Collapse(Estimate(*exponent.tolist()), Estimate(*critical.tolist()), float(left[0]))
+
+
+def _spread(parameters: np.ndarray, noise: np.ndarray, N: np.ndarray, y: np.ndarray) -> float:
+    """Variance between the curves y (size, noise) of the sizes N, collapsed with the parameters
+    (ν, critical noise), over the variance along them; infinite where they do not overlap.
+    """
+    nu, critical = parameters
+    if not 0.5 < nu < 20:
+        return np.inf
+    x = (noise - critical) * N[:, None] ** (1 / nu)
+    common = np.linspace(x[:, 0].max(), x[:, -1].min(), 200)
+    if common[0] >= common[-1]:
+        return np.inf
+    scaled = y * N[:, None] ** (2 - 2 / nu)
+    collapsed = np.array([np.interp(common, *curve) for curve in zip(x, scaled, strict=True)])
+    between = collapsed.var(axis=0).sum()
+    along = collapsed.mean(axis=0).var() * len(common)
+    return float(between / along)

@@ -23,7 +23,7 @@ def strength_of(k: int, steps: int, counts_down: bool) -> float:
     """
     near = round(k / steps, _DIGITS)
     for digits in (0, 1, -1, 2, -2):
-        strength = round(near + digits / 10**_DIGITS, _DIGITS)
+        strength = round(near + digits * 10.0**-_DIGITS, _DIGITS)
         if 0 <= strength <= 1 and steps_of(strength, steps, counts_down) == k:
             return strength
     return float("nan")

@@ -1,5 +1,10 @@
 """Neural networks: the networks of this package with their training, networks of other
 libraries, and their files.
+
+`images/` has diffusion models, `texts/` language models and their tokenizers, `strings/` denoisers
+of strings of a grammar; the modules beside them have classifiers, layers and training. A network of
+one's own is a function without arguments, named "module:function" in a spec. It returns a
+`DenoiserModel` for images, a `TokenNetwork` for texts, and a torch module for probes.
 """
 
 from __future__ import annotations

@@ -123,7 +123,8 @@ class VectorClassifier(_Blocks):
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """Logits (batch, num_classes) of vectors, floating point (batch, num_inputs)."""
-        return self.logits(self.blocks(vectors))
+        logits: torch.Tensor = self.logits(self.blocks(vectors))
+        return logits
 
 
 class ImageClassifier(_Blocks):
@@ -162,4 +163,5 @@ class ImageClassifier(_Blocks):
         """Logits (batch, num_classes) of images, floating point (batch, image_channels, height,
         width).
         """
-        return self.logits(self.blocks(images).mean(dim=(2, 3)))
+        logits: torch.Tensor = self.logits(self.blocks(images).mean(dim=(2, 3)))
+        return logits

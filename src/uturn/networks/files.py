@@ -146,7 +146,7 @@ def _are_weights(state: object) -> bool:
     return all(isinstance(part, torch.Tensor) for part in state.values())
 
 
-def read_plain(path: str, mmap: bool = False) -> Any:  # plain data of any form
+def read_plain(path: str, mmap: bool = False) -> Any:  # noqa: ANN401 - plain data of any form
     """Tensors and plain data that `torch.save` wrote; nothing in the file is executed."""
     try:
         # Warnings about the kind of pickle, which is read or refused below.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from uturn.core.errors import origin
 from uturn.core.messages import one_line
 
 if TYPE_CHECKING:
@@ -30,11 +31,18 @@ def reading(what: str, instead: str, extra: str = "text-to-image") -> Iterator[N
             f" 'uturn[{extra}]'"
         ) from error
     except Exception as error:  # of many undocumented kinds, for damaged files
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"{what} cannot be read ({kind}{one_line(error)}); {instead}") from error
+        kind = f"{type(error).__name__}: "
+        if isinstance(error, ValueError):
+            kind = ""
+        raised_by = origin(error)
+        place = ""
+        if raised_by is not None:
+            place = raised_by.place
+        reason = f"{kind}{one_line(error)}{place}"
+        raise ValueError(f"{what} cannot be read ({reason}); {instead}") from error
 
 
-def library(name: str, what: str, extra: str = "text-to-image") -> Any:  # a module
+def library(name: str, what: str, extra: str = "text-to-image") -> Any:  # noqa: ANN401 - a module
     """Import a module of an optional library; ValueError names the option `what` that needs it,
     and the way to install it.
     """

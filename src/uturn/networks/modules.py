@@ -114,7 +114,9 @@ class Network(Input):
     def fingerprint(self) -> str:
         """Of the weights, the preprocessing, and the encoder of texts."""
         network = self.load()
-        texts = "" if network.texts is None else fingerprint(network.texts)
+        texts = ""
+        if network.texts is not None:
+            texts = fingerprint(network.texts)
         preprocessing = preprocessing_in_words(network.preprocess)
         identities = [fingerprint(network.module), preprocessing, texts]
         return " ".join(identity for identity in identities if identity)
@@ -230,8 +232,8 @@ def _timm_module(name: str, weights: str | None) -> LoadedModule:
 
 
 def _timm_has_classes(
-    timm: Any,  # the library
-    module: Any,  # one of its models
+    timm: Any,  # noqa: ANN401 - the library
+    module: Any,  # noqa: ANN401 - one of its models
 ) -> bool:
     """Whether the outputs of a model of timm are classes.
 
@@ -531,4 +533,5 @@ def in_top(logits: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
     logit = np.take_along_axis(logits, place, axis=-1)
     is_first = (logits == logit) & (np.arange(logits.shape[-1]) < place)
     is_above = (logits > logit) | is_first
-    return is_above.sum(axis=-1) < count
+    is_among: np.ndarray = is_above.sum(axis=-1) < count
+    return is_among

@@ -21,7 +21,9 @@ In a spec, `type` names the class, and the other keys are its arguments, which
     text_class       TextClass       the predicted class of texts
     repetition       Repetition      entropy and repetition of tokens
 
-`Comparison` is what probes inherit from that compare two data by a symmetric function.
+A probe of one's own inherits from `ut.Probe` and defines `variables` and `read`. One that compares
+two data by a symmetric function inherits from `Comparison` and defines `variables` and `compare`.
+What a probe prepares for its source, it prepares in `bind`.
 """
 
 from __future__ import annotations

@@ -176,7 +176,8 @@ class Sites:
         draws, ...).
         """
         if self.components is None and before.dtype.kind in "biu":
-            return after != before[:, None]
+            is_changed: np.ndarray = after != before[:, None]
+            return is_changed
         components = self.components or _values_as_components
         # One original at a time, since the output of a layer can be much larger than the image.
         changes = []

@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from uturn.core.checks import expect
 from uturn.core.data import N, O, UTurns
+from uturn.core.messages import shown
+from uturn.core.own_parts import name_of
 from uturn.core.protocols import Probe, S
 from uturn.measures.clones import over_other_clones
 
@@ -63,8 +66,27 @@ class Comparison(Probe[O, N, S]):
         """
 
     def read(self, u_turns: UTurns[O, N], source: S) -> dict[str, np.ndarray]:
-        before, after = self.features(u_turns, source)
+        before, after = self._checked_features(u_turns, source)
         return self.compared(before, after, u_turns.clones, source)
+
+    def _checked_features(self, u_turns: UTurns[O, N], source: S) -> tuple[Features, Features]:
+        """The features; ValueError unless those of originals and reconstructions are arrays."""
+        given: object = self.features(u_turns, source)
+        where = f"{name_of(self, self.probe_name)}.features"
+        expected = "two tables, {name: array (items, ..)} and {name: array (items, draws, ..)}"
+        if not isinstance(given, tuple) or len(given) != 2:
+            raise ValueError(f"{where} = {shown(given)}: expected {expected}")
+        before, after = given
+        items = len(u_turns.originals.items)
+        for table in (before, after):
+            expect(isinstance(table, Mapping), where, table, expected)
+            for name, values in table.items():
+                is_array = hasattr(values, "shape")
+                expect(is_array, f"{where}: {name!r}", values, "an array (items, ..)")
+                shape = np.shape(values)
+                fits = shape[:1] == (items,)
+                expect(fits, f"{where}: shape of {name!r}", shape, f"({items}, ..): items, ..")
+        return before, after
 
     def compared(
         self, originals: Features, reconstructions: Features, clones: int, source: S
@@ -72,19 +94,37 @@ class Comparison(Probe[O, N, S]):
         """The readings of reconstructions and their originals, from their features, and those of
         the clones.
         """
-        readings = dict(self.compare(_with_one_draw(originals), reconstructions))
+        readings = self._checked_compare(_with_one_draw(originals), reconstructions)
         if clones == 1:
             return readings
         of_clone = [_clone(reconstructions, k, clones) for k in range(clones)]
         pairs = {
-            (j, k): self.compare(of_clone[j], of_clone[k])
+            (j, k): self._checked_compare(of_clone[j], of_clone[k])
             for j, k in combinations(range(clones), 2)
         }
         for name, variable in self.variables(source).items():
             if variable.symmetric:
+                self._check_reading(name, readings)
                 of_pairs = {pair: values[name] for pair, values in pairs.items()}
                 readings[f"clone_{name}"] = _mean_over_others(of_pairs, clones)
         return readings
+
+    def _checked_compare(self, first: Features, second: Features) -> dict[str, np.ndarray]:
+        """The readings of pairs of data; ValueError unless they are a table."""
+        readings: object = self.compare(first, second)
+        if not isinstance(readings, Mapping):
+            where = f"{name_of(self, self.probe_name)}.compare"
+            expected = "{name: array (items, draws, ..)}"
+            raise ValueError(f"{where} = {shown(readings)}: expected {expected}")
+        return dict(readings)
+
+    def _check_reading(self, name: str, readings: Mapping[str, np.ndarray]) -> None:
+        """ValueError unless `compare` gives a symmetric variable for every pair."""
+        where = f"{name_of(self, self.probe_name)}.compare"
+        expect(name in readings, where, list(readings), f"{name!r}, which is declared symmetric")
+        shape = np.shape(readings[name])
+        expected = "(items, draws, ..), a value for each pair of data"
+        expect(len(shape) >= 2, f"{where}: shape of {name}", shape, expected)
 
 
 def _with_one_draw(features: Features) -> Features:

@@ -284,7 +284,7 @@ class HiddenLayers:
         items, draws = second.shape[:2]
         kinds = 2 if clones == 1 else 4  # similarity and distance, to the original and to clones
         tables = np.empty((kinds, items, draws, len(self.layers)))
-        outputs: list[tuple[Batch, np.ndarray]] = []
+        tables_of_logits: _Logits | None = None
 
         def compare(batch: Batch, layer: str, values: torch.Tensor) -> None:
             column = self.layers.index(layer)
@@ -293,12 +293,14 @@ class HiddenLayers:
 
         for batch, output in self.visit(first, second, clones, compare):
             if logits:
-                outputs.append((batch, _logits(output).numpy()))
+                of_batch = _logits(output).numpy()
+                if tables_of_logits is None:
+                    tables_of_logits = _Logits.empty(items, draws, of_batch.shape[1])
+                tables_of_logits.fill(batch, of_batch)
+                del of_batch
             del output  # free the memory before the next batch
-        original_logits = rebuilt_logits = None
-        if logits:
-            original_logits, rebuilt_logits = _collected(outputs, items, draws)
-        return Readings(tables[0], tables[1], original_logits, rebuilt_logits, *tables[2:])
+        of_originals, of_draws = tables_of_logits or (None, None)
+        return Readings(tables[0], tables[1], of_originals, of_draws, *tables[2:])
 
     def visit(
         self,
@@ -315,8 +317,9 @@ class HiddenLayers:
         """
         items, draws = second.shape[:2]
         for batch in progress.steps(batches(items, draws, clones, self.batch_size)):
-            rebuilt = second[batch.items, batch.draws].flatten(0, 1)
-            samples = torch.cat([first[batch.items], rebuilt])
+            samples = torch.cat(
+                [first[batch.items], second[batch.items, batch.draws].flatten(0, 1)]
+            )
             yield batch, self._forward(samples, partial(consume, batch))
 
     def _compared(
@@ -360,9 +363,7 @@ class HiddenLayers:
         )
         return axis % ndim
 
-    def _forward(
-        self, batch: torch.Tensor, consume: Consumer | None
-    ) -> Any:  # the output of any module
+    def _forward(self, batch: torch.Tensor, consume: Consumer | None) -> Any:  # noqa: ANN401 - the output of any module
         """The model's output for one batch; `consume(layer, activations)` is called as soon as a
         layer has run.
         """
@@ -451,17 +452,21 @@ def _logits(output: object) -> torch.Tensor:
     return logits
 
 
-def _collected(
-    outputs: Sequence[tuple[Batch, np.ndarray]], items: int, draws: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of originals (items, classes) and of reconstructions (items, draws, classes), from
-    the logits of batches.
-    """
-    num_classes = outputs[0][1].shape[1]
-    originals = np.empty((items, num_classes))
-    rebuilt = np.empty((items, draws, num_classes))
-    for batch, logits in outputs:
+class _Logits(NamedTuple):
+    """Logits of all data, float64."""
+
+    originals: np.ndarray
+    """(items, classes)"""
+    reconstructions: np.ndarray
+    """(items, draws, classes)"""
+
+    @classmethod
+    def empty(cls, items: int, draws: int, num_classes: int) -> _Logits:
+        return cls(np.empty((items, num_classes)), np.empty((items, draws, num_classes)))
+
+    def fill(self, batch: Batch, logits: np.ndarray) -> None:
+        """Enter the logits of a batch, (originals and reconstructions, classes)."""
         count = batch.num_items
-        originals[batch.items] = logits[:count]
-        rebuilt[batch.items, batch.draws] = logits[count:].reshape(count, -1, num_classes)
-    return originals, rebuilt
+        of_draws = logits[count:].reshape(count, -1, logits.shape[1])
+        self.originals[batch.items] = logits[:count]
+        self.reconstructions[batch.items, batch.draws] = of_draws

@@ -347,7 +347,7 @@ def _verdicts(
 
 
 def _first_images(
-    source: Any,  # of images, also of one's own
+    source: Any,  # noqa: ANN401 - of images, also of one's own
     number: int,
     batch_size: int,
 ) -> Iterator[np.ndarray]:

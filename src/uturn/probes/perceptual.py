@@ -239,7 +239,8 @@ class PerceptualDistance:
         else:
             rows = values[:, None]
         outputs = float64_copy(rows)
-        return outputs / (outputs.norm(dim=-1, keepdim=True) + _LEAST_NORM)
+        normalised: torch.Tensor = outputs / (outputs.norm(dim=-1, keepdim=True) + _LEAST_NORM)
+        return normalised
 
     def _difference(self, layer: str, first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
         """The term of a layer in the distance, (batch,)."""

@@ -75,7 +75,7 @@ class KeepImages(Spec, Probe[Images, NoisyImages, ImageSource]):
         return {"image": images, "observation": np.stack(rows)}
 
 
-def _as_image(measured: Any, row: int) -> np.ndarray:  # of the tool of inverse problems
+def _as_image(measured: Any, row: int) -> np.ndarray:  # noqa: ANN401 - of the tool of inverse problems
     """Measurement `row` in the form of an image, NaN where values are hidden or it has no such
     form.
     """

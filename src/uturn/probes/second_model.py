@@ -251,7 +251,8 @@ class TranslatedTexts:
         """
         lengths = (rows != PAD).sum(1)
         longest = np.inf if self.most_tokens is None else self.most_tokens
-        return (lengths > 0) & (lengths <= longest)
+        fits: np.ndarray = (lengths > 0) & (lengths <= longest)
+        return fits
 
     def measured(self, ids: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """Results (count, ..) of `function` for the texts that the second model can read; NaN

@@ -71,7 +71,8 @@ class TextClass(SecondModel, Comparison[Tokens, NoisyTokens, TextSource]):
             )
 
     def of_rows(self, rows: np.ndarray) -> np.ndarray:
-        return self._logits(rows).argmax(1).astype(float)
+        classes: np.ndarray = self._logits(rows).argmax(1).astype(float)
+        return classes
 
     def _logits(self, rows: np.ndarray) -> np.ndarray:
         from uturn.networks.texts.language import class_logits

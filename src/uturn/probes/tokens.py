@@ -145,7 +145,8 @@ def _regions_kept(is_kept: np.ndarray, regions: np.ndarray, count: int) -> np.nd
     """Share of tokens kept in each region, (.., regions); NaN for regions without tokens."""
     is_inside = regions[..., None] == np.arange(count)
     with np.errstate(invalid="ignore"):
-        return (is_inside & is_kept[..., None]).sum(-2) / is_inside.sum(-2)
+        share: np.ndarray = (is_inside & is_kept[..., None]).sum(-2) / is_inside.sum(-2)
+        return share
 
 
 def _segments_kept(is_kept: np.ndarray, segments: np.ndarray) -> np.ndarray:
@@ -154,7 +155,8 @@ def _segments_kept(is_kept: np.ndarray, segments: np.ndarray) -> np.ndarray:
     exists = is_inside.any(-2)
     is_lost = (is_inside & ~is_kept[..., None]).any(-2)
     with np.errstate(invalid="ignore"):
-        return (exists & ~is_lost).sum(-1) / exists.sum(-1)
+        share: np.ndarray = (exists & ~is_lost).sum(-1) / exists.sum(-1)
+        return share
 
 
 class KeepTokens(Spec, Probe[Tokens, NoisyTokens, TextSource]):

@@ -83,7 +83,8 @@ def shares_of_equal_nodes(first: Features, second: Features) -> np.ndarray:
 
 
 def _share_of_equal_nodes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return ((a == b) & (a >= 0)).mean(axis=-1, dtype=np.float64)
+    share: np.ndarray = ((a == b) & (a >= 0)).mean(axis=-1, dtype=np.float64)
+    return share
 
 
 class ParsedLevels(Spec, Comparison[Strings, NoisyStrings, StringSource]):

@@ -15,8 +15,13 @@ In a spec, `type` names the class, and the other keys are its arguments, which
     gaussian_field    GaussianFieldSource    vectors of a Gaussian random field
     tokens            TokenSource            texts, as tokens of the model of the backward
 
-A source of one's own inherits from `StringSource`, `ImageSource` or `TextSource`, or for other data
-from `ut.Source`.
+A source of one's own inherits from one of four classes, and defines what stands behind it; all else
+follows from that.
+
+- `StringSource`, strings: the values `vocab_size`, `depth`, `branching`, and grammar(number, seed)
+- `ImageSource`, images: count(), images_at(indices), perhaps num_labels()
+- `TextSource`, texts: texts(), perhaps labels() and separators()
+- `ut.Source`, other data: blocks(items, seed, num_items), perhaps coordinates(seed, num_items)
 """
 
 from __future__ import annotations

@@ -13,10 +13,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, PrivateAttr
 
-from uturn.core.checks import checked_path
+from uturn.core.checks import checked_integer, checked_path, expect
 from uturn.core.data import StoredItems
 from uturn.core.files import named_errors, read_array, whole_file
 from uturn.core.messages import counted
+from uturn.core.own_parts import is_own, name_of
 from uturn.core.prior import Prior
 from uturn.core.protocols import Backward, Spec
 from uturn.core.random import Purpose, keys
@@ -52,6 +53,8 @@ class GeneratedSource(Spec, ImageSource):
     _prior: Prior | None = PrivateAttr(None)
     _seed: int = PrivateAttr(0)  # seed of the experiment
     _fingerprint: str = PrivateAttr("")
+    _label: str = PrivateAttr("prior")  # what the prior is called in errors
+    _is_own: bool = PrivateAttr(False)  # whether the prior is user-defined
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, GeneratedSource) and self._key() == other._key()
@@ -78,10 +81,16 @@ class GeneratedSource(Spec, ImageSource):
         if prior is None:
             raise ValueError(
                 f"the source 'generated' needs a backward that draws originals (`prior`), such as"
-                f" type 'diffusion'; {backward!r} draws none"
+                f" type 'diffusion'; {name_of(backward, repr(backward))} draws none"
             )
+        where = f"{name_of(backward, 'backward')}.prior"
+        expect(isinstance(prior, Prior), where, prior, "a uturn.core.prior.Prior, or None")
+        if is_own(backward):
+            checked_integer(f"{where}: batch_size", prior.batch_size, 1)
         bound = self.model_copy()
         bound._prior = prior
+        bound._label = where
+        bound._is_own = is_own(backward)
         bound._seed = seed
         return bound
 
@@ -150,11 +159,23 @@ class GeneratedSource(Spec, ImageSource):
                 images[item] = image
         if missing:
             numbers = np.array(missing + self._ahead(draws, missing, set(images), num_items))
-            drawn = self.prior.draw(keys(seed, Purpose.ORIGINAL, numbers), numbers)
+            drawn = self._drawn(keys(seed, Purpose.ORIGINAL, numbers), numbers)
             for item, image in zip(numbers.tolist(), drawn, strict=True):
                 draws.put(item, image)
                 images[item] = image
         return np.stack([images[int(item)] for item in items])
+
+    def _drawn(self, keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Draws from the prior; ValueError unless they are images of its shape."""
+        drawn = self.prior.draw(keys, numbers)
+        if not self._is_own:
+            return drawn
+        form = (getattr(drawn, "dtype", type(drawn)), np.shape(drawn))
+        shape = (len(numbers), *self.prior.shape)
+        fits = isinstance(drawn, np.ndarray) and drawn.dtype == np.float32 and drawn.shape == shape
+        expect(fits, f"{self._label}.draw: dtype, shape", form, f"float32 {shape}")
+        expect(np.isfinite(drawn).all(), f"{self._label}.draw", drawn, "finite numbers")
+        return drawn
 
     def _ahead(
         self, draws: _Draws, missing: list[int], present: set[int], num_items: int

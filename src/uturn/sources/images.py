@@ -21,11 +21,12 @@ from numpy.typing import ArrayLike
 from pydantic import Field
 
 from uturn.core.caches import cached_while_unchanged, digest_of_file
-from uturn.core.checks import checked_path, expect
+from uturn.core.checks import checked_integer, checked_path, expect
 from uturn.core.data import StoredItems
 from uturn.core.files import read_array, read_text
 from uturn.core.inputs import Content, File
-from uturn.core.messages import one_line
+from uturn.core.messages import one_line, shown
+from uturn.core.own_parts import name_of
 from uturn.core.processes import cores
 from uturn.core.protocols import Corruption, Noisy, Originals, Source, Spec
 from uturn.core.random import Streams
@@ -87,6 +88,7 @@ class ImageSource(Source[Images]):
     """
 
     kind: ClassVar[str] = "images"
+    block_class: ClassVar[type[Originals]] = Images
 
     @abstractmethod
     def count(self) -> int:
@@ -100,12 +102,36 @@ class ImageSource(Source[Images]):
 
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width, by default those of the first image."""
-        (first,), _ = self.images_at(np.arange(1))
-        channels, height, width = first.shape
+        images, _ = self._checked_images(np.arange(1))
+        channels, height, width = images.shape[1:]
         return channels, height, width
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Images]:
-        yield Images(items, *self.images_at(items))
+        label = name_of(self, "source")
+        count = checked_integer(f"{label}.count", self.count(), 1)
+        where = f"{label}: items"
+        expect(num_items <= count, where, num_items, f"at most {count}, its number of images")
+        yield Images(items, *self._checked_images(items))
+
+    def _checked_images(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What `images_at` gives; ValueError unless it has the form that is declared there."""
+        given: object = self.images_at(indices)
+        where = f"{name_of(self, 'source')}.images_at"
+        if not isinstance(given, tuple) or len(given) != 2:
+            raise ValueError(f"{where} = {shown(given)}: expected (images, labels)")
+        images, labels = given
+        count = len(indices)
+        form = (getattr(images, "dtype", type(images)), np.shape(images))
+        is_array = isinstance(images, np.ndarray) and images.dtype.kind == "f"
+        fits = is_array and images.ndim == 4 and len(images) == count
+        expected = f"float32 ({count}, channels, height, width) in [-1, 1]"
+        expect(fits, f"{where}: dtype, shape of images", form, expected)
+        form = (getattr(labels, "dtype", type(labels)), np.shape(labels))
+        is_array = isinstance(labels, np.ndarray) and labels.dtype.kind in "iu"
+        fits = is_array and labels.shape == (count,)
+        expected = f"integers ({count},), -1 where unknown"
+        expect(fits, f"{where}: dtype, shape of labels", form, expected)
+        return images, labels
 
     def stored(self, originals: StoredItems) -> np.ndarray | None:
         sizes = map(os.path.getsize, self.files())

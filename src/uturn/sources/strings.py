@@ -15,10 +15,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from uturn.core.caches import cached_while_unchanged
-from uturn.core.checks import check_tuples, checked_path, expect
+from uturn.core.checks import check_tuples, checked_integer, checked_path, expect
 from uturn.core.files import read_table
 from uturn.core.inputs import File
 from uturn.core.messages import one_line, shown
+from uturn.core.own_parts import name_of
 from uturn.core.protocols import Corruption, Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys
 from uturn.exact.grammar import Draw, Grammar
@@ -60,6 +61,9 @@ class Strings(Originals):
         if self.rhm.branching is None:
             return None
         return Tree(self.rhm.num_leaves, self.rhm.branching)
+
+    def reconstructed_shape(self) -> dict[int, tuple[int, ...]]:
+        return {level: nodes.shape[1:] for level, nodes in self.draw.latents.items()}
 
     def data_of(self, reconstructions: Trees) -> np.ndarray:
         """The leaves of reconstructions, int64 (batch, draws, num_leaves)."""
@@ -179,6 +183,8 @@ class StringSource(Source[Strings]):
     """
 
     kind: ClassVar[str] = "strings"
+    required: ClassVar[tuple[str, ...]] = ("vocab_size", "depth")
+    block_class: ClassVar[type[Originals]] = Strings
     site_name: ClassVar[str] = "leaves"
     batch_invariant: ClassVar[bool] = True
 
@@ -208,7 +214,7 @@ class StringSource(Source[Strings]):
 
     @property
     def num_symbols(self) -> int:
-        return self.vocab_size
+        return checked_integer(f"{name_of(self, 'source')}.vocab_size", self.vocab_size, 2)
 
     @property
     def item_bytes(self) -> int:
@@ -217,7 +223,7 @@ class StringSource(Source[Strings]):
     def grammar(self, number: int, seed: int) -> Grammar:
         """Grammar `number` of an experiment with this seed; ValueError if the source has none."""
         raise ValueError(
-            f"the source {self!r} has no grammars; define its method `grammar(number, seed)`"
+            f"{name_of(self, 'source')} has no grammars; define its method `grammar(number, seed)`"
         )
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Strings]:
@@ -225,8 +231,24 @@ class StringSource(Source[Strings]):
         numbers = self._numbers(num_items)[items]
         for part in np.split(items, np.flatnonzero(np.diff(numbers)) + 1):
             grammar = self.grammar(int(self._numbers(num_items)[part[0]]), seed)
+            self._check_grammar(grammar)
             draw = grammar.sample(len(part), keys(seed, Purpose.ORIGINAL, part))
             yield Strings(part, grammar, draw)
+
+    def _check_grammar(self, grammar: object) -> None:
+        """ValueError for a grammar whose strings are not those that the source declares."""
+        where = f"{name_of(self, 'source')}.grammar"
+        if not isinstance(grammar, Grammar):
+            expected = "a RandomHierarchyModel, or a HiddenMarkovModel"
+            raise ValueError(f"{where} = {shown(grammar)}: expected {expected}")
+        sizes = (grammar.vocab_size, grammar.num_leaves)
+        expected = f"{(self.vocab_size, self.num_leaves)}, those of the source"
+        expect(
+            sizes == (self.vocab_size, self.num_leaves),
+            f"{where}: symbols, leaves",
+            sizes,
+            expected,
+        )
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, np.ndarray]:
         option, count = self.number
@@ -524,10 +546,11 @@ class HiddenMarkovSource(Spec, StringSource):
 
 @lru_cache(maxsize=32)
 def _chain(source: HiddenMarkovSource, number: int, seed: int) -> HiddenMarkovModel:
-    if source.initial is not None:
-        return HiddenMarkovModel(
-            source.initial, source.transition, source.emission, length=source.length
-        )
+    initial = source.initial
+    transition = source.transition
+    emission = source.emission
+    if initial is not None and transition is not None and emission is not None:
+        return HiddenMarkovModel(initial, transition, emission, length=source.length)
     of_chain = int(keys(seed, Purpose.GRAMMAR, number))
     return HiddenMarkovModel.drawn(
         source.states or 1, source.symbols or 1, source.length, source.persistence, of_chain

@@ -7,7 +7,7 @@ import io
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
@@ -105,6 +105,7 @@ class TextSource(Source[Tokens]):
     """
 
     kind: ClassVar[str] = "tokens"
+    block_class: ClassVar[type[Originals]] = Tokens
     site_name: ClassVar[str] = "tokens"
     batch_invariant: ClassVar[bool] = True
 
@@ -118,7 +119,7 @@ class TextSource(Source[Tokens]):
 
     def has_ids(self) -> bool:
         """Whether `texts` are ids, which may hold any number of unknown tokens."""
-        return any(not isinstance(text, str) for text in self.texts())
+        return any(not isinstance(text, str) for text in self._checked_texts())
 
     def num_fixed(self) -> int:
         """Number of tokens at the beginning of each text that noise does not change."""
@@ -143,10 +144,21 @@ class TextSource(Source[Tokens]):
 
         `most_tokens`: of a text, for the model.
         """
+        texts = self._checked_texts()
         labels = self.labels()
-        for k, text in enumerate(self.texts()):
+        if labels is not None:
+            expected = f"{len(texts)}, a class for each text"
+            expect(len(labels) == len(texts), f"{self.where}.labels: length", len(labels), expected)
+        for k, text in enumerate(texts):
             row = {"text": text} if labels is None else {"text": text, "label": labels[k]}
             yield f"text {k}", row
+
+    def _checked_texts(self) -> Sequence[str | Sequence[int]]:
+        """What `texts` gives, as a list; ValueError unless these are several texts."""
+        texts = self.texts()
+        are_several = isinstance(texts, Iterable) and not isinstance(texts, str)
+        expect(are_several, f"{self.where}.texts", texts, "a list of texts, or of their ids")
+        return list(texts)
 
     def made_by(self, backward: Backward, seed: int) -> TextSource:
         bound = copy(self)
@@ -175,7 +187,11 @@ class TextSource(Source[Tokens]):
         expected = "one with a method `language`, as 'language' has"
         has_language = hasattr(backward, "language")
         expect(has_language, "backward of the source 'tokens'", backward, expected)
-        return backward.language()
+        model = backward.language()
+        where = f"{name_of(backward, 'backward')}.language"
+        expected = "a uturn.networks.LanguageModel, or an object with its `vocab_size`"
+        expect(hasattr(model, "vocab_size"), where, model, expected)
+        return model
 
     @property
     def item_bytes(self) -> int:

@@ -86,6 +86,7 @@ class VectorSource(Spec, Source[Vectors]):
     """
 
     kind: ClassVar[str] = "vectors"
+    block_class: ClassVar[type[Originals]] = Vectors
     centre: float = Field(default=0.0, allow_inf_nan=False)
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 

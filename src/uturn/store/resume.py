@@ -17,11 +17,11 @@ import numpy as np
 import uturn
 from uturn.core import random
 from uturn.core.checks import expect
-from uturn.core.contracts import checked_blocks
+from uturn.core.contracts import checked_blocks, checked_reasons
 from uturn.core.experiment import Experiment
 from uturn.core.files import locked_folder
 from uturn.core.messages import shown
-from uturn.core.own_parts import is_own
+from uturn.core.own_parts import is_own, name_of
 from uturn.core.protocols import Coordinates, FromFiles, Source, Variable
 from uturn.core.registry import build
 from uturn.store.blocks import Blocks, Task
@@ -189,8 +189,12 @@ def attributes_of(experiment: Experiment, models: dict[str, str]) -> dict[str, A
     draw to find it.
     """
     parts = experiment.parts
-    skipped = parts.source.skipped(experiment.items)
-    missing = parts.backward.missing(experiment)
+    skipped = checked_reasons(
+        f"{name_of(parts.source, 'source')}.skipped", parts.source.skipped(experiment.items)
+    )
+    missing = checked_reasons(
+        f"{name_of(parts.backward, 'backward')}.missing", parts.backward.missing(experiment)
+    )
     description = parts.backward.describe()
     attributes: dict[str, Any] = {
         "spec": experiment.to_dict(),
@@ -204,9 +208,9 @@ def attributes_of(experiment: Experiment, models: dict[str, str]) -> dict[str, A
     if description:
         attributes["description"] = description
     if skipped:
-        attributes["skipped"] = dict(skipped)
+        attributes["skipped"] = skipped
     if missing:
-        attributes["missing_data"] = dict(missing)
+        attributes["missing_data"] = missing
     return attributes
 
 

@@ -7,8 +7,8 @@ log-space torch (any device with float64, differentiable).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from uturn.core.random import streams
 from uturn.exact.grammar import Grammar
 from uturn.exact.inference.beliefs import OUTPUTS, Beliefs, NotComputedError, entropy_of
 from uturn.exact.inference.evidence import (
+    Evidence,
+    LogEvidence,
     check_shape,
     check_values,
     checked_evidence,
@@ -41,7 +43,7 @@ _BACKENDS = ("auto", "numba", "torch")
 
 def infer(
     rhm: Grammar,
-    log_evidence: Any,
+    log_evidence: LogEvidence,
     backend: str = "auto",
     outputs: Sequence[str] = ("marginals",),
 ) -> Beliefs:
@@ -76,36 +78,46 @@ def infer(
     """
     expect(backend in _BACKENDS, "backend", backend, f"one of {_BACKENDS}")
     wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs)
-    expect(wanted and set(wanted) <= set(OUTPUTS), "outputs", outputs, f"one or more of {OUTPUTS}")
+    are_outputs = wanted and set(wanted) <= set(OUTPUTS)
+    expect(are_outputs, "outputs", outputs, f"one or more of {OUTPUTS}")
     names = tuple(name for name in OUTPUTS if name in wanted)
-    tensor = is_tensor(log_evidence)
+    has_tensor = is_tensor(log_evidence)
     if rhm.only_in_numpy:
         fits = backend != "torch" and set(names) <= set(rhm.only_in_numpy)
-        expected = " and ".join(map(repr, rhm.only_in_numpy))
-        expected += f", computed in numpy, for {rhm!r}"
+        listed = " and ".join(map(repr, rhm.only_in_numpy))
+        expected = f"{listed}, computed in numpy, for {rhm!r}"
         expect(fits, f"backend = {backend!r}, outputs", names, expected)
-    if backend == "torch" or (backend == "auto" and tensor and not rhm.only_in_numpy):
-        import torch
-
-        from uturn.exact.inference.torch_backend import infer_torch
-
-        values = log_evidence if tensor else torch.from_numpy(_for_torch(rhm, log_evidence))
-        check_shape(rhm, tuple(values.shape), values.dtype, values.is_floating_point())
-        values = values if values.dtype == torch.float64 else values.float()
-        check_values(values)
-        beliefs = infer_torch(rhm, values, names)
-        return beliefs if tensor else _converted(beliefs, lambda x: x.numpy())
+    elif backend == "torch" or (backend == "auto" and has_tensor):
+        beliefs = _in_torch(cast("RandomHierarchyModel", rhm), log_evidence, names)
+        return beliefs if has_tensor else _converted(beliefs, lambda tensor: tensor.numpy())
     beliefs = rhm.beliefs(checked_evidence(rhm, log_evidence), names)
-    if not tensor:
+    if not has_tensor:
         return beliefs
     import torch
 
     return _converted(beliefs, torch.from_numpy)
 
 
+def _in_torch(
+    rhm: RandomHierarchyModel, log_evidence: LogEvidence, names: tuple[str, ...]
+) -> Beliefs:
+    import torch
+
+    from uturn.exact.inference.torch_backend import infer_torch
+
+    values = log_evidence
+    if not is_tensor(values):
+        values = torch.from_numpy(_for_torch(rhm, values))
+    check_shape(rhm, tuple(values.shape), values.dtype, values.is_floating_point())
+    if values.dtype != torch.float64:
+        values = values.float()
+    check_values(values)
+    return infer_torch(rhm, values, names)
+
+
 def sample_posterior(
     rhm: Grammar,
-    log_evidence: Any,
+    log_evidence: LogEvidence,
     seed: int | np.ndarray = 0,
     num_draws: int | np.ndarray | None = None,
 ) -> dict[int, np.ndarray]:
@@ -122,22 +134,20 @@ def sample_posterior(
     array (batch, nodes)}, or (draws, batch, nodes) if `num_draws` is given.
     """
     evidence = checked_evidence(rhm, log_evidence)
-    draws: Any = num_draws
-    are_numbers = isinstance(draws, np.ndarray) and (draws.dtype, draws.ndim) == (np.uint64, 1)
-    if are_numbers:
-        count = len(draws)
-    elif draws is None:
-        count = 1
+    numbers: np.ndarray | None = None
+    if isinstance(num_draws, np.ndarray) and num_draws.dtype == np.uint64 and num_draws.ndim == 1:
+        numbers = np.ascontiguousarray(num_draws)
+        count = len(numbers)
     else:
-        count = checked_integer("num_draws", draws, 0)
-    check_memory(
-        f"num_draws = {count}",
-        16 * count * len(evidence) * rhm.num_leaves,
-        "draw fewer, or fewer samples at a time",
-    )
-    numbers = np.ascontiguousarray(draws) if are_numbers else np.arange(count, dtype=np.uint64)
+        count = 1 if num_draws is None else checked_integer("num_draws", num_draws, 0)
+    size = 16 * count * len(evidence) * rhm.num_leaves
+    check_memory(f"num_draws = {count}", size, "draw fewer, or fewer samples at a time")
+    if numbers is None:
+        numbers = np.arange(count, dtype=np.uint64)
     trees = rhm.posterior_draws(evidence, streams(seed, len(evidence)), numbers)
-    return trees if num_draws is not None else {level: nodes[0] for level, nodes in trees.items()}
+    if num_draws is None:
+        return {level: nodes[0] for level, nodes in trees.items()}
+    return trees
 
 
 def prior_entropy(rhm: RandomHierarchyModel) -> dict[int, float]:
@@ -151,27 +161,28 @@ def prior_entropy(rhm: RandomHierarchyModel) -> dict[int, float]:
     entropy = {L: float(entropy_of(rhm.class_probabilities))}
     counts = rhm.class_probabilities  # expected number of nodes of the level with each symbol
     for level in range(L, 0, -1):
-        p, table = rhm.rule_probabilities[level], rhm.rules[level]
+        p = rhm.rule_probabilities[level]
         entropy[level - 1] = entropy[level] + float(counts @ entropy_of(p))
-        used = counts[:, None] * p
+        uses = counts[:, None] * p  # expected number of uses of each rule
         counts = np.zeros(rhm.vocab_size)
-        np.add.at(counts, table, used[:, :, None])
+        np.add.at(counts, rhm.rules[level], uses[:, :, None])
     return {level: entropy[level] for level in range(L + 1)}
 
 
-def _for_torch(rhm: Any, log_evidence: Any) -> np.ndarray:
+def _for_torch(rhm: Grammar, log_evidence: LogEvidence) -> np.ndarray:
     """Evidence of checked shape as torch takes it: contiguous and writable."""
     return np.require(floating_array(rhm, log_evidence), requirements=["C", "W"])
 
 
-def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int, np.ndarray]:
+def posterior_entropy(
+    rhm: RandomHierarchyModel, log_evidence: LogEvidence
+) -> dict[int, np.ndarray]:
     """Joint entropy of all nodes of each tree level given the observation, {tree_level: (batch,)}
     in nats; errors as in `infer`.
 
     `H(X_L | obs)` is the entropy of the root marginal, and `H(X_{l-1} | obs) = H(X_l | obs) + sum
-    over nodes of sum_y marginal[y] *
-    H(rule | y, obs)`, with `p(rule | y, obs) ~ p(rule) prod_i up_i[x_i]`. The error is absolute,
-      about 1e-15 nats a node.
+    over nodes of sum_y marginal[y] * H(rule | y, obs)`, with `p(rule | y, obs) ~ p(rule) prod_i
+    up_i[x_i]`. The error is absolute, about 1e-15 nats a node.
     """
     from uturn.exact.inference.torch_backend import entropies
 
@@ -180,7 +191,9 @@ def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int,
     return entropies(rhm, evidence)
 
 
-def mutual_information(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int, np.ndarray]:
+def mutual_information(
+    rhm: RandomHierarchyModel, log_evidence: LogEvidence
+) -> dict[int, np.ndarray]:
     """Information of each observation about all nodes of a tree level, `H(X_l) - H(X_l | obs)`,
     {tree_level: (batch,)} in nats.
 
@@ -188,17 +201,17 @@ def mutual_information(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int
     sample can be negative.
     """
     before = prior_entropy(rhm)
-    return {
-        level: before[level] - after
-        for level, after in posterior_entropy(rhm, log_evidence).items()
-    }
+    after = posterior_entropy(rhm, log_evidence)
+    return {level: before[level] - after[level] for level in after}
 
 
-def _converted(beliefs: Beliefs, convert: Any) -> Beliefs:
-    computed = {}
+def _converted(beliefs: Beliefs, convert: Callable[[Any], Any]) -> Beliefs:
+    """Beliefs whose arrays or tensors are converted."""
+    computed: dict[str, object] = {}
     for name in beliefs.outputs:
-        value = getattr(beliefs, name)
-        computed[name] = (
-            {k: convert(x) for k, x in value.items()} if isinstance(value, dict) else convert(value)
-        )
+        output = getattr(beliefs, name)
+        if isinstance(output, dict):
+            computed[name] = {level: convert(values) for level, values in output.items()}
+        else:
+            computed[name] = convert(output)
     return Beliefs(**computed)

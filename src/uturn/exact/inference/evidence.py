@@ -5,39 +5,52 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from uturn.core.checks import checked_array, expect
 
+if TYPE_CHECKING:
+    import torch
+
+    from uturn.exact.grammar import Grammar
+
 # What a kernel reads: messages from below, or one of the forms of evidence.
-MESSAGES, LOG, SCALED, SYMBOLS = 0, 1, 2, 3
+MESSAGES = 0
+LOG = 1
+SCALED = 2
+SYMBOLS = 3
+
+LogEvidence = Any  # an array, a list of numbers, or a tensor
 _NO_FACTOR = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Evidence about the leaves of a batch of strings, in one of three forms (`kind`).
-
-    LOG: `values` are log-evidence in nats, (batch, leaves, v). SCALED: log-evidence divided by
-    `factor` (batch,), float32. SYMBOLS: observed symbols, int64 (batch, leaves), or -1 for a leaf
-    about which nothing is known; `factor` is the log-evidence of any other symbol minus that of the
-    observed one. `log`: log-evidence of samples, computed only for those that need a larger range
-    of numbers.
-    """
+    """Evidence about the leaves of a batch of strings, in one of three forms."""
 
     kind: int
+    """LOG, SCALED or SYMBOLS."""
     values: np.ndarray
+    """LOG: log-evidence in nats, (batch, leaves, v). SCALED: log-evidence divided by `factor`,
+    float32. SYMBOLS: observed symbols, int64 (batch, leaves), or -1 for a leaf about which nothing
+    is known."""
     factor: np.ndarray
+    """(batch,). SYMBOLS: the log-evidence of any other symbol minus that of the observed one."""
     log: Callable[[np.ndarray], np.ndarray]
+    """Log-evidence of some samples, computed only for those that need a larger range of numbers."""
 
     @classmethod
     def of(
         cls, log_evidence: np.ndarray, log: Callable[[np.ndarray], np.ndarray] | None = None
     ) -> Evidence:
         """Evidence from log-evidence, floating point numbers (batch, leaves, v)."""
-        return cls(LOG, log_evidence, _NO_FACTOR, log or (lambda samples: log_evidence[samples]))
+
+        def of_samples(samples: np.ndarray) -> np.ndarray:
+            return np.asarray(log_evidence[samples])
+
+        return cls(LOG, log_evidence, _NO_FACTOR, log or of_samples)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -45,54 +58,47 @@ class Evidence:
     @property
     def dtype(self) -> np.dtype:
         """Precision of the messages: float64 for log-evidence in float64, otherwise float32."""
-        double = np.dtype(np.float64)
-        return double if self.kind == LOG and self.values.dtype == double else np.dtype(np.float32)
+        is_double = self.kind == LOG and self.values.dtype == np.float64
+        return np.dtype(np.float64 if is_double else np.float32)
 
     def rows(self, first: int, last: int) -> Evidence:
         """The samples first .. last - 1, in memory order and in the precision of the messages."""
-        values = self.values[first:last]
-        values = np.ascontiguousarray(values, None if self.kind == SYMBOLS else self.dtype)
+        dtype = None if self.kind == SYMBOLS else self.dtype
+        values = np.ascontiguousarray(self.values[first:last], dtype)
         return Evidence(self.kind, values, np.ascontiguousarray(self.factor[first:last]), self.log)
 
 
-def check_shape(rhm: Any, shape: tuple[int, ...], dtype: Any, floating: bool) -> None:
+def check_shape(
+    rhm: Grammar, shape: tuple[int, ...], dtype: np.dtype | torch.dtype, floating: bool
+) -> None:
     """ValueError unless evidence has the shape (batch, num_leaves, vocab_size) and a floating
     point type.
     """
     expected = f"(batch, num_leaves, vocab_size) = (batch, {rhm.num_leaves}, {rhm.vocab_size})"
     fits = len(shape) == 3 and tuple(shape[1:]) == (rhm.num_leaves, rhm.vocab_size)
     expect(fits, "shape of log_evidence", shape, expected)
-    expect(
-        floating,
-        "dtype of log_evidence",
-        str(dtype),
-        "natural logarithms as floating point numbers",
-    )
+    expected = "natural logarithms as floating point numbers"
+    expect(floating, "dtype of log_evidence", str(dtype), expected)
 
 
-def check_values(log_evidence: Any, first_sample: int = 0) -> None:
+def check_values(log_evidence: np.ndarray | torch.Tensor, first_sample: int = 0) -> None:
     """ValueError if a value of an array or tensor is NaN or +inf, or if all values of a leaf are
     -inf.
     """
     size = max(1, 2**22 // (log_evidence.shape[1] * log_evidence.shape[2]))
     for b in range(0, len(log_evidence), size):
         part = log_evidence[b : b + size]
-        # NaN if a value is NaN.
-        top = (
-            part.max(axis=2)
-            if isinstance(part, np.ndarray)
-            else part.detach().amax(2).cpu().numpy()
-        )
-        bad = ~np.isfinite(top)
-        if bad.any():
-            sample, leaf = (int(i) for i in np.argwhere(bad)[0])
-            where = f"log_evidence[{first_sample + b + sample}, {leaf}]"
-            expected = (
-                "a finite largest value, such as 0 for all symbols of a leaf about which nothing is"
-                " known"
-            )
+        if isinstance(part, np.ndarray):
+            largest = part.max(axis=2)  # NaN if a value is NaN
+        else:
+            largest = part.detach().amax(2).cpu().numpy()
+        is_bad = ~np.isfinite(largest)
+        if is_bad.any():
+            sample, leaf = np.argwhere(is_bad)[0].tolist()
             raise ValueError(
-                f"{where}: largest value = {float(top[sample, leaf])}: expected {expected}"
+                f"log_evidence[{first_sample + b + sample}, {leaf}]: largest value ="
+                f" {float(largest[sample, leaf])}: expected a finite largest value, such as 0 for"
+                " all symbols of a leaf about which nothing is known"
             )
 
 
@@ -104,42 +110,38 @@ def check_possible(log_p: np.ndarray, samples: np.ndarray | None = None) -> None
     if not len(impossible):
         return
     names = (impossible if samples is None else samples[impossible]).tolist()
-    listed = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
-    way_out = (
-        "check that the evidence (-inf) belongs to this grammar, or replace -inf by a large"
-        " negative number"
-    )
-    where = f"log_evidence of sample(s) {listed} ({len(names)} in all)"
+    listed = ", ".join(map(str, names[:10]))
+    if len(names) > 10:
+        listed += ", ..."
     raise ValueError(
-        f"{where}: no string of this grammar has positive probability, so there is no posterior;"
-        f" {way_out}"
+        f"log_evidence of sample(s) {listed} ({len(names)} in all): no string of this grammar has"
+        " positive probability, so there is no posterior; check that the evidence (-inf) belongs to"
+        " this grammar, or replace -inf by a large negative number"
     )
 
 
-def is_tensor(values: Any) -> bool:
+def is_tensor(values: object) -> bool:
     """Whether `values` is a torch tensor; torch is not imported."""
     torch = sys.modules.get("torch")  # a tensor can exist only if torch is loaded
     return torch is not None and isinstance(values, torch.Tensor)
 
 
-def checked_evidence(rhm: Any, evidence: Any) -> Evidence:
+def checked_evidence(rhm: Grammar, evidence: Evidence | LogEvidence) -> Evidence:
     """Evidence of checked shape, from log-evidence if it is not in one of the other forms of
     `Evidence` already.
     """
     if not isinstance(evidence, Evidence):
         return Evidence.of(floating_array(rhm, evidence))
-    expected = (rhm.num_leaves,) if evidence.kind == SYMBOLS else (rhm.num_leaves, rhm.vocab_size)
+    expected: tuple[int, ...] = (rhm.num_leaves, rhm.vocab_size)
+    if evidence.kind == SYMBOLS:
+        expected = (rhm.num_leaves,)
     shape = evidence.values.shape  # with another one, the kernels would read beyond the end
-    expect(
-        shape[1:] == expected,
-        "shape of noisy strings",
-        shape,
-        f"(batch, {', '.join(map(str, expected))})",
-    )
+    sizes = ", ".join(map(str, expected))
+    expect(shape[1:] == expected, "shape of noisy strings", shape, f"(batch, {sizes})")
     return evidence
 
 
-def floating_array(rhm: Any, values: Any) -> np.ndarray:
+def floating_array(rhm: Grammar, values: LogEvidence) -> np.ndarray:
     """Evidence as a numpy array of checked shape and type (at most float64), without a copy
     where possible.
     """
@@ -150,4 +152,5 @@ def floating_array(rhm: Any, values: Any) -> np.ndarray:
     array = checked_array("log_evidence", values)
     check_shape(rhm, array.shape, array.dtype, array.dtype.kind == "f")
     native = array.dtype.newbyteorder("=")
-    return array.astype(native if native.itemsize <= 8 else np.float64, copy=False)
+    dtype = native if native.itemsize <= 8 else np.dtype(np.float64)
+    return array.astype(dtype, copy=False)

@@ -63,71 +63,124 @@ from uturn.exact.inference.simd import (
     write_number,
 )
 
-OK, REDO, INVALID = 0, 1, 2  # status of an item
-_VECTORS = 9  # before the scales, see `_layout`
-# Beliefs are added as integers: the sum does not depend on the order, and is off by 1e-10 a node at
-# most.
+# Status of an item.
+OK = 0
+REDO = 1
+INVALID = 2
 FIXED_POINT = 2.0**32
+"""Beliefs are added as integers: the sum does not depend on the order, and is off by 1e-10 a node at
+most."""
 
-# Symbols in the index arrays are multiplied by LANES: they are offsets into a message.
+# Vectors of a tile: their offsets in the workspace, from `Tile.vectors` on.
+UNIT = 0 * LANES
+"""Ones."""
+LEAST = 1 * LANES
+"""Smallest z of a node."""
+LEAVES = 2 * LANES
+"""Sum over leaves of their sums, NaN if a leaf has no finite largest log-evidence."""
+HIGHEST = 3 * LANES
+"""Largest log-evidence of the leaf that is read."""
+LARGEST_DOWN = 4 * LANES
+"""Largest sum of a downward message."""
+NODE_SUM = 5 * LANES
+"""Sum of the upward message of the current node, or one over it."""
+ROOT_SCALE = 6 * LANES
+"""One over the probability of the evidence, at the root."""
+DEVIATION = 7 * LANES
+"""Sum of squares of how much the sums of marginals differ from 1."""
+MARGINAL_SUM = 8 * LANES
+"""Sum of the marginal of the current child, or one over it."""
+DOWN_SUM = 9 * LANES
+"""Sum of the downward message of the current child, or one over it."""
+FACTOR = 10 * LANES
+"""Factor of the evidence."""
+SCALES = 11 * LANES
+"""From here on: the scale of every inner node."""
+
 Rules = namedtuple(
     "Rules",
-    "symbols multiplicity start uniform up_index up_weight down_start down_index down_weight"
-    " class_probability",
+    # Sizes of every level, row of its first rule, whether its rules are equally likely.
+    "symbols multiplicity start uniform "
+    # Children of all rules, and probabilities. Symbols are multiplied by LANES: they are offsets
+    # into a message.
+    "up_index up_weight "
+    # The rules in the order of the symbol of each child, see `engine._kernel_rules`.
+    "down_start down_index down_weight "
+    "class_probability",
 )
-# All addresses are of memory; 0 = not wanted.
 Job = namedtuple(
     "Job",
     # Levels of the band; is it the top band; number of items, and of a sample's.
     "branching low high top items subtrees "
-    # Read at the low level; messages exchanged with the bands around.
+    # Addresses of memory, 0 if not wanted: read at the low level; messages exchanged with the bands
+    # around.
     "source evidence factor root_out root_in leaf_out "
     # Whether to go down; to write log totals; samples of an original (0: no beliefs); first sample.
     "downward logs copies start",
 )
 Limits = namedtuple("Limits", "smallest_z largest_down smallest_weight")  # see Range above
+Tile = namedtuple(
+    "Tile",
+    # Workspace; the number 1 in its type; numbers in a message.
+    "ws one slot "
+    # Offsets in the workspace: node messages by level; the vectors above; a block for marginals,
+    # then the downward messages of the s children at heights 1 .. height, and the root's.
+    "base vectors stack "
+    # Leaves of an item; numbers of the first item, and of the last item of the band.
+    "leaves first last",
+)
+Step = namedtuple(
+    "Step",
+    # The rules of one level: branching; symbols and rules of a symbol; row of the first rule.
+    "s n m start uniform index weight",
+)
 
 _options = {"nogil": True, "cache": True, "error_model": "numpy"}
+_inlined = {**_options, "inline": "always"}  # else all arguments are copied at every node
 
 
 @njit(**_options)
-def _read_rows(ws, target, columns, address, item_bytes, first, last):
+def _read_rows(tile, target, columns, address, item_bytes):
     """Read a message of LANES items from memory rows into a tile block; lanes beyond the last
     item repeat it.
     """
+    ws = tile.ws
     size = size_of(ws)
     per_line = 64 // size
     whole = columns // per_line * per_line
+    row_bytes = columns * size
     for lane in range(0, LANES, per_line):
         for x in range(0, whole, per_line):
-            at = target + x * LANES + lane
-            read_block(ws, at, address + x * size, item_bytes, first + lane, last, columns * size)
+            block = target + x * LANES + lane
+            item = tile.first + lane
+            read_block(ws, block, address + x * size, item_bytes, item, tile.last, row_bytes)
     for lane in range(LANES if whole < columns else 0):
-        row = address + min(first + lane, last) * item_bytes
+        row = address + min(tile.first + lane, tile.last) * item_bytes
         for x in range(whole, columns):
             ws[target + x * LANES + lane] = read_number(ws[0], row + x * size)
 
 
 @njit(**_options)
-def _write_rows(ws, source, scale, columns, address, item_bytes, first, last):
+def _write_rows(tile, source, scale, columns, address, item_bytes):
     """Write a tile block, scaled by the vector at `scale`, to memory rows."""
+    ws = tile.ws
     size = size_of(ws)
     per_line = 64 // size
     whole = columns // per_line * per_line
-    stream = whole == columns and address % 64 == 0 and item_bytes % 64 == 0
-    for lane in range(0, min(LANES, last - first + 1), per_line):
+    is_aligned = address % 64 == 0 and item_bytes % 64 == 0
+    streams = whole == columns and is_aligned
+    lanes = min(LANES, tile.last - tile.first + 1)
+    for lane in range(0, lanes, per_line):
+        item = tile.first + lane
         for x in range(0, whole, per_line):
-            at = source + x * LANES + lane
-            if stream:
-                stream_block(
-                    ws, at, scale + lane, address + x * size, item_bytes, first + lane, last
-                )
+            block = source + x * LANES + lane
+            target = address + x * size
+            if streams:
+                stream_block(ws, block, scale + lane, target, item_bytes, item, tile.last)
             else:
-                write_block(
-                    ws, at, scale + lane, address + x * size, item_bytes, first + lane, last
-                )
-    for lane in range(min(LANES, last - first + 1) if whole < columns else 0):
-        row = address + (first + lane) * item_bytes
+                write_block(ws, block, scale + lane, target, item_bytes, item, tile.last)
+    for lane in range(lanes if whole < columns else 0):
+        row = address + (tile.first + lane) * item_bytes
         for x in range(whole, columns):
             write_number(ws[source + x * LANES + lane] * ws[scale + lane], row + x * size)
 
@@ -150,13 +203,14 @@ def _exponentiate(ws, block, columns, highest, sums):
 
 
 @njit(**_options)
-def _read_factor(ws, vectors, job, first, last):
+def _read_factor(tile, job):
     """The factor of the evidence of every lane, and for symbols the evidence of those not
     observed.
     """
-    factor = vectors + 8 * LANES
+    ws = tile.ws
+    factor = tile.vectors + FACTOR
     for lane in range(LANES):
-        sample = min(first + lane, last) // job.subtrees
+        sample = min(tile.first + lane, tile.last) // job.subtrees
         ws[factor + lane] = read_number(np.float32(0), job.factor + sample * 4)
     if job.evidence == SYMBOLS:
         store(ws, factor, exp_nonpositive(load(ws, factor)))
@@ -178,121 +232,125 @@ def _scale(ws, block, columns, factor):
 
 
 @njit(**_options)
-def _read_symbols(ws, one, block, columns, factor, spare, address, item_bytes, first, last):
+def _read_symbols(tile, block, columns, address, item_bytes):
     """Evidence of observed symbols: 1 for the symbol itself (for all if it is -1), the factor
     for the others.
     """
+    ws = tile.ws
+    factor = tile.vectors + FACTOR
+    others = tile.vectors + NODE_SUM
     nothing = np.int64(0)
     for lane in range(LANES):
-        symbol = read_number(nothing, address + min(first + lane, last) * item_bytes)
-        ws[spare + lane] = ws[factor + lane] if symbol >= 0 else one
-    others = load(ws, spare)
+        symbol = read_number(nothing, address + min(tile.first + lane, tile.last) * item_bytes)
+        ws[others + lane] = ws[factor + lane] if symbol >= 0 else tile.one
+    of_others = load(ws, others)
     for x in range(columns):
-        store(ws, block + x * LANES, others)
+        store(ws, block + x * LANES, of_others)
     for lane in range(LANES):
-        symbol = read_number(nothing, address + min(first + lane, last) * item_bytes)
+        symbol = read_number(nothing, address + min(tile.first + lane, tile.last) * item_bytes)
         if symbol >= 0:
-            ws[block + symbol * LANES + lane] = one
+            ws[block + symbol * LANES + lane] = tile.one
 
 
 @njit(**_options)
-def _up_node(ws, zero, left, slot, out, scale, sums, low, s, n, m, start, uniform, index, weight):
-    """Compute the upward message of a node from those of its children, its scale and its sum;
-    `low`: smallest z of the tile.
+def _sum_of_products(ws, zeros, left, right, index, first, last):
+    """Sum of the products of two messages over the pairs of symbols first .. last - 1, in two
+    accumulators.
     """
-    zeros = splat(zero)
+    a = zeros
+    b = zeros
+    k = first
+    while k + 2 <= last:
+        a = multiply_add(load(ws, left + index[2 * k]), load(ws, right + index[2 * k + 1]), a)
+        b = multiply_add(load(ws, left + index[2 * k + 2]), load(ws, right + index[2 * k + 3]), b)
+        k += 2
+    if k < last:
+        a = multiply_add(load(ws, left + index[2 * k]), load(ws, right + index[2 * k + 1]), a)
+    return add(a, b)
+
+
+@njit(**_options)
+def _up_node(tile, step, children, out, scale):
+    """Compute the upward message of a node from those of its children, with its scale and its
+    sum.
+    """
+    ws = tile.ws
+    s = step.s
+    slot = tile.slot
+    index = step.index
+    zeros = splat(tile.one - tile.one)
+    last_child = children + (s - 1) * slot
     total = zeros
-    right = left + slot
-    for y in range(n):
-        k = start + y * m
-        end = k + m
-        a = zeros
-        if s == 2 and uniform:
-            b = zeros
-            while k + 2 <= end:
-                a = multiply_add(
-                    load(ws, left + index[2 * k]), load(ws, right + index[2 * k + 1]), a
-                )
-                b = multiply_add(
-                    load(ws, left + index[2 * k + 2]), load(ws, right + index[2 * k + 3]), b
-                )
-                k += 2
-            if k < end:
-                a = multiply_add(
-                    load(ws, left + index[2 * k]), load(ws, right + index[2 * k + 1]), a
-                )
-            a = add(a, b)
+    for y in range(step.n):
+        k = step.start + y * step.m
+        end = k + step.m
+        if s == 2 and step.uniform:
+            message = _sum_of_products(ws, zeros, children, last_child, index, k, end)
         else:
+            message = zeros
             while k < end:
-                term = load(ws, left + index[s * k])
+                term = load(ws, children + index[s * k])
                 for i in range(1, s - 1):
-                    term = multiply(term, load(ws, left + i * slot + index[s * k + i]))
-                if not uniform:
-                    term = multiply(term, splat(weight[k]))
-                a = multiply_add(term, load(ws, left + (s - 1) * slot + index[s * k + s - 1]), a)
+                    term = multiply(term, load(ws, children + i * slot + index[s * k + i]))
+                if not step.uniform:
+                    term = multiply(term, splat(step.weight[k]))
+                message = multiply_add(term, load(ws, last_child + index[s * k + s - 1]), message)
                 k += 1
-        store(ws, out + y * LANES, a)
-        total = add(total, a)
-    store(ws, low, smallest(total, load(ws, low)))
+        store(ws, out + y * LANES, message)
+        total = add(total, message)
+    least = tile.vectors + LEAST
+    store(ws, least, smallest(total, load(ws, least)))
     factor = power_of_two_over(total)
     store(ws, scale, factor)
-    store(ws, sums, multiply(total, factor))
-    for y in range(n):
+    store(ws, tile.vectors + NODE_SUM, multiply(total, factor))
+    for y in range(step.n):
         store(ws, out + y * LANES, multiply(load(ws, out + y * LANES), factor))
 
 
 @njit(**_options)
-def _down_child(
-    ws, zero, left, slot, i, above, scale, down, keep, marginal, sums, totals, s, v, row, uniform, start, index, weight
-):  # fmt: skip
-    """Compute the downward message of child i, and the sums over symbols of it and of its marginal
-    (`totals`, `sums`).
+def _down_child(tile, step, children, i, above, scale, down, row, keep):
+    """Compute the downward message of child i, and the sums over symbols of it and of its
+    marginal.
 
-    The marginal is stored if `keep`.
+    `row`: row of `step.start` with the rules of the child. The marginal is stored if `keep`.
     """
-    zeros = splat(zero)
+    ws = tile.ws
+    s = step.s
+    slot = tile.slot
+    index = step.index
+    zeros = splat(tile.one - tile.one)
     factor = load(ws, scale)
-    sum_down, sum_marginal = zeros, zeros
-    me, sibling = left + i * slot, left + (1 - i) * slot
-    end = start[row]
-    for x in range(v):
+    child = children + i * slot
+    sibling = children + (1 - i) * slot
+    marginal = tile.stack[0]
+    sum_down = zeros
+    sum_marginal = zeros
+    end = step.start[row]
+    for x in range(step.n):
         k = end
-        end = start[row + x + 1]
-        a = zeros
-        if s == 2 and uniform:
-            b = zeros
-            while k + 2 <= end:
-                a = multiply_add(
-                    load(ws, above + index[2 * k]), load(ws, sibling + index[2 * k + 1]), a
-                )
-                b = multiply_add(
-                    load(ws, above + index[2 * k + 2]), load(ws, sibling + index[2 * k + 3]), b
-                )
-                k += 2
-            if k < end:
-                a = multiply_add(
-                    load(ws, above + index[2 * k]), load(ws, sibling + index[2 * k + 1]), a
-                )
-            a = add(a, b)
+        end = step.start[row + x + 1]
+        if s == 2 and step.uniform:
+            message = _sum_of_products(ws, zeros, above, sibling, index, k, end)
         else:
+            message = zeros
             while k < end:
                 term = load(ws, above + index[s * k])
                 for j in range(1, s):
                     other = j - 1 if j <= i else j
-                    term = multiply(term, load(ws, left + other * slot + index[s * k + j]))
-                if not uniform:
-                    term = multiply(term, splat(weight[k]))
-                a = add(a, term)
+                    term = multiply(term, load(ws, children + other * slot + index[s * k + j]))
+                if not step.uniform:
+                    term = multiply(term, splat(step.weight[k]))
+                message = add(message, term)
                 k += 1
-        a = multiply(a, factor)
-        store(ws, down + x * LANES, a)
-        sum_down = add(sum_down, a)
-        a = multiply(a, load(ws, me + x * LANES))
+        message = multiply(message, factor)
+        store(ws, down + x * LANES, message)
+        sum_down = add(sum_down, message)
+        product = multiply(message, load(ws, child + x * LANES))
         if keep:
-            store(ws, marginal + x * LANES, a)
-        sum_marginal = add(sum_marginal, a)
-    store(ws, totals, sum_down)
-    store(ws, sums, sum_marginal)
+            store(ws, marginal + x * LANES, product)
+        sum_marginal = add(sum_marginal, product)
+    store(ws, tile.vectors + DOWN_SUM, sum_down)
+    store(ws, tile.vectors + MARGINAL_SUM, sum_marginal)
 
 
 @njit(**_options)
@@ -324,75 +382,86 @@ def _add_beliefs(ws, up, down, over, truth, origin, place, nodes, node, beliefs)
         beliefs[lane] += np.int64(belief * FIXED_POINT + 0.5)
 
 
+@njit(**_inlined)
+def _read_leaf(tile, rules, job, leaf, upward, log_sum):
+    """Read the evidence of a leaf into its block; write its normalised evidence if wanted."""
+    ws = tile.ws
+    v = rules.symbols[job.low]
+    leaves = tile.leaves
+    row_bytes = v * size_of(ws)
+    block = tile.base[0] + leaf * tile.slot
+    total = tile.vectors + NODE_SUM
+    if job.evidence == SYMBOLS:
+        _read_symbols(tile, block, v, job.source + leaf * 8, leaves * 8)
+    else:
+        _read_rows(tile, block, v, job.source + leaf * row_bytes, leaves * row_bytes)
+    if job.evidence == SCALED:
+        _scale(ws, block, v, tile.vectors + FACTOR)
+    if job.evidence == LOG or job.evidence == SCALED:
+        highest = tile.vectors + HIGHEST
+        of_leaves = tile.vectors + LEAVES
+        _exponentiate(ws, block, v, highest, total)
+        store(ws, of_leaves, add(load(ws, total), load(ws, of_leaves)))
+        if job.logs:
+            for lane in range(LANES):
+                log_sum[lane] += np.float64(ws[highest + lane])
+    if job.evidence != MESSAGES and upward[job.low] != 0:
+        if job.evidence == SYMBOLS:
+            _sum(ws, tile.one - tile.one, block, v, total)
+        _reciprocal(ws, tile.one, total)
+        address = upward[job.low] + leaf * row_bytes
+        _write_rows(tile, block, total, v, address, leaves * row_bytes)
+
+
 @njit(**_options)
-def upward_tile(ws, one, first, base, slot, vectors, rules, job, upward, log_sum):
+def _scale_of(tile, k, position):
+    """Offset of the scale of a node at height k of the band."""
+    number = tile.base[k] // tile.slot - tile.leaves + position
+    return tile.vectors + SCALES + number * LANES
+
+
+@njit(**_options)
+def upward_tile(tile, rules, job, upward, log_sum):
     """Upward pass of a tile. Blocks: leaves first, level by level. Writes wanted upward
     messages.
     """
-    s, low, high, last = job.branching, job.low, job.high, job.items - 1
-    zero = one - one
-    height = high - low
-    leaves = s**height
-    v = rules.symbols[low]
-    row_bytes = v * size_of(ws)
-    unit, least, sums, highest, spare = (
-        vectors,
-        vectors + LANES,
-        vectors + 2 * LANES,
-        vectors + 3 * LANES,
-        vectors + 4 * LANES,
-    )
-    scales, factor = vectors + _VECTORS * LANES, vectors + 8 * LANES
-    store(ws, unit, splat(one))
-    store(ws, least, splat(one))
-    store(ws, sums, splat(zero))
+    s = job.branching
+    height = job.high - job.low
+    leaves = tile.leaves
+    ws = tile.ws
+    store(ws, tile.vectors + UNIT, splat(tile.one))
+    store(ws, tile.vectors + LEAST, splat(tile.one))
+    store(ws, tile.vectors + LEAVES, splat(tile.one - tile.one))
     log_sum[:] = 0.0
     if job.evidence == SCALED or job.evidence == SYMBOLS:
-        _read_factor(ws, vectors, job, first, last)
-    for node in range(leaves // s):
+        _read_factor(tile, job)
+    for first_parent in range(leaves // s):
         for i in range(s):
-            leaf = node * s + i
-            block = base[0] + leaf * slot
-            if job.evidence == SYMBOLS:
-                _read_symbols(
-                    ws, one, block, v, factor, spare, job.source + leaf * 8, leaves * 8, first, last
-                )
-            else:
-                _read_rows(
-                    ws, block, v, job.source + leaf * row_bytes, leaves * row_bytes, first, last
-                )
-            if job.evidence == SCALED:
-                _scale(ws, block, v, factor)
-            if job.evidence == LOG or job.evidence == SCALED:
-                _exponentiate(ws, block, v, highest, spare)
-                store(ws, sums, add(load(ws, spare), load(ws, sums)))
-                if job.logs:
-                    for lane in range(LANES):
-                        log_sum[lane] += np.float64(ws[highest + lane])
-            if job.evidence != MESSAGES and upward[low] != 0:
-                if job.evidence == SYMBOLS:
-                    _sum(ws, zero, block, v, spare)
-                _reciprocal(ws, one, spare)
-                address = upward[low] + leaf * row_bytes
-                _write_rows(ws, block, spare, v, address, leaves * row_bytes, first, last)
-        position, above, nodes = node, 0, leaves
-        while above < height:
-            below, above = above, above + 1
+            _read_leaf(tile, rules, job, first_parent * s + i, upward, log_sum)
+        position = first_parent
+        nodes = leaves
+        for k in range(1, height + 1):
             nodes //= s
-            level = low + above
-            n, m = rules.symbols[level], rules.multiplicity[level]
-            block = base[above] + position * slot
-            scale = scales + (base[above] // slot - leaves + position) * LANES
-            children = base[below] + position * s * slot
-            _up_node(
-                ws, zero, children, slot, block, scale, spare, least, s, n, m, rules.start[level], rules.uniform[level] != 0,
-                rules.up_index, rules.up_weight,
-            )  # fmt: skip
+            level = job.low + k
+            n = rules.symbols[level]
+            step = Step(
+                s,
+                n,
+                rules.multiplicity[level],
+                rules.start[level],
+                rules.uniform[level] != 0,
+                rules.up_index,
+                rules.up_weight,
+            )
+            block = tile.base[k] + position * tile.slot
+            children = tile.base[k - 1] + position * s * tile.slot
+            _up_node(tile, step, children, block, _scale_of(tile, k, position))
             if upward[level] != 0:
                 size = n * size_of(ws)
-                _reciprocal(ws, one, spare)
+                total = tile.vectors + NODE_SUM
+                _reciprocal(ws, tile.one, total)
                 address = upward[level] + position * size
-                _write_rows(ws, block, spare, n, address, nodes * size, first, last)
+                _write_rows(tile, block, total, n, address, nodes * size)
             if position % s != s - 1:
                 break
             position //= s
@@ -411,83 +480,102 @@ def _add_log_normalisers(ws, scales, count, log_sum):
 
 
 @njit(**_options)
-def downward_tile(
-    ws, one, first, base, slot, vectors, stack, rules, job, marginals, downward, truth, origin, place,
-    beliefs
-):  # fmt: skip
+def downward_tile(tile, rules, job, marginals, downward, truth, origin, place, beliefs):
     """Downward pass of a tile, depth first: the messages of a node's s children share one slot a
     level of the stack.
     """
-    s, low, high, last = job.branching, job.low, job.high, job.items - 1
-    zero = one - one
-    height = high - low
-    leaves = s**height
-    v = rules.symbols[low]
-    unit, deviation, sums, totals = (
-        vectors,
-        vectors + 5 * LANES,
-        vectors + 6 * LANES,
-        vectors + 7 * LANES,
-    )
-    scales = vectors + _VECTORS * LANES
-    marginal, most = stack[0], vectors + 3 * LANES
-    store(ws, deviation, splat(zero))
-    store(ws, most, splat(zero))
-    for node in range(leaves // s):
+    s = job.branching
+    height = job.high - job.low
+    store(tile.ws, tile.vectors + DEVIATION, splat(tile.one - tile.one))
+    store(tile.ws, tile.vectors + LARGEST_DOWN, splat(tile.one - tile.one))
+    for node in range(tile.leaves // s):
         # Start with the highest ancestor whose subtree begins at this node of level 1.
-        step, top = 1, 1
-        while top < height and node % (step * s) == 0:
-            step *= s
+        width = 1
+        top = 1
+        while top < height and node % (width * s) == 0:
+            width *= s
             top += 1
         for k in range(top, 0, -1):
-            position = node // step
-            level = low + k
-            children = base[k - 1] + position * s * slot
-            scale = scales + (base[k] // slot - leaves + position) * LANES
-            above = stack[1 + k] + (position % s) * slot
-            size = v * size_of(ws)
-            item_bytes = s ** (height - k + 1) * size
-            for i in range(s):
-                down = stack[k] + i * slot
-                keep = marginals[level - 1] != 0
-                _down_child(
-                    ws, zero, children, slot, i, above, scale, down, keep, marginal, sums, totals, s, v,
-                    (level * s + i) * (v + 1), rules.uniform[level] != 0, rules.down_start, rules.down_index, rules.down_weight,
-                )  # fmt: skip
-                _accumulate_deviation(ws, one, sums, deviation)
-                store(ws, most, largest(load(ws, totals), load(ws, most)))
-                offset = (position * s + i) * size
-                if keep or job.copies != 0:
-                    _reciprocal(ws, one, sums)
-                if job.copies != 0:
-                    nodes = s ** (height - k + 1)
-                    row = pointer_at(beliefs, (k - 1) * LANES)
-                    _add_beliefs(
-                        ws, children + i * slot, down, sums, truth[level - 1], origin, place, nodes, position * s + i, row
-                    )  # fmt: skip
-                if keep:
-                    address = marginals[level - 1] + offset
-                    _write_rows(ws, marginal, sums, v, address, item_bytes, first, last)
-                if downward[level - 1] != 0:
-                    _reciprocal(ws, one, totals)
-                    address = downward[level - 1] + offset
-                    _write_rows(ws, down, totals, v, address, item_bytes, first, last)
-                if k == 1 and job.leaf_out != 0:
-                    _write_rows(ws, down, unit, v, job.leaf_out + offset, item_bytes, first, last)
-            step //= s
+            nodes = tile.leaves // width  # of the level below
+            _down_from_node(
+                tile, rules, job, k, node // width, nodes, marginals, downward, truth, origin, place,
+                beliefs,
+            )  # fmt: skip
+            width //= s
+
+
+@njit(**_inlined)
+def _down_from_node(
+    tile, rules, job, k, position, nodes, marginals, downward, truth, origin, place, beliefs
+):
+    """The downward messages of the children of a node at height k; writes what is wanted of them.
+
+    `nodes`: number of nodes of the level of the children.
+    """
+    ws = tile.ws
+    s = job.branching
+    level = job.low + k
+    v = rules.symbols[job.low]
+    step = Step(
+        s,
+        v,
+        rules.multiplicity[level],
+        rules.down_start,
+        rules.uniform[level] != 0,
+        rules.down_index,
+        rules.down_weight,
+    )
+    children = tile.base[k - 1] + position * s * tile.slot
+    scale = _scale_of(tile, k, position)
+    above = tile.stack[1 + k] + (position % s) * tile.slot
+    marginal_sum = tile.vectors + MARGINAL_SUM
+    down_sum = tile.vectors + DOWN_SUM
+    largest_down = tile.vectors + LARGEST_DOWN
+    size = v * size_of(ws)
+    item_bytes = nodes * size
+    keep = marginals[level - 1] != 0
+    for i in range(s):
+        down = tile.stack[k] + i * tile.slot
+        row = (level * s + i) * (v + 1)
+        _down_child(tile, step, children, i, above, scale, down, row, keep)
+        _accumulate_deviation(ws, tile.one, marginal_sum, tile.vectors + DEVIATION)
+        store(ws, largest_down, largest(load(ws, down_sum), load(ws, largest_down)))
+        child = position * s + i
+        if keep or job.copies != 0:
+            _reciprocal(ws, tile.one, marginal_sum)
+        if job.copies != 0:
+            believed = pointer_at(beliefs, (k - 1) * LANES)
+            up = children + i * tile.slot
+            _add_beliefs(
+                ws, up, down, marginal_sum, truth[level - 1], origin, place, nodes, child, believed
+            )
+        if keep:
+            address = marginals[level - 1] + child * size
+            _write_rows(tile, tile.stack[0], marginal_sum, v, address, item_bytes)
+        if downward[level - 1] != 0:
+            _reciprocal(ws, tile.one, down_sum)
+            address = downward[level - 1] + child * size
+            _write_rows(tile, down, down_sum, v, address, item_bytes)
+        if k == 1 and job.leaf_out != 0:
+            address = job.leaf_out + child * size
+            _write_rows(tile, down, tile.vectors + UNIT, v, address, item_bytes)
 
 
 @njit(**_options)
-def _root(ws, one, up, down, marginal, n, sums, spare, class_probability):
-    """The prior as the root's downward message, scaled; the root's marginal; 1/scale in `spare`."""
-    total = splat(one - one)
+def _root(tile, up, down, n, class_probability):
+    """The prior as the root's downward message, scaled; the root's marginal, and one over its
+    sum.
+    """
+    ws = tile.ws
+    marginal = tile.stack[0]
+    total = splat(tile.one - tile.one)
     for y in range(n):
         value = multiply(splat(class_probability[y]), load(ws, up + y * LANES))
         store(ws, marginal + y * LANES, value)
         total = add(total, value)
-    factor = divide(splat(one), total)
-    store(ws, spare, factor)
-    store(ws, sums, factor)
+    factor = divide(splat(tile.one), total)
+    store(ws, tile.vectors + ROOT_SCALE, factor)
+    store(ws, tile.vectors + MARGINAL_SUM, factor)
     for y in range(n):
         store(ws, down + y * LANES, multiply(splat(class_probability[y]), factor))
 
@@ -503,21 +591,18 @@ def _rule_pointers(tables):
 
 @njit(**_options)
 def _layout(s, height, columns):
-    """Offsets in the workspace: node messages by level, vectors, and the stack of downward
-    messages; the end.
-
-    vectors: ones, smallest z, sum of the leaves' sums, top, spare, deviation, sum of a marginal,
-    sum of a downward message, factor of the evidence; then the scale of every inner node. stack: a
-    block for marginals, the s children's messages at heights 1..height, the root's.
+    """Offsets in the workspace as in `Tile`: numbers in a message, node messages by level,
+    vectors, the stack of downward messages; and the end.
     """
     slot = columns * LANES
-    base, stack = np.empty(height + 1, np.int64), np.empty(height + 2, np.int64)
+    base = np.empty(height + 1, np.int64)
+    stack = np.empty(height + 2, np.int64)
     end = 0
     for k in range(height + 1):
         base[k] = end
         end += s ** (height - k) * slot
     vectors = end
-    end += (_VECTORS + (s**height - 1) // (s - 1)) * LANES
+    end += SCALES + (s**height - 1) // (s - 1) * LANES
     stack[0] = end
     end += slot
     for k in range(1, height + 2):
@@ -543,35 +628,44 @@ def run_tiles(
     total divisor of its messages; `beliefs` (levels of the band, items), the marginals at the true
     symbols, added over nodes, in fixed point; and `status`, OK, REDO or INVALID.
     """
-    s, low, high = job.branching, job.low, job.high
+    s = job.branching
+    low = job.low
+    high = job.high
     height = high - low
+    rules = _rule_pointers(tables)
+    ws = pointer(workspace)
+    n = rules.symbols[high]
+    slot, base_array, vectors, stack_array, _ = _layout(s, height, max(rules.symbols[low], n))
+    base = pointer(base_array)
+    stack = pointer(stack_array)
     leaves = s**height
-    ws, rules = pointer(workspace), _rule_pointers(tables)
-    v, n = rules.symbols[low], rules.symbols[high]
-    slot, base, vectors, stack, _ = _layout(s, height, max(v, n))
-    least, checked, deviation = vectors + LANES, vectors + 2 * LANES, vectors + 5 * LANES
-    sums, spare, most = vectors + 6 * LANES, vectors + 4 * LANES, vectors + 3 * LANES
+    up_root = base[height]
+    down_root = stack[height + 1]
     log_sum = np.empty(LANES)
     sums_array = np.zeros((height + 1) * LANES, np.int64)
-    origin_array, place_array = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
-    believed, origin, place = pointer(sums_array), pointer(origin_array), pointer(place_array)
+    origin_array = np.empty(LANES, np.int64)
+    place_array = np.empty(LANES, np.int64)
+    believed = pointer(sums_array)
+    origin = pointer(origin_array)
+    place = pointer(place_array)
     constant = 0.0
     for level in range(low + 1, high + 1):
         if rules.uniform[level] != 0:
             constant -= s ** (high - level) * np.log(np.float64(rules.multiplicity[level]))
     size = n * size_of(ws)
+    last = job.items - 1
 
     before = flush_denormals()
-    for tile in range(first_tile, last_tile):
-        first, last = tile * LANES, job.items - 1
-        upward_tile(ws, one, first, base, slot, vectors, rules, job, upward, log_sum)
+    for number in range(first_tile, last_tile):
+        first = number * LANES
+        tile = Tile(ws, one, slot, base, vectors, stack, leaves, first, last)
+        upward_tile(tile, rules, job, pointer(upward), log_sum)
         if job.logs:
-            _add_log_normalisers(ws, vectors + _VECTORS * LANES, (leaves - 1) // (s - 1), log_sum)
+            _add_log_normalisers(ws, vectors + SCALES, (leaves - 1) // (s - 1), log_sum)
         if job.root_out != 0:
-            _write_rows(ws, base[height], vectors, n, job.root_out, size, first, last)
-        store(ws, deviation, splat(one - one))
-        store(ws, most, splat(one - one))
-        root = stack[height + 1]
+            _write_rows(tile, up_root, vectors + UNIT, n, job.root_out, size)
+        store(ws, vectors + DEVIATION, splat(one - one))
+        store(ws, vectors + LARGEST_DOWN, splat(one - one))
         if job.copies != 0:
             for lane in range(LANES):
                 item = min(first + lane, last)
@@ -580,30 +674,40 @@ def run_tiles(
             for k in range((height + 1) * LANES):
                 believed[k] = 0
         if job.top:
-            _root(ws, one, base[height], root, stack[0], n, sums, spare, rules.class_probability)
+            _root(tile, up_root, down_root, n, rules.class_probability)
             if marginals[high] != 0:
-                _write_rows(ws, stack[0], sums, n, marginals[high], size, first, last)
+                _write_rows(tile, stack[0], vectors + MARGINAL_SUM, n, marginals[high], size)
             if job.copies != 0:
                 row = pointer_at(believed, height * LANES)
-                _add_beliefs(ws, base[height], root, vectors, truth[high], origin, place, 1, 0, row)
+                _add_beliefs(
+                    ws, up_root, down_root, vectors + UNIT, truth[high], origin, place, 1, 0, row
+                )
             if job.logs:
                 for lane in range(LANES):
-                    log_sum[lane] -= np.log(np.float64(ws[spare + lane]))
+                    log_sum[lane] -= np.log(np.float64(ws[vectors + ROOT_SCALE + lane]))
         elif job.root_in != 0:
-            _read_rows(ws, root, n, job.root_in, size, first, last)
+            _read_rows(tile, down_root, n, job.root_in, size)
         if job.downward:
             downward_tile(
-                ws, one, first, base, slot, vectors, stack, rules, job, marginals, downward, truth, origin,
-                place, believed,
-            )  # fmt: skip
+                tile,
+                rules,
+                job,
+                pointer(marginals),
+                pointer(downward),
+                pointer(truth),
+                origin,
+                place,
+                believed,
+            )
         for lane in range(min(LANES, job.items - first)):
-            fine = ws[least + lane] >= limits.smallest_z and ws[deviation + lane] < 1e-4
-            fine = fine and ws[most + lane] <= limits.largest_down
+            in_range = ws[vectors + LEAST + lane] >= limits.smallest_z
+            in_range = in_range and ws[vectors + DEVIATION + lane] < 1e-4
+            in_range = in_range and ws[vectors + LARGEST_DOWN + lane] <= limits.largest_down
             if job.top:
-                fine = fine and ws[spare + lane] <= limits.largest_down
-            if np.isnan(ws[checked + lane]):
+                in_range = in_range and ws[vectors + ROOT_SCALE + lane] <= limits.largest_down
+            if np.isnan(ws[vectors + LEAVES + lane]):
                 status[first + lane] = INVALID
-            elif not fine:
+            elif not in_range:
                 status[first + lane] = REDO
             if job.logs:
                 logs[first + lane] = log_sum[lane] + constant
@@ -612,62 +716,47 @@ def run_tiles(
                     beliefs[k, first + lane] = believed[k * LANES + lane]
     # Pointers do not keep their arrays alive, so the arrays are used here, after the last use of
     # the pointers.
-    sums_array[0] = origin_array[0] + place_array[0]
+    sums_array[0] = origin_array[0] + place_array[0] + base_array[0] + stack_array[0]
     restore_denormals(before)
 
 
 @njit(**_options)
-def _term(ws, children, slot, s, rule, uniform, index, weight):
+def _term(ws, slot, step, children, rule):
     """p(rule) prod_i up_i[x_i] for the lane at `children`; uniform probabilities are left out."""
+    s = step.s
+    index = step.index
     if s == 2:
         term = ws[children + index[2 * rule]] * ws[children + slot + index[2 * rule + 1]]
     else:
         term = ws[children + index[s * rule]]
         for i in range(1, s):
             term *= ws[children + i * slot + index[s * rule + i]]
-    return term if uniform else term * weight[rule]
+    return term if step.uniform else term * step.weight[rule]
 
 
 @njit(**_options)
-def _draw_rules(
-    ws,
-    node,
-    children,
-    slot,
-    scale,
-    s,
-    m,
-    start,
-    uniform,
-    index,
-    weight,
-    symbols,
-    uniforms,
-    totals,
-    choice,
-):
+def _draw_rules(ws, slot, step, node, children, scale, symbols, uniforms, totals, choice):
     """Draw a rule for the symbol of each lane with probability ~ p(rule) prod_i up_i[x_i]; its row
     into `choice`.
 
     The upward message of the node is the sum of these terms, times `scale`: into `totals` without
     the scale.
     """
+    m = step.m
     for lane in range(LANES):
         total = np.float64(ws[node + symbols[lane] * LANES + lane]) / np.float64(ws[scale + lane])
         totals[lane] = total
         target = uniforms[lane] * total
-        first = start + symbols[lane] * m
-        below, chosen = 0.0, first
+        first = step.start + symbols[lane] * m
+        below = 0.0
+        chosen = first
         for rule in range(first, first + m):
-            below += np.float64(_term(ws, children + lane, slot, s, rule, uniform, index, weight))
+            below += np.float64(_term(ws, slot, step, children + lane, rule))
             # The number of partial sums that are not above the target.
             chosen += 1 if below <= target else 0
         if chosen == first + m:  # rounding put the target above the last partial sum
             chosen -= 1
-            while (
-                chosen > first
-                and _term(ws, children + lane, slot, s, chosen, uniform, index, weight) == 0.0
-            ):
+            while chosen > first and _term(ws, slot, step, children + lane, chosen) == 0.0:
                 chosen -= 1
         choice[lane] = chosen
 
@@ -678,6 +767,32 @@ def _uniforms(streams, offset, first, nodes, uniforms):
     wide_vectors()
     for lane in range(LANES):
         uniforms[lane] = uniform_at(streams[lane], np.uint64(first + offset[lane] * nodes))
+
+
+@njit(**_options)
+def _sum_of_root(ws, up, n, class_probability):
+    """Sum over symbols of prior times upward message of the root, for the lane at `up`."""
+    total = 0.0
+    for y in range(n):
+        total += np.float64(ws[up + y * LANES] * class_probability[y])
+    return total
+
+
+@njit(**_options)
+def _draw_root(ws, up, n, class_probability, target):
+    """The first symbol at which the sum of `_sum_of_root` is above the target; the last possible
+    one if rounding leaves none.
+    """
+    partial = 0.0
+    chosen = 0
+    for y in range(n):
+        weight = np.float64(ws[up + y * LANES] * class_probability[y])
+        if weight > 0.0:
+            partial += weight
+            chosen = y
+            if partial > target:
+                break
+    return chosen
 
 
 @njit(**_options)
@@ -692,94 +807,103 @@ def sample_tiles(
     and the node's number in the tree, counted level by level from the root (0 is for the root's
     symbol).
     """
-    s, low, high = job.branching, job.low, job.high
+    s = job.branching
+    low = job.low
+    high = job.high
     height = high - low
-    ws, rules = pointer(workspace), _rule_pointers(tables)
-    v, n = rules.symbols[low], rules.symbols[high]
-    slot, base, vectors, _, _ = _layout(s, height, max(v, n))
-    log_sum, cumulative, uniforms = np.empty(LANES), np.empty(LANES), np.empty(LANES)
-    symbols_array, choice_array = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
-    streams, offset = np.empty(LANES, np.uint64), np.empty(LANES, np.int64)
-    uniform_at_lane, totals = pointer(uniforms), pointer(cumulative)
-    symbols, choice = pointer(symbols_array), pointer(choice_array)
+    rules = _rule_pointers(tables)
+    ws = pointer(workspace)
+    n = rules.symbols[high]
+    slot, base_array, vectors, stack_array, _ = _layout(s, height, max(rules.symbols[low], n))
+    base = pointer(base_array)
+    stack = pointer(stack_array)
+    log_sum = np.empty(LANES)
+    cumulative = np.empty(LANES)
+    uniforms = np.empty(LANES)
+    symbols_array = np.empty(LANES, np.int64)
+    choice_array = np.empty(LANES, np.int64)
+    streams = np.empty(LANES, np.uint64)
+    offset = np.empty(LANES, np.int64)
+    uniform_at_lane = pointer(uniforms)
+    totals = pointer(cumulative)
+    symbols = pointer(symbols_array)
+    choice = pointer(choice_array)
+    streams_at = pointer(streams)
+    offset_at = pointer(offset)
     nothing = np.zeros(high + 1, np.int64)
+    leaves = s**height
     subtrees = job.subtrees
-    least, checked, scales = vectors + LANES, vectors + 2 * LANES, vectors + _VECTORS * LANES
+    last = job.items - 1
 
-    streams_at, offset_at = pointer(streams), pointer(offset)
     wide_vectors()
     before = flush_denormals()
-    for tile in range(first_tile, last_tile):
-        first = tile * LANES
+    for tile_number in range(first_tile, last_tile):
+        first = tile_number * LANES
         count = min(LANES, job.items - first)
-        upward_tile(ws, one, first, base, slot, vectors, rules, job, nothing, log_sum)
+        tile = Tile(ws, one, slot, base, vectors, stack, leaves, first, last)
+        upward_tile(tile, rules, job, pointer(nothing), log_sum)
         for lane in range(count):
-            if np.isnan(ws[checked + lane]):
+            if np.isnan(ws[vectors + LEAVES + lane]):
                 status[first + lane] = INVALID
-            elif not ws[least + lane] >= limits.smallest_z:
+            elif not ws[vectors + LEAST + lane] >= limits.smallest_z:
                 status[first + lane] = REDO
         for draw in range(len(numbers)):
             row = draw * draw_items + first
             for lane in range(LANES):
-                item = min(first + lane, job.items - 1)
+                item = min(first + lane, last)
                 streams[lane] = fold(keys[item // subtrees], numbers[draw])
                 offset[lane] = item % subtrees
             if job.top:
                 for lane in range(count):
-                    total = 0.0
-                    for y in range(n):
-                        total += np.float64(
-                            ws[base[height] + y * LANES + lane] * rules.class_probability[y]
-                        )
+                    up = base[height] + lane
+                    total = _sum_of_root(ws, up, n, rules.class_probability)
                     if not total >= limits.smallest_weight:
                         status[first + lane] = max(status[first + lane], REDO)
                     target = total * uniform_at(streams[lane], np.uint64(0))
-                    partial, chosen = 0.0, 0
-                    for y in range(n):
-                        weight = np.float64(
-                            ws[base[height] + y * LANES + lane] * rules.class_probability[y]
-                        )
-                        if weight > 0.0:
-                            partial += weight
-                            chosen = y
-                            if partial > target:
-                                break
-                    write_number(chosen, out[high] + (row + lane) * 8)
+                    symbol = _draw_root(ws, up, n, rules.class_probability, target)
+                    write_number(symbol, out[high] + (row + lane) * 8)
             nodes = 1
             for k in range(height, 0, -1):
                 level = low + k
-                m = rules.multiplicity[level]
-                uniform = rules.uniform[level] != 0
+                step = Step(
+                    s,
+                    rules.symbols[level],
+                    rules.multiplicity[level],
+                    rules.start[level],
+                    rules.uniform[level] != 0,
+                    rules.up_index,
+                    rules.up_weight,
+                )
                 # Nodes above this level, and the root's symbol.
                 above = 1 + (subtrees * nodes - 1) // (s - 1)
                 for node in range(nodes):
                     for lane in range(LANES):
-                        at = min(lane, count - 1)
-                        symbols[lane] = read_number(0, out[level] + ((row + at) * nodes + node) * 8)
+                        item = row + min(lane, count - 1)
+                        symbols[lane] = read_number(0, out[level] + (item * nodes + node) * 8)
                     _uniforms(streams_at, offset_at, above + node, nodes, uniform_at_lane)
                     _draw_rules(
-                        ws, base[k] + node * slot, base[k - 1] + node * s * slot, slot,
-                        scales + (base[k] // slot - s**height + node) * LANES, s, m, rules.start[level], uniform, rules.up_index,
-                        rules.up_weight, symbols, uniform_at_lane, totals, choice,
-                    )  # fmt: skip
+                        ws,
+                        slot,
+                        step,
+                        base[k] + node * slot,
+                        base[k - 1] + node * s * slot,
+                        _scale_of(tile, k, node),
+                        symbols,
+                        uniform_at_lane,
+                        totals,
+                        choice,
+                    )
                     for lane in range(count):
                         if not totals[lane] >= limits.smallest_weight:
                             status[first + lane] = max(status[first + lane], REDO)
                         address = out[level - 1] + ((row + lane) * nodes + node) * s * 8
                         for i in range(s):
-                            write_number(
-                                np.int64(rules.up_index[s * choice[lane] + i]) // LANES,
-                                address + i * 8,
-                            )
+                            child = np.int64(rules.up_index[s * choice[lane] + i]) // LANES
+                            write_number(child, address + i * 8)
                 nodes *= s
         # Pointers do not keep their arrays alive, so the arrays are used here, after the last use
         # of the pointers.
-        log_sum[0] = (
-            uniforms[0]
-            + cumulative[0]
-            + symbols_array[0]
-            + choice_array[0]
-            + offset[0]
-            + np.float64(streams[0])
-        )
+        floats = uniforms[0] + cumulative[0] + np.float64(streams[0])
+        integers = symbols_array[0] + choice_array[0] + offset[0] + base_array[0] + stack_array[0]
+        log_sum[0] = floats + integers
     restore_denormals(before)

@@ -59,7 +59,7 @@ class ClipTexts(nn.Module):
 
     def __init__(
         self,
-        model: Any,  # a `transformers.CLIPModel`
+        model: Any,  # noqa: ANN401 - a `transformers.CLIPModel`
         tokenizer: Callable[..., Any],  # of transformers
     ) -> None:
         super().__init__()
@@ -79,7 +79,10 @@ class ClipTexts(nn.Module):
         batches = []
         for first in range(0, len(texts), _TEXTS_AT_ONCE):
             batches.append(self._embeddings(texts[first : first + _TEXTS_AT_ONCE]))
-        return self.logit_scale.exp() * nn.functional.normalize(torch.cat(batches), dim=-1)
+        weights: torch.Tensor = self.logit_scale.exp() * nn.functional.normalize(
+            torch.cat(batches), dim=-1
+        )
+        return weights
 
     @torch.no_grad()
     def _embeddings(self, texts: Sequence[str]) -> torch.Tensor:
@@ -150,7 +153,10 @@ def _transforms(name: str, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
     resize = transforms.Resize(size_of_edge, bicubic, antialias=True)
     cropped = transforms.CenterCrop((crop["height"], crop["width"]))
     normalized = transforms.Normalize(processor.image_mean, processor.image_std)
-    return transforms.Compose([resize, cropped, normalized])
+    preprocess: Callable[[torch.Tensor], torch.Tensor] = transforms.Compose(
+        [resize, cropped, normalized]
+    )
+    return preprocess
 
 
 TEMPLATE = "a photo of a {}"

@@ -1,4 +1,10 @@
-"""The families of diffusers' pipelines, and what differs between them, in one table."""
+"""The families of diffusers' pipelines, and what differs between them, in one table.
+
+To add a family, add a `Family` to `FAMILIES`: the beginning of the names of its pipelines, and the
+fields in which it differs from others. If its network takes encoded prompts in a new form, write a
+`PromptedNetwork` in `uturn.networks.images.prompted` for it. `tests/tiny_pipelines.py` makes a small
+pipeline of each family, whose images are compared with those of diffusers.
+"""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class GuidedDiffusionUNet(nn.Module):
 
     def __init__(
         self,
-        unet: Any,  # diffusers' models have no types for their configuration
+        unet: Any,  # noqa: ANN401 - diffusers' models have no types for their configuration
         options: Mapping[str, Any],  # of several types, as in the original
     ) -> None:
         super().__init__()
@@ -116,7 +116,9 @@ def guided_diffusion_scheduler(
     declared = read_options(None, preset, options)
     expected = "True or False, or the `options` of the loaded network"
     expect(declared.learn_sigma is not None, "learn_sigma", None, expected)
-    variance_type = "fixed_small" if declared.sigma_small else "fixed_large"
+    variance_type = "fixed_large"
+    if declared.sigma_small:
+        variance_type = "fixed_small"
     if declared.learn_sigma:
         variance_type = "learned_range"
     scheduler = DDPMScheduler(
@@ -305,9 +307,7 @@ def _comparable(
     return stated
 
 
-def _empty_unet(
-    architecture: Architecture, heads: Heads, image_size: int
-) -> Any:  # diffusers' models have no types for their configuration
+def _empty_unet(architecture: Architecture, heads: Heads, image_size: int) -> Any:  # noqa: ANN401 - diffusers' models have no types for their configuration
     """The network as diffusers' `UNet2DModel`, without memory for its weights."""
     width = architecture.width
     channels = architecture.channels
@@ -321,7 +321,9 @@ def _empty_unet(
         down = "ResnetDownsampleBlock2D"
         up = "ResnetUpsampleBlock2D"
     attends = architecture.attends
-    resampling = "resnet" if architecture.resamples_by_blocks else "conv"
+    resampling = "conv"
+    if architecture.resamples_by_blocks:
+        resampling = "resnet"
     with torch.device("meta"):
         unet: Any = UNet2DModel(
             sample_size=image_size,
@@ -407,7 +409,8 @@ def _original_name(module: str, architecture: Architecture) -> str:
     if match["side"] == "mid":
         return f"middle_block.{1 if column else 2 * number}.{layer}"
     if kind == "downsamplers":
-        layer = "op" if layer == "conv" else layer
+        if layer == "conv":
+            layer = "op"
         return f"input_blocks.{(level + 1) * per_level}.0.{layer}"
     if kind == "upsamplers":
         column = 1 + architecture.attends[-1 - level]

@@ -85,7 +85,9 @@ class ImageModel:
         """Shape of the noisy data x_t: images, or latents if there is a codec; None if it is not
         known.
         """
-        return self.image_shape if self.codec is None else self.latent_shape
+        if self.codec is None:
+            return self.image_shape
+        return self.latent_shape
 
 
 def shape_of(config: object) -> Shape | None:

@@ -437,7 +437,8 @@ class Prompts:
             return np.zeros(len(items), np.int64)
         expected = f"a file with one line for each item, but it has {len(self.rows)}"
         expect(items.max(initial=0) < len(self.rows), "prompt", self.option, expected)
-        return np.array(self.rows, np.int64)[items]
+        ids: np.ndarray = np.array(self.rows, np.int64)[items]
+        return ids
 
     @property
     def words(self) -> str:

@@ -123,7 +123,7 @@ def denoiser_from_function(path: str) -> DenoiserModel:
 
 
 def is_scheduler(value: object) -> bool:
-    """Whether a value is a scheduler of diffusers that adds noise and takes steps."""
+    """Whether a value is a scheduler of diffusers, or its class, that adds noise and takes steps."""
     adds_noise = hasattr(value, "add_noise") or hasattr(value, "scale_noise")
     return adds_noise and hasattr(value, "config") and hasattr(value, "step")
 
@@ -167,7 +167,8 @@ def _is_null_class(model: DenoiserModel) -> bool:
 def _check_schedule(model: DenoiserModel, require: Callable[[object, str, str], None]) -> None:
     scheduler = model.scheduler
     example = "a scheduler of diffusers with the noise schedule, such as DDPMScheduler()"
-    require(is_scheduler(scheduler), "scheduler", example)
+    is_object = is_scheduler(scheduler) and not isinstance(scheduler, type)
+    require(is_object, "scheduler", example)
     flow = is_flow_match(scheduler)
     options = scheduler.config.items()
     has_own_sigmas = any(value for key, value in options if re.fullmatch("use_.*_sigmas", key))
@@ -260,9 +261,9 @@ class OwnNetwork(nn.Module):
         ):
             # It may modify its inputs.
             output = self.network(noisy.clone(), *(tensor.clone() for tensor in arguments))
-        output = getattr(output, "sample", output)
-        self._check(output, noisy)
-        return output
+        tensor: torch.Tensor = getattr(output, "sample", output)
+        self._check(tensor, noisy)
+        return tensor
 
     def _check(self, output: object, noisy: torch.Tensor) -> None:
         """ValueError for an output that does not fit the noisy images."""

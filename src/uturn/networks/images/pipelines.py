@@ -89,7 +89,7 @@ class Codec(nn.Module):
 
     def __init__(
         self,
-        network: Any,  # an autoencoder of diffusers
+        network: Any,  # noqa: ANN401 - an autoencoder of diffusers
         dtype: torch.dtype,
         scale: torch.Tensor,
         centre: torch.Tensor,
@@ -151,7 +151,9 @@ def is_hub_name(name: str) -> bool:
 def _reading_index(path: Path) -> AbstractContextManager[None]:
     """Context in which errors are about the index of a pipeline, and say what is expected."""
     index_file = path / "model_index.json"
-    expected = _PIPELINES if index_file.exists() else _PIPELINES + _ALONE
+    expected = _PIPELINES + _ALONE
+    if index_file.exists():
+        expected = _PIPELINES
     return reading(index_file.as_posix(), expected)
 
 
@@ -170,7 +172,9 @@ def _checked_folder(
             if kind is not None and part not in _UNUSED:
                 is_ours = library_name in ("diffusers", "transformers")
                 # A part of another library is of no known kind.
-                parts[part] = str(kind) if is_ours else f"{library_name}.{kind}"
+                parts[part] = f"{library_name}.{kind}"
+                if is_ours:
+                    parts[part] = str(kind)
             elif part.startswith((*_UNUSED, *_CONDITIONED)):
                 left_out.append(part)
         pipeline = str(index.get("_class_name"))
@@ -197,11 +201,15 @@ def _allowed_kinds(part: str, denoiser: str, text_family: Family | None) -> tupl
     text-conditioned pipeline.
     """
     if part == denoiser:
-        return _DENOISERS if text_family is None else (text_family.denoiser,)
+        if text_family is None:
+            return _DENOISERS
+        return (text_family.denoiser,)
     if part in ("vae", "vqvae"):
         return _CODECS
     if part.startswith(_CONDITIONED):
-        return () if text_family is None else TEXT_PARTS
+        if text_family is None:
+            return ()
+        return TEXT_PARTS
     return None
 
 
@@ -236,9 +244,7 @@ def load_codec(
     return Codec(in_dtype(network, dtype), dtype, scale.float(), centre.float())
 
 
-def load_part(
-    folder: Path, part: str, class_name: str, dtype: torch.dtype | None = None
-) -> Any:  # a model of diffusers or transformers
+def load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype | None = None) -> Any:  # noqa: ANN401 - a model of diffusers or transformers
     """A network of a pipeline in float32, checked for missing and non-finite weights; `dtype`
     loads it in that precision.
     """
@@ -251,7 +257,9 @@ def load_part(
         # Loaded directly in this dtype, without a second copy in memory.
         options = {"torch_dtype": dtype}
     # Old pipelines store their only network beside the index.
-    where = folder / part if (folder / part).is_dir() else folder
+    where = folder
+    if (folder / part).is_dir():
+        where = folder / part
     with reading(f"{where}: the {part}", "fetch or write the folder again"):
         kind = getattr(importlib.import_module(source), class_name)
         network, report = kind.from_pretrained(
@@ -276,10 +284,10 @@ def load_part(
     return network
 
 
-def load_scheduler(
-    folder: Path, class_name: str
-) -> Any:  # a scheduler of diffusers, which has further options to register
-    where = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+def load_scheduler(folder: Path, class_name: str) -> Any:  # noqa: ANN401 - a scheduler of diffusers, which has further options to register
+    where = folder
+    if (folder / "scheduler").is_dir():
+        where = folder / "scheduler"
     with reading(
         f"{where}: the scheduler",
         "expected a scheduler of diffusers such as DDPMScheduler; fetch or write it again",
@@ -399,9 +407,7 @@ def encoded(
     return EncodedTexts(tables, hashlib.sha256(repr(facts).encode()).hexdigest())
 
 
-def _text_pipeline(
-    folder: Folder, encoders: Mapping[str, nn.Module], dtype: torch.dtype
-) -> Any:  # a pipeline of diffusers
+def _text_pipeline(folder: Folder, encoders: Mapping[str, nn.Module], dtype: torch.dtype) -> Any:  # noqa: ANN401 - a pipeline of diffusers
     """The pipeline of a folder with its text encoders alone."""
     others = {"image_encoder"}
     for part in (*folder.parts, *folder.left_out):
@@ -420,7 +426,7 @@ def _text_pipeline(
 
 
 def _encoded(
-    pipeline: Any,  # of diffusers
+    pipeline: Any,  # noqa: ANN401 - of diffusers
     texts: list[str],
     device: torch.device,
 ) -> dict[str, torch.Tensor]:
@@ -439,14 +445,14 @@ def _encoded(
     return {name: table.cpu() for name, table in zip(("text", "pooled"), tables, strict=False)}
 
 
-def takes_guidance(network: Any) -> bool:  # a model of diffusers
+def takes_guidance(network: Any) -> bool:  # noqa: ANN401 - a model of diffusers
     """Whether the network was distilled from guided predictions and takes the scale as an input."""
     embeds_guidance = bool(network.config.get("guidance_embeds"))
     return embeds_guidance or network.config.get("time_cond_proj_dim") is not None
 
 
 def distillation(
-    network: Any,  # a model of diffusers
+    network: Any,  # noqa: ANN401 - a model of diffusers
     scheduler: Scheduler,
     path: Path,
     family: Family,
@@ -461,16 +467,18 @@ def distillation(
     if takes_guidance(network):
         return "guidance"
     is_fixed = not scheduler.config.get("use_dynamic_shifting")
-    return "step" if family.is_distilled_without_shift and is_fixed else ""
+    if family.is_distilled_without_shift and is_fixed:
+        return "step"
+    return ""
 
 
-def latent_channels(network: Any, family: Family) -> int:  # a model of diffusers
+def latent_channels(network: Any, family: Family) -> int:  # noqa: ANN401 - a model of diffusers
     """Channels of a denoiser's latents."""
     return int(network.config.in_channels) // family.packing**2
 
 
 def latents_of(
-    network: Any,  # a model of diffusers
+    network: Any,  # noqa: ANN401 - a model of diffusers
     family: Family,
     scale: int,
     size: int | None,

@@ -51,7 +51,8 @@ class _Options(DenoiserOptions):
 
     @property
     def precision(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
     def placed(self, network: DenoisingNetwork) -> DenoisingNetwork:
         """The network on the device, without gradients."""
@@ -84,7 +85,9 @@ class DenoisingNetwork(nn.Module):
     @property
     def rows_of_an_image(self) -> int:
         """Rows in the batch of the network for every image."""
-        return 1 if self.condition.guidance == 1 else 2
+        if self.condition.guidance == 1:
+            return 1
+        return 2
 
     def forward(
         self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None = None
@@ -196,7 +199,9 @@ def _read_own(path: Path, options: _Options) -> ImageModel:
         denoiser.network, f"model = {name!r}", options.precision, learned_variance=is_pair
     )
     kind = getattr(denoiser.network, "__name__", type(denoiser.network).__name__)
-    predicts = f"predicts {denoiser.predicts}, " if denoiser.predicts else ""
+    predicts = ""
+    if denoiser.predicts:
+        predicts = f"predicts {denoiser.predicts}, "
     model = ImageModel(
         options.placed(DenoisingNetwork(network, torch.float32, conditioned, conversion)),
         scheduler,
@@ -261,7 +266,7 @@ def _read_folder(path: Path, options: _Options) -> ImageModel:
     )
 
 
-def _unclip(scheduler: Any) -> None:  # diffusers' registration of options has no types
+def _unclip(scheduler: Any) -> None:  # noqa: ANN401 - diffusers' registration of options has no types
     """Turn off clipping to [-1, 1], which is wrong for latents, in this scheduler and in those
     made from its configuration.
     """
@@ -274,7 +279,7 @@ def _unclip(scheduler: Any) -> None:  # diffusers' registration of options has n
     scheduler.register_to_config(clip_sample=False, _use_default_values=defaults)
 
 
-def _checked_channels(path: Path, config: Any) -> int:  # a configuration of diffusers
+def _checked_channels(path: Path, config: Any) -> int:  # noqa: ANN401 - a configuration of diffusers
     """The channels that a denoiser takes; ValueError if it reads more than the noisy image."""
     inputs = config.in_channels
     outputs = config.out_channels or inputs
@@ -307,7 +312,9 @@ def _read_text_folder(path: Path, folder: pipelines.Folder, options: _Options) -
     latent_shape = pipelines.latents_of(network, folder.family, codec.factor, options.image_size)
     image_shape = codec.image_shape(latent_shape)
     _unclip(scheduler)
-    scale = options.guidance if takes_scale else 1.0
+    scale = 1.0
+    if takes_scale:
+        scale = options.guidance
     network = pipelines.in_dtype(network, options.precision)
     denoiser = folder.family.network(network, encoded.tables, image_shape[1], scale)
     kind = folder.pipeline.removesuffix("Pipeline")

@@ -22,7 +22,7 @@ class PromptedNetwork(nn.Module):
 
     def __init__(
         self,
-        network: Any,  # a model of diffusers
+        network: Any,  # noqa: ANN401 - a model of diffusers
         tables: Mapping[str, torch.Tensor],
         size: int,
         guidance: float = 1.0,
@@ -139,4 +139,5 @@ class PromptedFlux(PromptedNetwork):
             guidance=guidance,
         ).sample
         blocks = predicted.reshape(batch, rows, columns, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
-        return blocks.reshape(batch, channels, height, width)
+        unpacked: torch.Tensor = blocks.reshape(batch, channels, height, width)
+        return unpacked

@@ -108,7 +108,9 @@ def _like(stored: Scheduler, name: str | None, timestep_spacing: str | None) -> 
     """A scheduler with the noise schedule of the stored one."""
     made = scheduler_like(stored, name)
     check_schedule(made)
-    return made if timestep_spacing is None else with_spacing(made, timestep_spacing)
+    if timestep_spacing is None:
+        return made
+    return with_spacing(made, timestep_spacing)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,9 @@ def read_scheduler(model: str, preset: str | None = None) -> StoredScheduler:
     index = folder / "model_index.json"
     with reading(str(folder), "fetch or write it again"):
         kind = str(read_table(holder / _CONFIG)["_class_name"])
-        pipeline = str(read_table(index)["_class_name"]) if index.is_file() else ""
+        pipeline = ""
+        if index.is_file():
+            pipeline = str(read_table(index)["_class_name"])
     return StoredScheduler(load_scheduler(holder, kind), pipeline)
 
 

@@ -297,7 +297,8 @@ class _Remembering(nn.Module):
         self.register_buffer("weights", parameters_to_vector(model.parameters()).detach())
 
     def forward(self, log_evidence: torch.Tensor) -> torch.Tensor:
-        return self.last(log_evidence)
+        logits: torch.Tensor = self.last(log_evidence)
+        return logits
 
     def remember(self, loss: float) -> None:
         if loss < self.lowest.item():

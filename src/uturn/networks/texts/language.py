@@ -3,6 +3,11 @@ that read texts.
 
 Only `LanguageModel` converts what networks give to a common form, `log p(x_0^i = a | x_t)` up to a
 constant.
+
+A model of another library is a function of the user, "module:function", that returns a
+`TokenNetwork`: an object with `logits` and `mask_id` that calls the model. A kind of models of
+transformers whose output has another form than its configuration says is a row of `_FORMS` in
+`uturn.networks.texts.language_files`.
 """
 
 from __future__ import annotations
@@ -140,7 +145,7 @@ class LanguageModel:
         return None if self.length is None else self.length - len(self.prefix) - len(self.suffix)
 
     @property
-    def config(self) -> Any:  # its attributes depend on the kind of the model
+    def config(self) -> Any:  # noqa: ANN401 - its attributes depend on the kind of the model
         """The configuration of a model of transformers, which can return hidden states; None for
         other models.
         """
@@ -283,7 +288,7 @@ class LanguageModel:
         real: torch.Tensor,
         time: torch.Tensor | None = None,
         **options: bool,
-    ) -> Any:  # the output of any network
+    ) -> Any:  # noqa: ANN401 - the output of any network
         """The output of the network for a batch, at noise 0 by default, called with `options`;
         MemoryError if it does not fit.
         """
@@ -303,7 +308,7 @@ class LanguageModel:
 
     def called(
         self, ids: torch.Tensor, time: torch.Tensor, *real: torch.Tensor, **options: bool
-    ) -> Any:  # the output of any network
+    ) -> Any:  # noqa: ANN401 - the output of any network
         """The output of the network for these very tensors."""
         if not self.takes_ids:
             return self.network.logits(ids, time, *real, **options)

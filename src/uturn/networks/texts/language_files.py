@@ -33,7 +33,12 @@ from uturn.networks.libraries import (
 )
 from uturn.networks.texts.language import CHANNELS, PLAIN, LanguageModel, model_type
 from uturn.networks.texts.masked_transformer import MaskedTransformer
-from uturn.networks.texts.tokenizers import Tokenizer, Vocabulary, load_tokenizer
+from uturn.networks.texts.tokenizers import (
+    PretrainedTokenizer,
+    Tokenizer,
+    Vocabulary,
+    load_tokenizer,
+)
 from uturn.sources.embedded_text import model_file
 
 FORMS = "'module:function', a function without arguments that returns the network"
@@ -80,6 +85,7 @@ class OutputForm:
         _check_choice(f"{where}: time", self.time, ("none", "sigma"))
         _check_choice(f"{where}: output", self.output, ("logits", "ratios"))
         _check_choice(f"{where}: corruption", corruption, tuple(CHANNELS))
+        expect(isinstance(self.shift, bool), f"{where}: shift", self.shift, "True or False")
         mask = self.mask_id
         if mask is not None:
             mask = checked_integer(f"{where}: mask_id", mask, 0)
@@ -273,7 +279,11 @@ def _network(chosen: TextModel) -> _Network:
         fits = isinstance(network, torch.nn.Module)
         expected = "a torch.nn.Module that takes ids"
     expect(fits, f"{where}: what it gives", network, expected)
-    return _Network(network, getattr(network, "tokenizer", None))
+    tokenizer = getattr(network, "tokenizer", None)
+    fits = isinstance(tokenizer, Vocabulary | PretrainedTokenizer | None)
+    expected = "a Vocabulary or a PretrainedTokenizer of uturn.networks, or None"
+    expect(fits, f"{where}: tokenizer", tokenizer, expected)
+    return _Network(network, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -307,7 +317,9 @@ def _read(chosen: TextModel) -> _Read:
         network = network.to(device, getattr(torch, chosen.dtype)).eval().requires_grad_(False)
         identity = fingerprint(network)
     else:
-        identity = str(network.fingerprint()) if hasattr(network, "fingerprint") else ""
+        identity = ""
+        if hasattr(network, "fingerprint"):
+            identity = str(network.fingerprint())
     if length is not None:
         length = checked_integer(f"{where}: length", length, 1)
     language = LanguageModel(
@@ -430,7 +442,8 @@ def _pretrained(chosen: TextModel, config: Config) -> torch.nn.Module:
     if has_decoder and head == "encoder":
         encoder: torch.nn.Module = loaded.module.get_encoder()
         return encoder
-    return loaded.module
+    module: torch.nn.Module = loaded.module
+    return module
 
 
 def _class_of_masked(chosen: TextModel, config: Config) -> str:
@@ -597,16 +610,17 @@ class SentenceEncoder:
         """
         table = self.model.rows(texts, batch_size, self._pooled)
         norms = np.linalg.norm(table, axis=1, keepdims=True)
-        return table / np.maximum(norms, np.finfo(float).tiny)
+        embeddings: np.ndarray = table / np.maximum(norms, np.finfo(float).tiny)
+        return embeddings
 
     def _pooled(
         self,
-        output: Any,  # of any encoder
+        output: Any,  # noqa: ANN401 - of any encoder
         real: torch.Tensor,
     ) -> torch.Tensor:
         if isinstance(output, tuple | list):
             output = getattr(output, "last_hidden_state", output[0])
-        states = getattr(output, "last_hidden_state", output)
+        states: torch.Tensor = getattr(output, "last_hidden_state", output)
         shape = tuple(getattr(states, "shape", ()))
         fits = len(shape) == 3 and shape[:2] == tuple(real.shape)
         expected = f"hidden states (batch, tokens, width) of {tuple(real.shape)} tokens"
@@ -671,7 +685,7 @@ class SentenceModel(Input):
 
 def _paths_of_parts(
     model: str,
-    modules: Any,  # as a file says
+    modules: Any,  # noqa: ANN401 - as a file says
 ) -> dict[str, str]:
     """The folders of the parts that modules.json lists, such as {"Transformer": ""}; "" is the
     folder of the model.
@@ -696,7 +710,7 @@ def _paths_of_parts(
     return paths
 
 
-def _pooling(config: Any) -> str:  # as a file says
+def _pooling(config: Any) -> str:  # noqa: ANN401 - as a file says
     """The pooling of hidden states, one of `_POOLINGS`, that a config.json states."""
     expect(config is not None, "the config.json of its pooling", None, "a file")
     stated = config.get("pooling_mode")
@@ -714,11 +728,13 @@ def _pooling(config: Any) -> str:  # as a file says
     return poolings[0]
 
 
-def _json(model: str, name: str, where: str) -> Any:  # as the file says
+def _json(model: str, name: str, where: str) -> Any:  # noqa: ANN401 - as the file says
     """The content of a file of a model in a folder or on a hub; None if there is none."""
     check_name(model, where)
     with reading(f"{where}: {name}", "download the model again, give its folder", "text"):
         from transformers.utils import cached_file  # type: ignore[attr-defined]
 
         path = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
-        return None if path is None else read_table(path)
+        if path is None:
+            return None
+        return read_table(path)

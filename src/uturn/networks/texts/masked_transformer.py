@@ -146,7 +146,10 @@ class Block(nn.Module):
         k = _rotated(k, rotation)
         mixed = functional.scaled_dot_product_attention(q, k, v, attended)
         features = features + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
-        return features + self.down(functional.gelu(self.up(self.norm2(features))))
+        mixed_features: torch.Tensor = features + self.down(
+            functional.gelu(self.up(self.norm2(features)))
+        )
+        return mixed_features
 
 
 def _rotation(length: int, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -108,7 +108,9 @@ class Vocabulary:
     @cached_property
     def _blank(self) -> str:
         """What stands before each token in a text: a blank before words."""
-        return " " if are_words(self._matched, self.tokens) else ""
+        if are_words(self._matched, self.tokens):
+            return " "
+        return ""
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token; joined, they form the whole text."""
@@ -141,7 +143,7 @@ class PretrainedTokenizer:
 
     def __init__(
         self,
-        tokenizer: Any,  # of any class of transformers
+        tokenizer: Any,  # noqa: ANN401 - of any class of transformers
     ) -> None:
         self._tokenizer = tokenizer
         self._vocabulary: dict[str, int] = tokenizer.get_vocab()
@@ -193,7 +195,9 @@ class PretrainedTokenizer:
 
     def _shown(self, token: str) -> str:
         if self._are_words:
-            return token[2:] if token.startswith("##") else f" {token}"
+            if token.startswith("##"):
+                return token[2:]
+            return f" {token}"
         if token.startswith("▁"):
             return f" {token[1:]}"
         is_encoded = token[:1] in ("Ġ", "Ċ") or not token.isascii()
