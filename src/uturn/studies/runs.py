@@ -184,13 +184,10 @@ def _originals_in_words(run: xr.Dataset, spec: Mapping[str, Any]) -> str:
     """Number and origin of the originals."""
     count = run.sizes["item"]
     table = spec["source"]
-    source = _source_of(table)
-    if source is not None:
-        return source.describe(count, spec.get("seed", "?"))
-    originals = counted(count, "original")
     if table.get("type") == READINGS and "path" not in table:
-        return originals
-    return f"{originals} of {file_name(table.get('path', table.get('type', '?')))}"
+        return counted(count, "original")
+    source = stored_class("source", table) or Source
+    return str(source.describe(table, count, spec.get("seed", "?")))
 
 
 def label(text: object, most: int = 120) -> str:
@@ -204,11 +201,11 @@ def label(text: object, most: int = 120) -> str:
 # --- originals ------------------------------------------------------------------------------------
 
 
-def _source_of(table: Mapping[str, Any]) -> Source | None:
-    """A built-in source with stored options; None if it cannot be built. Code that a store names is
-    not imported.
+def _source_of_images(table: Mapping[str, Any]) -> Source | None:
+    """A built-in source of images with stored options; None if it cannot be built. Code that a
+    store names is not imported.
     """
-    if stored_class("source", table) is None:
+    if getattr(stored_class("source", table), "kind", "") != "images":
         return None
     with suppress(*UNREADABLE):
         source: Source = build("source", table, trusted=False)
@@ -283,9 +280,9 @@ def class_names_of(run: xr.Dataset) -> dict[int, str]:
     # Originals with names are not named by class.
     if "label" not in run.coords or any(name in run.coords for name in NAMES):
         return {}
-    source = _source_of(stored_spec(run)["source"])
+    source = _source_of_images(stored_spec(run)["source"])
     # A run without names of originals has no source that gives some.
-    if source is None or source.kind != "images" or source.names_items:
+    if source is None or source.names_items:
         return {}
     with suppress(*UNREADABLE):
         names = source.class_names()
@@ -297,8 +294,8 @@ def class_names_of(run: xr.Dataset) -> dict[int, str]:
 def _stored_images(run: xr.Dataset, items: np.ndarray) -> np.ndarray | None:
     """Images from the source of a run; None if they cannot be read or have changed."""
     spec = stored_spec(run)
-    source = _source_of(spec["source"])
-    if source is None or source.kind != "images":
+    source = _source_of_images(spec["source"])
+    if source is None:
         return None
     coordinates = {
         str(name): values.values[items]

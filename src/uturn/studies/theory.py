@@ -32,7 +32,9 @@ def with_theory(study: Study, run: xr.Dataset) -> Study:
     tables = spec["source"], spec.get("corruption", {})
     mean_field = None
     corruption = stored_class("corruption", tables[1])
-    if stored_class("source", tables[0]) and getattr(corruption, "has_mean_field", False):
+    source = stored_class("source", tables[0])
+    are_strings = getattr(source, "kind", "") == "strings"
+    if are_strings and getattr(corruption, "has_mean_field", False):
         mean_field = build("source", tables[0], trusted=False).mean_field()
     types = tuple(table.get("type") for table in tables)
     only = "rhm, with one multiplicity and uniform rules, and epsilon; leave out --theory"
