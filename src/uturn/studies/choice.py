@@ -221,11 +221,11 @@ def choose(
     goals = [_goal(run, reading, keep, lose=False)]
     goals += [_goal(run, name, value, lose=True) for name, value in (lose or {}).items()]
     parts = {} if by is None else _parts(run.data, by)
-    used: set[str] = set()
+    needed: set[str] = set()
     for goal in goals:
-        used |= {goal.key.variable, *named_in(goal.instructions.start, goal.instructions.chance)}
+        needed |= {goal.key.variable, *named_in(goal.instructions.start, goal.instructions.chance)}
     # Parts copy what they select, such as images.
-    run = run.with_data(run.data[[name for name in run.data.data_vars if name in used]])
+    run = run.with_data(run.data[[name for name in run.data.data_vars if name in needed]])
     of_parts = {}
     for value, items in parts.items():
         of_parts[value] = _choice(run.with_data(run.data.isel(item=items)), goals, confidence)
@@ -413,9 +413,8 @@ def _tested(run: Run, goal: _Goal, confidence: float) -> LevelTest:
         missed = bool(sign * opposite[end] < sign * goal.value)
         meets = bool(sign * mean[end] > sign * goal.value)
         if not missed:
-            chosen = is_read[end]
-            groups = independent_groups(values)[chosen]
-            more = _more(of_items[end][chosen], groups, goal.value, ends, confidence)
+            groups = independent_groups(values)[is_read[end]]
+            more = _more(of_items[end][is_read[end]], groups, goal.value, ends, confidence)
     positive = noise > 0
     relation, worst = (">=", ends[0]) if sign > 0 else ("<=", ends[1])
     return LevelTest(

@@ -144,13 +144,13 @@ def _needed(run: Run, key: str) -> xr.Dataset:
     """The readings of a run with their starts and chances, its items labelled by a coordinate, and
     noise levels of nine digits.
     """
-    used = set(run.readings)
+    needed = set(run.readings)
     for instructions in run.readings.values():
-        used.update(named_in(instructions.start, instructions.chance))
+        needed.update(named_in(instructions.start, instructions.chance))
     data = run.data
     levels = [float(f"{level:.9g}") for level in data.noise.values]
     labels = data[key].values.tolist()
-    data = data[[name for name in data.data_vars if name in used]]
+    data = data[[name for name in data.data_vars if name in needed]]
     return data.assign_coords(item=labels, noise=("noise", levels, data.noise.attrs))
 
 
@@ -185,9 +185,10 @@ def _has_reading(values: xr.DataArray) -> xr.DataArray:
     return values.notnull().any([dim for dim in _DRAWS if dim in values.dims])
 
 
-def _only(run: Run, name: str, chosen: xr.DataArray) -> Run:
+def _only(run: Run, name: str, is_kept: xr.DataArray) -> Run:
     """A run with some readings of a variable."""
-    return run.with_data(run.data.assign({name: run.data[name].where(chosen)}))
+    readings = run.data[name].where(is_kept)
+    return run.with_data(run.data.assign({name: readings}))
 
 
 @dataclass(frozen=True, eq=False)
