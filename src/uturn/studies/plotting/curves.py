@@ -32,7 +32,7 @@ def estimated(values: np.ndarray) -> np.ndarray:
     return np.asarray(exists[:, 1] if exists[:, 1].any() else exists[:, 0])
 
 
-def lying_on(curves: Sequence[Sequence[float]] | np.ndarray) -> list[int]:
+def lying_on(curves: Sequence[Sequence[float | None]] | np.ndarray) -> list[int]:
     """For each curve, the number of earlier curves that coincide with it: within 3 % of the height
     of all, at each common x.
 
