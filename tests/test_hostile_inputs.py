@@ -697,6 +697,14 @@ def test_a_study_lists_no_folder_that_a_store_names(tmp_path, monkeypatch):
             assert np.isnan(images).all()
 
 
+def test_the_title_of_a_study_reads_no_file_that_a_store_names(tmp_path, monkeypatch):
+    run = ut.readings({"kept": np.random.default_rng(0).random((2, 3))}, [0.2, 0.8])
+    table = {"type": "gaussian_mixture", "means": str(tmp_path / "means.npy")}
+    spec = json.dumps(json.loads(run.attrs["spec"]) | {"source": table})
+    monkeypatch.setattr("uturn.sources.vectors.read_array", lambda *_: pytest.fail("read"))
+    assert ut.study(run.assign_attrs(spec=spec)).description == "3 originals of gaussian_mixture"
+
+
 # --- what the folder of a stranger makes the program write, read and hold -------------------------
 
 

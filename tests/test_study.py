@@ -26,6 +26,7 @@ from uturn.studies import difference, named_runs, study_of, tidy
 from uturn.studies.axes import Axes, common_axis
 from uturn.studies.checked_run import Run
 from uturn.studies.figure import draw_studies, draw_study
+from uturn.studies.headline import headline_of
 from uturn.studies.moves import Moves
 from uturn.studies.readings import read_readings
 from uturn.studies.schema import NAMES
@@ -1067,6 +1068,19 @@ def test_curves_that_only_fall_or_are_flat_do_not_turn():
     moves = [[_moves(curve, seed) for seed in range(100)] for curve in curves]
     assert sum(bool(of.turn) for some in moves for of in some) < 8
     assert sum(of.changes for of in moves[0]) < 12
+
+
+def test_a_guessed_start_is_a_number_of_the_study():
+    """Of a table without noise 0; the headline says so, and a study without it is an older one."""
+    kept = (np.arange(40) >= np.array([4, 12, 28, 36])[:, None]).astype(float)
+    noise = [0.2, 0.4, 0.6, 0.8]
+    guessed = ut.study(ut.readings({"kept": kept}, noise))
+    declared = ut.study(ut.readings({"kept": kept}, noise, start=1))
+    assert (guessed.guess.item(), np.isnan(declared.guess.item())) == (1.0, True)
+    assert "its start is taken as 1, which is a guess" in headline_of(guessed).claim
+    assert "guess" not in headline_of(declared).claim
+    with pytest.raises(ValueError, match="of an older version; make it again"):
+        headline_of(guessed.drop_vars("guess"))
 
 
 # --- the difference of two runs -------------------------------------------------------------------

@@ -159,9 +159,14 @@ class Source(Part, Generic[O]):
     shows_negative: ClassVar[bool] = False
     """Whether grey images are shown with black and white exchanged."""
 
-    def describe(self, count: int, seed: int) -> str:
-        """The originals of a run in words, such as "3 texts of FILE". `seed`: of the run."""
-        name = getattr(self, "path", None) or getattr(self, "type", type(self).__name__)
+    @classmethod
+    def describe(cls, options: Mapping[str, Any], count: int, seed: int) -> str:
+        """The originals of a run in words, such as "3 texts of FILE".
+
+        `options`: the table of the source in the spec of the run, which may be that of a stranger.
+        `count`, `seed`: of the run.
+        """
+        name = options.get("path", options.get("type", "?"))
         return f"{counted(count, 'original')} of {file_name(name)}"
 
     def stored(self, originals: StoredItems) -> np.ndarray | None:

@@ -336,11 +336,12 @@ class TokenSource(Spec, TextSource):
         )
         return self
 
-    def describe(self, count: int, seed: int) -> str:
-        texts = counted(count, "window" if self.windows else "text")
-        if self.path == "embedded":
-            return f"{texts} of the embedded passages"
-        return f"{texts} of {file_name(self.path)}"
+    @classmethod
+    def describe(cls, options: Mapping[str, Any], count: int, seed: int) -> str:
+        texts = counted(count, "window" if options.get("windows") else "text")
+        path = options.get("path", "?")
+        name = "the embedded passages" if path == "embedded" else file_name(path)
+        return f"{texts} of {name}"
 
     def reads(self) -> list[Any]:
         return [*map(Content, _text_files(self.path)), *super().reads()]

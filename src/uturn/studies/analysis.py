@@ -57,8 +57,8 @@ def study(ds: xr.Dataset, centre: str = "mean") -> Study:
 
     `estimate`: value, low and high end of its 95 % interval over items, or over grammars if there
     are several; NaN if the number does not exist (`remark` gives the reason). Coordinates of a
-    reading: `variable`, `level`, `probe`, `model`, `group`, `family`, `unit`, `words`, and
-    `originals`, the number of items that have it.
+    reading: `variable`, `level`, `level_dim`, `probe`, `model`, `group`, `family`, `unit`, `words`,
+    `guess`, its start if that is guessed, and `originals`, the number of items that have it.
 
     `ds`: dataset of `uturn.run`. With `centre` = "median", c is the median over items, for heavy
     tails. Readings in [0, 1], correlations and gaps stay means.

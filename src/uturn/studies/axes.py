@@ -79,12 +79,12 @@ class Axes:
     @cached_property
     def is_finite(self) -> np.ndarray:
         """Which noise levels are finite, bool (noise,). Places lie between these."""
-        return np.isfinite(self.noise)
+        return np.asarray(np.isfinite(self.noise))
 
     @cached_property
     def finite_noise(self) -> np.ndarray:
         """The finite noise levels, increasing from 0."""
-        return self.noise[self.is_finite]
+        return np.asarray(self.noise[self.is_finite])
 
     @cached_property
     def names(self) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.measures.changes import chi_of, chi_parts, correlations, effective_number, present_pairs
-from uturn.measures.estimates import with_ends
+from uturn.measures.estimates import Estimate, with_ends
 from uturn.measures.peaks import Peak, about_few, about_independent, about_peak, peak_of
 from uturn.measures.readings import complete_items
 from uturn.measures.scaling import correlation_length
@@ -118,7 +118,7 @@ def _changes(run: Run, variable: _Covariance) -> Changes:
     number = effective_number(parts.isel(part=1))
     peak_axis = _peak_axis(run.axes, len(noise))
     peak = peak_of(parts.assign_coords(noise=peak_axis))
-    place = np.array(peak.place) if peak.inside else np.full(3, np.nan)
+    place = _inside(peak, peak.place)
 
     covariance, present = _near(readings)
     curves = correlations(covariance.to_dataset(name=_COVARIANCE), present=present)
@@ -129,14 +129,14 @@ def _changes(run: Run, variable: _Covariance) -> Changes:
             lengths = with_ends(correlation_length(covariance, present=present), "length")
 
     remarks = []
-    left = int((~is_complete).sum())
-    if left:
-        counted = f"{left} of {len(is_complete)} originals"
+    incomplete = int((~is_complete).sum())
+    if incomplete:
+        counted = f"{incomplete} of {len(is_complete)} originals"
         remarks.append(Remark(Kind.MISSING, f"{counted} are left out: U-turns are missing"))
     remarks += [Remark(Kind.PLACE, text) for text in about_peak(peak, noise, run.axes.most)]
     contributing = curves.n_contributing.values
-    few = about_few(number, chi, contributing, noise)
-    remarks += [Remark(Kind.INTERVAL, text) for text in few]
+    on_few = about_few(number, chi, contributing, noise)
+    remarks += [Remark(Kind.INTERVAL, text) for text in on_few]
     if has_lengths:
         independent = about_independent(np.isnan(lengths[:, 0]) & (number > 0), noise)
         remarks += [Remark(Kind.STUDY, text) for text in independent]
@@ -155,6 +155,11 @@ def _changes(run: Run, variable: _Covariance) -> Changes:
         peak_at=run.axes.convert_interval(np.interp(place, peak_axis, noise)),
         remarks=tuple(remarks),
     )
+
+
+def _inside(peak: Peak, estimate: Estimate) -> np.ndarray:
+    """A number of a peak, (estimate,); NaN if the peak lies at an end of the measured levels."""
+    return np.array(estimate) if peak.inside else np.full(3, np.nan)
 
 
 def _peak_axis(axes: Axes, count: int) -> np.ndarray:
@@ -177,21 +182,22 @@ def _near(readings: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray | None]:
         return covariance, None
     pairs = present_pairs(covariance)
     number = pairs.mean("item") * (pairs.sizes["distance"] - pairs.distance)
-    near = np.zeros(1, int)
+    chosen_distances = np.zeros(1, int)
     if number.size > 1:
-        near = np.flatnonzero((pairs.distance == 0) | (number >= number[1:2].max() / 2))
-    return covariance.isel(distance=near), pairs.isel(distance=near)
+        has_pairs = number >= number[1:2].max() / 2
+        chosen_distances = np.flatnonzero((pairs.distance == 0) | has_pairs)
+    return covariance.isel(distance=chosen_distances), pairs.isel(distance=chosen_distances)
 
 
 def dataset_of_changes(changes: Sequence[Changes], axes: Axes) -> xr.Dataset:
     """The variables of a study with the dim `changes`; empty if there are none."""
     if not changes:
         return xr.Dataset()
-    parts = [_dataset(one, axes) for one in changes]
+    parts = [_dataset(entry, axes) for entry in changes]
     data = xr.concat(
         parts, "changes", data_vars="all", coords="all", compat="override", join="outer"
     )
-    data = data.assign_coords(changes=[one.name for one in changes])
+    data = data.assign_coords(changes=[entry.name for entry in changes])
     dims = ("changes", "noise", "distance", "axis", "estimate")
     return data.transpose(*dims, missing_dims="ignore")
 
@@ -210,9 +216,8 @@ def _dataset(changes: Changes, axes: Axes) -> xr.Dataset:
         },
         {"distance": changes.distance, "noise": changes.noise},
     ).reindex(noise=axes.noise)
-    height = np.array(peak.height) if peak.inside else np.full(3, np.nan)
     numbers = {
-        "peak": ("estimate", height),
+        "peak": ("estimate", _inside(peak, peak.height)),
         "peak_at": (("axis", "estimate"), changes.peak_at),
         "peak_cross_fitted": peak.cross_fitted if peak.inside else np.nan,
         "plateau": float(peak.plateau),

@@ -89,9 +89,9 @@ def _inversion(study: xr.Dataset, series: xr.Dataset, levels: np.ndarray) -> Hea
     remark = series.series_remark.item()
     label = f"{series.series.item().replace('_', ' ')}: {SWAP}"
     reading = str(study.reading.values[levels[0]])
-    return Headline(
-        label, reading, series.inversion.values, f"{claim}; {remark}" if remark else claim
-    )
+    if remark:
+        claim += f"; {remark}"
+    return Headline(label, reading, series.inversion.values, claim)
 
 
 def _peak(changes: xr.Dataset) -> Headline:
@@ -157,7 +157,9 @@ def _chart_of_readings(part: xr.Dataset, title: str) -> Chart:
         unit = "share of U-turns"
     are_numbers = all(isinstance(number_in(str(level)), float) for level in part.level.values)
     are_levels = bool(part.order.values[0]) or are_numbers
-    has_chance = len(labels) == 1 and np.isfinite(part.chance[0])
+    level = None
+    if len(labels) == 1 and np.isfinite(part.chance[0]):
+        level = (float(part.chance[0]), "independent data")
     return Chart(
         name="",
         title=title,
@@ -167,7 +169,7 @@ def _chart_of_readings(part: xr.Dataset, title: str) -> Chart:
         labels=labels,
         places=part.half_life.values[:, 0],
         ordered=are_levels and len(set(part.variable.values.tolist())) == 1,
-        level=(float(part.chance[0]), "independent data") if has_chance else None,
+        level=level,
         theory=lines_of(part.theory, names) if "theory" in part else None,
     )
 
@@ -179,8 +181,12 @@ def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Chart]:
     unit = str(changes.unit_of_distance.item())
     together = f"{unit} that change together"
     place = changes.peak_at.values
-    marks = [Headline(PEAK, "", place, "")] if np.isfinite(place[0, 0]) else []
-    has_theory = "chi_theory" in changes
+    marks = []
+    if np.isfinite(place[0, 0]):
+        marks.append(Headline(PEAK, "", place, ""))
+    theory = None
+    if "chi_theory" in changes:
+        theory = changes.chi_theory.expand_dims(line=[""])
     yield Chart(
         name=f"chi{suffix}",
         title=together,
@@ -190,7 +196,7 @@ def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Chart]:
         labels=[""],
         marks=marks,
         level=(1.0, "independent changes"),
-        theory=changes.chi_theory.expand_dims(line=[""]) if has_theory else None,
+        theory=theory,
     )
     measured = np.flatnonzero(estimated(changes.correlation.isel(distance=0).values))
     if len(measured) and changes.sizes["distance"] > 1:
@@ -226,7 +232,8 @@ def _correlations(changes: xr.Dataset, noises: np.ndarray, unit: str) -> xr.Data
     others = [name for name, values in curves.coords.items() if "line" in values.dims]
     distance = ("distance", curves.distance.values, {"long_name": f"distance r ({unit})"})
     curves = curves.transpose("line", ...).drop_vars(others)
-    return curves.assign_coords(line=names, distance=distance)
+    named: xr.DataArray = curves.assign_coords(line=names, distance=distance)
+    return named
 
 
 # --- several studies ------------------------------------------------------------------------------

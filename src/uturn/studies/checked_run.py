@@ -43,20 +43,26 @@ class Run:
     @classmethod
     def of(cls, ds: object) -> Self:
         """A run that may be unfinished; ValueError for anything else."""
-        data = by_noise(checked_dataset(ds))
-        return cls(data, instructions_of(data), Axes.of(data))
+        return cls._read(checked_dataset(ds))
 
     @classmethod
     def finished(cls, ds: object) -> Self:
         """A run with all its readings, of different originals; otherwise ValueError."""
-        missing = missing_tasks(checked_dataset(ds))
+        data = checked_dataset(ds)
+        missing = missing_tasks(data)
         if missing:
             raise ValueError(
                 f"the run is not finished: {missing} tasks are missing; run the same command again"
             )
-        run = cls.of(ds)
+        run = cls._read(data)
         _check_originals(run)
         return run
+
+    @classmethod
+    def _read(cls, dataset: xr.Dataset) -> Self:
+        """The run of a dataset that is one."""
+        data = by_noise(dataset)
+        return cls(data, instructions_of(data), Axes.of(data))
 
     @cached_property
     def missing_tasks(self) -> int:

@@ -221,11 +221,11 @@ def choose(
     goals = [_goal(run, reading, keep, lose=False)]
     goals += [_goal(run, name, value, lose=True) for name, value in (lose or {}).items()]
     parts = {} if by is None else _parts(run.data, by)
-    used: set[str] = set()
+    needed: set[str] = set()
     for goal in goals:
-        used |= {goal.key.variable, *named_in(goal.instructions.start, goal.instructions.chance)}
+        needed |= {goal.key.variable, *named_in(goal.instructions.start, goal.instructions.chance)}
     # Parts copy what they select, such as images.
-    run = run.with_data(run.data[[name for name in run.data.data_vars if name in used]])
+    run = run.with_data(run.data[[name for name in run.data.data_vars if name in needed]])
     of_parts = {}
     for value, items in parts.items():
         of_parts[value] = _choice(run.with_data(run.data.isel(item=items)), goals, confidence)
@@ -274,7 +274,9 @@ def _goal(run: Run, name: str, value: float, lose: bool) -> _Goal:
 
 def _direction(reading: Reading, instructions: Variable, are_tosses: bool, run: Run) -> _Direction:
     """Whether a reading rises with noise; ValueError if it cannot be told."""
-    start = math.nan if instructions.guessed else reading.start
+    start = reading.start
+    if instructions.guessed:
+        start = math.nan
     chance = reading.chance
     if start in instructions.bounds:
         return _Direction(start == instructions.bounds[0])
@@ -287,11 +289,14 @@ def _direction(reading: Reading, instructions: Variable, are_tosses: bool, run: 
         return _Direction(False, reason)
     noise = run.axes.noise
     measured = np.flatnonzero(np.isfinite(reading.curve[:, 0]) & (noise > 0)).tolist() or [0]
-    first = 0 if np.isfinite(start) else measured[0]
     last = measured[-1]
+    first = measured[0]
+    if np.isfinite(start):
+        first = 0
 
     def difference(curve: np.ndarray) -> np.ndarray:
-        return np.asarray((chance if np.isfinite(chance) else curve[last]) - curve[first])
+        end = chance if np.isfinite(chance) else curve[last]
+        return np.asarray(end - curve[first])
 
     change = Estimate(*reading.replicates.interval(difference))
     words = (
@@ -315,8 +320,9 @@ def _direction(reading: Reading, instructions: Variable, are_tosses: bool, run: 
 
 def _parts(data: xr.Dataset, by: str) -> dict[object, np.ndarray]:
     """The items with each value of a coordinate."""
-    is_name = isinstance(by, str) and by in data.variables
-    dims = set(data[by].dims) if is_name else set()
+    dims = set()
+    if isinstance(by, str) and by in data.variables:
+        dims = set(data[by].dims)
     names = [
         str(name)
         for name, values in data.variables.items()
@@ -334,32 +340,40 @@ def _parts(data: xr.Dataset, by: str) -> dict[object, np.ndarray]:
 
 def _choice(run: Run, goals: list[_Goal], confidence: float) -> Choice:
     tests = [_tested(run, goal, confidence) for goal in goals]
-    keep = tests[0]
-    lose = tests[1] if len(tests) > 1 else None
-    low = 0.0 if lose is None else lose.noise
-    high = keep.noise
-    passed = low <= high
+    keep, lose = [*tests, None][:2]
+    assert keep is not None
+    low = 0.0
+    smallest = 0.0
+    largest = math.inf
     # A level without a guarantee may still get one, unless it is at or beyond one that misses a
     # goal.
-    least = lose.ended if lose is not None and lose.missed else 0.0
-    most = keep.ended if keep.missed else math.inf
-    is_open = not passed and bool(((keep.levels > least) & (keep.levels < most)).any())
-    if passed:
-        answer = CHOSEN if all(test.guaranteed for test in tests) else ESTIMATED
-    else:
-        answer = OPEN if is_open else NONE
-    noise = high if passed else math.nan
-    return Choice(
-        noise=noise,
-        at=_on_axes(run, noise),
-        answer=answer,
-        more=float(np.max([test.more for test in tests])) if is_open else 0.0,
-        window=(low, high) if lose is not None and passed else None,
+    if keep.missed:
+        largest = keep.ended
+    if lose is not None:
+        low = lose.noise
+        if lose.missed:
+            smallest = lose.ended
+    choice = Choice(
+        noise=math.nan,
+        at={},
+        answer=NONE,
+        more=0.0,
+        window=None,
         keep=keep,
         lose=lose,
         confidence=confidence,
         axis=run.axes.words["noise"],
     )
+    noise = keep.noise
+    if low <= noise:
+        is_sure = all(test.guaranteed for test in tests)
+        window = None if lose is None else (low, noise)
+        answer = CHOSEN if is_sure else ESTIMATED
+        return replace(choice, noise=noise, at=_on_axes(run, noise), answer=answer, window=window)
+    if ((keep.levels > smallest) & (keep.levels < largest)).any():
+        more = float(np.max([test.more for test in tests]))
+        return replace(choice, answer=OPEN, more=more)
+    return choice
 
 
 def _tested(run: Run, goal: _Goal, confidence: float) -> LevelTest:
@@ -378,36 +392,42 @@ def _tested(run: Run, goal: _Goal, confidence: float) -> LevelTest:
     bounds = np.where(np.isfinite(ends)[:, None], proven, intervals)
     bound, opposite = bounds[::sign]
     passes = sign * bound >= sign * goal.value
-    order = np.flatnonzero(noise > 0)[:: -1 if goal.lose else 1]
+    order = np.flatnonzero(noise > 0)
+    if goal.lose:
+        order = order[::-1]
     # Of levels that pass before the first that does not.
     count = int(np.logical_and.accumulate(passes[order]).sum())
-    end = int(order[count]) if count < len(order) else None
     of_items = values.mean(dims_except(values, "noise", "item")).transpose("noise", "item").values
     of_items = np.pad(of_items, ((added, 0), (0, 0)))
     is_read = ~np.isnan(of_items)
+    last = math.nan
+    if count:
+        last = float(noise[order[count - 1]])
+    ended = math.nan
     missed = False
     meets = False
     more = 0.0
-    if end is not None:
+    if count < len(order):
+        end = order[count]
+        ended = float(noise[end])
         missed = bool(sign * opposite[end] < sign * goal.value)
         meets = bool(sign * mean[end] > sign * goal.value)
         if not missed:
-            chosen = is_read[end]
-            groups = independent_groups(values)[chosen]
-            more = _more(of_items[end][chosen], groups, goal.value, ends, confidence)
+            groups = independent_groups(values)[is_read[end]]
+            more = _more(of_items[end][is_read[end]], groups, goal.value, ends, confidence)
     positive = noise > 0
-    relation = ">=" if sign > 0 else "<="
+    relation, worst = (">=", ends[0]) if sign > 0 else ("<=", ends[1])
     return LevelTest(
         words=f"{goal.key.label} {relation} {goal.value:g}",
         range=ends,
-        guaranteed=math.isfinite(ends[0 if sign > 0 else 1]),
+        guaranteed=math.isfinite(worst),
         direction=goal.direction.reason,
-        noise=float(noise[order[count - 1]]) if count else math.nan,
+        noise=last,
         levels=noise[positive],
         mean=mean[positive],
         bound=bound[positive],
         originals=is_read[positive].sum(1),
-        ended=math.nan if end is None else float(noise[end]),
+        ended=ended,
         missed=missed,
         meets=meets,
         more=more,
@@ -440,11 +460,13 @@ def _more(
     """
     count = np.bincount(group)
     means = np.bincount(group, readings)[count > 0] / count[count > 0]
-    mean = float(readings.mean()) if len(readings) else math.nan
+    if not len(readings):
+        return math.nan
+    mean = float(readings.mean())
     low, high = ends
     if mean == goal:
         return math.inf
-    if np.isin(means, ends).all() and len(means):
+    if np.isin(means, ends).all():
         truth = (mean - low) / (high - low)
         needed = originals_needed(truth, (goal - low) / (high - low), confidence)
     elif len(means) < 2:
@@ -456,7 +478,9 @@ def _more(
         n = _NUMBERS
         s = means.std(ddof=1)
         worst = low if mean > goal else high
-        m = abs(mean - worst) if math.isfinite(worst) else 0.0
+        m = 0.0
+        if math.isfinite(worst):
+            m = abs(mean - worst)
         of_range = (math.log(1 / (1 - confidence)) - 1) * m / n
         bound = m / n + np.hypot(ndtri(confidence) * s / np.sqrt(n), of_range)
         is_enough = bound + ndtri(_POWER) * s / np.sqrt(n) <= abs(mean - goal)
@@ -496,8 +520,10 @@ def _lines(choice: Choice) -> Iterator[str]:
     # Both roundings are often the same.
     if places.get(_STRENGTH) == places.get(_STRENGTH_FROM_END):
         places.pop(_STRENGTH_FROM_END, None)
-    on_axes = ", ".join(map(" ".join, places.items()))
-    yield _answer(choice) + (f" ({on_axes})" if on_axes else "")
+    answer = _answer(choice)
+    if places:
+        answer += f" ({', '.join(map(' '.join, places.items()))})"
+    yield answer
     for value, part in choice.by.items():
         yield f"  {choice.part} = {value}, {_counted(part.keep.originals.max())}: {_answer(part)}"
     if not all(test.guaranteed for test in choice.tests):
@@ -514,7 +540,9 @@ def _lines_of_test(choice: Choice, test: LevelTest) -> Iterator[str]:
     if test.direction:
         yield f"  {test.direction}; a guess: declare its start if that is wrong"
     rows = list(zip(test.levels, test.mean, test.bound, test.originals, strict=True))
-    for level, mean, bound, originals in rows if test is choice.keep else rows[::-1]:
+    if test is choice.lose:
+        rows.reverse()
+    for level, mean, bound, originals in rows:
         line = (
             f"  {choice.axis} = {level:.3g}: mean {mean:.3g}, bound {bound:.3g},"
             f" {_counted(originals)}"
@@ -537,13 +565,18 @@ def _end(test: LevelTest) -> str:
     if test.more == math.inf:
         return f"{OPEN}: the mean is at the goal"
     if math.isnan(test.more):
-        has_readings = test.originals[test.levels == test.ended][0] > 0
-        alone = "one original does not show how others differ"
-        return f"{OPEN}: {alone if has_readings else 'no readings'}"
+        if test.originals[test.levels == test.ended][0] == 0:
+            return f"{OPEN}: no readings"
+        return f"{OPEN}: one original does not show how others differ"
     # Two digits, since the true mean is not known.
-    more = round(test.more, 2 - len(f"{test.more:.0f}")) if test.more >= 100 else test.more
-    would = f"would show that the goal is {'met' if test.meets else 'missed'}"
-    return f"{OPEN}: about {_counted(more, ' more')}, if this mean is the truth, {would}"
+    number = test.more
+    if number >= 100:
+        number = round(number, 2 - len(f"{number:.0f}"))
+    result = "met" if test.meets else "missed"
+    return (
+        f"{OPEN}: about {_counted(number, ' more')}, if this mean is the truth, would show that the"
+        f" goal is {result}"
+    )
 
 
 def _counted(number: float, kind: str = "") -> str:
@@ -565,6 +598,11 @@ def _answer(choice: Choice) -> str:
         return f"{test.words} at {choice.axis} = {test.ended:.3g} is {_end(test)}"
     if lose is None:
         return f"{NONE}: missed already at {choice.axis} = {keep.ended:.3g}"
-    kept = "nowhere" if np.isnan(keep.noise) else f"up to {keep.noise:.3g}"
-    lost = "nowhere" if np.isnan(lose.noise) else f"from {lose.noise:.3g}"
-    return f"{NONE}: {keep.words} {kept} and {lose.words} {lost}"
+    return f"{NONE}: {_passed(keep, 'up to')} and {_passed(lose, 'from')}"
+
+
+def _passed(test: LevelTest, preposition: str) -> str:
+    """Where a goal is met."""
+    if np.isnan(test.noise):
+        return f"{test.words} nowhere"
+    return f"{test.words} {preposition} {test.noise:.3g}"

@@ -90,8 +90,8 @@ def drawn(
 def _wrapped(lines: Sequence[str], width: int, escape: bool = False) -> str:
     """Lines of text of limited width; `escape`: what would be mathematics, before it is wrapped."""
     wrapped: list[str] = []
-    for line in lines:
-        wrapped += textwrap.wrap(no_mathematics(line) if escape else line, width)
+    for line in map(no_mathematics, lines) if escape else lines:
+        wrapped += textwrap.wrap(line, width)
     return "\n".join(wrapped)
 
 
@@ -119,7 +119,9 @@ class _Lines:
         sizes = np.abs(curves[..., 0])
         highest = np.max(sizes, where=np.isfinite(sizes), initial=1.0)
         curves = np.clip(curves, -10 * highest, 10 * highest)
-        places = np.full((len(curves), 3), np.nan) if chart.places is None else chart.places
+        places = chart.places
+        if places is None:
+            places = np.full((len(curves), 3), np.nan)
         return cls(chart, is_finite, x[is_finite], curves, places)
 
     @cached_property
@@ -164,7 +166,7 @@ def draw_chart(axis: Axes, chart: Chart) -> None:
     elif x_axis.name == "distance":
         axis.set_xscale("log")
         ticks(axis, np.unique(np.geomspace(lines.x[0], lines.x[-1], 6).round()))
-    _limit(axis, lines.curves, [] if chart.level is None else [chart.level[0]])
+    _limit(axis, lines.curves, chart.level)
     if axis.get_legend_handles_labels()[0]:
         title = None if lines.has_few else f"{len(lines.curves)} curves, first to last"
         plots.draw_legend(axis, "best", title=title, title_fontsize=8.5)
@@ -185,13 +187,16 @@ def _draw_line(axis: Axes, lines: _Lines, k: int) -> None:
     is_drawn = np.isfinite(curve[:, 0]) | (not chart.joined)
     x, band, markers = along(lines.x[is_drawn], curve[is_drawn])
     look: dict[str, Any] = {"lw": 1.3 if lines.has_few else 0.9, "zorder": 3}
+    alpha = 0.07 * is_named
     if is_edge:
         look = {"lw": 2.2, "zorder": 4, **markers}
+        alpha = 0.2
     if lines.below[k]:  # leaves the curves below visible
         look["dashes"] = (4, 2) if lines.below[k] == 1 else (1.5, 2)
     name = str(chart.curves.line.values[k])
-    look["label"] = brief(name, 46) if name and is_named else None
-    plots.draw_curve(axis, x, band, color, 0.2 if is_edge else 0.07 * is_named, **look)
+    if name and is_named:
+        look["label"] = brief(name, 46)
+    plots.draw_curve(axis, x, band, color, alpha, **look)
     if chart.hollow is not None:
         hollow = np.where(chart.hollow[k][lines.is_finite], curve[:, 0], np.nan)
         axis.plot(lines.x, hollow, "o", ms=4, color=color, mfc="white", zorder=5)
@@ -246,12 +251,14 @@ def _mark_place(axis: Axes, chart: Chart, mark: Headline) -> list[str]:
     return [f"{name} {relation} {with_interval(mark.place[0])}"]
 
 
-def _limit(axis: Axes, curves: np.ndarray, level: Sequence[float]) -> None:
+def _limit(axis: Axes, curves: np.ndarray, level: tuple[float, str] | None) -> None:
     """Limit the vertical axis: to 0 .. 1 for what starts at 1, above 0 for what starts at 0;
     else long intervals are cut.
     """
     first = curves[:, :1, 0]
-    values = np.r_[curves[..., 0].ravel(), level]
+    values = curves[..., 0].ravel()
+    if level is not None:
+        values = np.r_[values, level[0]]
     low = np.nanmin(values, initial=np.inf)
     high = np.nanmax(values, initial=-np.inf)
     if (first == 1).any() and high <= 1.001:

@@ -57,10 +57,10 @@ class Families:
             text = f"the calibration of {name} is not tested: some of its readings are missing"
             yield Remark(Kind.MISSING, text)
         for family in self.tested:
-            left = int((~family.is_tested).sum())
-            if left:
+            number = int((~family.is_tested).sum())
+            if number:
                 text = (
-                    f"the calibration of {', '.join(family.variables)} leaves out {left} of"
+                    f"the calibration of {', '.join(family.variables)} leaves out {number} of"
                     f" {len(family.is_tested)} originals: readings are missing"
                 )
                 yield Remark(Kind.MISSING, text)

@@ -37,6 +37,8 @@ def headline_of(study: xr.Dataset) -> Headline | None:
     tree; the noise of the largest chi; the half-life of the highest level of the first ordered
     series, or of the first reading that has one.
     """
+    if "guess" not in study.coords:
+        raise ValueError("the study is of an older version; make it again (uturn study RUN --out)")
     return _of_class(study) or _of_root(study) or _of_peak(study) or _of_half_life(study)
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas
@@ -27,6 +27,9 @@ from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.reading_curves import Reading, readings_of
 from uturn.studies.runs import named_in
 from uturn.studies.tables import TextTable, evenly_chosen, names_in_panel, rows_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _DRAWS = WITHIN[1:]
 _TEXTS = ("reading", "variable", "level", "words", "unit")
@@ -72,7 +75,7 @@ def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Datas
     ]
     expect(differences, "runs", list(runs), "readings that both have")
     added = len(first.axes.noise) - first.data.sizes["noise"]  # noise 0
-    readings = [one.readings[0] for one in differences]
+    readings = [entry.readings[0] for entry in differences]
     texts = {
         "reading": [reading.label for reading in readings],
         "variable": [reading.key.variable for reading in readings],
@@ -81,11 +84,11 @@ def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Datas
         "words": [reading.long_name for reading in readings],
         "unit": [reading.instructions.unit for reading in readings],
         "originals": [reading.originals for reading in readings],
-        "remark": [one.remark for one in differences],
+        "remark": [entry.remark for entry in differences],
     }
-    curves = np.stack([one.curve for one in differences])
-    half_lives = np.stack([one.half_life for one in differences])
-    of_runs = np.stack([one.half_lives for one in differences])
+    curves = np.stack([entry.curve for entry in differences])
+    half_lives = np.stack([entry.half_life for entry in differences])
+    of_runs = np.stack([entry.half_lives for entry in differences])
     return xr.Dataset(
         {
             "curve": (("reading", "noise", "estimate"), curves[:, added:]),
@@ -141,13 +144,13 @@ def _needed(run: Run, key: str) -> xr.Dataset:
     """The readings of a run with their starts and chances, its items labelled by a coordinate, and
     noise levels of nine digits.
     """
-    used = set(run.readings)
+    needed = set(run.readings)
     for instructions in run.readings.values():
-        used.update(named_in(instructions.start, instructions.chance))
+        needed.update(named_in(instructions.start, instructions.chance))
     data = run.data
     levels = [float(f"{level:.9g}") for level in data.noise.values]
     labels = data[key].values.tolist()
-    data = data[[name for name in data.data_vars if name in used]]
+    data = data[[name for name in data.data_vars if name in needed]]
     return data.assign_coords(item=labels, noise=("noise", levels, data.noise.attrs))
 
 
@@ -182,9 +185,10 @@ def _has_reading(values: xr.DataArray) -> xr.DataArray:
     return values.notnull().any([dim for dim in _DRAWS if dim in values.dims])
 
 
-def _only(run: Run, name: str, chosen: xr.DataArray) -> Run:
+def _only(run: Run, name: str, is_kept: xr.DataArray) -> Run:
     """A run with some readings of a variable."""
-    return run.with_data(run.data.assign({name: run.data[name].where(chosen)}))
+    readings = run.data[name].where(is_kept)
+    return run.with_data(run.data.assign({name: readings}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +273,7 @@ class _Difference:
             rows = [axes.names.index(name) for name in self.shared]
             places.append(axes.convert(np.ravel(noise))[rows])
         with np.errstate(invalid="ignore"):  # log-SNR is infinite without noise
-            return places[1] - places[0]
+            return np.asarray(places[1] - places[0])
 
     def _are_equal(self, fall: _Fall) -> bool:
         """Whether both runs have the same readings, which differ between originals at both levels
@@ -327,7 +331,7 @@ class _Fall:
         with np.errstate(invalid="ignore", divide="ignore"):  # NaN if nothing changes
             left = (curve[: len(self.noise)] - end) / (curve[0] - end)
         least = 0.5 / self.originals
-        return np.clip(left, least, 1 - least)
+        return np.asarray(np.clip(left, least, 1 - least))
 
     @cached_property
     def bracket(self) -> tuple[float, float]:
@@ -358,7 +362,7 @@ def _of_shares(readings: Pair) -> np.ndarray:
 
     def distance(of_second: np.ndarray, of_first: np.ndarray) -> np.ndarray:
         squares = of_second**2 - 2 * correlation * of_second * of_first + of_first**2
-        return np.sqrt(np.maximum(squares, 0))
+        return np.asarray(np.sqrt(np.maximum(squares, 0)))
 
     low = q - p - distance(q - low_q, high_p - p)
     high = q - p + distance(high_q - q, p - low_p)
@@ -442,7 +446,7 @@ def _numbers(values: xr.DataArray) -> object:
     return inner if dim == "noise" else dict(zip(values[dim].values.tolist(), inner, strict=True))
 
 
-def draw_difference(data: xr.Dataset) -> Any:
+def draw_difference(data: xr.Dataset) -> Figure | None:
     """The differences of all curves: a panel for each variable, with some of its levels."""
     chosen = np.array(evenly_chosen(data.variable.values, _MOST_LEVELS))
     variables = data.variable.values[chosen]

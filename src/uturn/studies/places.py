@@ -45,7 +45,7 @@ def curve(
 
 def band(curves: Replicates, least: float, most: float, confidence: float = 0.95) -> np.ndarray:
     """A curve and the ends of its intervals along a new last axis, clipped to [least, most]."""
-    return np.clip(curves.interval(lambda mean: mean, confidence), least, most)
+    return np.asarray(np.clip(curves.interval(lambda mean: mean, confidence), least, most))
 
 
 def band_of_shares(
@@ -68,7 +68,7 @@ def located_on(curves: Replicates, place: Place, noise: np.ndarray) -> np.ndarra
     """
     if len(noise) < 3:
         return np.full(3, np.nan)
-    return np.clip(located(curves, place, noise), 0.0, noise[-1])
+    return np.asarray(np.clip(located(curves, place, noise), 0.0, noise[-1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class Places:
     @property
     def half_life(self) -> np.ndarray:
         """(axis, estimate)."""
-        return self.at_shares[_HALF]
+        return np.asarray(self.at_shares[_HALF])
 
     @classmethod
     def none(cls, axes: Axes) -> Places:
@@ -128,7 +128,7 @@ def _width(curve: Replicates, places: list[Place], at_shares: np.ndarray, axes: 
 
     def distance(mean: np.ndarray) -> np.ndarray:
         ends = axes.convert(np.array([first_place(mean), last_place(mean)]))
-        return np.abs(ends[:, 1] - ends[:, 0])
+        return np.asarray(np.abs(ends[:, 1] - ends[:, 0]))
 
     # Each place can lie anywhere between its two noise levels; the last one is not below the first.
     first = axes.convert(np.array(levels_around(noise, at_shares[0, 0, 0])))
@@ -141,4 +141,4 @@ def _width(curve: Replicates, places: list[Place], at_shares: np.ndarray, axes: 
         low = np.minimum(low, np.maximum(last[:, 0] - first[:, 1], 0))
         high = np.maximum(high, last[:, 1] - first[:, 0])
         largest = [noise[-1] if name == "noise" else np.inf for name in axes.names]
-        return np.clip([value, low, high], 0, largest).T
+        return np.asarray(np.clip([value, low, high], 0, largest).T)

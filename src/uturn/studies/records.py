@@ -10,12 +10,13 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas
 import xarray as xr
 
+from uturn.core.protocols import Source
 from uturn.core.registry import build, stored_class
 from uturn.measures.curves import crossing
 from uturn.measures.readings import WITHIN
@@ -113,7 +114,7 @@ def _half_lives(curves: np.ndarray, reading: xr.Dataset) -> np.ndarray:
     return np.array(half_lives)
 
 
-def records_of(run: xr.Dataset, source: TextSource | None = None) -> xr.Dataset:
+def records_of(run: xr.Dataset, source: Source | None = None) -> xr.Dataset:
     """The stored pictures and texts of a run, for the page and the figures; empty if there are
     none.
 
@@ -182,14 +183,14 @@ def sample(count: int, most: int = MOST_SHOWN) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
 
 
-def _texts(run: xr.Dataset, source: TextSource | None = None) -> xr.Dataset:
+def _texts(run: xr.Dataset, given: Source | None = None) -> xr.Dataset:
     """The first items of a run as texts; empty if no tokens were stored or originals cannot be
     read.
     """
     num_kept = runs.kept_texts(run)
     if not num_kept:
         return xr.Dataset()
-    source = source or _source_of(run)
+    source = cast("TextSource | None", given) or _source_of(run)
     if source is None:
         return xr.Dataset()
     levels = _noisy_levels(run)

@@ -52,10 +52,10 @@ def first_names(names: Sequence[str], most: int = 4, noun: str = "") -> str:
     ('a, b and 1 more', 'a, b')
     """
     listed = ", ".join(names[:most])
-    left = len(names) - most
-    if left <= 0:
+    number = len(names) - most
+    if number <= 0:
         return listed
-    return f"{listed} and {left} more {noun}".rstrip()
+    return f"{listed} and {number} more {noun}".rstrip()
 
 
 def about_guess(start: float) -> str:

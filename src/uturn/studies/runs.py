@@ -95,7 +95,7 @@ def have_labels(values: np.ndarray) -> np.ndarray:
     """Which originals have a label: not -1, NaN or an empty text."""
     if values.dtype.kind in "UTO":
         return np.asarray(values != "")
-    return (values != -1) & (values == values)
+    return np.asarray((values != -1) & (values == values))
 
 
 def is_kept_if_large(name: str) -> bool:
@@ -112,11 +112,10 @@ def named_runs(runs: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
     """
     names = []
     for fields in differing_fields(list(runs.values())):
-        words = []
-        for field, value in fields.items():
-            is_path = field == "path"
-            words.append(file_name(value) if is_path else f"{field} = {value[:_LONGEST]}")
-        names.append(", ".join(words))
+        words = {field: f"{field} = {value[:_LONGEST]}" for field, value in fields.items()}
+        if "path" in fields:
+            words["path"] = file_name(fields["path"])
+        names.append(", ".join(words.values()))
     if len(set(names)) < len(names) or not all(names):
         places = zip(names, runs, strict=True)
         names = [f"{name} ({place})" if name else place for name, place in places]
@@ -128,13 +127,19 @@ def differing_fields(runs: Sequence[xr.Dataset]) -> list[dict[str, str]]:
     {shortest clear name: value as text}.
     """
     specs = [dict(_fields(stored_spec(run))) for run in runs]
-    keys = dict.fromkeys(key for spec in specs for key in spec)
-    different = [key for key in keys if len({spec.get(key) for spec in specs}) > 1]
+    keys: dict[str, str] = {}
+    for spec in specs:
+        keys |= spec
+    different = [key for key in keys if any(spec.get(key) != specs[0].get(key) for spec in specs)]
     ends = [key.rpartition(".")[2] for key in different]
-    names = {
-        key: key if ends.count(end) > 1 else end for key, end in zip(different, ends, strict=True)
-    }
-    return [{name: spec[key] for key, name in names.items() if key in spec} for spec in specs]
+    names = dict(zip(different, ends, strict=True))
+    for key, end in names.items():
+        if ends.count(end) > 1:
+            names[key] = key
+    fields = []
+    for spec in specs:
+        fields.append({name: spec[key] for key, name in names.items() if key in spec})
+    return fields
 
 
 def _fields(value: object, key: str = "") -> Iterator[tuple[str, str]]:
@@ -179,13 +184,10 @@ def _originals_in_words(run: xr.Dataset, spec: Mapping[str, Any]) -> str:
     """Number and origin of the originals."""
     count = run.sizes["item"]
     table = spec["source"]
-    source = _source_of(table)
-    if source is not None:
-        return source.describe(count, spec.get("seed", "?"))
-    originals = counted(count, "original")
     if table.get("type") == READINGS and "path" not in table:
-        return originals
-    return f"{originals} of {file_name(table.get('path', table.get('type', '?')))}"
+        return counted(count, "original")
+    source = stored_class("source", table) or Source
+    return str(source.describe(table, count, spec.get("seed", "?")))
 
 
 def label(text: object, most: int = 120) -> str:
@@ -199,11 +201,11 @@ def label(text: object, most: int = 120) -> str:
 # --- originals ------------------------------------------------------------------------------------
 
 
-def _source_of(table: Mapping[str, Any]) -> Source | None:
-    """A built-in source with stored options; None if it cannot be built. Code that a store names is
-    not imported.
+def _source_of_images(table: Mapping[str, Any]) -> Source | None:
+    """A built-in source of images with stored options; None if it cannot be built. Code that a
+    store names is not imported.
     """
-    if stored_class("source", table) is None:
+    if getattr(stored_class("source", table), "kind", "") != "images":
         return None
     with suppress(*UNREADABLE):
         source: Source = build("source", table, trusted=False)
@@ -278,9 +280,9 @@ def class_names_of(run: xr.Dataset) -> dict[int, str]:
     # Originals with names are not named by class.
     if "label" not in run.coords or any(name in run.coords for name in NAMES):
         return {}
-    source = _source_of(stored_spec(run)["source"])
+    source = _source_of_images(stored_spec(run)["source"])
     # A run without names of originals has no source that gives some.
-    if source is None or source.kind != "images" or source.names_items:
+    if source is None or source.names_items:
         return {}
     with suppress(*UNREADABLE):
         names = source.class_names()
@@ -292,8 +294,8 @@ def class_names_of(run: xr.Dataset) -> dict[int, str]:
 def _stored_images(run: xr.Dataset, items: np.ndarray) -> np.ndarray | None:
     """Images from the source of a run; None if they cannot be read or have changed."""
     spec = stored_spec(run)
-    source = _source_of(spec["source"])
-    if source is None or source.kind != "images":
+    source = _source_of_images(spec["source"])
+    if source is None:
         return None
     coordinates = {
         str(name): values.values[items]

@@ -100,7 +100,7 @@ class Readings:
     @property
     def measured(self) -> np.ndarray:
         """Whether each original has a value."""
-        return np.isfinite(self.values)
+        return np.asarray(np.isfinite(self.values))
 
     @property
     def independent(self) -> int:
@@ -582,7 +582,7 @@ class Search:
         at_once = max(self.rule.first_originals, self.rule.growth * fit.originals)
         for end, originals in zip([low, high], needed.tolist(), strict=True):
             self.more(end, min(originals, max(at_once, 2 * self.count(end))))
-        return self.count(low) >= needed[0] and self.count(high) >= needed[1]
+        return bool(self.count(low) >= needed[0] and self.count(high) >= needed[1])
 
     def failing(self, low: int, high: int, tests: int) -> list[int]:
         """The ends that are not on their sides of the height."""

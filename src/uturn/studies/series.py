@@ -51,9 +51,8 @@ def series_of(run: Run, centre: str) -> list[Series]:
         for key in keys_of(run.data.isel({order: 0}), name):
             values = run.data[name].isel(key.indices, drop=True).transpose(..., order)
             starts = np.nan if start is None else start.isel(key.indices).values
-            curves = curve(
-                values, run.axes.noise, starts, "mean" if instructions.is_share else centre
-            )
+            centre_of_curves = "mean" if instructions.is_share else centre
+            curves = curve(values, run.axes.noise, starts, centre_of_curves)
             inversion, remark = _inversion(curves, run)
             series.append(Series(key, str(ends[0]), str(ends[-1]), inversion, remark))
     return series
@@ -67,7 +66,7 @@ def _inversion(curves: Replicates, run: Run) -> tuple[np.ndarray, Remark | None]
     sign = -1.0 if rises else 1.0  # a distance rises where a similarity falls
 
     def difference(means: np.ndarray) -> np.ndarray:
-        return sign * (means[is_finite, -1] - means[is_finite, 0])
+        return np.asarray(sign * (means[is_finite, -1] - means[is_finite, 0]))
 
     place = located_on(curves, lambda means: crossing(noise, difference(means), 0.0), noise)
     inversion = run.axes.convert_interval(place)
@@ -89,17 +88,17 @@ def dataset_of_series(series: Sequence[Series]) -> xr.Dataset:
     if not series:
         return xr.Dataset()
     texts = {
-        "series": [one.key.label for one in series],
-        "series_variable": [one.key.variable for one in series],
-        "first": [one.first for one in series],
-        "last": [one.last for one in series],
-        "series_remark": [one.remark.text if one.remark else "" for one in series],
+        "series": [entry.key.label for entry in series],
+        "series_variable": [entry.key.variable for entry in series],
+        "first": [entry.first for entry in series],
+        "last": [entry.last for entry in series],
+        "series_remark": [entry.remark.text if entry.remark else "" for entry in series],
     }
     return xr.Dataset(
         {
             "inversion": (
                 ("series", "axis", "estimate"),
-                np.stack([one.inversion for one in series]),
+                np.stack([entry.inversion for entry in series]),
             )
         },
         {name: ("series", np.array(column, str)) for name, column in texts.items()},

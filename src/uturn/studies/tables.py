@@ -381,7 +381,7 @@ def csv_of(*frames: pandas.DataFrame) -> str:
     frame = pandas.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
     texts = frame.select_dtypes(exclude="number").columns
     frame = frame.assign(**{name: frame[name].map(_without_formula) for name in texts})
-    return frame.rename(columns=_without_formula).to_csv(index=False)
+    return str(frame.rename(columns=_without_formula).to_csv(index=False))
 
 
 def _without_formula(cell: object) -> object:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import xarray as xr
 
 from uturn.core.checks import expect
 from uturn.core.registry import build, stored_class
 from uturn.studies.runs import stored_spec
-from uturn.studies.tables import Study
+
+D = TypeVar("D", bound=xr.Dataset)
 
 _BELIEFS = {
     "belief": "marginals",
@@ -20,7 +23,7 @@ _BELIEFS = {
 """Readings of tree levels, and the beliefs that are their expectation for exact posterior draws."""
 
 
-def with_theory(study: Study, run: xr.Dataset) -> Study:
+def with_theory(study: D, run: xr.Dataset) -> D:
     """A study with the mean field of the grammar of its run (`uturn.theory.MeanField`), for the
     ε-process.
 
@@ -32,7 +35,9 @@ def with_theory(study: Study, run: xr.Dataset) -> Study:
     tables = spec["source"], spec.get("corruption", {})
     mean_field = None
     corruption = stored_class("corruption", tables[1])
-    if stored_class("source", tables[0]) and getattr(corruption, "has_mean_field", False):
+    source = stored_class("source", tables[0])
+    are_strings = getattr(source, "kind", "") == "strings"
+    if are_strings and getattr(corruption, "has_mean_field", False):
         mean_field = build("source", tables[0], trusted=False).mean_field()
     types = tuple(table.get("type") for table in tables)
     only = "rhm, with one multiplicity and uniform rules, and epsilon; leave out --theory"

@@ -29,7 +29,7 @@ def estimated(values: np.ndarray) -> np.ndarray:
     at which it has a value.
     """
     exists = ~np.isnan(values)
-    return exists[:, 1] if exists[:, 1].any() else exists[:, 0]
+    return np.asarray(exists[:, 1] if exists[:, 1].any() else exists[:, 0])
 
 
 def lying_on(curves: Sequence[Sequence[float | None]] | np.ndarray) -> list[int]:

@@ -36,6 +36,7 @@ def draw_levels(data: xr.Dataset, ylabel: str, theory_name: str) -> Figure:
     """Left: curves of all levels, exact and in theory. Right: shift in ε of every level with its
     interval.
     """
+    figure: Figure
     with style() as plt:
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(11.5, 4.6), width_ratios=[1.75, 1], layout="constrained"

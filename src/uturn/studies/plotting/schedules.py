@@ -21,6 +21,7 @@ def draw_schedules(schedules: Sequence[xr.Dataset], names: Sequence[str]) -> Fig
     """Left: amplitude of the image in x_t. Right: log-SNR. Both against strength = k/N, with the
     values at 1/2 as text.
     """
+    figure: Figure
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
         middles = [

@@ -166,7 +166,7 @@ def level_colors(count: int) -> list[ColorType]:
 
 
 def level_bar(
-    plt: Any,
+    plt: Any,  # noqa: ANN401 - pyplot, a module that `style` gives
     axes: Axes,
     count: int,
     label: str,

@@ -19,6 +19,7 @@ def draw(mf: MeanField) -> Figure:
     """
     v = mf.vocab_size
     p = np.linspace(1 / v, 1, 800)
+    figure: Figure
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.3), layout="constrained")
         left.plot(p, p, color=MUTED, lw=1, ls="--")
