@@ -631,6 +631,7 @@ def module_of(tmp_path, monkeypatch):
 
     def write(name, text):
         (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)  # another test may have its own
         written.append(name)
         return name
 
