@@ -59,6 +59,10 @@ class DiffusionModel(DiffusionOptions, Spec, Queued[Noisy, ImageWork]):
         """True on the CPU, where small convolutions scale poorly across threads."""
         return self.reverse().device.type == "cpu"
 
+    @property
+    def data_in_call(self) -> int | None:
+        return self.batch_size if isinstance(self.batch_size, int) else None
+
     def reverse(self) -> ReverseDiffusion:
         """The model with its sampler, loaded on first use."""
         return _reverse_diffusion(self)

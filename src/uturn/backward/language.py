@@ -86,6 +86,10 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued[NoisyTokens | NoisyStrings,
         return self.language().device.type == "cpu"
 
     @property
+    def data_in_call(self) -> int | None:
+        return self.batch_size
+
+    @property
     def _sampler(self) -> InOrder | InTime | Replacing:
         """The sampler; ValueError if the decoder is not for the corruption of the model."""
         channel = self.language().channel
