@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from uturn.backward.reverse_diffusion import ReverseDiffusion
-from uturn.core.pieces import Pieces
+from uturn.corruption.pieces import Pieces
 from uturn.networks import DenoiserModel
 from uturn.networks.images.own_denoisers import Conversion
 from uturn.networks.images.pretrained import DenoisingNetwork

@@ -19,8 +19,8 @@ from uturn.backward import DiffusionModel
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.cli import app
 from uturn.core.caches import clear_caches
-from uturn.core.pieces import Pieces
 from uturn.corruption.diffusion import ForwardDiffusion
+from uturn.corruption.pieces import Pieces
 from uturn.corruption.schedulers import scheduler_like
 from uturn.engine.trial import check
 from uturn.networks import DenoiserModel

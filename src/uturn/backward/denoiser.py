@@ -57,7 +57,8 @@ class ExactPosterior(Spec, Backward):
             block = next(iter(source.blocks(np.arange(1), experiment.seed, 1)))
             for noise in experiment.noise:
                 streams = Streams(experiment.seed, block.items, noise)
-                corruption.observe(block, noise, streams).posterior(0)
+                measured: Any = corruption.observe(block, noise, streams)  # by an operator
+                measured.posterior(0)
         return {}
 
 

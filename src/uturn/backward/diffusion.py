@@ -19,14 +19,15 @@ import numpy as np
 from uturn.backward.queue import Queued
 from uturn.backward.reverse_diffusion import ImageWork, ReverseDiffusion
 from uturn.core.caches import cached_while_unchanged
-from uturn.core.checks import checked_path, expect
+from uturn.core.checks import expect
+from uturn.core.files import checked_path
 from uturn.core.findings import Finding
 from uturn.core.imports import is_import_path
-from uturn.core.pieces import Pieces
 from uturn.core.prior import Prior
 from uturn.core.protocols import Corruption, Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.diffusion import ForwardDiffusion, check_diffusion
+from uturn.corruption.pieces import Pieces
 from uturn.corruption.schedulers import AncestralScheduler
 from uturn.networks.images.options import DiffusionOptions
 from uturn.sources.fashion_mnist import generator_folder
@@ -58,6 +59,10 @@ class DiffusionModel(DiffusionOptions, Spec, Queued[Noisy, ImageWork]):
     def wants_processes(self) -> bool:
         """True on the CPU, where small convolutions scale poorly across threads."""
         return self.reverse().device.type == "cpu"
+
+    @property
+    def data_in_call(self) -> int | None:
+        return self.batch_size if isinstance(self.batch_size, int) else None
 
     def reverse(self) -> ReverseDiffusion:
         """The model with its sampler, loaded on first use."""

@@ -31,7 +31,7 @@ from uturn.sources.tokens import PAD, NoisyTokens, TextSource
 if TYPE_CHECKING:
     import torch
 
-    from uturn.core.pieces import Pieces
+    from uturn.corruption.pieces import Pieces
     from uturn.networks.texts.language import LanguageModel
 
 _COUNTED = 1000  # texts whose tokens are counted
@@ -84,6 +84,10 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued[NoisyTokens | NoisyStrings,
     def wants_processes(self) -> bool:
         """True on the CPU, where small networks scale poorly across threads."""
         return self.language().device.type == "cpu"
+
+    @property
+    def data_in_call(self) -> int | None:
+        return self.batch_size
 
     @property
     def _sampler(self) -> InOrder | InTime | Replacing:
@@ -164,8 +168,11 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued[NoisyTokens | NoisyStrings,
             where = "fixed tokens (keep_first, fixed): corruption"
             is_masked = model.corruption != "uniform"  # replaced tokens are all drawn again
             expect(is_masked, where, corruption, "Masking()")
-            expected = "False, as it masks the fixed tokens (keep_first, fixed) again"
-            expect(not self.remask_given, "remask_given", True, expected)
+            if self.remask_given:
+                raise ValueError(
+                    "remask_given is only used without fixed tokens (keep_first, fixed), which it"
+                    " would mask again"
+                )
         _ = self._sampler  # raises for a decoder that is not for this corruption
         if isinstance(source, StringSource):
             self._check_strings(source)

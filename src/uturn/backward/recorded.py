@@ -20,8 +20,9 @@ import pandas as pd
 from pydantic import PrivateAttr
 
 from uturn.core.caches import digest_of_file
-from uturn.core.checks import LARGEST, checked_path, expect
+from uturn.core.checks import LARGEST, expect
 from uturn.core.data import Noisy, Originals
+from uturn.core.files import checked_path
 from uturn.core.messages import one_line, shown
 from uturn.core.protocols import Corruption, FromFiles, Source, Spec
 from uturn.core.random import Streams

@@ -25,8 +25,8 @@ from uturn.core import progress
 from uturn.core.checks import expect
 from uturn.core.errors import noted
 from uturn.core.messages import one_line
-from uturn.core.pieces import Pieces, half_precision_words
 from uturn.corruption.diffusion import ForwardDiffusion, checked_images
+from uturn.corruption.pieces import Pieces, half_precision_words
 from uturn.corruption.schedulers import (
     SCHEDULERS,
     Scheduler,
@@ -508,9 +508,11 @@ def _check_eta(scheduler: Scheduler, eta: float | None) -> None:
     """ValueError for an `eta` that is not in [0, 1], or that the scheduler does not take."""
     if eta is None:
         return
-    takes_eta = "eta" in inspect.signature(scheduler.step).parameters
-    where = f"{type(scheduler).__name__} takes no eta: eta"
-    expect(takes_eta, where, eta, "none; leave it out, or use scheduler='ddim'")
+    if "eta" not in inspect.signature(scheduler.step).parameters:
+        raise ValueError(
+            f"eta is only used with schedulers that take it; {type(scheduler).__name__} takes no"
+            " eta: leave it out, or use scheduler='ddim'"
+        )
     expect(0 <= eta <= 1, "eta", eta, "a number in [0, 1]")
 
 

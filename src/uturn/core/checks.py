@@ -1,11 +1,11 @@
-"""Shared checks of arguments. Errors name the argument, its value, and the expected values."""
+"""Checks of numbers and arrays among arguments. Errors name the argument, its value, and the
+expected values.
+"""
 
 from __future__ import annotations
 
-import math
 import operator
-import os
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -13,10 +13,6 @@ from uturn.core.messages import shown
 
 LARGEST = np.float64(1e100)
 """Largest number whose squares and their sums are far from the largest float64."""
-MOST_DEPTH = 10_000
-"""Largest number of tree levels. Float64 does not resolve differences between levels at this
-depth.
-"""
 
 
 def expect(ok: object, where: str, found: object, expected: str) -> None:
@@ -44,50 +40,6 @@ def checked_integer(name: str, value: SupportsIndex | object, least: int) -> int
         number = least - 1
     expect(number >= least and not isinstance(value, bool), name, value, f"an integer >= {least}")
     return number
-
-
-def checked_depth(value: object, instead: str = "lower it") -> int:
-    """`value` as a number of tree levels, 1 .. MOST_DEPTH, or a ValueError."""
-    depth = checked_integer("depth", value, 1)
-    expect(depth <= MOST_DEPTH, "depth", depth, f"at most {MOST_DEPTH} levels; {instead}")
-    return depth
-
-
-def check_tuples(
-    vocab_size: int, branching: int, symbols: int = 0, multiplicity: int = 0, where: str = "a level"
-) -> None:
-    """ValueError if vocab_size**branching, the number of tuples, exceeds float64 or is below the
-    number of rules.
-    """
-    sizes = f"vocab_size = {shown(vocab_size)}, branching"
-    is_a_float = branching * math.log2(vocab_size) <= 1000
-    expect(is_a_float, sizes, branching, "vocab_size**branching of at most 300 digits")
-    most = vocab_size**branching // max(symbols, 1)  # the tuples of a level are distinct
-    expected = f"at most {most}; lower multiplicity"
-    expect(multiplicity <= most, f"{where}: multiplicity", multiplicity, expected)
-
-
-def check_memory(what: str, size: int, instead: str) -> None:
-    """ValueError if `size` bytes exceed the memory of this machine."""
-    memory = 2**36
-    if hasattr(os, "sysconf"):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > memory:
-        needed = f"{size / 2**30:.0f} GB"
-        if size >= 2**60:
-            needed = f"2**{size.bit_length() - 1} bytes"
-        raise ValueError(
-            f"{what} would take {needed}, but this machine has {memory / 2**30:.0f} GB of memory;"
-            f" {instead}"
-        )
-
-
-def checked_path(name: str, value: object) -> str:
-    """`value` as the path of a file or folder, or a ValueError."""
-    path = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
-    is_short = len(path) <= 4000 and max(map(len, map(os.fsencode, path.split(os.sep)))) <= 255
-    expect(path and is_short and "\0" not in path, name, value, "the path of a file or folder")
-    return path
 
 
 def checked_array(name: str, value: object) -> np.ndarray:
@@ -122,14 +74,3 @@ def checked_noise(noise: object, most: float, batch: int | None = None) -> np.nd
     if bad.any():
         raise ValueError(f"noise = {levels[bad].flat[0]}: expected a level in [0, {most}]")
     return levels
-
-
-def plain(value: Any) -> Any:  # noqa: ANN401 - a table of any shape
-    """Tables and lists with numpy arrays and numbers replaced by Python types, for JSON."""
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, dict):
-        return {key: plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    return value

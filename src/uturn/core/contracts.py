@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from uturn.core.checks import expect, plain
+from uturn.core.checks import expect
 from uturn.core.data import O, Originals, Reconstructions
+from uturn.core.inputs import plain
 from uturn.core.messages import one_line, shown
 from uturn.core.own_parts import is_own, name_of
 from uturn.core.protocols import Backward, Corruption, Probe, Source, Spec

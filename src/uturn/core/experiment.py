@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 from pydantic import (
@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from uturn.core import display
-from uturn.core.checks import checked_noise, checked_path, expect, plain
+from uturn.core.checks import checked_noise, expect
 from uturn.core.contracts import (
     Declared,
     bound_probe,
@@ -33,10 +33,11 @@ from uturn.core.contracts import (
     declared_by,
     joined,
 )
+from uturn.core.data import N, Noisy, O, Originals
 from uturn.core.errors import noted, origin
-from uturn.core.files import read_table
+from uturn.core.files import checked_path, read_table
 from uturn.core.findings import DATA_CHECK, Finding
-from uturn.core.inputs import Table
+from uturn.core.inputs import Table, plain
 from uturn.core.messages import one_line, shown, validation_words
 from uturn.core.own_parts import code_digest, is_own, name_of
 from uturn.core.protocols import Backward, Corruption, Part, Probe, Source
@@ -47,19 +48,19 @@ _CHECKED = 10  # originals on which networks are checked
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The mutually compatible parts of an experiment: `source, corruption, backward, probes =
-    experiment.parts`.
+class Parts(Generic[O, N]):
+    """The mutually compatible parts of an experiment, for originals O and noisy data N: `source,
+    corruption, backward, probes = experiment.parts`.
     """
 
-    source: Source
-    given: Corruption
+    source: Source[O]
+    given: Corruption[O, N]
     """The corruption of the spec."""
-    backward: Backward
-    probes: list[Probe]
+    backward: Backward[N]
+    probes: list[Probe[O, N]]
 
     @cached_property
-    def corruption(self) -> Corruption:
+    def corruption(self) -> Corruption[O, N]:
         """The forward process of the backward, whose model is loaded on first use, or the given
         corruption.
         """
@@ -71,13 +72,13 @@ class Parts:
         return forward
 
     @cached_property
-    def bound_probes(self) -> list[Probe]:
+    def bound_probes(self) -> list[Probe[O, N]]:
         """The probes with what they prepare for the source, whose networks are loaded on first
         use.
         """
         return [bound_probe(probe, self.source, k) for k, probe in enumerate(self.probes)]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # parts of four types
         yield from (self.source, self.corruption, self.backward, self.probes)
 
 
@@ -285,7 +286,7 @@ class Experiment(BaseModel):
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     @cached_property
-    def parts(self) -> Parts:
+    def parts(self) -> Parts[Originals, Noisy]:
         """Source, corruption, backward and probes as objects; ValueError unless they fit
         together.
         """
@@ -426,8 +427,8 @@ def _with_noise(spec: Table) -> Table:
     spec = dict(spec)
     corruption = spec.get("corruption")
     if isinstance(corruption, dict) and "noise" in corruption:
-        expected = "levels in one place, here or in corruption.noise"
-        expect("noise" not in spec, "noise", spec.get("noise"), expected)
+        if "noise" in spec:
+            raise ValueError("give noise levels in one place, `noise` or corruption.noise")
         spec["noise"] = corruption["noise"]
         spec["corruption"] = {key: corruption[key] for key in corruption if key != "noise"}
     if "noise" in spec or isinstance(corruption, dict):

@@ -17,11 +17,20 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from uturn.core.checks import expect, plain
+from uturn.core.checks import expect
+from uturn.core.inputs import plain
 
 LARGEST_TABLE = 2**26
 """Most bytes of a table in a file: a file with holes may promise terabytes."""
 _UNFINISHED = ".unfinished"
+
+
+def checked_path(name: str, value: object) -> str:
+    """`value` as the path of a file or folder, or a ValueError."""
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
+    is_short = len(path) <= 4000 and max(map(len, map(os.fsencode, path.split(os.sep)))) <= 255
+    expect(path and is_short and "\0" not in path, name, value, "the path of a file or folder")
+    return path
 
 
 @contextmanager

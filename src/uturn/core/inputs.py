@@ -11,10 +11,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+import numpy as np
+
 from uturn.core.caches import digest_of_file
 
 Table = dict[str, Any]
 """A table of a spec: plain data, as in a JSON file."""
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - a table of any shape
+    """Tables and lists with numpy arrays and numbers replaced by Python types, for JSON."""
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return value
 
 
 class Input:

@@ -1,10 +1,26 @@
-"""Arrays on aligned and on recycled memory."""
+"""Memory: what fits into that of this machine; arrays on aligned and on recycled memory."""
 
 from __future__ import annotations
 
+import os
 from collections import deque
 
 import numpy as np
+
+
+def check_memory(what: str, size: int, instead: str) -> None:
+    """ValueError if `size` bytes exceed the memory of this machine."""
+    memory = 2**36
+    if hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        needed = f"{size / 2**30:.0f} GB"
+        if size >= 2**60:
+            needed = f"2**{size.bit_length() - 1} bytes"
+        raise ValueError(
+            f"{what} would take {needed}, but this machine has {memory / 2**30:.0f} GB of memory;"
+            f" {instead}"
+        )
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype, boundary: int = 64) -> np.ndarray:

@@ -346,9 +346,12 @@ class Channel(Corruption[O, Noisy]):
 
 class Hints:
     """How a backward is fastest: what it declares to the scheduler of tasks
-    (`uturn.engine.schedule`). A hint changes the order of tasks and never a number.
+    (`uturn.engine.schedule`). A hint changes which tasks are measured together and in which order,
+    and never a number.
     """
 
+    adds_trajectories: ClassVar[bool] = False
+    """Whether trajectories can be reconstructed separately with the same results."""
     shares_batches: ClassVar[bool] = False
     """Whether `reconstruct_stream` reconstructs the data of several blocks together."""
     by_items: ClassVar[bool] = False
@@ -364,6 +367,13 @@ class Hints:
         """Whether several processes are faster than one with several threads."""
         return False
 
+    @property
+    def data_in_call(self) -> int | None:
+        """Number of data in a call of the network of a backward that shares batches; None: the
+        engine chooses a number for a GPU.
+        """
+        return None
+
 
 class Backward(Part, Hints, Generic[N]):
     """A model that draws reconstructions given noisy data."""
@@ -372,8 +382,6 @@ class Backward(Part, Hints, Generic[N]):
     """The processes (`Corruption.process`) that it undoes; empty: any."""
     asks: ClassVar[tuple[str, ...]] = ()
     """Further members that a user-defined corruption of strings needs."""
-    adds_trajectories: ClassVar[bool] = False
-    """Whether trajectories can be reconstructed separately with the same results."""
 
     @abstractmethod
     def reconstruct(self, noisy: N, streams: Streams, clones: int = 1) -> Reconstructions:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple, cast
 
 from pydantic import BaseModel, ValidationError
 
-from uturn.core.checks import expect, plain
+from uturn.core.checks import expect
 from uturn.core.contracts import undoes
 from uturn.core.errors import noted
 from uturn.core.imports import import_object, is_import_path
-from uturn.core.inputs import Table
+from uturn.core.inputs import Table, plain
 from uturn.core.messages import one_line
 from uturn.core.own_parts import DOCS, check_class, check_own, is_own
 from uturn.core.protocols import BASES, Backward, Corruption, Part, Probe, Source

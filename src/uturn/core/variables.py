@@ -11,8 +11,8 @@ import numpy as np
 from pydantic import ConfigDict, Field, FiniteFloat, StrictStr
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from uturn.core.checks import LARGEST, expect, plain
-from uturn.core.inputs import Table
+from uturn.core.checks import LARGEST, expect
+from uturn.core.inputs import Table, plain
 
 _NONE: Mapping[str, object] = MappingProxyType({})
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from uturn.core.checks import checked_noise, expect
-from uturn.core.pieces import Pieces, half_precision_words
 from uturn.core.protocols import Axes, Axis, Corruption, Noisy, Source
 from uturn.core.random import Purpose, normals
 from uturn.corruption import schedulers
+from uturn.corruption.pieces import Pieces, half_precision_words
 from uturn.corruption.schedulers import PipelineTimesteps, Scheduler
 
 if TYPE_CHECKING:

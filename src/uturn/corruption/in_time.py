@@ -85,8 +85,8 @@ class Remasking:
         is_schedule = self.schedule in SCHEDULES and 0 <= self.eta <= 1
         options = (self.schedule, self.eta)
         expect(is_schedule, "remask, eta", options, f"one of {SCHEDULES}, and 0 to 1")
-        is_used = self.is_on or not self.masks_given
-        expect(is_used, "remask with remask_given", "none", "'cap', 'rescale' or 'conf'")
+        if self.masks_given and not self.is_on:
+            raise ValueError("remask_given is only used with remask = 'cap', 'rescale' or 'conf'")
 
     @property
     def is_on(self) -> bool:

@@ -211,9 +211,11 @@ def with_spacing(scheduler: Scheduler, timestep_spacing: str | None) -> Schedule
         expected = "'linspace', 'leading' or 'trailing'"
         expect(is_spacing, "timestep_spacing", timestep_spacing, expected)
         changes["timestep_spacing"] = timestep_spacing
-    else:
-        expected = f"None, as {kind.__name__} has no such option"
-        expect(timestep_spacing is None, "timestep_spacing", timestep_spacing, expected)
+    elif timestep_spacing is not None:
+        raise ValueError(
+            "timestep_spacing is only used with schedulers that have this option;"
+            f" {kind.__name__} has none"
+        )
     if _declares_learned_variance(scheduler) and not uses_learned_variance(scheduler):
         # The queue passes no learned variance to these solvers, which would split it off again.
         changes["variance_type"] = None

@@ -225,11 +225,13 @@ class Decoder:
             checked_integer("steps", self.steps, 1)
         _ = self.law  # raises for a law that does not exist
         blocks = Blocks(self.block, self.causal)
-        can_remask = not self.remasking.is_on or self.order in ("random", "analytic")
-        where = f"order with remask {self.remask!r}"
-        expect(can_remask, where, self.order, "'random' or 'analytic'")
-        has_blocks = self.order == blocks.name
-        expect(has_blocks or not self.causal, "order with causal", self.order, "'blocks'")
+        if self.remasking.is_on and self.order not in ("random", "analytic"):
+            raise ValueError(
+                f"remask = {self.remask!r} is only used with order = 'random' or 'analytic',"
+                f" not {self.order!r}"
+            )
+        if self.causal and self.order != blocks.name:
+            raise ValueError(f"causal is only used with order = 'blocks', not {self.order!r}")
         has_steps = not self.in_time or self.steps is not None
         expected = "the number of steps in time"
         expect(has_steps, f"steps of {self.description}", self.steps, expected)

@@ -112,9 +112,8 @@ class OnRay(Executor):
         backward = experiment.parts.backward
         least_on_gpu = 1
         if backward.shares_batches:
-            batch = getattr(backward, "batch_size", None)
             u_turns = experiment.chunk * experiment.trajectories * experiment.clones
-            least_on_gpu = whole_batches(u_turns, batch if isinstance(batch, int) else _BATCH)
+            least_on_gpu = whole_batches(u_turns, backward.data_in_call or _BATCH)
         tasks = [entry.task for entry in job.left]
         states = on_cluster(
             self.address,

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.core.checks import expect, plain
+from uturn.core.checks import expect
 from uturn.core.experiment import Experiment, checked_experiment
+from uturn.core.inputs import plain
 from uturn.engine.executors import Processes, ThisProcess
 from uturn.engine.run import (
     Workers,

@@ -6,6 +6,7 @@ There are two: trees of rules (`uturn.RandomHierarchyModel`) and Markov chains
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +15,17 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from uturn.core.checks import checked_integer, expect
+from uturn.core.messages import shown
+
 if TYPE_CHECKING:
     from uturn.exact.inference.beliefs import Beliefs
     from uturn.exact.inference.evidence import Evidence
+
+MOST_DEPTH = 10_000
+"""Largest number of tree levels. Float64 does not resolve differences between levels at this
+depth.
+"""
 
 Symbols = Mapping[int, np.ndarray]
 """Symbols of all nodes, {tree_level: int64 (.., nodes)}; level 0 has the leaves."""
@@ -116,3 +125,24 @@ class Grammar(ABC):
         `symbols`: those of the originals, {tree_level: int64 (originals, nodes)}. The samples of an
         original are next to each other.
         """
+
+
+def checked_depth(value: object, instead: str = "lower it") -> int:
+    """`value` as a number of tree levels, 1 .. MOST_DEPTH, or a ValueError."""
+    depth = checked_integer("depth", value, 1)
+    expect(depth <= MOST_DEPTH, "depth", depth, f"at most {MOST_DEPTH} levels; {instead}")
+    return depth
+
+
+def check_tuples(
+    vocab_size: int, branching: int, symbols: int = 0, multiplicity: int = 0, where: str = "a level"
+) -> None:
+    """ValueError if vocab_size**branching, the number of tuples, exceeds float64 or is below the
+    number of rules.
+    """
+    sizes = f"vocab_size = {shown(vocab_size)}, branching"
+    is_a_float = branching * math.log2(vocab_size) <= 1000
+    expect(is_a_float, sizes, branching, "vocab_size**branching of at most 300 digits")
+    most = vocab_size**branching // max(symbols, 1)  # the tuples of a level are distinct
+    expected = f"at most {most}; lower multiplicity"
+    expect(multiplicity <= most, f"{where}: multiplicity", multiplicity, expected)

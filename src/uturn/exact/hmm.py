@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from uturn.core.checks import check_memory, checked_integer, checked_numbers, expect
+from uturn.core.checks import checked_integer, checked_numbers, expect
+from uturn.core.memory import check_memory
 from uturn.core.random import STRINGS, checked_seed, choices, keys, streams, uniforms
 from uturn.exact.grammar import Draw, Grammar, Symbols
 from uturn.exact.inference.beliefs import Beliefs

@@ -18,19 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from uturn.core import display
-from uturn.core.checks import (
-    check_memory,
-    check_tuples,
-    checked_array,
-    checked_depth,
-    checked_integer,
-    checked_path,
-    expect,
-)
-from uturn.core.files import check_regular, whole_file
+from uturn.core.checks import checked_array, checked_integer, expect
+from uturn.core.files import check_regular, checked_path, whole_file
+from uturn.core.memory import check_memory
 from uturn.core.random import STRINGS, checked_seed, keys, streams, uniform_row, uniforms
 from uturn.core.threads import over_blocks
-from uturn.exact.grammar import Draw, Grammar, Symbols
+from uturn.exact.grammar import Draw, Grammar, Symbols, check_tuples, checked_depth
 
 if TYPE_CHECKING:
     from uturn.exact.inference.beliefs import Beliefs

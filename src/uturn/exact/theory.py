@@ -14,14 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
-from uturn.core.checks import (
-    check_memory,
-    check_tuples,
-    checked_depth,
-    checked_integer,
-    checked_noise,
-    expect,
-)
+from uturn.core.checks import checked_integer, checked_noise, expect
+from uturn.core.memory import check_memory
+from uturn.exact.grammar import check_tuples, checked_depth
 
 Phase = Literal["transition", "always lost", "always recovered"]
 

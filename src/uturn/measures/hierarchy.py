@@ -237,13 +237,15 @@ def site_changes(experiment: Experiment) -> xr.DataArray:
     `item`: for strings 1 where a leaf has another symbol, else 0; for vectors the squared
     difference of a component.
     """
-    source, corruption, backward, _ = checked_experiment(experiment).parts
+    parts = checked_experiment(experiment).parts
     expect(experiment.clones == 1, "clones", experiment.clones, "one clone")
 
     def blocks() -> Iterator[tuple[tuple[int, int], Originals, float, Streams]]:
         items = np.arange(experiment.items)
         for k, noise in enumerate(experiment.noise):
-            for b, block in enumerate(source.blocks(items, experiment.seed, experiment.items)):
+            for b, block in enumerate(
+                parts.source.blocks(items, experiment.seed, experiment.items)
+            ):
                 trajectories = range(experiment.trajectories)
                 yield (
                     (k, b),
@@ -252,13 +254,14 @@ def site_changes(experiment: Experiment) -> xr.DataArray:
                     Streams(experiment.seed, block.items, noise, trajectories),
                 )
 
-    pieces = {key: _changes_of(turned) for key, turned in u_turns(blocks(), corruption, backward)}
+    turns = u_turns(blocks(), parts.corruption, parts.backward)
+    pieces = {key: _changes_of(turned) for key, turned in turns}
     levels = []
     for k in range(len(experiment.noise)):
         of_level = [pieces[key] for key in sorted(pieces) if key[0] == k]
         levels.append(np.concatenate(of_level))
     coords: dict[Hashable, object] = {"noise": experiment.noise}
-    for name, values in source.coordinates(experiment.seed, experiment.items).items():
+    for name, values in parts.source.coordinates(experiment.seed, experiment.items).items():
         coords[name] = ("item", values)
     return xr.DataArray(np.array(levels, float), dims=_DIMS, coords=coords)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from uturn.core.findings import Finding
-from uturn.core.pieces import Pieces, is_out_of_memory
+from uturn.corruption.pieces import Pieces, is_out_of_memory
 from uturn.corruption.predictions import Prediction, solved
 from uturn.corruption.schedulers import Scheduler, add_noise, is_flow, prediction_of, scaled_input
 from uturn.networks.images.noise_schedule import NoiseSchedule

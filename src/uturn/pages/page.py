@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from uturn.core.checks import checked_path, expect
-from uturn.core.files import check_plain, whole_file
+from uturn.core.checks import expect
+from uturn.core.files import check_plain, checked_path, whole_file
 from uturn.core.imports import import_object
 from uturn.core.tools import named, tools
 from uturn.pages import figures, studies

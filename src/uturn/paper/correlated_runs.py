@@ -19,6 +19,7 @@ from uturn.measures.covariances import Grid, Tree
 from uturn.paper.specs import experiment_of, rhm
 from uturn.paper.workshop import Scale, Workshop
 from uturn.sources import RHMSource
+from uturn.sources.vectors import Vectors
 
 PAPER = (32, 8, 2)
 STEEP = (16, 4, 2)
@@ -97,6 +98,7 @@ def independent_changes(label: str, experiment: Experiment) -> xr.Dataset:
     """
     source, sites = experiment.parts.source, SITES[label]
     originals = next(source.blocks(np.arange(experiment.items), experiment.seed, experiment.items))
+    assert isinstance(originals, Vectors)
     if label == "field":
         n = FIELD["size"]
         rho = np.fft.ifftn(originals.law.variance.reshape(n, n)).real.ravel()

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, model_validator
 
 import uturn
-from uturn.core.checks import checked_integer, checked_noise, expect, plain
+from uturn.core.checks import checked_integer, checked_noise, expect
+from uturn.core.inputs import plain
 from uturn.core.messages import validation_words
 
 SIZES = ("levels", "items", "trajectories", "clones", "keep", "chunk", "seed")

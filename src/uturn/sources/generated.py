@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, PrivateAttr
 
-from uturn.core.checks import checked_integer, checked_path, expect
+from uturn.core.checks import checked_integer, expect
 from uturn.core.data import StoredItems
-from uturn.core.files import named_errors, read_array, whole_file
+from uturn.core.files import checked_path, named_errors, read_array, whole_file
 from uturn.core.messages import counted
 from uturn.core.own_parts import is_own, name_of
 from uturn.core.prior import Prior

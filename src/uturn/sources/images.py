@@ -21,9 +21,9 @@ from numpy.typing import ArrayLike
 from pydantic import Field
 
 from uturn.core.caches import cached_while_unchanged, digest_of_file
-from uturn.core.checks import checked_integer, checked_path, expect
+from uturn.core.checks import checked_integer, expect
 from uturn.core.data import StoredItems
-from uturn.core.files import read_array, read_text
+from uturn.core.files import checked_path, read_array, read_text
 from uturn.core.inputs import Content, File
 from uturn.core.messages import one_line, shown
 from uturn.core.own_parts import name_of

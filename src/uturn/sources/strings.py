@@ -15,14 +15,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from uturn.core.caches import cached_while_unchanged
-from uturn.core.checks import check_tuples, checked_integer, checked_path, expect
-from uturn.core.files import read_table
+from uturn.core.checks import checked_integer, expect
+from uturn.core.files import checked_path, read_table
 from uturn.core.inputs import File
 from uturn.core.messages import one_line, shown
 from uturn.core.own_parts import name_of
 from uturn.core.protocols import Corruption, Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys
-from uturn.exact.grammar import Draw, Grammar
+from uturn.exact.grammar import Draw, Grammar, check_tuples
 from uturn.exact.hmm import HiddenMarkovModel
 from uturn.exact.inference.evidence import Evidence, checked_evidence
 from uturn.exact.rhm import RandomHierarchyModel, zipf

@@ -12,21 +12,24 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field, PrivateAttr, model_validator
 
 from uturn.core.caches import cached_while_unchanged
-from uturn.core.checks import checked_array, checked_path, expect
-from uturn.core.files import read_array, read_text
+from uturn.core.checks import checked_array, expect
+from uturn.core.files import checked_path, read_array, read_text
 from uturn.core.inputs import Content
 from uturn.core.messages import counted, file_name, one_line
 from uturn.core.own_parts import name_of
 from uturn.core.protocols import Backward, Corruption, Noisy, Originals, Source, Spec
 from uturn.core.random import Streams
 from uturn.sources.embedded_text import passages_file
+
+if TYPE_CHECKING:
+    from uturn.networks.texts.language import LanguageModel
 
 PAD = -2
 """Value beyond the end of a text that is shorter than the longest one."""
@@ -168,8 +171,7 @@ class TextSource(Source[Tokens]):
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer of the model; None if it has none."""
-        tokenizer: Tokenizer | None = getattr(self.language(), "tokenizer", None)
-        return tokenizer
+        return getattr(self.language(), "tokenizer", None)
 
     @property
     def vocab_size(self) -> int:
@@ -181,13 +183,15 @@ class TextSource(Source[Tokens]):
         """The backward of the experiment, which has the model; None before there is one."""
         return getattr(self, "_backward", None)
 
-    def language(self) -> Any:  # noqa: ANN401 - `LanguageModel`, of a room above this one
-        """The language model of the backward, with `vocab_size`, `tokenizer` and `most_tokens`."""
-        backward: Any = self.backward
+    def language(self) -> LanguageModel:
+        """The language model of the backward, whose members `vocab_size`, `tokenizer` and
+        `most_tokens` the source reads; one of the user may lack the last two.
+        """
+        backward: Any = self.backward  # any that has the method `language`
         expected = "one with a method `language`, as 'language' has"
         has_language = hasattr(backward, "language")
         expect(has_language, "backward of the source 'tokens'", backward, expected)
-        model = backward.language()
+        model: LanguageModel = backward.language()
         where = f"{name_of(backward, 'backward')}.language"
         expected = "a uturn.networks.LanguageModel, or an object with its `vocab_size`"
         expect(hasattr(model, "vocab_size"), where, model, expected)

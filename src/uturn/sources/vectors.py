@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from uturn.core.caches import cached_while_unchanged
-from uturn.core.checks import checked_numbers, checked_path, expect
-from uturn.core.files import read_array
+from uturn.core.checks import checked_numbers, expect
+from uturn.core.files import checked_path, read_array
 from uturn.core.inputs import File
 from uturn.core.protocols import Corruption, Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys

@@ -19,8 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from uturn.core.checks import checked_path, expect
+from uturn.core.checks import expect
 from uturn.core.errors import StoreError
+from uturn.core.files import checked_path
 from uturn.core.messages import one_line, shown
 
 RUN_ROOT = "run.json"

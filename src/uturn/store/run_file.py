@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from uturn.core.checks import expect, plain
+from uturn.core.checks import expect
+from uturn.core.inputs import plain
 from uturn.core.messages import shown
 from uturn.core.protocols import Coordinates, Variable
 from uturn.store.folders import RUN_ROOT

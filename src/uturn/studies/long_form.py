@@ -15,8 +15,8 @@ import pandas
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from uturn.core.checks import checked_path, expect
-from uturn.core.files import check_plain
+from uturn.core.checks import expect
+from uturn.core.files import check_plain, checked_path
 from uturn.core.messages import shown
 from uturn.studies.csv_tables import is_number, read_csv, read_parquet
 

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 import numpy as np
 import xarray as xr
 
-from uturn.core.checks import plain
+from uturn.core.inputs import plain
 from uturn.core.messages import one_line, shown
 from uturn.core.protocols import Variable
 from uturn.measures.readings import WITHIN

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from uturn.core.checks import check_memory, checked_integer, expect
+from uturn.core.checks import checked_integer, expect
+from uturn.core.memory import check_memory
 from uturn.core.random import streams
 from uturn.exact.grammar import Grammar
 from uturn.exact.inference.beliefs import OUTPUTS, Beliefs, NotComputedError, entropy_of

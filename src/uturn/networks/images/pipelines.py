@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from uturn.core.checks import expect
-from uturn.core.pieces import half_precision_words
+from uturn.corruption.pieces import half_precision_words
 from uturn.corruption.schedulers import CONSISTENCY, Scheduler
 from uturn.networks.files import check_finite, fingerprint
 from uturn.networks.images.families import TEXT_PIPELINES, Family, family_of

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from uturn.core.checks import checked_path, expect
+from uturn.core.checks import expect
+from uturn.core.files import checked_path
 from uturn.core.imports import is_import_path
 from uturn.corruption.schedulers import PipelineTimesteps, Scheduler, is_flow_match
 from uturn.networks.images import pipelines

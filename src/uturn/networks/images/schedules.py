@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from uturn.core.checks import checked_path, expect
-from uturn.core.files import read_table
+from uturn.core.checks import expect
+from uturn.core.files import checked_path, read_table
 from uturn.core.messages import one_line
 from uturn.corruption.schedulers import (
     PipelineTimesteps,

@@ -25,9 +25,9 @@ import torch
 
 from uturn.core.checks import expect
 from uturn.core.errors import noted
-from uturn.core.pieces import Pieces, half_precision_words, is_out_of_memory
 from uturn.core.protocols import Channel
 from uturn.corruption import Masking, UniformReplacement
+from uturn.corruption.pieces import Pieces, half_precision_words, is_out_of_memory
 from uturn.corruption.sampling import MASKED
 from uturn.networks.layers import as_tensor
 from uturn.networks.texts.tokenizers import Tokenizer

@@ -11,9 +11,9 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field
 
 from uturn.core.caches import clear_caches
-from uturn.core.checks import checked_path, expect
+from uturn.core.checks import expect
 from uturn.core.errors import described
-from uturn.core.files import read_table, whole_file
+from uturn.core.files import checked_path, read_table, whole_file
 from uturn.core.messages import one_line, shown
 from uturn.engine.run import run
 from uturn.pages import write_page

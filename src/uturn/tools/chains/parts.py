@@ -143,6 +143,11 @@ class RepeatedBackward(Spec, Backward):
     def wants_processes(self) -> bool:
         return bool(self.of.wants_processes)
 
+    @property
+    def data_in_call(self) -> int | None:
+        count: int | None = self.of.data_in_call
+        return count
+
     def __getattr__(self, name: str) -> Any:
         """What sources and probes ask of a model, such as its tokens, is that of `of`."""
         if name.startswith("_"):

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from uturn.core.checks import check_memory, expect
+from uturn.core.checks import expect
+from uturn.core.memory import check_memory
 from uturn.core.protocols import Noisy
 from uturn.core.random import Purpose, Streams
 from uturn.tools.inverse.linear import LinearPosterior

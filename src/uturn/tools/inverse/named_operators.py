@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import checked_path, expect
-from uturn.core.files import read_array
+from uturn.core.checks import expect
+from uturn.core.files import checked_path, read_array
 from uturn.exact.laws import hartley
 from uturn.tools.inverse.deepinv_physics import Shape, deepinv
 from uturn.tools.inverse.operators import Operator
