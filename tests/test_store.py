@@ -143,7 +143,9 @@ def test_a_store_of_an_older_version_is_to_be_made_again(tmp_path):
     """Runs up to version 0.4 are folders of zarr."""
     xr.Dataset({"unchanged": ("noise", [1.0])}).to_zarr(tmp_path / "run", zarr_format=3)
     for opened in (open_run, lambda store: ut.run(experiment(), store)):
-        with pytest.raises(ValueError, match=r"as uturn 0\.4 and earlier wrote runs; measure again in"):
+        with pytest.raises(
+            ValueError, match=r"as uturn 0\.4 and earlier wrote runs; measure again in"
+        ):
             opened(tmp_path / "run")
 
 
