@@ -339,7 +339,8 @@ def test_only_damaged_readings_are_forgotten(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("there", "error"), [(False, "no store at"), (True, "does not see in it = 8")]
+    ("there", "error"),
+    [(False, "no store at"), (True, "8 measured tasks do not appear on this host")],
 )
 def test_workers_that_see_another_store_or_none(given, tmp_path, monkeypatch, there, error):
     experiment, tasks_of = ut.Experiment.from_dict(STRINGS), executors._tasks_of

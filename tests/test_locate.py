@@ -230,8 +230,8 @@ def test_the_exit_code_is_1_if_the_width_is_not_reached(folder):
             "expected the name of one reading: 'unchanged, tree_level = 0'",
         ),
         (["--until", 0.1, "--reading", ROOT, "--shard", "1/2"], "leave out --shard"),
-        (["--reading", ROOT], "expected --until WIDTH beside them"),
-        (["--share", 0.25], "expected --until WIDTH beside them"),
+        (["--reading", ROOT], "--reading and --share: only used with --until WIDTH"),
+        (["--share", 0.25], "--reading and --share: only used with --until WIDTH"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, folder):
@@ -310,7 +310,8 @@ def test_what_is_told():
         r"noise about .* originals needed at noise .* are measured; about [\d.]+ (s|min) left",
         told[0],
     )
-    assert "standard errors from the height of the place; +" in told[-1]
+    assert "standard errors before the sought value at noise" in told[-1]
+    assert "past it at noise" in told[-1]
 
 
 def test_another_width_measures_no_old_level_again(alone, tmp_path):

@@ -189,7 +189,7 @@ def test_the_command_writes_nothing_and_mistakes_are_one_line(tmp_path):
     assert uturn("run", "spec.toml", "--store", "x", cwd=tmp_path).stderr == ""
     (tmp_path / "other.toml").write_text(SPEC.replace("depth = 3", "depth = 4"))
     for arguments, message in (
-        (["absent.toml"], "No such file or directory: 'absent.toml'"),
+        (["absent.toml"], "cannot read the experiment absent.toml: no such file"),
         (["broken.toml"], "multiplicity"),
         (["other.toml", "--store", "x"], "x holds another experiment"),
         (["spec.toml", "--store", "spec.toml"], "spec.toml"),

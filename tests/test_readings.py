@@ -665,7 +665,7 @@ def test_a_table_of_zeros_is_not_read(text, tmp_path):
     with pytest.raises(
         ValueError,
         match=(
-            r"cannot read the table .*a.csv: it is no text in UTF-8.*; expected a CSV or Parquet"
+            r"cannot read the table .*a.csv: it is not UTF-8 text.*; expected a CSV or Parquet"
             r" file"
         ),
     ):
@@ -1093,7 +1093,7 @@ def test_a_column_of_labels_is_a_coordinate():
     assert run["mass"].dims == ("item",)
     assert set(run.data_vars) == {"rmsd", "charged"}
     assert (
-        "mass is the same in all rows of an item, so it is a coordinate and no reading"
+        "mass is the same in all rows of an item, so it is a coordinate, not a reading"
         in remarks(ut.study(run))
     )
     one_level = ut.readings(table[table["noise"] == table["noise"].max()])

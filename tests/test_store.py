@@ -143,7 +143,9 @@ def test_a_store_of_an_older_version_is_to_be_made_again(tmp_path):
     """Runs up to version 0.4 are folders of zarr."""
     xr.Dataset({"unchanged": ("noise", [1.0])}).to_zarr(tmp_path / "run", zarr_format=3)
     for opened in (open_run, lambda store: ut.run(experiment(), store)):
-        with pytest.raises(ValueError, match=r"as uturn up to 0\.4 wrote runs; measure again in"):
+        with pytest.raises(
+            ValueError, match=r"as uturn 0\.4 and earlier wrote runs; measure again in"
+        ):
             opened(tmp_path / "run")
 
 
@@ -186,10 +188,10 @@ def test_a_file_is_no_folder_of_a_run(tmp_path):
 
 
 def test_options_that_could_do_nothing_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="workers = 2: expected 1 without a store"):
+    with pytest.raises(ValueError, match="workers = 2 needs a store"):
         ut.run(experiment(), workers=2)
     for name in ("cpus_per_worker", "gpus_per_worker"):
-        with pytest.raises(ValueError, match=f"{name} = 1: expected none without cluster"):
+        with pytest.raises(ValueError, match=f"{name}: only used with cluster"):
             ut.run(experiment(), tmp_path / "run", **{name: 1})
     assert list(tmp_path.iterdir()) == []
     assert ut.run(experiment(), workers="auto").attrs["complete"]

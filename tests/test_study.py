@@ -279,9 +279,9 @@ def test_the_spread_of_grammars_is_said_of_grammars():
         grammar=("item", np.arange(12) // 2),
     )
     (of_grammars,) = ut.study(run).remark.values
-    assert "two grammars make the spread" in of_grammars
+    assert "the spread comes from two grammars" in of_grammars
     single = run.drop_vars("grammar").isel(item=slice(0, None, 2))
-    assert "two originals make the spread" in ut.study(single).remark.values[0]
+    assert "the spread comes from two originals" in ut.study(single).remark.values[0]
 
 
 def test_readings_that_are_missing_for_some_items():

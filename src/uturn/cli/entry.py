@@ -43,7 +43,7 @@ def main() -> None:
     warnings.formatwarning = _warning
     # Of zarr, where a signal stops it.
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
-    # Of Pillow; such images are refused by name.
+    # Pillow warns of large images, which are refused with their names.
     warnings.filterwarnings("ignore", message=".*decompression bomb")
     try:
         code = app(standalone_mode=False, prog_name="uturn")
@@ -66,7 +66,7 @@ def _code_of(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         if not is_own:  # completion of the shell ends so
             raise error
-        # It shall not look like an end without errors.
+        # Code of the user that calls `sys.exit(0)` must not look like success.
         _say_error(described(error))
         return error.code if isinstance(error.code, int) and error.code else _FAILED
     if isinstance(error, TasksFailed):

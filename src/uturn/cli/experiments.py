@@ -1,4 +1,4 @@
-"""`uturn run`, `check`, `plan` and `status`."""
+"""`uturn run`, `check`, `plan`, `export` and `status`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from uturn.cli.options import (
 from uturn.cli.pages import study
 from uturn.cli.printing import console, inside, say_next
 from uturn.cli.running import check_out, locate_into, resumable, run_into, tasks_of
-from uturn.core.checks import expect
 from uturn.core.progress import in_words
 
 if TYPE_CHECKING:
@@ -91,7 +90,8 @@ def run(
     uturn run examples/images.toml --until 0.05 --reading same_class --store runs/located
     ```
     """
-    expect(changed or not pairs, "zip", pairs, "--set KEY=VALUE,VALUE,.., whose values it combines")
+    if pairs and not changed:
+        raise ValueError("--zip: only used with --set")
     if store is None and (out is None or changed):
         expected = "--store STORE" if changed else "--store STORE, or --out FOLDER"
         raise ValueError(f"store: missing; expected {expected}")
@@ -99,7 +99,8 @@ def run(
         check_out(out)
     experiment = uturn.Experiment.from_file(spec)
     if place.until is not None:
-        expect(not changed, "until", place.until, "one experiment; leave out --set")
+        if changed:
+            raise ValueError("--until measures one experiment; leave out --set")
         return locate_into(store or str(out), experiment, running, place, out)
     store = store or inside(str(out), "run")
     if changed:

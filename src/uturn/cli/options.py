@@ -159,7 +159,8 @@ class Place:
     def __post_init__(self) -> None:
         searched = self.reading, self.share
         is_whole = self.until is not None or searched == (None, 0.5)
-        expect(is_whole, "reading, share", searched, "--until WIDTH beside them")
+        if not is_whole:
+            raise ValueError("--reading and --share: only used with --until WIDTH")
 
     def sought(self) -> dict[str, Any]:
         if self.reading is None:

@@ -1,8 +1,10 @@
 """Runs of experiments from the command line: the sequence of a command, advice on resuming, and
 the last lines.
 
-A command turns options into experiments, runs them into stores, writes results, and prints them:
-`results_into` is this sequence, which tools use too.
+A command turns options into experiments, runs them into stores, writes results, and prints them.
+`results_into` is this sequence for `uturn images`, `text`, `audit`, `chains`, `inverse` and commands
+of one's own. `uturn run` fills the store that is asked for, with `run_into`, or with `locate_into`
+for `--until`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Ctrl-C and SIGTERM, which end a command: what is done is kept, and further signals do not
-disturb the way out.
+"""Ctrl-C and SIGTERM, which end a command: what is done is kept. Later signals do not interrupt the
+exit.
 """
 
 from __future__ import annotations
@@ -86,4 +86,4 @@ class Stops:
 
 
 stops = Stops()
-"""Those of the command that this process runs."""
+"""The signal handler of this process."""

@@ -186,6 +186,8 @@ class Experiment(BaseModel):
         path = Path(checked_path("path", path))
         try:
             spec = read_table(path)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"cannot read the experiment {path}: no such file") from None
         except ValueError as error:  # JSONDecodeError, TOMLDecodeError, UnicodeDecodeError
             language = "JSON" if path.suffix == ".json" else "TOML"
             raise ValueError(f"{path} is not a valid {language} file: {error}") from None

@@ -5,6 +5,9 @@ are the values `unit` and `max_noise` of a corruption; all other members have de
 brackets say which data a part takes: `Source[O]` makes blocks of originals O, `Corruption[O, N]`
 turns them into noisy data N, `Backward[N]` reconstructs those, and `Probe[O, N]` reads `UTurns[O,
 N]`. Parts without brackets take any data, and what they take is then checked by `kinds`.
+
+Sources of strings, texts and images have base classes of their own, listed in `uturn.sources`. Any
+other source sets `kind`, since a source without one is not compared with the `kinds` of the parts.
 """
 
 from __future__ import annotations

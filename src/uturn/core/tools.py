@@ -43,7 +43,8 @@ class Tool:
     `commands`: modules that register commands when they are imported (`uturn.cli.app.command`), as
     `uturn --help` does. `sections`: {name of a file or store in a folder of results:
     "module:function"}; the function (path, reader) returns the section of the page
-    (`uturn.pages.sections.Section`), and stores that it lists under "covers" have no section of their own.
+    (`uturn.pages.sections.Section`). Stores beside the file that fit its pattern `covers` have no
+    section of their own.
     `folders`: of pictures in a folder of results, which its sections show. `figures`, {name:
     ToolFigure, or its module alone}: further figures of `uturn reproduce`. `names`, {name:
     "module:name"}: further names of `uturn`, or of a package in it: "seven" is `uturn.seven`, and

@@ -7,7 +7,13 @@ several symbols a step draw from other laws. `uturn.corruption.in_time` has the 
 the time of the diffusion and may mask symbols again.
 
 To add an order, write a class in `uturn.corruption.orders`, list it in `_ORDERS`, and add its name
-to the option `order` of `uturn.networks.texts.options.DecoderOptions`.
+to the option `order` of `uturn.networks.texts.options.DecoderOptions`. An order with a setting, as
+`Blocks` has one, is built with it in `Decoder._order`, and the setting is a field of `Decoder`, of
+`DecoderOptions`, and of the panel "Decoding" of `uturn.presets.texts`.
+
+`SymbolLaw` is in `uturn.corruption.sampling`. To add a law, inherit from it, define `weights`, give
+the options of the law to `Decoder` and `DecoderOptions`, and build it in `Decoder.law`. `is_belief`
+of a law that differs from the belief is False.
 """
 
 from __future__ import annotations

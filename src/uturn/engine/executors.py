@@ -153,9 +153,12 @@ def _wait_until_seen(job: Job) -> None:
     while lost and time.monotonic() < end:
         time.sleep(1)
         lost = job.tasks.recorded_left(tasks)
-    where = f"{job.tasks.store.location}: measured tasks that this host does not see in it"
-    expected = "a store on a file system that all nodes share, or on object storage"
-    expect(not lost, where, len(lost), expected)
+    if lost:
+        tasks_do = "task does" if len(lost) == 1 else "tasks do"
+        raise ValueError(
+            f"{job.tasks.store.location}: {len(lost)} measured {tasks_do} not appear on this host; use"
+            " a file system that all nodes share, or object storage"
+        )
 
 
 def run_tasks(spec: str, location: str, left: Sequence[Left]) -> int:

@@ -97,9 +97,10 @@ def run(
     else:
         check_without_cluster(cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
         number = 1 if workers is None else chosen_workers(workers, experiment)
-        if workers != "auto":
-            expected = "1 without a store, which several processes fill; give its folder too"
-            expect(number == 1 or store is not None, "workers", workers, expected)
+        if workers != "auto" and number > 1 and store is None:
+            raise ValueError(
+                f"workers = {number} needs a store, because several processes write into it"
+            )
         if number > 1 and store is not None:
             executor = Processes(number)
     begun = begin(experiment, store, resume, accept_changes, shard, executor)
@@ -110,7 +111,8 @@ def run(
 def check_without_cluster(**options: float | None) -> None:
     """ValueError for options of the workers of a cluster, if there is no cluster."""
     for name, value in options.items():
-        expect(value is None, name, value, "none without cluster, whose address is also needed")
+        if value is not None:
+            raise ValueError(f"{name}: only used with cluster; give the address of a cluster")
 
 
 def chosen_workers(workers: Workers, *experiments: Experiment) -> int:

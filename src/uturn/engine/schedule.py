@@ -1,4 +1,9 @@
-"""The order of the tasks of a run: which share of them, in which order, and which belong together."""
+"""The order of the tasks of a run: which share of them, in which order, and which belong together.
+
+On a Ray cluster, `executors` says which neighbours stay together, and `cluster` makes bundles of
+about ten seconds and divides those that fail. In each process, `tasks` begins with tasks that have
+no stored trajectories, and `measuring` joins neighbours of one noise level if that changes no bit.
+"""
 
 from __future__ import annotations
 

@@ -160,8 +160,9 @@ def _links(section: Section, folder: Path) -> list[_Link]:
 
 
 def _groups(sections: Sequence[Section]) -> dict[str, str]:
-    """The headings of groups, by the id of the first section of each. Results that are no
-    figures follow those that are.
+    """The headings of groups, by the id of the first section of each.
+
+    Figures come first, then other results.
     """
     headings = {}
     group = ""

@@ -146,7 +146,7 @@ def _distinguish(sections: Sequence[Section], homes: Sequence[Path]) -> None:
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder of results, whose sections are added to those that `read` has collected."""
+    """Adds the sections of one folder to the page."""
 
     path: Path
     read: Reader

@@ -48,7 +48,7 @@ _FIGURES = ("study", "grid", "difference")
 _STUDIES = r"study(-\d+)?\.zarr"
 """Names of the datasets of studies."""
 _OF_SOME = ("items.csv", "tokens.html", "difference.json", "difference.csv", LOCATED)
-"""Files that not all studies have."""
+"""Files that only some studies have."""
 RESULTS = (
     *("index.html", "curves.csv", "numbers.csv", *_OF_SOME),
     *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")),

@@ -1,4 +1,8 @@
-"""Sections of a page, and a reader for files that may be damaged or written by another version."""
+"""Sections of a page, and a reader for files that may be damaged or written by another version.
+
+`uturn.pages.html` makes the JSON of a page from its sections. `uturn.core.tools` says how a tool adds
+a section.
+"""
 
 from __future__ import annotations
 

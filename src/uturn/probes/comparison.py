@@ -1,5 +1,8 @@
 """Probes that compare two data by symmetric functions: an original with its reconstructions, and the
 clones of a noisy datum with each other.
+
+A spec names a probe of one's own by its module and class: `type = "distances:Distance"` for the class
+`Distance` of `distances.py`.
 """
 
 from __future__ import annotations

@@ -1,3 +1,1 @@
-"""The store: the zarr record of a run, its resumption and extension, and its place on disk or
-object storage.
-"""
+"""Stored runs: a folder with one file a task, how it is resumed and extended, and where it lies."""

@@ -1,6 +1,4 @@
-"""Limits for runs that nobody vouches for: what a file may promise, so that reading it ends soon
-and fits into memory.
-"""
+"""Size limits for runs of unknown origin, so that reading one ends soon and fits into memory."""
 
 from __future__ import annotations
 

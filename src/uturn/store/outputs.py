@@ -176,7 +176,7 @@ def export_run(location: str | Path, path: Path) -> None:
     if suffix == ".zarr":
         write_dataset(data, path)
         return
-    # NetCDF has neither truth values nor numpy's text of variable length.
+    # NetCDF has no booleans and no numpy strings of variable length.
     del data.attrs["variables"]  # scipy has an own attribute of this name; the file lists them
     data.attrs = {name: _netcdf_attribute(value) for name, value in data.attrs.items()}
     texts = {}
@@ -215,8 +215,9 @@ def digest_of_dataset(folder: Path) -> str:
 
 
 class _Bounded(ZstdCodec):
-    """Decodes a chunk if it has no more bytes than its array says: a few kilobytes may promise
-    gigabytes.
+    """Decodes a chunk if it has no more bytes than its array says.
+
+    A few compressed kilobytes can expand to gigabytes.
     """
 
     def _decode_sync(self, chunk_bytes: Any, chunk_spec: Any) -> Any:  # noqa: ANN401 - as in zarr

@@ -82,7 +82,7 @@ class Additions:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An experiment beside its run: nothing in it stands against resuming the run."""
+    """How an experiment differs from its stored run, when the run can be resumed."""
 
     additions: Additions
     changed_code: dict[str, str | None]

@@ -460,14 +460,18 @@ def _start_of(name: str) -> str:
     return stem.rpartition("_")[0]
 
 
+class _OlderFormat(ValueError):
+    """A run has a format that this version does not read."""
+
+
 def _file_in(folder: Folder) -> RunFile:
     content = folder.read(run_file.NAME, MOST_BYTES_OF_RUN)
     if content is not None:
         return RunFile.parsed(content)
     if folder.has(folders.DATASET_ROOT):
-        raise ValueError(
-            "it is a folder of zarr, as uturn up to 0.4 wrote runs; measure again in another"
-            " folder, or export the readings as a table with that version (`uturn study RUN --csv`)"
+        raise _OlderFormat(
+            f"{folder.location} is a folder of zarr, as uturn 0.4 and earlier wrote runs; measure again"
+            " in another folder, or read it with uturn 0.4"
         )
     raise ValueError(f"it has no {run_file.NAME}")
 
@@ -477,7 +481,7 @@ def _readable(location: str) -> Iterator[None]:
     """Context that turns all errors of damaged files into a ValueError of one line."""
     try:
         yield
-    except StoreError:
+    except (StoreError, _OlderFormat):
         raise
     except Exception as error:
         reason = one_line(error, most=300)

@@ -43,7 +43,7 @@ def study(ds: xr.Dataset, centre: str = "mean") -> Study:
       or .75 of the way from start to chance, on all axes of the run. If chance is not known, the
       value at the largest noise is used as the chance level; there is then no place unless the
       curve changes: the 95 % interval of its last minus its first level, paired over items, does
-      not hold 0. The same is asked of a start that is guessed. `half_life` is the place at share
+      not hold 0. A guessed start is used only if the curve changes. `half_life` is the place at share
       .5; t* is the half-life of a class. `width`: distance between the places at .25 and .75.
       `start`, `chance` (reading).
     - `inversion` (series, axis, estimate) of ordered levels, such as layers: noise beyond which the

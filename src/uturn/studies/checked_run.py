@@ -158,7 +158,7 @@ def _why_no_curve(values: xr.DataArray) -> str:
     if "item" not in values.dims:
         return "it has no dim item"
     if values.dtype.kind not in "biuf":
-        return "its values are no numbers"
+        return "its values are not numbers"
     if not values.size:
         return "it has no values"
     if math.prod(values.sizes[dim] for dim in own_dims(values)) > _MOST_LEVELS:

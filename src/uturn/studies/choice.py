@@ -34,8 +34,8 @@ NOT_GUARANTEED = (
     " any value. In simulations with 10 to 300 originals, about .05 of these bounds were wrong for"
     " normal readings, up to .21 for lognormal ones (sigma 1), and up to .54 if 3 % of the"
     " originals were ten times as far as the others. If 1 % were ten times as far and the others"
-    " varied little, .88 were wrong with 12 originals, .60 with 50, .14 with 200: nearly all runs"
-    " that lack the far ones."
+    " varied little, .88 were wrong with 12 originals, .60 with 50, .14 with 200. These are nearly all"
+    " runs without a far original."
 )
 NOT_MEASURED = (
     "The answer concerns the mean over originals drawn like these, for this model and sampler, at"

@@ -103,11 +103,11 @@ def _lines(path: str) -> Iterator[str]:
     """
     with open(path, "rb") as file:
         if b"\0" in file.read(_BEGINNING):
-            raise ValueError("it is no text in UTF-8: it holds NUL characters")
+            raise ValueError("it is not UTF-8 text: it contains NUL characters")
     with open(path, encoding="utf-8-sig", newline="") as file:
         for line in file:
             if "\0" in line:
-                raise ValueError("it is no text in UTF-8: it holds NUL characters")
+                raise ValueError("it is not UTF-8 text: it contains NUL characters")
             yield line
 
 

@@ -105,10 +105,10 @@ def shares_on_few(levels: xr.DataArray, run: Run, instructions: Variable) -> lis
     if not is_few.any():
         return nothing
     are_items = independent_groups(levels).max() + 1 == run.data.sizes["item"]
-    two = "two originals" if are_items else "two grammars"
+    units = "originals" if are_items else "grammars"
     concerned = noise[is_few.any(axis=1)]
     some = "some of " if is_few.shape[1] > 1 and len(concerned) > 1 else ""
-    advice = "others like them may be missing, and the interval too narrow"
-    text = f"{two} make the spread at {some}{among(concerned)}: {advice}"
+    reason = f"similar {units} may be missing, so the interval may be too narrow"
+    text = f"the spread comes from two {units} at {some}{among(concerned)}: {reason}"
     remark = Remark(Kind.INTERVAL, text)
     return [remark if of_level.any() else None for of_level in is_few.T]

@@ -218,7 +218,7 @@ def _reading(levels: _Levels, k: int, mean_curve: _MeanCurve, axes: Axes) -> Rea
     is_flat = _is_flat(replicates, chance, instructions)
     start = np.nan if instructions.start is None else float(replicates.mean[0])
     guess = np.nan
-    # What is the same starts at 1.
+    # Readings named `same_..` start at 1.
     if instructions.guessed and not levels.keys[k].variable.startswith("same_"):
         if is_flat:  # nothing shows the start
             start = np.nan
@@ -247,8 +247,8 @@ def _reading(levels: _Levels, k: int, mean_curve: _MeanCurve, axes: Axes) -> Rea
 def _is_flat(curve: Replicates, chance: float, instructions: Variable) -> bool:
     """Whether a curve whose start or chance is not known does not change.
 
-    It does not if the interval of its last minus its first level holds 0. A guessed start is no
-    first level. A difference without an interval counts as a change.
+    It does not if the interval of its last minus its first level holds 0. A guessed start does not
+    count as the first level. A difference without an interval counts as a change.
     """
     if not instructions.guessed and not np.isnan(chance):
         return False

@@ -132,7 +132,7 @@ def readings(
         for name in table.coordinates:
             if name not in ("item", *(coords or ())):
                 hints.append(
-                    f"{name} is the same in all rows of an item, so it is a coordinate and no"
+                    f"{name} is the same in all rows of an item, so it is a coordinate, not a"
                     " reading"
                 )
         values = table.readings

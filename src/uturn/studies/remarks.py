@@ -1,7 +1,8 @@
 """Remarks of a study: why a number does not exist, or how far it can be trusted.
 
 A remark is an object from the place that finds it to the dataset, where one text holds all remarks
-on a reading.
+on a reading. Remarks are made in `analysis` (on the whole run), `reading_checks` and `reading_curves`
+(on a reading), `moves` (on a curve that rises and falls), `series`, `gaps` and `changes`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ both sides and over the tests, with the originals of a test taken as fixed, is .
 .046 a side for three. It is no theorem for the adaptive search; `benchmarks/locate.py` simulates
 how often the interval misses the place.
 
-Levels are counted in steps, so that they are compared as integers.
+Levels are counted in steps, so that they are compared as integers. The levels to begin with, at
+most four, are chosen by `uturn.studies.search_runs.checked_levels`.
 """
 
 from __future__ import annotations
@@ -311,11 +312,17 @@ class Tested:
     def words(self) -> str:
         low, high = self.ends
         return (
-            f"at noise {low:.4g} and {high:.4g} with {self.originals[0]:,} and "
-            f"{self.originals[1]:,} originals the reading is {self.sigmas[0]:+.1f} and "
-            f"{self.sigmas[1]:+.1f} standard errors from the height of the place; "
-            f"{self.wanted[0]:+.1f} and {self.wanted[1]:+.1f} are wanted"
+            f"the reading lies {abs(self.sigmas[0]):.1f} standard errors {_side(self.sigmas[0])} the "
+            f"sought value at noise {low:.4g} ({self.originals[0]:,} originals), and "
+            f"{abs(self.sigmas[1]):.1f} {_side(self.sigmas[1])} it at noise {high:.4g} "
+            f"({self.originals[1]:,} originals); {abs(self.wanted[0]):.1f} before and "
+            f"{abs(self.wanted[1]):.1f} past it are needed"
         )
+
+
+def _side(errors: float) -> str:
+    """The side of the sought value, on the way of a reading from its start to chance."""
+    return "before" if errors >= 0 else "past"
 
 
 def threshold(tests: int, groups: int, rule: Rule = RULE) -> float:

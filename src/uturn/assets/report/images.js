@@ -125,7 +125,7 @@ function nearestLevel(levels) {
   return `At ${levels.label}: ${value}, the nearest level of the run.`;
 }
 
-// --- gallery: tables of images whose level the slider chooses -------------------------------------
+// --- gallery: tables of images whose level the slider chooses ------------------------------------
 
 export function galleryView(gallery) {
   const caption = make("p", { className: "at" });
