@@ -113,7 +113,7 @@ def test_notebooks_run():
             "progress=True"
         )
         bars = [
-            re.fullmatch(r".*: (\d+) of (\d+)", text)
+            re.fullmatch(r".*: (\d+) of (\d+) tasks done", text)
             for kind, text in shown(notebook)
             if kind == "text/plain"
         ]

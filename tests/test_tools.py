@@ -226,7 +226,7 @@ def test_the_package_works_without_the_folder_of_a_tool(tmp_path):
         listed = [figure for figure in registry.FIGURES if figure not in tool.figures]
         assert figures == f"unknown figure 'none'; expected some of {', '.join(listed)}"
         assert kinds == "['store']"
-        assert problems.count("'file'") == 1
+        assert problems.count("Problem(file=") == 1
         assert "chi.json" in problems
         assert f"│ {name.replace('_', '-')} " not in shown
         assert "│ images " in shown
