@@ -34,8 +34,7 @@ from uturn.store.run_file import NAME
 from uturn.store.run_folder import warnings_of
 from uturn.studies import study_of
 from uturn.studies.axes import axis_words, common_axis
-from uturn.studies.charts import Chart as Panel
-from uturn.studies.charts import charts_of, numbers_of, overlaid
+from uturn.studies.charts import Panel, charts_of, numbers_of, overlaid
 from uturn.studies.headline import PEAK, Headline, headline_of
 from uturn.studies.records import sample
 from uturn.studies.runs import label

@@ -24,7 +24,7 @@ _MOST_NOISES = 6
 """Curves of correlations against distance."""
 
 
-class Chart(NamedTuple):
+class Panel(NamedTuple):
     """Curves with their intervals on one axis."""
 
     name: str
@@ -103,7 +103,7 @@ def _peak(changes: xr.Dataset) -> Headline:
     return Headline(PEAK, "", changes.peak_at.values, claim)
 
 
-def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Chart]:
+def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Panel]:
     """The charts of a study: groups of readings (`first` those of these names), changes, and
     calibration by families.
     """
@@ -134,7 +134,7 @@ def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Chart]:
     for k, (family, tested) in enumerate(tested_families(study).items()):
         title = f"calibration of {family.replace('_', ' ')}"
         names = names_in_panel(tested, np.arange(tested.sizes["reading"]))
-        yield Chart(
+        yield Panel(
             name=f"gap-{k}",
             title=title,
             words=f"{title}: 0 for draws from the posterior",
@@ -146,7 +146,7 @@ def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Chart]:
         )
 
 
-def _chart_of_readings(part: xr.Dataset, title: str) -> Chart:
+def _chart_of_readings(part: xr.Dataset, title: str) -> Panel:
     """A panel with the readings of a part of a study."""
     names = names_in_panel(part, np.arange(part.sizes["reading"]))
     labels = part.reading.values.tolist()
@@ -160,7 +160,7 @@ def _chart_of_readings(part: xr.Dataset, title: str) -> Chart:
     level = None
     if len(labels) == 1 and np.isfinite(part.chance[0]):
         level = (float(part.chance[0]), "independent data")
-    return Chart(
+    return Panel(
         name="",
         title=title,
         words=words[0] if len(words) == 1 else "",
@@ -174,7 +174,7 @@ def _chart_of_readings(part: xr.Dataset, title: str) -> Chart:
     )
 
 
-def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Chart]:
+def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Panel]:
     """Susceptibility, correlations at several noise levels, and correlation length of the
     changes of sites.
     """
@@ -187,7 +187,7 @@ def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Chart]:
     theory = None
     if "chi_theory" in changes:
         theory = changes.chi_theory.expand_dims(line=[""])
-    yield Chart(
+    yield Panel(
         name=f"chi{suffix}",
         title=together,
         words=f"susceptibility: number of {together}",
@@ -201,7 +201,7 @@ def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Chart]:
     measured = np.flatnonzero(estimated(changes.correlation.isel(distance=0).values))
     if len(measured) and changes.sizes["distance"] > 1:
         noises = measured[evenly_spaced(len(measured), _MOST_NOISES)]
-        yield Chart(
+        yield Panel(
             name=f"correlation{suffix}",
             title="correlation of changes",
             words="",
@@ -214,7 +214,7 @@ def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Chart]:
     is_inside = changes.xi <= changes.distance[-1]
     lengths = changes.xi.where(is_inside | (changes.estimate != "value"))
     if np.isfinite(lengths.isel(estimate=0)).any():
-        yield Chart(
+        yield Panel(
             name=f"xi{suffix}",
             title="correlation length",
             words="correlation length of the changes",
@@ -239,7 +239,7 @@ def _correlations(changes: xr.Dataset, noises: np.ndarray, unit: str) -> xr.Data
 # --- several studies ------------------------------------------------------------------------------
 
 
-def overlaid(studies: Mapping[str, xr.Dataset], marks: Sequence[Headline] = ()) -> list[Chart]:
+def overlaid(studies: Mapping[str, xr.Dataset], marks: Sequence[Headline] = ()) -> list[Panel]:
     """A chart for each reading, chi and xi, with a line for each study that has it, on an axis that
     all have.
 
@@ -282,11 +282,11 @@ def _ends_of_series(studies: Mapping[str, xr.Dataset], variable: str) -> set[str
     return ends
 
 
-def _overlay_of_reading(label: str, parts: Mapping[str, xr.Dataset], axis: str) -> Chart:
+def _overlay_of_reading(label: str, parts: Mapping[str, xr.Dataset], axis: str) -> Panel:
     """A chart with the curve of a reading in all studies that have it."""
     part = next(iter(parts.values()))
     title = title_of(part, label)
-    return Chart(
+    return Panel(
         name="",
         title=title,
         words=title,
@@ -299,9 +299,9 @@ def _overlay_of_reading(label: str, parts: Mapping[str, xr.Dataset], axis: str) 
 
 def _overlays_of_changes(
     parts: Mapping[str, xr.Dataset], axis: str, is_shown: bool
-) -> Iterator[Chart]:
+) -> Iterator[Panel]:
     """Charts with the chi and the xi of changes in all studies that have them."""
-    charts: dict[str, Chart] = {}
+    charts: dict[str, Panel] = {}
     for part in parts.values():
         charts |= {chart.name: chart for chart in changes_charts(part.isel(changes=0))}
     for name in ("chi", "xi"):

@@ -17,7 +17,7 @@ import xarray as xr
 from uturn.core.registry import stored_class
 from uturn.measures.estimates import with_interval
 from uturn.studies.axes import axis_words
-from uturn.studies.charts import CRITICAL, SWAP, Chart, charts_of, overlaid
+from uturn.studies.charts import CRITICAL, SWAP, Panel, charts_of, overlaid
 from uturn.studies.headline import PEAK, STAR, Headline
 from uturn.studies.plotting import curves as plots
 from uturn.studies.plotting.curves import (
@@ -65,7 +65,7 @@ def draw_studies(
 
 
 def drawn(
-    charts: Sequence[Chart], lines: Sequence[str] = (), families: Sequence[str] = ()
+    charts: Sequence[Panel], lines: Sequence[str] = (), families: Sequence[str] = ()
 ) -> Figure | None:
     """A figure with a panel for each chart, and lines of text below; None without charts.
     `families`: further fonts.
@@ -102,7 +102,7 @@ def _wrapped(lines: Sequence[str], width: int, escape: bool = False) -> str:
 class _Lines:
     """The lines of a chart at the places where they can be drawn."""
 
-    chart: Chart
+    chart: Panel
     is_finite: np.ndarray
     """Which x are finite: an infinite noise cannot be drawn."""
     x: np.ndarray
@@ -112,7 +112,7 @@ class _Lines:
     """(line, estimate), NaN where a line has none."""
 
     @classmethod
-    def of(cls, chart: Chart) -> _Lines:
+    def of(cls, chart: Panel) -> _Lines:
         x = chart.curves[chart.curves.dims[1]].values
         is_finite = np.isfinite(x)
         curves = chart.curves.values[:, is_finite]
@@ -146,7 +146,7 @@ class _Lines:
         return lying_on(self.curves[..., 0])
 
 
-def draw_chart(axis: Axes, chart: Chart) -> None:
+def draw_chart(axis: Axes, chart: Panel) -> None:
     """The curves with their bands, ticks above at the places on them, and the marks; marks of
     other charts have no band.
     """
@@ -211,7 +211,7 @@ def _draw_line(axis: Axes, lines: _Lines, k: int) -> None:
         axis.plot(place, [0.985], "|", transform=above, color=color, ms=10, mew=2)
 
 
-def _mark(axis: Axes, chart: Chart, places: np.ndarray) -> None:
+def _mark(axis: Axes, chart: Panel, places: np.ndarray) -> None:
     """The marks of a chart and its horizontal line, with their numbers under the title."""
     has_theory = chart.theory is not None and bool(np.isfinite(chart.theory).any())
     notes = []
@@ -237,7 +237,7 @@ def _mark(axis: Axes, chart: Chart, places: np.ndarray) -> None:
         axis.plot([], [], "|", color=MUTED, ms=9, mew=2, label=name)
 
 
-def _mark_place(axis: Axes, chart: Chart, mark: Headline) -> list[str]:
+def _mark_place(axis: Axes, chart: Panel, mark: Headline) -> list[str]:
     """A line at a mark; its number in words if the mark is one of the readings of the chart."""
     is_swap = mark.label == SWAP
     color = THEORY if is_swap else CLASS
