@@ -57,7 +57,7 @@ def _report_on_url(place: str, out: str | Path | None) -> tuple[str, list[str]]:
             return str(out), _write([folder.path], Path(out))
         problems = _write([folder.path], folder.path / "index.html")
         folder.push("index.html")
-        return folder.place("index.html"), problems
+        return folder.location_of("index.html"), problems
 
 
 def _existing_folder(place: str | Path) -> Path:

@@ -193,8 +193,8 @@ def _add_places(section: Section, studies: Mapping[str, xr.Dataset], axis: str) 
     unit = axis.replace("_", " ")
     if axis == "noise":
         unit = _unit(next(iter(studies.values())))
-    labels = {one.headline.label for one in places}
-    quantity = labels.pop() if len(labels) == 1 else "half-life"
+    names = {one.headline.name for one in places}
+    quantity = names.pop() if len(names) == 1 else "half-life"
     if first is last:
         section.words = f"{quantity} is {first.words}."
     else:
@@ -313,7 +313,7 @@ def _section(data: xr.Dataset, kind: str, name: str, title: str) -> Section:
         first_group = [str(data.group.sel(reading=first.reading).item())]
     cards = []
     for headline in numbers_of(data):
-        cards.append(Card(headline.label, _unit(data), headline.claim, numbers(headline.place[0])))
+        cards.append(Card(headline.name, _unit(data), headline.claim, numbers(headline.place[0])))
     return Section(
         kind,
         name,

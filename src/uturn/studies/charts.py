@@ -87,11 +87,11 @@ def _inversion(study: xr.Dataset, series: xr.Dataset, levels: np.ndarray) -> Hea
         f" {by_level.get(first, first)}"
     )
     remark = series.series_remark.item()
-    label = f"{series.series.item().replace('_', ' ')}: {SWAP}"
+    name = series.series.item().replace("_", " ")
     reading = str(study.reading.values[levels[0]])
     if remark:
         claim += f"; {remark}"
-    return Headline(label, reading, series.inversion.values, claim)
+    return Headline(SWAP, reading, series.inversion.values, claim, series=name)
 
 
 def _peak(changes: xr.Dataset) -> Headline:
@@ -120,10 +120,7 @@ def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Panel]:
     for k, (title, chosen) in enumerate(panels_of(study, first)):
         part = study.isel(reading=chosen)
         chart = _chart_of_readings(part, title)._replace(name=f"readings-{k}")
-        marks = list(stars)
-        for number in others:
-            if number.reading in chart.labels:
-                marks.append(number._replace(label=number.label.rpartition(": ")[2]))
+        marks = [*stars, *(number for number in others if number.reading in chart.labels)]
         is_shown = not shown.isdisjoint(chart.labels)
         yield chart._replace(marks=marks, shown=is_shown)
     for k in range(study.sizes.get("changes", 0)):

@@ -22,7 +22,7 @@ from uturn.studies.keys import ReadingKey, find_reading
 from uturn.studies.places import located_on
 from uturn.studies.reading_checks import bounds_of
 from uturn.studies.reading_curves import Reading, readings_of
-from uturn.studies.runs import have_labels, is_kept_if_large, named_in
+from uturn.studies.runs import have_labels, is_kept_if_large, named_in, starts_at_one
 
 CHOSEN = "chosen"
 ESTIMATED = "estimated"
@@ -284,8 +284,7 @@ def _direction(reading: Reading, instructions: Variable, are_tosses: bool, run: 
         return _Direction(chance > start)
     name = reading.key.variable
     if is_kept_if_large(name):
-        # What is the same starts at 1.
-        reason = "" if name.startswith("same_") else "large values are kept, by its name"
+        reason = "" if starts_at_one(name) else "large values are kept, by its name"
         return _Direction(False, reason)
     noise = run.axes.noise
     measured = np.flatnonzero(np.isfinite(reading.curve[:, 0]) & (noise > 0)).tolist() or [0]

@@ -79,7 +79,7 @@ def _item_name(run: Run, item: np.intp) -> str:
     for name in NAMES:
         if name in run.data.coords:
             # Semicolons part remarks.
-            return str(run.data[name].values[item]).replace(";", ",")
+            return str(run.data[name].values[item])
     return f"item {run.data.item.values[item]}"
 
 

@@ -25,6 +25,7 @@ from uturn.studies.reading_checks import (
 )
 from uturn.studies.references import Rule, reference
 from uturn.studies.remarks import Kind, Remark, about_guess, joined
+from uturn.studies.runs import starts_at_one
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,8 +219,7 @@ def _reading(levels: _Levels, k: int, mean_curve: _MeanCurve, axes: Axes) -> Rea
     is_flat = _is_flat(replicates, chance, instructions)
     start = np.nan if instructions.start is None else float(replicates.mean[0])
     guess = np.nan
-    # What is the same starts at 1.
-    if instructions.guessed and not levels.keys[k].variable.startswith("same_"):
+    if instructions.guessed and not starts_at_one(levels.keys[k].variable):
         if is_flat:  # nothing shows the start
             start = np.nan
             intervals = np.concatenate([np.full_like(intervals[:1], np.nan), intervals[1:]])

@@ -103,6 +103,11 @@ def is_kept_if_large(name: str) -> bool:
     return any(word in name.lower() for word in _LARGE_IF_KEPT)
 
 
+def starts_at_one(name: str) -> bool:
+    """Whether the name of a reading says that it is 1 without changes, such as "same_class"."""
+    return name.startswith("same_")
+
+
 # --- names and descriptions -----------------------------------------------------------------------
 
 
