@@ -64,7 +64,9 @@ def numbers_of(study: xr.Dataset) -> list[Headline]:
     have a place.
     """
     headline = headline_of(study)
-    numbers = [] if headline is None else [headline]
+    numbers = []
+    if headline is not None:
+        numbers.append(headline)
     for k in range(study.sizes.get("series", 0)):
         series = study.isel(series=k)
         levels = np.flatnonzero(study.variable.values == series.series_variable.item())
@@ -131,15 +133,17 @@ def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Panel]:
     for k, (family, tested) in enumerate(tested_families(study).items()):
         title = f"calibration of {family.replace('_', ' ')}"
         names = names_in_panel(tested, np.arange(tested.sizes["reading"]))
+        is_one_variable = len(set(tested.variable.values.tolist())) == 1
+        is_detected = tested.gap_p.values <= float(study.gap_level)
         yield Panel(
             name=f"gap-{k}",
             title=title,
             words=f"{title}: 0 for draws from the posterior",
             unit="gap E f(x0, x̂) - E f(x̂, x̂')",
             curves=lines_of(tested.gap, names),
-            ordered=len(set(tested.variable.values.tolist())) == 1,
+            ordered=is_one_variable,
             level=(0.0, ""),
-            hollow=~(tested.gap_p.values <= float(study.gap_level)),
+            hollow=~is_detected,
         )
 
 
@@ -157,17 +161,23 @@ def _chart_of_readings(part: xr.Dataset, title: str) -> Panel:
     level = None
     if len(labels) == 1 and np.isfinite(part.chance[0]):
         level = (float(part.chance[0]), "independent data")
+    theory = None
+    if "theory" in part:
+        theory = lines_of(part.theory, names)
+    is_one_variable = len(set(part.variable.values.tolist())) == 1
+    if len(words) > 1:
+        words = [""]
     return Panel(
         name="",
         title=title,
-        words=words[0] if len(words) == 1 else "",
+        words=words[0],
         unit=unit,
         curves=lines_of(part.curve, names),
         labels=labels,
         places=part.half_life.values[:, 0],
-        ordered=are_levels and len(set(part.variable.values.tolist())) == 1,
+        ordered=are_levels and is_one_variable,
         level=level,
-        theory=lines_of(part.theory, names) if "theory" in part else None,
+        theory=theory,
     )
 
 

@@ -21,7 +21,11 @@ _ROUNDING = 1e-6  # of readings in single precision
 def bounds_of(instructions: Variable) -> tuple[float, float]:
     """The bounds of a reading, infinite where there is none."""
     low, high = instructions.bounds
-    return (-np.inf if low is None else low), (np.inf if high is None else high)
+    if low is None:
+        low = -np.inf
+    if high is None:
+        high = np.inf
+    return low, high
 
 
 def outside_bounds(values: xr.DataArray, instructions: Variable) -> Remark | None:
@@ -105,10 +109,14 @@ def shares_on_few(levels: xr.DataArray, run: Run, instructions: Variable) -> lis
     if not is_few.any():
         return nothing
     are_items = independent_groups(levels).max() + 1 == run.data.sizes["item"]
-    two = "two originals" if are_items else "two grammars"
+    two = "two grammars"
+    if are_items:
+        two = "two originals"
     concerned = noise[is_few.any(axis=1)]
-    some = "some of " if is_few.shape[1] > 1 and len(concerned) > 1 else ""
+    noises = among(concerned)
+    if is_few.shape[1] > 1 and len(concerned) > 1:
+        noises = f"some of {noises}"
     advice = "others like them may be missing, and the interval too narrow"
-    text = f"{two} make the spread at {some}{among(concerned)}: {advice}"
+    text = f"{two} make the spread at {noises}: {advice}"
     remark = Remark(Kind.INTERVAL, text)
     return [remark if of_level.any() else None for of_level in is_few.T]
