@@ -92,11 +92,15 @@ def run(
         expected = "a store with it, on a file system that its nodes share"
         expect(store is not None, "cluster", cluster, expected)
         expect(isinstance(cluster, str), "cluster", cluster, "an address, as text")
-        most = None if workers is None else chosen_workers(workers, experiment)
+        most = None
+        if workers is not None:
+            most = chosen_workers(workers, experiment)
         executor = OnRay(cluster, most, cpus_per_worker, gpus_per_worker)
     else:
         check_without_cluster(cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
-        number = 1 if workers is None else chosen_workers(workers, experiment)
+        number = 1
+        if workers is not None:
+            number = chosen_workers(workers, experiment)
         if workers != "auto":
             expected = "1 without a store, which several processes fill; give its folder too"
             expect(number == 1 or store is not None, "workers", workers, expected)
@@ -160,7 +164,9 @@ def begin(
 ) -> Begun:
     """Open the store of an experiment, find the tasks that are left, and check the networks."""
     share = _checked_share(shard, store)
-    location = None if store is None else checked_location("store", store)
+    location = None
+    if store is not None:
+        location = checked_location("store", store)
     opened = open_store(experiment, location, resume, accept_changes)
     hints = experiment.parts.backward
     in_turn = isinstance(executor, ThisProcess)
