@@ -270,7 +270,7 @@ def test_folders_are_pushed_and_fetched(proxy, tmp_path):
     from uturn.store.outputs import OutputFolder
 
     there = OutputFolder(f"{proxy.bucket}/out", tmp_path / "a")
-    again = OutputFolder(there.where, tmp_path / "b")
+    again = OutputFolder(there.location, tmp_path / "b")
     pictures = there.path / "pictures"
     for names in (["x.png", "deep/y.png"], ["z.png"]):
         shutil.rmtree(pictures, ignore_errors=True)
@@ -284,7 +284,7 @@ def test_folders_are_pushed_and_fetched(proxy, tmp_path):
     shutil.rmtree(pictures)
     there.push("pictures")
     assert not again.fetch("pictures").exists()
-    assert objects_at(there.where) == {}
+    assert objects_at(there.location) == {}
 
 
 def test_keys_that_leave_the_folder_are_refused(tmp_path, memory, monkeypatch):

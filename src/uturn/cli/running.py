@@ -127,7 +127,7 @@ def runs_into(out: str, experiments: Experiments, running: Running) -> dict[str,
     is_whole = True
     with output_folder("out", out) as folder:
         for name, experiment in experiments.items():
-            runs[name] = run_into(folder.place(name), experiment, running)
+            runs[name] = run_into(folder.location_of(name), experiment, running)
             is_whole = is_whole and not missing_tasks(runs[name])
             is_last = len(runs) == len(experiments)
             # The page of finished runs is written with the results. Stores in subfolders are not
@@ -205,7 +205,7 @@ def end(out: str, printed: Printed | None = None, *, save_images: bool = False) 
     say_next(open=inside(out, "index.html"))
 
 
-def opened(place: str, **of_table: Any) -> xr.Dataset:
+def opened(location: str, **of_table: Any) -> xr.Dataset:
     """The run in a store, in the folder `run` of a folder of results, or in a table of readings
     with the options `of_table`.
     """
@@ -214,24 +214,25 @@ def opened(place: str, **of_table: Any) -> xr.Dataset:
     from uturn.studies.long_form import is_table
     from uturn.studies.readings import read_readings
 
-    if is_table(place):
-        return read_readings(place, **of_table)
-    inner = Path(place) / "run"
+    if is_table(location):
+        return read_readings(location, **of_table)
+    inner = Path(location) / "run"
     if not (inner / "run.json").is_file():
-        return open_run(place)
+        return open_run(location)
     check_plain(inner)  # the folder, perhaps of others, may not lead to a store elsewhere
     return open_run(inner)
 
 
 @contextmanager
-def resumable(place: str | Path) -> Iterator[None]:
-    """On a stop by a signal, print how to resume the runs at a place, and exit."""
+def resumable(location: str | Path) -> Iterator[None]:
+    """On a stop by a signal, print how to resume the runs at a location, and exit."""
     try:
         yield
     except BaseException as error:
         if not stops.ended_by(error):
             raise
         typer.echo(
-            f"\nstopped; what is done is in {place}; run the same command again to resume", err=True
+            f"\nstopped; what is done is in {location}; run the same command again to resume",
+            err=True,
         )
         raise typer.Exit(stops.exit_code) from None

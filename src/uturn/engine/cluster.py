@@ -97,7 +97,9 @@ def _short_folder() -> str | None:
     """A folder for temporary files whose path is short, since that of a socket has at most 107
     characters.
     """
-    return None if len(tempfile.gettempdir()) < 30 else "/tmp"
+    if len(tempfile.gettempdir()) < 30:
+        return None
+    return "/tmp"
 
 
 def _check_answers(address: str) -> None:
@@ -183,7 +185,9 @@ class Worker:
             # Ray ends actors without clean-up, so the files lie beside its logs, in the folder of
             # the session.
             node = ray._private.worker._global_node
-            session = None if node is None else node.get_session_dir_path()
+            session = None
+            if node is not None:
+                session = node.get_session_dir_path()
             sys.path.append(os.getcwd())
             if modules:
                 own = Path(tempfile.mkdtemp(prefix="uturn-modules-", dir=session))
@@ -285,7 +289,9 @@ class _Tasks:
 
     def patience(self) -> float:
         """Seconds after which a bundle is given up."""
-        return _HANGS * statistics.median(self.durations) if self.durations else math.inf
+        if not self.durations:
+            return math.inf
+        return _HANGS * statistics.median(self.durations)
 
     def blame(self, bundle: list[Any], error: str) -> None:
         """Retry tasks after an error or a death, in halves, or a single task again; ValueError
@@ -346,7 +352,9 @@ class _Worker:
         elif outcome.of_node:  # no task is to blame for a full disk
             if bundle:
                 work.returned.append(bundle)
-            self.failures = self.failures + 1 if self.has_started else MOST_TRIES
+            self.failures += 1
+            if not self.has_started:
+                self.failures = MOST_TRIES
             self.error = f"the node {outcome.host} is not used for ten minutes: {outcome.error}"
             _log.warning(f"on {outcome.host}: {outcome.error}" if self.is_able else self.error)
         else:
@@ -396,8 +404,10 @@ def on_cluster(
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         has_gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
         if gpus is None:
-            gpus = 1.0 if wants_gpu and has_gpus else 0.0
-        needs = {"CPU": 1.0 if cpus is None else cpus, "GPU": gpus}
+            gpus = float(wants_gpu and has_gpus)
+        if cpus is None:
+            cpus = 1.0
+        needs = {"CPU": cpus, "GPU": gpus}
         has_room = any(_room(node, needs) for node in nodes)
         expect(
             has_room,
@@ -407,12 +417,10 @@ def on_cluster(
         )
         import uturn
 
-        start = (
-            ray.cloudpickle.dumps(make),
-            os.getcwd(),
-            _own_modules() if own_code else {},
-            uturn.__version__,
-        )
+        modules: dict[str, str] = {}
+        if own_code:
+            modules = _own_modules()
+        start = (ray.cloudpickle.dumps(make), os.getcwd(), modules, uturn.__version__)
         work = _Tasks(tasks, label, least_on_gpu if gpus else 1, together or id)
         try:
             most = most_workers or len(tasks)
@@ -423,11 +431,10 @@ def on_cluster(
             ) from None
     if work.failed:
         task, reason = next(iter(work.failed.items()))
-        more = f", and {len(work.failed) - 1} more" if len(work.failed) > 1 else ""
-        raise TasksFailed(
-            f"{label(task)} failed ({reason}){more}; all other tasks are done; run it again to try"
-            " those again"
-        )
+        words = f"{label(task)} failed ({reason})"
+        if len(work.failed) > 1:
+            words += f", and {len(work.failed) - 1} more"
+        raise TasksFailed(f"{words}; all other tasks are done; run it again to try those again")
 
 
 class _Fleet:

@@ -95,7 +95,9 @@ class OnRay(Executor):
     _alive: int = field(default=0, init=False)
 
     def note(self) -> str:
-        return f", {self._alive} {'worker' if self._alive == 1 else 'workers'}"
+        if self._alive == 1:
+            return ", 1 worker"
+        return f", {self._alive} workers"
 
     def measured(self, jobs: Sequence[Job]) -> Generator[int]:
         for job in jobs:
@@ -108,7 +110,9 @@ class OnRay(Executor):
         experiment = job.tasks.experiment
         store = job.tasks.store
         _check_modules(experiment)
-        location = store.location if is_url(store.location) else os.path.abspath(store.location)
+        location = store.location
+        if not is_url(location):
+            location = os.path.abspath(location)
         backward = experiment.parts.backward
         least_on_gpu = 1
         if backward.shares_batches:

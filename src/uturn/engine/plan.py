@@ -64,7 +64,9 @@ class Plan:
         if self.done == self.tasks:
             return [tasks]
         lines = [f"{tasks} with {self.u_turns:,} U-turns"]
-        processes = "1 process" if self.workers == 1 else f"{self.workers} processes"
+        processes = f"{self.workers} processes"
+        if self.workers == 1:
+            processes = "1 process"
         time_here = duration(self.seconds[self.workers])
         lines.append(f"disk: {_bytes(self.disk)} of readings")
         lines.append(f"time: {time_here} in {processes} on this machine, after its start")
@@ -97,8 +99,12 @@ def plan(
     kernels.
     """
     checked_experiment(experiment)
-    most = _MOST_PROCESSES if workers is None else checked_integer("workers", workers, 1)
-    location = None if store is None else checked_location("store", store)
+    most = _MOST_PROCESSES
+    if workers is not None:
+        most = checked_integer("workers", workers, 1)
+    location = None
+    if store is not None:
+        location = checked_location("store", store)
     done = trajectories_done(experiment, location)
     left = left_of(experiment, done)
     chosen = chosen_workers("auto" if workers is None else workers, experiment)

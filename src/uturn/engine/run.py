@@ -92,11 +92,15 @@ def run(
         expected = "a store with it, on a file system that its nodes share"
         expect(store is not None, "cluster", cluster, expected)
         expect(isinstance(cluster, str), "cluster", cluster, "an address, as text")
-        most = None if workers is None else chosen_workers(workers, experiment)
+        most = None
+        if workers is not None:
+            most = chosen_workers(workers, experiment)
         executor = OnRay(cluster, most, cpus_per_worker, gpus_per_worker)
     else:
         check_without_cluster(cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
-        number = 1 if workers is None else chosen_workers(workers, experiment)
+        number = 1
+        if workers is not None:
+            number = chosen_workers(workers, experiment)
         if workers != "auto" and number > 1 and store is None:
             raise ValueError(
                 f"workers = {number} needs a store, because several processes write into it"
@@ -162,7 +166,9 @@ def begin(
 ) -> Begun:
     """Open the store of an experiment, find the tasks that are left, and check the networks."""
     share = _checked_share(shard, store)
-    location = None if store is None else checked_location("store", store)
+    location = None
+    if store is not None:
+        location = checked_location("store", store)
     opened = open_store(experiment, location, resume, accept_changes)
     hints = experiment.parts.backward
     in_turn = isinstance(executor, ThisProcess)

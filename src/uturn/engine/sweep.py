@@ -21,7 +21,7 @@ import numpy as np
 from uturn.core.checks import expect
 from uturn.core.experiment import Experiment, checked_experiment
 from uturn.core.inputs import plain
-from uturn.engine.executors import Processes, ThisProcess
+from uturn.engine.executors import Executor, Processes, ThisProcess
 from uturn.engine.run import (
     Workers,
     begin,
@@ -147,12 +147,16 @@ def _put(spec: dict[str, Any], key: str, value: object) -> None:
 
 def _index(place: object, name: str) -> str | int:
     """A part of a key as an index of a table or of a list."""
-    return int(name) if isinstance(place, list) else name
+    if isinstance(place, list):
+        return int(name)
+    return name
 
 
 def _text(value: object) -> str:
     """A value in the name of an experiment."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = value
+    if not isinstance(text, str):
+        text = json.dumps(value, default=str)
     return _short(re.sub(r"[^\w.+\[\]:@-]+", "_", text), _LONGEST)
 
 
@@ -237,7 +241,9 @@ def run_all(
         }
     check_without_cluster(**{name: value for name, value in cluster.items() if name != "cluster"})
     number = chosen_workers("auto" if workers is None else workers, *experiments.values())
-    executor = Processes(number) if number > 1 else ThisProcess()
+    executor: Executor = ThisProcess()
+    if number > 1:
+        executor = Processes(number)
     runs = {
         name: begin(experiment, stores[name], resume, accept_changes, shard, executor)
         for name, experiment in experiments.items()

@@ -101,7 +101,8 @@ def calibrate(
     stream = int(keys(checked_seed(seed), Purpose.CALIBRATION))
     p_value = p_values(table, relabellings, stream).reshape(shape)
     # Standard deviation of G* over all relabellings: the g_j of an item add up to 0.
-    spread = np.sqrt((gaps**2).mean(axis=1).sum(axis=0)) / items
+    variances = (gaps**2).mean(axis=1)
+    spread = np.sqrt(variances.sum(axis=0)) / items
     is_reachable = _smallest_log_p(table).reshape(shape) <= math.log(level / tests)
     visible = np.where(is_reachable, norm.isf(level / tests / 2) * spread, np.inf)
     gap, low, high = np.moveaxis(mean_interval(gaps[:, 0]), -1, 0)

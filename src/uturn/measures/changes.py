@@ -266,7 +266,8 @@ def _of_run(ds: xr.Dataset, name: str) -> xr.Dataset:
     way = "no missing readings; finish the run, or leave out what is missing"
     for variable in plain_names:
         check_dims(variable, ds[variable], ("noise", "item"))
-        expect(not ds[variable].isnull().any(), variable, ds[variable].values, way)
+        is_missing = ds[variable].isnull()
+        expect(not is_missing.any(), variable, ds[variable].values, way)
     # Those of `covariances_of` for an array.
     others = ("present_pairs", "pairs") if "present_pairs" in ds else ()
     readings = ds[[*plain_names, *others]].rename(plain_names)
@@ -282,7 +283,8 @@ def _of_changes(changes: Changes, distance: Distance) -> xr.Dataset:
         present = ~np.isnan(values)
     exists = np.asarray(present.any(axis=(0, 2)))  # (items, sites)
     # A U-turn of an item counts if it has all the sites that the item has.
-    has_all = np.asarray((present | ~exists[:, None]).all(axis=3))
+    is_as_expected = present | ~exists[:, None]
+    has_all = np.asarray(is_as_expected.all(axis=3))
     has_any = np.asarray(exists.any(axis=1))
     is_whole = has_all & has_any[:, None]
     if not present.all():
@@ -360,7 +362,8 @@ def effective_number(variance: xr.DataArray) -> np.ndarray:
     items if there are several. Negative numbers, of covariances at other distances, count as 0.
     """
     variance = _of_groups(variance)
-    values = np.nan_to_num(variance.transpose("noise", "item", ...).values.astype(float)).clip(0)
+    by_noise = variance.transpose("noise", "item", ...).values.astype(float)
+    values = np.nan_to_num(by_noise).clip(0)
     square = values.sum(axis=1) ** 2
     squares = (values**2).sum(axis=1)
     number = np.zeros(squares.shape)

@@ -136,7 +136,8 @@ def _is_missing(data: np.ndarray) -> np.ndarray:
     """Which data have NaN, bool (n,)."""
     if data.dtype.kind != "f":
         return np.zeros(len(data), bool)
-    return np.asarray(np.isnan(data).reshape(len(data), -1).any(axis=1))
+    components = data.reshape(len(data), -1)
+    return np.asarray(np.isnan(components).any(axis=1))
 
 
 def _check_symmetric(name: str, values: np.ndarray, swapped: np.ndarray) -> None:

@@ -78,7 +78,8 @@ def covariance_eigenvalues(data: ArrayLike) -> np.ndarray:
     # The products of items have the eigenvalues of those of components, and are fewer for large
     # images.
     products = values @ values.T if items < components else values.T @ values
-    eigenvalues = np.linalg.eigvalsh(products)[::-1].clip(0) / (items - 1)
+    eigenvalues = np.linalg.eigvalsh(products)[::-1]
+    eigenvalues = eigenvalues.clip(0) / (items - 1)
     return np.asarray(eigenvalues[: min(items - 1, components)])
 
 
@@ -124,7 +125,8 @@ def collapse_time(eigenvalues: ArrayLike, count: int) -> float:
     log_values = np.log(values[values > 0])
 
     def excess(log_noise: float) -> float:
-        return 0.5 * float(np.logaddexp(0, log_values - log_noise).sum()) - wanted
+        capacities = np.logaddexp(0, log_values - log_noise)
+        return 0.5 * float(capacities.sum()) - wanted
 
     low = high = log_values.max()
     while excess(low) < 0:

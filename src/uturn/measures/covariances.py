@@ -210,7 +210,8 @@ class Matrix:
         return np.bincount(self._group)
 
     def products(self, x: np.ndarray) -> np.ndarray:
-        return np.array([np.bincount(self._group, (rows.T @ rows).ravel()) for rows in x])
+        products = [rows.T @ rows for rows in x]
+        return np.array([np.bincount(self._group, product.ravel()) for product in products])
 
 
 def distance_between(
@@ -371,7 +372,8 @@ def checked_changes(changed: ArrayLike | xr.DataArray, has_missing: bool = False
     if values.dtype.kind == "f":
         is_missing = np.isnan(values)
         too_many = is_missing.all() if has_missing else is_missing.any()
-        fits = not too_many and not (np.abs(values) >= LARGEST).any()
+        is_too_large = np.abs(values) >= LARGEST
+        fits = not too_many and not is_too_large.any()
         expected = f"numbers below {LARGEST:g}; NaN only for a missing U-turn of an array"
         expect(fits, "changed", changed, expected)
     if has_missing:

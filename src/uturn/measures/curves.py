@@ -38,7 +38,9 @@ def crossing(x: ArrayLike, y: ArrayLike, height: float, first: bool = False) -> 
     if not len(falls):
         return float("nan")
     k = falls[0 if first else -1]
-    return float(x[k] + (x[k + 1] - x[k]) * above[k] / (above[k] - above[k + 1]))
+    step = x[k + 1] - x[k]
+    fall = above[k] - above[k + 1]
+    return float(x[k] + step * above[k] / fall)
 
 
 def transition(

@@ -110,8 +110,9 @@ def _check_levels(
         expect(same, f"low_level: values of {dim!r}", own, expected)
     if floors is not None:
         are_two = checked_numbers("floors", floors).shape == (2,)
+        are_below_one = np.asarray(floors) < 1
         expected = "two numbers below 1, of the high and of the low level"
-        expect(are_two and (np.asarray(floors) < 1).all(), "floors", floors, expected)
+        expect(are_two and are_below_one.all(), "floors", floors, expected)
 
 
 def _check_complete(name: str, values: xr.DataArray) -> None:
@@ -141,7 +142,8 @@ def _index(r: np.ndarray) -> float:
     ends = [crossing(level, high, height, first=True) for height in (0.75, 0.25)]
     start, end = np.interp(ends, level, low)
     narrow = max(0.0, 1 - 2 * abs(start - end))
-    return float(8 * float(np.sqrt(max(before, 0.0) * max(after, 0.0))) * narrow)
+    product = max(before, 0.0) * max(after, 0.0)
+    return float(8 * float(np.sqrt(product)) * narrow)
 
 
 def _halves(values: xr.DataArray) -> xr.DataArray:
@@ -154,7 +156,8 @@ def _halves(values: xr.DataArray) -> xr.DataArray:
     pairs = []
     for number in np.unique(grammar):
         group = np.flatnonzero(grammar == number)
-        pairs.append(group[: len(group) // 2 * 2].reshape(-1, 2))
+        number_of_pairs = len(group) // 2
+        pairs.append(group[: 2 * number_of_pairs].reshape(-1, 2))
     index = np.concatenate(pairs)
     expected = "at least two (of one grammar), to be split in halves"
     expect(len(index), "items", values.sizes["item"], expected)
@@ -307,7 +310,8 @@ class _Moments:
         expected = "at least two increasing levels, the last one without signal"
         expect(rises, "noise", noise.tolist(), expected)
         has_variance = (values.sel(moment=0) > 0).any()
-        has_change = values.isel(noise=-1).sel(moment=-1).mean() > 0
+        means = values.sel(moment=-1)
+        has_change = means.isel(noise=-1).mean() > 0
         expected = "changes that vary between trajectories, and are not 0 at the last noise level"
         expect(has_variance and has_change, "changed", changed, expected)
         return moments
@@ -386,7 +390,8 @@ def nesting(change: ArrayLike, covariance: ArrayLike, branching: int) -> Nesting
     mean = np.asarray(change, float)
     C = np.asarray(covariance, float)
     with np.errstate(invalid="ignore", divide="ignore"):
-        lost = 1 - nonincreasing(1 - mean / mean[-1]).clip(0, 1)
+        remaining = nonincreasing(1 - mean / mean[-1])
+        lost = 1 - remaining.clip(0, 1)
         steps = np.r_[0, lost, 1]
         weight = (steps[2:] - steps[:-2]) / 2  # int .. da by trapezoids, from 0 without noise
         excess = np.tensordot(weight, C - (lost**2)[:, None, None] * C[-1], 1)[:, 1:]

@@ -203,14 +203,17 @@ class _DirichletMean:
     def quantile(self, v: np.ndarray) -> np.ndarray:
         """t, of the shape of v (..)."""
         weights = self.k / (1 + v * self.x)
-        return np.asarray((self.k * self.x / (1 + v * self.x)).sum(axis=0) / weights.sum(axis=0))
+        terms = self.k * self.x / (1 + v * self.x)
+        return np.asarray(terms.sum(axis=0) / weights.sum(axis=0))
 
     def tail(self, v: np.ndarray) -> np.ndarray:
         """The probability of a mean below `quantile(v)` (Lugannani and Rice)."""
         t = self.quantile(v)
         tilt = (1 + v * self.x) / (1 + v * t)
-        w = -np.sqrt(2 * (self.k * np.log(tilt)).sum(axis=0))
-        variance = (self.k * np.square((self.x - t) / tilt)).sum(axis=0)
+        divergences = self.k * np.log(tilt)
+        w = -np.sqrt(2 * divergences.sum(axis=0))
+        variances = self.k * np.square((self.x - t) / tilt)
+        variance = variances.sum(axis=0)
         u = -v / (1 + v * t) * np.sqrt(variance)
         density = np.exp(-(w**2) / 2) / math.sqrt(2 * math.pi)
         return np.asarray(ndtr(w) + density * (1 / w - 1 / u))

@@ -230,4 +230,5 @@ def _cross_fitted(parts: xr.DataArray, used: np.ndarray) -> float:
     if not in_both.any():
         return float("nan")
     first, second = np.where(in_both, logs, -np.inf)
-    return float(np.exp([first[second.argmax()], second[first.argmax()]]).mean())
+    crossed = [first[second.argmax()], second[first.argmax()]]
+    return float(np.exp(crossed).mean())

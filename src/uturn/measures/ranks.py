@@ -181,5 +181,6 @@ def _bounds(tails: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
     exist = above.any(1)
     items = tails.shape[1] - 1
     smallest = above.argmax(1)
-    largest = items - above[:, ::-1].argmax(1)
+    from_end = above[:, ::-1]
+    largest = items - from_end.argmax(1)
     return np.where(exist, smallest, 1), np.where(exist, largest, 0)

@@ -42,7 +42,8 @@ def p_values(gaps: np.ndarray, relabellings: int, key: int) -> np.ndarray:
     all tests.
     """
     items = len(gaps)
-    least = (np.abs(gaps[:, 0].mean(axis=0)) - MARGIN) * items
+    mean = gaps[:, 0].mean(axis=0)
+    least = (np.abs(mean) - MARGIN) * items
     active = np.arange(gaps.shape[2])
     p = np.empty(len(active))
     hits = np.zeros(len(active), np.int64)
@@ -102,13 +103,15 @@ def log_bound(gaps: np.ndarray, least: np.ndarray) -> np.ndarray:
 
 def _log_bound_above(gaps: np.ndarray, least: np.ndarray) -> np.ndarray:
     """Logarithm of an upper bound on P(sum over items of g* >= least), (tests,)."""
-    spread = np.sqrt((gaps**2).mean(axis=1).sum(axis=0)) + 1e-300
+    variances = (gaps**2).mean(axis=1)
+    spread = np.sqrt(variances.sum(axis=0)) + 1e-300
     bound = np.full(len(least), np.inf)
     for strength in np.geomspace(1, 100, 40):
         u = strength / spread
         exponents = u * gaps
         largest = exponents.max(axis=1)
-        moments = largest + np.log(np.exp(exponents - largest[:, None]).mean(axis=1))
+        scaled = np.exp(exponents - largest[:, None])
+        moments = largest + np.log(scaled.mean(axis=1))
         bound = np.minimum(bound, moments.sum(axis=0) - u * least)
     return bound
 

@@ -29,13 +29,13 @@ BEYOND = "Beyond the paper"
 """Groups of figures on a page, in this order."""
 
 
-def is_figure(path: Path, read: Reader) -> bool:
+def is_figure(path: Path, reader: Reader) -> bool:
     """Whether a JSON file is the result of a figure, by its content, or a damaged one beside a
     picture or data of its name.
     """
     is_named = re.fullmatch(r"fig\d+", path.stem) is not None
     try:
-        content = json.loads(read.content(path))
+        content = json.loads(reader.content(path))
     except (OSError, ValueError, RecursionError):
         return is_named or path.with_suffix(".png").exists() or path.with_suffix(".zarr").exists()
     return is_named or (isinstance(content, dict) and "verdicts" in content)
@@ -54,10 +54,10 @@ def is_beyond(section: Section) -> bool:
     return section.group != OF_PAPER
 
 
-def figure_section(path: Path, read: Reader) -> Section:
+def figure_section(path: Path, reader: Reader) -> Section:
     """The section of a figure; ValueError if its JSON file is damaged."""
     # Entries of another version are left out.
-    result = TypeAdapter(Result).validate_json(read.content(path), strict=True)
+    result = TypeAdapter(Result).validate_json(reader.content(path), strict=True)
     _check_names(result, path)
     count = tally(result.verdicts)
     section = Section(
@@ -76,19 +76,19 @@ def figure_section(path: Path, read: Reader) -> Section:
     section.files = [files[kind] for kind in ("pdf", "data") if kind in files]
     section.files = [file for file in section.files if file.exists()]
     if "png" in files:
-        read.add_picture(section, files["png"], "figure")
+        reader.add_picture(section, files["png"], "figure")
     stores = _stores(path.parent / result.scale, result.figure)
     for store in stores:
-        with read.noting(store):
-            attributes = RunFile.parsed(read.content(store / NAME)).texts()
-            section.details.append(read.details(store.name, attributes, store))
+        with reader.noting(store):
+            attributes = RunFile.parsed(reader.content(store / NAME)).texts()
+            section.details.append(reader.details(store.name, attributes, store))
     if "data" in files and files["data"].exists():
-        with read.noting(files["data"]):
-            data = read.dataset(files["data"])
+        with reader.noting(files["data"]):
+            data = reader.dataset(files["data"])
             section.charts = charts_of(data)
             _add_transition(section, data)
             section.grid = images_of_figure(data)
-            section.tree = _tree(stores, read) or tree_of_figure(data)
+            section.tree = _tree(stores, reader) or tree_of_figure(data)
     return section
 
 
@@ -144,17 +144,17 @@ def _add_transition(section: Section, data: xr.Dataset) -> None:
     section.charts = charts
 
 
-def _tree(stores: Sequence[Path], read: Reader) -> Tree | None:
+def _tree(stores: Sequence[Path], reader: Reader) -> Tree | None:
     """The tree of the first raw run of a figure that has readings of single nodes; None if there
     is none.
     """
     for store in stores:
-        with read.noting(store):
-            if has_nodes(store, read):
-                return tree_of_store(read.run(store), store.name)
+        with reader.noting(store):
+            if has_nodes(store, reader):
+                return tree_of_store(reader.run(store), store.name)
     return None
 
 
-def has_nodes(store: Path, read: Reader) -> bool:
+def has_nodes(store: Path, reader: Reader) -> bool:
     """Whether a run has readings of single nodes of a tree."""
-    return "node_belief" in RunFile.parsed(read.content(store / NAME)).variables
+    return "node_belief" in RunFile.parsed(reader.content(store / NAME)).variables

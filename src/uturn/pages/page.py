@@ -57,7 +57,7 @@ def _report_on_url(place: str, out: str | Path | None) -> tuple[str, list[str]]:
             return str(out), _write([folder.path], Path(out))
         problems = _write([folder.path], folder.path / "index.html")
         folder.push("index.html")
-        return folder.place("index.html"), problems
+        return folder.location_of("index.html"), problems
 
 
 def _existing_folder(place: str | Path) -> Path:
@@ -149,7 +149,7 @@ class _Folder:
     """Adds the sections of one folder to the page."""
 
     path: Path
-    read: Reader
+    reader: Reader
 
     def collect(self) -> None:
         if (self.path / NAME).exists():
@@ -169,10 +169,10 @@ class _Folder:
 
     def add(self, path: Path, make: _MakeSection) -> Section | None:
         """The section made from a file, which is added to the page; None if it cannot be made."""
-        with self.read.noting(path):
+        with self.reader.noting(path):
             check_plain(path)
-            section = make(path, self.read)
-            self.read.collected.sections.append(section)
+            section = make(path, self.reader)
+            self.reader.collected.sections.append(section)
             return section
         return None
 
@@ -181,9 +181,9 @@ class _Folder:
         others = {*self.sections_of_files(), "difference.json"}
         files = []
         for path in self.path.glob("*.json"):
-            if path.name not in others and figures.is_figure(path, self.read):
+            if path.name not in others and figures.is_figure(path, self.reader):
                 files.append(path)
-        sections = self.read.collected.sections
+        sections = self.reader.collected.sections
         begin = len(sections)
         for path in sorted(files, key=figures.order):
             self.add(path, figures.figure_section)
@@ -212,9 +212,9 @@ class _Folder:
         return made
 
 
-def _section_of_tool(function: str, path: Path, read: Reader) -> Section:
+def _section_of_tool(function: str, path: Path, reader: Reader) -> Section:
     make: _MakeSection = import_object(function, f"section {function}", "'module:function'")
-    section = make(path, read)
+    section = make(path, reader)
     if not isinstance(section, Section):
         raise TypeError(f"{function} must return a uturn.pages.sections.Section")
     return section

@@ -337,11 +337,11 @@ def check_results(out: OutputFolder) -> None:
     """ValueError if results cannot be written to a folder."""
     path = out.path.absolute()
     if not out.is_remote:
-        check_no_file("out", out.where)
+        check_no_file("out", out.location)
     existing = next(place for place in (path, *path.parents) if place.exists())
     is_writable = os.access(existing, os.W_OK)
-    expect(is_writable, "out", out.where, f"a folder; {existing} cannot be written to")
-    expect(NAME not in out.names(""), "out", out.where, "another folder; it is a store itself")
+    expect(is_writable, "out", out.location, f"a folder; {existing} cannot be written to")
+    expect(NAME not in out.names(""), "out", out.location, "another folder; it is a store itself")
 
 
 def check_folder(out: OutputFolder, save_images: bool = False, kept: int = 0) -> None:
@@ -353,7 +353,7 @@ def check_folder(out: OutputFolder, save_images: bool = False, kept: int = 0) ->
         expect(
             _is_study(out, name),
             f"{name!r} in out",
-            out.where,
+            out.location,
             "another folder; it is none of the studies written there",
         )
     if save_images:
@@ -368,7 +368,7 @@ def check_pictures(out: OutputFolder, name: str, written: str) -> None:
     foreign = [file for file in out.names(name) if not re.fullmatch(written, file)]
     expect(
         not foreign,
-        f"files in {out.place(name)}",
+        f"files in {out.location_of(name)}",
         foreign,
         "only pictures that were written there; choose another folder",
     )
@@ -380,7 +380,7 @@ def _is_study(out: OutputFolder, name: str) -> bool:
     """
     if (out.path / name).is_symlink():
         return False
-    content = folder_at(out.where).read(f"{name}/{ROOT}")
+    content = folder_at(out.location).read(f"{name}/{ROOT}")
     try:
         attributes = json.loads(content or b"")["attributes"]
         return {"description", "remark", "trajectories"} <= set(attributes)

@@ -34,8 +34,7 @@ from uturn.store.run_file import NAME
 from uturn.store.run_folder import warnings_of
 from uturn.studies import study_of
 from uturn.studies.axes import axis_words, common_axis
-from uturn.studies.charts import Chart as Panel
-from uturn.studies.charts import charts_of, numbers_of, overlaid
+from uturn.studies.charts import Panel, charts_of, numbers_of, overlaid
 from uturn.studies.headline import PEAK, Headline, headline_of
 from uturn.studies.records import sample
 from uturn.studies.runs import label
@@ -60,36 +59,36 @@ _FILES = ("curves.csv", "numbers.csv", "items.csv", "study.pdf", "grid.pdf", "to
 _LONGEST_CAPTION = 500
 
 
-def study_section(path: Path, read: Reader) -> Section:
+def study_section(path: Path, reader: Reader) -> Section:
     """The section of a dataset `study.zarr`, or of one of several studies in a folder."""
-    data = read.dataset(path)
+    data = reader.dataset(path)
     if path.name == STUDY:
-        return _single_study(data, path, read)
-    return _one_of_several(data, path, read)
+        return _single_study(data, path, reader)
+    return _one_of_several(data, path, reader)
 
 
-def _single_study(data: xr.Dataset, path: Path, read: Reader) -> Section:
+def _single_study(data: xr.Dataset, path: Path, reader: Reader) -> Section:
     folder = path.parent
     title = str(data.attrs.get("title", ""))
     name = "study"
-    if not read.is_alone and folder.resolve().name:
+    if not reader.is_alone and folder.resolve().name:
         name = folder.resolve().name
     section = _section(data, "study", name, title or "Study")
     section.covers = "run"
     section.files = existing(folder, _FILES)
     for file in section.files:
         if file.suffix == ".pdf":
-            read.add_picture(section, file.with_suffix(".png"), file.stem)
-    _add_originals(section, data, path, read)
+            reader.add_picture(section, file.with_suffix(".png"), file.stem)
+    _add_originals(section, data, path, reader)
     run = folder / "run"
     if (run / NAME).is_file():
-        with read.noting(run):
-            if has_nodes(run, read):
-                section.tree = tree_of_store(read.run(run))
+        with reader.noting(run):
+            if has_nodes(run, reader):
+                section.tree = tree_of_store(reader.run(run))
     return section
 
 
-def _one_of_several(data: xr.Dataset, path: Path, read: Reader) -> Section:
+def _one_of_several(data: xr.Dataset, path: Path, reader: Reader) -> Section:
     """The section of a study whose charts are shown in those that overlay all studies."""
     title = str(data.attrs.get("title", ""))
     section = _section(data, "study", title or "study", title or "Study")
@@ -98,18 +97,18 @@ def _one_of_several(data: xr.Dataset, path: Path, read: Reader) -> Section:
     if (path.parent / LOCATED).exists():
         section.cards = []
         section.words = "A run of a search, whose place is that of all its runs together."
-    _add_originals(section, data, path, read)
+    _add_originals(section, data, path, reader)
     return section
 
 
-def _add_originals(section: Section, data: xr.Dataset, path: Path, read: Reader) -> None:
+def _add_originals(section: Section, data: xr.Dataset, path: Path, reader: Reader) -> None:
     """Add the spec of the run, and its stored images or texts."""
     if "spec" in data.attrs:
-        section.details.append(read.details(section.name, data.attrs, path.parent))
+        section.details.append(reader.details(section.name, data.attrs, path.parent))
     if "image" in data and data.sizes.get("shown_noise"):
         section.grid = _grid(data)
     if "original_piece" in data.coords:
-        with read.noting(path):
+        with reader.noting(path):
             section.tokens = _tokens(data)
 
 
@@ -134,13 +133,13 @@ def numbered(folder: Path) -> list[Path]:
     return sorted(folder.glob("study-*.zarr"), key=lambda path: (len(path.name), path.name))
 
 
-def overlay_section(folder: Path, read: Reader) -> Section:
+def overlay_section(folder: Path, reader: Reader) -> Section:
     """The section of the studies `study-N.zarr` of a folder: a chart for each reading, a line
     for each study.
     """
     studies = {}
     for path in numbered(folder):
-        data = read.dataset(path)
+        data = reader.dataset(path)
         studies[str(data.attrs.get("title", path.stem))] = data
     section = Section(
         "overlay",
@@ -151,19 +150,19 @@ def overlay_section(folder: Path, read: Reader) -> Section:
         files=existing(folder, _FILES),
         has_pictures_first=True,
     )
-    read.add_picture(section, folder / "study.png", "study")
+    reader.add_picture(section, folder / "study.png", "study")
     axis = common_axis(list(studies.values()))
     marks: list[Headline] = []
     axes: list[str] | None = None
     with suppress(Exception):  # there is no search, or its own section names the damage
-        search = Search.of(json.loads(read.content(folder / LOCATED)))
+        search = Search.of(json.loads(reader.content(folder / LOCATED)))
         marks = search.places
         axes = list(search.axes)
     # The runs of a search give one place together.
     if axes is None:
         _add_places(section, studies, axis)
     if (folder / "difference.json").exists():
-        _add_difference(section, folder, read)
+        _add_difference(section, folder, reader)
     section.charts = _charts(overlaid(studies, marks), axes or [])
     return section
 
@@ -194,8 +193,8 @@ def _add_places(section: Section, studies: Mapping[str, xr.Dataset], axis: str) 
     unit = axis.replace("_", " ")
     if axis == "noise":
         unit = _unit(next(iter(studies.values())))
-    labels = {one.headline.label for one in places}
-    quantity = labels.pop() if len(labels) == 1 else "half-life"
+    names = {one.headline.name for one in places}
+    quantity = names.pop() if len(names) == 1 else "half-life"
     if first is last:
         section.words = f"{quantity} is {first.words}."
     else:
@@ -207,13 +206,13 @@ def _add_places(section: Section, studies: Mapping[str, xr.Dataset], axis: str) 
     section.tables = [TextTable(f"{quantity} of each run", heads, rows)]
 
 
-def _add_difference(section: Section, folder: Path, read: Reader) -> None:
+def _add_difference(section: Section, folder: Path, reader: Reader) -> None:
     """Add the difference of two runs."""
     path = folder / "difference.json"
-    with read.noting(path):
-        section.tables.append(checked_table(json.loads(read.content(path))["table"]))
+    with reader.noting(path):
+        section.tables.append(checked_table(json.loads(reader.content(path))["table"]))
     section.files += existing(folder, ("difference.json", "difference.csv", "difference.pdf"))
-    read.add_picture(section, folder / "difference.png", "difference")
+    reader.add_picture(section, folder / "difference.png", "difference")
 
 
 @dataclass(frozen=True)
@@ -261,9 +260,9 @@ class Search:
         return [Headline(label, self.reading, places, claim)]
 
 
-def search_section(path: Path, read: Reader) -> Section:
+def search_section(path: Path, reader: Reader) -> Section:
     """The section of a search, the first of its page."""
-    search = Search.of(json.loads(read.content(path)))
+    search = Search.of(json.loads(reader.content(path)))
     section = Section(
         "located",
         "located",
@@ -295,12 +294,12 @@ def search_section(path: Path, read: Reader) -> Section:
     return section
 
 
-def store_section(path: Path, read: Reader) -> Section:
+def store_section(path: Path, reader: Reader) -> Section:
     """The section of a store of `uturn run`, which may be unfinished."""
-    run = read.run(path)
+    run = reader.run(path)
     section = _section(study_of(run), "store", path.name, f"Run {path.name}")
     section.tree = tree_of_store(run)
-    section.details = [read.details(path.name, run.attrs, path)]
+    section.details = [reader.details(path.name, run.attrs, path)]
     return section
 
 
@@ -314,7 +313,7 @@ def _section(data: xr.Dataset, kind: str, name: str, title: str) -> Section:
         first_group = [str(data.group.sel(reading=first.reading).item())]
     cards = []
     for headline in numbers_of(data):
-        cards.append(Card(headline.label, _unit(data), headline.claim, numbers(headline.place[0])))
+        cards.append(Card(headline.name, _unit(data), headline.claim, numbers(headline.place[0])))
     return Section(
         kind,
         name,

@@ -52,7 +52,7 @@ class Workshop:
         A run of another experiment, or with other models, is replaced: the constants of a figure
         have changed.
         """
-        place = self._kept.place(label)
+        place = self._kept.location_of(label)
         if not self._is_run_of(experiment, place):
             self._kept.remove(label)
         options: dict[str, Any] = {"progress": self.progress, **self.cluster}
@@ -78,7 +78,9 @@ class Workshop:
         """
         named = {f"{figure}-{label}": experiment for label, experiment in experiments.items()}
         if apart and self.cluster.get("cluster") is None:
-            new = [job for job in named.items() if not Path(self._kept.place(job[0])).exists()]
+            new = [
+                job for job in named.items() if not Path(self._kept.location_of(job[0])).exists()
+            ]
             self.each(figure, Workshop.run, new)
         return {
             label: self.run(name, named[name])

@@ -39,12 +39,12 @@ _NO_FILE = re.compile(r"[\\:]|(^|/)\.{0,2}(/|$)")  # a key that would leave the 
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """A folder of results: `where` is the given path or URL, `path` the local folder (the same,
-    or a working copy).
-    """
+    """A folder of results."""
 
-    where: str
+    location: str
+    """The given path or URL."""
     path: Path
+    """The local folder: the location itself, or a working copy of a URL."""
 
     @classmethod
     def of(cls, folder: OutputFolder | str | os.PathLike[str]) -> OutputFolder:
@@ -53,14 +53,14 @@ class OutputFolder:
 
     @property
     def is_remote(self) -> bool:
-        return is_url(self.where)
+        return is_url(self.location)
 
     def inside(self, name: str) -> OutputFolder:
-        return OutputFolder(self.place(name), self.path / name)
+        return OutputFolder(self.location_of(name), self.path / name)
 
-    def place(self, name: str) -> str:
+    def location_of(self, name: str) -> str:
         """The path or URL of the entry of this name."""
-        return f"{self.where}/{name}" if self.is_remote else os.path.join(self.where, name)
+        return f"{self.location}/{name}" if self.is_remote else os.path.join(self.location, name)
 
     def fetch(self, name: str) -> Path:
         """The path of a file or folder, after updating the working copy from the URL."""
@@ -68,14 +68,14 @@ class OutputFolder:
         if self.is_remote:
             shutil.rmtree(path, ignore_errors=True)
             path.unlink(missing_ok=True)
-            folder = folder_at(self.where)
+            folder = folder_at(self.location)
             keys = [name, *folder.names(f"{name}/")]
             outside = [key for key in keys if _NO_FILE.search(key)]
             if outside:
                 raise ValueError(
-                    f"{self.where} holds {outside[0]!r}, which is not a name of a file; remove it"
+                    f"{self.location} holds {outside[0]!r}, which is not a name of a file; remove it"
                 )
-            contents = each(self.where, folder.read, keys)
+            contents = each(self.location, folder.read, keys)
             for key, content in zip(keys, contents, strict=True):
                 if content is not None:
                     (self.path / key).parent.mkdir(parents=True, exist_ok=True)
@@ -88,14 +88,14 @@ class OutputFolder:
         """
         if not self.is_remote:
             return
-        folder = folder_at(self.where)
+        folder = folder_at(self.location)
         for name in names:
             path = self.path / name
             if path.is_file():
                 folder.write(name, path.read_bytes())
             else:
                 folder.remove(name)
-                replace(self.place(name), contents_of(path))
+                replace(self.location_of(name), contents_of(path))
 
     def remove(self, name: str) -> None:
         """Remove a file or folder, here and at the URL."""
@@ -109,7 +109,7 @@ class OutputFolder:
         if not self.is_remote:
             return sorted(path.name for path in (self.path / name).glob("*"))
         prefix = f"{name}/" if name else ""
-        keys = folder_at(self.where).names(prefix)
+        keys = folder_at(self.location).names(prefix)
         return sorted({key.removeprefix(prefix).split("/")[0] for key in keys})
 
 
@@ -118,21 +118,21 @@ def output_folder(name: str, value: object, *, kept: bool = False) -> Iterator[O
     """The folder of results at a path or URL. The working copy of a URL is removed at the end,
     unless `kept` in a cache.
     """
-    where = checked_location(name, value)
-    if not is_url(where):
-        yield OutputFolder.of(where)
+    location = checked_location(name, value)
+    if not is_url(location):
+        yield OutputFolder.of(location)
     elif kept:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         # Always the same, since specs name networks in it.
-        path = cache / "uturn" / hashlib.sha256(where.encode()).hexdigest()[:16]
+        path = cache / "uturn" / hashlib.sha256(location.encode()).hexdigest()[:16]
         with named_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-        yield OutputFolder(where, path)
+        yield OutputFolder(location, path)
     else:
         with tempfile.TemporaryDirectory(prefix="uturn-") as folder:
-            copy = Path(folder, where.rpartition("/")[2])  # pages show the name of their folder
+            copy = Path(folder, location.rpartition("/")[2])  # pages show its name
             copy.mkdir()
-            yield OutputFolder(where, copy)
+            yield OutputFolder(location, copy)
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:

@@ -138,16 +138,16 @@ class RunFolder(Blocks):
     @classmethod
     def open(cls, location: str | Path) -> RunFolder:
         """The run at a path or URL; ValueError if there is none, or if `run.json` is damaged."""
-        place = checked_location("store", location)
-        if not is_url(place):
-            check_no_file("store", place)
-        with _readable(place):
-            if is_url(place) or not is_empty(place):
-                if not is_url(place):
-                    check_plain(os.path.realpath(place))
-                folder = folder_at(place)
+        location = checked_location("store", location)
+        if not is_url(location):
+            check_no_file("store", location)
+        with _readable(location):
+            if is_url(location) or not is_empty(location):
+                if not is_url(location):
+                    check_plain(os.path.realpath(location))
+                folder = folder_at(location)
                 return cls(folder, _file_in(folder))
-        raise ValueError(f"no store at {place}; `uturn run SPEC --store {place}` makes one")
+        raise ValueError(f"no store at {location}; `uturn run SPEC --store {location}` makes one")
 
     def grow(self, file: RunFile) -> RunFolder:
         """The folder of a larger run, which has all levels, items and trajectories of this one."""

@@ -50,11 +50,13 @@ class Axes:
         attribute `clean`.
         """
         measured = run.noise.values.astype(float)
-        added = 0 if measured[0] == 0 else 1  # not `isclose`: 1e-9 m is a level
+        added = int(measured[0] != 0)  # not `isclose`: 1e-9 m is a level
         values = {"noise": np.r_[np.zeros(added), measured]}
         words = {"noise": axis_words(run)}
         for name, coordinate in _further_axes(run).items():
-            axis = f"{name}_of_noise" if name in NAMES else name
+            axis = name
+            if name in NAMES:
+                axis = f"{name}_of_noise"
             clean = _number_of(coordinate, "clean", _CLEAN.get(name, np.nan))
             values[axis] = np.r_[np.full(added, clean), coordinate.values]
             words[axis] = str(coordinate.attrs.get("long_name", name))
@@ -68,7 +70,10 @@ class Axes:
             values |= cls._of_angle(angle)
             words |= _OF_ANGLE
         words = {axis: label(text) for axis, text in words.items()}
-        most = _number_of(run.noise, "max", 1.0 if measured[-1] <= 1 else np.inf)
+        usual_most = np.inf
+        if measured[-1] <= 1:
+            usual_most = 1.0
+        most = _number_of(run.noise, "max", usual_most)
         return cls(values, words, angle, most)
 
     @cached_property
@@ -164,7 +169,9 @@ def texts_of(levels: Iterable[float], form: str) -> list[str]:
     """
     numbers = [float(level) for level in levels]
     texts = [format(number, form) for number in numbers]
-    return texts if len(set(texts)) == len(set(numbers)) else list(map(repr, numbers))
+    if len(set(texts)) != len(set(numbers)):
+        return list(map(repr, numbers))
+    return texts
 
 
 def axis_words(data: xr.Dataset) -> str:
@@ -194,7 +201,11 @@ def common_axis(studies: Sequence[xr.Dataset]) -> str:
     shared = [axis for axis in axes if all(axis in study.axis.values for study in studies)]
     expect(shared, "noise of the runs", words, "an axis in common; draw them one by one")
     # An axis that has a value without noise is preferred.
-    return min(shared, key=lambda axis: sum(np.isnan(study[axis].values[0]) for study in studies))
+
+    def number_without(axis: str) -> int:
+        return sum(np.isnan(study[axis].values[0]) for study in studies)
+
+    return min(shared, key=number_without)
 
 
 def _check_units(studies: Sequence[xr.Dataset], dim: str, key: str) -> None:

@@ -159,14 +159,18 @@ def _changes(run: Run, variable: _Covariance) -> Changes:
 
 def _inside(peak: Peak, estimate: Estimate) -> np.ndarray:
     """A number of a peak, (estimate,); NaN if the peak lies at an end of the measured levels."""
-    return np.array(estimate) if peak.inside else np.full(3, np.nan)
+    if not peak.inside:
+        return np.full(3, np.nan)
+    return np.array(estimate)
 
 
 def _peak_axis(axes: Axes, count: int) -> np.ndarray:
     """The axis of the `count` measured levels on which the peak is located: the angle if the run
     has one, since log-SNR is infinite at its ends.
     """
-    positions = axes.noise if axes.angle is None else axes.angle
+    positions = axes.noise
+    if axes.angle is not None:
+        positions = axes.angle
     return positions[len(positions) - count :]
 
 

@@ -24,7 +24,7 @@ _MOST_NOISES = 6
 """Curves of correlations against distance."""
 
 
-class Chart(NamedTuple):
+class Panel(NamedTuple):
     """Curves with their intervals on one axis."""
 
     name: str
@@ -64,7 +64,9 @@ def numbers_of(study: xr.Dataset) -> list[Headline]:
     have a place.
     """
     headline = headline_of(study)
-    numbers = [] if headline is None else [headline]
+    numbers = []
+    if headline is not None:
+        numbers.append(headline)
     for k in range(study.sizes.get("series", 0)):
         series = study.isel(series=k)
         levels = np.flatnonzero(study.variable.values == series.series_variable.item())
@@ -87,11 +89,11 @@ def _inversion(study: xr.Dataset, series: xr.Dataset, levels: np.ndarray) -> Hea
         f" {by_level.get(first, first)}"
     )
     remark = series.series_remark.item()
-    label = f"{series.series.item().replace('_', ' ')}: {SWAP}"
+    name = series.series.item().replace("_", " ")
     reading = str(study.reading.values[levels[0]])
     if remark:
         claim += f"; {remark}"
-    return Headline(label, reading, series.inversion.values, claim)
+    return Headline(SWAP, reading, series.inversion.values, claim, series=name)
 
 
 def _peak(changes: xr.Dataset) -> Headline:
@@ -103,7 +105,7 @@ def _peak(changes: xr.Dataset) -> Headline:
     return Headline(PEAK, "", changes.peak_at.values, claim)
 
 
-def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Chart]:
+def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Panel]:
     """The charts of a study: groups of readings (`first` those of these names), changes, and
     calibration by families.
     """
@@ -120,10 +122,7 @@ def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Chart]:
     for k, (title, chosen) in enumerate(panels_of(study, first)):
         part = study.isel(reading=chosen)
         chart = _chart_of_readings(part, title)._replace(name=f"readings-{k}")
-        marks = list(stars)
-        for number in others:
-            if number.reading in chart.labels:
-                marks.append(number._replace(label=number.label.rpartition(": ")[2]))
+        marks = [*stars, *(number for number in others if number.reading in chart.labels)]
         is_shown = not shown.isdisjoint(chart.labels)
         yield chart._replace(marks=marks, shown=is_shown)
     for k in range(study.sizes.get("changes", 0)):
@@ -134,19 +133,21 @@ def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Chart]:
     for k, (family, tested) in enumerate(tested_families(study).items()):
         title = f"calibration of {family.replace('_', ' ')}"
         names = names_in_panel(tested, np.arange(tested.sizes["reading"]))
-        yield Chart(
+        is_one_variable = len(set(tested.variable.values.tolist())) == 1
+        is_detected = tested.gap_p.values <= float(study.gap_level)
+        yield Panel(
             name=f"gap-{k}",
             title=title,
             words=f"{title}: 0 for draws from the posterior",
             unit="gap E f(x0, x̂) - E f(x̂, x̂')",
             curves=lines_of(tested.gap, names),
-            ordered=len(set(tested.variable.values.tolist())) == 1,
+            ordered=is_one_variable,
             level=(0.0, ""),
-            hollow=~(tested.gap_p.values <= float(study.gap_level)),
+            hollow=~is_detected,
         )
 
 
-def _chart_of_readings(part: xr.Dataset, title: str) -> Chart:
+def _chart_of_readings(part: xr.Dataset, title: str) -> Panel:
     """A panel with the readings of a part of a study."""
     names = names_in_panel(part, np.arange(part.sizes["reading"]))
     labels = part.reading.values.tolist()
@@ -160,21 +161,27 @@ def _chart_of_readings(part: xr.Dataset, title: str) -> Chart:
     level = None
     if len(labels) == 1 and np.isfinite(part.chance[0]):
         level = (float(part.chance[0]), "independent data")
-    return Chart(
+    theory = None
+    if "theory" in part:
+        theory = lines_of(part.theory, names)
+    is_one_variable = len(set(part.variable.values.tolist())) == 1
+    if len(words) > 1:
+        words = [""]
+    return Panel(
         name="",
         title=title,
-        words=words[0] if len(words) == 1 else "",
+        words=words[0],
         unit=unit,
         curves=lines_of(part.curve, names),
         labels=labels,
         places=part.half_life.values[:, 0],
-        ordered=are_levels and len(set(part.variable.values.tolist())) == 1,
+        ordered=are_levels and is_one_variable,
         level=level,
-        theory=lines_of(part.theory, names) if "theory" in part else None,
+        theory=theory,
     )
 
 
-def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Chart]:
+def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Panel]:
     """Susceptibility, correlations at several noise levels, and correlation length of the
     changes of sites.
     """
@@ -187,7 +194,7 @@ def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Chart]:
     theory = None
     if "chi_theory" in changes:
         theory = changes.chi_theory.expand_dims(line=[""])
-    yield Chart(
+    yield Panel(
         name=f"chi{suffix}",
         title=together,
         words=f"susceptibility: number of {together}",
@@ -201,7 +208,7 @@ def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Chart]:
     measured = np.flatnonzero(estimated(changes.correlation.isel(distance=0).values))
     if len(measured) and changes.sizes["distance"] > 1:
         noises = measured[evenly_spaced(len(measured), _MOST_NOISES)]
-        yield Chart(
+        yield Panel(
             name=f"correlation{suffix}",
             title="correlation of changes",
             words="",
@@ -214,7 +221,7 @@ def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Chart]:
     is_inside = changes.xi <= changes.distance[-1]
     lengths = changes.xi.where(is_inside | (changes.estimate != "value"))
     if np.isfinite(lengths.isel(estimate=0)).any():
-        yield Chart(
+        yield Panel(
             name=f"xi{suffix}",
             title="correlation length",
             words="correlation length of the changes",
@@ -239,7 +246,7 @@ def _correlations(changes: xr.Dataset, noises: np.ndarray, unit: str) -> xr.Data
 # --- several studies ------------------------------------------------------------------------------
 
 
-def overlaid(studies: Mapping[str, xr.Dataset], marks: Sequence[Headline] = ()) -> list[Chart]:
+def overlaid(studies: Mapping[str, xr.Dataset], marks: Sequence[Headline] = ()) -> list[Panel]:
     """A chart for each reading, chi and xi, with a line for each study that has it, on an axis that
     all have.
 
@@ -282,11 +289,11 @@ def _ends_of_series(studies: Mapping[str, xr.Dataset], variable: str) -> set[str
     return ends
 
 
-def _overlay_of_reading(label: str, parts: Mapping[str, xr.Dataset], axis: str) -> Chart:
+def _overlay_of_reading(label: str, parts: Mapping[str, xr.Dataset], axis: str) -> Panel:
     """A chart with the curve of a reading in all studies that have it."""
     part = next(iter(parts.values()))
     title = title_of(part, label)
-    return Chart(
+    return Panel(
         name="",
         title=title,
         words=title,
@@ -299,9 +306,9 @@ def _overlay_of_reading(label: str, parts: Mapping[str, xr.Dataset], axis: str) 
 
 def _overlays_of_changes(
     parts: Mapping[str, xr.Dataset], axis: str, is_shown: bool
-) -> Iterator[Chart]:
+) -> Iterator[Panel]:
     """Charts with the chi and the xi of changes in all studies that have them."""
-    charts: dict[str, Chart] = {}
+    charts: dict[str, Panel] = {}
     for part in parts.values():
         charts |= {chart.name: chart for chart in changes_charts(part.isel(changes=0))}
     for name in ("chi", "xi"):

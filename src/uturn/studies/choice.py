@@ -22,7 +22,7 @@ from uturn.studies.keys import ReadingKey, find_reading
 from uturn.studies.places import located_on
 from uturn.studies.reading_checks import bounds_of
 from uturn.studies.reading_curves import Reading, readings_of
-from uturn.studies.runs import have_labels, is_kept_if_large, named_in
+from uturn.studies.runs import have_labels, is_kept_if_large, named_in, starts_at_one
 
 CHOSEN = "chosen"
 ESTIMATED = "estimated"
@@ -124,7 +124,9 @@ class Choice:
 
     @property
     def tests(self) -> list[LevelTest]:
-        return [self.keep] if self.lose is None else [self.keep, self.lose]
+        if self.lose is None:
+            return [self.keep]
+        return [self.keep, self.lose]
 
     def __repr__(self) -> str:
         return "\n".join(_lines(self))
@@ -220,7 +222,9 @@ def choose(
     run = Run.finished(ds)
     goals = [_goal(run, reading, keep, lose=False)]
     goals += [_goal(run, name, value, lose=True) for name, value in (lose or {}).items()]
-    parts = {} if by is None else _parts(run.data, by)
+    parts: dict[object, np.ndarray] = {}
+    if by is not None:
+        parts = _parts(run.data, by)
     needed: set[str] = set()
     for goal in goals:
         needed |= {goal.key.variable, *named_in(goal.instructions.start, goal.instructions.chance)}
@@ -247,11 +251,21 @@ def originals_needed(
     >>> [originals_needed(share, 0.95) for share in (1, 0.99, 0.98, 0.97)]
     [59.0, 133.0, 267.0, 653.0]
     """
-    p, g = (truth, goal) if truth >= goal else (1 - truth, 1 - goal)
+    p = truth
+    g = goal
+    if truth < goal:
+        p = 1 - truth
+        g = 1 - goal
     n = _NUMBERS
     k = np.maximum(n * p - ndtri(power) * np.sqrt(n * p * (1 - p)), 1e-9)
-    is_enough = betainc(k, n - k + 1, g) <= 1 - confidence
-    return float(n[is_enough.argmax()]) if is_enough.any() else math.inf
+    return _first_number(betainc(k, n - k + 1, g) <= 1 - confidence)
+
+
+def _first_number(is_enough: np.ndarray) -> float:
+    """The smallest number of originals, of those tried, that is enough; infinite if none is."""
+    if not is_enough.any():
+        return math.inf
+    return float(_NUMBERS[is_enough.argmax()])
 
 
 # --- goals ----------------------------------------------------------------------------------------
@@ -261,7 +275,8 @@ def _goal(run: Run, name: str, value: float, lose: bool) -> _Goal:
     key = find_reading(run, name)
     instructions = run.instructions[key.variable]
     values = run.data[key.variable].isel(key.slices)
-    are_tosses = bool(values.isin((0, 1)).where(values.notnull(), True).all())
+    is_toss = values.isin((0, 1)) | values.isnull()
+    are_tosses = bool(is_toss.all())
     if are_tosses:  # declared or not
         instructions = replace(instructions, bounds=(0.0, 1.0))
     low, high = bounds_of(instructions)
@@ -284,19 +299,21 @@ def _direction(reading: Reading, instructions: Variable, are_tosses: bool, run: 
         return _Direction(chance > start)
     name = reading.key.variable
     if is_kept_if_large(name):
-        # What is the same starts at 1.
-        reason = "" if name.startswith("same_") else "large values are kept, by its name"
-        return _Direction(False, reason)
+        if starts_at_one(name):
+            return _Direction(False)
+        return _Direction(False, "large values are kept, by its name")
     noise = run.axes.noise
-    measured = np.flatnonzero(np.isfinite(reading.curve[:, 0]) & (noise > 0)).tolist() or [0]
+    is_measured = np.isfinite(reading.curve[:, 0]) & (noise > 0)
+    measured = np.flatnonzero(is_measured).tolist() or [0]
     last = measured[-1]
     first = measured[0]
     if np.isfinite(start):
         first = 0
 
     def difference(curve: np.ndarray) -> np.ndarray:
-        end = chance if np.isfinite(chance) else curve[last]
-        return np.asarray(end - curve[first])
+        if np.isfinite(chance):
+            return np.asarray(chance - curve[first])
+        return np.asarray(curve[last] - curve[first])
 
     change = Estimate(*reading.replicates.interval(difference))
     words = (
@@ -310,10 +327,11 @@ def _direction(reading: Reading, instructions: Variable, are_tosses: bool, run: 
         return _Direction(True, f"small values are kept, as {words}")
     if change.high < 0 and not are_tosses:
         return _Direction(False, f"large values are kept, as {words}")
-    tosses = "readings are 0 or 1, and " if are_tosses else ""
+    if are_tosses:
+        words = f"readings are 0 or 1, and {words}"
     raise ValueError(
         f"reading = {reading.label!r}: it is not known whether large or small values are kept:"
-        f" {tosses}{words}; give its start, as --start {name}=VALUE for a table,"
+        f" {words}; give its start, as --start {name}=VALUE for a table,"
         f" start={{{name!r}: VALUE}} in ut.readings, or in the Variable of a probe, and its chance"
     )
 
@@ -367,9 +385,12 @@ def _choice(run: Run, goals: list[_Goal], confidence: float) -> Choice:
     noise = keep.noise
     if low <= noise:
         is_sure = all(test.guaranteed for test in tests)
-        window = None if lose is None else (low, noise)
-        answer = CHOSEN if is_sure else ESTIMATED
-        return replace(choice, noise=noise, at=_on_axes(run, noise), answer=answer, window=window)
+        choice = replace(choice, noise=noise, at=_on_axes(run, noise), answer=ESTIMATED)
+        if is_sure:
+            choice = replace(choice, answer=CHOSEN)
+        if lose is not None:
+            choice = replace(choice, window=(low, noise))
+        return choice
     if ((keep.levels > smallest) & (keep.levels < largest)).any():
         more = float(np.max([test.more for test in tests]))
         return replace(choice, answer=OPEN, more=more)
@@ -416,7 +437,11 @@ def _tested(run: Run, goal: _Goal, confidence: float) -> LevelTest:
             groups = independent_groups(values)[is_read[end]]
             more = _more(of_items[end][is_read[end]], groups, goal.value, ends, confidence)
     positive = noise > 0
-    relation, worst = (">=", ends[0]) if sign > 0 else ("<=", ends[1])
+    relation = ">="
+    worst = ends[0]
+    if sign < 0:
+        relation = "<="
+        worst = ends[1]
     return LevelTest(
         words=f"{goal.key.label} {relation} {goal.value:g}",
         range=ends,
@@ -477,15 +502,17 @@ def _more(
         # goal where the mean is at the quantile of the power.
         n = _NUMBERS
         s = means.std(ddof=1)
-        worst = low if mean > goal else high
+        worst = high
+        if mean > goal:
+            worst = low
         m = 0.0
         if math.isfinite(worst):
             m = abs(mean - worst)
         of_range = (math.log(1 / (1 - confidence)) - 1) * m / n
         bound = m / n + np.hypot(ndtri(confidence) * s / np.sqrt(n), of_range)
-        is_enough = bound + ndtri(_POWER) * s / np.sqrt(n) <= abs(mean - goal)
-        needed = n[is_enough.argmax()] if is_enough.any() else math.inf
-    return float(np.maximum(np.ceil(needed * len(readings) / len(means)) - len(readings), 1.0))
+        needed = _first_number(bound + ndtri(_POWER) * s / np.sqrt(n) <= abs(mean - goal))
+    further = np.ceil(needed * len(readings) / len(means)) - len(readings)
+    return float(np.maximum(further, 1.0))
 
 
 def _on_axes(run: Run, noise: float) -> dict[str, float]:
@@ -525,7 +552,8 @@ def _lines(choice: Choice) -> Iterator[str]:
         answer += f" ({', '.join(map(' '.join, places.items()))})"
     yield answer
     for value, part in choice.by.items():
-        yield f"  {choice.part} = {value}, {_counted(part.keep.originals.max())}: {_answer(part)}"
+        count = part.keep.originals.max()
+        yield f"  {choice.part} = {value}, {_counted(count)}: {_answer(part)}"
     if not all(test.guaranteed for test in choice.tests):
         yield NOT_GUARANTEED
     yield NOT_MEASURED
@@ -580,7 +608,10 @@ def _end(test: LevelTest) -> str:
 
 
 def _counted(number: float, kind: str = "") -> str:
-    return f"{number:.0f}{kind} original{'' if number == 1 else 's'}"
+    words = f"{number:.0f}{kind} original"
+    if number != 1:
+        words += "s"
+    return words
 
 
 def _answer(choice: Choice) -> str:

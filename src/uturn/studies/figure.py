@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import xarray as xr
 from uturn.core.registry import stored_class
 from uturn.measures.estimates import with_interval
 from uturn.studies.axes import axis_words
-from uturn.studies.charts import CRITICAL, SWAP, Chart, charts_of, overlaid
+from uturn.studies.charts import CRITICAL, SWAP, Panel, charts_of, overlaid
 from uturn.studies.headline import PEAK, STAR, Headline
 from uturn.studies.plotting import curves as plots
 from uturn.studies.plotting.curves import (
@@ -65,14 +65,16 @@ def draw_studies(
 
 
 def drawn(
-    charts: Sequence[Chart], lines: Sequence[str] = (), families: Sequence[str] = ()
+    charts: Sequence[Panel], lines: Sequence[str] = (), families: Sequence[str] = ()
 ) -> Figure | None:
     """A figure with a panel for each chart, and lines of text below; None without charts.
     `families`: further fonts.
     """
     if not charts:
         return None
-    columns = min(len(charts), 2 if len(charts) in (2, 4) else 3)
+    columns = min(len(charts), 3)
+    if len(charts) == 4:
+        columns = 2
     rows = math.ceil(len(charts) / columns)
     with style(families) as plt:
         figure: Figure = plt.figure(figsize=(5.6 * columns, 4.5 * rows), layout="constrained")
@@ -82,15 +84,15 @@ def drawn(
             draw_chart(panel, chart)
         for panel in panels[len(charts) :]:
             panel.set_axis_off()
-        text = _wrapped(lines, int(13.93 * figure.get_figwidth()), escape=True)
+        text = _wrapped(map(no_mathematics, lines), int(13.93 * figure.get_figwidth()))
         figure.text(0.005, -0.01, text, color=MUTED, fontsize=9, va="top")
     return figure
 
 
-def _wrapped(lines: Sequence[str], width: int, escape: bool = False) -> str:
-    """Lines of text of limited width; `escape`: what would be mathematics, before it is wrapped."""
+def _wrapped(lines: Iterable[str], width: int) -> str:
+    """Lines of text of limited width."""
     wrapped: list[str] = []
-    for line in map(no_mathematics, lines) if escape else lines:
+    for line in lines:
         wrapped += textwrap.wrap(line, width)
     return "\n".join(wrapped)
 
@@ -102,7 +104,7 @@ def _wrapped(lines: Sequence[str], width: int, escape: bool = False) -> str:
 class _Lines:
     """The lines of a chart at the places where they can be drawn."""
 
-    chart: Chart
+    chart: Panel
     is_finite: np.ndarray
     """Which x are finite: an infinite noise cannot be drawn."""
     x: np.ndarray
@@ -112,7 +114,7 @@ class _Lines:
     """(line, estimate), NaN where a line has none."""
 
     @classmethod
-    def of(cls, chart: Chart) -> _Lines:
+    def of(cls, chart: Panel) -> _Lines:
         x = chart.curves[chart.curves.dims[1]].values
         is_finite = np.isfinite(x)
         curves = chart.curves.values[:, is_finite]
@@ -131,7 +133,9 @@ class _Lines:
     @cached_property
     def named(self) -> list[int]:
         """The lines that are named in the legend."""
-        return evenly_spaced(len(self.curves), _MOST_NAMED if self.has_few else 4)
+        if self.has_few:
+            return evenly_spaced(len(self.curves), _MOST_NAMED)
+        return evenly_spaced(len(self.curves), 4)
 
     @cached_property
     def colors(self) -> list[ColorType]:
@@ -146,7 +150,7 @@ class _Lines:
         return lying_on(self.curves[..., 0])
 
 
-def draw_chart(axis: Axes, chart: Chart) -> None:
+def draw_chart(axis: Axes, chart: Panel) -> None:
     """The curves with their bands, ticks above at the places on them, and the marks; marks of
     other charts have no band.
     """
@@ -165,10 +169,13 @@ def draw_chart(axis: Axes, chart: Chart) -> None:
         plots.draw_noise_axis(axis, lines.x)
     elif x_axis.name == "distance":
         axis.set_xscale("log")
-        ticks(axis, np.unique(np.geomspace(lines.x[0], lines.x[-1], 6).round()))
+        distances = np.geomspace(lines.x[0], lines.x[-1], 6)
+        ticks(axis, np.unique(distances.round()))
     _limit(axis, lines.curves, chart.level)
     if axis.get_legend_handles_labels()[0]:
-        title = None if lines.has_few else f"{len(lines.curves)} curves, first to last"
+        title = None
+        if not lines.has_few:
+            title = f"{len(lines.curves)} curves, first to last"
         plots.draw_legend(axis, "best", title=title, title_fontsize=8.5)
 
 
@@ -186,7 +193,9 @@ def _draw_line(axis: Axes, lines: _Lines, k: int) -> None:
     is_edge = chart.joined or k in (0, len(lines.curves) - 1)
     is_drawn = np.isfinite(curve[:, 0]) | (not chart.joined)
     x, band, markers = along(lines.x[is_drawn], curve[is_drawn])
-    look: dict[str, Any] = {"lw": 1.3 if lines.has_few else 0.9, "zorder": 3}
+    look: dict[str, Any] = {"lw": 0.9, "zorder": 3}
+    if lines.has_few:
+        look["lw"] = 1.3
     alpha = 0.07 * is_named
     if is_edge:
         look = {"lw": 2.2, "zorder": 4, **markers}
@@ -211,7 +220,7 @@ def _draw_line(axis: Axes, lines: _Lines, k: int) -> None:
         axis.plot(place, [0.985], "|", transform=above, color=color, ms=10, mew=2)
 
 
-def _mark(axis: Axes, chart: Chart, places: np.ndarray) -> None:
+def _mark(axis: Axes, chart: Panel, places: np.ndarray) -> None:
     """The marks of a chart and its horizontal line, with their numbers under the title."""
     has_theory = chart.theory is not None and bool(np.isfinite(chart.theory).any())
     notes = []
@@ -233,21 +242,29 @@ def _mark(axis: Axes, chart: Chart, places: np.ndarray) -> None:
     if has_theory:
         axis.plot([], [], color=MUTED, label="mean field", **_OF_THEORY)
     if np.isfinite(places[:, 0]).any():
-        name = "peaks" if list(chart.labels) == [""] else "half-lives"
+        name = "half-lives"
+        if list(chart.labels) == [""]:
+            name = "peaks"
         axis.plot([], [], "|", color=MUTED, ms=9, mew=2, label=name)
 
 
-def _mark_place(axis: Axes, chart: Chart, mark: Headline) -> list[str]:
+def _mark_place(axis: Axes, chart: Panel, mark: Headline) -> list[str]:
     """A line at a mark; its number in words if the mark is one of the readings of the chart."""
     is_swap = mark.label == SWAP
-    color = THEORY if is_swap else CLASS
+    color = CLASS
+    if is_swap:
+        color = THEORY
     if mark.reading not in chart.labels:
         name = f"$t^*$ of {brief(mark.reading, 30)}"
         plots.draw_transition(axis, mark.place[0], color, False, name)
         return []
     plots.draw_transition(axis, mark.place[0], color, True, None)
-    name = "$t^*$" if mark.label == STAR else brief(mark.label, 40)
-    relation = "at" if is_swap or mark.label == PEAK else "="
+    name = brief(mark.label, 40)
+    if mark.label == STAR:
+        name = "$t^*$"
+    relation = "="
+    if is_swap or mark.label == PEAK:
+        relation = "at"
     return [f"{name} {relation} {with_interval(mark.place[0])}"]
 
 
@@ -323,7 +340,9 @@ def draw_grid(data: xr.Dataset) -> Figure | None:
         inch = min(1.0, 9.5 / len(grid.left)) / grid.width
         figure: Figure = plt.figure(figsize=(inch * columns, inch * rows))
         axis = figure.add_axes((0, 0, 1, 1))
-        smooth = "nearest" if grid.width < 64 else "antialiased"
+        smooth = "antialiased"
+        if grid.width < 64:
+            smooth = "nearest"
         axis.imshow(_tiled(data, grid), interpolation=smooth, aspect="auto")
         _frame_changed(axis, data, grid)
         has_judge = _draw_star(axis, data, grid)
@@ -338,10 +357,14 @@ def draw_grid(data: xr.Dataset) -> Figure | None:
         axis.spines[:].set_visible(False)
         axis.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
         lines = [data.attrs["description"], *remarks(data)]
+        width = max(40, int(13 * figure.get_figwidth()))
+        below = -8
+        if has_judge:
+            below = -30
         axis.annotate(
-            no_mathematics(_wrapped(lines, max(40, int(13 * figure.get_figwidth())))),
+            no_mathematics(_wrapped(lines, width)),
             (0, 0),
-            (4, -30 if has_judge else -8),
+            (4, below),
             "axes fraction",
             "offset points",
             color=MUTED,
@@ -385,7 +408,9 @@ def _draw_star(axis: Axes, data: xr.Dataset, grid: _Grid) -> bool:
     handles = [Line2D([], [], label=f"another class ({network})", **look)]
     beyond = np.flatnonzero(data.shown_noise.values >= star)
     if len(beyond):
-        space = grid.gap if beyond[0] else grid.wide
+        space = grid.wide
+        if beyond[0]:
+            space = grid.gap
         x = grid.left[beyond[0] + 1] - 0.5 - space / 2
         ends = [-0.5 - 2 * grid.gap, grid.shape[0] - 0.5 + grid.gap]
         look = {"clip_on": False, "color": THEORY, "lw": 1.4, "ls": (0, (1, 1.4))}
@@ -424,5 +449,7 @@ def _colours(image: np.ndarray, is_negative: bool) -> np.ndarray:
     """An image (channels, height, width) in [-1, 1] as RGBA."""
     pixels = np.clip((image.transpose(1, 2, 0) + 1) / 2, 0, 1)
     if pixels.shape[-1] == 1:
-        pixels = np.repeat(1 - pixels if is_negative else pixels, 3, axis=-1)
+        if is_negative:
+            pixels = 1 - pixels
+        pixels = np.repeat(pixels, 3, axis=-1)
     return np.concatenate([pixels, np.ones_like(pixels[..., :1])], axis=-1)

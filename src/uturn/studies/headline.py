@@ -28,6 +28,13 @@ class Headline(NamedTuple):
     """(axis, estimate)."""
     claim: str
     """The meaning in words."""
+    series: str = ""
+    """The series whose levels swap at the place; "" for other places."""
+
+    @property
+    def name(self) -> str:
+        """The label, with its series."""
+        return f"{self.series}: {self.label}" if self.series else self.label
 
 
 def headline_of(study: xr.Dataset) -> Headline | None:

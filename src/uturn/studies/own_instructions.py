@@ -13,7 +13,7 @@ from uturn.core.messages import one_line, shown
 from uturn.core.protocols import Variable
 from uturn.measures.readings import WITHIN
 from uturn.studies.own_arrays import is_twin
-from uturn.studies.runs import is_kept_if_large
+from uturn.studies.runs import is_kept_if_large, starts_at_one
 
 Level = float | str | None
 """A value, or the name of a variable or coordinate; None for the default."""
@@ -131,7 +131,7 @@ def _defaults(
         elif low >= 0:
             defaults["bounds"] = (0.0 if start == 0 else None, None)
     if "group" not in options:
-        defaults["group"] = "class" if name.startswith("same_") else name.replace("_", " ")
+        defaults["group"] = "class" if starts_at_one(name) else name.replace("_", " ")
     return defaults
 
 

@@ -19,7 +19,7 @@ from uturn.measures.estimates import ESTIMATE, with_interval
 from uturn.measures.readings import WITHIN
 from uturn.measures.replicates import Replicates
 from uturn.studies.axes import Axes, axis_words, check_unit
-from uturn.studies.charts import Chart, lines_of
+from uturn.studies.charts import Panel, lines_of
 from uturn.studies.checked_run import Run
 from uturn.studies.figure import drawn
 from uturn.studies.places import reaching
@@ -454,7 +454,7 @@ def draw_difference(data: xr.Dataset) -> Figure | None:
     for name in dict.fromkeys(data.variable.values.tolist()):
         levels = chosen[variables == name]
         part = data.isel(reading=levels)
-        chart = Chart(
+        chart = Panel(
             name="",
             title=str(part.words.values[0]),
             words="",

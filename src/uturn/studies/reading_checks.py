@@ -21,7 +21,11 @@ _ROUNDING = 1e-6  # of readings in single precision
 def bounds_of(instructions: Variable) -> tuple[float, float]:
     """The bounds of a reading, infinite where there is none."""
     low, high = instructions.bounds
-    return (-np.inf if low is None else low), (np.inf if high is None else high)
+    if low is None:
+        low = -np.inf
+    if high is None:
+        high = np.inf
+    return low, high
 
 
 def outside_bounds(values: xr.DataArray, instructions: Variable) -> Remark | None:
@@ -79,7 +83,7 @@ def _item_name(run: Run, item: np.intp) -> str:
     for name in NAMES:
         if name in run.data.coords:
             # Semicolons part remarks.
-            return str(run.data[name].values[item]).replace(";", ",")
+            return str(run.data[name].values[item])
     return f"item {run.data.item.values[item]}"
 
 
@@ -107,8 +111,10 @@ def shares_on_few(levels: xr.DataArray, run: Run, instructions: Variable) -> lis
     are_items = independent_groups(levels).max() + 1 == run.data.sizes["item"]
     units = "originals" if are_items else "grammars"
     concerned = noise[is_few.any(axis=1)]
-    some = "some of " if is_few.shape[1] > 1 and len(concerned) > 1 else ""
+    noises = among(concerned)
+    if is_few.shape[1] > 1 and len(concerned) > 1:
+        noises = f"some of {noises}"
     reason = f"similar {units} may be missing, so the interval may be too narrow"
-    text = f"the spread comes from two {units} at {some}{among(concerned)}: {reason}"
+    text = f"the spread comes from two {units} at {noises}: {reason}"
     remark = Remark(Kind.INTERVAL, text)
     return [remark if of_level.any() else None for of_level in is_few.T]

@@ -25,6 +25,7 @@ from uturn.studies.reading_checks import (
 )
 from uturn.studies.references import Rule, reference
 from uturn.studies.remarks import Kind, Remark, about_guess, joined
+from uturn.studies.runs import starts_at_one
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +120,9 @@ class _Levels:
 
         def of_levels(rule: Rule) -> xr.DataArray | None:
             array = reference(run.data, variable, rule)
-            return None if array is None else stacked(array, dims)
+            if array is None:
+                return None
+            return stacked(array, dims)
 
         instructions = run.instructions[variable]
         outside = outside_bounds(values, instructions)
@@ -177,7 +180,9 @@ def _curves(levels: _Levels, axes: Axes, confidence: float) -> list[_MeanCurve]:
     has_value = _items_with_values(values)
     numbers = np.arange(len(has_value))
     # Levels of the same items are computed together.
-    groups = [numbers] if (has_value == has_value[:1]).all() else list(numbers[:, None])
+    groups = list(numbers[:, None])
+    if (has_value == has_value[:1]).all():
+        groups = [numbers]
     curves = []
     for group in groups:
         items = has_value[group[0]]
@@ -214,12 +219,15 @@ def _reading(levels: _Levels, k: int, mean_curve: _MeanCurve, axes: Axes) -> Rea
     instructions = levels.instructions
     replicates = mean_curve.replicates
     intervals = mean_curve.band
-    chance = np.nan if levels.chance is None else float(levels.chance.isel({LEVEL: k}).mean())
+    chance = np.nan
+    if levels.chance is not None:
+        chance = float(levels.chance.isel({LEVEL: k}).mean())
     is_flat = _is_flat(replicates, chance, instructions)
-    start = np.nan if instructions.start is None else float(replicates.mean[0])
+    start = np.nan
+    if instructions.start is not None:
+        start = float(replicates.mean[0])
     guess = np.nan
-    # Readings named `same_..` start at 1.
-    if instructions.guessed and not levels.keys[k].variable.startswith("same_"):
+    if instructions.guessed and not starts_at_one(levels.keys[k].variable):
         if is_flat:  # nothing shows the start
             start = np.nan
             intervals = np.concatenate([np.full_like(intervals[:1], np.nan), intervals[1:]])
@@ -273,7 +281,9 @@ def _about_places(reading: Reading, moves: Moves, axes: Axes, is_missing: bool) 
     text = _without_places(reading, moves)
     if not text and len(axes.finite_noise) >= 3:
         text = _doubts_of_places(reading, axes, is_missing)
-    return Remark(Kind.PLACE, text) if text else None
+    if not text:
+        return None
+    return Remark(Kind.PLACE, text)
 
 
 def _without_places(reading: Reading, moves: Moves) -> str:
@@ -286,9 +296,9 @@ def _without_places(reading: Reading, moves: Moves) -> str:
             " of the difference holds 0"
         )
     if np.isnan(reading.start):
-        is_given = reading.instructions.start is not None
-        reason = "its start is not known" if is_given else "no start is given"
-        return f"{reason}: no half-life"
+        if reading.instructions.start is None:
+            return "no start is given: no half-life"
+        return "its start is not known: no half-life"
     return ""
 
 
@@ -305,8 +315,10 @@ def _doubts_of_places(reading: Reading, axes: Axes, is_missing: bool) -> str:
         if not len(missing):
             value = np.interp(noise[-1], axes.noise, reading.curve[:, 0])
             return f"less than half of the change occurs up to {largest}, where it is {value:.3g}"
+        if is_missing:
+            return ""
         levels = ", ".join(f"{level:.3g}" for level in missing[:4])
-        return "" if is_missing else f"no readings at {words} = {levels}"
+        return f"no readings at {words} = {levels}"
     if half_life < noise[1]:
         return (
             f"half of the change is done below the smallest measured noise, {noise[1]:.3g}: measure"

@@ -36,7 +36,9 @@ class LevelValues:
 
         def mean_of(rule: Rule) -> float:
             levels = reference(run.data, key.variable, rule)
-            return np.nan if levels is None else float(levels.isel(key.indices).mean())
+            if levels is None:
+                return np.nan
+            return float(levels.isel(key.indices).mean())
 
         values = run.data[key.variable].isel(key.indices, drop=True)
         return cls(values, mean_of(instructions.start), mean_of(instructions.chance))
@@ -52,7 +54,9 @@ def reference(data: xr.Dataset, variable: str, rule: Rule) -> xr.DataArray | Non
     blank = data[variable].isel(dims, drop=True).reset_coords(drop=True)
     levels = xr.zeros_like(blank, float) + _value_of(data, variable, rule, blank)
     levels = levels.where(np.isfinite(levels))
-    return None if levels.isnull().all() else levels
+    if levels.isnull().all():
+        return None
+    return levels
 
 
 def _value_of(
@@ -65,7 +69,9 @@ def _value_of(
         return float(rule)
     if rule.startswith("same:"):
         name, *others = named_in(rule)
-        return _share_of_agreeing(data, name, others[0]) if others else _same(data, name)
+        if others:
+            return _share_of_agreeing(data, name, others[0])
+        return _same(data, name)
     if rule not in data:
         return np.nan
     numbers = _without_noise(data[rule])
@@ -84,7 +90,10 @@ def _same(data: xr.Dataset, name: str) -> float:
         return np.nan
     labels = _without_noise(data[name]).values
     _, counts = np.unique(labels[have_labels(labels)], return_counts=True)
-    return float(np.sum((counts / counts.sum()) ** 2)) if len(counts) else np.nan
+    if not len(counts):
+        return np.nan
+    shares = counts / counts.sum()
+    return float(np.sum(shares**2))
 
 
 def _share_of_agreeing(data: xr.Dataset, name: str, other: str) -> float:
@@ -97,9 +106,14 @@ def _share_of_agreeing(data: xr.Dataset, name: str, other: str) -> float:
     if values.shape != labels.shape or not are_numbers:
         raise ValueError(f"same:{name}={other}: expected two arrays of numbers with one shape")
     is_labelled = labels >= 0
-    return float((values == labels)[is_labelled].mean()) if is_labelled.any() else np.nan
+    if not is_labelled.any():
+        return np.nan
+    agrees = values == labels
+    return float(agrees[is_labelled].mean())
 
 
 def _without_noise(values: xr.DataArray) -> xr.DataArray:
     """Values at the first noise level, of those that are stored at each."""
-    return values.isel(noise=0, drop=True) if "noise" in values.dims else values
+    if "noise" not in values.dims:
+        return values
+    return values.isel(noise=0, drop=True)

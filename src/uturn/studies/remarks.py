@@ -33,7 +33,7 @@ class Remark:
 
     kind: Kind
     text: str
-    """A phrase without a full stop and without "; "."""
+    """A phrase without a full stop; one on the whole run has no "; ", since `lines_in` splits there."""
 
 
 def joined(remarks: Iterable[Remark]) -> str:

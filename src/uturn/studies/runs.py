@@ -40,9 +40,11 @@ def stored_spec(run: xr.Dataset) -> dict[str, Any]:
         raise ValueError(
             f"the run's attribute 'spec' is no JSON table ({error}); copy the store again"
         ) from None
-    probes = spec["probes"] if isinstance(spec["probes"], list) else [None]
-    tables = [spec["source"], spec["backward"], *probes]
-    if not all(isinstance(table, dict) for table in tables):
+    tables = [spec["source"], spec["backward"]]
+    is_list = isinstance(spec["probes"], list)
+    if is_list:
+        tables += spec["probes"]
+    if not is_list or not all(isinstance(table, dict) for table in tables):
         raise ValueError(
             "the run's attribute 'spec' is not the description of an experiment; copy the store"
             " again"
@@ -103,6 +105,11 @@ def is_kept_if_large(name: str) -> bool:
     return any(word in name.lower() for word in _LARGE_IF_KEPT)
 
 
+def starts_at_one(name: str) -> bool:
+    """Whether the name of a reading says that it is 1 without changes, such as "same_class"."""
+    return name.startswith("same_")
+
+
 # --- names and descriptions -----------------------------------------------------------------------
 
 
@@ -130,7 +137,8 @@ def differing_fields(runs: Sequence[xr.Dataset]) -> list[dict[str, str]]:
     keys: dict[str, str] = {}
     for spec in specs:
         keys |= spec
-    different = [key for key in keys if any(spec.get(key) != specs[0].get(key) for spec in specs)]
+    first = specs[0]
+    different = [key for key in keys if any(spec.get(key) != first.get(key) for spec in specs)]
     ends = [key.rpartition(".")[2] for key in different]
     names = dict(zip(different, ends, strict=True))
     for key, end in names.items():
@@ -148,12 +156,17 @@ def _fields(value: object, key: str = "") -> Iterator[tuple[str, str]]:
     """
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from _fields(inner, f"{key}.{name}" if key else str(name))
+            inner_key = str(name)
+            if key:
+                inner_key = f"{key}.{name}"
+            yield from _fields(inner, inner_key)
     elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
         for k, inner in enumerate(value):
             yield from _fields(inner, f"{key}[{k}]")
+    elif isinstance(value, str):
+        yield key, value
     else:
-        yield key, value if isinstance(value, str) else json.dumps(value)
+        yield key, json.dumps(value)
 
 
 def missing_tasks(run: xr.Dataset) -> int:
@@ -164,12 +177,16 @@ def describe(run: xr.Dataset) -> str:
     """One line of text about a run: model, scheduler, steps, data."""
     spec = stored_spec(run)
     backward = spec["backward"]
-    model = file_name(backward["model"]) if "model" in backward else ""
+    model = ""
+    if "model" in backward:
+        model = file_name(backward["model"])
     phrases = [model]
     if "description" in run.attrs:
         description = str(run.attrs["description"])
         says_model = bool(model) and description.startswith(model)
-        phrases = [description] if says_model else [model, description]
+        phrases = [model, description]
+        if says_model:
+            phrases = [description]
     elif "scheduler" in backward:
         phrases.append(f"{backward['scheduler']}, {backward.get('steps', '?')} steps")
     phrases.append(_originals_in_words(run, spec))
@@ -195,7 +212,9 @@ def label(text: object, most: int = 120) -> str:
     minutes and gigabytes.
     """
     line = " ".join(str(text).split())
-    return line if len(line) <= most else f"{line[:most]} .."
+    if len(line) <= most:
+        return line
+    return f"{line[:most]} .."
 
 
 # --- originals ------------------------------------------------------------------------------------
@@ -221,7 +240,9 @@ def kept_images(run: xr.Dataset, variable: str = "image") -> int:
         probe = stored_class("probes", table)
         if getattr(probe, "keeps", "") != variable or variable not in run:
             continue
-        first = run.sizes["item"] if table.get("first") is None else table["first"]
+        first = table.get("first")
+        if first is None:
+            first = run.sizes["item"]
         if not isinstance(first, int) or first < 0:
             raise ValueError(
                 f"the run's spec keeps the {variable}s of {shown(first)} items; copy the store"
@@ -250,8 +271,10 @@ def item_names(
     known = class_names or {}
     names = []
     for item, label in zip(numbers, run["label"].values[items].tolist(), strict=True):
-        of_class = f", {known.get(label, f'class {label}')}" if label >= 0 else ""
-        names.append(f"item {item}{of_class}")
+        name = f"item {item}"
+        if label >= 0:
+            name += f", {known.get(label, f'class {label}')}"
+        names.append(name)
     return names
 
 

@@ -428,11 +428,15 @@ class Search:
 
     def count(self, level: int) -> int:
         """Originals at a level."""
-        return len(self.readings[level].values) if level in self.readings else 0
+        if level not in self.readings:
+            return 0
+        return len(self.readings[level].values)
 
     def independent(self, level: int) -> int:
         """Independent groups at a level."""
-        return self.readings[level].independent if level in self.readings else 0
+        if level not in self.readings:
+            return 0
+        return self.readings[level].independent
 
     def noise_of(self, level: int) -> float:
         return min(level * self.step, self.largest)
@@ -496,7 +500,9 @@ class Search:
         if count < self.rule.last_originals:
             return min(self.rule.last_originals, self.most)
         is_undecided = 0 <= self.sigmas(self.top) < self.threshold(looks, self.top)
-        return min(2 * count, self.most) if is_undecided else count
+        if is_undecided:
+            return min(2 * count, self.most)
+        return count
 
     def threshold(self, tests: int, level: int) -> float:
         return threshold(tests, self.independent(level), self.rule)

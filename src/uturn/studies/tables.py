@@ -179,10 +179,13 @@ def _table_of_changes(study: xr.Dataset) -> TextTable:
 
 def _row_of_length(changes: xr.Dataset, peak: float) -> tuple[str, ...]:
     """The correlation length at the noise level nearest to the peak."""
-    nearest = int(np.abs(changes.noise.values - peak).argmin())
+    distances = np.abs(changes.noise.values - peak)
+    nearest = int(distances.argmin())
     interval = changes.xi.values[nearest]
     low, high = interval[1:]
-    length = f"above {low:.3g}" if np.isinf(high) else with_interval(interval)
+    length = with_interval(interval)
+    if np.isinf(high):
+        length = f"above {low:.3g}"
     place = f"{float(changes.noise[nearest]):.3g}"
     others = [""] * (changes.sizes["axis"] - 1)
     value = f"xi {length} {changes.unit_of_distance.item()}"
@@ -217,7 +220,9 @@ def _table_of_calibration(
         worst = reading.isel(noise=int(reading.gap_p.argmin("noise", skipna=True)))
         noise = f"{float(worst.noise):.3g}"
         p = f"{float(worst.gap_p):.2g}"
-        visible = f"{float(worst.gap_visible):.2g}" if np.isfinite(worst.gap_visible) else "none"
+        visible = "none"
+        if np.isfinite(worst.gap_visible):
+            visible = f"{float(worst.gap_visible):.2g}"
         rows.append((name, noise, with_interval(worst.gap.values), p, visible))
     verdict = calibration_words(tested, float(study.gap_level))
     title = (
@@ -240,8 +245,12 @@ def _place_cells(places: np.ndarray, axes: Sequence[str]) -> list[str]:
     """A noise (axis, estimate) as table cells, with its interval on the first axis only."""
     cells = [with_interval(places[0])]
     for axis, value in zip(axes[1:], places[1:, 0], strict=True):
-        form = ".1f" if axis == "step" else ".3g"
-        cells.append("" if np.isnan(value) else format(value, form))
+        if np.isnan(value):
+            cells.append("")
+        elif axis == "step":
+            cells.append(f"{value:.1f}")
+        else:
+            cells.append(f"{value:.3g}")
     return cells
 
 
@@ -282,8 +291,10 @@ def panels_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[tuple[st
             levels = members[variables == name]
             if len(levels) == 1:
                 single.append(int(levels[0]))
+            elif len(names) == 1:
+                yield group, levels
             else:
-                yield (group if len(names) == 1 else f"{group}: {name}"), levels
+                yield f"{group}: {name}", levels
         if single:
             yield group, np.array(single)
 
@@ -292,7 +303,8 @@ def tested_families(study: xr.Dataset) -> dict[str, xr.Dataset]:
     """The readings whose calibration was tested, by family; empty for a study without clones."""
     if "gap" not in study:
         return {}
-    tested = study.isel(reading=study.gap_p.notnull().any("noise").values)
+    is_tested = study.gap_p.notnull().any("noise")
+    tested = study.isel(reading=is_tested.values)
     names = dict.fromkeys(tested.family.values.tolist())
     return {str(name): tested.isel(reading=tested.family.values == name) for name in names}
 
@@ -309,8 +321,10 @@ def names_in_panel(study: xr.Dataset, chosen: Sequence[int] | np.ndarray) -> lis
     for variable, dim, level in zip(variables, dims, part.level.values.tolist(), strict=True):
         if dim and level.replace(".", "", 1).isdigit():  # a number alone says nothing
             level = f"{dim.replace('_', ' ')} {level}"
-        words = variable.replace("_", " ") if has_several or not level else ""
-        names.append(", ".join(filter(None, (words, level))))
+        parts = [level]
+        if has_several or not level:
+            parts = [variable.replace("_", " "), level]
+        names.append(", ".join(filter(None, parts)))
     return names
 
 
@@ -378,7 +392,9 @@ def csv_of(*frames: pandas.DataFrame) -> str:
     """Frames as CSV, one below the other; texts that a spreadsheet would run as formulas begin
     with an apostrophe.
     """
-    frame = pandas.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
+    frame = frames[0]
+    if len(frames) > 1:
+        frame = pandas.concat(frames, ignore_index=True)
     texts = frame.select_dtypes(exclude="number").columns
     frame = frame.assign(**{name: frame[name].map(_without_formula) for name in texts})
     return str(frame.rename(columns=_without_formula).to_csv(index=False))
@@ -388,7 +404,9 @@ def _without_formula(cell: object) -> object:
     """A cell, after an apostrophe if it is the text of a formula and no number."""
     if not isinstance(cell, str) or not cell.startswith(_FORMULA_STARTS):
         return cell
-    return cell if isinstance(number_in(cell), float) else f"'{cell}"
+    if isinstance(number_in(cell), float):
+        return cell
+    return f"'{cell}"
 
 
 class Tidy(NamedTuple):

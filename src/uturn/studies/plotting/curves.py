@@ -29,7 +29,10 @@ def estimated(values: np.ndarray) -> np.ndarray:
     at which it has a value.
     """
     exists = ~np.isnan(values)
-    return np.asarray(exists[:, 1] if exists[:, 1].any() else exists[:, 0])
+    has_interval = exists[:, 1]
+    if has_interval.any():
+        return np.asarray(has_interval)
+    return np.asarray(exists[:, 0])
 
 
 def lying_on(curves: Sequence[Sequence[float | None]] | np.ndarray) -> list[int]:
@@ -110,7 +113,9 @@ def draw_gap(
 
 
 def markers(noise: np.ndarray) -> dict[str, Any]:
-    return {"marker": "o", "ms": 4} if len(noise) < 40 else {}
+    if len(noise) >= 40:
+        return {}
+    return {"marker": "o", "ms": 4}
 
 
 def along(noise: np.ndarray, bands: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
@@ -141,7 +146,9 @@ def draw_noise_axis(axis: Axes, noise: np.ndarray) -> None:
     high = float(noise[-1])
     axis.set_xscale("symlog", linthresh=low, linscale=0.45)
     axis.set_xlim(0, 1.12 * high)
-    multiples = [1] if math.log10(high / low) > 2.5 else [1, 2, 5]
+    multiples = [1, 2, 5]
+    if math.log10(high / low) > 2.5:
+        multiples = [1]
     marks = [0.0]
     for exponent in range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1):
         for multiple in multiples:
@@ -152,12 +159,16 @@ def draw_noise_axis(axis: Axes, noise: np.ndarray) -> None:
 
 
 def end_of(noise: np.ndarray) -> float:
-    return 1.03 * float(noise[-1]) if noise[-1] > 0 else 1.0
+    if noise[-1] > 0:
+        return 1.03 * float(noise[-1])
+    return 1.0
 
 
 def brief(name: str, most: int = 22) -> str:
     """A name of at most `most` characters; a longer name is cut at its beginning."""
-    return no_mathematics(name if len(name) <= most else f"..{name[-most + 2 :]}")
+    if len(name) > most:
+        name = f"..{name[-most + 2 :]}"
+    return no_mathematics(name)
 
 
 def no_mathematics(text: str) -> str:

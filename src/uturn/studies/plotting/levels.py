@@ -71,7 +71,9 @@ def draw_level(axes: Axes, data: xr.Dataset, level: int, color: ColorType, bold:
     """One level: points with the standard deviation between grammars, and the theory."""
     curve = data.belief.isel(tree_level=level)
     axes.plot(data.theory_noise, data.theory.isel(tree_level=level), color=color, lw=1.4, zorder=2)
-    look: dict[str, Any] = {"fmt": "o", "ms": 4.2} if bold else {"fmt": ".", "ms": 4}
+    look: dict[str, Any] = {"fmt": ".", "ms": 4}
+    if bold:
+        look = {"fmt": "o", "ms": 4.2}
     look |= {"lw": 0.9, "color": color, "zorder": 3}
     axes.errorbar(data.noise, curve.mean("grammar"), curve.std("grammar"), **look)
 
@@ -87,15 +89,16 @@ def draw_shifts(axes: Axes, data: xr.Dataset, colors: Sequence[ColorType]) -> No
     axes.axvline(0, color=THEORY, lw=1)
     for level, interval in zip(levels, bounds, strict=True):
         row_interval(axes, level, interval, colors[level], ms=6)
-    reach = 1.15 * max(1.6 * tolerance, float(np.abs(bounds[:, 1:]).max()))
+    ends = np.abs(bounds[:, 1:])
+    reach = 1.15 * max(1.6 * tolerance, float(ends.max()))
     axes.set(
         xlim=(-reach, reach),
         yticks=levels,
         xlabel=r"shift in $\epsilon$ (exact minus theory)",
         ylabel="tree level",
     )
-    ticks = [-tolerance, 0, tolerance]
-    axes.set_xticks(ticks, ["0" if tick == 0 else f"{tick:+g}".replace("-", "−") for tick in ticks])
+    low, high = (f"{tick:+g}".replace("-", "−") for tick in (-tolerance, tolerance))
+    axes.set_xticks([-tolerance, 0, tolerance], [low, "0", high])
     axes.set_title("displacement, 95 % interval")
     axes.set_ylim(min(levels) - 0.6, max(levels) + 0.6)
 
@@ -109,7 +112,9 @@ def draw_similarities(
     colors = level_colors(len(labels))
     for k, (color, label) in enumerate(zip(colors, labels, strict=True)):
         is_edge = k in (0, len(labels) - 1)
-        look: dict[str, Any] = {"lw": 2.4, "zorder": 3} if is_edge else {"lw": 1.2, "zorder": 2}
+        look: dict[str, Any] = {"lw": 1.2, "zorder": 2}
+        if is_edge:
+            look = {"lw": 2.4, "zorder": 3}
         axes.plot(x, bounds[:, k, 0], color=color, label=label, **look)
         if is_edge:
             bars(axes, x, bounds[:, k], fmt="o", ms=3.5, lw=1, color=color, zorder=4)

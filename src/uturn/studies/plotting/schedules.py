@@ -34,15 +34,14 @@ def draw_schedules(schedules: Sequence[xr.Dataset], names: Sequence[str]) -> Fig
             middle = middles[place]
             color = _COLORS[rank % len(_COLORS)]
             share = ds.t_over_T.values
-            marker = "o" if len(share) <= 61 else ""
+            marker = ""
+            if len(share) <= 61:
+                marker = "o"
             look: dict[str, Any] = {"color": color, "marker": marker, "ms": 2.6, "lw": 1.8}
             left.plot(share, np.sqrt(ds.abar), **look)
-            right.plot(
-                share[1:],
-                ds.log_snr[1:],
-                label=f"{middle:+.1f}".replace("-", "−") + f"   {names[place]}",
-                **look,
-            )
+            number = f"{middle:+.1f}".replace("-", "−")
+            label = f"{number}   {names[place]}"
+            right.plot(share[1:], ds.log_snr[1:], label=label, **look)
             right.plot(0.5, middle, "o", ms=8, mfc="white", mec=color, mew=2, zorder=4)
         for axes in (left, right):
             axes.axvline(0.5, color=MUTED, lw=1, ls=":", zorder=1)

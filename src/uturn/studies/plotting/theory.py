@@ -32,7 +32,9 @@ def draw(mf: MeanField) -> Figure:
             aspect="equal",
         )
         for place, slope in ((1.0, mf.slope_at_one), (1 / v, float(mf.slope_at(1 / v)))):
-            face = ACCENT if slope < 1 else "white"
+            face = "white"
+            if slope < 1:
+                face = ACCENT
             look = {"ms": 8, "color": ACCENT, "mfc": face, "zorder": 4, "clip_on": False}
             left.plot([place], [place], "o", **look)
         star = mf.fixed_point
@@ -41,7 +43,9 @@ def draw(mf: MeanField) -> Figure:
             words = rf"$p^*={star:.3f}$, $\epsilon^*={mf.critical_noise:.3f}$"
             left.annotate(words, (star, star), xytext=(10, -14), textcoords="offset points")
         left.set_title(f"$v={v}$, $m={mf.multiplicity}$, $s={mf.branching}$: {mf.phase}")
-        centre = 0.5 if mf.critical_noise is None else mf.critical_noise
+        centre = 0.5
+        if mf.critical_noise is not None:
+            centre = mf.critical_noise
         reach = min(0.08, centre, 1 - centre)
         for offset in np.linspace(-1, 1, 9):
             noise = centre + reach * offset

@@ -37,7 +37,10 @@ def symbol_name(symbol: int, tree_level: int, depth: int) -> str:
     """Name of a symbol in a drawing: a digit for classes, otherwise a letter from the alphabet
     of the level.
     """
-    return str(symbol + 1) if tree_level == depth else _LETTERS[tree_level % len(_LETTERS)][symbol]
+    if tree_level == depth:
+        return str(symbol + 1)
+    alphabet = _LETTERS[tree_level % len(_LETTERS)]
+    return alphabet[symbol]
 
 
 def level_name(tree_level: int, depth: int) -> str:
@@ -91,7 +94,8 @@ def token(
 
 def donut(axes: Axes, x: float, y: float, shares: np.ndarray, radius: float, width: float) -> None:
     """Draw a ring whose arcs are the probabilities of the symbols, clockwise from the top."""
-    ends = 90 - 360 * np.r_[0, np.cumsum(shares / shares.sum())]
+    cumulated = np.cumsum(shares / shares.sum())
+    ends = 90 - 360 * np.r_[0, cumulated]
     for symbol, (start, end) in enumerate(pairwise(ends)):
         if start - end > 0.2:
             axes.add_patch(
@@ -148,9 +152,10 @@ def message_bars(
         mew=0,
         zorder=4,
     )
-    axes.plot(
-        [x], [y + 1.2 * height], "^" if arrow == "up" else "v", color=color, ms=7, mew=0, zorder=4
-    )
+    marker = "v"
+    if arrow == "up":
+        marker = "^"
+    axes.plot([x], [y + 1.2 * height], marker, color=color, ms=7, mew=0, zorder=4)
 
 
 def draw_tree(
@@ -167,13 +172,19 @@ def draw_tree(
             x = centres[level][node]
             y = heights[level]
             marked = changed is not None and bool(changed[level][node])
+            color = "#888888"
+            width = 1.4
+            ring = None
+            if marked:
+                color = CLASS
+                width = 2.2
+                ring = CLASS
             if level < depth:
                 parent = node * len(latents[level + 1]) // len(symbols)
                 ends = [x, centres[level + 1][parent]], [y, heights[level + 1]]
-                color = CLASS if marked else "#888888"
-                axes.plot(*ends, color=color, lw=2.2 if marked else 1.4, zorder=1)
+                axes.plot(*ends, color=color, lw=width, zorder=1)
             name = symbol_name(int(symbol), level, depth)
-            token(axes, x, y, int(symbol), name, ring=CLASS if marked else None)
+            token(axes, x, y, int(symbol), name, ring=ring)
 
 
 def rule_table(

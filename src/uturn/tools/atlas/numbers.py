@@ -161,11 +161,11 @@ def remarks_of(table: xr.Dataset) -> list[str]:
     return [f"{title}: {remark}" for title, remark in pairs if remark]
 
 
-def atlas_section(path: Path, read: Reader) -> Section:
+def atlas_section(path: Path, reader: Reader) -> Section:
     """The section of the file `atlas.zarr` of `uturn atlas`."""
-    table = read.dataset(path)
+    table = reader.dataset(path)
     folder = path.parent
-    name = "atlas" if read.is_alone else folder.resolve().name or "atlas"
+    name = "atlas" if reader.is_alone else folder.resolve().name or "atlas"
     section = Section(
         "atlas",
         name,
@@ -177,7 +177,7 @@ def atlas_section(path: Path, read: Reader) -> Section:
         remarks=remarks_of(table),
         files=existing(folder, ("atlas.csv", "atlas.pdf")),
     )
-    read.add_picture(section, folder / "atlas.png", "atlas")
+    reader.add_picture(section, folder / "atlas.png", "atlas")
     places = table.transition.sel(estimate="value").dropna("entry").values
     if len(places):
         middle = [np.median(places), places.min(), places.max()]

@@ -99,14 +99,14 @@ def measure_atlas(
         expect(
             is_own,
             "atlas.zarr in out",
-            folder.where,
+            folder.location,
             "another folder; it is no table of an atlas, and would be replaced",
         )
-        originals = None if folder.is_remote else os.path.abspath(folder.place("originals"))
+        originals = None if folder.is_remote else os.path.abspath(folder.location_of("originals"))
         for number, row in enumerate(rows, 1):
             announce(f"{row.name} ({number} of {len(rows)})")
             try:
-                dataset = run(row.experiment(originals), folder.place(row.name), **options)
+                dataset = run(row.experiment(originals), folder.location_of(row.name), **options)
                 entries += entries_of(row, dataset)
             except Exception as error:  # a user's model can raise any exception
                 entries.append(

@@ -85,9 +85,9 @@ def _largest(numbers: dict[str, Any]) -> tuple[list[Any], float] | None:
     )
 
 
-def audit_section(path: Path, read: Reader) -> Section:
+def audit_section(path: Path, reader: Reader) -> Section:
     """The section of `audit.json`; ValueError if the file is no audit of this version."""
-    numbers = json.loads(read.content(path))
+    numbers = json.loads(reader.content(path))
     if not isinstance(numbers, dict) or (numbers.get("format"), numbers.get("version")) != (
         "uturn.audit",
         1,
@@ -110,7 +110,7 @@ def audit_section(path: Path, read: Reader) -> Section:
         files=[path, path.with_suffix(".pdf")],
         has_pictures_first=True,
     )
-    read.add_picture(section, path.with_suffix(".png"), "audit")
+    reader.add_picture(section, path.with_suffix(".png"), "audit")
     return section
 
 

@@ -287,9 +287,9 @@ def words_of(data: xr.Dataset) -> str:
     return " ".join(sentences)
 
 
-def chains_section(path: Path, read: Reader) -> Section:
+def chains_section(path: Path, reader: Reader) -> Section:
     """The section of the file `relaxation.zarr` of `uturn chains`."""
-    data = read.dataset(path)
+    data = reader.dataset(path)
     folder = path.parent
     _check_sizes(data, path)
     section = Section(
@@ -304,9 +304,9 @@ def chains_section(path: Path, read: Reader) -> Section:
         charts=_charts(data),
         files=existing(folder, ("relaxation.csv", "relaxation.pdf")),
     )
-    read.add_picture(section, folder / "relaxation.png", "chains")
+    reader.add_picture(section, folder / "relaxation.png", "chains")
     for x in data.u_turn_noise.values:
-        read.add_picture(section, folder / f"strip-{x:g}.png", f"chains at noise {x:g}")
+        reader.add_picture(section, folder / f"strip-{x:g}.png", f"chains at noise {x:g}")
     claim = (
         "First and last level have one relaxation time at this noise; the range is between"
         " measured levels."

@@ -51,11 +51,11 @@ ERRORS = "errors"
 _MOST_PREVIEWS = 24  # pictures of errors in full size
 
 
-def samplers_section(path: Path, read: Reader) -> Section:
+def samplers_section(path: Path, reader: Reader) -> Section:
     """The section of a folder of `uturn inverse`; `path`: its dataset `samplers.zarr`."""
-    data = read.dataset(path)
+    data = reader.dataset(path)
     folder = path.parent
-    results = json.loads(read.content(folder / "inverse.json"))
+    results = json.loads(reader.content(folder / "inverse.json"))
     if results.get("format") != FORMAT:
         raise ValueError(
             f"{folder / 'inverse.json'} is not that of `uturn inverse`, which belongs to"
