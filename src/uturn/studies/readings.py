@@ -76,13 +76,6 @@ def readings(
     unit, max_noise : str, float
         What the noise is: the label of its axis; its largest possible value, such as 1 for a
         strength.
-    start, chance : number or str, or a dict of these by reading
-        Value of a reading without changes, and of independent data, as in
-        `uturn.protocols.Variable`. Without a start, no place is located on the curve;
-        docs/made-elsewhere.md has the defaults.
-    bounds : (low, high), or a dict of these by reading
-        Smallest and largest possible value, None for no bound. By default (0, 1) for readings in
-        [0, 1], (0, None) for other readings that start at 0 and are never below.
     coords : dict of arrays, or for a DataFrame a list of columns
         Further labels by name, as (dim, values): {"log_snr": ("noise", ..), "label": ("item", ..)}.
         The values alone suffice for the labels of a dim, the names of originals or of levels:
@@ -95,15 +88,25 @@ def readings(
     dims : dict of tuples of str, optional
         Dims of plain arrays, by reading, if they are not (noise, item[, trajectory[, clone]]):
         {"kept": ("noise", "item", "layer")}.
-    units, group, order, family, long_name : str, or a dict of these by reading
-        Unit of the values; panel of the figure ("class" for readings whose half-life is t*, by
-        default those called same_..); dim of levels whose first and last may swap order; family of
-        calibration tests; description.
     description, source : str
         What made the U-turns, and where they come from, for titles.
     store : path or URL, optional
         Where to store the readings as `uturn.run` stores its own, for all commands. A store of
         readings there is replaced.
+
+    Other Parameters
+    ----------------
+    start, chance : number or str, or a dict of these by reading
+        Value of a reading without changes, and of independent data, as in
+        `uturn.protocols.Variable`. Without a start, no place is located on the curve;
+        docs/made-elsewhere.md has the defaults.
+    bounds : (low, high), or a dict of these by reading
+        Smallest and largest possible value, None for no bound. By default (0, 1) for readings in
+        [0, 1], (0, None) for other readings that start at 0 and are never below.
+    units, group, order, family, long_name : str, or a dict of these by reading
+        Unit of the values; panel of the figure ("class" for readings whose half-life is t*, by
+        default those called same_..); dim of levels whose first and last may swap order; family of
+        calibration tests; description.
 
     Returns
     -------
