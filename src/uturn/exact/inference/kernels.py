@@ -218,6 +218,7 @@ def _read_factor(tile, job):
 
 @njit(**_options)
 def _sum(ws, zero, block, columns, total):
+    """Store the sum over the columns of a block."""
     value = splat(zero)
     for x in range(columns):
         value = add(value, load(ws, block + x * LANES))
@@ -226,9 +227,10 @@ def _sum(ws, zero, block, columns, total):
 
 @njit(**_options)
 def _scale(ws, block, columns, factor):
-    by = load(ws, factor)
+    """Multiply a block by the vector at `factor`."""
+    of_lanes = load(ws, factor)
     for x in range(columns):
-        store(ws, block + x * LANES, multiply(load(ws, block + x * LANES), by))
+        store(ws, block + x * LANES, multiply(load(ws, block + x * LANES), of_lanes))
 
 
 @njit(**_options)
@@ -253,18 +255,18 @@ def _read_symbols(tile, block, columns, address, item_bytes):
 
 
 @njit(**_options)
-def _sum_of_products(ws, zeros, left, right, index, first, last):
-    """Sum of the products of two messages over the pairs of symbols first .. last - 1, in two
+def _sum_of_products(ws, zeros, left, right, index, first, end):
+    """Sum of the products of two messages over the pairs of symbols first .. end - 1, in two
     accumulators.
     """
     a = zeros
     b = zeros
     k = first
-    while k + 2 <= last:
+    while k + 2 <= end:
         a = multiply_add(load(ws, left + index[2 * k]), load(ws, right + index[2 * k + 1]), a)
         b = multiply_add(load(ws, left + index[2 * k + 2]), load(ws, right + index[2 * k + 3]), b)
         k += 2
-    if k < last:
+    if k < end:
         a = multiply_add(load(ws, left + index[2 * k]), load(ws, right + index[2 * k + 1]), a)
     return add(a, b)
 
@@ -282,20 +284,19 @@ def _up_node(tile, step, children, out, scale):
     last_child = children + (s - 1) * slot
     total = zeros
     for y in range(step.n):
-        k = step.start + y * step.m
-        end = k + step.m
+        first = step.start + y * step.m
+        end = first + step.m
         if s == 2 and step.uniform:
-            message = _sum_of_products(ws, zeros, children, last_child, index, k, end)
+            message = _sum_of_products(ws, zeros, children, last_child, index, first, end)
         else:
             message = zeros
-            while k < end:
+            for k in range(first, end):
                 term = load(ws, children + index[s * k])
                 for i in range(1, s - 1):
                     term = multiply(term, load(ws, children + i * slot + index[s * k + i]))
                 if not step.uniform:
                     term = multiply(term, splat(step.weight[k]))
                 message = multiply_add(term, load(ws, last_child + index[s * k + s - 1]), message)
-                k += 1
         store(ws, out + y * LANES, message)
         total = add(total, message)
     least = tile.vectors + LEAST
@@ -327,13 +328,13 @@ def _down_child(tile, step, children, i, above, scale, down, row, keep):
     sum_marginal = zeros
     end = step.start[row]
     for x in range(step.n):
-        k = end
+        first = end
         end = step.start[row + x + 1]
         if s == 2 and step.uniform:
-            message = _sum_of_products(ws, zeros, above, sibling, index, k, end)
+            message = _sum_of_products(ws, zeros, above, sibling, index, first, end)
         else:
             message = zeros
-            while k < end:
+            for k in range(first, end):
                 term = load(ws, above + index[s * k])
                 for j in range(1, s):
                     other = j - 1 if j <= i else j
@@ -341,7 +342,6 @@ def _down_child(tile, step, children, i, above, scale, down, row, keep):
                 if not step.uniform:
                     term = multiply(term, splat(step.weight[k]))
                 message = add(message, term)
-                k += 1
         message = multiply(message, factor)
         store(ws, down + x * LANES, message)
         sum_down = add(sum_down, message)
@@ -354,8 +354,9 @@ def _down_child(tile, step, children, i, above, scale, down, row, keep):
 
 
 @njit(**_options)
-def _reciprocal(ws, one, at):
-    store(ws, at, divide(splat(one), load(ws, at)))
+def _reciprocal(ws, one, vector):
+    """Replace a vector by one over it."""
+    store(ws, vector, divide(splat(one), load(ws, vector)))
 
 
 @njit(**_options)
@@ -377,8 +378,8 @@ def _add_beliefs(ws, up, down, over, truth, origin, place, nodes, node, beliefs)
     nothing = np.int64(0)
     for lane in range(LANES):
         symbol = read_number(nothing, truth + ((origin[lane] + place[lane]) * nodes + node) * 8)
-        at = symbol * LANES + lane
-        belief = np.float64(ws[down + at] * ws[up + at] * ws[over + lane])
+        column = symbol * LANES + lane
+        belief = np.float64(ws[down + column] * ws[up + column] * ws[over + lane])
         beliefs[lane] += np.int64(belief * FIXED_POINT + 0.5)
 
 
@@ -469,6 +470,7 @@ def upward_tile(tile, rules, job, upward, log_sum):
 
 @njit(**_options)
 def _add_log_normalisers(ws, scales, count, log_sum):
+    """Add minus the log of all scales to the sums of the lanes."""
     for lane in range(LANES):
         product = 1.0
         for node in range(count):
@@ -486,8 +488,6 @@ def downward_tile(tile, rules, job, marginals, downward, truth, origin, place, b
     """
     s = job.branching
     height = job.high - job.low
-    store(tile.ws, tile.vectors + DEVIATION, splat(tile.one - tile.one))
-    store(tile.ws, tile.vectors + LARGEST_DOWN, splat(tile.one - tile.one))
     for node in range(tile.leaves // s):
         # Start with the highest ancestor whose subtree begins at this node of level 1.
         width = 1
@@ -582,6 +582,7 @@ def _root(tile, up, down, n, class_probability):
 
 @njit(**_options)
 def _rule_pointers(tables):
+    """The rules with pointers in place of arrays."""
     return Rules(
         pointer(tables.symbols), pointer(tables.multiplicity), pointer(tables.start), pointer(tables.uniform),
         pointer(tables.up_index), pointer(tables.up_weight), pointer(tables.down_start), pointer(tables.down_index),
@@ -613,6 +614,7 @@ def _layout(s, height, columns):
 
 @njit(**_options)
 def workspace_size(s, height, columns):
+    """Numbers in the workspace of a thread."""
     return _layout(s, height, columns)[-1]
 
 
