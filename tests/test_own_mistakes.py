@@ -242,6 +242,7 @@ SOURCES = (
     ),
     ("graphs", "blocks = 3", ".blocks = 3: expected a method blocks(items, seed, num_items)"),
     ("graphs", "kind = ('graphs',)", ".kind = ('graphs',): expected a text"),
+    ("graphs", "names_items = 'file'", ".names_items = 'file': expected True or False"),
     (
         "graphs",
         "def blocks(self, items, seed, num_items): pass",
@@ -481,6 +482,7 @@ BACKWARDS = (
         ),
         ".reconstruct = (2, 2, 5, 3): expected (2, 2, 5, 5): items, draws, and the shape of an original",
     ),
+    ("graphs", "keeps_identity = 1", ".keeps_identity = 1: expected True or False"),
     (
         "graphs",
         "def doubts(self, experiment): pass",
@@ -601,6 +603,7 @@ PROBES = (
         "def read(self, u_turns, source): return {'degree': torch.ones(2, 2, 5, requires_grad=True)}",
         ".read: degree: expected a numpy array (Can't call numpy()",
     ),
+    ("Degrees", "keeps = None", ".keeps = None: expected a text"),
     ("Degrees", "probe_name = None", ".probe_name = None: expected a text"),
     (
         "Degrees",
