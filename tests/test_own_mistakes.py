@@ -436,6 +436,28 @@ def test_mistakes_of_a_corruption(world, body, told, workshop):
     assert told in message
 
 
+CODES = """
+def corrupt(self, leaves, noise, keys, *, vocab_size):
+    return ut.Noisy(leaves + 9, np.full(len(leaves), noise), vocab_size)
+"""
+EVIDENCE = """
+def log_evidence(self, noisy, dtype=None):
+    return np.zeros((*noisy.values.shape, noisy.vocab_size), dtype or float)
+"""
+
+
+def test_only_a_corruption_that_reads_its_noisy_data_itself_may_change_the_symbols(workshop):
+    parent = "ut.UniformReplacement"
+    message = workshop.told("strings", "corruption", CODES, parent)
+    assert message.startswith("corruption ('mine:Mine').corrupt: noisy.values = [")
+    assert ": expected symbols 0 .. 3, or -1 where one is masked" in message
+    experiment, _ = workshop.experiment("strings", "corruption", CODES + EVIDENCE, parent)
+    assert np.isfinite(ut.run(experiment).unchanged).all()
+    body = f"{CODES}{EVIDENCE}shows_symbols = True"
+    message = workshop.told("strings", "corruption", body, parent)
+    assert ": expected symbols 0 .. 3, or -1 where one is masked" in message
+
+
 BACKWARDS = (
     (
         "graphs",

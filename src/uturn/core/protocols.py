@@ -216,6 +216,16 @@ class Corruption(Part, Generic[O, N]):
     that do not depend on the symbols. Masked language models and decoders of masked symbols undo
     every such corruption.
     """
+    shows_symbols: ClassVar[bool] = True
+    """Whether noisy data of symbols, if they have the form of the originals, are symbols again, or
+    -1 where one is masked. False for a class that defines `log_evidence` and not this value: it
+    reads its noisy data itself, so that they may be any.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:  # as those of `type`
+        super().__init_subclass__(**options)
+        if "log_evidence" in vars(cls) and "shows_symbols" not in vars(cls):
+            cls.shows_symbols = False
 
     @abstractmethod
     def corrupt(self, data: np.ndarray, noise: float, keys: np.ndarray) -> N:
@@ -247,18 +257,13 @@ class Corruption(Part, Generic[O, N]):
             is_wrong = (values != symbols) & (values != -1)
             expected = "the symbol of the original, or -1 where it is masked (masks = True)"
             expect(not is_wrong.any(), where, values[is_wrong].tolist(), expected)
-        elif self._has_values_of_its_own():
-            return
-        elif values.shape == symbols.shape and values.dtype.kind in "iu":
+        elif self.shows_symbols and values.shape == symbols.shape and values.dtype.kind in "iu":
             is_wrong = (values < -1) | (values >= vocab_size)
-            expected = f"symbols 0 .. {vocab_size - 1}, or -1 where one is masked"
+            expected = (
+                f"symbols 0 .. {vocab_size - 1}, or -1 where one is masked; set shows_symbols ="
+                " False for other values"
+            )
             expect(not is_wrong.any(), where, values[is_wrong].tolist(), expected)
-
-    def _has_values_of_its_own(self) -> bool:
-        """Whether the user has written how noisy values are read, so that they can be any."""
-        log_evidence = getattr(type(self), "log_evidence", None)
-        module = getattr(log_evidence, "__module__", "")
-        return log_evidence is not None and not module.startswith("uturn.")
 
     def observe(self, originals: O, noise: float, streams: Streams) -> N:
         """Noisy data of a block of originals, one for each trajectory of each original."""
