@@ -443,11 +443,10 @@ def _check_table(where: str, table: object, expected: str) -> None:
     expect(isinstance(table, Mapping), where, table, expected)
 
 
-def checked_reasons(where: str, reasons: object) -> dict[str, str]:
+def checked_reasons(where: str, reasons: Mapping[str, str]) -> dict[str, str]:
     """What a part says of data that are missing or left out, {name: reason}."""
     expected = "{name: reason}, both texts"
-    if not isinstance(reasons, Mapping):
-        raise ValueError(f"{where} = {shown(reasons)}: expected {expected}")
+    _check_table(where, reasons, expected)
     for name, reason in reasons.items():
         are_texts = isinstance(name, str) and isinstance(reason, str)
         expect(are_texts, where, {name: reason}, expected)

@@ -105,7 +105,11 @@ class Source(Part, Generic[O]):
     site_name: ClassVar[str] = "sites"
     """Name of the sites of an original, in the plural."""
     block_class: ClassVar[type[Originals]] = Originals
-    """What its blocks inherit from."""
+    """The class that its blocks inherit from."""
+    names_items: ClassVar[bool] = False
+    """Whether a coordinate names each original, as `file` does."""
+    shows_negative: ClassVar[bool] = False
+    """Whether grey images are shown with black and white exchanged."""
 
     @property
     def num_symbols(self) -> int:
@@ -156,11 +160,6 @@ class Source(Part, Generic[O]):
     def class_names(self) -> Sequence[str] | None:
         """Names of the classes in the order of the labels; None if they have no names."""
         return None
-
-    names_items: ClassVar[bool] = False
-    """Whether a coordinate names each original, as `file` does."""
-    shows_negative: ClassVar[bool] = False
-    """Whether grey images are shown with black and white exchanged."""
 
     @classmethod
     def describe(cls, options: Mapping[str, Any], count: int, seed: int) -> str:
@@ -398,6 +397,8 @@ class Backward(Part, Hints, Generic[N]):
     """The processes (`Corruption.process`) that it undoes; empty: any."""
     asks: ClassVar[tuple[str, ...]] = ()
     """Further members that a user-defined corruption of strings needs."""
+    keeps_identity: ClassVar[bool] = True
+    """Whether reconstructions at noise 0 are the originals."""
 
     @abstractmethod
     def reconstruct(self, noisy: N, streams: Streams, clones: int = 1) -> Reconstructions:
@@ -444,9 +445,6 @@ class Backward(Part, Hints, Generic[N]):
     def describe(self) -> str:
         """One line of text about the model, recorded with the results."""
         return ""
-
-    keeps_identity: ClassVar[bool] = True
-    """Whether reconstructions at noise 0 are the originals."""
 
     @classmethod
     def is_safe(cls, options: Mapping[str, Any]) -> bool:

@@ -239,8 +239,8 @@ class HiddenLayers:
         """Predicted classes and probabilities, with the model's output (batch, num_classes) as
         logits.
         """
-        batches = as_samples(samples).split(self.batch_size)
-        logits = [_logits(self._forward(batch, None)) for batch in batches]
+        parts = as_samples(samples).split(self.batch_size)
+        logits = [_logits(self._forward(part, None)) for part in parts]
         probabilities = torch.cat([of_batch.softmax(dim=1) for of_batch in logits])
         return Predictions(probabilities.argmax(dim=1).numpy(), probabilities.numpy())
 
