@@ -334,13 +334,6 @@ SOURCES = (
 )
 
 
-@pytest.mark.parametrize(("world", "body", "told"), SOURCES)
-def test_mistakes_of_a_source(world, body, told, workshop):
-    message = workshop.told(world, "source", body)
-    assert message.startswith("source ('mine:Mine')")
-    assert told in message
-
-
 def test_a_source_lacks_values(workshop):
     message = workshop.told("strings", "source", "pass", "ut.sources.StringSource")
     assert message == (
@@ -427,13 +420,6 @@ CORRUPTIONS = (
         ": expected integers (4, 7)",
     ),
 )
-
-
-@pytest.mark.parametrize(("world", "body", "told"), CORRUPTIONS)
-def test_mistakes_of_a_corruption(world, body, told, workshop):
-    message = workshop.told(world, "corruption", body)
-    assert message.startswith("corruption ('mine:Mine')")
-    assert told in message
 
 
 CODES = """
@@ -566,10 +552,17 @@ BACKWARDS = (
 )
 
 
-@pytest.mark.parametrize(("world", "body", "told"), BACKWARDS)
-def test_mistakes_of_a_backward(world, body, told, workshop):
-    message = workshop.told(world, "backward", body)
-    assert message.startswith("backward ('mine:Mine')")
+MISTAKES = (
+    *(("source", *mistake) for mistake in SOURCES),
+    *(("corruption", *mistake) for mistake in CORRUPTIONS),
+    *(("backward", *mistake) for mistake in BACKWARDS),
+)
+
+
+@pytest.mark.parametrize(("role", "world", "body", "told"), MISTAKES)
+def test_mistakes_of_a_part(role, world, body, told, workshop):
+    message = workshop.told(world, role, body)
+    assert message.startswith(f"{role} ('mine:Mine')")
     assert told in message
 
 
