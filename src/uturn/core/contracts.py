@@ -49,7 +49,7 @@ def checked_blocks(source: Source[O], blocks: Iterable[O], items: np.ndarray) ->
 
 
 def _check_block(where: str, block: Originals, base: type[Originals]) -> None:
-    """ValueError unless a block is one of a base class, with an array row for each item."""
+    """ValueError unless a block inherits from `base` and has a row of data for each item."""
     home = "uturn" if base is Originals else "uturn.sources"
     expected = f"blocks of a class that inherits from {home}.{base.__name__}"
     expect(isinstance(block, base), where, type(block).__name__, expected)

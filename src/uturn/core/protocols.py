@@ -86,7 +86,7 @@ class Part(Input, ABC):
     batch_invariant: ClassVar[bool] = False
     """Whether the output for an item is bit-identical, whatever else is in its batch."""
     required: ClassVar[tuple[str, ...]] = ()
-    """Values that a class or its objects must have, beside the abstract methods."""
+    """Names of the values that a part must have, in addition to the abstract methods."""
     own_label: ClassVar[str] = ""
     """Name of a user-defined part in messages, such as "source ('mine:Own')". The experiment
     sets it.
@@ -165,22 +165,22 @@ class Source(Part, Generic[O]):
     def describe(cls, options: Mapping[str, Any], count: int, seed: int) -> str:
         """The originals of a run in words, such as "3 texts of FILE".
 
-        `options`: the table of the source in the spec of the run, which may be that of a stranger.
-        `count`, `seed`: of the run.
+        `options`: the table of the source in the spec of the run, which a stranger may have
+        written. `count`, `seed`: the number of originals and the seed of the run.
         """
         name = options.get("path", options.get("type", "?"))
         return f"{counted(count, 'original')} of {file_name(name)}"
 
     def stored(self, originals: StoredItems) -> np.ndarray | None:
-        """Originals of a run once more, without a model, to show them beside its results.
+        """Originals of a run, read again without a model, to be shown beside its results.
 
-        None if they cannot be read, if they have changed, or for data that are not shown. The
-        options of the source may be those of a stranger: nothing but the originals is read.
+        None if they cannot be read, if they have changed, or for data that are not shown. A
+        stranger may have written the options of the source, so only the originals are read.
         """
         return None
 
     def mean_field(self) -> MeanField | None:
-        """The mean-field theory of the law of the originals; None if there is none."""
+        """The mean-field theory of the originals; None if there is none for their law."""
         return None
 
 
@@ -209,7 +209,7 @@ class Corruption(Part, Generic[O, N]):
     needs_vocab_size: ClassVar[bool] = False
     """Whether `corrupt` needs the number of symbols, as the keyword `vocab_size`."""
     has_mean_field: ClassVar[bool] = False
-    """Whether its noise is that of the mean-field theory of a source (`Source.mean_field`)."""
+    """Whether the mean-field theory of a source (`Source.mean_field`) describes its noise."""
     masks: ClassVar[bool] = False
     """Whether each symbol of the noisy datum is that of the original or masked, -1, at places
     that do not depend on the symbols. Masked language models and decoders of masked symbols undo
@@ -384,7 +384,7 @@ class Hints:
 
     @property
     def data_in_call(self) -> int | None:
-        """Number of data in a call of the network of a backward that shares batches; None: the
+        """Number of data in a call of the network, for a backward that shares batches. None: the
         engine chooses a number for a GPU.
         """
         return None
@@ -448,8 +448,8 @@ class Backward(Part, Hints, Generic[N]):
 
     @classmethod
     def is_safe(cls, options: Mapping[str, Any]) -> bool:
-        """Whether a backward with options that a stranger wrote can be built to read texts: it
-        runs no code of others, and takes no time. By default none is built.
+        """Whether it is safe to build the backward from options that a stranger wrote, and to read
+        texts with it: no code that they name is run, and it ends soon. By default it is not safe.
         """
         return False
 
@@ -495,8 +495,8 @@ class Probe(Part, Generic[O, N, S]):
     least_trajectories: ClassVar[int] = 1
     """Trajectories of each original that the probe needs."""
     keeps: ClassVar[str] = ""
-    """The variable with whole reconstructions that it stores, for all items or those before its
-    option `first`; empty for readings.
+    """The variable that stores whole reconstructions, of all items or of the first ones (option
+    `first`). Empty for a probe that stores readings.
     """
     reads_in_parts: ClassVar[bool] = False
     """Whether `accumulate` and `readings` take the trajectories of a block in parts. All

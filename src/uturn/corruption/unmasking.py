@@ -12,8 +12,8 @@ to the option `order` of `uturn.networks.texts.options.DecoderOptions`. An order
 `DecoderOptions`, and of the panel "Decoding" of `uturn.presets.texts`.
 
 `SymbolLaw` is in `uturn.corruption.sampling`. To add a law, inherit from it, define `weights`, give
-the options of the law to `Decoder` and `DecoderOptions`, and build it in `Decoder.law`. `is_belief`
-of a law that differs from the belief is False.
+the options of the law to `Decoder` and `DecoderOptions`, and build it in `Decoder.law`. A law that
+differs from the belief sets `is_belief` to False.
 """
 
 from __future__ import annotations

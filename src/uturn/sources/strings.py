@@ -238,7 +238,7 @@ class StringSource(Source[Strings]):
             yield Strings(part, grammar, draw)
 
     def _check_grammar(self, grammar: object) -> None:
-        """ValueError for a grammar whose strings are not those that the source declares."""
+        """ValueError unless a grammar has the number of symbols and leaves of the source."""
         where = f"{name_of(self, 'source')}.grammar"
         if not isinstance(grammar, Grammar):
             expected = "a RandomHierarchyModel, or a HiddenMarkovModel"
