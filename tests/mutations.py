@@ -581,8 +581,8 @@ MUTATIONS = (
     Mutation(
         "similarity of padding counts",
         "uturn.probes.text_states:TextStates._similarities",
-        "of_tokens * call.is_token[..., None]",
-        "of_tokens",
+        "states * call.is_token[..., None]",
+        "states",
         tests=(("test_text_probes::test_token_similarity_does_not_see_padding", {}),),
     ),
     Mutation(

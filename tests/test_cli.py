@@ -201,6 +201,7 @@ def test_the_list_of_figures_has_their_times_and_claims(asked):
     [
         ("uturn", ("torch", "numba", "diffusers", "xarray", "matplotlib")),
         ("uturn.networks.texts.language_files", ("diffusers", "transformers")),
+        ("uturn.sources.strings", ("scipy.optimize", "xarray")),
     ],
 )
 def test_import_is_light(module, heavy):

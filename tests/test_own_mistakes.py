@@ -242,6 +242,7 @@ SOURCES = (
     ),
     ("graphs", "blocks = 3", ".blocks = 3: expected a method blocks(items, seed, num_items)"),
     ("graphs", "kind = ('graphs',)", ".kind = ('graphs',): expected a text"),
+    ("graphs", "names_items = 'file'", ".names_items = 'file': expected True or False"),
     (
         "graphs",
         "def blocks(self, items, seed, num_items): pass",
@@ -333,13 +334,6 @@ SOURCES = (
 )
 
 
-@pytest.mark.parametrize(("world", "body", "told"), SOURCES)
-def test_mistakes_of_a_source(world, body, told, workshop):
-    message = workshop.told(world, "source", body)
-    assert message.startswith("source ('mine:Mine')")
-    assert told in message
-
-
 def test_a_source_lacks_values(workshop):
     message = workshop.told("strings", "source", "pass", "ut.sources.StringSource")
     assert message == (
@@ -428,11 +422,26 @@ CORRUPTIONS = (
 )
 
 
-@pytest.mark.parametrize(("world", "body", "told"), CORRUPTIONS)
-def test_mistakes_of_a_corruption(world, body, told, workshop):
-    message = workshop.told(world, "corruption", body)
-    assert message.startswith("corruption ('mine:Mine')")
-    assert told in message
+CODES = """
+def corrupt(self, leaves, noise, keys, *, vocab_size):
+    return ut.Noisy(leaves + 9, np.full(len(leaves), noise), vocab_size)
+"""
+EVIDENCE = """
+def log_evidence(self, noisy, dtype=None):
+    return np.zeros((*noisy.values.shape, noisy.vocab_size), dtype or float)
+"""
+
+
+def test_only_a_corruption_that_reads_its_noisy_data_itself_may_change_the_symbols(workshop):
+    parent = "ut.UniformReplacement"
+    message = workshop.told("strings", "corruption", CODES, parent)
+    assert message.startswith("corruption ('mine:Mine').corrupt: noisy.values = [")
+    assert ": expected symbols 0 .. 3, or -1 where one is masked" in message
+    experiment, _ = workshop.experiment("strings", "corruption", CODES + EVIDENCE, parent)
+    assert np.isfinite(ut.run(experiment).unchanged).all()
+    body = f"{CODES}{EVIDENCE}shows_symbols = True"
+    message = workshop.told("strings", "corruption", body, parent)
+    assert ": expected symbols 0 .. 3, or -1 where one is masked" in message
 
 
 BACKWARDS = (
@@ -481,6 +490,7 @@ BACKWARDS = (
         ),
         ".reconstruct = (2, 2, 5, 3): expected (2, 2, 5, 5): items, draws, and the shape of an original",
     ),
+    ("graphs", "keeps_identity = 1", ".keeps_identity = 1: expected True or False"),
     (
         "graphs",
         "def doubts(self, experiment): pass",
@@ -542,10 +552,17 @@ BACKWARDS = (
 )
 
 
-@pytest.mark.parametrize(("world", "body", "told"), BACKWARDS)
-def test_mistakes_of_a_backward(world, body, told, workshop):
-    message = workshop.told(world, "backward", body)
-    assert message.startswith("backward ('mine:Mine')")
+MISTAKES = (
+    *(("source", *mistake) for mistake in SOURCES),
+    *(("corruption", *mistake) for mistake in CORRUPTIONS),
+    *(("backward", *mistake) for mistake in BACKWARDS),
+)
+
+
+@pytest.mark.parametrize(("role", "world", "body", "told"), MISTAKES)
+def test_mistakes_of_a_part(role, world, body, told, workshop):
+    message = workshop.told(world, role, body)
+    assert message.startswith(f"{role} ('mine:Mine')")
     assert told in message
 
 
@@ -601,6 +618,7 @@ PROBES = (
         "def read(self, u_turns, source): return {'degree': torch.ones(2, 2, 5, requires_grad=True)}",
         ".read: degree: expected a numpy array (Can't call numpy()",
     ),
+    ("Degrees", "keeps = None", ".keeps = None: expected a text"),
     ("Degrees", "probe_name = None", ".probe_name = None: expected a text"),
     (
         "Degrees",

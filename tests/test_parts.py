@@ -614,6 +614,8 @@ def test_every_block_of_the_page_is_run():
         assert language == "bash" or is_of_file or first in SHOWN_ELSEWHERE, first
     firsts = {code.splitlines()[0] for _, code in code_blocks(page)}
     assert set(SHOWN_ELSEWHERE) <= firsts
+    modules = {path.stem for path in Path(__file__).parent.glob("test_*.py")}
+    assert set(SHOWN_ELSEWHERE.values()) <= modules | set(globals())
 
 
 def block(first):

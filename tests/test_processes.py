@@ -25,3 +25,24 @@ def test_error_is_raised_here():
     with pytest.raises(ZeroDivisionError, match="division by zero"):
         list(in_processes(operator.truediv, [(1, 0), (1, 1)], workers=1))
     assert {name: os.environ.get(name) for name in THREADS} == before
+
+
+class TwoArguments(Exception):
+    """An error that cannot be unpickled: its class is called with one argument."""
+
+    def __init__(self, number, unit):
+        super().__init__(f"{number} {unit}")
+
+
+def failing():
+    raise TwoArguments(3, "cats")
+
+
+def test_an_error_that_cannot_be_sent_is_told_in_words():
+    with pytest.raises(RuntimeError, match="TwoArguments: 3 cats"):
+        list(in_processes(failing, [()], workers=1))
+
+
+def test_a_process_that_ends_is_an_error():
+    with pytest.raises(RuntimeError, match=r"^a process ended before its task: .*workers=1"):
+        list(in_processes(os._exit, [(3,)], workers=1))

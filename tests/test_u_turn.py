@@ -184,6 +184,8 @@ def test_the_forward_process_is_a_corruption_like_the_others():
     assert np.array_equal(noisy.labels, originals.labels)
     with pytest.raises(ValueError, match=r"range of images = \[-3.0"):
         forward.corrupt(3 * originals.images, 0.6, ut.random.keys(0, range(50)))
+    with pytest.raises(ValueError, match=r"^images = 'NaN or infinity': expected finite numbers"):
+        forward.clean(np.float32(np.nan) * originals.images)
 
 
 # -- clones ----------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ def cached_while_unchanged(
     of an input file changes.
 
     `files`: function of the same arguments that returns the paths of the input files; None and
-    missing files are ignored. By default the files are those of the arguments that have some
-    (`files()`).
+    missing files are ignored. By default, the files that the method `files` of each positional
+    argument lists, if it has this method.
     """
 
     def decorated(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -61,7 +61,7 @@ class _Call:
 
 
 class _Same:
-    """The key of a part of the user: itself, whatever its class says of equality."""
+    """The key of a user-defined part: equal to itself alone, however its class compares parts."""
 
     def __init__(self, part: object) -> None:
         self.part = part

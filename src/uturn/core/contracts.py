@@ -49,7 +49,7 @@ def checked_blocks(source: Source[O], blocks: Iterable[O], items: np.ndarray) ->
 
 
 def _check_block(where: str, block: Originals, base: type[Originals]) -> None:
-    """ValueError unless a block is one of a base class, with an array row for each item."""
+    """ValueError unless a block inherits from `base` and has a row of data for each item."""
     home = "uturn" if base is Originals else "uturn.sources"
     expected = f"blocks of a class that inherits from {home}.{base.__name__}"
     expect(isinstance(block, base), where, type(block).__name__, expected)
@@ -443,11 +443,10 @@ def _check_table(where: str, table: object, expected: str) -> None:
     expect(isinstance(table, Mapping), where, table, expected)
 
 
-def checked_reasons(where: str, reasons: object) -> dict[str, str]:
+def checked_reasons(where: str, reasons: Mapping[str, str]) -> dict[str, str]:
     """What a part says of data that are missing or left out, {name: reason}."""
     expected = "{name: reason}, both texts"
-    if not isinstance(reasons, Mapping):
-        raise ValueError(f"{where} = {shown(reasons)}: expected {expected}")
+    _check_table(where, reasons, expected)
     for name, reason in reasons.items():
         are_texts = isinstance(name, str) and isinstance(reason, str)
         expect(are_texts, where, {name: reason}, expected)

@@ -50,8 +50,9 @@ class Noisy:
 
 
 def checked_noisy(noisy: object, where: str, counts: Sequence[int]) -> Noisy:
-    """Noisy data that the method `where` gives; ValueError unless there is one of the `counts` of
-    them, each with its noise level.
+    """What the method `where` returned, as noisy data.
+
+    ValueError unless the number of data is one of `counts`, and each has its noise level.
     """
     if not isinstance(noisy, Noisy):
         raise ValueError(f"{where} = {shown(noisy)}: expected uturn.Noisy(values, noise)")
@@ -93,9 +94,10 @@ class Originals:
         return array
 
     def reconstructed_shape(self) -> tuple[int, ...] | dict[int, tuple[int, ...]] | None:
-        """Shape of one reconstruction, or those of its tree levels; None if any can be read.
+        """Shape of one reconstruction, or the shape of each of its tree levels. None: any shape.
 
-        By default that of an original. None for a class with a form of its own (`data_of`).
+        By default the shape of an original. A class that defines `data_of` has reconstructions in
+        a form of its own, and by default any shape.
         """
         if type(self).data_of is not Originals.data_of:
             return None
@@ -155,12 +157,12 @@ class UTurns(Generic[O, N]):
 
 @dataclass(frozen=True, eq=False)
 class StoredItems:
-    """Some originals of a run, as its results describe them."""
+    """Originals of a run, as its results describe them."""
 
     items: np.ndarray
     """Numbers of the items, int64 (items,)."""
     num_items: int
-    """Number of the originals of the run."""
+    """Number of originals in the run."""
     seed: int
     """Seed of the run."""
     fingerprint: str

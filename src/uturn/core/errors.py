@@ -68,7 +68,7 @@ def origin(error: BaseException) -> Origin | None:
     if isinstance(recorded, Origin):
         return recorded
     frames = _user_frames(error)
-    if not frames and error.__cause__ is not None and isinstance(error.__cause__, StopIteration):
+    if not frames and isinstance(error.__cause__, StopIteration):
         frames = _user_frames(error.__cause__)  # a generator of this package has replaced it
     if frames:
         innermost = frames[-1]

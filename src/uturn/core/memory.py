@@ -1,4 +1,4 @@
-"""Memory: what fits into that of this machine; arrays on aligned and on recycled memory."""
+"""Arrays on aligned and on recycled memory, and a check that data fit into this machine."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def shown(value: object) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number of things.
+    """A number with its noun, in the singular or the plural.
 
     >>> counted(1, "text"), counted(3, "text")
     ('1 text', '3 texts')

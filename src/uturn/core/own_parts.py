@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,22 +17,6 @@ from uturn.core.imports import import_object
 from uturn.core.protocols import BASES, Corruption, Part, Probe, Source
 
 DOCS = "docs/own-parts.md"
-
-_TEXTS = ("kind", "process", "unit", "site_name")
-_TUPLES = ("kinds", "undoes", "asks", "execution")
-_FLAGS = (
-    "adds_trajectories",
-    "batch_invariant",
-    "by_items",
-    "is_bayesian",
-    "is_random",
-    "is_reversible",
-    "masks",
-    "needs_vocab_size",
-    "reads_in_parts",
-    "shares_batches",
-)
-"""Values of parts that are texts, tuples of strings, and True or False."""
 
 FAMILIES = {
     "strings": "uturn.sources.strings:StringSource",
@@ -89,37 +74,60 @@ def _is_of_package(cls: type) -> bool:
 
 
 def _help(cls: type) -> str:
-    """What shows the members of a base class."""
+    """The call that shows the members of a base class."""
     if cls in BASES.values():
         return f"help(ut.{cls.__name__})"
     return f"help({cls.__module__}.{cls.__qualname__})"
 
 
-def _check_values(part: Part) -> None:
-    """ValueError for values of another type than the base classes declare."""
+class _Form(NamedTuple):
+    """What a value of a declared type must be."""
 
-    def check(member: str, is_right: Callable[[object], bool], expected: str) -> None:
-        if hasattr(type(part), member):
-            value = getattr(part, member)
-            expect(is_right(value), f"{part.own_label}.{member}", value, expected)
+    is_right: Callable[[object], bool]
+    expected: str
 
-    for member in _TEXTS:
-        check(member, lambda value: isinstance(value, str), "a text")
-    for member in _TUPLES:
-        check(member, _are_names, "a tuple of strings")
-    for member in _FLAGS:
-        check(member, lambda value: isinstance(value, bool | np.bool_), "True or False")
-    if isinstance(part, Corruption):
-        check("max_noise", _is_largest, "the largest noise level, a number above 0")
-        checked_integer(f"{part.own_label}.purpose", part.purpose, 0)
-    if isinstance(part, Probe):
-        checked_integer(f"{part.own_label}.least_trajectories", part.least_trajectories, 1)
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool | np.bool_)
 
 
 def _are_names(value: object) -> bool:
     if not isinstance(value, tuple | list | set | frozenset):
         return False
     return all(isinstance(name, str) for name in value)
+
+
+_FORMS = {
+    "ClassVar[str]": _Form(_is_text, "a text"),
+    "ClassVar[bool]": _Form(_is_flag, "True or False"),
+    "ClassVar[tuple[str, ...]]": _Form(_are_names, "a tuple of strings"),
+    "ClassVar[frozenset[str]]": _Form(_are_names, "a tuple of strings"),
+}
+"""Forms of values by the types that classes of this package declare for them."""
+
+
+def _check_values(part: Part) -> None:
+    """ValueError for values of another type than the base classes declare."""
+    forms: dict[str, _Form] = {}
+    for base in filter(_is_of_package, type(part).__mro__):
+        for member, declared in inspect.get_annotations(base).items():
+            if declared in _FORMS:
+                forms[member] = _FORMS[declared]
+    for member, form in forms.items():
+        if hasattr(type(part), member):
+            value = getattr(part, member)
+            expect(form.is_right(value), f"{part.own_label}.{member}", value, form.expected)
+    if isinstance(part, Corruption):
+        most = part.max_noise
+        expected = "the largest noise level, a number above 0"
+        expect(_is_largest(most), f"{part.own_label}.max_noise", most, expected)
+        checked_integer(f"{part.own_label}.purpose", part.purpose, 0)
+    if isinstance(part, Probe):
+        checked_integer(f"{part.own_label}.least_trajectories", part.least_trajectories, 1)
 
 
 def _is_largest(value: object) -> bool:
@@ -129,17 +137,22 @@ def _is_largest(value: object) -> bool:
 
 def _check_methods(part: Part) -> None:
     """ValueError for a method that does not take the arguments with which it is called."""
-    for name in dir(type(part)):
-        homes = [cls for cls in type(part).__mro__ if name in vars(cls)]
-        if name.startswith("_") or not homes or _is_of_package(homes[0]):
-            continue
-        declared = [vars(cls)[name] for cls in homes if _is_of_package(cls)]
-        if declared and inspect.isfunction(declared[-1]):
-            _check_arguments(part, name, declared[-1], homes[-1])
+    bases: list[type] = []
+    names: set[str] = set()
+    for cls in type(part).__mro__:
+        if _is_of_package(cls):
+            bases.append(cls)
+        else:
+            names.update(name for name in vars(cls) if not name.startswith("_"))
+    for name in sorted(names):
+        owner = next((base for base in reversed(bases) if name in vars(base)), None)
+        if owner is not None and inspect.isfunction(vars(owner)[name]):
+            _check_arguments(part, name, owner)
 
 
-def _check_arguments(part: Part, name: str, declared: Callable[..., object], owner: type) -> None:
-    """ValueError unless a method takes the arguments of the `declared` one of the class `owner`."""
+def _check_arguments(part: Part, name: str, owner: type) -> None:
+    """ValueError unless a method takes the arguments that the class `owner` declares for it."""
+    declared: Callable[..., object] = vars(owner)[name]
     parameters = list(inspect.signature(declared).parameters.values())[1:]
     named = inspect.Parameter.KEYWORD_ONLY
     places = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]

@@ -287,7 +287,7 @@ def in_words(done: float, total: int, unit: str = "tasks") -> str:
 
 
 def _rate(done: float, left: float, seconds: float) -> str:
-    """The rate and the remaining time, behind a comma; "" at the end."""
+    """The rate and the remaining time, after a comma; empty when nothing is left."""
     if not left:
         return ""
     if done <= 0:
@@ -297,7 +297,7 @@ def _rate(done: float, left: float, seconds: float) -> str:
 
 
 def _pace(a_second: float) -> str:
-    """A rate in the unit in which it is a number of few digits."""
+    """A rate in words, a second, a minute or an hour, so that it is not a small fraction."""
     if a_second >= 10:
         rate = a_second
         unit = "a second"
@@ -311,7 +311,7 @@ def _pace(a_second: float) -> str:
 
 
 _MANY = 100
-"""Tasks whose parts are not counted."""
+"""From this number of tasks on, only whole tasks are counted."""
 _UNITS_OF_TIME = (
     ("s", 1, 100.0),
     ("min", 60, 6000.0),

@@ -86,7 +86,7 @@ class Part(Input, ABC):
     batch_invariant: ClassVar[bool] = False
     """Whether the output for an item is bit-identical, whatever else is in its batch."""
     required: ClassVar[tuple[str, ...]] = ()
-    """Values that a class or its objects must have, beside the abstract methods."""
+    """Names of the values that a part must have, in addition to the abstract methods."""
     own_label: ClassVar[str] = ""
     """Name of a user-defined part in messages, such as "source ('mine:Own')". The experiment
     sets it.
@@ -105,7 +105,11 @@ class Source(Part, Generic[O]):
     site_name: ClassVar[str] = "sites"
     """Name of the sites of an original, in the plural."""
     block_class: ClassVar[type[Originals]] = Originals
-    """What its blocks inherit from."""
+    """The class that its blocks inherit from."""
+    names_items: ClassVar[bool] = False
+    """Whether a coordinate names each original, as `file` does."""
+    shows_negative: ClassVar[bool] = False
+    """Whether grey images are shown with black and white exchanged."""
 
     @property
     def num_symbols(self) -> int:
@@ -157,31 +161,26 @@ class Source(Part, Generic[O]):
         """Names of the classes in the order of the labels; None if they have no names."""
         return None
 
-    names_items: ClassVar[bool] = False
-    """Whether a coordinate names each original, as `file` does."""
-    shows_negative: ClassVar[bool] = False
-    """Whether grey images are shown with black and white exchanged."""
-
     @classmethod
     def describe(cls, options: Mapping[str, Any], count: int, seed: int) -> str:
         """The originals of a run in words, such as "3 texts of FILE".
 
-        `options`: the table of the source in the spec of the run, which may be that of a stranger.
-        `count`, `seed`: of the run.
+        `options`: the table of the source in the spec of the run, which a stranger may have
+        written. `count`, `seed`: the number of originals and the seed of the run.
         """
         name = options.get("path", options.get("type", "?"))
         return f"{counted(count, 'original')} of {file_name(name)}"
 
     def stored(self, originals: StoredItems) -> np.ndarray | None:
-        """Originals of a run once more, without a model, to show them beside its results.
+        """Originals of a run, read again without a model, to be shown beside its results.
 
-        None if they cannot be read, if they have changed, or for data that are not shown. The
-        options of the source may be those of a stranger: nothing but the originals is read.
+        None if they cannot be read, if they have changed, or for data that are not shown. A
+        stranger may have written the options of the source, so only the originals are read.
         """
         return None
 
     def mean_field(self) -> MeanField | None:
-        """The mean-field theory of the law of the originals; None if there is none."""
+        """The mean-field theory of the originals; None if there is none for their law."""
         return None
 
 
@@ -210,12 +209,22 @@ class Corruption(Part, Generic[O, N]):
     needs_vocab_size: ClassVar[bool] = False
     """Whether `corrupt` needs the number of symbols, as the keyword `vocab_size`."""
     has_mean_field: ClassVar[bool] = False
-    """Whether its noise is that of the mean-field theory of a source (`Source.mean_field`)."""
+    """Whether the mean-field theory of a source (`Source.mean_field`) describes its noise."""
     masks: ClassVar[bool] = False
     """Whether each symbol of the noisy datum is that of the original or masked, -1, at places
     that do not depend on the symbols. Masked language models and decoders of masked symbols undo
     every such corruption.
     """
+    shows_symbols: ClassVar[bool] = True
+    """Whether noisy data of symbols, if they have the form of the originals, are symbols again, or
+    -1 where one is masked. False for a class that defines `log_evidence` and not this value: it
+    reads its noisy data itself, so that they may be any.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:  # as those of `type`
+        super().__init_subclass__(**options)
+        if "log_evidence" in vars(cls) and "shows_symbols" not in vars(cls):
+            cls.shows_symbols = False
 
     @abstractmethod
     def corrupt(self, data: np.ndarray, noise: float, keys: np.ndarray) -> N:
@@ -247,18 +256,13 @@ class Corruption(Part, Generic[O, N]):
             is_wrong = (values != symbols) & (values != -1)
             expected = "the symbol of the original, or -1 where it is masked (masks = True)"
             expect(not is_wrong.any(), where, values[is_wrong].tolist(), expected)
-        elif self._has_values_of_its_own():
-            return
-        elif values.shape == symbols.shape and values.dtype.kind in "iu":
+        elif self.shows_symbols and values.shape == symbols.shape and values.dtype.kind in "iu":
             is_wrong = (values < -1) | (values >= vocab_size)
-            expected = f"symbols 0 .. {vocab_size - 1}, or -1 where one is masked"
+            expected = (
+                f"symbols 0 .. {vocab_size - 1}, or -1 where one is masked; set shows_symbols ="
+                " False for other values"
+            )
             expect(not is_wrong.any(), where, values[is_wrong].tolist(), expected)
-
-    def _has_values_of_its_own(self) -> bool:
-        """Whether the user has written how noisy values are read, so that they can be any."""
-        log_evidence = getattr(type(self), "log_evidence", None)
-        module = getattr(log_evidence, "__module__", "")
-        return log_evidence is not None and not module.startswith("uturn.")
 
     def observe(self, originals: O, noise: float, streams: Streams) -> N:
         """Noisy data of a block of originals, one for each trajectory of each original."""
@@ -380,7 +384,7 @@ class Hints:
 
     @property
     def data_in_call(self) -> int | None:
-        """Number of data in a call of the network of a backward that shares batches; None: the
+        """Number of data in a call of the network, for a backward that shares batches. None: the
         engine chooses a number for a GPU.
         """
         return None
@@ -393,6 +397,8 @@ class Backward(Part, Hints, Generic[N]):
     """The processes (`Corruption.process`) that it undoes; empty: any."""
     asks: ClassVar[tuple[str, ...]] = ()
     """Further members that a user-defined corruption of strings needs."""
+    keeps_identity: ClassVar[bool] = True
+    """Whether reconstructions at noise 0 are the originals."""
 
     @abstractmethod
     def reconstruct(self, noisy: N, streams: Streams, clones: int = 1) -> Reconstructions:
@@ -440,13 +446,10 @@ class Backward(Part, Hints, Generic[N]):
         """One line of text about the model, recorded with the results."""
         return ""
 
-    keeps_identity: ClassVar[bool] = True
-    """Whether reconstructions at noise 0 are the originals."""
-
     @classmethod
     def is_safe(cls, options: Mapping[str, Any]) -> bool:
-        """Whether a backward with options that a stranger wrote can be built to read texts: it
-        runs no code of others, and takes no time. By default none is built.
+        """Whether it is safe to build the backward from options that a stranger wrote, and to read
+        texts with it: no code that they name is run, and it ends soon. By default it is not safe.
         """
         return False
 
@@ -492,8 +495,8 @@ class Probe(Part, Generic[O, N, S]):
     least_trajectories: ClassVar[int] = 1
     """Trajectories of each original that the probe needs."""
     keeps: ClassVar[str] = ""
-    """The variable with whole reconstructions that it stores, for all items or those before its
-    option `first`; empty for readings.
+    """The variable that stores whole reconstructions, of all items or of the first ones (option
+    `first`). Empty for a probe that stores readings.
     """
     reads_in_parts: ClassVar[bool] = False
     """Whether `accumulate` and `readings` take the trajectories of a block in parts. All

@@ -287,10 +287,10 @@ def _filled(role: str, table: object) -> object:
     """A table with the defaults of a built-in part; any other value as it is."""
     if not isinstance(table, dict):
         return table
-    kind = table.get("type")
-    if not isinstance(kind, str) or kind not in PARTS[role]:
+    cls = stored_class(role, table)
+    if cls is None:
         return table
-    options = getattr(part_class(role, kind), "model_fields", {})
+    options = getattr(cls, "model_fields", {})
     filled = {name: option.default for name, option in options.items() if not option.is_required()}
     filled |= table
     return filled

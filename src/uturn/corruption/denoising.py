@@ -24,7 +24,7 @@ from uturn.corruption.sampling import MASKED, ArrayBeliefs, Sampler, State
 if TYPE_CHECKING:
     from uturn.exact.grammar import Grammar
 
-_MOST_CALLS = 100  # evaluations for each expected one after which a sampler has no end
+_MOST_CALLS = 100  # a sampler with more evaluations for each expected one never ends
 _AT_ONCE = 2**23  # largest number of values (sample, leaf, symbol) in memory
 # Sub-streams of a sample for the order of unmasking and the last draw; the sub-streams 0, 1, .. are
 # those of the steps.
@@ -157,7 +157,7 @@ def drawn(sampler: Sampler, denoiser: Denoiser, noisy: Noisy, keys: np.ndarray) 
 
 
 def _checked_state(where: str, state: State, num_rows: int) -> State:
-    """A state of a sampler; ValueError unless it has so many strings of symbols."""
+    """A state of a sampler; ValueError unless it has `num_rows` strings of symbols."""
     expect(isinstance(state, State), where, state, "a uturn.corruption.sampling.State")
     form = (state.values.dtype, state.values.shape[:1])
     fits = state.values.dtype.kind in "iu" and len(state.values) == num_rows

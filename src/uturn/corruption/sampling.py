@@ -147,7 +147,7 @@ class SymbolLaw:
         return sharpened
 
     def _checked_weights(self, belief: np.ndarray) -> np.ndarray:
-        """The weights; ValueError if those of a user's law are not weights of the symbols."""
+        """The weights; ValueError if a user's law gives anything but a weight for each symbol."""
         weights = self.weights(belief)
         if type(self).weights is SymbolLaw.weights:
             return weights

@@ -89,6 +89,7 @@ class SymbolChannel(Channel):
 
     batch_invariant: ClassVar[bool] = True
     max_noise: ClassVar[float] = 1.0
+    shows_symbols: ClassVar[bool] = True
 
     def log_likelihoods(self, noise: np.ndarray, vocab_size: int) -> LogLikelihoods:
         """The log-likelihoods of a shown symbol, each of the shape of `noise`."""

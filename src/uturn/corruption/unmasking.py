@@ -12,8 +12,8 @@ to the option `order` of `uturn.networks.texts.options.DecoderOptions`. An order
 `DecoderOptions`, and of the panel "Decoding" of `uturn.presets.texts`.
 
 `SymbolLaw` is in `uturn.corruption.sampling`. To add a law, inherit from it, define `weights`, give
-the options of the law to `Decoder` and `DecoderOptions`, and build it in `Decoder.law`. `is_belief`
-of a law that differs from the belief is False.
+the options of the law to `Decoder` and `DecoderOptions`, and build it in `Decoder.law`. A law that
+differs from the belief sets `is_belief` to False.
 """
 
 from __future__ import annotations
@@ -179,11 +179,11 @@ class InOrder(Sampler[OrderState]):
         draws = self.law.draws(beliefs, candidates, heights)
         probabilities = draws.written(np.zeros(masked.shape), draws.probabilities)
         revealed = self.order.revealed(candidates, probabilities, count) & masked
-        order = type(self.order).__name__
-        expected = f"{count.tolist()}, masked ones; see `candidates` and `revealed`"
         num_revealed = revealed.sum(axis=1)
-        is_count = np.array_equal(num_revealed, count)
-        expect(is_count, f"{order}: positions that it reveals", num_revealed.tolist(), expected)
+        is_wrong = num_revealed != count
+        where = f"{type(self.order).__name__}: positions that it reveals"
+        expected = f"{count[is_wrong].tolist()}, masked ones; see `candidates` and `revealed`"
+        expect(not is_wrong.any(), where, num_revealed[is_wrong].tolist(), expected)
         symbols = draws.written(state.values, draws.symbols)
         values = np.where(revealed, symbols, state.values)
         return replace(state, values=values, step=state.step + 1)

@@ -17,14 +17,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import numpy as np
-import xarray as xr
 from numpy.typing import ArrayLike
 
 from uturn.core.checks import LARGEST, checked_array, checked_integer, expect
 from uturn.core.messages import shown
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _BLOCK = 2**22
 """float64 numbers in memory at once: 32 MB."""
@@ -353,6 +355,8 @@ def checked_changes(changed: ArrayLike | xr.DataArray, has_missing: bool = False
     Dims that have the names noise, item and trajectory may have any order. `has_missing`: whether
     U-turns and sites may be NaN.
     """
+    import xarray as xr
+
     coordinates: dict[str, xr.Variable] = {}
     has_noise = False
     if isinstance(changed, xr.DataArray):

@@ -117,9 +117,9 @@ class _Inside:
     """The children of a module that have children themselves."""
 
     chains: list[type]
-    """Classes of those that are `Sequential`."""
+    """Classes of the children that are `Sequential`."""
     blocks: list[tuple[type, int]]
-    """(class, number of layers) of those that are no containers."""
+    """(class, number of layers) of the children that are not containers."""
 
     @classmethod
     def of(cls, module: nn.Module) -> _Inside:
@@ -129,11 +129,11 @@ class _Inside:
         return cls(chains, [(type(block), _num_layers(block)) for block in blocks])
 
     def classes(self, least: int) -> list[type]:
-        """Classes of the blocks with at least so many layers."""
+        """Classes of the blocks with at least `least` layers."""
         return [kind for kind, num_layers in self.blocks if num_layers >= least]
 
     def has_stack(self, least: int) -> bool:
-        """Whether two blocks with at least so many layers have one class."""
+        """Whether two blocks with at least `least` layers have one class."""
         return bool(_repeated(self.classes(least)))
 
 
@@ -215,7 +215,7 @@ def _activation_functions(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
 
 
 def _is_in_block(name: str, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a module is a child of one that is no container."""
+    """Whether the parent of a module is not a container."""
     return "." in name and not isinstance(modules[_parent(name)], _CONTAINERS)
 
 

@@ -74,13 +74,13 @@ def train(
         "target": target,
         "average": average,
     }
-    of_recipe = {f"recipe.{name}": value for name, value in recipe.items()}
+    recipe_entries = {f"recipe.{name}": value for name, value in recipe.items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     averaged = None
     if average is not None:
         averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
     state = _State(
-        json.dumps({**settings, **of_recipe}, sort_keys=True), model, optimizer, averaged
+        json.dumps({**settings, **recipe_entries}, sort_keys=True), model, optimizer, averaged
     )
     if checkpoint is not None:
         with named_errors(checkpoint):

@@ -73,7 +73,7 @@ class Comparison(Probe[O, N, S]):
         return self.compared(before, after, u_turns.clones, source)
 
     def _checked_features(self, u_turns: UTurns[O, N], source: S) -> tuple[Features, Features]:
-        """The features; ValueError unless those of originals and reconstructions are arrays."""
+        """The features; ValueError unless they are two tables of arrays, a row for each item."""
         given: object = self.features(u_turns, source)
         where = f"{name_of(self, self.probe_name)}.features"
         expected = "two tables, {name: array (items, ..)} and {name: array (items, draws, ..)}"

@@ -239,9 +239,9 @@ class HiddenLayers:
         """Predicted classes and probabilities, with the model's output (batch, num_classes) as
         logits.
         """
-        batches = as_samples(samples).split(self.batch_size)
-        logits = [_logits(self._forward(batch, None)) for batch in batches]
-        probabilities = torch.cat([of_batch.softmax(dim=1) for of_batch in logits])
+        parts = as_samples(samples).split(self.batch_size)
+        logits = [_logits(self._forward(part, None)) for part in parts]
+        probabilities = torch.cat([part.softmax(dim=1) for part in logits])
         return Predictions(probabilities.argmax(dim=1).numpy(), probabilities.numpy())
 
     def compare(self, original: Samples, reconstructed: Samples) -> Readings:
@@ -293,14 +293,14 @@ class HiddenLayers:
 
         for batch, output in self.visit(first, second, clones, compare):
             if logits:
-                of_batch = _logits(output).numpy()
+                batch_logits = _logits(output).numpy()
                 if tables_of_logits is None:
-                    tables_of_logits = _Logits.empty(items, draws, of_batch.shape[1])
-                tables_of_logits.fill(batch, of_batch)
-                del of_batch
+                    tables_of_logits = _Logits.empty(items, draws, batch_logits.shape[1])
+                tables_of_logits.fill(batch, batch_logits)
+                del batch_logits
             del output  # free the memory before the next batch
-        of_originals, of_draws = tables_of_logits or (None, None)
-        return Readings(tables[0], tables[1], of_originals, of_draws, *tables[2:])
+        original_logits, draw_logits = tables_of_logits or (None, None)
+        return Readings(tables[0], tables[1], original_logits, draw_logits, *tables[2:])
 
     def visit(
         self,
@@ -467,6 +467,6 @@ class _Logits(NamedTuple):
     def fill(self, batch: Batch, logits: np.ndarray) -> None:
         """Enter the logits of a batch, (originals and reconstructions, classes)."""
         count = batch.num_items
-        of_draws = logits[count:].reshape(count, -1, logits.shape[1])
+        draw_logits = logits[count:].reshape(count, -1, logits.shape[1])
         self.originals[batch.items] = logits[:count]
-        self.reconstructions[batch.items, batch.draws] = of_draws
+        self.reconstructions[batch.items, batch.draws] = draw_logits

@@ -245,7 +245,7 @@ def _hidden_layers(spec: NetworkLayers, source: Source) -> HiddenLayers:
 
 
 def _layers_of_any(spec: NetworkLayers) -> HiddenLayers:
-    """The layers of a network of data that are no images."""
+    """The layers of a network that reads data other than images."""
     from uturn.networks.layers import EVERY_BLOCK
     from uturn.networks.modules import Network
     from uturn.probes.hidden_layers import HiddenLayers
@@ -278,16 +278,16 @@ def _layers_of_images(
 
 def _measured(spec: NetworkLayers, source: Source) -> tuple[str, ...]:
     """Names of the variables without the prefix; ValueError if labels and classes do not match."""
-    of_layers = ("similarity", "distance")
-    of_classes = ("same_class", "predicted_class")
+    layer_readings = ("similarity", "distance")
+    class_readings = ("same_class", "predicted_class")
     shape = source.image_shape()
     if shape is None:
-        return of_layers + of_classes
+        return layer_readings + class_readings
     classifier = _classifier(spec, source, shape)
     num_classes = classifier.num_classes
     if num_classes == 0:
-        return of_layers
-    names = [*of_layers, *of_classes] if classifier.layers else [*of_classes]
+        return layer_readings
+    names = [*layer_readings, *class_readings] if classifier.layers else [*class_readings]
     names.append("original_class")
     has_top5 = num_classes > 5
     if has_top5:

@@ -28,6 +28,6 @@ class Prepared(Spec):
             if name not in type(self).__private_attributes__:
                 raise
         raise ValueError(
-            f"the probe {self.type!r} reads with what it prepares for a source; bind the probe to"
-            " its source first: probe.bind(source)"
+            f"the probe {self.type!r} is not prepared for a source; bind the probe to its source"
+            " first: probe.bind(source)"
         )

@@ -130,10 +130,10 @@ class TextStates:
             factors = statistics.factors()
             z = torch.zeros(len(rows), longest, len(factors), dtype=torch.float64)
             for call in calls:
-                of_tokens = statistics.standardised(call.states[layer], factors)
-                of_tokens = of_tokens * call.is_token[..., None]
+                states = statistics.standardised(call.states[layer], factors)
+                states = states * call.is_token[..., None]
                 numbers = torch.from_numpy(readable[call.rows])
-                z[numbers, : of_tokens.shape[1]] = of_tokens.cpu()
+                z[numbers, : states.shape[1]] = states.cpu()
             mean = z.sum(1, keepdim=True) / divisors
             yield {
                 "text_similarity": _Cosine.between(mean, np.ones(len(rows)), is_readable),

@@ -364,7 +364,7 @@ class TextLayers(SecondModel):
     def variables(self, source: TextSource) -> dict[str, Variable]:
         dims = (*_DIMS, f"{self.prefix}text_layer")
         states = "cosine similarity of standardised hidden states"
-        of_texts = Variable(
+        text_similarity = Variable(
             dims,
             f"{states}, averaged over tokens",
             start=1,
@@ -375,14 +375,16 @@ class TextLayers(SecondModel):
         )
         if not self._texts.shares_tokens:
             note = "no token_similarity: the tokens of the models differ"
-            noted = replace(of_texts, long_name=f"{of_texts.long_name} ({note})")
+            noted = replace(text_similarity, long_name=f"{text_similarity.long_name} ({note})")
             return self.prefixed({"text_similarity": noted})
-        of_tokens = replace(
-            of_texts,
+        token_similarity = replace(
+            text_similarity,
             long_name=f"{states} of a token, mean over tokens",
             group="tokens in layers",
         )
-        return self.prefixed({"text_similarity": of_texts, "token_similarity": of_tokens})
+        return self.prefixed(
+            {"text_similarity": text_similarity, "token_similarity": token_similarity}
+        )
 
     def coordinates(self, source: TextSource) -> dict[str, np.ndarray]:
         return {f"{self.prefix}text_layer": np.array(self._states.layers)}

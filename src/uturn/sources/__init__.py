@@ -15,8 +15,8 @@ In a spec, `type` names the class, and the other keys are its arguments, which
     gaussian_field    GaussianFieldSource    vectors of a Gaussian random field
     tokens            TokenSource            texts, as tokens of the model of the backward
 
-A source of one's own inherits from one of four classes, and defines what stands behind it; all else
-follows from that.
+A source of one's own inherits from one of four classes and defines the members that are listed
+with it. Everything else has a default.
 
 - `StringSource`, strings: the values `vocab_size`, `depth`, `branching`, and grammar(number, seed)
 - `ImageSource`, images: count(), images_at(indices), perhaps num_labels()

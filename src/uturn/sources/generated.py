@@ -53,8 +53,7 @@ class GeneratedSource(Spec, ImageSource):
     _prior: Prior | None = PrivateAttr(None)
     _seed: int = PrivateAttr(0)  # seed of the experiment
     _fingerprint: str = PrivateAttr("")
-    _label: str = PrivateAttr("prior")  # what the prior is called in errors
-    _is_own: bool = PrivateAttr(False)  # whether the prior is user-defined
+    _own_prior: str = PrivateAttr("")  # what errors call a user-defined prior
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, GeneratedSource) and self._key() == other._key()
@@ -85,12 +84,11 @@ class GeneratedSource(Spec, ImageSource):
             )
         where = f"{name_of(backward, 'backward')}.prior"
         expect(isinstance(prior, Prior), where, prior, "a uturn.core.prior.Prior, or None")
+        bound = self.model_copy()
         if is_own(backward):
             checked_integer(f"{where}: batch_size", prior.batch_size, 1)
-        bound = self.model_copy()
+            bound._own_prior = where
         bound._prior = prior
-        bound._label = where
-        bound._is_own = is_own(backward)
         bound._seed = seed
         return bound
 
@@ -171,13 +169,13 @@ class GeneratedSource(Spec, ImageSource):
     def _drawn(self, keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """Draws from the prior; ValueError unless they are images of its shape."""
         drawn = self.prior.draw(keys, numbers)
-        if not self._is_own:
+        if not self._own_prior:
             return drawn
         form = (getattr(drawn, "dtype", type(drawn)), np.shape(drawn))
         shape = (len(numbers), *self.prior.shape)
         fits = isinstance(drawn, np.ndarray) and drawn.dtype == np.float32 and drawn.shape == shape
-        expect(fits, f"{self._label}.draw: dtype, shape", form, f"float32 {shape}")
-        expect(np.isfinite(drawn).all(), f"{self._label}.draw", drawn, "finite numbers")
+        expect(fits, f"{self._own_prior}.draw: dtype, shape", form, f"float32 {shape}")
+        expect(np.isfinite(drawn).all(), f"{self._own_prior}.draw", drawn, "finite numbers")
         return drawn
 
     def _ahead(

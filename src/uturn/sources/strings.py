@@ -26,8 +26,10 @@ from uturn.exact.grammar import Draw, Grammar, check_tuples
 from uturn.exact.hmm import HiddenMarkovModel
 from uturn.exact.inference.evidence import Evidence, checked_evidence
 from uturn.exact.rhm import RandomHierarchyModel, zipf
-from uturn.exact.theory import MeanField
 from uturn.measures.covariances import Tree
+
+if TYPE_CHECKING:
+    from uturn.exact.theory import MeanField
 
 _MOST_EVIDENCE = 256 * 2**20  # bytes of the evidence of a string, of which a task holds many
 _MOST_BYTES = 8 * 2**30  # of the rules
@@ -236,7 +238,7 @@ class StringSource(Source[Strings]):
             yield Strings(part, grammar, draw)
 
     def _check_grammar(self, grammar: object) -> None:
-        """ValueError for a grammar whose strings are not those that the source declares."""
+        """ValueError unless a grammar has the number of symbols and leaves of the source."""
         where = f"{name_of(self, 'source')}.grammar"
         if not isinstance(grammar, Grammar):
             expected = "a RandomHierarchyModel, or a HiddenMarkovModel"
@@ -365,6 +367,8 @@ class RHMSource(Spec, StringSource):
 
     def mean_field(self) -> MeanField | None:
         """For one multiplicity and uniform rules."""
+        from uturn.exact.theory import MeanField  # loads scipy.optimize
+
         if not isinstance(self.multiplicity, int) or self.zipf_exponent is not None:
             return None
         return MeanField(self.vocab_size, self.multiplicity, self.branching, self.num_classes)

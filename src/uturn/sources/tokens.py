@@ -53,7 +53,7 @@ class Tokenizer(Protocol):
         """The text of tokens."""
 
     def fingerprint(self) -> str:
-        """A value that tokenizers which convert every text alike share."""
+        """A value that is equal for tokenizers that convert every text in the same way."""
 
 
 @dataclass(frozen=True, repr=False)

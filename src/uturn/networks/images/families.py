@@ -2,11 +2,11 @@
 
 To add a family, add a `Family` to `FAMILIES`: the beginning of the names of its pipelines, and the
 fields in which it differs from others. If its network takes encoded prompts in a new form, write a
-`PromptedNetwork` in `uturn.networks.images.prompted` for it. The classes of new text encoders and
-tokenizers, from transformers, are listed in `TEXT_PARTS` of `uturn.networks.images.pipelines`, and
-those of new autoencoders, from diffusers, in its `_CODECS`; `load_codec` reads how these scale
-their latents. `tests/tiny_pipelines.py` makes a small pipeline of each family, whose images are
-compared with those of diffusers.
+`PromptedNetwork` in `uturn.networks.images.prompted` for it. In `uturn.networks.images.pipelines`,
+list the classes of new text encoders and tokenizers, from transformers, in `TEXT_PARTS`, and the
+classes of new autoencoders, from diffusers, in `_CODECS`; `load_codec` reads how an autoencoder
+scales its latents. `tests/tiny_pipelines.py` makes a small pipeline of each family, whose images
+are compared with the images of diffusers.
 """
 
 from __future__ import annotations

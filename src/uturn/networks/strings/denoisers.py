@@ -98,14 +98,14 @@ class TreeNetwork(nn.Module):
             tuple(log_evidence.shape),
             f"(batch, {s**L}, {v})",
         )
-        of_leaf = torch.log_softmax(log_evidence, -1).clamp(min=_FLOOR)
+        log_belief = torch.log_softmax(log_evidence, -1).clamp(min=_FLOOR)
         expect(
-            not of_leaf.isnan().any(),
+            not log_belief.isnan().any(),
             "log_evidence",
             log_evidence,
             "numbers or -inf, not all -inf at a leaf",
         )
-        upward = [self.embedding(v * of_leaf.exp() - 1)]
+        upward = [self.embedding(v * log_belief.exp() - 1)]
         for block in self.up:
             upward.append(block(upward[-1].reshape(batch, -1, s * w)))
         nodes = upward[L]
@@ -113,7 +113,7 @@ class TreeNetwork(nn.Module):
             children = upward[level - 1].reshape(batch, -1, s * w)
             joint = torch.cat([nodes, children], -1)
             nodes = self.down[level - 1](joint).reshape(batch, -1, w)
-        logits: torch.Tensor = self.readout(nodes) + of_leaf
+        logits: torch.Tensor = self.readout(nodes) + log_belief
         return logits
 
 

@@ -477,9 +477,9 @@ def causal_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: 
     log_likelihoods = np.zeros(len(texts))
     for numbers, ids, real in model.batches(texts, batch_size, (prefix, ())):
         logs = model.logits(ids, real)[:, first - 1 : -1].float().log_softmax(-1)
-        of_tokens = logs.gather(2, ids[:, first:, None])[..., 0].double()
-        of_tokens = of_tokens.masked_fill(~real[:, first:], 0)
-        log_likelihoods[numbers] = of_tokens.sum(1).cpu().numpy()
+        log_probabilities = logs.gather(2, ids[:, first:, None])[..., 0].double()
+        log_probabilities = log_probabilities.masked_fill(~real[:, first:], 0)
+        log_likelihoods[numbers] = log_probabilities.sum(1).cpu().numpy()
     return log_likelihoods
 
 
