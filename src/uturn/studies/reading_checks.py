@@ -82,8 +82,8 @@ def _item_name(run: Run, item: np.intp) -> str:
     """The name of an item or of its file, or else its number."""
     for name in NAMES:
         if name in run.data.coords:
-            # Semicolons part remarks.
-            return str(run.data[name].values[item])
+            # Semicolons separate remarks.
+            return str(run.data[name].values[item]).replace(";", ",")
     return f"item {run.data.item.values[item]}"
 
 
