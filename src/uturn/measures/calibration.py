@@ -23,7 +23,7 @@ from uturn.core.random import Purpose, checked_seed, keys
 from uturn.measures.clones import Comparer, as_real, between_clones
 from uturn.measures.estimates import checked_share
 from uturn.measures.intervals import mean_interval
-from uturn.measures.readings import WITHIN, check_dims, complete_items
+from uturn.measures.readings import WITHIN, check_dims, complete_items, own_dims
 from uturn.measures.relabelling import MARGIN, p_values
 from uturn.measures.replicates import replicates
 
@@ -278,7 +278,7 @@ def joined(values: xr.DataArray, name: str) -> xr.DataArray:
     """Readings with the dims of a variable beyond noise, item and draws as one dim `reading`,
     which has labels of a study.
     """
-    dims = [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
+    dims = own_dims(values)
     if not dims:
         return values.expand_dims(reading=[name])
     stacked = values.stack(reading=dims)

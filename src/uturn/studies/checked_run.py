@@ -15,7 +15,7 @@ import xarray as xr
 from uturn.core.checks import LARGEST, expect
 from uturn.core.messages import shown
 from uturn.core.protocols import Variable
-from uturn.measures.readings import WITHIN
+from uturn.measures.readings import draw_dims, own_dims
 from uturn.studies.axes import Axes
 from uturn.studies.runs import instructions_of, missing_tasks
 
@@ -136,16 +136,11 @@ def by_noise(data: xr.Dataset) -> xr.Dataset:
     return data.sortby("noise")
 
 
-def own_dims(values: xr.DataArray) -> list[str]:
-    """The dims of a variable along which it has several readings, such as "tree_level"."""
-    return [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
-
-
-def stacked(values: xr.DataArray, dims: Sequence[str], name: str = LEVEL) -> xr.DataArray:
-    """Some dims of an array stacked into one last dim, of size 1 if there are none."""
+def stacked(values: xr.DataArray, dims: Sequence[str]) -> xr.DataArray:
+    """Some dims of an array stacked into one last dim `LEVEL`, of size 1 if there are none."""
     if not dims:
-        return values.expand_dims(name).transpose(..., name)
-    return values.stack({name: dims}).transpose(..., name)
+        return values.expand_dims(LEVEL).transpose(..., LEVEL)
+    return values.stack({LEVEL: dims}).transpose(..., LEVEL)
 
 
 def dims_except(values: xr.DataArray, *names: str) -> list[str]:
@@ -213,5 +208,5 @@ def _times_of_readings(readings: Sequence[xr.DataArray]) -> int:
 
 def _trajectories_differ(values: xr.DataArray) -> bool:
     """Whether any two U-turns of one original differ."""
-    dims = [dim for dim in WITHIN[1:] if dim in values.dims]
+    dims = draw_dims(values)
     return bool(dims) and bool((values.max(dims) > values.min(dims)).any())

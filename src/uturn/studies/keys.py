@@ -11,7 +11,8 @@ import xarray as xr
 
 from uturn.core.messages import shown
 from uturn.measures.calibration import label_of
-from uturn.studies.checked_run import Run, own_dims
+from uturn.measures.readings import own_dims
+from uturn.studies.checked_run import Run
 
 _MOST_NAMES = 12
 """Names of readings in an error."""

@@ -11,7 +11,7 @@ import xarray as xr
 from uturn.core.inputs import plain
 from uturn.core.messages import one_line, shown
 from uturn.core.protocols import Variable
-from uturn.measures.readings import WITHIN
+from uturn.measures.readings import draw_dims
 from uturn.studies.own_arrays import is_twin
 from uturn.studies.runs import is_kept_if_large, starts_at_one
 
@@ -138,7 +138,7 @@ def _defaults(
 def _usual_start(name: str, array: xr.DataArray, noise: np.ndarray) -> float | None:
     """The start of a reading for which none is given; None if it is not known."""
     # Originals count equally.
-    of_items = array.mean([dim for dim in WITHIN[1:] if dim in array.dims])
+    of_items = array.mean(draw_dims(array))
     first = float(of_items.isel(noise=0).mean())
     last = float(of_items.isel(noise=-1).mean())
     if noise[0] == 0 and np.isfinite(first):

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from uturn.core.checks import expect
 from uturn.measures.curves import crossing, levels_around
 from uturn.measures.estimates import ESTIMATE, with_interval
-from uturn.measures.readings import WITHIN
+from uturn.measures.readings import WITHIN, draw_dims
 from uturn.measures.replicates import Replicates
 from uturn.studies.axes import Axes, axis_words, check_unit
 from uturn.studies.charts import Panel, lines_of
@@ -182,7 +182,7 @@ def _readings_of_both(first: Run, second: Run, centre: str) -> list[Pair]:
 
 def _has_reading(values: xr.DataArray) -> xr.DataArray:
     """Which originals have a reading at each noise and level."""
-    return values.notnull().any([dim for dim in _DRAWS if dim in values.dims])
+    return values.notnull().any(draw_dims(values))
 
 
 def _only(run: Run, name: str, is_kept: xr.DataArray) -> Run:

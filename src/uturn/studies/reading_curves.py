@@ -11,9 +11,10 @@ import xarray as xr
 
 from uturn.core.protocols import Variable
 from uturn.measures.estimates import ESTIMATE
+from uturn.measures.readings import own_dims
 from uturn.measures.replicates import Replicates
 from uturn.studies.axes import Axes
-from uturn.studies.checked_run import LEVEL, Run, dims_except, own_dims, stacked
+from uturn.studies.checked_run import LEVEL, Run, dims_except, stacked
 from uturn.studies.keys import ReadingKey, keys_of
 from uturn.studies.moves import Moves
 from uturn.studies.places import SHARES, Places, band, band_of_shares, curve

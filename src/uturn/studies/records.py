@@ -19,7 +19,7 @@ import xarray as xr
 from uturn.core.protocols import Source
 from uturn.core.registry import build, stored_class
 from uturn.measures.curves import crossing
-from uturn.measures.readings import WITHIN
+from uturn.measures.readings import draw_dims
 from uturn.studies import runs
 from uturn.studies.axes import texts_of
 from uturn.studies.checked_run import by_noise
@@ -77,7 +77,7 @@ def items_of(run: xr.Dataset, study: xr.Dataset) -> pandas.DataFrame:
         keys = keys_of(run, name)
         if len(keys) > _MOST_LISTED:
             continue
-        means = run[name].mean([dim for dim in WITHIN[1:] if dim in run[name].dims])
+        means = run[name].mean(draw_dims(run[name]))
         for key in keys:
             curves = means.isel(key.indices).transpose("noise", "item").values
             if headline is not None and headline.reading == key.label:
