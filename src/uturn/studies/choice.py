@@ -148,9 +148,6 @@ class _Goal:
         """1 if the mean has to be at least the goal, -1 if at most."""
         return -1 if self.direction.rises != self.lose else 1
 
-    def reading_in(self, run: Run, confidence: float = 0.95) -> Reading:
-        return _reading_in(run, self.key, self.instructions, confidence)
-
 
 @dataclass(frozen=True)
 class _Direction:
@@ -358,8 +355,8 @@ def _parts(data: xr.Dataset, by: str) -> dict[object, np.ndarray]:
 
 def _choice(run: Run, goals: list[_Goal], confidence: float) -> Choice:
     tests = [_tested(run, goal, confidence) for goal in goals]
-    keep, lose = [*tests, None][:2]
-    assert keep is not None
+    keep = tests[0]
+    lose = tests[1] if len(tests) > 1 else None
     low = 0.0
     smallest = 0.0
     largest = math.inf
@@ -403,7 +400,7 @@ def _tested(run: Run, goal: _Goal, confidence: float) -> LevelTest:
     sign = goal.sign
     values = run.data[goal.key.variable].isel(goal.key.slices)
     # The ends of these intervals of Student's t are one-sided bounds of the confidence.
-    reading = goal.reading_in(run, 2 * confidence - 1)
+    reading = _reading_in(run, goal.key, goal.instructions, 2 * confidence - 1)
     noise = axes.noise
     added = len(noise) - values.sizes["noise"]  # noise 0
     ends = bounds_of(reading.instructions)
