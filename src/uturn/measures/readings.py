@@ -140,8 +140,8 @@ class Readings:
         without any is left out. `group`: index of the group of every item, int64 (items,).
         """
         group = self.group if group is None else group
-        of_items = np.nansum(self.values, axis=self.draw_axes)
-        sums = of_items * (self.draws / np.maximum(self.present, 1))
+        item_sums = np.nansum(self.values, axis=self.draw_axes)
+        sums = item_sums * (self.draws / np.maximum(self.present, 1))
         counts = np.where(self.present > 0, self.draws, 0)
         order = np.argsort(group, kind="stable")
         first = np.searchsorted(group[order], np.arange(group.max() + 1))

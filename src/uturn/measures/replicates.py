@@ -182,9 +182,9 @@ def _medians(readings: Readings, in_half: np.ndarray) -> tuple[np.ndarray, np.nd
     ..). `in_half`: bool (halves, items).
     """
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # without readings
-        of_items = np.nanmean(readings.values, axis=readings.draw_axes)
-        median = np.asarray(np.nanmedian(of_items, axis=0))
-        halves = [np.nanmedian(of_items[chosen], axis=0) for chosen in in_half]
+        item_means = np.nanmean(readings.values, axis=readings.draw_axes)
+        median = np.asarray(np.nanmedian(item_means, axis=0))
+        halves = [np.nanmedian(item_means[chosen], axis=0) for chosen in in_half]
     return median, np.stack(halves)
 
 

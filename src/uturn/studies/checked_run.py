@@ -188,15 +188,15 @@ def _times_of_readings(readings: Sequence[xr.DataArray]) -> int:
     Where all rows are one and its trajectories differ, N originals agree with about 2^-N.
     """
     rows = []
-    for values in readings:
-        array = values.transpose("item", ...).values
+    for reading in readings:
+        array = reading.transpose("item", ...).values
         rows.append(array.reshape(len(array), -1))
-    parts = [[row.tobytes() for row in of_variable] for of_variable in rows]
+    parts = [[row.tobytes() for row in values] for values in rows]
     copies = Counter(map(b"".join, zip(*parts, strict=True)))
     times = math.gcd(*copies.values())
     if times < 2:
         return 1
-    ordered = [np.sort(of_variable, axis=0) for of_variable in rows]
+    ordered = [np.sort(values, axis=0) for values in rows]
     # Different values among originals, less one.
     further = np.concatenate([(values[1:] > values[:-1]).sum(0) for values in ordered])
     if len(copies) >= _SURE or further[further > 1].sum() >= _SURE:

@@ -415,9 +415,9 @@ def _tested(run: Run, goal: _Goal, confidence: float) -> LevelTest:
         order = order[::-1]
     # Of levels that pass before the first that does not.
     count = int(np.logical_and.accumulate(passes[order]).sum())
-    of_items = values.mean(dims_except(values, "noise", "item")).transpose("noise", "item").values
-    of_items = np.pad(of_items, ((added, 0), (0, 0)))
-    is_read = ~np.isnan(of_items)
+    item_means = values.mean(dims_except(values, "noise", "item")).transpose("noise", "item").values
+    item_means = np.pad(item_means, ((added, 0), (0, 0)))
+    is_read = ~np.isnan(item_means)
     last = math.nan
     if count:
         last = float(noise[order[count - 1]])
@@ -432,7 +432,7 @@ def _tested(run: Run, goal: _Goal, confidence: float) -> LevelTest:
         meets = bool(sign * mean[end] > sign * goal.value)
         if not missed:
             groups = independent_groups(values)[is_read[end]]
-            more = _more(of_items[end][is_read[end]], groups, goal.value, ends, confidence)
+            more = _more(item_means[end][is_read[end]], groups, goal.value, ends, confidence)
     positive = noise > 0
     relation = ">="
     worst = ends[0]

@@ -116,15 +116,15 @@ def _aligned(runs: Sequence[Run]) -> list[Run]:
     expected = "both or none, to match their originals"
     named = have_names.count(True)
     expect(len(set(have_names)) == 1, "runs with names of originals", named, expected)
-    attributes = [run.data.attrs for run in runs]
-    sources = [
-        (json.loads(of_run.get("models", "{}")).get("source"), of_run.get("seed"))
-        for of_run in attributes
-    ]
+    sources = []
+    for run in runs:
+        models = json.loads(run.data.attrs.get("models", "{}"))
+        sources.append((models.get("source"), run.data.attrs.get("seed")))
     are_same = all(have_names) or sources[0] == sources[1]
     expect(are_same, "sources and seeds", sources, "the same originals in both runs")
     key = "item_name" if all(have_names) else "item"
-    data = list(xr.align(*(_needed(run, key) for run in runs), join="inner", exclude=_DRAWS))
+    needed = [_needed(run, key) for run in runs]
+    data = list(xr.align(*needed, join="inner", exclude=_DRAWS))
     for dim, words in (("item", "originals"), ("noise", "noise levels")):
         expect(data[0].sizes[dim], f"{words} that both runs have", data[0].sizes[dim], "some")
     for name, coordinate in data[0].coords.items():
@@ -133,10 +133,10 @@ def _aligned(runs: Sequence[Run]) -> list[Run]:
         other = data[1][name].values
         are_equal = np.array_equal(coordinate.values, other)
         expect(are_equal, f"{name} of the originals", other, "that of the first run")
-    ordered = [of_run.sortby("noise") for of_run in data]
+    ordered = [dataset.sortby("noise") for dataset in data]
     return [
-        Run(of_run, run.instructions, Axes.of(of_run))
-        for run, of_run in zip(runs, ordered, strict=True)
+        Run(dataset, run.instructions, Axes.of(dataset))
+        for run, dataset in zip(runs, ordered, strict=True)
     ]
 
 
@@ -208,7 +208,7 @@ class _Difference:
     def remark(self) -> str:
         """The remarks on the reading in both runs."""
         pairs = zip(("first", "second"), self.readings, strict=True)
-        return "; ".join(f"{name}: {of_run.remark}" for name, of_run in pairs if of_run.remark)
+        return "; ".join(f"{run}: {reading.remark}" for run, reading in pairs if reading.remark)
 
     @cached_property
     def curves(self) -> Replicates:

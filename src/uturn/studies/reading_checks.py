@@ -52,7 +52,7 @@ def missing_readings(levels: xr.DataArray, run: Run) -> list[Remark | None]:
         return [None] * levels.sizes[LEVEL]
     is_missing = levels.isnull().transpose(LEVEL, "noise", "item", ...).values
     is_missing = is_missing.reshape(*is_missing.shape[:3], -1)
-    return [_missing_of_level(of_level, run) for of_level in is_missing]
+    return [_missing_of_level(level, run) for level in is_missing]
 
 
 def _missing_of_level(is_missing: np.ndarray, run: Run) -> Remark | None:
@@ -117,4 +117,4 @@ def shares_on_few(levels: xr.DataArray, run: Run, instructions: Variable) -> lis
     reason = f"similar {units} may be missing, so the interval may be too narrow"
     text = f"the spread comes from two {units} at {noises}: {reason}"
     remark = Remark(text)
-    return [remark if of_level.any() else None for of_level in is_few.T]
+    return [remark if any_few else None for any_few in is_few.any(axis=0)]

@@ -315,8 +315,8 @@ def _changes(name: str, changed: xr.DataArray, unit: str) -> _Changes:
     pairs = measured.present_pairs
     sites = pairs.sizes["distance"]
     lengths = np.rint(pairs.isel(distance=0) * sites)
-    of_line = (lengths - pairs.distance).clip(0) / (sites - pairs.distance)
-    if not np.allclose(pairs, of_line):
+    expected_pairs = (lengths - pairs.distance).clip(0) / (sites - pairs.distance)
+    if not np.allclose(pairs, expected_pairs):
         raise ValueError(
             f"changes: {name} has NaN for some sites of an item; expected NaN for a U-turn, or"
             " beyond the last site"

@@ -201,25 +201,25 @@ def _texts(run: xr.Dataset, given: Source | None = None) -> xr.Dataset:
     chosen = run.isel(noise=levels, item=slice(count), trajectory=0, clone=0, missing_dims="ignore")
     tokens = chosen["token"].transpose("noise", "item", "position").values.astype(int)
     noisy = chosen["noisy_token"].transpose("noise", "item", "position").values.astype(int)
-    of_items = ("shown_item", "position")
-    dims = ("shown_noise", *of_items)
+    item_dims = ("shown_item", "position")
+    dims = ("shown_noise", *item_dims)
     shown = xr.Dataset(
         {"changed": (dims, tokens != originals), "noised": (dims, noisy != originals)},
         coords={
             "shown_noise": run.noise.values[levels],
             "shown_item": items,
-            "original_piece": (of_items, _pieces(originals, source.tokenizer)),
+            "original_piece": (item_dims, _pieces(originals, source.tokenizer)),
             "piece": (dims, _pieces(tokens, source.tokenizer)),
             "noisy_piece": (dims, _pieces(noisy, source.tokenizer)),
         },
     )
     if source.regions:
-        shown["shown_region"] = of_items, source.regions_of(items)
+        shown["shown_region"] = item_dims, source.regions_of(items)
         shown = shown.assign_coords(region_name=list(source.regions))
     if source.separators():
         is_separator = source.segments_of(items) < 0
         # Fixed tokens have no segment either.
-        shown["shown_separator"] = of_items, is_separator & source.free(items)
+        shown["shown_separator"] = item_dims, is_separator & source.free(items)
     return shown
 
 

@@ -436,10 +436,10 @@ def _tidy_of_several(studies: Mapping[str, xr.Dataset]) -> Tidy:
     """The frames of several studies, one below the other, with columns that say which."""
     fields = differing_fields(list(studies.values()))
     parts = []
-    for (name, study), of_study in zip(studies.items(), fields, strict=True):
+    for (name, study), own_fields in zip(studies.items(), fields, strict=True):
         columns: dict[str, float | str] = {"run": name}
         columns |= {
-            key: number_in(text) for key, text in of_study.items() if not text.startswith("[")
+            key: number_in(text) for key, text in own_fields.items() if not text.startswith("[")
         }
         part = tidy(study)
         for frame in part:
