@@ -60,8 +60,8 @@ def readings_of(
     trajectory[, clone]], ...), the data x̂, each of the shape of an original; NaN where one is
     missing. `f`: (n, ...), (n, ...) -> (n,) or (n, levels) compares data pairwise; it is given
     integers as float64, and is symmetric if there are clones. `name`: of the reading, by default
-    that of the function. Returns DataArrays by name, float64 `(noise, item[, trajectory[, clone]][,
-    levels])`, NaN where one is missing: `name`, f(x_0, x̂), and with two or more clones
+    the name of the function. Returns DataArrays by name, float64 `(noise, item[, trajectory[,
+    clone]][, levels])`, NaN where one is missing: `name`, f(x_0, x̂), and with two or more clones
     `clone_<name>`, the mean of f(x̂, x̂') over the other clones x̂' of the same noisy datum.
     """
     import xarray as xr

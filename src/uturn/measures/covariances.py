@@ -31,9 +31,7 @@ _BLOCK = 2**22
 
 
 class Distance(Protocol):
-    """Distances between sites; the distance of a site from itself is 0, and no other distance
-    is.
-    """
+    """Distances between sites: 0 from a site to itself, and above 0 between different sites."""
 
     @property
     def num_sites(self) -> int:

@@ -32,7 +32,7 @@ from uturn.measures.replicates import estimate, replicates
 
 _DIMS = ("noise", "item", "trajectory", "site")
 _TIE = 1e-12
-"""Areas are sums of some hundred products of numbers in [0, 1]."""
+"""Difference up to which areas are equal: each is a sum of some hundred products in [0, 1]."""
 
 
 def hierarchy_index(

@@ -16,9 +16,9 @@ from uturn.measures.readings import FEW, WITHIN, GroupSums, Readings, even_numbe
 from uturn.measures.replicates import replicates
 
 _ROUNDING = 1e-12
-"""Of means of numbers in [0, 1]."""
+"""Rounding of means of numbers in [0, 1]."""
 _MOST_TRIALS = 1e9
-"""The interval of half of so many tosses is .5 ± .00003."""
+"""Largest effective number of tosses: the interval of a share of .5 is then .5 ± .00003."""
 _FLOAT32 = 1e-6
 """Rounding of readings in single precision."""
 

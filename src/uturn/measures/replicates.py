@@ -24,7 +24,9 @@ from uturn.measures.estimates import Estimate, checked_share
 from uturn.measures.readings import FEW, Readings, even_number
 
 _MOST_GROUPS = 64
-"""With 63 degrees of freedom intervals are only 2 % wider than with infinitely many."""
+"""Largest number of groups. With 63 degrees of freedom intervals are only 2 % wider than with
+infinitely many.
+"""
 _SMALLEST_STEP = 2.0**-10
 _ONE = 1.5
 """Effective number of groups up to which one of them makes a spread."""

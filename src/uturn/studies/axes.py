@@ -21,7 +21,7 @@ _CLEAN = {"step": 0.0, "effective_epsilon": 0.0}
 _OF_ANGLE = {"abar": "signal power abar", "log_snr": "log-SNR (nats)", "sigma": "sigma"}
 """Axes that follow from the angle, in words."""
 _SAID_BY = {"timestep": "step", **dict.fromkeys(_OF_ANGLE, "log_snr")}
-"""Coordinates that are no axes of their own beside another one."""
+"""Coordinates that are not axes if the run has another one, by name: {coordinate: the other}."""
 
 
 @dataclass(frozen=True, eq=False)

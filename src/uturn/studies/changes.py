@@ -98,7 +98,7 @@ def _why_not_studied(run: Run, name: str, distance_dim: str) -> str:
     are_numbers = values.dtype.kind in "biuf" and len(values) > 0
     are_numbers = are_numbers and values[0] >= 0 and np.isfinite(values).all()
     if not are_numbers or (np.diff(values) < 0).any():
-        return "its distances are no increasing numbers"
+        return "its distances are not increasing numbers"
     return ""
 
 

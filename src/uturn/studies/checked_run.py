@@ -116,8 +116,8 @@ def checked_dataset(ds: object) -> xr.Dataset:
 
 
 def _check_whole_steps(noise: np.ndarray, t_over_T: np.ndarray) -> None:
-    """ValueError unless each t/T, which takes the place of the noise, is that of the nearest
-    step.
+    """ValueError unless each t/T, which takes the place of the noise, is the noise rounded to a
+    whole step.
     """
     are_different = len(np.unique(t_over_T)) == len(t_over_T)
     is_sound = are_different and bool((np.isfinite(t_over_T) & (t_over_T >= 0)).all())
@@ -130,7 +130,7 @@ def _check_whole_steps(noise: np.ndarray, t_over_T: np.ndarray) -> None:
 
 
 def by_noise(data: xr.Dataset) -> xr.Dataset:
-    """A run with increasing noise levels; those of images are the exact k/N of the whole steps."""
+    """A run with increasing noise levels. Levels of images become the exact k/N of whole steps."""
     if "t_over_T" in data.coords:  # the spec's levels are rounded to whole steps
         data = data.assign_coords(noise=("noise", data.t_over_T.values, data.noise.attrs))
     return data.sortby("noise")

@@ -184,8 +184,8 @@ def choose(
     levels x_1 < x_2 < .. above 0 are tested in this order by a one-sided bound of c(x_k), and the
     first one whose bound misses the goal ends the test. The probability that any accepted level
     misses the goal is at most 1 - confidence, without a correction for the number of levels, since
-    an error needs that of the first level that misses (a fixed-sequence test, Maurer, Hothorn and
-    Lehmacher 1995).
+    any error requires an error at the first level that misses (a fixed-sequence test, Maurer,
+    Hothorn and Lehmacher 1995).
 
     Bounds hold for any law of the readings if these have a worst possible value
     (`uturn.statistics.mean_bounds`), otherwise they are of Student's t, and the answer is
@@ -413,7 +413,7 @@ def _tested(run: Run, goal: _Goal, confidence: float) -> LevelTest:
     order = np.flatnonzero(noise > 0)
     if goal.lose:
         order = order[::-1]
-    # Of levels that pass before the first that does not.
+    # Number of levels that pass before the first one that does not.
     count = int(np.logical_and.accumulate(passes[order]).sum())
     item_means = values.mean(dims_except(values, "noise", "item")).transpose("noise", "item").values
     item_means = np.pad(item_means, ((added, 0), (0, 0)))

@@ -34,7 +34,7 @@ Labels = tuple[str, ArrayLike]
 
 
 def is_table(place: object) -> bool:
-    """Whether a place is that of a table of readings, by the ending of its name."""
+    """Whether a place is a table of readings, by the ending of its name."""
     return str(place).lower().endswith((".csv", ".tsv", ".parquet"))
 
 

@@ -64,7 +64,7 @@ def by_reading(
         for name in values:
             if name not in settings:
                 raise ValueError(
-                    f"{key}: {shown(name)} is no reading; expected one of {', '.join(arrays)}"
+                    f"{key}: {shown(name)} is not a reading; expected one of {', '.join(arrays)}"
                 )
             settings[name][key] = values[name]
     return settings

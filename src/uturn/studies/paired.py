@@ -193,7 +193,7 @@ def _only(run: Run, name: str, is_kept: xr.DataArray) -> Run:
 
 @dataclass(frozen=True, eq=False)
 class _Difference:
-    """A reading of the second run minus that of the first."""
+    """The difference of a reading between two runs, second minus first."""
 
     readings: Pair
     axes: tuple[Axes, Axes]
@@ -373,8 +373,8 @@ def _of_shares(readings: Pair) -> np.ndarray:
 
 
 def table_of(data: xr.Dataset) -> TextTable:
-    """A difference as a table: half-lives of both runs, their difference, and that of the curves
-    at some noise levels.
+    """A difference as a table: half-lives of both runs, their difference, and the difference of the
+    curves at some noise levels.
     """
     noises = evenly_spaced(data.sizes["noise"], _MOST_NOISES)
     rows = []
@@ -403,8 +403,8 @@ def remarks_of(data: xr.Dataset) -> list[str]:
 
 
 def frame_of(data: xr.Dataset) -> pandas.DataFrame:
-    """A difference as a pandas frame: a row for each reading and noise level, then for each
-    half-life, those of the runs too.
+    """A difference as a pandas frame: a row for each reading and noise level, then a row for each
+    difference of half-lives and for each half-life of the runs.
     """
     name = data.attrs["description"]
     frames = [

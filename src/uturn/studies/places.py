@@ -71,7 +71,7 @@ def located_on(curves: Replicates, place: Place, noise: np.ndarray) -> np.ndarra
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """The places on one curve, with 95 % intervals; NaN for those that do not exist."""
+    """The places on one curve, with 95 % intervals; NaN where there is none."""
 
     at_shares: np.ndarray
     """(share, axis, estimate): smallest noise at which the curve has gone each of `SHARES`."""

@@ -29,7 +29,7 @@ def bounds_of(instructions: Variable) -> tuple[float, float]:
 
 
 def outside_bounds(values: xr.DataArray, instructions: Variable) -> Remark | None:
-    """Whether readings leave their bounds by more than rounding."""
+    """A remark on readings that leave their bounds by more than rounding."""
     low, high = bounds_of(instructions)
     least = float(values.min())
     most = float(values.max())
@@ -45,7 +45,7 @@ def outside_bounds(values: xr.DataArray, instructions: Variable) -> Remark | Non
 
 
 def missing_readings(levels: xr.DataArray, run: Run) -> list[Remark | None]:
-    """Whether readings of each level are missing, (noise, item, .., LEVEL); nothing is said of an
+    """A remark on each level whose readings (noise, item, .., LEVEL) are not complete; none for an
     unfinished run.
     """
     if run.missing_tasks:
@@ -57,7 +57,7 @@ def missing_readings(levels: xr.DataArray, run: Run) -> list[Remark | None]:
 
 def _missing_of_level(is_missing: np.ndarray, run: Run) -> Remark | None:
     """`is_missing`: bool (noise, item, U-turn)."""
-    # Others have no such level, as a text that lacks a region.
+    # Items without any reading lack the level, such as a text without a region.
     items = np.flatnonzero(~is_missing.all(axis=(0, 2)))
     is_missing = is_missing[:, items]
     if not is_missing.any():
@@ -97,7 +97,8 @@ def items_without_readings(run: Run, variables: Sequence[str]) -> list[str]:
 
 
 def shares_on_few(levels: xr.DataArray, run: Run, instructions: Variable) -> list[Remark | None]:
-    """Whether two originals (or grammars) make the spread of a share, (noise, item, .., LEVEL).
+    """A remark on each level (noise, item, .., LEVEL) whose spread of shares comes from two
+    originals (or grammars).
 
     All levels concerned share one remark.
     """

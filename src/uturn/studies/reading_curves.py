@@ -333,8 +333,8 @@ def _doubts_of_places(reading: Reading, axes: Axes, is_missing: bool) -> str:
 
 
 def with_remarks_on_originals(readings: Sequence[Reading], run: Run) -> list[Reading]:
-    """Readings, with a remark on those that fewer originals have than others do. Nothing is said
-    of an unfinished run.
+    """Readings, with a remark on each that fewer originals have than another reading. An unfinished
+    run has no such remarks.
     """
     most = max((reading.originals for reading in readings), default=0)
     remarked = []

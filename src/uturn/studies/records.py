@@ -118,8 +118,8 @@ def records_of(run: xr.Dataset, source: Source | None = None) -> xr.Dataset:
     """The stored pictures and texts of a run, for the page and the figures; empty if there are
     none.
 
-    `source`: that of the run, for originals of texts; by default it is built from the spec of the
-    run, unless that needs user code or its files have changed.
+    `source`: the source of the run, for originals of texts; by default it is built from the spec of
+    the run, unless that needs user code or its files have changed.
 
     Of images: `original` (item, channel, row, column), `image` (shown_noise, item, channel, row,
     column) and `image_same_class` (shown_noise, item). Of the first texts, trajectory 0 and clone
