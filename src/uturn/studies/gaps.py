@@ -35,15 +35,18 @@ class Families:
     @classmethod
     def of(cls, run: Run) -> Families:
         """The families of which at least two items have all readings; none without clones."""
+        if run.data.sizes.get("clone", 1) < 2:
+            return cls([], [])
         families: dict[str, Family] = {}
         incomplete = []
-        has_clones = run.data.sizes.get("clone", 1) > 1
-        for name, instructions in run.instructions.items() if has_clones else ():
+        for name, instructions in run.instructions.items():
             is_tested = instructions.symmetric or instructions.ranked
             if not (is_tested and twin_of(run.data, name)):
                 continue
             key = instructions.family or instructions.probe
-            variables = [*(families[key].variables if key in families else ()), name]
+            variables = [name]
+            if key in families:
+                variables = [*families[key].variables, name]
             is_complete = items_tested(run.data, variables)
             if not run.missing_tasks and is_complete.sum() >= 2:
                 families[key] = Family(variables, is_complete)
