@@ -161,8 +161,8 @@ def embedded(store: str) -> tuple[Sample, float]:
     run = by_noise(stored[["same_class", "original_class"]].load())
 
     def measured(rows: np.ndarray, level: float) -> Readings:
-        some = run.isel(item=rows, noise=[round(20 * level) - 1])
-        read = LevelValues.of(Run.of(some), "same_class")
+        chosen = run.isel(item=rows, noise=[round(20 * level) - 1])
+        read = LevelValues.of(Run.of(chosen), "same_class")
         return Readings(
             read.values.mean("trajectory").isel(noise=0).values.astype(float),
             np.arange(len(rows)),

@@ -509,7 +509,7 @@ def test_the_length_of_an_axis_says_nothing():
     for coords in (layers, {"fold": [1, 2, 3]}):
         with pytest.raises(
             ValueError,
-            match=r"which is no dim of a reading; give \('noise', values\) or \('item', values\)",
+            match=r"which is not a dim of a reading; give \('noise', values\) or \('item', values\)",
         ):
             ut.readings(values, [1, 2, 3], coords=coords)
     with pytest.raises(ValueError, match="layer has 3 values along item"):
@@ -831,7 +831,7 @@ GOOD = np.random.default_rng(0).random((5, 6))
         ({"a": GOOD, "b": GOOD[:, :5]}, {}, "dimension 'item' because of conflicting dimension sizes: {5, 6}"),
         ({"a": GOOD * np.inf}, {}, "a has infinite readings"),
         ({"a": GOOD}, {"noise": NOISE[::-1]}, "expected increasing numbers, 0 or more"),
-        ({"a": GOOD}, {"start": {"b": 0}}, "start: 'b' is no reading; expected one of a"),
+        ({"a": GOOD}, {"start": {"b": 0}}, "start: 'b' is not a reading; expected one of a"),
         ({"a": GOOD}, {"bounds": (0, 1), "start": 2}, "a: start = 2.0: expected a number in its bounds"),
         ({"a": GOOD[:, :5]}, {"coords": {"label": [1, 2, 3, 4, 5]}}, "give \\('noise', values\\) or \\('item', values\\)"),
         ({"a": GOOD}, {"coords": {"item": list("abcaba")}}, "different names in item = 3: expected 6, one for each original"),

@@ -304,6 +304,15 @@ def test_readings_that_are_missing_for_some_items():
     np.testing.assert_array_equal(nothing.place[0], found.place[0])
 
 
+def test_a_name_with_a_semicolon_does_not_split_a_remark():
+    values = falling()
+    values[:, 3] = np.nan
+    names = [f"p; {k}" for k in range(12)]
+    variable = Variable(DIMS, "kept", start=1)
+    found = ut.study(dataset({"kept": (values, variable)}, item_name=("item", names)))
+    assert "no readings of p, 3" in remarks(found)
+
+
 def test_a_single_original_has_no_intervals():
     values = falling(items=1)
     found = ut.study(dataset({"kept": (values, Variable(DIMS, "kept", start=1))}))

@@ -23,7 +23,7 @@ from uturn.core.random import Purpose, checked_seed, keys
 from uturn.measures.clones import Comparer, as_real, between_clones
 from uturn.measures.estimates import checked_share
 from uturn.measures.intervals import mean_interval
-from uturn.measures.readings import WITHIN, check_dims, complete_items
+from uturn.measures.readings import WITHIN, check_dims, complete_items, own_dims
 from uturn.measures.relabelling import MARGIN, p_values
 from uturn.measures.replicates import replicates
 
@@ -120,7 +120,7 @@ def calibration(
     """Test whether the reconstructions of a run are draws from the posterior, reading by reading.
 
     The gap E f(x_0, x̂) - E f(x̂, x̂') is above 0 if clones resemble the original too much, and
-    below 0 if they resemble each other too much. The test is that of `calibrate`, on trajectory 0
+    below 0 if they resemble each other too much. The test is `calibrate`, on trajectory 0
     of every item; all trajectories enter the gap and its interval. Items with missing or infinite
     readings are left out.
 
@@ -216,7 +216,7 @@ def checked_variables(ds: xr.Dataset, variable: str | Sequence[str]) -> list[str
 
 
 def twin_of(ds: xr.Dataset, name: str) -> str:
-    """The variable with which one is tested: `clone_<name>`, or `original_<name>` if it is
+    """The twin with which a variable is tested: `clone_<name>`, or `original_<name>` if it is
     ranked; "" if there is none.
     """
     if f"clone_{name}" in ds:
@@ -278,7 +278,7 @@ def joined(values: xr.DataArray, name: str) -> xr.DataArray:
     """Readings with the dims of a variable beyond noise, item and draws as one dim `reading`,
     which has labels of a study.
     """
-    dims = [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
+    dims = own_dims(values)
     if not dims:
         return values.expand_dims(reading=[name])
     stacked = values.stack(reading=dims)

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 _ROUNDING = 1e-9
-"""Of covariances by Fourier transform, relative to the variance."""
+"""Rounding of covariances by Fourier transform, relative to the variance."""
 _FAR_BELOW = 10
 """Standard errors below 0 from which on a negative C(r) means that pairs are anticorrelated, not
 that they are absent."""
@@ -122,8 +122,8 @@ def correlations(
     The Dataset (noise, distance) has `correlation`, 1 at distance 0, with the ends `low` and `high`
     of its interval (Student's t, n_eff(r) - 1 degrees of freedom; NaN if n_eff(r) < 5);
     `covariance` C(r) in the squared unit of the changes; `n_eff`, the number of items, or grammars,
-    that decide, and `n_contributing` that of each distance, n_eff(r). Of arrays also `pairs`, the
-    number of ordered pairs: `chi = sum of pairs * correlation / sites`.
+    that decide C(0), and `n_contributing`, the number that decide C(r), n_eff(r). Arrays also give
+    `pairs`, the number of ordered pairs: `chi = sum of pairs * correlation / sites`.
     """
     readings = covariances_of(changed, distance, branching=branching, shape=shape, name=name)
     covariance = readings["change_covariance"]
@@ -326,8 +326,8 @@ def present_pairs(covariance: xr.DataArray) -> xr.DataArray:
 
 
 def presence(readings: xr.Dataset, present: xr.DataArray | None) -> xr.DataArray | None:
-    """Share of the pairs that an item has: as given, else that of readings of arrays; None if
-    all items have all pairs.
+    """Share of the pairs that an item has: `present` if it is given, otherwise the share that is
+    known for arrays. None if all items have all pairs.
     """
     if present is None and "present_pairs" in readings and (readings.present_pairs != 1).any():
         return readings["present_pairs"]

@@ -60,8 +60,8 @@ def readings_of(
     trajectory[, clone]], ...), the data x̂, each of the shape of an original; NaN where one is
     missing. `f`: (n, ...), (n, ...) -> (n,) or (n, levels) compares data pairwise; it is given
     integers as float64, and is symmetric if there are clones. `name`: of the reading, by default
-    that of the function. Returns DataArrays by name, float64 `(noise, item[, trajectory[, clone]][,
-    levels])`, NaN where one is missing: `name`, f(x_0, x̂), and with two or more clones
+    the name of the function. Returns DataArrays by name, float64 `(noise, item[, trajectory[,
+    clone]][, levels])`, NaN where one is missing: `name`, f(x_0, x̂), and with two or more clones
     `clone_<name>`, the mean of f(x̂, x̂') over the other clones x̂' of the same noisy datum.
     """
     import xarray as xr
@@ -78,10 +78,10 @@ def readings_of(
     before = as_real(before)
     with_original: list[np.ndarray] = []
     with_clones: list[np.ndarray] = []
-    for of_level in after:
-        draws = as_real(of_level).reshape(len(before), -1, *before.shape[1:])
+    for at_level in after:
+        draws = as_real(at_level).reshape(len(before), -1, *before.shape[1:])
         columns = [compare(before, draws[:, k]) for k in range(draws.shape[1])]
-        shape = (*of_level.shape[: num_axes - 1], *columns[0].shape[1:])
+        shape = (*at_level.shape[: num_axes - 1], *columns[0].shape[1:])
         with_original.append(np.stack(columns, axis=1).reshape(shape))
         if clones > 1:
             _check_symmetric(name, columns[0], compare(draws[:, 0], before))

@@ -75,8 +75,8 @@ def covariance_eigenvalues(data: ArrayLike) -> np.ndarray:
     values = _checked_data(data, 2)
     values = values - values.mean(axis=0)
     items, components = values.shape
-    # The products of items have the eigenvalues of those of components, and are fewer for large
-    # images.
+    # Both matrices of products have the same eigenvalues above 0. For large images, the products of
+    # items are fewer.
     products = values @ values.T if items < components else values.T @ values
     eigenvalues = np.linalg.eigvalsh(products)[::-1]
     eigenvalues = eigenvalues.clip(0) / (items - 1)

@@ -33,9 +33,7 @@ _BLOCK = 2**22
 
 
 class Distance(Protocol):
-    """Distances between sites; the distance of a site from itself is 0, and no other distance
-    is.
-    """
+    """Distances between sites: 0 from a site to itself, and above 0 between different sites."""
 
     @property
     def num_sites(self) -> int:
@@ -149,9 +147,9 @@ class Grid:
         axes = tuple(range(2, 2 + len(self.shape)))
         on_grid = x.reshape(*x.shape[:2], *self.shape)
         power = np.square(np.abs(rfftn(on_grid, self._sizes, axes))).sum(axis=1)
-        # Of x_i x_j, for every displacement.
+        # Sums of x_i x_j for every displacement, (items, *displacements).
         sums = irfftn(power, self._sizes, tuple(axis - 1 for axis in axes))
-        return np.array([self._by_distance(of_item.ravel()) for of_item in sums])
+        return np.array([self._by_distance(by_displacement.ravel()) for by_displacement in sums])
 
     def _by_distance(self, values: np.ndarray) -> np.ndarray:
         """Sums over the displacements of every distance; `values` (displacements,)."""

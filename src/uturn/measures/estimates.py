@@ -1,7 +1,7 @@
 """Estimates: numbers with confidence intervals, and how they are written.
 
 A number with its interval is (value, low, high), along the last axis of arrays, the dim `estimate`
-of datasets. `Estimate` is a single one.
+of datasets. `Estimate` holds one such number.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from uturn.measures.replicates import estimate, replicates
 
 _DIMS = ("noise", "item", "trajectory", "site")
 _TIE = 1e-12
-"""Areas are sums of some hundred products of numbers in [0, 1]."""
+"""Difference up to which areas are equal: each is a sum of some hundred products in [0, 1]."""
 
 
 def hierarchy_index(
@@ -243,19 +243,15 @@ def site_changes(experiment: Experiment) -> xr.DataArray:
     parts = checked_experiment(experiment).parts
     expect(experiment.clones == 1, "clones", experiment.clones, "one clone")
 
+    items = np.arange(experiment.items)
+    trajectories = range(experiment.trajectories)
+
     def blocks() -> Iterator[tuple[tuple[int, int], Originals, float, Streams]]:
-        items = np.arange(experiment.items)
         for k, noise in enumerate(experiment.noise):
-            for b, block in enumerate(
-                parts.source.blocks(items, experiment.seed, experiment.items)
-            ):
-                trajectories = range(experiment.trajectories)
-                yield (
-                    (k, b),
-                    block,
-                    noise,
-                    Streams(experiment.seed, block.items, noise, trajectories),
-                )
+            originals = parts.source.blocks(items, experiment.seed, experiment.items)
+            for b, block in enumerate(originals):
+                streams = Streams(experiment.seed, block.items, noise, trajectories)
+                yield (k, b), block, noise, streams
 
     turns = u_turns(blocks(), parts.corruption, parts.backward)
     pieces = {key: _changes_of(turned) for key, turned in turns}
@@ -302,9 +298,7 @@ class _Moments:
         else:
             moments = cls(_of_sites(changed, branching), int(branching or 0))
         values = moments.values
-        is_complete = np.isfinite(values.values.astype(float)).all()
-        way = "no missing or infinite readings; finish the run, or drop what is missing"
-        expect(is_complete, "changed", values.values, way)
+        _check_complete("changed", values)
         noise = values.noise.values
         rises = noise.dtype.kind in "iuf" and len(noise) > 1 and (np.diff(noise) > 0).all()
         expected = "at least two increasing levels, the last one without signal"

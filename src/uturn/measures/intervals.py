@@ -16,9 +16,9 @@ from uturn.measures.readings import FEW, WITHIN, GroupSums, Readings, even_numbe
 from uturn.measures.replicates import replicates
 
 _ROUNDING = 1e-12
-"""Of means of numbers in [0, 1]."""
+"""Rounding of means of numbers in [0, 1]."""
 _MOST_TRIALS = 1e9
-"""The interval of half of so many tosses is .5 ± .00003."""
+"""Largest effective number of tosses: the interval of a share of .5 is then .5 ± .00003."""
 _FLOAT32 = 1e-6
 """Rounding of readings in single precision."""
 
@@ -238,9 +238,9 @@ def _least_mean(x: np.ndarray, weights: np.ndarray, alpha: float) -> np.ndarray:
             is_above = mean.tail(np.exp(middle)) > alpha
             low = np.where(is_above, middle, low)
             high = np.where(is_above, high, middle)
-        one = (k * x).sum(axis=0)
-        zero = (k * (1 - x)).sum(axis=0)
-        exact = np.where(one == 0, 0.0, betaincinv(one, zero, alpha))
+        k_at_one = (k * x).sum(axis=0)
+        k_at_zero = (k * (1 - x)).sum(axis=0)
+        exact = np.where(k_at_one == 0, 0.0, betaincinv(k_at_one, k_at_zero, alpha))
     return scale * np.where(is_two_valued, exact, mean.quantile(np.exp(low)))
 
 

@@ -171,7 +171,7 @@ def among(levels: np.ndarray) -> str:
 
 
 def _not_below(parts: xr.DataArray, k: int) -> np.ndarray:
-    """Levels whose chi is not below that of level k, by one-sided tests of the paired
+    """Levels whose chi is not below the chi of level k, by one-sided tests of the paired
     differences of log chi.
     """
     means = replicates(parts)
@@ -218,8 +218,8 @@ def _vertex(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _cross_fitted(parts: xr.DataArray, used: np.ndarray) -> float:
-    """chi of each half of the originals at the level where that of the other half is largest;
-    the mean of both.
+    """Mean of the chi of both halves of the originals, each at the level where the chi of the other
+    half is largest.
     """
     half = independent_groups(parts) % 2
     if not half.any():

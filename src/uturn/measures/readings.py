@@ -44,6 +44,16 @@ def check_dims(
     expect(has_needed and not has_others, f"type of {name}", kind, expected)
 
 
+def own_dims(values: xr.DataArray) -> list[str]:
+    """The dims of a variable along which it has several readings, such as "tree_level"."""
+    return [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
+
+
+def draw_dims(values: xr.DataArray) -> list[str]:
+    """The dims of a variable that number the U-turns of one item: trajectory, clone, or both."""
+    return [dim for dim in WITHIN[1:] if dim in values.dims]
+
+
 def complete_items(ds: xr.Dataset, names: Iterable[str]) -> np.ndarray:
     """Which items have finite readings of all the variables `names`, bool (items,)."""
     complete = []
@@ -57,7 +67,7 @@ def grammar_means(values: xr.DataArray) -> xr.DataArray:
     """Mean over the items, trajectories and clones of every grammar; the dim `grammar` replaces
     theirs.
     """
-    draws = [dim for dim in WITHIN[1:] if dim in values.dims]
+    draws = draw_dims(values)
     if draws:
         values = values.mean(draws, dtype=float)
     return values.groupby("grammar").mean("item")
@@ -130,8 +140,8 @@ class Readings:
         without any is left out. `group`: index of the group of every item, int64 (items,).
         """
         group = self.group if group is None else group
-        of_items = np.nansum(self.values, axis=self.draw_axes)
-        sums = of_items * (self.draws / np.maximum(self.present, 1))
+        item_sums = np.nansum(self.values, axis=self.draw_axes)
+        sums = item_sums * (self.draws / np.maximum(self.present, 1))
         counts = np.where(self.present > 0, self.draws, 0)
         order = np.argsort(group, kind="stable")
         first = np.searchsorted(group[order], np.arange(group.max() + 1))

@@ -24,7 +24,9 @@ from uturn.measures.estimates import Estimate, checked_share
 from uturn.measures.readings import FEW, Readings, even_number
 
 _MOST_GROUPS = 64
-"""With 63 degrees of freedom intervals are only 2 % wider than with infinitely many."""
+"""Largest number of groups. With 63 degrees of freedom intervals are only 2 % wider than with
+infinitely many.
+"""
 _SMALLEST_STEP = 2.0**-10
 _ONE = 1.5
 """Effective number of groups up to which one of them makes a spread."""
@@ -182,9 +184,9 @@ def _medians(readings: Readings, in_half: np.ndarray) -> tuple[np.ndarray, np.nd
     ..). `in_half`: bool (halves, items).
     """
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # without readings
-        of_items = np.nanmean(readings.values, axis=readings.draw_axes)
-        median = np.asarray(np.nanmedian(of_items, axis=0))
-        halves = [np.nanmedian(of_items[chosen], axis=0) for chosen in in_half]
+        item_means = np.nanmean(readings.values, axis=readings.draw_axes)
+        median = np.asarray(np.nanmedian(item_means, axis=0))
+        halves = [np.nanmedian(item_means[chosen], axis=0) for chosen in in_half]
     return median, np.stack(halves)
 
 

@@ -1,7 +1,8 @@
-"""Statistics of curves: the public names, `uturn.statistics.NAME`, from the modules that hold them.
+"""Statistics of curves under their public names, `uturn.statistics.NAME`.
 
 A *curve* is a mean over items against the noise level. A number with its interval is (value, low,
-high), along the last axis, the dim `estimate` of datasets; `Estimate` is a single one.
+high), along the last axis of arrays, the dim `estimate` of datasets. `Estimate` holds one such
+number.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _CLEAN = {"step": 0.0, "effective_epsilon": 0.0}
 _OF_ANGLE = {"abar": "signal power abar", "log_snr": "log-SNR (nats)", "sigma": "sigma"}
 """Axes that follow from the angle, in words."""
 _SAID_BY = {"timestep": "step", **dict.fromkeys(_OF_ANGLE, "log_snr")}
-"""Coordinates that are no axes of their own beside another one."""
+"""Coordinates that are not axes if the run has another one, by name: {coordinate: the other}."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,12 +200,12 @@ def common_axis(studies: Sequence[xr.Dataset]) -> str:
     axes = [str(axis) for axis in studies[0].axis.values[1:]]
     shared = [axis for axis in axes if all(axis in study.axis.values for study in studies)]
     expect(shared, "noise of the runs", words, "an axis in common; draw them one by one")
-    # An axis that has a value without noise is preferred.
 
-    def number_without(axis: str) -> int:
+    def number_without_start(axis: str) -> int:
         return sum(np.isnan(study[axis].values[0]) for study in studies)
 
-    return min(shared, key=number_without)
+    # An axis that has a value without noise is preferred.
+    return min(shared, key=number_without_start)
 
 
 def _check_units(studies: Sequence[xr.Dataset], dim: str, key: str) -> None:

@@ -28,13 +28,12 @@ class Panel(NamedTuple):
     """Curves with their intervals on one axis."""
 
     name: str
-    """For files."""
+    """Name of the panel in files."""
     title: str
-    """Of the panel."""
     words: str
-    """The quantity."""
+    """The quantity in words."""
     unit: str
-    """Of the vertical axis."""
+    """Unit or label of the vertical axis."""
     curves: xr.DataArray
     """(line, x, estimate). Coordinates along the second dim are further axes."""
     labels: Sequence[str] = ()
@@ -42,7 +41,7 @@ class Panel(NamedTuple):
     places: np.ndarray | None = None
     """Places on the curves, (line, estimate)."""
     marks: Sequence[Headline] = ()
-    """Further places. The figure draws the intervals of those of its own readings."""
+    """Further places. The figure draws an interval only for a place on one of its own lines."""
     ordered: bool = False
     """Whether lines are levels, from first to last."""
     level: tuple[float, str] | None = None
@@ -60,8 +59,8 @@ class Panel(NamedTuple):
 
 
 def numbers_of(study: xr.Dataset) -> list[Headline]:
-    """The headline of a study, where ordered levels swap, and where chi is largest: those that
-    have a place.
+    """The places of a study: its headline, where ordered levels swap, and where chi is largest.
+    Places that do not exist are left out.
     """
     headline = headline_of(study)
     numbers = []
@@ -85,7 +84,7 @@ def _inversion(study: xr.Dataset, series: xr.Dataset, levels: np.ndarray) -> Hea
     first = series["first"].item()
     last = series["last"].item()
     claim = (
-        f"Beyond this noise, the curve of {by_level.get(last, last)} lies below that of"
+        f"Beyond this noise, the curve of {by_level.get(last, last)} lies below the curve of"
         f" {by_level.get(first, first)}"
     )
     remark = series.series_remark.item()
@@ -106,8 +105,8 @@ def _peak(changes: xr.Dataset) -> Headline:
 
 
 def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Panel]:
-    """The charts of a study: groups of readings (`first` those of these names), changes, and
-    calibration by families.
+    """The charts of a study: its groups of readings, beginning with the groups named `first`, its
+    changes, and the calibration of each family.
     """
     numbers = numbers_of(study)
     headline = headline_of(study)
@@ -217,7 +216,7 @@ def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Panel]:
             ordered=True,
             level=(0.0, ""),
         )
-    # A correlation length beyond the fitted distances is no number; the ends of its interval are.
+    # Correlation lengths beyond the fitted distances are not drawn; the ends of intervals are.
     is_inside = changes.xi <= changes.distance[-1]
     lengths = changes.xi.where(is_inside | (changes.estimate != "value"))
     if np.isfinite(lengths.isel(estimate=0)).any():
@@ -326,7 +325,7 @@ def _overlays_of_changes(
 
 
 def lines_of(values: xr.DataArray, names: Sequence[str]) -> xr.DataArray:
-    """Curves (reading, x, ..) as those of a chart, with names for its lines."""
+    """Curves (reading, x, ..) as the lines of a chart, which get these names."""
     others = [name for name, labels in values.coords.items() if "reading" in labels.dims]
     return values.drop_vars(others).rename(reading="line").assign_coords(line=list(names))
 

@@ -15,7 +15,7 @@ import xarray as xr
 from uturn.core.checks import LARGEST, expect
 from uturn.core.messages import shown
 from uturn.core.protocols import Variable
-from uturn.measures.readings import WITHIN
+from uturn.measures.readings import draw_dims, own_dims
 from uturn.studies.axes import Axes
 from uturn.studies.runs import instructions_of, missing_tasks
 
@@ -116,8 +116,8 @@ def checked_dataset(ds: object) -> xr.Dataset:
 
 
 def _check_whole_steps(noise: np.ndarray, t_over_T: np.ndarray) -> None:
-    """ValueError unless each t/T, which takes the place of the noise, is that of the nearest
-    step.
+    """ValueError unless each t/T, which takes the place of the noise, is the noise rounded to a
+    whole step.
     """
     are_different = len(np.unique(t_over_T)) == len(t_over_T)
     is_sound = are_different and bool((np.isfinite(t_over_T) & (t_over_T >= 0)).all())
@@ -130,22 +130,17 @@ def _check_whole_steps(noise: np.ndarray, t_over_T: np.ndarray) -> None:
 
 
 def by_noise(data: xr.Dataset) -> xr.Dataset:
-    """A run with increasing noise levels; those of images are the exact k/N of the whole steps."""
+    """A run with increasing noise levels. Levels of images become the exact k/N of whole steps."""
     if "t_over_T" in data.coords:  # the spec's levels are rounded to whole steps
         data = data.assign_coords(noise=("noise", data.t_over_T.values, data.noise.attrs))
     return data.sortby("noise")
 
 
-def own_dims(values: xr.DataArray) -> list[str]:
-    """The dims of a variable along which it has several readings, such as "tree_level"."""
-    return [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
-
-
-def stacked(values: xr.DataArray, dims: Sequence[str], name: str = LEVEL) -> xr.DataArray:
-    """Some dims of an array stacked into one last dim, of size 1 if there are none."""
+def stacked(values: xr.DataArray, dims: Sequence[str]) -> xr.DataArray:
+    """Some dims of an array stacked into one last dim `LEVEL`, of size 1 if there are none."""
     if not dims:
-        return values.expand_dims(name).transpose(..., name)
-    return values.stack({name: dims}).transpose(..., name)
+        return values.expand_dims(LEVEL).transpose(..., LEVEL)
+    return values.stack({LEVEL: dims}).transpose(..., LEVEL)
 
 
 def dims_except(values: xr.DataArray, *names: str) -> list[str]:
@@ -193,15 +188,15 @@ def _times_of_readings(readings: Sequence[xr.DataArray]) -> int:
     Where all rows are one and its trajectories differ, N originals agree with about 2^-N.
     """
     rows = []
-    for values in readings:
-        array = values.transpose("item", ...).values
+    for reading in readings:
+        array = reading.transpose("item", ...).values
         rows.append(array.reshape(len(array), -1))
-    parts = [[row.tobytes() for row in of_variable] for of_variable in rows]
+    parts = [[row.tobytes() for row in values] for values in rows]
     copies = Counter(map(b"".join, zip(*parts, strict=True)))
     times = math.gcd(*copies.values())
     if times < 2:
         return 1
-    ordered = [np.sort(of_variable, axis=0) for of_variable in rows]
+    ordered = [np.sort(values, axis=0) for values in rows]
     # Different values among originals, less one.
     further = np.concatenate([(values[1:] > values[:-1]).sum(0) for values in ordered])
     if len(copies) >= _SURE or further[further > 1].sum() >= _SURE:
@@ -213,5 +208,5 @@ def _times_of_readings(readings: Sequence[xr.DataArray]) -> int:
 
 def _trajectories_differ(values: xr.DataArray) -> bool:
     """Whether any two U-turns of one original differ."""
-    dims = [dim for dim in WITHIN[1:] if dim in values.dims]
+    dims = draw_dims(values)
     return bool(dims) and bool((values.max(dims) > values.min(dims)).any())

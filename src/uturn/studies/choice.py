@@ -148,9 +148,6 @@ class _Goal:
         """1 if the mean has to be at least the goal, -1 if at most."""
         return -1 if self.direction.rises != self.lose else 1
 
-    def reading_in(self, run: Run, confidence: float = 0.95) -> Reading:
-        return _reading_in(run, self.key, self.instructions, confidence)
-
 
 @dataclass(frozen=True)
 class _Direction:
@@ -187,8 +184,8 @@ def choose(
     levels x_1 < x_2 < .. above 0 are tested in this order by a one-sided bound of c(x_k), and the
     first one whose bound misses the goal ends the test. The probability that any accepted level
     misses the goal is at most 1 - confidence, without a correction for the number of levels, since
-    an error needs that of the first level that misses (a fixed-sequence test, Maurer, Hothorn and
-    Lehmacher 1995).
+    any error requires an error at the first level that misses (a fixed-sequence test, Maurer,
+    Hothorn and Lehmacher 1995).
 
     Bounds hold for any law of the readings if these have a worst possible value
     (`uturn.statistics.mean_bounds`), otherwise they are of Student's t, and the answer is
@@ -358,8 +355,8 @@ def _parts(data: xr.Dataset, by: str) -> dict[object, np.ndarray]:
 
 def _choice(run: Run, goals: list[_Goal], confidence: float) -> Choice:
     tests = [_tested(run, goal, confidence) for goal in goals]
-    keep, lose = [*tests, None][:2]
-    assert keep is not None
+    keep = tests[0]
+    lose = tests[1] if len(tests) > 1 else None
     low = 0.0
     smallest = 0.0
     largest = math.inf
@@ -403,7 +400,7 @@ def _tested(run: Run, goal: _Goal, confidence: float) -> LevelTest:
     sign = goal.sign
     values = run.data[goal.key.variable].isel(goal.key.slices)
     # The ends of these intervals of Student's t are one-sided bounds of the confidence.
-    reading = goal.reading_in(run, 2 * confidence - 1)
+    reading = _reading_in(run, goal.key, goal.instructions, 2 * confidence - 1)
     noise = axes.noise
     added = len(noise) - values.sizes["noise"]  # noise 0
     ends = bounds_of(reading.instructions)
@@ -416,11 +413,11 @@ def _tested(run: Run, goal: _Goal, confidence: float) -> LevelTest:
     order = np.flatnonzero(noise > 0)
     if goal.lose:
         order = order[::-1]
-    # Of levels that pass before the first that does not.
+    # Number of levels that pass before the first one that does not.
     count = int(np.logical_and.accumulate(passes[order]).sum())
-    of_items = values.mean(dims_except(values, "noise", "item")).transpose("noise", "item").values
-    of_items = np.pad(of_items, ((added, 0), (0, 0)))
-    is_read = ~np.isnan(of_items)
+    item_means = values.mean(dims_except(values, "noise", "item")).transpose("noise", "item").values
+    item_means = np.pad(item_means, ((added, 0), (0, 0)))
+    is_read = ~np.isnan(item_means)
     last = math.nan
     if count:
         last = float(noise[order[count - 1]])
@@ -435,7 +432,7 @@ def _tested(run: Run, goal: _Goal, confidence: float) -> LevelTest:
         meets = bool(sign * mean[end] > sign * goal.value)
         if not missed:
             groups = independent_groups(values)[is_read[end]]
-            more = _more(of_items[end][is_read[end]], groups, goal.value, ends, confidence)
+            more = _more(item_means[end][is_read[end]], groups, goal.value, ends, confidence)
     positive = noise > 0
     relation = ">="
     worst = ends[0]

@@ -18,7 +18,7 @@ _BEGINNING = 2**20
 _COMMA = re.compile(r"\s*-?\d*,\d+\s*")
 _POINT = re.compile(r"[-+]?\d*(\.\d+)+([eE].*)?")
 _CUT = re.compile(r"[-+]?(\d+[.,]|\d*[.,]?\d+[eE][-+]?)")
-"""No number ends so."""
+"""A number that was cut off, such as "12." or "1e-"."""
 
 
 def read_csv(path: str, text_columns: Collection[str]) -> pandas.DataFrame:
@@ -28,7 +28,7 @@ def read_csv(path: str, text_columns: Collection[str]) -> pandas.DataFrame:
     `text_columns`: names, in lower case, of columns that hold texts. The attribute `warnings` of
     the table has a line if the file may have been cut short.
     """
-    if not os.path.getsize(path):  # also of a file that the system makes up while it is read
+    if not os.path.getsize(path):  # 0 also for a file that the system makes up, as in /proc
         raise ValueError("it is empty")
     header = next(filter(str.strip, _lines(path)), "")
     separator = max(",;\t", key=header.count)

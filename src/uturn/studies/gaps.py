@@ -12,7 +12,7 @@ from uturn.measures.calibration import calibration, items_tested, twin_of
 from uturn.measures.estimates import with_ends
 from uturn.studies.checked_run import Run
 from uturn.studies.reading_curves import Reading
-from uturn.studies.remarks import Kind, Remark
+from uturn.studies.remarks import Remark
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,15 +35,18 @@ class Families:
     @classmethod
     def of(cls, run: Run) -> Families:
         """The families of which at least two items have all readings; none without clones."""
+        if run.data.sizes.get("clone", 1) < 2:
+            return cls([], [])
         families: dict[str, Family] = {}
         incomplete = []
-        has_clones = run.data.sizes.get("clone", 1) > 1
-        for name, instructions in run.instructions.items() if has_clones else ():
+        for name, instructions in run.instructions.items():
             is_tested = instructions.symmetric or instructions.ranked
             if not (is_tested and twin_of(run.data, name)):
                 continue
             key = instructions.family or instructions.probe
-            variables = [*(families[key].variables if key in families else ()), name]
+            variables = [name]
+            if key in families:
+                variables = [*families[key].variables, name]
             is_complete = items_tested(run.data, variables)
             if not run.missing_tasks and is_complete.sum() >= 2:
                 families[key] = Family(variables, is_complete)
@@ -55,7 +58,7 @@ class Families:
         """Remarks on readings that are missing."""
         for name in self.incomplete:
             text = f"the calibration of {name} is not tested: some of its readings are missing"
-            yield Remark(Kind.MISSING, text)
+            yield Remark(text)
         for family in self.tested:
             number = int((~family.is_tested).sum())
             if number:
@@ -63,7 +66,7 @@ class Families:
                     f"the calibration of {', '.join(family.variables)} leaves out {number} of"
                     f" {len(family.is_tested)} originals: readings are missing"
                 )
-                yield Remark(Kind.MISSING, text)
+                yield Remark(text)
 
     def dataset(self, run: Run, readings: Sequence[Reading]) -> xr.Dataset:
         """The gaps of a study, tested by families; empty if none is tested."""

@@ -11,7 +11,8 @@ import xarray as xr
 
 from uturn.core.messages import shown
 from uturn.measures.calibration import label_of
-from uturn.studies.checked_run import Run, own_dims
+from uturn.measures.readings import own_dims
+from uturn.studies.checked_run import Run
 
 _MOST_NAMES = 12
 """Names of readings in an error."""
@@ -78,8 +79,8 @@ def keys_of(data: xr.Dataset, variable: str) -> list[ReadingKey]:
 def find_reading(run: Run, name: str) -> ReadingKey:
     """The reading with a name; ValueError if there is none, or several.
 
-    The name is that in the study, that of a variable with one level, or "first_layer" or
-    "last_layer" for an end of a series.
+    A reading is called as in the study, by its variable if this has one level, or "first_layer" or
+    "last_layer" if it is an end of a series.
     """
     matching: dict[str, ReadingKey] = {}
     names: list[str] = []
@@ -113,7 +114,7 @@ def _names_of_end(data: xr.Dataset, key: ReadingKey, order: str | None) -> list[
 
 
 def _expected(name: str, names: list[str], close: list[str]) -> str:
-    """The error for a name that means no reading, or several. `names`: those that mean one."""
+    """The error for a name that means no reading, or several. `names`: names that mean one."""
     expected = "expected"
     if close:
         expected = f"did you mean {' or '.join(map(repr, close))}? Expected"

@@ -34,7 +34,7 @@ Labels = tuple[str, ArrayLike]
 
 
 def is_table(place: object) -> bool:
-    """Whether a place is that of a table of readings, by the ending of its name."""
+    """Whether a place is a table of readings, by the ending of its name."""
     return str(place).lower().endswith((".csv", ".tsv", ".parquet"))
 
 
@@ -109,17 +109,17 @@ class LongForm:
         shape = tuple(map(len, uniques))
         _check_filled(columns, shape)
         readings = {}
-        labels = list(columns.labels)
+        label_columns = list(columns.labels)
         for column in columns.readings:
             if len(columns.readings) > 1 and _is_label(table, column):
-                labels.append(str(column))
+                label_columns.append(str(column))
                 continue
             values = np.full(shape, np.nan)
             values[tuple(codes)] = table[column]
             readings[str(column)] = xr.DataArray(values, dims=columns.keys)
         noise, items = uniques[:2]
         coordinates: dict[str, Labels] = {"item": ("item", np.asarray(items))}
-        for name in labels:
+        for name in label_columns:
             coordinates[str(name)] = _labels_along(table, name, {"item": items, "noise": noise})
         return cls(readings, np.asarray(noise), coordinates)
 
@@ -215,9 +215,10 @@ def _labels_along(table: pandas.DataFrame, name: str, labels: Mapping[str, np.nd
         if (table.groupby(dim)[name].nunique(dropna=False) == 1).all():
             first = table.drop_duplicates(dim).set_index(dim)[name].reindex(values)
             return dim, np.asarray(first, None if is_number(first) else str)
-    expected = "a column that is the same within an item or within a noise level; leave it out"
-    expect(False, "coords", name, expected)
-    raise AssertionError
+    raise ValueError(
+        f"coords = {shown(name)}: expected a column that is the same within an item or within a noise"
+        " level; leave it out"
+    )
 
 
 def _is_label(table: pandas.DataFrame, name: Hashable) -> bool:

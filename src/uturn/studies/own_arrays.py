@@ -16,9 +16,7 @@ from uturn.studies.long_form import AXES, NEAR, Labels
 _SHAPE = "(noise, item[, trajectory[, clone]][, levels])"
 _LARGEST = float(np.finfo(np.float32).max)
 _STEPS = 2**7
-"""Steps of single precision over which readings have to vary, or else it is said that they are
-rounded.
-"""
+"""Steps of single precision. Readings that vary over fewer steps get a warning."""
 _CONSTANT = 1e-12
 """Relative variation up to which readings count as equal."""
 
@@ -50,7 +48,7 @@ def labelled(
 
 
 def _with_dims(name: str, values: ArrayLike, dims: Sequence[str] | None) -> xr.DataArray:
-    """A plain array with its dims, by default those of `AXES` and that of levels."""
+    """A plain array with its dims, by default `AXES` and then one of levels."""
     if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "biuf":
         array = np.ma.filled(values.astype(float), np.nan)
     else:
@@ -168,7 +166,7 @@ def _checked_labels(
         expect(is_list, f"coords: {name}", values, expected)
         if dim not in dims or (name in dims and name != dim):
             raise ValueError(
-                f"coords: {name} has {len(array)} values along {dim}, which is no dim of a"
+                f"coords: {name} has {len(array)} values along {dim}, which is not a dim of a"
                 " reading; give ('noise', values) or ('item', values), or name the axis of levels"
                 " in dims"
             )

@@ -11,12 +11,11 @@ import xarray as xr
 from uturn.core.inputs import plain
 from uturn.core.messages import one_line, shown
 from uturn.core.protocols import Variable
-from uturn.measures.readings import WITHIN
+from uturn.measures.readings import draw_dims
 from uturn.studies.own_arrays import is_twin
+from uturn.studies.references import Rule
 from uturn.studies.runs import is_kept_if_large, starts_at_one
 
-Level = float | str | None
-"""A value, or the name of a variable or coordinate; None for the default."""
 Bounds = tuple[float | None, float | None] | None
 Text = str | None
 
@@ -26,8 +25,8 @@ class ReadingOptions(TypedDict, total=False):
     (`uturn.readings` says what the options mean).
     """
 
-    start: Level | Mapping[str, Level]
-    chance: Level | Mapping[str, Level]
+    start: Rule | Mapping[str, Rule]
+    chance: Rule | Mapping[str, Rule]
     bounds: Bounds | Mapping[str, Bounds]
     units: Text | Mapping[str, Text]
     group: Text | Mapping[str, Text]
@@ -65,7 +64,7 @@ def by_reading(
         for name in values:
             if name not in settings:
                 raise ValueError(
-                    f"{key}: {shown(name)} is no reading; expected one of {', '.join(arrays)}"
+                    f"{key}: {shown(name)} is not a reading; expected one of {', '.join(arrays)}"
                 )
             settings[name][key] = values[name]
     return settings
@@ -138,9 +137,9 @@ def _defaults(
 def _usual_start(name: str, array: xr.DataArray, noise: np.ndarray) -> float | None:
     """The start of a reading for which none is given; None if it is not known."""
     # Originals count equally.
-    of_items = array.mean([dim for dim in WITHIN[1:] if dim in array.dims])
-    first = float(of_items.isel(noise=0).mean())
-    last = float(of_items.isel(noise=-1).mean())
+    item_means = array.mean(draw_dims(array))
+    first = float(item_means.isel(noise=0).mean())
+    last = float(item_means.isel(noise=-1).mean())
     if noise[0] == 0 and np.isfinite(first):
         return first
     if float(array.min()) < 0 or float(array.max()) > 1:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from uturn.core.checks import expect
 from uturn.measures.curves import crossing, levels_around
 from uturn.measures.estimates import ESTIMATE, with_interval
-from uturn.measures.readings import WITHIN
+from uturn.measures.readings import WITHIN, draw_dims
 from uturn.measures.replicates import Replicates
 from uturn.studies.axes import Axes, axis_words, check_unit
 from uturn.studies.charts import Panel, lines_of
@@ -116,15 +116,15 @@ def _aligned(runs: Sequence[Run]) -> list[Run]:
     expected = "both or none, to match their originals"
     named = have_names.count(True)
     expect(len(set(have_names)) == 1, "runs with names of originals", named, expected)
-    attributes = [run.data.attrs for run in runs]
-    sources = [
-        (json.loads(of_run.get("models", "{}")).get("source"), of_run.get("seed"))
-        for of_run in attributes
-    ]
+    sources = []
+    for run in runs:
+        models = json.loads(run.data.attrs.get("models", "{}"))
+        sources.append((models.get("source"), run.data.attrs.get("seed")))
     are_same = all(have_names) or sources[0] == sources[1]
     expect(are_same, "sources and seeds", sources, "the same originals in both runs")
     key = "item_name" if all(have_names) else "item"
-    data = list(xr.align(*(_needed(run, key) for run in runs), join="inner", exclude=_DRAWS))
+    needed = [_needed(run, key) for run in runs]
+    data = list(xr.align(*needed, join="inner", exclude=_DRAWS))
     for dim, words in (("item", "originals"), ("noise", "noise levels")):
         expect(data[0].sizes[dim], f"{words} that both runs have", data[0].sizes[dim], "some")
     for name, coordinate in data[0].coords.items():
@@ -133,10 +133,10 @@ def _aligned(runs: Sequence[Run]) -> list[Run]:
         other = data[1][name].values
         are_equal = np.array_equal(coordinate.values, other)
         expect(are_equal, f"{name} of the originals", other, "that of the first run")
-    ordered = [of_run.sortby("noise") for of_run in data]
+    ordered = [dataset.sortby("noise") for dataset in data]
     return [
-        Run(of_run, run.instructions, Axes.of(of_run))
-        for run, of_run in zip(runs, ordered, strict=True)
+        Run(dataset, run.instructions, Axes.of(dataset))
+        for run, dataset in zip(runs, ordered, strict=True)
     ]
 
 
@@ -182,7 +182,7 @@ def _readings_of_both(first: Run, second: Run, centre: str) -> list[Pair]:
 
 def _has_reading(values: xr.DataArray) -> xr.DataArray:
     """Which originals have a reading at each noise and level."""
-    return values.notnull().any([dim for dim in _DRAWS if dim in values.dims])
+    return values.notnull().any(draw_dims(values))
 
 
 def _only(run: Run, name: str, is_kept: xr.DataArray) -> Run:
@@ -193,7 +193,7 @@ def _only(run: Run, name: str, is_kept: xr.DataArray) -> Run:
 
 @dataclass(frozen=True, eq=False)
 class _Difference:
-    """A reading of the second run minus that of the first."""
+    """The difference of a reading between two runs, second minus first."""
 
     readings: Pair
     axes: tuple[Axes, Axes]
@@ -208,7 +208,7 @@ class _Difference:
     def remark(self) -> str:
         """The remarks on the reading in both runs."""
         pairs = zip(("first", "second"), self.readings, strict=True)
-        return "; ".join(f"{name}: {of_run.remark}" for name, of_run in pairs if of_run.remark)
+        return "; ".join(f"{run}: {reading.remark}" for run, reading in pairs if reading.remark)
 
     @cached_property
     def curves(self) -> Replicates:
@@ -373,8 +373,8 @@ def _of_shares(readings: Pair) -> np.ndarray:
 
 
 def table_of(data: xr.Dataset) -> TextTable:
-    """A difference as a table: half-lives of both runs, their difference, and that of the curves
-    at some noise levels.
+    """A difference as a table: half-lives of both runs, their difference, and the difference of the
+    curves at some noise levels.
     """
     noises = evenly_spaced(data.sizes["noise"], _MOST_NOISES)
     rows = []
@@ -403,8 +403,8 @@ def remarks_of(data: xr.Dataset) -> list[str]:
 
 
 def frame_of(data: xr.Dataset) -> pandas.DataFrame:
-    """A difference as a pandas frame: a row for each reading and noise level, then for each
-    half-life, those of the runs too.
+    """A difference as a pandas frame: a row for each reading and noise level, then a row for each
+    difference of half-lives and for each half-life of the runs.
     """
     name = data.attrs["description"]
     frames = [

@@ -24,9 +24,7 @@ Place = Callable[[np.ndarray], float]
 """A noise on a curve (noise,); NaN if the curve does not have it."""
 
 
-def curve(
-    values: xr.DataArray, noise: np.ndarray, start: ArrayLike = 1.0, centre: str = "mean"
-) -> Replicates:
+def curve(values: xr.DataArray, noise: np.ndarray, start: ArrayLike, centre: str) -> Replicates:
     """Mean (or median) curve (noise, ..) of a variable and its replicates at the noise levels.
 
     `start` is the value at noise 0; it is prepended if there is one level more than the variable
@@ -43,13 +41,13 @@ def curve(
     )
 
 
-def band(curves: Replicates, least: float, most: float, confidence: float = 0.95) -> np.ndarray:
+def band(curves: Replicates, least: float, most: float, confidence: float) -> np.ndarray:
     """A curve and the ends of its intervals along a new last axis, clipped to [least, most]."""
     return np.asarray(np.clip(curves.interval(lambda mean: mean, confidence), least, most))
 
 
 def band_of_shares(
-    values: xr.DataArray, noise: np.ndarray, start: ArrayLike = 1.0, confidence: float = 0.95
+    values: xr.DataArray, noise: np.ndarray, start: ArrayLike, confidence: float
 ) -> np.ndarray:
     """The mean curve and its intervals for readings in [0, 1] (`uturn.statistics.proportion`).
 
@@ -73,7 +71,7 @@ def located_on(curves: Replicates, place: Place, noise: np.ndarray) -> np.ndarra
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """The places on one curve, with 95 % intervals; NaN for those that do not exist."""
+    """The places on one curve, with 95 % intervals; NaN where there is none."""
 
     at_shares: np.ndarray
     """(share, axis, estimate): smallest noise at which the curve has gone each of `SHARES`."""

@@ -12,7 +12,7 @@ from uturn.measures.intervals import rests_on_few
 from uturn.measures.peaks import among
 from uturn.measures.readings import independent_groups
 from uturn.studies.checked_run import LEVEL, Run, dims_except
-from uturn.studies.remarks import Kind, Remark, first_names
+from uturn.studies.remarks import Remark, first_names
 from uturn.studies.runs import NAMES
 
 _ROUNDING = 1e-6  # of readings in single precision
@@ -29,7 +29,7 @@ def bounds_of(instructions: Variable) -> tuple[float, float]:
 
 
 def outside_bounds(values: xr.DataArray, instructions: Variable) -> Remark | None:
-    """Whether readings leave their bounds by more than rounding."""
+    """A remark on readings that leave their bounds by more than rounding."""
     low, high = bounds_of(instructions)
     least = float(values.min())
     most = float(values.max())
@@ -41,30 +41,30 @@ def outside_bounds(values: xr.DataArray, instructions: Variable) -> Remark | Non
         f"readings from {least:.3g} to {most:.3g} leave the bounds {low:g} and {high:g}, which are"
         " not used"
     )
-    return Remark(Kind.BOUNDS, text)
+    return Remark(text)
 
 
 def missing_readings(levels: xr.DataArray, run: Run) -> list[Remark | None]:
-    """Whether readings of each level are missing, (noise, item, .., LEVEL); nothing is said of an
+    """A remark on each level whose readings (noise, item, .., LEVEL) are not complete; none for an
     unfinished run.
     """
     if run.missing_tasks:
         return [None] * levels.sizes[LEVEL]
     is_missing = levels.isnull().transpose(LEVEL, "noise", "item", ...).values
     is_missing = is_missing.reshape(*is_missing.shape[:3], -1)
-    return [_missing_of_level(of_level, run) for of_level in is_missing]
+    return [_missing_of_level(level, run) for level in is_missing]
 
 
 def _missing_of_level(is_missing: np.ndarray, run: Run) -> Remark | None:
     """`is_missing`: bool (noise, item, U-turn)."""
-    # Others have no such level, as a text that lacks a region.
+    # Items without any reading lack the level, such as a text without a region.
     items = np.flatnonzero(~is_missing.all(axis=(0, 2)))
     is_missing = is_missing[:, items]
     if not is_missing.any():
         return None
     places = first_names(list(_places(is_missing, items, run)), noun="places")
     text = f"{is_missing.sum()} of {is_missing.size} readings are missing: {places}"
-    return Remark(Kind.MISSING, text)
+    return Remark(text)
 
 
 def _places(is_missing: np.ndarray, items: np.ndarray, run: Run) -> Iterator[str]:
@@ -82,8 +82,8 @@ def _item_name(run: Run, item: np.intp) -> str:
     """The name of an item or of its file, or else its number."""
     for name in NAMES:
         if name in run.data.coords:
-            # Semicolons part remarks.
-            return str(run.data[name].values[item])
+            # Semicolons separate remarks.
+            return str(run.data[name].values[item]).replace(";", ",")
     return f"item {run.data.item.values[item]}"
 
 
@@ -97,7 +97,8 @@ def items_without_readings(run: Run, variables: Sequence[str]) -> list[str]:
 
 
 def shares_on_few(levels: xr.DataArray, run: Run, instructions: Variable) -> list[Remark | None]:
-    """Whether two originals (or grammars) make the spread of a share, (noise, item, .., LEVEL).
+    """A remark on each level (noise, item, .., LEVEL) whose spread of shares comes from two
+    originals (or grammars).
 
     All levels concerned share one remark.
     """
@@ -116,5 +117,5 @@ def shares_on_few(levels: xr.DataArray, run: Run, instructions: Variable) -> lis
         noises = f"some of {noises}"
     reason = f"similar {units} may be missing, so the interval may be too narrow"
     text = f"the spread comes from two {units} at {noises}: {reason}"
-    remark = Remark(Kind.INTERVAL, text)
-    return [remark if of_level.any() else None for of_level in is_few.T]
+    remark = Remark(text)
+    return [remark if any_few else None for any_few in is_few.any(axis=0)]

@@ -11,9 +11,10 @@ import xarray as xr
 
 from uturn.core.protocols import Variable
 from uturn.measures.estimates import ESTIMATE
+from uturn.measures.readings import own_dims
 from uturn.measures.replicates import Replicates
 from uturn.studies.axes import Axes
-from uturn.studies.checked_run import LEVEL, Run, dims_except, own_dims, stacked
+from uturn.studies.checked_run import LEVEL, Run, dims_except, stacked
 from uturn.studies.keys import ReadingKey, keys_of
 from uturn.studies.moves import Moves
 from uturn.studies.places import SHARES, Places, band, band_of_shares, curve
@@ -24,7 +25,7 @@ from uturn.studies.reading_checks import (
     shares_on_few,
 )
 from uturn.studies.references import Rule, reference
-from uturn.studies.remarks import Kind, Remark, about_guess, joined
+from uturn.studies.remarks import Remark, about_guess, joined
 from uturn.studies.runs import starts_at_one
 
 
@@ -271,7 +272,7 @@ def _is_flat(curve: Replicates, chance: float, instructions: Variable) -> bool:
 def _about_start(reading: Reading) -> Remark | None:
     if np.isnan(reading.guess):
         return None
-    return Remark(Kind.START, about_guess(reading.guess))
+    return Remark(about_guess(reading.guess))
 
 
 def _about_places(reading: Reading, moves: Moves, axes: Axes, is_missing: bool) -> Remark | None:
@@ -283,7 +284,7 @@ def _about_places(reading: Reading, moves: Moves, axes: Axes, is_missing: bool) 
         text = _doubts_of_places(reading, axes, is_missing)
     if not text:
         return None
-    return Remark(Kind.PLACE, text)
+    return Remark(text)
 
 
 def _without_places(reading: Reading, moves: Moves) -> str:
@@ -332,15 +333,15 @@ def _doubts_of_places(reading: Reading, axes: Axes, is_missing: bool) -> str:
 
 
 def with_remarks_on_originals(readings: Sequence[Reading], run: Run) -> list[Reading]:
-    """Readings, with a remark on those that fewer originals have than others do. Nothing is said
-    of an unfinished run.
+    """Readings, with a remark on each that fewer originals have than another reading. An unfinished
+    run has no such remarks.
     """
     most = max((reading.originals for reading in readings), default=0)
     remarked = []
     for reading in readings:
         if reading.originals < most and not run.missing_tasks:
             text = f"{reading.originals} of {run.data.sizes['item']} originals have this reading"
-            reading = reading.with_remark(Remark(Kind.ORIGINALS, text))
+            reading = reading.with_remark(Remark(text))
         remarked.append(reading)
     return remarked
 

@@ -1,6 +1,4 @@
-"""Readings of U-turns that were made elsewhere, in the form in which `uturn.run` gives those of
-its own.
-"""
+"""Readings of U-turns that were made elsewhere, as the dataset of a run."""
 
 from __future__ import annotations
 
@@ -211,7 +209,7 @@ def read_readings(
 
     `coords`: columns that are labels of items or further axes of noise. `columns`: other names of
     the columns noise, item, trajectory and clone, {"noise": "sigma", "item": "molecule"}. Empty
-    cells are missing. `settings`: those of `readings`.
+    cells are missing. `settings`: further arguments of `readings`.
     """
     table = read_long_form(path, coords, columns or {})
     try:
@@ -258,7 +256,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _attributes(sizes: Mapping[str, int], levels: np.ndarray, source: str) -> dict[str, Any]:
-    """The attributes of a store without those of its readings."""
+    """The attributes of a store, except for the attributes of its readings."""
     part = {"type": READINGS}
     spec: dict[str, Any] = {
         "items": sizes["item"],
@@ -315,8 +313,8 @@ def _changes(name: str, changed: xr.DataArray, unit: str) -> _Changes:
     pairs = measured.present_pairs
     sites = pairs.sizes["distance"]
     lengths = np.rint(pairs.isel(distance=0) * sites)
-    of_line = (lengths - pairs.distance).clip(0) / (sites - pairs.distance)
-    if not np.allclose(pairs, of_line):
+    expected_pairs = (lengths - pairs.distance).clip(0) / (sites - pairs.distance)
+    if not np.allclose(pairs, expected_pairs):
         raise ValueError(
             f"changes: {name} has NaN for some sites of an item; expected NaN for a U-turn, or"
             " beyond the last site"

@@ -19,7 +19,7 @@ import xarray as xr
 from uturn.core.protocols import Source
 from uturn.core.registry import build, stored_class
 from uturn.measures.curves import crossing
-from uturn.measures.readings import WITHIN
+from uturn.measures.readings import draw_dims
 from uturn.studies import runs
 from uturn.studies.axes import texts_of
 from uturn.studies.checked_run import by_noise
@@ -77,7 +77,7 @@ def items_of(run: xr.Dataset, study: xr.Dataset) -> pandas.DataFrame:
         keys = keys_of(run, name)
         if len(keys) > _MOST_LISTED:
             continue
-        means = run[name].mean([dim for dim in WITHIN[1:] if dim in run[name].dims])
+        means = run[name].mean(draw_dims(run[name]))
         for key in keys:
             curves = means.isel(key.indices).transpose("noise", "item").values
             if headline is not None and headline.reading == key.label:
@@ -118,8 +118,8 @@ def records_of(run: xr.Dataset, source: Source | None = None) -> xr.Dataset:
     """The stored pictures and texts of a run, for the page and the figures; empty if there are
     none.
 
-    `source`: that of the run, for originals of texts; by default it is built from the spec of the
-    run, unless that needs user code or its files have changed.
+    `source`: the source of the run, for originals of texts; by default it is built from the spec of
+    the run, unless that needs user code or its files have changed.
 
     Of images: `original` (item, channel, row, column), `image` (shown_noise, item, channel, row,
     column) and `image_same_class` (shown_noise, item). Of the first texts, trajectory 0 and clone
@@ -201,25 +201,25 @@ def _texts(run: xr.Dataset, given: Source | None = None) -> xr.Dataset:
     chosen = run.isel(noise=levels, item=slice(count), trajectory=0, clone=0, missing_dims="ignore")
     tokens = chosen["token"].transpose("noise", "item", "position").values.astype(int)
     noisy = chosen["noisy_token"].transpose("noise", "item", "position").values.astype(int)
-    of_items = ("shown_item", "position")
-    dims = ("shown_noise", *of_items)
+    item_dims = ("shown_item", "position")
+    dims = ("shown_noise", *item_dims)
     shown = xr.Dataset(
         {"changed": (dims, tokens != originals), "noised": (dims, noisy != originals)},
         coords={
             "shown_noise": run.noise.values[levels],
             "shown_item": items,
-            "original_piece": (of_items, _pieces(originals, source.tokenizer)),
+            "original_piece": (item_dims, _pieces(originals, source.tokenizer)),
             "piece": (dims, _pieces(tokens, source.tokenizer)),
             "noisy_piece": (dims, _pieces(noisy, source.tokenizer)),
         },
     )
     if source.regions:
-        shown["shown_region"] = of_items, source.regions_of(items)
+        shown["shown_region"] = item_dims, source.regions_of(items)
         shown = shown.assign_coords(region_name=list(source.regions))
     if source.separators():
         is_separator = source.segments_of(items) < 0
         # Fixed tokens have no segment either.
-        shown["shown_separator"] = of_items, is_separator & source.free(items)
+        shown["shown_separator"] = item_dims, is_separator & source.free(items)
     return shown
 
 

@@ -113,7 +113,7 @@ def _share_of_agreeing(data: xr.Dataset, name: str, other: str) -> float:
 
 
 def _without_noise(values: xr.DataArray) -> xr.DataArray:
-    """Values at the first noise level, of those that are stored at each."""
+    """Values without the dim noise: values that are stored at each level are taken at the first."""
     if "noise" not in values.dims:
         return values
     return values.isel(noise=0, drop=True)

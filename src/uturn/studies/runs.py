@@ -38,7 +38,7 @@ def stored_spec(run: xr.Dataset) -> dict[str, Any]:
         spec = empty | json.loads(run.attrs.get("spec", "{}"))
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"the run's attribute 'spec' is no JSON table ({error}); copy the store again"
+            f"the run's attribute 'spec' is not a JSON table ({error}); copy the store again"
         ) from None
     tables = [spec["source"], spec["backward"]]
     is_list = isinstance(spec["probes"], list)
@@ -259,8 +259,8 @@ def kept_texts(run: xr.Dataset) -> int:
 def item_names(
     run: xr.Dataset | xr.DataArray, items: np.ndarray, class_names: Mapping[int, str] | None = None
 ) -> list[str]:
-    """Names of originals, those of their files if they have no others, or else their numbers and
-    classes.
+    """Names of originals. Without names, they are called by their files, or else by their numbers
+    and classes.
     """
     for name in NAMES:
         if name in run.coords:

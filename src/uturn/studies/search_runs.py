@@ -17,7 +17,7 @@ from uturn.core.errors import TasksFailed
 from uturn.core.experiment import Experiment
 from uturn.core.messages import shown
 from uturn.engine.run import run
-from uturn.measures.readings import WITHIN, independent_groups
+from uturn.measures.readings import draw_dims, independent_groups
 from uturn.store.folders import checked_location, is_empty
 from uturn.store.resume import attributes_of, layout_of
 from uturn.store.run_folder import RunFolder
@@ -120,7 +120,7 @@ def readings_in(dataset: xr.Dataset, reading: str, originals: int) -> Readings:
             f"reading = {reading!r}: its chance equals its start, {level.start:g}; choose another"
             " reading"
         )
-    means = values.mean([dim for dim in values.dims if dim in WITHIN[1:]]).isel(noise=0)
+    means = values.mean(draw_dims(values)).isel(noise=0)
     if not np.isfinite(means.values).any():
         noise = float(values.noise[0])
         raise ValueError(

@@ -279,8 +279,8 @@ def _groups(study: xr.Dataset, first: Sequence[str] = ()) -> list[str]:
 
 
 def panels_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[tuple[str, np.ndarray]]:
-    """Title and readings of each panel: those of a group share one, except variables with
-    several levels.
+    """Title and readings of each panel: a group has one panel for its variables with a single
+    level, and one for each other variable.
     """
     for group in _groups(study, first):
         members = np.flatnonzero(study.group.values == group)
@@ -421,9 +421,9 @@ class Tidy(NamedTuple):
 def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
     """One study, or several by name, as pandas frames (`Tidy`).
 
-    For several, the column `run` holds the name, and that of each spec field that differs, such as
-    `multiplicity`, its value (`spec.NAME` if there is a column NAME); fields that are lists are
-    left out.
+    For several, the column `run` holds the name, and each spec field that differs, such as
+    `multiplicity`, has a column with its values (`spec.NAME` if there is a column NAME). Fields
+    that are lists are left out.
     """
     if isinstance(study, Mapping) and not isinstance(study, xr.Dataset) and study:
         return _tidy_of_several(study)
@@ -436,10 +436,10 @@ def _tidy_of_several(studies: Mapping[str, xr.Dataset]) -> Tidy:
     """The frames of several studies, one below the other, with columns that say which."""
     fields = differing_fields(list(studies.values()))
     parts = []
-    for (name, study), of_study in zip(studies.items(), fields, strict=True):
+    for (name, study), own_fields in zip(studies.items(), fields, strict=True):
         columns: dict[str, float | str] = {"run": name}
         columns |= {
-            key: number_in(text) for key, text in of_study.items() if not text.startswith("[")
+            key: number_in(text) for key, text in own_fields.items() if not text.startswith("[")
         }
         part = tidy(study)
         for frame in part:

@@ -100,7 +100,7 @@ def measure_atlas(
             is_own,
             "atlas.zarr in out",
             folder.location,
-            "another folder; it is no table of an atlas, and would be replaced",
+            "another folder; it is not a table of an atlas, and would be replaced",
         )
         originals = None if folder.is_remote else os.path.abspath(folder.location_of("originals"))
         for number, row in enumerate(rows, 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,13 @@ class Audit(Procedure):
     def __init__(self, options: AuditOptions) -> None:
         self.options = options
 
+    @cached_property
+    def decoders(self) -> dict[str, TextOptions]:
+        """The options of the run of each decoder, by its description."""
+        return self.options.audited()
+
     def experiments(self, out: str) -> Experiments:
         made = {"run": self.options.experiment()}
-        self.decoders = self.options.audited()
         for name, options in self.decoders.items():
             made[_store_of(name)] = options.experiment()
         return made

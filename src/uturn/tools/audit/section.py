@@ -86,7 +86,7 @@ def _largest(numbers: dict[str, Any]) -> tuple[list[Any], float] | None:
 
 
 def audit_section(path: Path, reader: Reader) -> Section:
-    """The section of `audit.json`; ValueError if the file is no audit of this version."""
+    """The section of `audit.json`; ValueError if the file is not an audit of this version."""
     numbers = json.loads(reader.content(path))
     if not isinstance(numbers, dict) or (numbers.get("format"), numbers.get("version")) != (
         "uturn.audit",

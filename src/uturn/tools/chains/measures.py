@@ -20,7 +20,6 @@ from uturn.networks.libraries import library
 from uturn.studies.checked_run import Run
 from uturn.studies.keys import keys_of
 from uturn.studies.references import LevelValues
-from uturn.studies.runs import instructions_of
 
 _LEAST = 16  # U-turns of a chain whose effective draws are counted
 
@@ -46,27 +45,28 @@ def relaxation(ds: xr.Dataset) -> xr.Dataset:
       decided" if y falls between K/2 and K, or if its chance is not known. Coordinates (reading):
       its `variable`, and the `order` of its levels, "" if they have none.
     """
-    run = checked_chains(ds)
-    instructions = instructions_of(run)
+    run = Run.of(checked_chains(ds))
+    data = run.data
     changing = [
         name
-        for name, how in instructions.items()
+        for name, how in run.instructions.items()
         if how.role == "reading" and how.start is not None
     ]
     # Dims, also of variables that do not say so, such as distances.
-    ordered = {how.order for how in instructions.values()}
+    ordered = {how.order for how in run.instructions.values()}
     order = {
-        name: next((str(dim) for dim in run[name].dims if dim in ordered), "") for name in changing
+        name: next((str(dim) for dim in data[name].dims if dim in ordered), "") for name in changing
     }
-    named = [(key.label, name, order[name]) for name in changing for key in keys_of(run, name)]
+    named = [(key.label, name, order[name]) for name in changing for key in keys_of(data, name)]
     expect(
         named,
         "ds",
-        [*map(str, run.data_vars)],
+        [*map(str, data.data_vars)],
         "a run with readings that have a start, such as those of the probe 'chain'",
     )
     labels, variables, orders = map(list, zip(*named, strict=True))
-    times, left, remarks = map(list, zip(*(_relaxed(run, label) for label in labels), strict=True))
+    relaxed = [_relaxed(run, label) for label in labels]
+    times, left, remarks = map(list, zip(*relaxed, strict=True))
     time = ("reading", "estimate"), times, {"units": "U-turns"}
     return xr.Dataset(
         {
@@ -78,19 +78,19 @@ def relaxation(ds: xr.Dataset) -> xr.Dataset:
             "reading": labels,
             "variable": ("reading", variables),
             "order": ("reading", orders),
-            "noise": run.noise.values,
+            "noise": data.noise.values,
             "estimate": ESTIMATE,
         },
     )
 
 
-def _relaxed(run: xr.Dataset, label: str) -> tuple[np.ndarray, np.ndarray, str]:
+def _relaxed(run: Run, label: str) -> tuple[np.ndarray, np.ndarray, str]:
     """Relaxation time with its interval, what is left after each number of U-turns, and a
     remark.
     """
-    level = LevelValues.of(Run.of(run), label)
+    level = LevelValues.of(run, label)
     values, start, chance = level.values, level.start, level.chance
-    k, about = run.noise.values, ", or about as long"
+    k, about = run.data.noise.values, ", or about as long"
     if not np.isfinite(chance):
         return (
             np.full(3, np.nan),

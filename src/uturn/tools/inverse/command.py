@@ -18,8 +18,8 @@ def inverse(out: Out = "results/inverse", *, chosen: InverseOptions, running: Ru
     p(x | y) are exchangeable, so any reading that tells them apart shows an error. The command
     tests the distance of two images, their class, the likelihood log p(y | x) and the ranks of the
     original among its reconstructions, and says which kind of error it is: too sure, not sure
-    enough, shifted, wrong modes, deaf to the data. The table also
-    has the share of kept classes, t\\*, and the number of calls of the network.
+    enough, shifted, wrong modes, deaf to the data. The table also has the share of kept classes,
+    t\\*, and the number of calls of the network.
 
     With real images, sampler and model are judged together; --data generated, originals drawn by
     the model, judges the sampler alone, as do vectors of a law of your own, which need no model.

@@ -134,15 +134,15 @@ def _samples(data: xr.Dataset, unit: str) -> Gallery:
     kinds = list(dict.fromkeys(data.data.values.tolist()))
     groups = []
     for kind in kinds:
-        of_kind = np.flatnonzero(data.data.values == kind)
-        some = data.isel(run=of_kind)
-        some = some.assign(spread=spread[of_kind], error=error[of_kind])
-        runs, levels, count, clones = some.image.shape[:4]
+        indices = np.flatnonzero(data.data.values == kind)
+        chosen = data.isel(run=indices)
+        chosen = chosen.assign(spread=spread[indices], error=error[indices])
+        runs, levels, count, clones = chosen.image.shape[:4]
         images = count * (1 + levels + runs * levels * (clones + 2))
-        side = side_of(some.image.values, images, len(kinds) ** -0.5)
-        items = [_samples_of(some.isel(item=k), side, most) for k in range(count)]
-        groups.append(GalleryGroup(str(kind), some.sampler.values.tolist(), items))
-    clones_heads = [f"clone {1 + k}" for k in range(data.sizes["clone"])]
+        side = side_of(chosen.image.values, images, len(kinds) ** -0.5)
+        items = [_samples_of(chosen.isel(item=k), side, most) for k in range(count)]
+        groups.append(GalleryGroup(str(kind), chosen.sampler.values.tolist(), items))
+    clone_heads = [f"clone {1 + k}" for k in range(data.sizes["clone"])]
     words = (
         "Spread: standard deviation of the clones, pixel by pixel. Error: distance of their mean"
         " from the truth. For draws from the posterior both are of one size, on average. "
@@ -154,7 +154,7 @@ def _samples(data: xr.Dataset, unit: str) -> Gallery:
             "truth",
             "measurement",
             "sampler",
-            *clones_heads,
+            *clone_heads,
             "spread of the clones",
             "error of their mean",
         ],
