@@ -20,7 +20,7 @@ from uturn.studies.reading_curves import (
     readings_of,
     with_remarks_on_originals,
 )
-from uturn.studies.remarks import Remark, first_names, joined
+from uturn.studies.remarks import Kind, Remark, first_names, joined
 from uturn.studies.runs import describe, named_in
 from uturn.studies.series import Series, dataset_of_series, series_of
 from uturn.studies.tables import Study
@@ -136,13 +136,13 @@ class Analysis:
         medians = [reading.key.variable for reading in self.readings if reading.centre == "median"]
         if medians:
             names = ", ".join(dict.fromkeys(medians))
-            yield Remark(f"the curves of {names} are medians over originals")
+            yield Remark(Kind.STUDY, f"the curves of {names} are medians over originals")
         for name, reason in self.not_studied.items():
-            yield Remark(f"{name} is not studied: {reason}")
+            yield Remark(Kind.STUDY, f"{name} is not studied: {reason}")
         yield from self._on_references()
         yield from self.families.remarks()
         if not self.readings and not self.changes:
-            yield Remark("nothing in the run has a curve")
+            yield Remark(Kind.STUDY, "nothing in the run has a curve")
         yield from self._on_missing_readings()
         yield from self._on_noise()
 
@@ -152,17 +152,17 @@ class Analysis:
         for name, variable in instructions.items():
             for key, rule in (("start", variable.start), ("chance", variable.chance)):
                 if not set(named_in(rule)) <= set(self.run.data.variables):
-                    yield Remark(f"{name}: its {key} {shown(rule)} is not in the run")
+                    yield Remark(Kind.START, f"{name}: its {key} {shown(rule)} is not in the run")
 
     def _on_missing_readings(self) -> Iterator[Remark]:
         missing = self.run.missing_tasks
         if missing:
-            yield Remark(f"the run is not finished: {missing} tasks are missing")
+            yield Remark(Kind.MISSING, f"the run is not finished: {missing} tasks are missing")
             return
         variables = dict.fromkeys(reading.key.variable for reading in self.readings)
         items = items_without_readings(self.run, list(variables))
         if items:
-            yield Remark(f"no readings of {first_names(items)}")
+            yield Remark(Kind.MISSING, f"no readings of {first_names(items)}")
 
     def _on_noise(self) -> Iterator[Remark]:
         """What the noise levels and the number of originals do not allow."""
@@ -170,9 +170,9 @@ class Analysis:
         axes = self.run.axes
         if len(axes.finite_noise) < 3:  # noise 0 is counted
             text = "fewer than two finite noise levels above 0: no places on the curves"
-            yield Remark(text)
+            yield Remark(Kind.PLACE, text)
         if data.sizes["item"] == 1:
-            yield Remark("a single original: no intervals")
+            yield Remark(Kind.INTERVAL, "a single original: no intervals")
         largest = float(data.noise[-1])
         has_largest = "max" in data.noise.attrs or "t_over_T" in data.coords
         reaches_end = has_largest and axes.most == largest
@@ -182,4 +182,4 @@ class Analysis:
         if without_chance and not reaches_end:
             value = f"the value at noise {largest:.3g}"
             text = f"where chance is not known, {value} is used as the chance level"
-            yield Remark(text)
+            yield Remark(Kind.PLACE, text)

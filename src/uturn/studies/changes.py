@@ -17,7 +17,7 @@ from uturn.measures.readings import complete_items
 from uturn.measures.scaling import correlation_length
 from uturn.studies.axes import Axes
 from uturn.studies.checked_run import Run
-from uturn.studies.remarks import Remark, joined
+from uturn.studies.remarks import Kind, Remark, joined
 
 _COVARIANCE = "change_covariance"
 _LEAST_DISTANCES = 4
@@ -132,16 +132,16 @@ def _changes(run: Run, variable: _Covariance) -> Changes:
     incomplete = int((~is_complete).sum())
     if incomplete:
         counted = f"{incomplete} of {len(is_complete)} originals"
-        remarks.append(Remark(f"{counted} are left out: U-turns are missing"))
-    remarks += map(Remark, about_peak(peak, noise, run.axes.most))
+        remarks.append(Remark(Kind.MISSING, f"{counted} are left out: U-turns are missing"))
+    remarks += [Remark(Kind.PLACE, text) for text in about_peak(peak, noise, run.axes.most)]
     contributing = curves.n_contributing.values
     on_few = about_few(number, chi, contributing, noise)
-    remarks += map(Remark, on_few)
+    remarks += [Remark(Kind.INTERVAL, text) for text in on_few]
     if has_lengths:
         independent = about_independent(np.isnan(lengths[:, 0]) & (number > 0), noise)
-        remarks += map(Remark, independent)
+        remarks += [Remark(Kind.STUDY, text) for text in independent]
     else:
-        remarks.append(Remark("too few distances for a correlation length"))
+        remarks.append(Remark(Kind.STUDY, "too few distances for a correlation length"))
     return Changes(
         name=variable.name.removesuffix(_COVARIANCE).removesuffix("_") or "changes",
         unit=run.instructions[variable.name].unit or "sites",

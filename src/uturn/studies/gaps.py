@@ -12,7 +12,7 @@ from uturn.measures.calibration import calibration, items_tested, twin_of
 from uturn.measures.estimates import with_ends
 from uturn.studies.checked_run import Run
 from uturn.studies.reading_curves import Reading
-from uturn.studies.remarks import Remark
+from uturn.studies.remarks import Kind, Remark
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class Families:
         """Remarks on readings that are missing."""
         for name in self.incomplete:
             text = f"the calibration of {name} is not tested: some of its readings are missing"
-            yield Remark(text)
+            yield Remark(Kind.MISSING, text)
         for family in self.tested:
             number = int((~family.is_tested).sum())
             if number:
@@ -66,7 +66,7 @@ class Families:
                     f"the calibration of {', '.join(family.variables)} leaves out {number} of"
                     f" {len(family.is_tested)} originals: readings are missing"
                 )
-                yield Remark(text)
+                yield Remark(Kind.MISSING, text)
 
     def dataset(self, run: Run, readings: Sequence[Reading]) -> xr.Dataset:
         """The gaps of a study, tested by families; empty if none is tested."""

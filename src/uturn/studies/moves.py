@@ -9,7 +9,7 @@ from scipy.special import stdtr
 
 from uturn.measures.calibration import holm
 from uturn.measures.replicates import Replicates
-from uturn.studies.remarks import Remark
+from uturn.studies.remarks import Kind, Remark
 
 _FALSE_TURNS = 0.01  # of curves that only rise, only fall, or do neither
 _FALSE_CHANGES = 0.05  # of curves that do not change
@@ -61,10 +61,14 @@ class Moves:
         is_sure = self.p <= _FALSE_TURNS
         lowest = self._turn(is_sure & ~rises, is_sure & rises, 1)
         if lowest:
-            return Remark("the curve falls from {} to {} and rises again to {}".format(*lowest))
+            return Remark(
+                Kind.SHAPE, "the curve falls from {} to {} and rises again to {}".format(*lowest)
+            )
         highest = self._turn(is_sure & rises, is_sure & ~rises, -1)
         if highest:
-            return Remark("the curve rises from {} to {} and falls again to {}".format(*highest))
+            return Remark(
+                Kind.SHAPE, "the curve rises from {} to {} and falls again to {}".format(*highest)
+            )
         return None
 
     def _turn(self, first: np.ndarray, second: np.ndarray, sign: int) -> list[str]:

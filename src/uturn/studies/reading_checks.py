@@ -12,7 +12,7 @@ from uturn.measures.intervals import rests_on_few
 from uturn.measures.peaks import among
 from uturn.measures.readings import independent_groups
 from uturn.studies.checked_run import LEVEL, Run, dims_except
-from uturn.studies.remarks import Remark, first_names
+from uturn.studies.remarks import Kind, Remark, first_names
 from uturn.studies.runs import NAMES
 
 _ROUNDING = 1e-6  # of readings in single precision
@@ -41,7 +41,7 @@ def outside_bounds(values: xr.DataArray, instructions: Variable) -> Remark | Non
         f"readings from {least:.3g} to {most:.3g} leave the bounds {low:g} and {high:g}, which are"
         " not used"
     )
-    return Remark(text)
+    return Remark(Kind.BOUNDS, text)
 
 
 def missing_readings(levels: xr.DataArray, run: Run) -> list[Remark | None]:
@@ -64,7 +64,7 @@ def _missing_of_level(is_missing: np.ndarray, run: Run) -> Remark | None:
         return None
     places = first_names(list(_places(is_missing, items, run)), noun="places")
     text = f"{is_missing.sum()} of {is_missing.size} readings are missing: {places}"
-    return Remark(text)
+    return Remark(Kind.MISSING, text)
 
 
 def _places(is_missing: np.ndarray, items: np.ndarray, run: Run) -> Iterator[str]:
@@ -117,5 +117,5 @@ def shares_on_few(levels: xr.DataArray, run: Run, instructions: Variable) -> lis
         noises = f"some of {noises}"
     reason = f"similar {units} may be missing, so the interval may be too narrow"
     text = f"the spread comes from two {units} at {noises}: {reason}"
-    remark = Remark(text)
+    remark = Remark(Kind.INTERVAL, text)
     return [remark if any_few else None for any_few in is_few.any(axis=0)]

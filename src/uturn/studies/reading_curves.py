@@ -25,7 +25,7 @@ from uturn.studies.reading_checks import (
     shares_on_few,
 )
 from uturn.studies.references import Rule, reference
-from uturn.studies.remarks import Remark, about_guess, joined
+from uturn.studies.remarks import Kind, Remark, about_guess, joined
 from uturn.studies.runs import starts_at_one
 
 
@@ -272,7 +272,7 @@ def _is_flat(curve: Replicates, chance: float, instructions: Variable) -> bool:
 def _about_start(reading: Reading) -> Remark | None:
     if np.isnan(reading.guess):
         return None
-    return Remark(about_guess(reading.guess))
+    return Remark(Kind.START, about_guess(reading.guess))
 
 
 def _about_places(reading: Reading, moves: Moves, axes: Axes, is_missing: bool) -> Remark | None:
@@ -284,7 +284,7 @@ def _about_places(reading: Reading, moves: Moves, axes: Axes, is_missing: bool) 
         text = _doubts_of_places(reading, axes, is_missing)
     if not text:
         return None
-    return Remark(text)
+    return Remark(Kind.PLACE, text)
 
 
 def _without_places(reading: Reading, moves: Moves) -> str:
@@ -341,7 +341,7 @@ def with_remarks_on_originals(readings: Sequence[Reading], run: Run) -> list[Rea
     for reading in readings:
         if reading.originals < most and not run.missing_tasks:
             text = f"{reading.originals} of {run.data.sizes['item']} originals have this reading"
-            reading = reading.with_remark(Remark(text))
+            reading = reading.with_remark(Remark(Kind.ORIGINALS, text))
         remarked.append(reading)
     return remarked
 

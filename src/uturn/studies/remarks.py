@@ -9,16 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 _SEPARATOR = "; "
+
+
+class Kind(Enum):
+    """What a remark is about."""
+
+    ORIGINALS = "the originals that have a reading"
+    MISSING = "readings that are missing"
+    START = "a start that is guessed, or not in the run"
+    BOUNDS = "readings that leave their bounds"
+    SHAPE = "a curve that rises and falls"
+    PLACE = "a place that does not exist or is uncertain"
+    INTERVAL = "an interval that may be too narrow, or does not exist"
+    STUDY = "what the study does not compute, or how"
 
 
 @dataclass(frozen=True)
 class Remark:
     """One remark on a reading, a series, changes of sites, or the whole run."""
 
+    kind: Kind
     text: str
-    """A phrase without a full stop. A remark on the whole run has no "; ", at which `lines_in` splits."""
+    """A phrase without a full stop; one on the whole run has no "; ", since `lines_in` splits there."""
 
 
 def joined(remarks: Iterable[Remark]) -> str:

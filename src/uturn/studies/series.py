@@ -14,7 +14,7 @@ from uturn.studies.checked_run import Run
 from uturn.studies.keys import ReadingKey, keys_of
 from uturn.studies.places import curve, located_on
 from uturn.studies.references import reference
-from uturn.studies.remarks import Remark
+from uturn.studies.remarks import Kind, Remark
 
 _FALSE_INVERSIONS = 0.05
 """Share of series of equal curves whose inversion is sure."""
@@ -71,7 +71,7 @@ def _inversion(curves: Replicates, run: Run) -> tuple[np.ndarray, Remark | None]
     place = located_on(curves, lambda means: crossing(noise, difference(means), 0.0), noise)
     inversion = run.axes.convert_interval(place)
     if np.isnan(place[0]):
-        return inversion, Remark("the levels do not swap order")
+        return inversion, Remark(Kind.PLACE, "the levels do not swap order")
     # One test for the series: of two equal curves, .05 are below at some noise.
     tests = max(int((noise > 0).sum()), 1)
     is_below = curves.interval(difference, 1 - 2 * _FALSE_INVERSIONS / tests)[..., 2] < 0
@@ -80,7 +80,7 @@ def _inversion(curves: Replicates, run: Run) -> tuple[np.ndarray, Remark | None]
     text = (
         "not sure: at no noise is the last level below the first, in one test of all noise levels"
     )
-    return inversion, Remark(text)
+    return inversion, Remark(Kind.PLACE, text)
 
 
 def dataset_of_series(series: Sequence[Series]) -> xr.Dataset:
