@@ -166,6 +166,24 @@ def test_texts_of_marks_that_lie_close_do_not_overlap(opened, tmp_path):
         )
 
 
+def test_no_interval_is_drawn_over_a_noise_level_without_one(opened, tmp_path):
+    figure(tmp_path)
+    data = xr.open_zarr(tmp_path / "fig7.zarr").load()
+    data.belief[4, 0, 1:] = np.nan
+    write_dataset(data, tmp_path / "fig7.zarr")
+    page = opened(at=write_page(tmp_path).as_uri())
+    unfold(page)
+    page.locator(".chart").first.scroll_into_view_if_needed()
+    page.wait_for_selector(".chart .plot.js-plotly-plot")
+    bands = page.evaluate(
+        "document.querySelector('.plot').data.filter((one) => one.fill).map((one) => one.x)"
+    )
+    noise = data.noise.values.tolist()
+    before, after = noise[:4], noise[5:]
+    assert bands[0] == [*before, *before[::-1], None, *after, *after[::-1], None]
+    assert bands[1] == [*noise, *noise[::-1], None]
+
+
 def test_the_filter_of_the_verdicts(opened):
     page = opened()
     heights = page.evaluate(
