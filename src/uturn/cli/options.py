@@ -311,8 +311,8 @@ def expanded(function: Callable[..., None]) -> Callable[..., None]:
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
-    for of_parameter in options.values():
-        parameters += [option.replace(kind=keyword) for option in of_parameter]
+    for options_of_parameter in options.values():
+        parameters += [option.replace(kind=keyword) for option in options_of_parameter]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {}
     command.__name__ = function.__name__
@@ -342,9 +342,9 @@ def _options(group: Group) -> list[inspect.Parameter]:
         return _options_of_preset(group)
     kinds = get_type_hints(group)
     options = []
-    for of in fields(group):
-        option = of.metadata["option"]
-        options.append(_parameter(of.name, of.default, Annotated[kinds[of.name], option]))
+    for entry in fields(group):
+        option = entry.metadata["option"]
+        options.append(_parameter(entry.name, entry.default, Annotated[kinds[entry.name], option]))
     return options
 
 

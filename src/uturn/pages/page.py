@@ -86,13 +86,13 @@ def fetch(folder: OutputFolder) -> None:
         return
     folder.path.mkdir(parents=True, exist_ok=True)
     names = folder.names("")
-    of_tools = set(named("sections"))
+    names_of_tools = set(named("sections"))
     for tool in tools().values():
-        of_tools.update(tool.folders)
+        names_of_tools.update(tool.folders)
     for name in names:
         is_figure = name.endswith(".zarr") and f"{name[:-5]}.json" in names
-        whole = name in of_tools or name.startswith("study")
-        if is_figure or whole or name.endswith((".json", ".png")):
+        is_result = name in names_of_tools or name.startswith("study")
+        if is_figure or is_result or name.endswith((".json", ".png")):
             folder.fetch(name)
 
 

@@ -47,10 +47,10 @@ PICTURES = "reconstructions"
 _FIGURES = ("study", "grid", "difference")
 _STUDIES = r"study(-\d+)?\.zarr"
 """Names of the datasets of studies."""
-_OF_SOME = ("items.csv", "tokens.html", "difference.json", "difference.csv", LOCATED)
+_OPTIONAL = ("items.csv", "tokens.html", "difference.json", "difference.csv", LOCATED)
 """Files that only some studies have."""
 RESULTS = (
-    *("index.html", "curves.csv", "numbers.csv", *_OF_SOME),
+    *("index.html", "curves.csv", "numbers.csv", *_OPTIONAL),
     *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")),
 )
 
@@ -185,7 +185,7 @@ class _Results:
         # The page would show studies of an earlier call with another number of runs too.
         earlier = [name for name in out.names("") if re.fullmatch(_STUDIES, name)]
         earlier = [name for name in earlier if name not in names]
-        for name in set(_OF_SOME) - names:
+        for name in set(_OPTIONAL) - names:
             (out.path / name).unlink(missing_ok=True)
         for file in self.files:
             file.write(out.path / file.name)

@@ -19,7 +19,7 @@ from uturn.presets.options import (
     probe_names,
 )
 
-_OF_FOLDER = ("size", "channels", "classes")
+_OPTIONS_OF_FOLDER = ("size", "channels", "classes")
 """Options of a folder of images."""
 _SPEED = ("dtype", "device", "batch_size", "compile", "offload")
 
@@ -225,10 +225,10 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         folder.
         """
         if self._is_named or self._is_array:
-            self._absent("a folder of images", *_OF_FOLDER)
+            self._absent("a folder of images", *_OPTIONS_OF_FOLDER)
         if not self._is_array:
             self._absent("a .npy file", "labels")
-        options = self._set(*_OF_FOLDER, "labels")
+        options = self._set(*_OPTIONS_OF_FOLDER, "labels")
         if self._is_array:
             return {"type": "array", "path": self.data, **options}
         if not self._is_named:
