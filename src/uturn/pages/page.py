@@ -15,7 +15,7 @@ from uturn.core.files import check_plain, checked_path, whole_file
 from uturn.core.imports import import_object
 from uturn.core.tools import named, tools
 from uturn.pages import figures, studies
-from uturn.pages.html import results_page
+from uturn.pages.html import page_file, results_page
 from uturn.pages.sections import Collected, Reader, Section
 from uturn.store.folders import is_url
 from uturn.store.outputs import OutputFolder, output_folder
@@ -44,9 +44,7 @@ def report(places: Sequence[str | Path], out: str | Path | None = None) -> tuple
     if len(places) == 1 and is_url(places[0]):
         return _report_on_url(str(places[0]), out)
     folders = [_existing_folder(place) for place in places]
-    path = _page_of(folders) if out is None else Path(out)
-    is_page = path.suffix.lower() in (".html", ".htm") and not path.is_dir()
-    expect(is_page, "out", str(path), "a file that ends in .html")
+    path = page_file(_page_of(folders) if out is None else out)
     return str(path), _write(folders, path)
 
 

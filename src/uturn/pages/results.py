@@ -26,7 +26,7 @@ from uturn.pages.page import write_page
 from uturn.pages.pictures import as_picture
 from uturn.pages.studies import LOCATED, STUDY, Search
 from uturn.sources.tokens import TextSource
-from uturn.store.folders import check_no_file, folder_at
+from uturn.store.folders import check_no_file, existing_part, folder_at
 from uturn.store.outputs import ROOT, OutputFolder, output_folder, write_dataset
 from uturn.store.run_file import NAME
 from uturn.studies import paired, records_of, study, tidy, with_theory
@@ -335,10 +335,9 @@ def written(out: str | Path, save_images: bool = False) -> list[str]:
 
 def check_results(out: OutputFolder) -> None:
     """ValueError if results cannot be written to a folder."""
-    path = out.path.absolute()
     if not out.is_remote:
         check_no_file("out", out.location)
-    existing = next(place for place in (path, *path.parents) if place.exists())
+    existing = existing_part(out.path)
     is_writable = os.access(existing, os.W_OK)
     expect(is_writable, "out", out.location, f"a folder; {existing} cannot be written to")
     expect(NAME not in out.names(""), "out", out.location, "another folder; it is a store itself")
