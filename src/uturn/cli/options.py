@@ -89,10 +89,11 @@ class Machines:
 
     def on_cluster(self) -> dict[str, Any]:
         """The arguments `cluster`, `cpus_per_worker` and `gpus_per_worker` of `uturn.run`."""
+        from uturn.engine.run import check_without_cluster
+
         each = {"cpus_per_worker": self.cpus_per_worker, "gpus_per_worker": self.gpus_per_worker}
-        for name, value in each.items():
-            is_for_cluster = self.cluster is not None or value is None
-            expect(is_for_cluster, name, value, "--cluster ADDRESS beside it")
+        if self.cluster is None:
+            check_without_cluster(**each)
         return {"cluster": self.cluster, **each}
 
 
