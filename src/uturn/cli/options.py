@@ -232,8 +232,8 @@ class OfTable:
 
 
 def typed(**options: object) -> list[str]:
-    """Options as arguments of a command, without those that are None, False or empty; those that
-    are True are flags.
+    """Options as arguments of a command. Options that are None, False or empty are left out, and
+    True gives a flag.
     """
     words: list[str] = []
     for name, value in options.items():

@@ -94,7 +94,7 @@ def connected(address: str) -> Iterator[Any]:
 
 
 def _short_folder() -> str | None:
-    """A folder for temporary files whose path is short, since that of a socket has at most 107
+    """A folder for temporary files with a short path, since the path of a socket has at most 107
     characters.
     """
     if len(tempfile.gettempdir()) < 30:

@@ -27,7 +27,7 @@ class Checked:
 
     line: str
     is_doubt: bool = False
-    """Whether it says that something seems wrong."""
+    """Whether the line reports a possible mistake."""
 
     def __str__(self) -> str:
         return self.line

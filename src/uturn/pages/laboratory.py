@@ -21,8 +21,8 @@ def script(modules: Sequence[str]) -> str:
 
 
 def laboratory() -> str:
-    """The page as HTML. It needs no server and no network; for equal seeds, its numbers are
-    those of this package.
+    """The page as HTML. It needs no server and no network. For the same seed, it computes the
+    same numbers as this package.
     """
     return rendered(
         "lab/index.html",

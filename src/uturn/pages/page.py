@@ -37,8 +37,8 @@ def report(places: Sequence[str | Path], out: str | Path | None = None) -> tuple
     URL of object storage.
 
     The file `out` is by default `index.html` in the folder, or, for a store or several places,
-    `report.html` in the working directory. Gives the path or URL of the page, and a message for
-    each unreadable file; a ValueError if there are no results.
+    `report.html` in the working directory. Returns the path or URL of the page, and a message for
+    each unreadable file. ValueError if there are no results.
     """
     expect(places, "folders", places, "one or more folders of results")
     if len(places) == 1 and is_url(places[0]):
@@ -175,7 +175,7 @@ class _Folder:
         return None
 
     def add_figures(self) -> set[Path]:
-        """Add the figures, those of the paper first; gives their datasets."""
+        """Add the figures, with the figures of the paper first. Returns their datasets."""
         others = {*self.sections_of_files(), "difference.json"}
         files = []
         for path in self.path.glob("*.json"):
@@ -189,7 +189,7 @@ class _Folder:
         return {path.with_suffix(".zarr") for path in files}
 
     def add_files(self) -> set[Path]:
-        """Add the search, the results of tools, and the study; gives the datasets and the runs
+        """Add the search, the results of tools, and the study. Returns the datasets and the runs
         that their sections show.
         """
         shown = {self.path / studies.STUDY}

@@ -89,14 +89,16 @@ def _single_study(data: xr.Dataset, path: Path, reader: Reader) -> Section:
 
 
 def _one_of_several(data: xr.Dataset, path: Path, reader: Reader) -> Section:
-    """The section of a study whose charts are shown in those that overlay all studies."""
+    """The section of one of several studies. Its charts are folded, since the overlay shows them."""
     title = str(data.attrs.get("title", ""))
     section = _section(data, "study", title or "study", title or "Study")
     section.charts = [replace(chart, is_shown=False) for chart in section.charts]
     section.cards = section.cards[:1]
     if (path.parent / LOCATED).exists():
         section.cards = []
-        section.words = "A run of a search, whose place is that of all its runs together."
+        section.words = (
+            "A run of a search. The place is found from all runs of the search together."
+        )
     _add_originals(section, data, path, reader)
     return section
 

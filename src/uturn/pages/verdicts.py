@@ -56,7 +56,7 @@ class Tally:
 
     judged: int
     failed: int
-    """Of those that are judged."""
+    """Judged verdicts that have not passed."""
     shown: int
     """Numbers that are shown and not judged."""
 

@@ -105,7 +105,7 @@ class Card:
     supports: str = ""
     """A claim of a paper, and whether the number supports it."""
     is_range: bool = False
-    """Whether the ends are those of a range, not of a confidence interval."""
+    """Whether `place` has the ends of a range instead of a confidence interval."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Difference:
-    """A value in which a stored spec and that of an experiment differ."""
+    """A value in which a stored spec and the spec of an experiment differ."""
 
     path: tuple[str | int, ...]
     """Keys that lead to it in the spec."""

@@ -197,7 +197,7 @@ export function shapes(chart, width) {
   return found;
 }
 
-// Places of the marks on the axis that the reader has chosen, without those that it lacks.
+// The marks that have a place on the axis that the reader has chosen.
 function marksOf(chart) {
   const axis = axisOf(chart);
   const marks = chart.marks.map((mark) => {
