@@ -830,7 +830,7 @@ MUTATIONS = (
     Mutation(
         "points of a thinned curve stand at the noise of others",
         "uturn.pages.charts:chart",
-        "axes=_axes(some, x)",
+        "axes=_axes(drawn, x)",
         "axes=_axes(values, x)",
         tests=(("test_report::test_points_of_a_thinned_curve_stand_at_their_noise", {}),),
     ),

@@ -105,13 +105,13 @@ def test_a_worker_says_whether_the_store_is_to_blame(monkeypatch, raised, error,
     worker._work = Fails("nowhere")
     outcome = worker.measure([1])
     assert error in outcome.error
-    assert outcome.of_node == of_node
+    assert outcome.is_fault_of_node == of_node
 
 
 def test_a_worker_of_another_version_says_so():
     outcome = Worker(1).start(b"", ".", {}, "9.9")
     assert outcome.error.startswith(f"it has uturn {ut.__version__}, and the driver 9.9")
-    assert outcome.of_node
+    assert outcome.is_fault_of_node
 
 
 # -- workers that fail in one way ------------------------------------------------------------------

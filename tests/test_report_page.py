@@ -13,7 +13,7 @@ import uturn as ut
 from browser import next_frame, violations
 from small import strings
 from test_report import figure
-from uturn.pages import report, write_page
+from uturn.pages import report, write_page, write_study
 from uturn.store.outputs import write_dataset
 
 playwright = pytest.importorskip(
@@ -164,6 +164,38 @@ def test_texts_of_marks_that_lie_close_do_not_overlap(opened, tmp_path):
             or first["bottom"] <= second["top"]
             or second["bottom"] <= first["top"]
         )
+
+
+def test_no_interval_is_drawn_over_a_noise_level_without_one(opened, tmp_path):
+    figure(tmp_path)
+    data = xr.open_zarr(tmp_path / "fig7.zarr").load()
+    data.belief[4, 0, 1:] = np.nan
+    write_dataset(data, tmp_path / "fig7.zarr")
+    page = opened(at=write_page(tmp_path).as_uri())
+    unfold(page)
+    page.locator(".chart").first.scroll_into_view_if_needed()
+    page.wait_for_selector(".chart .plot.js-plotly-plot")
+    bands = page.evaluate(
+        "document.querySelector('.plot').data.filter((one) => one.fill).map((one) => one.x)"
+    )
+    noise = data.noise.values.tolist()
+    before, after = noise[:4], noise[5:]
+    assert bands[0] == [*before, *before[::-1], None, *after, *after[::-1], None]
+    assert bands[1] == [*noise, *noise[::-1], None]
+
+
+def test_names_of_numbers_do_not_cover_them_on_a_phone(opened, tmp_path):
+    """The name of a noise axis is longer than the column of the names of verdicts."""
+    spec = strings("gaussian", [0.0, 0.1, 1.0], items=6)
+    run = ut.run(ut.Experiment.from_dict(spec))
+    write_study(run, tmp_path)
+    page = opened(width=400, at=(tmp_path / "index.html").as_uri())
+    page.locator("details.numbers").evaluate("(one) => { one.open = true; }")
+    positions = page.locator("table.numbers td").evaluate_all(
+        "(cells) => cells.map((cell) => getComputedStyle(cell, '::before').position)"
+    )
+    assert set(positions) == {"static"}  # in the line of the number, which begins after it
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_the_filter_of_the_verdicts(opened):

@@ -26,6 +26,7 @@ from uturn.cli.options import (
 from uturn.cli.pages import study
 from uturn.cli.printing import console, inside, say_next
 from uturn.cli.running import check_out, locate_into, resumable, run_into, tasks_of
+from uturn.core.messages import counted
 from uturn.core.progress import in_words
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _run_sweep(
     names = list(grid)[:_MOST_NAMES]
     if len(grid) > _MOST_NAMES:
         names.append("..")
-    experiments = "1 experiment" if len(grid) == 1 else f"{len(grid)} experiments"
+    experiments = counted(len(grid), "experiment")
     console().print(f"{experiments} in {folder}: {', '.join(names)}")
     with resumable(folder):
         runs = run_all(grid, folder, **running.arguments())

@@ -16,6 +16,7 @@ from uturn.cli.options import Machines, Out
 from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.running import resumable
 from uturn.core.checks import expect
+from uturn.core.messages import counted
 from uturn.paper.registry import FIGURES, ORDER, PAPER_FIGURES, load_figure
 
 if TYPE_CHECKING:
@@ -111,8 +112,7 @@ def reproduce(
 
 def _expected_time(names: list[str]) -> str:
     seconds = max(1, round(sum(FIGURES[name].seconds for name in names)))
-    figures = "1 figure" if len(names) == 1 else f"{len(names)} figures"
-    return f"{figures}, about {seconds} s on two quiet cores after the first compilation"
+    return f"{counted(len(names), 'figure')}, about {seconds} s on two quiet cores after the first compilation"
 
 
 def _figure_table() -> Table:

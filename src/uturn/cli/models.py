@@ -173,17 +173,17 @@ def schedule(
     plot = None if plot is None else picture(plot)
     schedules = []
     for model in models:
-        of_model = schedule(
+        levels = schedule(
             model, steps, scheduler, timestep_spacing=timestep_spacing, size=size, preset=preset
         )
-        schedules.append(of_model)
-    for of_model in schedules:
-        show(for_terminal(_levels(of_model)))
+        schedules.append(levels)
+    for levels in schedules:
+        show(for_terminal(_levels(levels)))
     if csv is not None:
         frames = []
-        for of_model in schedules:
-            frame = of_model.to_dataframe().reset_index()
-            frame.insert(0, "model", of_model.attrs["model"])
+        for levels in schedules:
+            frame = levels.to_dataframe().reset_index()
+            frame.insert(0, "model", levels.attrs["model"])
             frames.append(frame)
         with whole_file(csv) as file:
             file.write(csv_of(*frames).encode())

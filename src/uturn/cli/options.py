@@ -89,10 +89,11 @@ class Machines:
 
     def on_cluster(self) -> dict[str, Any]:
         """The arguments `cluster`, `cpus_per_worker` and `gpus_per_worker` of `uturn.run`."""
+        from uturn.engine.run import check_without_cluster
+
         each = {"cpus_per_worker": self.cpus_per_worker, "gpus_per_worker": self.gpus_per_worker}
-        for name, value in each.items():
-            is_for_cluster = self.cluster is not None or value is None
-            expect(is_for_cluster, name, value, "--cluster ADDRESS beside it")
+        if self.cluster is None:
+            check_without_cluster(**each)
         return {"cluster": self.cluster, **each}
 
 
@@ -231,8 +232,8 @@ class OfTable:
 
 
 def typed(**options: object) -> list[str]:
-    """Options as arguments of a command, without those that are None, False or empty; those that
-    are True are flags.
+    """Options as arguments of a command. Options that are None, False or empty are left out, and
+    True gives a flag.
     """
     words: list[str] = []
     for name, value in options.items():
@@ -311,8 +312,8 @@ def expanded(function: Callable[..., None]) -> Callable[..., None]:
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
-    for of_parameter in options.values():
-        parameters += [option.replace(kind=keyword) for option in of_parameter]
+    for options_of_parameter in options.values():
+        parameters += [option.replace(kind=keyword) for option in options_of_parameter]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {}
     command.__name__ = function.__name__
@@ -342,9 +343,9 @@ def _options(group: Group) -> list[inspect.Parameter]:
         return _options_of_preset(group)
     kinds = get_type_hints(group)
     options = []
-    for of in fields(group):
-        option = of.metadata["option"]
-        options.append(_parameter(of.name, of.default, Annotated[kinds[of.name], option]))
+    for entry in fields(group):
+        option = entry.metadata["option"]
+        options.append(_parameter(entry.name, entry.default, Annotated[kinds[entry.name], option]))
     return options
 
 

@@ -54,7 +54,7 @@ class Printed:
     parts: Sequence[Table | str] = ()
     """Tables and lines that it prints."""
     files: Sequence[str] = ()
-    """Names of the files that it has written, beside those of a study."""
+    """Names of the files that it has written in addition to the files of a study."""
 
 
 class Procedure(ABC):

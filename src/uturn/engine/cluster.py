@@ -94,7 +94,7 @@ def connected(address: str) -> Iterator[Any]:
 
 
 def _short_folder() -> str | None:
-    """A folder for temporary files whose path is short, since that of a socket has at most 107
+    """A folder for temporary files with a short path, since the path of a socket has at most 107
     characters.
     """
     if len(tempfile.gettempdir()) < 30:
@@ -151,8 +151,8 @@ class Outcome(NamedTuple):
 
     host: str
     error: str | None = None
-    of_node: bool = False
-    """Whether the node or the store is to blame for the error, and no task."""
+    is_fault_of_node: bool = False
+    """Whether the node or the store is to blame for the error, not a task."""
     measured: int = 0
     """Tasks that were not done before."""
     seconds: float = 0.0
@@ -211,10 +211,10 @@ class Worker:
             for _ in self._work.measure(left, check=True):
                 measured += 1
         except BaseException as error:
-            of_store = not is_opened or isinstance(error, StoreError)
-            if of_store:
+            is_fault_of_store = not is_opened or isinstance(error, StoreError)
+            if is_fault_of_store:
                 time.sleep(_STORE_WAIT)
-            return Outcome(self._host, described(error), of_store)
+            return Outcome(self._host, described(error), is_fault_of_store)
         return Outcome(self._host, None, False, measured, time.monotonic() - begin)
 
 
@@ -349,7 +349,7 @@ class _Worker:
             work.finished(bundle, outcome.measured, outcome.seconds)
             self.has_started = True
             self.failures = 0
-        elif outcome.of_node:  # no task is to blame for a full disk
+        elif outcome.is_fault_of_node:  # no task is to blame for a full disk
             if bundle:
                 work.returned.append(bundle)
             self.failures += 1

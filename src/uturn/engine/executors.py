@@ -18,6 +18,7 @@ from functools import lru_cache, partial
 
 from uturn.core.checks import expect
 from uturn.core.experiment import Experiment
+from uturn.core.messages import counted
 from uturn.core.own_parts import is_own
 from uturn.core.processes import in_processes
 from uturn.engine.schedule import Left, bundled, rotated
@@ -95,9 +96,7 @@ class OnRay(Executor):
     _alive: int = field(default=0, init=False)
 
     def note(self) -> str:
-        if self._alive == 1:
-            return ", 1 worker"
-        return f", {self._alive} workers"
+        return f", {counted(self._alive, 'worker')}"
 
     def measured(self, jobs: Sequence[Job]) -> Generator[int]:
         for job in jobs:

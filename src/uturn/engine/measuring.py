@@ -26,7 +26,7 @@ from uturn.core.u_turns import u_turns
 _JOINED_BYTES = 2**24
 """Bytes of noisy data of tasks that are measured together."""
 _READING = 0.25
-"""Assumed ratio of the time of the probes to that of the reconstruction, for the progress."""
+"""Assumed time of the probes over the time of the reconstruction, for the progress."""
 _NUMBERS_OF_PART = 2**20
 """Numbers of the noisy data of one original in memory together, where trajectories are read in
 parts."""
@@ -120,7 +120,7 @@ class _Measurement(Generic[Name]):
         items = np.empty(0, int)
         originals: list[Originals] = []
         for number, joined in enumerate(_joined(experiment, tasks)):
-            # The originals may be those of the last tasks, at another noise level.
+            # The last tasks may have had the same originals, at another noise level.
             if not np.array_equal(joined.items, items):
                 items = joined.items
                 blocks = source.blocks(items.copy(), experiment.seed, experiment.items)

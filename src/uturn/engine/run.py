@@ -84,7 +84,7 @@ def run(
         Raw readings per item with labelled dims; attributes `spec` (JSON), `spec_hash`, `seed`,
         `models`, `versions`, `complete` (bool), `missing_tasks` (int) and, if something seems
         wrong, `warnings` (a JSON list of sentences). The readings depend only on the experiment;
-        `chunk` and `workers` affect those of networks by floating-point rounding.
+        `chunk` and `workers` affect readings of networks by floating-point rounding.
     """
     checked_experiment(experiment)
     executor: Executor = ThisProcess()
@@ -113,7 +113,7 @@ def run(
 
 
 def check_without_cluster(**options: float | None) -> None:
-    """ValueError for options of the workers of a cluster, if there is no cluster."""
+    """ValueError if options for workers of a cluster are given without a cluster."""
     for name, value in options.items():
         if value is not None:
             raise ValueError(f"{name}: only used with cluster; give the address of a cluster")
@@ -152,7 +152,7 @@ class Begun:
             if empty:
                 _note(self.tasks.store, self.doubts + empty, new=empty)
                 ds = ds.assign_attrs(warnings=json.dumps(self.doubts + empty))
-        # The caller's spec: figures build parts from it, and that of a store is not trusted.
+        # The caller's spec: figures build parts from it, and the spec in a store is not trusted.
         return ds.assign_attrs(spec=json.dumps(experiment.to_dict()), spec_hash=experiment.hash)
 
 

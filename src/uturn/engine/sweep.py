@@ -212,7 +212,9 @@ def run_all(
     progress: bool = False,
     shard: tuple[int, int] = (1, 1),
     accept_changes: bool = False,
-    **cluster: Any,
+    cluster: str | None = None,
+    cpus_per_worker: float | None = None,
+    gpus_per_worker: float | None = None,
 ) -> dict[str, xr.Dataset]:
     """Run experiments into the stores `folder/name`, {name: dataset of the run}; the other
     arguments are those of `run`.
@@ -225,21 +227,23 @@ def run_all(
         with _named(name):
             experiment.coordinates()
     stores = {name: f"{str(folder).rstrip('/')}/{name}" for name in experiments}
-    if cluster.get("cluster"):
-        options: dict[str, Any] = {"workers": workers, "accept_changes": accept_changes}
-        return {
-            name: run(
+    if cluster:
+        datasets = {}
+        for name, experiment in experiments.items():
+            datasets[name] = run(
                 experiment,
                 stores[name],
                 resume,
+                workers=workers,
+                cluster=cluster,
+                cpus_per_worker=cpus_per_worker,
+                gpus_per_worker=gpus_per_worker,
                 shard=shard,
                 progress=progress,
-                **options,
-                **cluster,
+                accept_changes=accept_changes,
             )
-            for name, experiment in experiments.items()
-        }
-    check_without_cluster(**{name: value for name, value in cluster.items() if name != "cluster"})
+        return datasets
+    check_without_cluster(cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
     number = chosen_workers("auto" if workers is None else workers, *experiments.values())
     executor: Executor = ThisProcess()
     if number > 1:

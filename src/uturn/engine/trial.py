@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from uturn.core.contracts import checked_blocks, checked_reasons
-from uturn.core.data import Reconstructions
+from uturn.core.data import Originals, Reconstructions
 from uturn.core.experiment import Experiment
 from uturn.core.messages import shown
 from uturn.core.own_parts import is_own, name_of
@@ -27,7 +27,7 @@ class Checked:
 
     line: str
     is_doubt: bool = False
-    """Whether it says that something seems wrong."""
+    """Whether the line reports a possible mistake."""
 
     def __str__(self) -> str:
         return self.line
@@ -106,18 +106,14 @@ def _check_batches(
 
 def _check_noisy(experiment: Experiment, level: int, items: np.ndarray) -> None:
     """ValueError if noisy data depend on more than their random streams."""
-    parts = experiment.parts
+    corruption = experiment.parts.corruption
     noise = experiment.noise[level]
-    blocks = parts.source.blocks(items.copy(), experiment.seed, experiment.items)
-    for originals in checked_blocks(parts.source, blocks, items):
-        trajectories = range(experiment.trajectories)
-        streams = Streams(experiment.seed, originals.items, noise, trajectories)
-        first, second = (
-            parts.corruption.observe(originals, noise, streams).values for _ in range(2)
-        )
+    for originals, streams in _blocks(experiment, noise, items):
+        first = corruption.observe(originals, noise, streams).values
+        second = corruption.observe(originals, noise, streams).values
         if not np.array_equal(first, second, equal_nan=first.dtype.kind == "f"):
             raise ValueError(
-                f"{name_of(parts.corruption, 'corruption')}.corrupt: two calls with the same data,"
+                f"{name_of(corruption, 'corruption')}.corrupt: two calls with the same data,"
                 f" noise {noise:g} and keys give different noisy data; draw random numbers from"
                 " `keys` (uturn.random.uniforms, uturn.random.normals)"
             )
@@ -143,33 +139,40 @@ def _check_clones(experiment: Experiment, level: int, items: np.ndarray) -> None
     """ValueError if a backward gives other reconstructions as clone 0 with two clones than with
     one.
     """
-    parts = experiment.parts
+    corruption = experiment.parts.corruption
+    backward = experiment.parts.backward
     noise = experiment.noise[level]
-    blocks = parts.source.blocks(items.copy(), experiment.seed, experiment.items)
-    for originals in checked_blocks(parts.source, blocks, items):
-        trajectories = range(experiment.trajectories)
-        streams = Streams(experiment.seed, originals.items, noise, trajectories)
-        alone, both = (
-            u_turn(
-                originals, parts.corruption, parts.backward, noise, streams, clones=clones
-            ).reconstructions
-            for clones in (1, 2)
-        )
-        for one, two in _pairs(alone, both):
-            first = two[:, ::2]
-            is_equal = np.isclose(first, one, rtol=1e-3, atol=1e-4, equal_nan=True)
-            if one.size and is_equal.mean() < _LEAST_EQUAL:
+    for originals, streams in _blocks(experiment, noise, items):
+        alone = u_turn(originals, corruption, backward, noise, streams)
+        both = u_turn(originals, corruption, backward, noise, streams, clones=2)
+        for expected, clones in _pairs(alone.reconstructions, both.reconstructions):
+            first = clones[:, ::2]
+            is_equal = np.isclose(first, expected, rtol=1e-3, atol=1e-4, equal_nan=True)
+            if expected.size and is_equal.mean() < _LEAST_EQUAL:
                 raise ValueError(
-                    f"{name_of(parts.backward, 'backward')}.reconstruct: clone 0 of 2 is not the"
+                    f"{name_of(backward, 'backward')}.reconstruct: clone 0 of 2 is not the"
                     " reconstruction with fewer clones; draw each clone from a stream of its own,"
                     " streams.keys(purpose, clones)"
                 )
 
 
-def _pairs(one: Reconstructions, other: Reconstructions) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _blocks(
+    experiment: Experiment, noise: float, items: np.ndarray
+) -> Iterator[tuple[Originals, Streams]]:
+    """Blocks of originals, each with the random streams of its U-turns at a noise level."""
+    source = experiment.parts.source
+    trajectories = range(experiment.trajectories)
+    blocks = source.blocks(items.copy(), experiment.seed, experiment.items)
+    for originals in checked_blocks(source, blocks, items):
+        yield originals, Streams(experiment.seed, originals.items, noise, trajectories)
+
+
+def _pairs(
+    first: Reconstructions, second: Reconstructions
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The arrays of two reconstructions, in pairs."""
-    if isinstance(one, Mapping):
-        for key in one:
-            yield np.asarray(one[key]), np.asarray(other[key])
+    if isinstance(first, Mapping):
+        for key in first:
+            yield np.asarray(first[key]), np.asarray(second[key])
     else:
-        yield np.asarray(one), np.asarray(other)
+        yield np.asarray(first), np.asarray(second)

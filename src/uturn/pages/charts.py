@@ -99,20 +99,20 @@ def chart(
     places on it, made by `mark`; `theory` (x, ..): curves of the mean field. The other options are
     fields of `Chart`; `has_slider` is by default whether the axis is noise.
     """
-    some = values.isel({x: evenly_spaced(values.sizes[x], _MOST_POINTS)})
-    lines = _lines(some, x)
+    drawn = values.isel({x: evenly_spaced(values.sizes[x], _MOST_POINTS)})
+    lines = _lines(drawn, x)
     covered = lying_on([line.value for line in lines])
     lines = [replace(line, covered=count) for line, count in zip(lines, covered, strict=True)]
     if theory is not None:
-        some_of_theory = theory.isel({x: evenly_spaced(theory.sizes[x], _MOST_POINTS)})
-        lines += _predictions(_lines(some_of_theory, x), lines)
+        predicted = theory.isel({x: evenly_spaced(theory.sizes[x], _MOST_POINTS)})
+        lines += _predictions(_lines(predicted, x), lines)
     if has_slider is None:
         has_slider = _is_noise(x)
     curves = [size for dim, size in values.sizes.items() if dim not in (x, _bound(values))]
     return Chart(
         name=name,
         title=title[:1].upper() + title[1:],
-        axes=_axes(some, x),
+        axes=_axes(drawn, x),
         lines=lines,
         marks=list(marks),
         unit=unit,

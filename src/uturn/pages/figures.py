@@ -30,8 +30,10 @@ BEYOND = "Beyond the paper"
 
 
 def is_figure(path: Path, reader: Reader) -> bool:
-    """Whether a JSON file is the result of a figure, by its content, or a damaged one beside a
-    picture or data of its name.
+    """Whether a JSON file is the result of a figure.
+
+    Its name or content decides. A damaged file counts if a picture or data of its name lie beside
+    it.
     """
     is_named = re.fullmatch(r"fig\d+", path.stem) is not None
     try:
@@ -93,8 +95,8 @@ def figure_section(path: Path, reader: Reader) -> Section:
 
 
 def _check_names(result: Result, path: Path) -> None:
-    """ValueError for other names than those of files in the folder of the figure, since the page
-    reads and links these files.
+    """ValueError unless the names are plain names of files in the folder of the figure, since the
+    page reads and links these files.
     """
     names = [result.scale, *result.files.values()]
     expect(result.figure == path.stem, "figure", result.figure, repr(path.stem))

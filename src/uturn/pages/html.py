@@ -29,6 +29,7 @@ import xarray as xr
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import uturn
+from uturn.core.checks import expect
 from uturn.core.messages import visible
 from uturn.pages.sections import Collected, Section
 from uturn.pages.tokens import Token, blank_before, blocks
@@ -93,6 +94,14 @@ def _sentence(words: str) -> str:
     if re.match("[a-z]+ ", words):
         words = words[:1].upper() + words[1:]
     return words if words.endswith(".") else f"{words}."
+
+
+def page_file(out: str | Path) -> Path:
+    """The file of a page; ValueError if it is a folder or does not end in .html."""
+    path = Path(out)
+    is_page = path.suffix.lower() in (".html", ".htm") and not path.is_dir()
+    expect(is_page, "out", str(path), "a file that ends in .html")
+    return path
 
 
 def results_page(collected: Collected, folder: Path) -> str:

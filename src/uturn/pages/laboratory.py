@@ -7,9 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from uturn.core.checks import expect
 from uturn.core.files import whole_file
-from uturn.pages.html import asset, rendered, script_of
+from uturn.pages.html import asset, page_file, rendered, script_of
 
 # Without the page; each imports only from earlier ones.
 MODULES = ("random", "grammar", "channels", "propagation", "theory")
@@ -22,8 +21,8 @@ def script(modules: Sequence[str]) -> str:
 
 
 def laboratory() -> str:
-    """The page as HTML. It needs no server and no network; for equal seeds, its numbers are
-    those of this package.
+    """The page as HTML. It needs no server and no network. For the same seed, it computes the
+    same numbers as this package.
     """
     return rendered(
         "lab/index.html",
@@ -35,9 +34,7 @@ def laboratory() -> str:
 
 def write_laboratory(out: str | Path) -> Path:
     """Write the page to a file; ValueError if that is a folder or does not end in .html."""
-    path = Path(out)
-    is_page = path.suffix.lower() in (".html", ".htm") and not path.is_dir()
-    expect(is_page, "out", str(out), "a file that ends in .html")
+    path = page_file(out)
     with whole_file(path) as file:
         file.write(laboratory().encode())
     return path

@@ -15,7 +15,7 @@ from uturn.core.files import check_plain, checked_path, whole_file
 from uturn.core.imports import import_object
 from uturn.core.tools import named, tools
 from uturn.pages import figures, studies
-from uturn.pages.html import results_page
+from uturn.pages.html import page_file, results_page
 from uturn.pages.sections import Collected, Reader, Section
 from uturn.store.folders import is_url
 from uturn.store.outputs import OutputFolder, output_folder
@@ -37,16 +37,14 @@ def report(places: Sequence[str | Path], out: str | Path | None = None) -> tuple
     URL of object storage.
 
     The file `out` is by default `index.html` in the folder, or, for a store or several places,
-    `report.html` in the working directory. Gives the path or URL of the page, and a message for
-    each unreadable file; a ValueError if there are no results.
+    `report.html` in the working directory. Returns the path or URL of the page, and a message for
+    each unreadable file. ValueError if there are no results.
     """
     expect(places, "folders", places, "one or more folders of results")
     if len(places) == 1 and is_url(places[0]):
         return _report_on_url(str(places[0]), out)
     folders = [_existing_folder(place) for place in places]
-    path = _page_of(folders) if out is None else Path(out)
-    is_page = path.suffix.lower() in (".html", ".htm") and not path.is_dir()
-    expect(is_page, "out", str(path), "a file that ends in .html")
+    path = page_file(_page_of(folders) if out is None else out)
     return str(path), _write(folders, path)
 
 
@@ -86,13 +84,13 @@ def fetch(folder: OutputFolder) -> None:
         return
     folder.path.mkdir(parents=True, exist_ok=True)
     names = folder.names("")
-    of_tools = set(named("sections"))
+    names_of_tools = set(named("sections"))
     for tool in tools().values():
-        of_tools.update(tool.folders)
+        names_of_tools.update(tool.folders)
     for name in names:
         is_figure = name.endswith(".zarr") and f"{name[:-5]}.json" in names
-        whole = name in of_tools or name.startswith("study")
-        if is_figure or whole or name.endswith((".json", ".png")):
+        is_result = name in names_of_tools or name.startswith("study")
+        if is_figure or is_result or name.endswith((".json", ".png")):
             folder.fetch(name)
 
 
@@ -177,7 +175,7 @@ class _Folder:
         return None
 
     def add_figures(self) -> set[Path]:
-        """Add the figures, those of the paper first; gives their datasets."""
+        """Add the figures, with the figures of the paper first. Returns their datasets."""
         others = {*self.sections_of_files(), "difference.json"}
         files = []
         for path in self.path.glob("*.json"):
@@ -191,7 +189,7 @@ class _Folder:
         return {path.with_suffix(".zarr") for path in files}
 
     def add_files(self) -> set[Path]:
-        """Add the search, the results of tools, and the study; gives the datasets and the runs
+        """Add the search, the results of tools, and the study. Returns the datasets and the runs
         that their sections show.
         """
         shown = {self.path / studies.STUDY}

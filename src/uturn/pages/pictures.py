@@ -87,14 +87,14 @@ def grid(
     side = side_of(images, count)
     items = []
     for k, name in enumerate(names):
-        of_item = OriginalImages(
+        item = OriginalImages(
             name=name,
             original=_known_image(originals[k], side),
             images=[_known_image(image, side) for image in images[:, k]],
             kept=None if kept is None else [bool(value == 1) for value in kept[:, k]],
             half_life=None if half_lives is None else number(half_lives.values[k]),
         )
-        items.append(of_item)
+        items.append(item)
     name_of_half_life = ""
     if half_lives is not None:
         name_of_half_life = str(half_lives.attrs.get("long_name", "")).replace("_", "-", 1)
@@ -128,11 +128,11 @@ def images_of_figure(data: xr.Dataset) -> Grid | None:
         return None
     count = data.sizes["item"]
     chosen = sample(count)
-    some = data[["original", "image"]].isel(item=chosen).sortby("noise")
-    originals = some.original.transpose("item", "row", "column")
-    images = some.image.transpose("noise", "item", "row", "column")
+    shown = data[["original", "image"]].isel(item=chosen).sortby("noise")
+    originals = shown.original.transpose("item", "row", "column")
+    images = shown.image.transpose("noise", "item", "row", "column")
     return grid(
-        some.noise.values,
+        shown.noise.values,
         [f"item {k}" for k in chosen],
         originals.values[:, None],
         images.values[:, :, None],

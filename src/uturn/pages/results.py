@@ -26,7 +26,7 @@ from uturn.pages.page import write_page
 from uturn.pages.pictures import as_picture
 from uturn.pages.studies import LOCATED, STUDY, Search
 from uturn.sources.tokens import TextSource
-from uturn.store.folders import check_no_file, folder_at
+from uturn.store.folders import check_no_file, existing_part, folder_at
 from uturn.store.outputs import ROOT, OutputFolder, output_folder, write_dataset
 from uturn.store.run_file import NAME
 from uturn.studies import paired, records_of, study, tidy, with_theory
@@ -47,10 +47,10 @@ PICTURES = "reconstructions"
 _FIGURES = ("study", "grid", "difference")
 _STUDIES = r"study(-\d+)?\.zarr"
 """Names of the datasets of studies."""
-_OF_SOME = ("items.csv", "tokens.html", "difference.json", "difference.csv", LOCATED)
+_OPTIONAL = ("items.csv", "tokens.html", "difference.json", "difference.csv", LOCATED)
 """Files that only some studies have."""
 RESULTS = (
-    *("index.html", "curves.csv", "numbers.csv", *_OF_SOME),
+    *("index.html", "curves.csv", "numbers.csv", *_OPTIONAL),
     *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")),
 )
 
@@ -100,7 +100,7 @@ def write_study(
     located: Mapping[str, object] | None = None,
 ) -> Study | dict[str, Study]:
     """Study a finished run, or several, and write the results into a folder or to a URL, replacing
-    those of an earlier call.
+    the results of an earlier call.
 
     Writes `study.zarr` (the dataset of `uturn.study`), `curves.csv` and `numbers.csv` (`tidy`),
     `items.csv` (a row for each original, if there are at most 10,000), `study.png`, `.pdf`, and the
@@ -109,9 +109,9 @@ def write_study(
     are `study-1.zarr`, `study-2.zarr`, .. Returns the study of a dataset, or the studies of runs by
     name.
 
-    `runs`: dataset of `uturn.run`, or several by name (`uturn.studies.named_runs`). `source`: that
-    of the run, for the originals of texts; by default it is built from its spec. `title`: of the
-    page, by default the description of the run. `groups`: of readings that are drawn first.
+    `runs`: dataset of `uturn.run`, or several by name (`uturn.studies.named_runs`). `source`: the
+    source of the run, for the originals of texts; by default it is built from the spec. `title`: of
+    the page, by default the description of the run. `groups`: of readings that are drawn first.
     `save_images`: write the stored reconstructions as PNG files into the folder `reconstructions`.
     `page`: without it, a caller that adds to the folder writes the page afterwards
     (`uturn.pages.report`). `centre`: as in `uturn.study`. `theory`: add the mean field to the
@@ -168,7 +168,7 @@ Figures = Mapping[str, Callable[[], "Figure | None"]]
 
 @dataclass
 class _Results:
-    """What is written for a study or several, whose numbers are known before the first file is
+    """What is written for one study or several. All numbers are known before the first file is
     written.
     """
 
@@ -178,14 +178,14 @@ class _Results:
     figures: dict[str, Callable[[], Figure | None]]
 
     def write(self, out: OutputFolder) -> None:
-        """Write all files in place of those of an earlier call."""
+        """Write all files in place of the files of an earlier call."""
         with named_errors(out.path):
             out.path.mkdir(parents=True, exist_ok=True)
         names = {file.name for file in self.files}
         # The page would show studies of an earlier call with another number of runs too.
         earlier = [name for name in out.names("") if re.fullmatch(_STUDIES, name)]
         earlier = [name for name in earlier if name not in names]
-        for name in set(_OF_SOME) - names:
+        for name in set(_OPTIONAL) - names:
             (out.path / name).unlink(missing_ok=True)
         for file in self.files:
             file.write(out.path / file.name)
@@ -335,10 +335,9 @@ def written(out: str | Path, save_images: bool = False) -> list[str]:
 
 def check_results(out: OutputFolder) -> None:
     """ValueError if results cannot be written to a folder."""
-    path = out.path.absolute()
     if not out.is_remote:
         check_no_file("out", out.location)
-    existing = next(place for place in (path, *path.parents) if place.exists())
+    existing = existing_part(out.path)
     is_writable = os.access(existing, os.W_OK)
     expect(is_writable, "out", out.location, f"a folder; {existing} cannot be written to")
     expect(NAME not in out.names(""), "out", out.location, "another folder; it is a store itself")
@@ -362,8 +361,8 @@ def check_folder(out: OutputFolder, save_images: bool = False, kept: int = 0) ->
 
 
 def check_pictures(out: OutputFolder, name: str, written: str) -> None:
-    """ValueError if a subfolder, which new pictures replace, holds files of others: none that
-    the pattern `written` fits.
+    """ValueError if a subfolder, which new pictures replace, holds other files: files that the
+    pattern `written` does not fit.
     """
     foreign = [file for file in out.names(name) if not re.fullmatch(written, file)]
     expect(

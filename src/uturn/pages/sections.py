@@ -52,8 +52,8 @@ class Section:
     slider: str = ""
     """What the slider sets, if that is not the noise."""
     covers: str = ""
-    """Pattern of the stores beside the file that the section shows, which have no sections of
-    their own.
+    """Pattern of the stores beside the file that the section shows. They get no sections of their
+    own.
     """
 
     cards: list[Card] = field(default_factory=list)
@@ -204,7 +204,7 @@ def _check_codecs(path: Path, name: str, variable: xr.Variable) -> None:
     used = [*encoding.get("filters", ()), encoding.get("serializer")]
     used += encoding.get("compressors", ())
     names = {type(codec).__name__ for codec in used}
-    expected = "those that this package writes"
+    expected = "codecs that this package writes"
     expect(names <= _CODECS, f"{path}: codecs of {name}", sorted(names), expected)
 
 

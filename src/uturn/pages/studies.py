@@ -89,14 +89,16 @@ def _single_study(data: xr.Dataset, path: Path, reader: Reader) -> Section:
 
 
 def _one_of_several(data: xr.Dataset, path: Path, reader: Reader) -> Section:
-    """The section of a study whose charts are shown in those that overlay all studies."""
+    """The section of one of several studies. Its charts are folded, since the overlay shows them."""
     title = str(data.attrs.get("title", ""))
     section = _section(data, "study", title or "study", title or "Study")
     section.charts = [replace(chart, is_shown=False) for chart in section.charts]
     section.cards = section.cards[:1]
     if (path.parent / LOCATED).exists():
         section.cards = []
-        section.words = "A run of a search, whose place is that of all its runs together."
+        section.words = (
+            "A run of a search. The place is found from all runs of the search together."
+        )
     _add_originals(section, data, path, reader)
     return section
 
@@ -115,14 +117,14 @@ def _add_originals(section: Section, data: xr.Dataset, path: Path, reader: Reade
 def _grid(data: xr.Dataset) -> Grid:
     """The stored images of a run."""
     count = data.sizes["item"]
-    some = data.isel(item=sample(count))
+    shown = data.isel(item=sample(count))
     return grid(
-        some.shown_noise.values,
-        list(map(str, some.item_name.values)),
-        some.original.values,
-        some.image.values,
-        some.image_same_class.values,
-        some.coords.get("item_half_life"),
+        shown.shown_noise.values,
+        list(map(str, shown.item_name.values)),
+        shown.original.values,
+        shown.image.values,
+        shown.image_same_class.values,
+        shown.coords.get("item_half_life"),
         total=int(data.attrs.get("items", count)),
         stored=int(data.attrs.get("kept", count)),
     )
@@ -169,18 +171,19 @@ def overlay_section(folder: Path, reader: Reader) -> Section:
 
 @dataclass(frozen=True)
 class _PlaceOfRun:
-    run: str
+    name: str
+    """Of the run."""
     headline: Headline
     place: np.ndarray
     """(value, low, high) on the axis that all runs share."""
 
     @property
     def words(self) -> str:
-        return f"{self.place[0]:.3g} ({self.run})"
+        return f"{self.place[0]:.3g} ({self.name})"
 
 
 def _add_places(section: Section, studies: Mapping[str, xr.Dataset], axis: str) -> None:
-    """Add the headline of each study as a table, and the range of the places as a card."""
+    """Add the headline of each study as a table, and the range of their places in words."""
     places = []
     for name, data in studies.items():
         for headline in numbers_of(data)[:1]:
@@ -188,20 +191,20 @@ def _add_places(section: Section, studies: Mapping[str, xr.Dataset], axis: str) 
             places.append(_PlaceOfRun(name, headline, place))
     if not places:
         return
-    first = min(places, key=lambda one: one.place[0])
-    last = max(places, key=lambda one: one.place[0])
+    first = min(places, key=lambda run: run.place[0])
+    last = max(places, key=lambda run: run.place[0])
     unit = axis.replace("_", " ")
     if axis == "noise":
         unit = _unit(next(iter(studies.values())))
-    names = {one.headline.name for one in places}
+    names = {run.headline.name for run in places}
     quantity = names.pop() if len(names) == 1 else "half-life"
     if first is last:
         section.words = f"{quantity} is {first.words}."
     else:
         section.words = f"{quantity} goes from {first.words} to {last.words}."
     rows: list[tuple[str, ...]] = []
-    for one in places:
-        rows.append((one.run, one.headline.reading or PEAK, with_interval(one.place)))
+    for run in places:
+        rows.append((run.name, run.headline.reading or PEAK, with_interval(run.place)))
     heads = ("run", "half-life of", f"{unit} [95 % interval]")
     section.tables = [TextTable(f"{quantity} of each run", heads, rows)]
 
@@ -368,7 +371,7 @@ def _charts(panels: Iterable[Panel], axes: Sequence[str] = ()) -> list[Chart]:
             # A mark of the theory has a place on the first axis only.
             places = dict(zip(axes, headline.place, strict=False))
             marks.append(mark(headline.label, places))
-        of_panel = chart(
+        drawn = chart(
             panel.name,
             panel.words or panel.title,
             panel.curves,
@@ -380,9 +383,9 @@ def _charts(panels: Iterable[Panel], axes: Sequence[str] = ()) -> list[Chart]:
             is_joined=panel.joined,
             is_shown=panel.shown,
         )
-        charts.append(of_panel)
+        charts.append(drawn)
     charts = with_curves(charts)
-    if charts and not any(one.is_shown for one in charts):
+    if charts and not any(drawn.is_shown for drawn in charts):
         charts[0] = replace(charts[0], is_shown=True)
     return charts
 

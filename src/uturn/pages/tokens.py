@@ -1,6 +1,4 @@
-"""Texts and their reconstructions as rows of tokens, with marks for those that were noised and
-those that changed.
-"""
+"""Texts and their reconstructions as rows of tokens, with marks for noised and changed tokens."""
 
 from __future__ import annotations
 

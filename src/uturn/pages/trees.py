@@ -79,11 +79,11 @@ def _reading(name: str, means: np.ndarray, originals: list[TreeNodes]) -> TreeRe
     """Means of the tree levels (noise, tree_level, estimate), from the leaves up, and readings
     of single nodes.
     """
-    of_levels = []
-    for of_level in means.transpose(1, 2, 0):
-        value, low, high = map(numbers, of_level)
-        of_levels.append(TreeMeans(value, low, high))
-    return TreeReading(name, _READINGS[name], of_levels, originals)
+    levels = []
+    for estimates in means.transpose(1, 2, 0):
+        value, low, high = map(numbers, estimates)
+        levels.append(TreeMeans(value, low, high))
+    return TreeReading(name, _READINGS[name], levels, originals)
 
 
 def _nodes(run: xr.Dataset, name: str) -> list[TreeNodes]:
@@ -98,6 +98,6 @@ def _nodes(run: xr.Dataset, name: str) -> list[TreeNodes]:
     measured = mean[mean.notnull().all(("noise", "node")).values]
     names = item_names(measured, np.arange(len(measured)))
     nodes = []
-    for of_item, values in zip(names, measured.values, strict=True):
-        nodes.append(TreeNodes(of_item, np.round(100 * values).astype(int).tolist()))
+    for original, values in zip(names, measured.values, strict=True):
+        nodes.append(TreeNodes(original, np.round(100 * values).astype(int).tolist()))
     return nodes

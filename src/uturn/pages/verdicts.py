@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from uturn.core.messages import counted
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -54,7 +56,7 @@ class Tally:
 
     judged: int
     failed: int
-    """Of those that are judged."""
+    """Judged verdicts that have not passed."""
     shown: int
     """Numbers that are shown and not judged."""
 
@@ -74,7 +76,7 @@ class Tally:
     @property
     def summary(self) -> str:
         """The counts for the caption of a figure."""
-        verdicts = "1 verdict" if self.judged == 1 else f"{self.judged} verdicts"
+        verdicts = counted(self.judged, "verdict")
         if self.judged == 0:
             words = "No verdicts"
         elif self.failed:

@@ -105,7 +105,7 @@ class Card:
     supports: str = ""
     """A claim of a paper, and whether the number supports it."""
     is_range: bool = False
-    """Whether the ends are those of a range, not of a confidence interval."""
+    """Whether `place` has the ends of a range instead of a confidence interval."""
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def plain(value: object) -> Plain:
     Control characters and direction marks in texts are replaced by escapes.
     """
     if is_dataclass(value):
-        return {one.name: plain(getattr(value, one.name)) for one in fields(value)}
+        return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(content) for key, content in value.items()}
     if isinstance(value, list | tuple):

@@ -19,7 +19,7 @@ from uturn.presets.options import (
     probe_names,
 )
 
-_OF_FOLDER = ("size", "channels", "classes")
+_OPTIONS_OF_FOLDER = ("size", "channels", "classes")
 """Options of a folder of images."""
 _SPEED = ("dtype", "device", "batch_size", "compile", "offload")
 
@@ -176,7 +176,7 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         )
 
     def _recorded_experiment(self, pattern: str) -> uturn.Experiment:
-        """The experiment of recorded files; sizes and levels that are not given are those of the
+        """The experiment of recorded files. Sizes and levels that are not given are taken from the
         files.
         """
         from uturn.core.registry import build
@@ -213,7 +213,7 @@ class ImageOptions(DiffusionOptions, PresetOptions):
 
     @property
     def _is_named(self) -> bool:
-        """Whether the data are those of the package, or drawn by the model."""
+        """Whether the data come with the package, or are drawn by the model."""
         return self.data in ("fashion_mnist", "generated")
 
     @property
@@ -225,10 +225,10 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         folder.
         """
         if self._is_named or self._is_array:
-            self._absent("a folder of images", *_OF_FOLDER)
+            self._absent("a folder of images", *_OPTIONS_OF_FOLDER)
         if not self._is_array:
             self._absent("a .npy file", "labels")
-        options = self._set(*_OF_FOLDER, "labels")
+        options = self._set(*_OPTIONS_OF_FOLDER, "labels")
         if self._is_array:
             return {"type": "array", "path": self.data, **options}
         if not self._is_named:
@@ -296,8 +296,8 @@ def image_experiment(
     classifiers: Sequence[str] = (),
     **options: Any,
 ) -> uturn.Experiment:
-    """The experiment of image options, the fields of `ImageOptions`; ValueError for those that
-    do not fit together.
+    """The experiment of image options, the fields of `ImageOptions`. ValueError if they do not fit
+    together.
     """
     return ImageOptions.from_dict(
         {"model": model, "data": data, "classifiers": classifiers, **options}

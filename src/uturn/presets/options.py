@@ -135,7 +135,7 @@ def _as_list(value: object) -> object:
 
 
 def given(options: Mapping[str, object]) -> Table:
-    """Options without those that are empty."""
+    """The options that are not empty."""
     return {name: value for name, value in options.items() if value}
 
 

@@ -402,10 +402,16 @@ def is_run(location: str) -> bool:
     return folder_at(location).has(RUN_ROOT)
 
 
+def existing_part(path: Path) -> Path:
+    """A path if it exists, otherwise the innermost of its folders that does."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
 def check_no_file(name: str, location: str) -> None:
     """ValueError if a path, or one that it lies in, is a file and so cannot be a folder."""
     path = Path(location).absolute()
-    existing = next(place for place in (path, *path.parents) if place.exists())
+    existing = existing_part(path)
     words = "it is a file" if existing == path else f"{existing} is a file"
     expect(not existing.is_file(), name, location, f"a folder; {words}")
 

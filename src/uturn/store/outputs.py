@@ -239,8 +239,8 @@ register_codec("zstd", _Bounded, qualname=f"{__name__}.{_Bounded.__name__}")
 
 
 def bounded_chunks() -> AbstractContextManager[Any]:
-    """Context in which arrays are opened whose chunks are decoded only if they have no more
-    bytes than the arrays say.
+    """Context for opening arrays: a chunk is decoded only if it has no more bytes than its array
+    says.
     """
     bounded: AbstractContextManager[Any] = zarr.config.set(
         {"codecs.zstd": f"{__name__}.{_Bounded.__name__}"}

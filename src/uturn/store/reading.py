@@ -60,8 +60,8 @@ class Readings:
             self.trajectories[task] = 0
             return
         for name, array in self._arrays.items():
-            of_task = array[task.noise_index, self.run.span(task)]
-            of_task[self.run.file.region(name, self.trajectories[task])] = readings[name]
+            part = array[task.noise_index, self.run.span(task)]
+            part[self.run.file.region(name, self.trajectories[task])] = readings[name]
 
 
 class _LazyVariable(BackendArray):

@@ -48,7 +48,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Difference:
-    """A value in which a stored spec and that of an experiment differ."""
+    """A value in which a stored spec and the spec of an experiment differ."""
 
     path: tuple[str | int, ...]
     """Keys that lead to it in the spec."""
@@ -382,10 +382,10 @@ def _check_originals(experiment: Experiment, run: RunFolder) -> None:
     items = np.arange(old)
     if not is_own(source):
         items = np.unique(np.linspace(0, old - 1, _SAMPLE).astype(int))
-    for some in np.array_split(items, -(-len(items) // _ORIGINALS_AT_ONCE)):
-        originals_before = _originals(before, some, experiment.seed, old)
-        originals_now = _originals(source, some, experiment.seed, new)
-        for item, original, now in zip(some, originals_before, originals_now, strict=True):
+    for part in np.array_split(items, -(-len(items) // _ORIGINALS_AT_ONCE)):
+        originals_before = _originals(before, part, experiment.seed, old)
+        originals_now = _originals(source, part, experiment.seed, new)
+        for item, original, now in zip(part, originals_before, originals_now, strict=True):
             if not np.array_equal(original, now):
                 raise ValueError(
                     f"{refused}its source gives item {item} another original than before; choose"

@@ -54,8 +54,9 @@ class StoredCoordinate:
 class RunFile:
     """The content of `run.json`, checked.
 
-    Its digest guards against damage of the file. All sizes are those of coordinates, whose labels are listed,
-    so that a file promises no more than it brings, except by products of sizes, which are limited.
+    Its digest guards against damage of the file. All sizes are lengths of coordinates, whose labels
+    the file lists. A small file can therefore claim large readings only by products of sizes, which
+    are limited.
     """
 
     def __init__(self, table: Plain) -> None:
@@ -102,7 +103,7 @@ class RunFile:
         attributes: Mapping[str, Any],
         key: str = "",
     ) -> RunFile:
-        """The file of an experiment. `key`: that of a smaller run, which it extends."""
+        """The file of an experiment. `key`: the key of a smaller run, which it extends."""
         if not key:
             key = _sha256([attributes[name] for name in ("identity", "models", "random_version")])
         table: Plain = {

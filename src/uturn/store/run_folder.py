@@ -72,7 +72,7 @@ class State(StrEnum):
     """Trajectories were added to the run since the task was measured."""
     missing = "missing"
     damaged = "damaged"
-    """The file is not whole, or is that of another task."""
+    """The file is not whole, or belongs to another task."""
 
 
 @dataclass(frozen=True)

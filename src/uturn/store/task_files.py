@@ -1,9 +1,9 @@
 """The file of a task, in the format safetensors: its readings as plain arrays, and what they are
 readings of.
 
-A file is whole if its digest is that of its arrays and of their description. The digest guards
-against damage and against files that were moved. It does not guard against strangers, who can write
-any numbers; but their files run no code, and hold as many bytes as they say.
+A file is whole if its digest fits its arrays and their description. The digest guards against
+damage and against files that were moved. It does not guard against strangers, who can write any
+numbers. Their files run no code, and hold as many bytes as they say.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ function tracesOf(chart, line, ink) {
   };
   const isBright = line === chart.bright;
   const opacity = chart.bright && !isBright ? 0.15 : 1;
-  const band = state.intervals === "1" ? bandOf(curve, ink, opacity) : null;
+  const band = state.intervals === "1" ? bandOf(curve, ink, opacity, chart.is_joined) : null;
   const size = isBright ? 8 : 5;
   const hasMarkers = axis.values.length <= MOST_MARKERS && line.theory_of === null;
   const trace = {
@@ -121,17 +121,20 @@ function tracesOf(chart, line, ink) {
   return band ? [band, trace] : [trace];
 }
 
-// The intervals of a curve as one area; null if there are none.
-function bandOf(curve, ink, opacity) {
-  const known = [];
-  curve.x.forEach((x, i) => {
-    if (x !== null && curve.low[i] !== null && curve.high[i] !== null) known.push(i);
-  });
-  if (known.length < 2) return null;
-  const back = known.slice().reverse();
+// The intervals of a curve as areas, one for each stretch of points that have them; null if no
+// stretch has two points.
+function bandOf(curve, ink, opacity, isJoined) {
+  const x = [];
+  const y = [];
+  for (const stretch of stretchesOf(curve, isJoined)) {
+    const back = stretch.slice().reverse();
+    x.push(...[...stretch, ...back].map((i) => curve.x[i]), null);
+    y.push(...stretch.map((i) => curve.high[i]), ...back.map((i) => curve.low[i]), null);
+  }
+  if (!x.length) return null;
   return {
-    x: [...known, ...back].map((i) => curve.x[i]),
-    y: [...known.map((i) => curve.high[i]), ...back.map((i) => curve.low[i])],
+    x,
+    y,
     fill: "toself",
     fillcolor: faded(ink),
     line: { width: 0 },
@@ -140,6 +143,16 @@ function bandOf(curve, ink, opacity) {
     showlegend: false,
     opacity,
   };
+}
+
+// Indices of neighbouring points that have an interval. A joined curve goes on over the others.
+function stretchesOf(curve, isJoined) {
+  const stretches = [[]];
+  curve.x.forEach((x, i) => {
+    if (x !== null && curve.low[i] !== null && curve.high[i] !== null) stretches.at(-1).push(i);
+    else if (!isJoined) stretches.push([]);
+  });
+  return stretches.filter((stretch) => stretch.length > 1);
 }
 
 // Plotly reads some tags in labels.
@@ -184,7 +197,7 @@ export function shapes(chart, width) {
   return found;
 }
 
-// Places of the marks on the axis that the reader has chosen, without those that it lacks.
+// The marks that have a place on the axis that the reader has chosen.
 function marksOf(chart) {
   const axis = axisOf(chart);
   const marks = chart.marks.map((mark) => {
