@@ -46,7 +46,6 @@ Axes = Mapping[str, Axis]
 
 _Level = Annotated[float, Field(strict=True, allow_inf_nan=False)] | StrictStr | None
 # Strict, so that True is not a number.
-GUESSED = "which is a guess"  # in the remark on a start
 _NOT_STORED = ("dims", "long_name", "pooled", "twin_of", "twin")
 _SHARED_DIMS = ("noise", "item", "trajectory", "clone")  # all other dims are a variable's own
 
@@ -151,13 +150,6 @@ class Variable:
             f"{where}order",
             self.order,
             f"one of its own dims {own_dims}",
-        )
-
-    @property
-    def about_start(self) -> str:
-        """A remark on a start that is a guess; "" for others."""
-        return (
-            f"its start is taken as {self.start:g}, {GUESSED}: give start" if self.guessed else ""
         )
 
     @property

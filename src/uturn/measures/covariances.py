@@ -231,9 +231,9 @@ def distance_between(
     expected = "'index', 'tree', 'grid', or a matrix (sites, sites)"
     expect(word in (None, "index", "tree", "grid"), "distance", distance, expected)
     between: Distance
-    if word == "tree":
-        between = Tree(sites, cast(int, branching))
-    elif word == "grid":
+    if branching is not None:
+        between = Tree(sites, branching)
+    elif shape is not None:
         between = Grid(cast(tuple[int, ...], shape))
     elif word == "index":
         between = Grid((sites,))
