@@ -13,12 +13,13 @@ import xarray as xr
 
 import uturn as ut
 from small import strings
+from uturn.core.csv_text import csv_of
 from uturn.pages import collect, report, write_study
 from uturn.store.outputs import write_dataset
 from uturn.studies import draw_study, tidy, with_theory
 from uturn.studies.axes import is_geometric
 from uturn.studies.records import items_of
-from uturn.studies.tables import csv_of, parts_of
+from uturn.studies.tables import parts_of
 
 SIGMA = np.array([0.004, 0.02, 0.1, 0.5, 3.0, 15.0])
 RNG = np.random.default_rng(11)

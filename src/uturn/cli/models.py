@@ -166,9 +166,10 @@ def schedule(
     uturn schedule fashion_mnist --plot schedule.png
     ```
     """
+    from uturn.core.csv_text import csv_of
     from uturn.networks.images.schedules import schedule
     from uturn.studies.plotting.schedules import draw_schedules
-    from uturn.studies.tables import csv_of, for_terminal
+    from uturn.studies.tables import for_terminal
 
     plot = None if plot is None else picture(plot)
     schedules = []

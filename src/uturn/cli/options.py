@@ -252,7 +252,7 @@ def _by_name(
     option: str, pairs: list[str] | None, example: str = "rmsd=0"
 ) -> dict[str, float | str]:
     """The values of NAME=VALUE by name: numbers, or names of coordinates."""
-    from uturn.studies.tables import number_in
+    from uturn.core.csv_text import number_in
 
     values: dict[str, float | str] = {}
     for pair in pairs or []:

@@ -21,11 +21,12 @@ from uturn.core.checks import checked_array, checked_integer, checked_numbers, e
 from uturn.core.messages import shown
 from uturn.core.random import Purpose, checked_seed, keys
 from uturn.measures.clones import Comparer, as_real, between_clones
-from uturn.measures.estimates import checked_share
+from uturn.measures.estimates import Estimate, checked_share
 from uturn.measures.intervals import mean_interval
 from uturn.measures.readings import WITHIN, check_dims, complete_items, own_dims
 from uturn.measures.relabelling import MARGIN, p_values
 from uturn.measures.replicates import replicates
+from uturn.measures.report import Line, Report, Tests, verdict_of
 
 
 class Calibration(NamedTuple):
@@ -114,9 +115,58 @@ def _largest_size(readings: ArrayLike) -> np.ndarray:
     return np.asarray(np.abs(np.asarray(readings, float)).max(axis=(0, 1)))
 
 
+_REMARKS = (
+    "a gap above 0: reconstructions resemble the original more than each other; below 0: less",
+    "an error that does not change this reading is not seen",
+)
+
+
+class CalibrationTests(Tests):
+    """The dataset of `uturn.calibration`."""
+
+    __slots__ = ()
+
+    def _is_whole(self) -> bool:
+        return {"gap", "low", "high", "p_holm", "visible"} <= set(self.data_vars)
+
+    @property
+    def report(self) -> Report:
+        """A line for each noise level and reading, with its gap, which is 0 for draws from the
+        posterior.
+        """
+        dims = [str(dim) for dim in self.gap.dims]
+        lines = []
+        for index in np.ndindex(self.gap.shape):
+            place = {
+                dim: self[dim].values[k] if dim in self.coords else k
+                for dim, k in zip(dims, index, strict=True)
+            }
+            values = self.isel(dict(zip(dims, index, strict=True)))
+            lines.append(self._line(place, values))
+        title = f"Calibration of {self.variable}: are reconstructions draws from the posterior?"
+        return Report("calibration", title, tuple(lines), float(self.level), _REMARKS)
+
+    def _line(self, place: Mapping[str, object], values: xr.Dataset) -> Line:
+        levels = dict(place)
+        name = str(levels.pop("reading", self.variable))
+        p = float(values.p_holm)
+        visible = float(values.visible)
+        remark = f"visible from {visible:.2g}"
+        if not np.isfinite(visible):
+            remark = "too few originals to detect a gap"
+        return Line(
+            label_of(name, levels),
+            verdict_of(p, float(self.level)),
+            measured=Estimate(float(values.gap), float(values.low), float(values.high)),
+            expected=0.0,
+            p=p,
+            remark=remark,
+        )
+
+
 def calibration(
     ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3, seed: int = 0
-) -> xr.Dataset:
+) -> CalibrationTests:
     """Test whether the reconstructions of a run are draws from the posterior, reading by reading.
 
     The gap E f(x_0, x̂) - E f(x̂, x̂') is above 0 if clones resemble the original too much, and
@@ -133,7 +183,8 @@ def calibration(
     (p-value), `p_holm` (adjusted by Holm) and `visible`, as in `Calibration`, along noise and the
     other dims of the variable; for several variables noise and `reading`, named "variable" or
     "variable, dim = value". Attributes: `passed` (no p_holm <= level), `level`, `relabellings`,
-    `items` (tested), `trajectories`, `clones`.
+    `items` (tested), `trajectories`, `clones`. It prints as its `report`, a `Report` with a line for
+    each noise level and reading.
     """
     names = checked_variables(ds, variable)
     level = checked_share("level", level)
@@ -155,7 +206,7 @@ def calibration(
     }
     layout = first.with_original.isel(item=0, clone=0, drop=True)
     variables = {name: (layout.dims, values) for name, values in numbers.items()}
-    return xr.Dataset(variables, layout.coords).assign_attrs(
+    return CalibrationTests(variables, layout.coords).assign_attrs(
         variable=", ".join(names),
         passed=tests.passed,
         level=level,

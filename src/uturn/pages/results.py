@@ -20,6 +20,7 @@ import pandas
 import xarray as xr
 
 from uturn.core.checks import expect
+from uturn.core.csv_text import csv_of
 from uturn.core.files import named_errors, whole_file, whole_folder, write_json
 from uturn.pages.html import token_page
 from uturn.pages.page import write_page
@@ -35,7 +36,7 @@ from uturn.studies.figure import draw_grid, draw_studies, draw_study
 from uturn.studies.plotting.style import save_figure, style
 from uturn.studies.records import HALF_LIFE, MOST_ITEMS, items_of
 from uturn.studies.runs import kept_images, kept_texts, originals
-from uturn.studies.tables import Study, csv_of
+from uturn.studies.tables import Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

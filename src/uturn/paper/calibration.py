@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def _worst(tests: xr.Dataset) -> xr.Dataset:
     )
 
 
-def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdict]:
+def _samplers(tried: Mapping[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdict]:
     exact, wrong, blind, (sites,) = (
         [x for x in tried if kinds[x] == kind] for kind in ("exact", "wrong", "blind", "sites")
     )

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
+from uturn.core.csv_text import number_in
 from uturn.measures.estimates import with_interval
 from uturn.studies.axes import common_axis
 from uturn.studies.headline import PEAK, STAR, Headline, headline_of
 from uturn.studies.plotting.curves import estimated, evenly_spaced
-from uturn.studies.tables import names_in_panel, number_in, panels_of, tested_families, title_of
+from uturn.studies.tables import names_in_panel, panels_of, tested_families, title_of
 
 CRITICAL = "ε* (mean field)"
 """Label of a mark."""

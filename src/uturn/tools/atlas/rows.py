@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from uturn.core.caches import clear_caches
 from uturn.core.checks import expect
+from uturn.core.csv_text import csv_of
 from uturn.core.errors import described
 from uturn.core.files import checked_path, read_table, whole_file
 from uturn.core.messages import one_line, shown
@@ -20,7 +21,6 @@ from uturn.pages import write_page
 from uturn.pages.results import check_results, write_figures
 from uturn.presets.images import ImageOptions
 from uturn.store.outputs import output_folder, write_dataset
-from uturn.studies.tables import csv_of
 from uturn.tools.atlas.figure import draw_atlas
 from uturn.tools.atlas.numbers import Entry, entries_of, frame_of, table_of
 

@@ -16,6 +16,7 @@ import xarray as xr
 
 from uturn.backward.diffusion import DiffusionModel
 from uturn.core.checks import checked_integer, expect
+from uturn.core.csv_text import csv_of
 from uturn.core.experiment import Experiment
 from uturn.core.files import named_errors, whole_file
 from uturn.core.registry import as_part
@@ -28,7 +29,7 @@ from uturn.pages.results import write_figures
 from uturn.pages.sections import Reader, Section, existing
 from uturn.pages.views import Card, Chart, numbers
 from uturn.store.outputs import OutputFolder, write_dataset
-from uturn.studies.tables import TextTable, csv_of
+from uturn.studies.tables import TextTable
 from uturn.tools.chains.figure import draw_chains, draw_strip
 from uturn.tools.chains.measures import effective_draws, known, relaxation, reversibility, series_of
 

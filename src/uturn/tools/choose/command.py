@@ -95,7 +95,7 @@ def choose(
 
 def _goal(name: str, texts: list[str]) -> tuple[str, float]:
     """A reading, whose name may have "=", and a number."""
-    from uturn.studies.tables import number_in
+    from uturn.core.csv_text import number_in
 
     then = (
         "; the smallest noise chosen keeps all goals, with the same confidence"

@@ -12,6 +12,7 @@ import numpy as np
 import pandas
 import xarray as xr
 
+from uturn.core.csv_text import csv_of
 from uturn.core.files import named_errors, whole_file, whole_folder, write_json
 from uturn.measures.estimates import with_interval
 from uturn.pages.results import check_pictures, write_figures
@@ -20,7 +21,6 @@ from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.runs import NAMES as NAMES_OF_ITEMS
 from uturn.studies.runs import item_names, kept_images
-from uturn.studies.tables import csv_of
 from uturn.tools.inverse.figure import NAMES, draw_posterior_tests
 from uturn.tools.inverse.options import Run
 from uturn.tools.inverse.posteriors import (
