@@ -28,8 +28,8 @@ sys.path.insert(
 )
 
 import sampler_gallery as gallery
-from uturn.tools.check_sampler.check import check_sampler
-from uturn.tools.check_sampler.command import SamplerOptions
+import uturn as ut
+from uturn.measures.report import Verdict
 
 TESTS = ("size of the change", "two samples", "denoiser", "one repeated step")
 
@@ -39,9 +39,7 @@ def checked(folder: str, seed: int, options: dict, **more):
     data = Path(folder) / f"{seed}.npy"
     if not data.exists():
         np.save(data, gallery.originals(200, seed).numpy())
-    return check_sampler(
-        SamplerOptions.from_dict({"data": str(data), "seed": seed, **options, **more})
-    )
+    return ut.check_sampler(data=str(data), seed=seed, **options, **more)
 
 
 def main() -> None:
@@ -62,15 +60,14 @@ def main() -> None:
         for name, options in {**gallery.RIGHT, **({} if chosen.right else gallery.WRONG)}.items():
             more = {"items": chosen.items, "false_alarm_rate": chosen.rate}
             reports = [checked(folder, seed, options, **more) for seed in range(chosen.runs)]
-            rows = [{row.test: row for row in report.rows} for report in reports]
-            failed = [np.mean([row[test].verdict == "FAILS" for row in rows]) for test in TESTS]
-            tested = [rows[0][test].verdict != "not tested" for test in TESTS]
+            failed = [np.mean([test in report.failed for report in reports]) for test in TESTS]
+            tested = [reports[0][test].verdict is not Verdict.UNTESTED for test in TESTS]
             shares[name] = [
                 *np.where(tested, failed, np.nan),
                 np.mean([not report.passed for report in reports]),
             ]
             sizes[name] = [
-                np.mean([row[TESTS[0]].numbers[key] for row in rows], axis=0)
+                np.mean([report[TESTS[0]].numbers[key] for report in reports], axis=0)
                 for key in ("noise", "size", "size_of_uturn")
             ]
     table = Table(
@@ -99,8 +96,7 @@ def calibration(folder: str, runs: int) -> None:
                 "clones": 4,
             }
             report = checked(folder, seed, options)
-            (row,) = [row for row in report.rows if row.test == "calibration with clones"]
-            p.append(row.numbers["p"][-1])
+            p.append(report["calibration with clones"].numbers["p"][-1])
         print(
             f"{steps:5d} steps: share of p < .01 at t/T = .5: {np.mean(np.array(p) < 0.01):.2f} of"
             f" {runs} runs",

@@ -29,6 +29,7 @@ import uturn.paper.figures  # not first inside a patch, whose functions it would
 from command_line import SPEC
 from uturn.cli import app
 from uturn.core.protocols import Variable
+from uturn.measures.report import Line, Verdict
 from uturn.presets.options import PresetOptions
 from uturn.studies.locate import Forecast
 from uturn.studies.tables import for_terminal as terminal
@@ -121,6 +122,7 @@ VALUES = {  # values of texts, which cannot be derived from their type
     "plot": "map.png",
     "csv": "table.csv",
     "json_file": "tests.json",
+    "csv_file": "check.csv",
     "cluster": "local",
     "shard": "1/2",
     "changed": "seed=1,2",
@@ -390,20 +392,20 @@ def recording():
         silenced("uturn.tools.inverse.results.calls_of", returns={})
         recorded("uturn.pages.results.write_study", ends=True)
         check = "uturn.tools.check_sampler.check"
-        recorded(f"{check}.compared", [])
-        recorded(f"{check}.import_function")
-        silenced(
-            f"{check}._model_row",
-            returns=SimpleNamespace(
-                verdict="passes", test="denoiser", cells=lambda: ["denoiser"] * 5
-            ),
-        )
-        patch.setattr(f"{check}.OwnSteps", lambda *_: Part(type="own"))
-        patch.setattr(f"{check}._Checked", checked_by(recorder))
-        patch.setattr(
-            f"{check}.Report", lambda *_: SimpleNamespace(table=str, to_dict=dict, rows=[])
-        )
-        recorded("uturn.tools.check_sampler.command.write_json")
+        samplers = "uturn.tools.check_sampler.samplers"
+        recorded(f"{check}.compared_lines", [])
+        recorded(f"{samplers}.import_function", returns=len)
+        recorded(f"{samplers}.RecordedSampler.u_turns")
+        recorded(f"{samplers}.SteppingSampler.u_turns")
+        recorded(f"{samplers}.Setting.u_turns")
+        silenced(f"{samplers}.FunctionSampler.u_turns")
+        patch.setattr(f"{samplers}.DiffusionModel", Part)
+        patch.setattr(f"{samplers}.OwnSteps", OwnPart)
+        line = Line("denoiser", Verdict.PASSES)
+        silenced(f"{check}.denoiser_line", f"{check}.calibration_line", returns=line)
+        patch.setattr(f"{check}.step_line", step_line_of(recorder, line))
+        recorded("uturn.measures.report.write_json")
+        recorded("uturn.measures.report.Report.to_csv")
         yield recorder.calls
 
 
@@ -419,29 +421,27 @@ def plan_of(recorder):
     return plan
 
 
-def checked_by(recorder):
-    """The class of a sampler under check: records the experiments that are compared, and
-    measures nothing.
-    """
+def step_line_of(recorder, line):
+    """The test of single steps: records what is compared, and measures nothing."""
 
-    class Checked:
-        def __init__(self, options, own, originals, steps, forward):
-            recorder.calls.append(
-                ("compared", own.spec, plain(steps), plain(forward), len(originals.items))
-            )
+    def step_line(setting, sampler, level):
+        steps = sampler.steps and (plain(sampler.steps.backward), plain(sampler.steps.forward))
+        items = len(setting.originals.items)
+        recorder.calls.append(("step_line", setting.own.spec, sampler.name, steps, items, level))
+        clones = setting.options.clones
+        recorder.calls.append(("calibration", clones, setting.options.noise(weakest=False)))
+        return line
 
-        def step_row(self, level):
-            recorder.calls.append(("step_row", level))
+    return step_line
 
-        def recorded_u_turns(self, pattern):
-            recorder.calls.append(("recorded_u_turns", pattern))
 
-        def u_turns(self, *_):
-            return None
+class OwnPart(Part):
+    """Steps of a user's function."""
 
-        function_u_turns = calibration_row = u_turns
+    name = "own"
 
-    return Checked
+    def __init__(self, *_):
+        super().__init__(type="own")
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from uturn.cli.options import OUTPUT, option
 from uturn.cli.printing import console, show
 from uturn.core.checks import expect
-from uturn.measures.report import Report
+
+if TYPE_CHECKING:
+    from uturn.measures.report import Report
 
 JsonFile = Annotated[
     Path | None,

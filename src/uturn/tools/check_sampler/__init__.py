@@ -6,5 +6,8 @@ from uturn.core.tools import Tool
 
 TOOL = Tool(
     commands=("uturn.tools.check_sampler.command",),
-    names={"two_samplers": "uturn.tools.check_sampler.two_samplers:two_samplers"},
+    names={
+        "check_sampler": "uturn.tools.check_sampler.check:check_sampler",
+        "two_samplers": "uturn.tools.check_sampler.two_samplers:two_samplers",
+    },
 )

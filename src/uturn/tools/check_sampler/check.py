@@ -3,374 +3,380 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
-from rich.table import Table
+from numpy.typing import ArrayLike
 from scipy.stats import chi2
 
-from uturn.backward.diffusion import DiffusionModel
-from uturn.backward.recorded import RecordedImages
 from uturn.core.checks import expect
-from uturn.core.experiment import Experiment
-from uturn.core.imports import import_function, is_import_path
-from uturn.core.progress import begun, progress_bar
-from uturn.core.random import Purpose, Streams, keys
-from uturn.core.u_turns import u_turns
+from uturn.core.progress import progress_bar
+from uturn.core.random import Streams
 from uturn.measures.calibration import Calibration, calibrate, holm, paired
+from uturn.measures.report import Line, Report, Verdict, verdict_of
 from uturn.networks.model_check import is_checked
-from uturn.tools.check_sampler.steps import OwnSteps, called, repeated_step, seeds_of, step_variance
+from uturn.tools.check_sampler.options import SamplerOptions
+from uturn.tools.check_sampler.samplers import Function, Sampler, Setting, Steps, sampler_of
+from uturn.tools.check_sampler.steps import repeated_step, step_variance
 from uturn.tools.check_sampler.two_samplers import change_sizes, sizes_of_change, two_samplers
 
-if TYPE_CHECKING:
-    from uturn.tools.check_sampler.command import SamplerOptions
-
-_PASSES, _FAILS, _REPORTED, _UNTESTED = "passes", "FAILS", "reported", "not tested"
-_SAMPLER = (
-    "'module:function', a function (images, noise, seed) -> reconstructions, or the name of a"
-    " scheduler"
-)
-_STEP = (
-    "'module:function', a function (noisy, noise, seed) -> noisy images one step closer to the"
-    " clean end"
-)
 _NO_STEP = "give one step of the sampler: --step module:function"
-_JUDGED, _REPEATS = 4, 32  # noisy originals from which a step is repeated, and how often
-_CALIBRATED = 0.01  # level of the test of calibration
-_TESTS = {  # what each test sees, and what not
-    "size of the change": (
-        (
-            "noise that is left or missing: t + 1 for t, a forgotten begin index, noise ignored,"
-            " replaced or partial"
-        ),
-        "wrong changes of the right size",
+_JUDGED = 4
+"""Noisy originals from which a step is repeated."""
+_REPEATS = 32
+"""How often a step is repeated from each of them."""
+_STEPPED = range(4, 5)
+"""Trajectory of the noisy originals from which steps are repeated."""
+_CALIBRATED = range(5, 6)
+"""Trajectory of the U-turns of the calibration."""
+_CALIBRATION_LEVEL = 0.01
+_NO_VARIANCE = 1e-4
+"""Largest deviation of steps that draw no noise: the rounding of float32."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """A test of a sampler, and what it can see."""
+
+    name: str
+    sees: str
+    misses: str
+
+    def line(self, verdict: Verdict, result: str) -> Line:
+        return Line(self.name, verdict, result, self.sees, self.misses)
+
+    def judged(
+        self,
+        result: str,
+        noise_levels: list[float],
+        p_values: ArrayLike,
+        level: float | None,
+        **numbers: ArrayLike,
+    ) -> Line:
+        """The line of a test with p-values at several noise levels; without a level, it is reported
+        and not judged.
+        """
+        single = np.asarray(p_values, float)
+        adjusted = holm(single)
+        smallest = float(adjusted.min())
+        by_noise = {name: np.asarray(values, float).tolist() for name, values in numbers.items()}
+        return Line(
+            self.name,
+            Verdict.REPORTED if level is None else verdict_of(smallest, level),
+            result,
+            self.sees,
+            self.misses,
+            p=smallest,
+            numbers={
+                "noise": [*noise_levels],
+                **by_noise,
+                "p": single.tolist(),
+                "p_holm": adjusted.tolist(),
+            },
+        )
+
+
+SIZE = Test(
+    "size of the change",
+    sees=(
+        "noise that is left or missing: t + 1 for t, a forgotten begin index, noise ignored,"
+        " replaced or partial"
     ),
-    "two samples": (
-        (
-            "any difference in law from uturn's sampler that is large enough, such as timesteps in"
-            " 0..1"
-        ),
-        "what both do wrong: the model itself, too few steps; small differences with few originals",
+    misses="wrong changes of the right size",
+)
+LAW = Test(
+    "two samples",
+    sees=(
+        "any difference in law from uturn's sampler that is large enough, such as timesteps in 0..1"
     ),
-    "denoiser": (
-        "a model with another prediction type, scale of time or input than declared",
-        "how a sampler module:function uses the model; shifts of a few timesteps",
+    misses=(
+        "what both do wrong: the model itself, too few steps; small differences with few originals"
     ),
-    "one repeated step": (
-        "a wrong or ignored variance of the steps, such as a learned one; noise shared by a batch",
-        "wrong means; everything outside of the step",
+)
+DENOISER = Test(
+    "denoiser",
+    sees="a model with another prediction type, scale of time or input than declared",
+    misses="how a sampler module:function uses the model; shifts of a few timesteps",
+)
+STEP = Test(
+    "one repeated step",
+    sees="a wrong or ignored variance of the steps, such as a learned one; noise shared by a batch",
+    misses="wrong means; everything outside of the step",
+)
+CALIBRATION = Test(
+    "calibration with clones",
+    sees="whether reconstructions are draws from the posterior: sampler, steps and model together",
+    misses=(
+        "not judged, since right samplers of few steps fail it; noise levels that are not as stated"
     ),
-    "calibration with clones": (
-        "whether reconstructions are draws from the posterior: sampler, steps and model together",
-        "no judge: right samplers of few steps fail it; noise levels that are not as stated",
-    ),
-    "steps for calibration": (
-        "how many steps the reverse chain needs",
-        "errors of the model, which may hide them",
-    ),
-}
+)
 
 
-class Row(NamedTuple):
-    """One test of a check: its verdict, its result in words, and its numbers."""
+def check_sampler(
+    sampler: str | Function = "stored",
+    *,
+    step: str | Function | None = None,
+    progress: bool = False,
+    **options: object,
+) -> Report:
+    """Test whether an image-to-image sampler makes the U-turns that the model, the steps and the
+    noise imply, against uturn's own sampler with the same model.
 
-    test: str
-    verdict: str
-    result: str
-    numbers: Mapping[str, Any] = MappingProxyType({})
+    The tests of random numbers (size of the change, two samples, one repeated step) share the
+    false-alarm rate. Calibration with clones is reported and not judged. docs/sampler.md says what
+    each test sees.
 
-    def cells(self) -> tuple[str, ...]:
-        return *self[:3], *_TESTS[self.test]
+    Parameters
+    ----------
+    sampler
+        What is checked: a function (images, noise, seed) that returns reconstructions, with images
+        in [-1, 1], a float32 tensor (items, channels, height, width), and noise = k/steps; or
+        "module:function"; or the name of a scheduler. By default the scheduler in the folder of
+        the model.
+    step
+        One reverse step of the sampler, for the tests that need it: a function (noisy, noise,
+        seed), or "module:function". Without `sampler`, its steps are the sampler.
+    progress
+        Whether a progress bar is shown.
+    **options
+        Options of `uturn check-sampler` by their names, such as model, data, size, steps, levels,
+        items, recorded, false_alarm_rate, seed.
 
-
-class Report(NamedTuple):
-    """The tests of a sampler. It passes if no test fails."""
-
-    title: str
-    rows: list[Row]
-
-    @property
-    def passed(self) -> bool:
-        return all(row.verdict != _FAILS for row in self.rows)
-
-    def to_dict(self) -> dict[str, Any]:
-        heads = ("test", "verdict", "result", "sees", "misses")
-        tests = [{**dict(zip(heads, row.cells(), strict=True)), **row.numbers} for row in self.rows]
-        return {"title": self.title, "passed": self.passed, "tests": tests}
-
-    def table(self) -> Table:
-        table = Table("test", "verdict", "result", "sees", "does not see", title=self.title)
-        for row in self.rows:
-            table.add_row(
-                *row.cells(), style={_FAILS: "bold red", _PASSES: "green"}.get(row.verdict, "")
-            )
-        return table
-
-
-def _judged(
-    test: str, tested: Any, level: float | None, result: str, noise: Sequence[float], **numbers: Any
-) -> Row:
-    """The row of a test with p-values at several noise levels; without a level, it is reported
-    and not judged.
+    Raises
+    ------
+    ValueError
+        For wrong options, too few originals, and results of functions that are not images.
     """
-    verdict = _REPORTED if level is None else _PASSES if (tested.adjusted > level).all() else _FAILS
-    numbers |= {"p": tested.p_value, "p_holm": tested.adjusted}
-    return Row(
-        test,
-        verdict,
-        f"{result}, p = {tested.adjusted.min():.2g}",
-        {"noise": list(noise), **numbers},
+    named: dict[str, object] = dict(options)
+    if isinstance(sampler, str):
+        named["sampler"] = sampler
+    if isinstance(step, str):
+        named["step"] = step
+    chosen = SamplerOptions.from_dict(named)
+    return checked(
+        chosen,
+        progress=progress,
+        function=None if isinstance(sampler, str) else sampler,
+        step=None if isinstance(step, str) else step,
     )
 
 
-def compared(
-    originals: Any, theirs: Any, ours: Any, noise: Sequence[float], level: float
-) -> list[Row]:
-    """The tests that need only reconstructions: the size of the change, and the two-sample test,
-    each with a false-alarm rate.
-
-    `originals` (items, ...); `theirs`, `ours` (noise, items, 2, ...): two U-turns of each by the
-    checked and by a right sampler.
-    """
-    sizes, laws = sizes_of_change(originals, theirs, ours, level), two_samplers(theirs, ours, level)
-    size, of_uturn = (change_sizes(originals, data).mean(axis=(1, 2)) for data in (theirs, ours))
-    k, strongest = int(np.argmin(sizes.p_value)), int(np.argmin(laws.p_value))
-    of_sizes = f"{size[k]:.3g} against {of_uturn[k]:.3g} at t/T = {noise[k]:.3g}"
-    of_laws = f"energy distance {laws.statistic[strongest]:.2g} at t/T = {noise[strongest]:.3g}"
-    return [
-        _judged(
-            "size of the change", sizes, level, of_sizes, noise, size=size, size_of_uturn=of_uturn
-        ),
-        _judged("two samples", laws, level, of_laws, noise, energy_distance=laws.statistic),
-    ]
-
-
-def check_sampler(options: SamplerOptions, progress: bool = False) -> Report:
-    """Check a sampler by several tests; those of random numbers (size, two samples, repeated
-    step) share the false-alarm rate.
-    """
+def checked(
+    options: SamplerOptions,
+    *,
+    progress: bool = False,
+    function: Function | None = None,
+    step: Function | None = None,
+) -> Report:
+    """The report of `check_sampler` for options; `function` and `step` take the place of names."""
     options = options.of_files()
-    expect(
-        options.noise(weakest=False),
-        "levels",
-        options.levels,
-        f"at least one that rounds to a step, of {options.steps}",
-    )
-    own = options.experiment()
-    own.parts.source.coordinates(options.seed, options.items)  # an error if the source has fewer
-    (originals,) = own.parts.source.blocks(np.arange(options.items), options.seed, options.items)
-    is_function, share = is_import_path(options.sampler), options.false_alarm_rate / 3
+    _check_size(options)
+    setting = Setting.of(options)
+    share = options.false_alarm_rate / 3
+    sampler = sampler_of(setting, function, step)
+    with progress_bar(progress, "check", 4, 0, unit="parts") as advance:
+        theirs = sampler.u_turns(setting)
+        advance()
+        ours = setting.own_u_turns()
+        advance()
+        of_model = denoiser_line(setting)
+        of_step = step_line(setting, sampler, share)
+        advance()
+        of_clones = calibration_line(setting, sampler)
+        advance()
+        compared = compared_lines(setting.originals.data, theirs, ours, options.noise(), share)
+    title = f"{sampler.name} against {setting.model.describe()}"
+    lines = (*compared, of_model, of_step, of_clones)
+    return Report("check-sampler", title, lines, options.false_alarm_rate)
+
+
+def _check_size(options: SamplerOptions) -> None:
+    """ValueError for options with which no test could fail."""
+    expected = f"at least one that rounds to a step, of {options.steps}"
+    expect(options.noise(weakest=False), "levels", options.levels, expected)
+    share = options.false_alarm_rate / 3
+    # The smallest p-value of the test of two samples is 3^-items.
     least = math.ceil(math.log(len(options.noise()) / share) / math.log(3))
     few = (
         f"at least {least}; fewer could not make the check fail at false_alarm_rate ="
         f" {options.false_alarm_rate:g}"
     )
     expect(options.items >= least, "items", options.items, few)
-    if options.step is not None:
-        label = f"step = {options.step!r}"
-        steps: Any = OwnSteps(
-            import_function(options.step, label, _STEP, _STEP), _model_of(own), label
-        )
-        forward = own.parts.corruption
-    elif is_function or options.recorded is not None:
-        steps = forward = None
-    else:
-        other = options.model_copy(update={"scheduler": options.sampler}).experiment()
-        steps, forward = other.parts.backward, other.parts.corruption
-    checked = _Checked(options, own, originals, steps, forward)
-    with progress_bar(progress, "check", 4, 0, unit="parts") as advance:
-        if options.recorded is not None:
-            theirs = checked.recorded_u_turns(options.recorded)
-        else:
-            theirs = (
-                checked.function_u_turns()
-                if is_function
-                else checked.u_turns(forward, steps, range(2, 4))
-            )
-        advance()
-        ours = checked.u_turns(own.parts.corruption, own.parts.backward, range(2))
-        advance()
-        rows = [_model_row(own), checked.step_row(share)]
-        advance()
-        rows.append(checked.calibration_row())
-        advance()
-        rows = compared(originals.data, theirs, ours, options.noise(), share) + rows
-    name = options.recorded or (
-        options.sampler if is_function or options.step is None else options.step
-    )
-    return Report(f"{name} against {own.parts.backward.describe()}", rows)
 
 
-class _Checked(NamedTuple):
-    """A sampler under check. `steps`: the backward that makes its reverse steps, None if only
-    its U-turns are known.
+# --- tests of U-turns -----------------------------------------------------------------------------
+
+
+def compared_lines(
+    originals: np.ndarray,
+    theirs: np.ndarray,
+    ours: np.ndarray,
+    noise_levels: list[float],
+    level: float,
+) -> list[Line]:
+    """The tests that need only reconstructions: the size of the change, and the test of two
+    samples, each with a false-alarm rate.
+
+    `originals` (items, ...); `theirs`, `ours` (noise, items, 2, ...): two U-turns of each by the
+    checked and by a right sampler.
     """
-
-    options: SamplerOptions
-    own: Experiment
-    originals: Any
-    steps: Any
-    forward: Any
-
-    def calibrated(self, corruption: Any, backward: Any, trajectory: int) -> Calibration:
-        """Calibration by the distance of images; not at the weakest noise, whose only step draws
-        nothing: clones agree.
-        """
-
-        def likeness(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-            return -change_sizes(x, y[None, :, None])[0, :, 0]
-
-        noise, trajectories = self.options.noise(weakest=False), range(trajectory, trajectory + 1)
-        made = self.u_turns(corruption, backward, trajectories, noise, self.options.clones)
-        pairs = [
-            paired(np.concatenate([self.originals.data[:, None], clones], axis=1), likeness)
-            for clones in made
-        ]
-        with_original, with_clones = (
-            np.stack(values, axis=-1) for values in zip(*pairs, strict=True)
-        )
-        return calibrate(with_original, with_clones, _CALIBRATED)
-
-    def u_turns(
-        self,
-        corruption: Any,
-        backward: Any,
-        trajectories: range,
-        levels: list[float] | None = None,
-        clones: int = 1,
-    ) -> np.ndarray:
-        """Reconstructions at noise levels, by default all, (noise, items, trajectories * clones,
-        ...).
-        """
-        items, seed, noise = self.originals.items, self.options.seed, levels or self.options.noise()
-        # Long U-turns first, which keeps the batches of the network full.
-        blocks = (
-            (level, self.originals, level, Streams(seed, items, level, trajectories))
-            for level in noise[::-1]
-        )
-        with begun(1, unit=1 / (len(noise) * len(items) * len(trajectories) * clones)):
-            made = {
-                level: turned.reconstructions
-                for level, turned in u_turns(blocks, corruption, backward, clones=clones)
-            }
-        return np.stack([made[level] for level in noise])
-
-    def function_u_turns(self) -> np.ndarray:
-        """Two U-turns of each original by a user's function, (noise, items, 2, ...)."""
-        label = f"sampler = {self.options.sampler!r}"
-        function = import_function(self.options.sampler, label, _SAMPLER, _SAMPLER)
-        noise, images = self.options.noise(), self.originals.data
-        seeds = seeds_of(keys(self.options.seed, Purpose.RECONSTRUCTION, np.arange(2 * len(noise))))
-        pairs = [
-            [called(function, label, images, level, seeds[2 * k + j]) for j in range(2)]
-            for k, level in enumerate(noise)
-        ]
-        return np.stack([np.stack(pair, axis=1) for pair in pairs]).clip(-1, 1)
-
-    def recorded_u_turns(self, pattern: str) -> np.ndarray:
-        """The first two recorded U-turns of each original, (noise, items, 2, ...)."""
-        backward = RecordedImages(pattern=pattern)
-        trajectories = backward.files.trajectories
-        where = f"recorded = {pattern!r}: trajectories"
-        expect(len(trajectories) > 1, where, trajectories, "two or more, which the tests compare")
-        made = self.u_turns(backward.forward_process(self.own.parts.source), backward, range(2))
-        files = (
-            f"two trajectories of each of the first {self.options.items} originals at noise"
-            f" {self.options.noise()}"
-        )
-        expect(np.isfinite(made).all(), "recorded", pattern, files)
-        return made
-
-    def step_row(self, level: float) -> Row:
-        """The variance of one reverse step, repeated from the same noisy originals, against its
-        formula by the chi-square law.
-        """
-        if self.steps is None:
-            return Row("one repeated step", _UNTESTED, _NO_STEP)
-        model = _model_of(self.own)
-        source, items = self.own.parts.source, self.originals.items[:_JUDGED]
-        (few,) = source.blocks(items, self.options.seed, self.options.items)
-        if getattr(self.steps, "reverse", model.reverse)().forward.scheduler.order > 1:
-            return Row(
-                "one repeated step",
-                _UNTESTED,
-                "the scheduler makes several calls of the model in a step",
-            )
-        ratios, p = {}, {}
-        for noise in self.options.noise():
-            if not 1 < round(noise * self.options.steps) < self.options.steps:
-                continue
-            streams = Streams(self.options.seed, few.items, noise, range(4, 5))
-            expected = step_variance(
-                model, self.own.parts.corruption.observe(few, noise, streams), streams
-            )
-            if expected is None:
-                result = (
-                    f"the variance of the steps of {self.options.scheduler} has no formula here"
-                )
-                return Row("one repeated step", _UNTESTED, result)
-            repeats = repeated_step(
-                self.steps, self.forward.observe(few, noise, streams), streams, _REPEATS
-            ).astype(float)
-            squares = ((repeats - repeats.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
-            freedom = squares.size * (_REPEATS - 1)
-            if np.any(expected):
-                ratio = ratios[noise] = float((squares / expected).sum() / freedom)
-                p[noise] = min(
-                    1.0,
-                    2 * min(chi2.cdf(ratio * freedom, freedom), chi2.sf(ratio * freedom, freedom)),
-                )
-            else:
-                ratios[noise] = float(np.sqrt(squares.sum() / freedom))
-                p[noise] = float(ratios[noise] < 1e-4)
-        if not p:
-            return Row("one repeated step", _UNTESTED, "no noise level has a step that draws noise")
-        worst = min(p, key=lambda noise: (p[noise], -abs(ratios[noise] - 1)))
-        word = (
-            "times its formula"
-            if np.any(expected)
-            else "is the deviation of steps that should draw no noise"
-        )
-        result = f"variance {ratios[worst]:.3g} {word} at t/T = {worst:.3g}"
-        tested = SimpleNamespace(p_value=list(p.values()), adjusted=holm(list(p.values())))
-        return _judged(
-            "one repeated step", tested, level, result, list(p), ratio=list(ratios.values())
-        )
-
-    def calibration_row(self) -> Row:
-        if self.steps is None:
-            return Row("calibration with clones", _UNTESTED, _NO_STEP)
-        tests, noise = (
-            self.calibrated(self.forward, self.steps, 5),
-            self.options.noise(weakest=False),
-        )
-        worst = int(np.argmin(tests.p_value))
-        result = (
-            f"{self.options.steps} steps: gap {tests.gap[worst]:+.2g} at t/T = {noise[worst]:.3g}"
-        )
-        return _judged("calibration with clones", tests, None, result, noise, gap=tests.gap)
+    sizes = sizes_of_change(originals, theirs, ours, level)
+    laws = two_samplers(theirs, ours, level)
+    size = change_sizes(originals, theirs).mean(axis=(1, 2))
+    size_of_uturn = change_sizes(originals, ours).mean(axis=(1, 2))
+    k = int(np.argmin(sizes.p_value))
+    strongest = int(np.argmin(laws.p_value))
+    return [
+        SIZE.judged(
+            f"{size[k]:.3g} against {size_of_uturn[k]:.3g} at t/T = {noise_levels[k]:.3g},"
+            f" p = {sizes.adjusted.min():.2g}",
+            noise_levels,
+            sizes.p_value,
+            level,
+            size=size,
+            size_of_uturn=size_of_uturn,
+        ),
+        LAW.judged(
+            f"energy distance {laws.statistic[strongest]:.2g} at t/T ="
+            f" {noise_levels[strongest]:.3g}, p = {laws.adjusted.min():.2g}",
+            noise_levels,
+            laws.p_value,
+            level,
+            energy_distance=laws.statistic,
+        ),
+    ]
 
 
-def _model_of(own: Experiment) -> DiffusionModel:
-    return own.parts.backward  # type: ignore[return-value]  # the experiment of the preset has one
-
-
-def _model_row(own: Experiment) -> Row:
-    reverse = _model_of(own).reverse()
+def denoiser_line(setting: Setting) -> Line:
+    """Whether the model predicts what it declares."""
+    reverse = setting.model.reverse()
     if not is_checked(reverse.model.network, reverse.device):
-        return Row("denoiser", _UNTESTED, "the network is large: give it a GPU")
-    findings = own.model_check()
-    verdict = (
-        _PASSES
-        if not findings
-        else _UNTESTED
-        if all(finding.is_unclear for finding in findings)
-        else _FAILS
+        return DENOISER.line(Verdict.UNTESTED, "the network is large: give it a GPU")
+    findings = setting.own.model_check()
+    if not findings:
+        return DENOISER.line(Verdict.PASSES, "fits what is declared")
+    are_unclear = all(finding.is_unclear for finding in findings)
+    verdict = Verdict.UNTESTED if are_unclear else Verdict.FAILS
+    return DENOISER.line(verdict, "; ".join(finding.words for finding in findings))
+
+
+# --- tests of single steps ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepVariance:
+    """The variance of one reverse step at one noise level, from repeated steps."""
+
+    noise: float
+    ratio: float
+    """Measured variance in units of its formula; for steps that should draw no noise, their
+    standard deviation.
+    """
+    p: float
+    draws_noise: bool
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The smallest is the worst."""
+        return self.p, -abs(self.ratio - 1)
+
+    @property
+    def words(self) -> str:
+        what = "is the deviation of steps that should draw no noise"
+        if self.draws_noise:
+            what = "times its formula"
+        return f"variance {self.ratio:.3g} {what} at t/T = {self.noise:.3g}"
+
+
+def step_line(setting: Setting, sampler: Sampler, level: float) -> Line:
+    """The variance of one reverse step, repeated from the same noisy originals, against its
+    formula by the chi-square law.
+    """
+    if sampler.steps is None:
+        return STEP.line(Verdict.UNTESTED, _NO_STEP)
+    if sampler.steps.calls_in_a_step > 1:
+        several = "the scheduler makes several calls of the model in a step"
+        return STEP.line(Verdict.UNTESTED, several)
+    options = setting.options
+    variances = []
+    for noise in options.noise():
+        if not 1 < round(noise * options.steps) < options.steps:
+            continue
+        variance = _step_variance(setting, sampler.steps, noise)
+        if variance is None:
+            unknown = f"the variance of the steps of {options.scheduler} has no formula here"
+            return STEP.line(Verdict.UNTESTED, unknown)
+        variances.append(variance)
+    if not variances:
+        return STEP.line(Verdict.UNTESTED, "no noise level has a step that draws noise")
+    p_values = [variance.p for variance in variances]
+    worst = min(variances, key=lambda variance: variance.rank)
+    return STEP.judged(
+        f"{worst.words}, p = {holm(p_values).min():.2g}",
+        [variance.noise for variance in variances],
+        p_values,
+        level,
+        ratio=[variance.ratio for variance in variances],
     )
-    return Row(
-        "denoiser",
-        verdict,
-        "; ".join(finding.words for finding in findings) or "fits what is declared",
+
+
+def _step_variance(setting: Setting, steps: Steps, noise: float) -> StepVariance | None:
+    """The variance of steps at one noise level; None if it has no formula."""
+    options = setting.options
+    items = setting.originals.items[:_JUDGED]
+    (few,) = setting.own.parts.source.blocks(items, options.seed, options.items)
+    streams = Streams(options.seed, few.items, noise, _STEPPED)
+    noisy = setting.corruption.observe(few, noise, streams)
+    expected = step_variance(setting.model, noisy, streams)
+    if expected is None:
+        return None
+    started = steps.forward.observe(few, noise, streams)
+    repeats = repeated_step(steps.backward, started, streams, _REPEATS).astype(float)
+    deviations = repeats - repeats.mean(axis=1, keepdims=True)
+    squares = (deviations**2).sum(axis=1)
+    freedom = squares.size * (_REPEATS - 1)
+    if not np.any(expected):
+        deviation = float(np.sqrt(squares.sum() / freedom))
+        return StepVariance(noise, deviation, float(deviation < _NO_VARIANCE), draws_noise=False)
+    ratio = float((squares / expected).sum() / freedom)
+    tail = min(chi2.cdf(ratio * freedom, freedom), chi2.sf(ratio * freedom, freedom))
+    return StepVariance(noise, ratio, min(1.0, 2 * tail), draws_noise=True)
+
+
+def calibration_line(setting: Setting, sampler: Sampler) -> Line:
+    """Whether original and clones are exchangeable, by the distance of images."""
+    if sampler.steps is None:
+        return CALIBRATION.line(Verdict.UNTESTED, _NO_STEP)
+    # At the weakest noise the only step draws nothing: clones agree.
+    noise_levels = setting.options.noise(weakest=False)
+    tests = _calibrated(setting, sampler.steps, noise_levels)
+    worst = int(np.argmin(tests.p_value))
+    return CALIBRATION.judged(
+        f"{setting.options.steps} steps: gap {tests.gap[worst]:+.2g} at t/T ="
+        f" {noise_levels[worst]:.3g}, p = {tests.adjusted.min():.2g}",
+        noise_levels,
+        tests.p_value,
+        None,
+        gap=tests.gap,
     )
+
+
+def _calibrated(setting: Setting, steps: Steps, noise_levels: list[float]) -> Calibration:
+    made = setting.u_turns(
+        steps.forward, steps.backward, _CALIBRATED, noise_levels, setting.options.clones
+    )
+    with_original = []
+    with_clones = []
+    for clones in made:
+        data = np.concatenate([setting.originals.data[:, None], clones], axis=1)
+        pairs = paired(data, _likeness)
+        with_original.append(pairs[0])
+        with_clones.append(pairs[1])
+    return calibrate(
+        np.stack(with_original, axis=-1), np.stack(with_clones, axis=-1), _CALIBRATION_LEVEL
+    )
+
+
+def _likeness(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Minus the root mean square difference of images (items, ...)."""
+    return -change_sizes(x, y[None, :, None])[0, :, 0]

@@ -12,17 +12,18 @@ import torch
 
 from uturn.backward.diffusion import DiffusionModel
 from uturn.core.checks import expect
+from uturn.core.data import Noisy
 from uturn.core.errors import noted
 from uturn.core.protocols import Backward
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.schedulers import uses_learned_variance
 
-# How the names of such schedulers begin.
 _WITH_FORMULA = ("Ancestral", "EulerAncestral", "DDPM", "DDIM")
+"""How the names of schedulers begin whose steps have a variance with a formula."""
 
 
 class OwnSteps(Backward):
-    """Reverse steps by a user's function (noisy, noise, seed) of N steps; `label`: how errors name
+    """Reverse steps by a user's function (noisy, noise, seed) of N steps; `name`: how errors name
     it.
 
     It makes x_t' at t'/T = noise - 1/N from x_t at t/T = noise, float32 (batch, channels, height,
@@ -32,11 +33,14 @@ class OwnSteps(Backward):
     kinds: ClassVar[tuple[str, ...]] = ("images",)
     undoes: ClassVar[tuple[str, ...]] = ("diffusion",)
 
-    def __init__(self, function: Callable[..., Any], model: DiffusionModel, label: str) -> None:
-        self.function, self.model, self.label = function, model, label
+    def __init__(self, function: Callable[..., Any], model: DiffusionModel, name: str) -> None:
+        self.function = function
+        self.model = model
+        self.name = name
 
-    def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> np.ndarray:
-        reverse, values = self.model.reverse(), np.repeat(noisy.values, clones, axis=0)
+    def reconstruct(self, noisy: Noisy, streams: Streams, clones: int = 1) -> np.ndarray:
+        reverse = self.model.reverse()
+        values = np.repeat(noisy.values, clones, axis=0)
         seeds = seeds_of(streams.keys(Purpose.RECONSTRUCTION, clones))
         for number, step in enumerate(range(reverse.forward.step_of(streams.noise), 0, -1)):
             values = self.step(values, step / reverse.sampler.steps, seeds[0] + number)
@@ -45,12 +49,12 @@ class OwnSteps(Backward):
 
     def step(self, values: np.ndarray, noise: float, seed: int) -> np.ndarray:
         """One step of noisy data (batch, ...) at t/T = noise."""
-        return called(self.function, self.label, values, noise, seed)
+        return called(self.function, f"step = {self.name!r}", values, noise, seed)
 
 
 def seeds_of(keys: np.ndarray) -> list[int]:
     """Seeds of 31 bits, which every generator takes, from keys of random streams."""
-    return (keys >> np.uint64(33)).tolist()
+    return [int(key) for key in keys >> np.uint64(33)]
 
 
 def called(
@@ -78,7 +82,9 @@ def called(
     return made
 
 
-def repeated_step(backward: Any, noisy: Any, streams: Streams, repeats: int) -> np.ndarray:
+def repeated_step(
+    backward: OwnSteps | DiffusionModel, noisy: Noisy, streams: Streams, repeats: int
+) -> np.ndarray:
     """x_t' after the first reverse step from each noisy datum, in variance-preserving units:
     (items, repeats, ..).
 
@@ -94,14 +100,15 @@ def repeated_step(backward: Any, noisy: Any, streams: Streams, repeats: int) -> 
         cohort = reverse.cohort(list(backward.works(noisy, streams, repeats)))
         reverse.step_back([cohort])
         states = cohort.state.cpu().numpy()
-    signal, abar = (
-        reverse.forward.noise_levels[name][reverse.forward.step_of(streams.noise) - 1]
-        for name in ("signal", "abar")
-    )
-    return states.reshape(-1, repeats, *states.shape[1:]) / (signal / np.sqrt(abar))
+    levels = reverse.forward.noise_levels
+    step = reverse.forward.step_of(streams.noise) - 1
+    scale = levels["signal"][step] / np.sqrt(levels["abar"][step])
+    return np.asarray(states.reshape(-1, repeats, *states.shape[1:]) / scale)
 
 
-def step_variance(model: DiffusionModel, noisy: Any, streams: Streams) -> Any:
+def step_variance(
+    model: DiffusionModel, noisy: Noisy, streams: Streams
+) -> float | np.ndarray | None:
     """Variance of one reverse step from x_t to the next timestep t', as the sampler declares it;
     None if it has no formula here.
 
@@ -116,17 +123,16 @@ def step_variance(model: DiffusionModel, noisy: Any, streams: Streams) -> Any:
     float64 (items, channels, height, width), in variance-preserving units.
     """
     reverse = model.reverse()
-    scheduler, step, levels = (
-        reverse.forward.scheduler,
-        reverse.forward.step_of(streams.noise),
-        reverse.forward.noise_levels,
-    )
+    scheduler = reverse.forward.scheduler
+    step = reverse.forward.step_of(streams.noise)
+    levels = reverse.forward.noise_levels
     kind = type(scheduler).__name__
     if not reverse.is_stochastic:
         return 0.0
     if not kind.startswith(_WITH_FORMULA):
         return None
-    abar, next_abar = levels["abar"][step], levels["abar"][step - 1]
+    abar = float(levels["abar"][step])
+    next_abar = float(levels["abar"][step - 1])
     large = 1 - abar / next_abar
     small = large * (1 - next_abar) / (1 - abar)
     if kind.startswith("DDIM"):
@@ -140,8 +146,8 @@ def step_variance(model: DiffusionModel, noisy: Any, streams: Streams) -> Any:
     with torch.inference_mode():
         output = reverse.prediction(*cohort.inputs())
     # The second half of the channels.
-    learned = output[:, cohort.state.shape[1] :].double().cpu().numpy()
+    learned: np.ndarray = output[:, cohort.state.shape[1] :].double().cpu().numpy()
     if rule == "learned":
         return learned
     share = (learned + 1) / 2
-    return np.exp(share * np.log(large) + (1 - share) * np.log(small))
+    return np.asarray(np.exp(share * np.log(large) + (1 - share) * np.log(small)))

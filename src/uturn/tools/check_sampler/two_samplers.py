@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from uturn.core.checks import checked_array, expect
 from uturn.core.random import Purpose, checked_seed, keys
@@ -16,8 +17,8 @@ from uturn.measures.calibration import holm
 from uturn.measures.estimates import checked_share
 from uturn.measures.relabelling import p_values
 
-# Of the four U-turns of an original, those of the first sampler as pair 0.
 _PAIRS = list(itertools.combinations(range(4), 2))
+"""Pairs of the four U-turns of an original; pair 0 are the U-turns of the first sampler."""
 
 
 class TwoSamplers(NamedTuple):
@@ -40,7 +41,9 @@ class TwoSamplers(NamedTuple):
         return bool((self.adjusted > self.level).all())
 
 
-def two_samplers(first: Any, second: Any, level: float = 1e-3, seed: int = 0) -> TwoSamplers:
+def two_samplers(
+    first: ArrayLike, second: ArrayLike, level: float = 1e-3, seed: int = 0
+) -> TwoSamplers:
     """Test whether two samplers make U-turns of one law, from two U-turns of each original by each
     of them.
 
@@ -74,7 +77,7 @@ def two_samplers(first: Any, second: Any, level: float = 1e-3, seed: int = 0) ->
 
 
 def sizes_of_change(
-    originals: Any, first: Any, second: Any, level: float = 1e-3, seed: int = 0
+    originals: ArrayLike, first: ArrayLike, second: ArrayLike, level: float = 1e-3, seed: int = 0
 ) -> TwoSamplers:
     """Test whether the changes that two samplers make have the same mean size; arguments as in
     `two_samplers`.
@@ -91,22 +94,22 @@ def sizes_of_change(
     return _tested(differences, differences, sizes.max(axis=(1, 2)), level, seed)
 
 
-def change_sizes(originals: Any, reconstructions: Any) -> np.ndarray:
+def change_sizes(originals: ArrayLike, reconstructions: ArrayLike) -> np.ndarray:
     """Root mean square change of each U-turn, float64 (noise, items, draws), of (items, ...) and
     (noise, items, draws, ...).
     """
-    x, y = checked_array("originals", originals), checked_array("reconstructions", reconstructions)
-    fits, where = (
-        y.ndim > 2 and x.shape == (y.shape[1], *y.shape[3:]),
-        "shapes of originals and reconstructions",
-    )
+    x = checked_array("originals", originals)
+    y = checked_array("reconstructions", reconstructions)
+    fits = y.ndim > 2 and x.shape == (y.shape[1], *y.shape[3:])
+    where = "shapes of originals and reconstructions"
     expect(fits, where, (x.shape, y.shape), "(items, ...) and (noise, items, draws, ...)")
     return _size(y - x[:, None], 3)
 
 
-def _together(first: Any, second: Any) -> np.ndarray:
+def _together(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     """The U-turns of both samplers, (noise, items, 4, ...), checked."""
-    a, b = checked_array("first", first), checked_array("second", second)
+    a = checked_array("first", first)
+    b = checked_array("second", second)
     fits = a.shape == b.shape and a.ndim > 2 and a.shape[2] == 2 and a.size
     expect(
         fits,
@@ -127,9 +130,9 @@ def _together(first: Any, second: Any) -> np.ndarray:
 
 def _size(differences: np.ndarray, leading: int) -> np.ndarray:
     """Root mean square over the axes of a datum, those after the leading ones."""
-    return np.sqrt(
-        np.square(differences, dtype=float).reshape(*differences.shape[:leading], -1).mean(axis=-1)
-    )
+    squares = np.square(differences, dtype=float)
+    mean = squares.reshape(*differences.shape[:leading], -1).mean(axis=-1)
+    return np.asarray(np.sqrt(mean))
 
 
 def _tested(
