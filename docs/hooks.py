@@ -39,7 +39,7 @@ PAGES = {
 # Of Markdown, and of HTML in it.
 LINK = re.compile(r"""(?:(?<=\]\()|(?<=src=")|(?<=href="))([^)\s#"]+)(?=[)#"])""")
 HELP = (  # what a page says to type, and the page of the site that shows the same
-    (r"`uturn ([a-z-]+) --help`", r"[\g<0>](options.md#uturn-\1)"),
+    (r"`uturn ([a-z-]+) --help`", lambda found: link_to_options(found)),
     (
         r"`help\(ut\.(Source|Corruption|Channel|Backward|Probe|Originals|Noisy|UTurns|Variable)\)`",
         lambda found: f"[{found[0]}](members.md#{found[1].lower()})",
@@ -72,7 +72,7 @@ OF_TOOLS = {
     "atlas": ("rows",),
     "audit": ("options", "orders"),
     "chains": ("chain", "energies", "measures", "parts"),
-    "check_sampler": ("two_samplers",),
+    "check_sampler": ("check", "two_samplers"),
     "inverse": (
         "deepinv_samplers",
         "linear",
@@ -186,6 +186,15 @@ def mathml(tex: str, display: str, page: Page) -> str:
     for pattern, better in TIDY:
         formula = re.sub(pattern, better, formula)
     return formula
+
+
+def link_to_options(found: re.Match[str]) -> str:
+    """The help of a command, linked to its options; as it is if the tool of the command is not
+    there.
+    """
+    if found[1] not in generated.commands():
+        return found[0]
+    return f"[{found[0]}](options.md#uturn-{found[1]})"
 
 
 # -- links -----------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from uturn import probes as probes
     from uturn import sources as sources
     from uturn import studies as studies
+    from uturn._tool_names import *  # noqa: F403
     from uturn.core import protocols as protocols
     from uturn.core import random as random
     from uturn.core.experiment import Experiment as Experiment
@@ -69,9 +70,6 @@ if TYPE_CHECKING:
     from uturn.studies import study as study
     from uturn.studies.locate import locate as locate
     from uturn.studies.readings import readings as readings
-    from uturn.tools.audit.orders import order_discrepancy as order_discrepancy
-    from uturn.tools.check_sampler.two_samplers import two_samplers as two_samplers
-    from uturn.tools.inverse.posteriors import posterior_tests as posterior_tests
 
 _NAMES = {
     "uturn": ["backward", "corruption", "measures", "networks", "probes", "sources", "studies"],

@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from uturn.core.messages import one_line
 
 GROUP = "uturn.tools"
+STUB = Path(__file__).parents[1] / "_tool_names.pyi"
+"""Names that the tools of this package add to `uturn`, as type checkers read them."""
 
 
 @dataclass(frozen=True)
@@ -101,3 +104,22 @@ def left_out(name: str, error: Exception) -> None:
     warnings.warn(
         f"the tool {name!r} is left out: {type(error).__name__}: {one_line(error)}", stacklevel=2
     )
+
+
+def stub() -> str:
+    """The text of `STUB`: `python -m uturn.core.tools` writes it after a tool has come or gone."""
+    lines = [
+        '"""Names that tools add to `uturn`; `python -m uturn.core.tools` writes this file."""'
+    ]
+    lines.append("")
+    for tool in own_tools().values():
+        for name, path in tool.names.items():
+            module, _, original = path.partition(":")
+            if "." not in name:
+                lines.append(f"from {module} import {original} as {name}")
+    lines[2:] = sorted(lines[2:])
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    STUB.write_text(stub(), encoding="utf-8")
