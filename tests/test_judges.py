@@ -113,7 +113,7 @@ def test_a_page_shows_the_table_and_the_conclusion():
     assert section.overview.rows[0][0] == "gap"
     assert section.words.startswith("Fails: gap.")
     assert "0.001" in section.words
-    assert section.notes == ["32 originals."]
+    assert section.notes == ["32 originals"]
 
 
 def test_a_calibration_is_a_report():

@@ -87,7 +87,7 @@ def test_each_module_can_be_imported_first():
 
 @pytest.mark.slow
 def test_an_installed_package_brings_a_part_a_command_and_a_section(tmp_path):
-    """The package of docs/own-parts.md, examples/tool."""
+    """The package of docs/own-tools.md, examples/tool."""
     if find_spec("pip") is None:
         pytest.skip("environments made by uv have no pip")
     site, example = tmp_path / "site", ROOT.parents[1] / "examples"
@@ -108,8 +108,10 @@ def test_an_installed_package_brings_a_part_a_command_and_a_section(tmp_path):
     (tmp_path / "spec.toml").write_text(SPEC)
     done = run(MAIN, "changed-runs", tmp_path / "spec.toml", "--out", tmp_path / "out", path=path)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "out/changed-runs.json").read_text())["noise"] == [0.0, 0.5]
-    assert "The longest runs of changed leaves" in (tmp_path / "out/index.html").read_text()
+    assert "runs at noise 0.5" in done.stdout
+    found = json.loads((tmp_path / "out/changed-runs.json").read_text())
+    assert [test["test"] for test in found["tests"]] == ["runs at noise 0", "runs at noise 0.5"]
+    assert "Do leaves change together?" in (tmp_path / "out/index.html").read_text()
     assert "changed-runs" in run(MAIN, "--help", path=path).stdout
 
 

@@ -4,6 +4,7 @@ from uturn.core.tools import Tool
 
 TOOL = Tool(
     parts={"probes": {"changed_runs": "changed_runs.tool:ChangedRuns"}},
-    commands=("changed_runs.tool",),
-    sections={"changed-runs.json": "changed_runs.tool:section"},
+    commands=("changed_runs.command",),
+    sections={"changed-runs.json": "uturn.pages.reports:report_section"},
+    names={"changed_runs": "changed_runs.tool:changed_runs"},
 )

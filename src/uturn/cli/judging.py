@@ -32,15 +32,12 @@ def check_files(json_file: Path | None, csv_file: Path | None) -> None:
 
 def end_with(report: Report, json_file: Path | None = None, csv_file: Path | None = None) -> None:
     """Print a report, write its files, and end the command with its exit code."""
-    show(report.__rich__())
-    for remark in report.remarks:
-        console().print(remark)
+    show(report)
     if json_file is not None:
         report.to_json(json_file)
         console().print(f"written: {json_file}")
     if csv_file is not None:
         report.to_csv(csv_file)
         console().print(f"written: {csv_file}")
-    console().print(report.conclusion)
     if not report.passed:
         raise typer.Exit(report.exit_code)

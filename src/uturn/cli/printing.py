@@ -29,6 +29,8 @@ from uturn.core.messages import visible
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from uturn.measures.report import Report
+
 _UNFOLDED = 10_000  # width of a file or a pipe, so that each row of a table stays on one line
 
 
@@ -59,26 +61,37 @@ class _Visible(RenderHook):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
-def show(table: Table | str, widest: int = _UNFOLDED) -> None:
+def show(part: Table | Report | str, widest: int = _UNFOLDED) -> None:
     """Print a line of text, or a table without a frame. If it is wider than the terminal or
-    `widest`, its cells fold.
+    `widest`, its cells fold. A report is its table, remarks and conclusion.
     """
     out = console()
     out.width = min(out.width, widest)
-    if not isinstance(table, str):
-        if table.title:  # rich would fold a title to the width of the table
-            out.print(table.title, style="bold")
-        table.title = None
-        table.box = None
-        table.padding = (0, 2, 0, 0)
-        table.pad_edge = False
-        for column in table.columns:
-            column.overflow = "fold"
-        if out.measure(table, options=out.options.update(width=_UNFOLDED)).maximum > out.width:
-            table.box = box.SIMPLE
-            table.show_edge = False
-            table.padding = 0
-            table.leading = 1  # a blank line between rows
+    if isinstance(part, str):
+        out.print(part)
+        return
+    if isinstance(part, Table):
+        _show_table(out, part)
+        return
+    _show_table(out, part.__rich__())
+    for line in (*part.remarks, part.conclusion):
+        out.print(line)
+
+
+def _show_table(out: Console, table: Table) -> None:
+    if table.title:  # rich would fold a title to the width of the table
+        out.print(table.title, style="bold")
+    table.title = None
+    table.box = None
+    table.padding = (0, 2, 0, 0)
+    table.pad_edge = False
+    for column in table.columns:
+        column.overflow = "fold"
+    if out.measure(table, options=out.options.update(width=_UNFOLDED)).maximum > out.width:
+        table.box = box.SIMPLE
+        table.show_edge = False
+        table.padding = 0
+        table.leading = 1  # a blank line between rows
     out.print(table)
 
 

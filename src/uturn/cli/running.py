@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from rich.table import Table
 
+    from uturn.measures.report import Report
+
 Experiments = Mapping[str, "uturn.Experiment"]
 """Experiments by the names of their stores."""
 
@@ -51,8 +53,8 @@ class Finished:
 class Printed:
     """What a command says about its results."""
 
-    parts: Sequence[Table | str] = ()
-    """Tables and lines that it prints."""
+    parts: Sequence[Table | Report | str] = ()
+    """Tables, reports and lines that it prints."""
     files: Sequence[str] = ()
     """Names of the files that it has written in addition to the files of a study."""
 

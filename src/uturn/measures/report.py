@@ -30,7 +30,7 @@ from uturn.measures.estimates import Estimate, with_interval
 FORMAT = "uturn.report"
 """The `format` of the JSON of a report."""
 VERSION = 1
-_STORED = ("judge", "title", "false_alarm_rate", "remarks")
+_STORED = ("judge", "title", "false_alarm_rate", "remarks", "docs")
 """Fields of a report beside its lines that are stored."""
 
 
@@ -124,6 +124,8 @@ class Report:
     """Probability that the report of something right fails."""
     remarks: tuple[str, ...] = ()
     """What the reader should know of all lines together."""
+    docs: str = ""
+    """Where it is described: the name of a page in docs/ without ".md", or a URL."""
 
     @property
     def failed(self) -> tuple[str, ...]:
@@ -225,6 +227,7 @@ class Report:
             "passed": self.passed,
             "false_alarm_rate": self.false_alarm_rate,
             "remarks": list(self.remarks),
+            "docs": self.docs,
             "tests": [_plain(line) for line in self.lines],
         }
 

@@ -45,7 +45,7 @@ class Section:
     name: str
     """Short name, in links."""
     docs: str
-    """Page of the documentation that describes the result."""
+    """Where the result is described: the name of a page in docs/ without ".md", or a URL."""
     title: str
     group: str = ""
     """Heading above the first of consecutive sections of a group."""

@@ -187,7 +187,7 @@ def checked(
         compared = compared_lines(setting.originals.data, theirs, ours, options.noise(), share)
     title = f"{sampler.name} against {setting.model.describe()}"
     lines = (*compared, of_model, of_step, of_clones)
-    return Report("check-sampler", title, lines, options.false_alarm_rate)
+    return Report("check-sampler", title, lines, options.false_alarm_rate, docs="sampler")
 
 
 def _check_size(options: SamplerOptions) -> None:
