@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from enum import Enum
+from functools import cache
 from typing import Any
 
 import typer
@@ -51,6 +52,7 @@ What can a part of your own define? A part defines the members that are required
 # -- options ---------------------------------------------------------------------------------------
 
 
+@cache
 def commands() -> dict[str, Any]:
     """The commands of `uturn` by name, in the order of its help."""
     program: Any = typer.main.get_command(uturn.cli.app)

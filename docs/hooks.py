@@ -39,7 +39,7 @@ PAGES = {
 # Of Markdown, and of HTML in it.
 LINK = re.compile(r"""(?:(?<=\]\()|(?<=src=")|(?<=href="))([^)\s#"]+)(?=[)#"])""")
 HELP = (  # what a page says to type, and the page of the site that shows the same
-    (r"`uturn ([a-z-]+) --help`", lambda found: link_to_options(found)),
+    (r"`uturn ([a-z-]+) --help`", lambda found: linked_help(found)),
     (
         r"`help\(ut\.(Source|Corruption|Channel|Backward|Probe|Originals|Noisy|UTurns|Variable)\)`",
         lambda found: f"[{found[0]}](members.md#{found[1].lower()})",
@@ -188,7 +188,7 @@ def mathml(tex: str, display: str, page: Page) -> str:
     return formula
 
 
-def link_to_options(found: re.Match[str]) -> str:
+def linked_help(found: re.Match[str]) -> str:
     """The help of a command, linked to its options; as it is if the tool of the command is not
     there.
     """

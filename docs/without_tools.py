@@ -13,19 +13,13 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff", "mkdocs.yml")
-FOLDERS = ("src", "docs", "examples", "benchmarks", "tests", "training")
+LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "results", "runs", "site")
 
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)
-        for name in COPIED:
-            shutil.copy(ROOT / name, copy / name)
-        for name in FOLDERS:
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / name, copy / name, ignore=ignored, symlinks=True)
-        shutil.copy(ROOT / "pyproject.toml", copy)
+        copy = Path(folder) / "copy"
+        shutil.copytree(ROOT, copy, ignore=LEFT_OUT)
         for tool in (copy / "src" / "uturn" / "tools").iterdir():
             if tool.is_dir():
                 shutil.rmtree(tool)

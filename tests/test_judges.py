@@ -96,6 +96,10 @@ def test_a_stored_report_is_read_again(tmp_path):
     again = Report.from_dict(data)
     assert again.to_dict() == found.to_dict()
     assert again.lines[0].measured == GAP.measured
+    without_interval = Estimate(0.2, np.nan, np.nan)
+    stored = report(Line("gap", Verdict.REPORTED, measured=without_interval, p=np.nan)).to_dict()
+    assert stored["tests"][0]["measured"] == [0.2, None, None]
+    assert Report.from_dict(stored).lines[0].words == "0.2"
     found.to_csv(tmp_path / "check.csv")
     assert pandas.read_csv(tmp_path / "check.csv").test.tolist() == ["gap", "step"]
 
@@ -131,5 +135,15 @@ def test_a_calibration_is_a_report():
     assert report.lines[0].measured.value == found.gap.item()
     assert "FAILS" in repr(found)
     assert tested(1.0).report.passed
-    assert "Dataset" not in repr(found)
+    assert "xarray" not in repr(found)
     assert "gap" not in repr(found[["p"]])
+    assert "xarray" in repr(found.drop_attrs())  # without its level, it is no longer a report
+
+
+def test_a_test_that_cannot_fail_has_not_passed():
+    """Two originals can give no p-value below the level."""
+    values = np.arange(8.0).reshape(2, 4)
+    readings = ut.readings_of(values[:, 0], values[None, :, None, 1:], lambda a, b: abs(a - b), "f")
+    (line,) = ut.calibration(ut.readings(readings, [1.0], start=0), "f").report.lines
+    assert line.verdict is Verdict.UNTESTED
+    assert "too few originals" in line.remark

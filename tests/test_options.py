@@ -428,8 +428,6 @@ def step_line_of(recorder, line):
         steps = sampler.steps and (plain(sampler.steps.backward), plain(sampler.steps.forward))
         items = len(setting.originals.items)
         recorder.calls.append(("step_line", setting.own.spec, sampler.name, steps, items, level))
-        clones = setting.options.clones
-        recorder.calls.append(("calibration", clones, setting.options.noise(weakest=False)))
         return line
 
     return step_line

@@ -1,6 +1,6 @@
-"""Pieces of HTML for notebooks, without scripts, in the colours of the notebook.
+"""What objects show when they are printed: text with tables, and pieces of HTML for notebooks.
 
-All text is escaped.
+The HTML has no scripts, takes the colours of the notebook, and all of its text is escaped.
 """
 
 from __future__ import annotations
@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_WIDTH = 120  # characters of a line of text
 _LINE = "border-bottom: 1px solid rgba(128, 128, 128, 0.35)"
 _CELL = f"text-align: left; padding: 0.2em 1em 0.2em 0; background: none; {_LINE}"
 _COLOR = "#3b8fd0"  # visible on white and on black
@@ -18,6 +22,19 @@ _BAR = f"display: inline-block; width: 6em; height: 0.6em; margin-right: 0.6em; 
 _TABLE = "border-collapse: collapse; margin: 0.4em 0; font: inherit; color: inherit"
 _DROP = 34  # pixels between tree levels
 _RADIUS = 6  # of a node, in pixels
+
+
+def text(*parts: RenderableType) -> str:
+    """Tables of rich and lines of text as they are printed, without colours."""
+    from rich.console import Console
+
+    console = Console(
+        width=_WIDTH, color_system=None, force_jupyter=False, highlight=False, markup=False
+    )
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part)
+    return captured.get().rstrip()
 
 
 class Html(NamedTuple):

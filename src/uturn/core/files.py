@@ -92,19 +92,19 @@ def write_json(path: str | os.PathLike[str], content: object) -> None:
     """Write plain data, with numpy arrays and numbers, as a JSON file; null for numbers that are
     not finite.
     """
-    table = _finite(plain(content))
+    table = finite(plain(content))
     text = json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False)
     with whole_file(path) as file:
         # Texts of files may hold lone surrogates.
         file.write(text.encode(errors="backslashreplace"))
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> Any:  # noqa: ANN401 - plain data as they came
     """Plain data with None in place of numbers that are not finite."""
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -26,7 +26,7 @@ from uturn.measures.intervals import mean_interval
 from uturn.measures.readings import WITHIN, check_dims, complete_items, own_dims
 from uturn.measures.relabelling import MARGIN, p_values
 from uturn.measures.replicates import replicates
-from uturn.measures.report import Line, Report, Tests, verdict_of
+from uturn.measures.report import Line, Report, Tests, Verdict, verdict_of
 
 
 class Calibration(NamedTuple):
@@ -117,7 +117,7 @@ def _largest_size(readings: ArrayLike) -> np.ndarray:
 
 _REMARKS = (
     "a gap above 0: reconstructions resemble the original more than each other; below 0: less",
-    "an error that does not change this reading is not seen",
+    "an error that does not change these readings is not seen",
 )
 
 
@@ -127,7 +127,8 @@ class CalibrationTests(Tests):
     __slots__ = ()
 
     def _is_whole(self) -> bool:
-        return {"gap", "low", "high", "p_holm", "visible"} <= set(self.data_vars)
+        has_numbers = {"gap", "low", "high", "p_holm", "visible"} <= set(self.data_vars)
+        return has_numbers and {"variable", "level"} <= set(self.attrs)
 
     @property
     def report(self) -> Report:
@@ -151,12 +152,14 @@ class CalibrationTests(Tests):
         name = str(levels.pop("reading", self.variable))
         p = float(values.p_holm)
         visible = float(values.visible)
-        remark = f"visible from {visible:.2g}"
+        verdict = verdict_of(p, float(self.level))
+        remark = f"detects a gap from about {visible:.2g}"
         if not np.isfinite(visible):
+            verdict = Verdict.UNTESTED
             remark = "too few originals to detect a gap"
         return Line(
             label_of(name, levels),
-            verdict_of(p, float(self.level)),
+            verdict,
             measured=Estimate(float(values.gap), float(values.low), float(values.high)),
             expected=0.0,
             p=p,

@@ -1,8 +1,7 @@
 """What a judge says: a line for each test, and whether all of them passed.
 
-Every judge of this package (`uturn.check_sampler`, `uturn.audit`, `uturn.inverse`, and datasets of
-tests such as those of `uturn.calibration`) gives a `Report`. Its command prints it, and ends with
-its exit code.
+`uturn.check_sampler` gives a `Report`, which its command prints before it ends with the exit code of
+the report. A dataset of tests, such as `uturn.calibration` gives, has a report too.
 """
 
 from __future__ import annotations
@@ -18,13 +17,12 @@ import numpy as np
 import pandas
 import xarray as xr
 from pydantic import JsonValue, TypeAdapter
-from rich.console import Console
 from rich.table import Column, Table
 
 from uturn.core import display
 from uturn.core.checks import expect
 from uturn.core.csv_text import csv_of
-from uturn.core.files import whole_file, write_json
+from uturn.core.files import finite, whole_file, write_json
 from uturn.measures.estimates import Estimate, with_interval
 
 FORMAT = "uturn.report"
@@ -121,7 +119,7 @@ class Report:
     """What was judged, and against what."""
     lines: tuple[Line, ...]
     false_alarm_rate: float | None = None
-    """Probability that the report of something right fails."""
+    """Probability that a right sampler, model or knob fails in at least one test."""
     remarks: tuple[str, ...] = ()
     """What the reader should know of all lines together."""
     docs: str = ""
@@ -201,14 +199,7 @@ class Report:
         return table
 
     def __repr__(self) -> str:
-        console = Console(
-            width=120, color_system=None, force_jupyter=False, highlight=False, markup=False
-        )
-        with console.capture() as text:
-            console.print(self)
-            for line in (*self.remarks, self.conclusion):
-                console.print(line)
-        return text.get().rstrip()
+        return display.text(self, *self.remarks, self.conclusion)
 
     def _repr_html_(self) -> str:
         heads, rows = self.cells()
@@ -219,7 +210,7 @@ class Report:
 
     def to_dict(self) -> dict[str, JsonValue]:
         """The report as plain data, with numbers that are not finite as None."""
-        return {
+        table: dict[str, JsonValue] = {
             "format": FORMAT,
             "version": VERSION,
             "judge": self.judge,
@@ -230,6 +221,7 @@ class Report:
             "docs": self.docs,
             "tests": [_plain(line) for line in self.lines],
         }
+        return {key: finite(value) for key, value in table.items()}
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
@@ -238,7 +230,9 @@ class Report:
         expect(stored.get("format") == FORMAT, "format", stored.get("format"), FORMAT)
         expect(stored.get("version") == VERSION, "version", stored.get("version"), str(VERSION))
         fields = {key: stored[key] for key in _STORED if key in stored}
-        report: Self = TypeAdapter(cls).validate_python({**fields, "lines": stored.get("tests")})
+        tests = stored.get("tests")
+        lines = [_with_nan(test) for test in tests] if isinstance(tests, list) else tests
+        report: Self = TypeAdapter(cls).validate_python({**fields, "lines": lines})
         return report
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
@@ -268,6 +262,14 @@ def _plain(line: Line) -> dict[str, JsonValue]:
         "numbers": dict(line.numbers),
     }
     return {key: value for key, value in fields.items() if value not in (None, "", {}, [])}
+
+
+def _with_nan(test: object) -> object:
+    """A stored test with NaN in place of ends of an interval that does not exist."""
+    measured = test.get("measured") if isinstance(test, dict) else None
+    if not isinstance(test, dict) or not isinstance(measured, list):
+        return test
+    return {**test, "measured": [np.nan if number is None else number for number in measured]}
 
 
 class Tests(xr.Dataset):

@@ -53,7 +53,7 @@ def section_of(report: Report, name: str) -> Section:
     """A section with the table of a report and its conclusion."""
     words = f"{report.conclusion[0].upper()}{report.conclusion[1:]}."
     if report.false_alarm_rate is not None:
-        words += f" Something right fails with a probability of {report.false_alarm_rate:g}."
+        words += f" The false-alarm rate of all tests together is {report.false_alarm_rate:g}."
     return Section(
         report.judge,
         name,

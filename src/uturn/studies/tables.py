@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas
 import xarray as xr
-from rich.console import Console
 from rich.table import Column, Table
 
 from uturn.core import display
@@ -36,13 +35,7 @@ class Study(xr.Dataset):
     def __repr__(self) -> str:
         if not _is_whole(self):
             return super().__repr__()
-        console = Console(
-            width=120, color_system=None, force_jupyter=False, highlight=False, markup=False
-        )
-        with console.capture() as text:
-            for part in summary(self):
-                console.print(part)
-        return text.get().rstrip()
+        return display.text(*summary(self))
 
     def _repr_html_(self) -> str:
         if not _is_whole(self):
@@ -376,7 +369,7 @@ def remarks_on_readings(study: xr.Dataset) -> list[str]:
     return lines
 
 
-# --- CSV and frames -------------------------------------------------------------------------------
+# --- frames ---------------------------------------------------------------------------------------
 
 
 class Tidy(NamedTuple):

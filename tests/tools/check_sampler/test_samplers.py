@@ -159,6 +159,8 @@ def test_functions_are_checked_as_their_import_paths(originals):
     assert found.lines == named.lines
     assert not found.passed
     assert "sampler_gallery:" in found.title
+    with pytest.raises(ValueError, match="recorded"):
+        ut.check_sampler(gallery.compvis, recorded="{noise}/{item}.png", levels=[0.5], **options)
     with pytest.raises(ValueError, match="itms"):
         ut.check_sampler(gallery.compvis, itms=3, **options)
 

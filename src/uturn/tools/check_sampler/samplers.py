@@ -185,6 +185,8 @@ def sampler_of(
     """The sampler that options name, or the functions that are given in place of names."""
     options = setting.options
     if options.recorded is not None:
+        is_alone = function is None and step is None
+        expect(is_alone, "recorded", options.recorded, "no sampler and no step beside it")
         return RecordedSampler(options.recorded)
     name = options.sampler
     if function is not None:

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from rich.console import Console
-from rich.table import Column, Table
 
+from uturn.core import display
 from uturn.core.checks import expect
 from uturn.core.messages import shown
 from uturn.measures.calibration import calibration, holm, items_tested, twin_of
@@ -19,6 +18,7 @@ from uturn.measures.estimates import ESTIMATE, checked_share, with_interval
 from uturn.measures.intervals import mean_curves, proportion
 from uturn.measures.ranks import ranks
 from uturn.measures.readings import WITHIN
+from uturn.studies.tables import TextTable, for_terminal
 
 NONE_SEEN, OTHER, DEAF = "none seen", "some other error", "deaf to the data"
 KINDS = {
@@ -62,23 +62,8 @@ class PosteriorTests(xr.Dataset):
     def __repr__(self) -> str:
         if not {"p", "kind"} <= set(self.data_vars) or "noise" not in self.dims:
             return super().__repr__()
-        console = Console(
-            width=120, color_system=None, force_jupyter=False, highlight=False, markup=False
-        )
-        with console.capture() as text:
-            for at in by_level(self):
-                heads, rows = rows_of(at)
-                table = Table(
-                    *(Column(head, overflow="fold") for head in heads),
-                    title=title_of(at),
-                    title_justify="left",
-                )
-                for row in rows:
-                    table.add_row(*row)
-                console.print(table)
-            for remark in filter(None, self.attrs["remark"].split("; ")):
-                console.print(remark)
-        return text.get().rstrip()
+        tables = [for_terminal(TextTable(title_of(at), *rows_of(at))) for at in by_level(self)]
+        return display.text(*tables, *filter(None, self.attrs["remark"].split("; ")))
 
 
 def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> PosteriorTests:
