@@ -44,7 +44,8 @@ GROUPS = 200  # experiments of which the false alarms are counted
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    scale, runs = workshop.scale, {}
+    scale = workshop.scale
+    runs = {}
     tried = trials.samplers(scale, trials.trained_denoiser(workshop))
     experiments = {label: experiment for label, (experiment, _) in tried.items()}
     experiments |= {f"repeated-{kind}": trials.repeated(kind, scale) for kind in trials.NOISE}
@@ -56,7 +57,8 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    kinds, tried = {label: ds.attrs["kind"] for label, ds in runs.items() if "kind" in ds.attrs}, {}
+    kinds = {label: ds.attrs["kind"] for label, ds in runs.items() if "kind" in ds.attrs}
+    tried = {}
     for label in kinds:
         names = ["parsed"] if "parsed" in runs[label] else ["same_label", "scale_similarity"]
         tried[label] = calibration(runs[label], names, level=LEVEL)
@@ -137,7 +139,8 @@ def false_alarms(repetitions: list[xr.Dataset]) -> xr.Dataset:
     p = []
     for ds in repetitions:
         draws = ds.isel(trajectory=0).transpose("item", "clone", "noise", "tree_level")
-        f, r = draws.parsed.values, draws.clone_parsed.values
+        f = draws.parsed.values
+        r = draws.clone_parsed.values
         groups = [np.flatnonzero(ds.grammar.values == g) for g in range(GROUPS)]
         p.append(
             [
@@ -181,17 +184,16 @@ _LOOKS = {"exact": ACCENT, "wrong": CLASS, "sites": "#e69f00", "blind": MUTED}
 
 
 def _draw_samplers(axes: Any, data: xr.Dataset) -> None:
-    kinds, look = (
-        data.kind.values,
-        {
-            "transform": axes.get_yaxis_transform(),
-            "va": "center",
-            "fontsize": 9.5,
-        },
-    )
+    kinds = data.kind.values
+    look = {
+        "transform": axes.get_yaxis_transform(),
+        "va": "center",
+        "fontsize": 9.5,
+    }
     order = [k for kind in _LOOKS for k in np.flatnonzero(kinds == kind)]
     for row, k in enumerate(order):
-        p, color = float(data.p_holm[k]), _LOOKS[str(kinds[k])]
+        p = float(data.p_holm[k])
+        color = _LOOKS[str(kinds[k])]
         row_interval(
             axes, row, data.gap[k].values, color, ms=7, mfc=color if p <= LEVEL else "white"
         )
@@ -214,7 +216,8 @@ def _draw_samplers(axes: Any, data: xr.Dataset) -> None:
 
 def _draw_rates(axes: Any, data: xr.Dataset) -> None:
     shares = data.share.isel(a=slice(len(LEVELS), None))
-    a, tests = shares.a.values, shares.sizes["test"]
+    a = shares.a.values
+    tests = shares.sizes["test"]
     error = binom.ppf(1 - 1e-3 / tests, GROUPS, a) / GROUPS
     axes.fill_between(a, 0, error, color=ACCENT, alpha=0.13, lw=0, label="binomial error")
     axes.plot(a, a, color=THEORY, lw=1)

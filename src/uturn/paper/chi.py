@@ -64,7 +64,10 @@ REACH = {"gaussian": (0.045, 0.105), "masking": (0.14, 0.46), "uniform": (0.08, 
 # Figure thresholds, one grammar, (32, 8, 2).
 THRESHOLD = {"gaussian": 0.0699, "masking": 0.2741, "uniform": 0.1607}
 DRAWS = 16  # noisy strings of an original for its exact chi
-EPSILON_WIDTH, CHANNEL_WIDTH, CONTROL_WIDTH = 0.05, 0.15, 0.3  # of intervals of chi, as shares
+# of intervals of chi, as shares
+EPSILON_WIDTH = 0.05
+CHANNEL_WIDTH = 0.15
+CONTROL_WIDTH = 0.3
 CHANNEL_MOVED = 0.15  # of the interval of a displacement, as a share of the threshold
 ALARM = 1e-3  # false-alarm rate of a verdict on chi against its exact value
 HALF_WIDTH = {5: 0.06, 7: 0.035, 10: 0.016}  # of the peak in ε, where a parabola describes it
@@ -72,7 +75,8 @@ HALF_WIDTH = {5: 0.06, 7: 0.035, 10: 0.016}  # of the peak in ε, where a parabo
 
 def epsilons(depth: int, scale: Scale) -> list[float]:
     """Noise levels, dense around the maximum of the mean field."""
-    grid, half = np.linspace(0.7, 0.83, 1301), HALF_WIDTH[depth]
+    grid = np.linspace(0.7, 0.83, 1301)
+    half = HALF_WIDTH[depth]
     top = float(grid[MeanField(*STEEP).susceptibility(grid, depth).argmax()])
     dense = np.linspace(top - half, top + half, 7 if scale == "smoke" else 13)
     return np.r_[0.55, 0.65, top - 2 * half, dense, top + 2 * half, 0.9].round(4).tolist()
@@ -135,7 +139,8 @@ def peak(noise: np.ndarray, chi: np.ndarray, around: np.ndarray) -> np.ndarray:
     around the maximum of `around`.
     """
     top = int(np.clip(around.argmax(), 2, len(noise) - 3))
-    x, y = noise[top - 2 : top + 3], np.log(chi[top - 2 : top + 3])
+    x = noise[top - 2 : top + 3]
+    y = np.log(chi[top - 2 : top + 3])
     middle = x.mean()  # of a parabola in x - middle, which is well conditioned
     bend, slope, offset = np.polyfit(x - middle, y, 2)
     return (
@@ -165,11 +170,9 @@ def compared(run: xr.Dataset, exact: xr.Dataset, comparisons: int) -> Compared:
     """Log ratios and displacements have intervals with the false-alarm rate `ALARM` for all
     `comparisons` together.
     """
-    both, noise, level = (
-        beside_exact(chi_parts(run), chi_parts(exact)),
-        run.noise.values,
-        ALARM / comparisons,
-    )
+    both = beside_exact(chi_parts(run), chi_parts(exact))
+    noise = run.noise.values
+    level = ALARM / comparisons
     measured, known = _chi(replicates(both).mean).T
     ratio, moved = estimates(both, lambda c: [_log_ratio(c).mean(), shift(noise, c)], 1 - level)
     levels = estimates(both, _log_ratio, 1 - level / len(noise))
@@ -229,11 +232,11 @@ def _epsilon(data: xr.Dataset, runs: dict[str, xr.Dataset], theory: MeanField) -
         for L in DEPTHS
     ]
     critical = theory.critical_noise or np.nan
-    depths, annealed, heights = ", ".join(map(str, DEPTHS)), [], []
-    widths, narrow = (
-        np.array([HALF_WIDTH[L] for L in DEPTHS]) / 4,
-        "are narrower than 1/4 of the half-width of the peak",
-    )
+    depths = ", ".join(map(str, DEPTHS))
+    annealed = []
+    heights = []
+    widths = np.array([HALF_WIDTH[L] for L in DEPTHS]) / 4
+    narrow = "are narrower than 1/4 of the half-width of the peak"
     for L in DEPTHS:
         noise, measured, exact = (
             data[f"{name}epsilon-depth{L}"].values for name in ("noise_", "chi_", "chi_exact-")
@@ -285,7 +288,8 @@ def _channel(runs: dict[str, xr.Dataset], channel: str) -> list[Verdict]:
         compared(runs[f"{channel}-depth{L}"], runs[f"exact-{channel}-depth{L}"], len(depths))
         for L in depths
     ]
-    limit, deepest = THRESHOLD[channel], of_depth[-1]
+    limit = THRESHOLD[channel]
+    deepest = of_depth[-1]
     moved = Estimate(*(x / limit for x in deepest.moved))
     grammar = f"{thresholds.CHANNELS[channel].label} {PAPER}"
     name = f"{grammar}, L = {', '.join(map(str, depths))}"
@@ -324,7 +328,8 @@ def _controls(data: xr.Dataset, runs: dict[str, xr.Dataset]) -> list[Verdict]:
         ("field", "Gaussian random field"),
         ("mixture", "mixture of two Gaussians"),
     ):
-        chi, known = listed(data[f"chi_{label}"]), float(data[f"chi_exact-{label}"][0, 0])
+        chi = listed(data[f"chi_{label}"])
+        known = float(data[f"chi_exact-{label}"][0, 0])
         highest = int(np.argmax([interval.value for interval in chi]))
         both = beside_exact(
             chi_parts(runs[label].isel(noise=[-1])), chi_parts(runs[f"exact-{label}"])
@@ -474,7 +479,8 @@ def _draw_controls(axes: Any, data: xr.Dataset) -> None:
         "one-level": ("grammar of one level, 8 sites", CLASS),
     }
     for label, (law_name, color) in looks.items():
-        chi, noise = data[f"chi_{label}"].values, data[f"noise_{label}"].values
+        chi = data[f"chi_{label}"].values
+        noise = data[f"noise_{label}"].values
         at = np.where(np.isinf(noise), 6.0, noise)
         bars(axes, at, chi, lw=1, fmt="o-", ms=4.5, color=color, label=law_name)
         if f"chi_exact-{label}" in data:

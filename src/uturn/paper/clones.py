@@ -76,10 +76,8 @@ def recall(scale: Scale) -> xr.Dataset:
     """
     relative = np.linspace(0.4, 2, 17)
     observations = 1000 if scale == "smoke" else 4000
-    rows, times = (
-        [],
-        [cloning.collapse_time(np.ones(dimension), count) for dimension, count in CODES],
-    )
+    rows = []
+    times = [cloning.collapse_time(np.ones(dimension), count) for dimension, count in CODES]
     for k, (dimension, count) in enumerate(CODES):
         data = normals(keys(0, Purpose.CALIBRATION, 1, k, np.arange(count)), dimension, np.float64)
         rows.append(
@@ -96,7 +94,8 @@ def recall(scale: Scale) -> xr.Dataset:
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    scale, runs = workshop.scale, {}
+    scale = workshop.scale
+    runs = {}
     for separation in SEPARATIONS:
         label = f"mixture-{separation:g}"
         runs[label] = workshop.keep(
@@ -123,12 +122,11 @@ def speciation(runs: dict[str, xr.Dataset]) -> xr.Dataset:
     """
     parts = []
     for separation in SEPARATIONS:
-        ds, D = runs[f"mixture-{separation:g}"], separation**2 * MIXTURE["dimension"]
-        time, same, formula = (
-            ds.noise.values,
-            ds.clone_same_label,
-            cloning.mixture_cloning_probability(ds.noise.values, D),
-        )
+        ds = runs[f"mixture-{separation:g}"]
+        D = separation**2 * MIXTURE["dimension"]
+        time = ds.noise.values
+        same = ds.clone_same_label
+        formula = cloning.mixture_cloning_probability(ds.noise.values, D)
         source = mixture_experiment(separation, "smoke").parts.source
         assert isinstance(source, GaussianMixtureSource)
         t_s = cloning.speciation_time(
@@ -151,13 +149,15 @@ def _halfway(time: np.ndarray, phi: np.ndarray) -> float:
 
 
 def phi_verdict(runs: dict[str, xr.Dataset]) -> Verdict:
-    p, worst = [], 0.0
+    p = []
+    worst = 0.0
     for separation in SEPARATIONS:
         same = runs[f"mixture-{separation:g}"].clone_same_label.isel(trajectory=0, clone=0)
         formula = cloning.mixture_cloning_probability(
             same.noise.values, separation**2 * MIXTURE["dimension"]
         )
-        count, n = same.sum("item").values.round(), same.sizes["item"]
+        count = same.sum("item").values.round()
+        n = same.sizes["item"]
         p.append(
             (2 * np.minimum(binom.cdf(count, n, formula), binom.sf(count - 1, n, formula))).clip(
                 max=1
@@ -176,7 +176,8 @@ def phi_verdict(runs: dict[str, xr.Dataset]) -> Verdict:
 
 
 def speciation_verdict(data: xr.Dataset) -> Verdict:
-    expected, halves = data.fallen_formula.values, listed(data.fallen)
+    expected = data.fallen_formula.values
+    halves = listed(data.fallen)
     after = data.fallen.sel(estimate="value").values - data.speciation_time.values
     return verdict(
         "time at which phi has fallen halfway, and its distance from t_S = log(Lambda)/2 (Lambda of"
@@ -216,10 +217,8 @@ def fashion(ds: xr.Dataset) -> xr.Dataset:
     t/T too.
     """
     eigenvalues = cloning.covariance_eigenvalues(FashionMNISTSource().all_images()[0])
-    speciated, collapsed = (
-        cloning.speciation_time(eigenvalues[0]),
-        cloning.collapse_time(eigenvalues, TRAINING_IMAGES),
-    )
+    speciated = cloning.speciation_time(eigenvalues[0])
+    collapsed = cloning.collapse_time(eigenvalues, TRAINING_IMAGES)
     abar = load_scheduler().alphas_cumprod.numpy().astype(float)
     places = np.interp(
         -np.exp(-2 * np.array([speciated, collapsed])),
@@ -227,7 +226,8 @@ def fashion(ds: xr.Dataset) -> xr.Dataset:
         (np.arange(len(abar)) + 1) / len(abar),
     )
     shares = np.unique(ds.original_class.isel(noise=0), return_counts=True)[1] / ds.sizes["item"]
-    noise, chance = np.r_[0, ds.noise.values], float((shares**2).sum())
+    noise = np.r_[0, ds.noise.values]
+    chance = float((shares**2).sum())
 
     def half(c: np.ndarray) -> float:
         return transition(noise, np.r_[1, c], bottom=chance).location
@@ -256,7 +256,8 @@ def fashion(ds: xr.Dataset) -> xr.Dataset:
 
 
 def fashion_verdict(data: xr.Dataset) -> Verdict:
-    phi, attrs = data.fashion_phi, data.attrs
+    phi = data.fashion_phi
+    attrs = data.attrs
     (star,), (half,) = (listed(data[f"fashion_{name}"]) for name in ("kept", "cloned"))
     texts = (
         f"{x:g}: {interval}"

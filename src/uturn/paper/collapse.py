@@ -65,16 +65,16 @@ def collapsed(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     theory = MeanField(*PAPER)
     sizes = sorted(int(label.removeprefix("depth")) for label in runs if label.startswith("depth"))
     curves = collapse_curves([runs[f"depth{L}"] for L in sizes])
-    noise, critical = curves.noise.values, theory.critical_noise or np.nan
-    measured, expected = (
-        fitted(curves, sizes, theory),
-        fitted(theory_curves(theory, noise, sizes), sizes, theory),
-    )
+    noise = curves.noise.values
+    critical = theory.critical_noise or np.nan
+    measured = fitted(curves, sizes, theory)
+    expected = fitted(theory_curves(theory, noise, sizes), sizes, theory)
     deeper = []
     for depths in DEEPER:  # in a window of noise that narrows as N**(-1/ν)
         window = np.linspace(-0.11, 0.07, 73) * (theory.slope or np.nan) ** (4 - depths[0])
         deeper.append(fitted(theory_curves(theory, critical + window, depths), depths, theory))
-    repeated, fine = replicates(curves), np.linspace(noise[0], noise[-1], 321)
+    repeated = replicates(curves)
+    fine = np.linspace(noise[0], noise[-1], 321)
     ranges = [f"mean field, L = {depths[0]} .. {depths[-1]}" for depths in DEEPER]
 
     def ratio(means: np.ndarray) -> np.ndarray:
@@ -98,7 +98,8 @@ def collapsed(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     )
     limit = theory.correlation_exponent or np.nan
     distances = [abs(fit.exponent.value - limit) for fit in (expected, *deeper)]
-    nu, at = measured.exponent, measured.critical_noise
+    nu = measured.exponent
+    at = measured.critical_noise
     return data, [
         verdict(
             f"ν by collapse of C(N)/C(0), ε-process {PAPER}, L = {sizes[0]} .. {sizes[-1]}",
@@ -139,9 +140,11 @@ def draw_curves(left: Any, middle: Any, data: xr.Dataset) -> None:
     """The curves of all depths, and the same with both axes rescaled by the fitted ν and
     critical ε.
     """
-    nu, critical = float(data.fitted_nu[0, 0]), float(data.fitted_noise[0])
+    nu = float(data.fitted_nu[0, 0])
+    critical = float(data.fitted_noise[0])
     for color, L in zip(level_colors(data.sizes["depth"]), data.depth.values, strict=True):
-        part, N = data.sel(depth=L), 2.0**L
+        part = data.sel(depth=L)
+        N = 2.0**L
         look = {"fmt": "o", "ms": 4, "lw": 1, "color": color}
         left.plot(data.fine, part.farthest_theory, color=color, lw=1.4)
         left.errorbar(data.noise, part.farthest, part.farthest_error, label=f"$L={L}$", **look)

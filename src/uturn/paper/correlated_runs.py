@@ -96,7 +96,8 @@ def independent_changes(label: str, experiment: Experiment) -> xr.Dataset:
     original `C_ij = d_i d_j / 4` for i != j, with d_i the difference of E f_i between the modes of
     a reconstruction, and `C_ii = E f_i**2 - (E f_i)**2`.
     """
-    source, sites = experiment.parts.source, SITES[label]
+    source = experiment.parts.source
+    sites = SITES[label]
     originals = next(source.blocks(np.arange(experiment.items), experiment.seed, experiment.items))
     assert isinstance(originals, Vectors)
     if label == "field":
@@ -135,12 +136,10 @@ def images(scale: Scale) -> dict[str, Experiment]:
     a layer.
     """
     items, trajectories, steps, levels = (12, 6, 10, 5) if scale == "smoke" else (200, 16, 50, 10)
-    noise, probes = (
-        np.arange(1, levels + 1) / levels,
-        (
-            "changes",
-            {"type": "changes", "name": "feature", "layer": "block4"},
-        ),
+    noise = np.arange(1, levels + 1) / levels
+    probes = (
+        "changes",
+        {"type": "changes", "name": "feature", "layer": "block4"},
     )
     backward = {"type": "diffusion", "steps": steps, "timestep_spacing": "trailing"}
     sizes = {
@@ -158,7 +157,8 @@ def images(scale: Scale) -> dict[str, Experiment]:
 def _described(
     source: dict[str, Any], channel: str, noise: Sequence[float], items: int, trajectories: int
 ) -> Experiment:
-    levels, chunk = np.round(noise, 4), min(items, 240)
+    levels = np.round(noise, 4)
+    chunk = min(items, 240)
     return experiment_of(
         source, channel, levels, "changes", items=items, trajectories=trajectories, chunk=chunk
     )
@@ -209,7 +209,8 @@ def exact_covariances(experiment: Experiment, draws: int = 32) -> xr.Dataset:
             )
         values.append(np.concatenate(pieces))
     assert isinstance(source, RHMSource)
-    within, tree = np.array(values), Tree(source.branching**source.depth, source.branching)
+    within = np.array(values)
+    tree = Tree(source.branching**source.depth, source.branching)
     along = {
         name: ("item", values)
         for name, values in source.coordinates(experiment.seed, experiment.items).items()
@@ -230,8 +231,10 @@ def _within_subtrees(originals: Any, noisy: Any) -> np.ndarray:
     """Covariances of all ordered pairs of leaves in the same subtree of level k = 0 .. L:
     (items, L + 1).
     """
-    rhm, items = originals.rhm, len(originals.items)
-    beliefs, covariances = noisy.beliefs("marginals"), []
+    rhm = originals.rhm
+    items = len(originals.items)
+    beliefs = noisy.beliefs("marginals")
+    covariances = []
     truth = np.repeat(originals.data, len(noisy.values) // items, axis=0)
     moments = _of_leaves(noisy.log_evidence, truth)
     for k in range(rhm.depth + 1):
@@ -288,23 +291,28 @@ def _of_parents(children: Any, rules: Any, weight: Any, above: Any) -> None:
         for node in range(nodes // s):
             total = 0.0
             for y in range(symbols):
-                sum_0, sum_1, sum_2 = 0.0, 0.0, 0.0
+                sum_0 = 0.0
+                sum_1 = 0.0
+                sum_2 = 0.0
                 for r in range(count):
-                    zeroth, first, second = weight[y, r], 0.0, 0.0
+                    zeroth = weight[y, r]
+                    first = 0.0
+                    second = 0.0
                     for j in range(s):
                         x = rules[y, r, j]
-                        p, q = children[b, node * s + j, x, 0], children[b, node * s + j, x, 1]
+                        p = children[b, node * s + j, x, 0]
+                        q = children[b, node * s + j, x, 1]
                         second = (
                             second * p + 2 * first * q + zeroth * children[b, node * s + j, x, 2]
                         )
                         first = first * p + zeroth * q
                         zeroth *= p
-                    sum_0, sum_1, sum_2 = sum_0 + zeroth, sum_1 + first, sum_2 + second
-                above[b, node, y, 0], above[b, node, y, 1], above[b, node, y, 2] = (
-                    sum_0,
-                    sum_1,
-                    sum_2,
-                )
+                    sum_0 = sum_0 + zeroth
+                    sum_1 = sum_1 + first
+                    sum_2 = sum_2 + second
+                above[b, node, y, 0] = sum_0
+                above[b, node, y, 1] = sum_1
+                above[b, node, y, 2] = sum_2
                 total += sum_0
             for y in range(symbols):
                 for k in range(3):
@@ -317,7 +325,8 @@ def _averaged(moments: Any, beliefs: Any) -> Any:
     nodes, symbols).
     """
     batch, nodes, symbols = beliefs.shape
-    mean, square = np.zeros((batch, nodes)), np.zeros((batch, nodes))
+    mean = np.zeros((batch, nodes))
+    square = np.zeros((batch, nodes))
     for b in range(batch):
         for i in range(nodes):
             for x in range(symbols):

@@ -57,16 +57,16 @@ IMAGE_TIMES = (0.2, 0.6, 1.0)
 PIXELS = {"": 4, "feature": 2}
 """Pixels between neighbouring sites of images."""
 ALARM = 1e-3  # false-alarm rate of a verdict
-WIDTH, FAR_WIDTH = 0.03, 0.05  # largest widths of intervals: of C(r)/C(0), and of far over near
+# largest widths of intervals: of C(r)/C(0), and of far over near
+WIDTH = 0.03
+FAR_WIDTH = 0.05
 LENGTH_WIDTH = 0.08  # of the interval of log ξ
 GAUSSIAN = "gaussian-depth9"
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    shared, trees = (
-        {**controls(workshop.scale), **images(workshop.scale)},
-        collapse.experiments(workshop.scale),
-    )
+    shared = {**controls(workshop.scale), **images(workshop.scale)}
+    trees = collapse.experiments(workshop.scale)
     deepest, experiment = list(trees.items())[-1]
     return {
         **workshop.runs("collapse", trees),
@@ -79,10 +79,13 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     runs = {label: run.load() for label, run in runs.items()}
-    theory, (trees, of_trees) = MeanField(*PAPER), collapse.collapsed(runs)
+    theory = MeanField(*PAPER)
+    (trees, of_trees) = collapse.collapsed(runs)
     depth = int(trees.depth[-1])
-    run, own = runs[f"depth{depth}"], runs["exact-epsilon"].change_covariance
-    noise, exponent = run.noise.values, theory.decay_exponent or np.nan
+    run = runs[f"depth{depth}"]
+    own = runs["exact-epsilon"].change_covariance
+    noise = run.noise.values
+    exponent = theory.decay_exponent or np.nan
     exact = theory.pair_correlations(noise, depth)
     expected = xr.DataArray(
         exact[:, None],
@@ -280,10 +283,8 @@ def draw(data: xr.Dataset) -> Any:
     with style() as plt:
         figure = plt.figure(figsize=(12.5, 13.2), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=[9, 4.2])
-        grid, (left, middle, right) = (
-            top.subplots(2, 2),
-            bottom.subplots(1, 3, width_ratios=[1, 1, 0.95]),
-        )
+        grid = top.subplots(2, 2)
+        (left, middle, right) = bottom.subplots(1, 3, width_ratios=[1, 1, 0.95])
         _draw_epsilon(grid[0, 0], data)
         _draw_lengths(grid[0, 1], data)
         _draw_controls(grid[1, 0], data)
@@ -297,10 +298,8 @@ def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
     r = data.distance.values[1:]
     for color, epsilon in zip(level_colors(len(SHOWN)), SHOWN, strict=True):
         part = data.sel(noise=epsilon, method="nearest").isel(distance=slice(1, None))
-        bounds, there = (
-            np.maximum(part.epsilon.values, [-np.inf, 1e-6, -np.inf]),
-            part.epsilon.values[:, 0] > 0,
-        )
+        bounds = np.maximum(part.epsilon.values, [-np.inf, 1e-6, -np.inf])
+        there = part.epsilon.values[:, 0] > 0
         axes.plot(r, part.exact, color=color, lw=1.4)
         axes.plot(r, part.theory, color=color, lw=1, ls="--", alpha=0.6)
         look = {
@@ -337,7 +336,8 @@ def _draw_lengths(axes: Any, data: xr.Dataset) -> None:
         bars(axes, x, part.length.clip(max=1e5), fmt="o", ms=5, lw=1, color=color, label=side_name)
         axes.plot(x, part.length_exact, color=color, lw=1.4)
         axes.plot(x, part.length_theory, color=color, lw=1, ls="--", alpha=0.6)
-    x, nu = np.array([0.012, 0.04]), data.attrs["nu"]
+    x = np.array([0.012, 0.04])
+    nu = data.attrs["nu"]
     axes.plot(
         x, 40 * (x / 0.02) ** -nu, color=MUTED, ls=":", lw=1.4, label=rf"slope $-\nu=-{nu:.2f}$"
     )
@@ -362,7 +362,8 @@ def _draw_controls(axes: Any, data: xr.Dataset) -> None:
         "strings": ("grammar (32, 8, 2), Gaussian noise", CLASS),
     }
     for label, (law_name, color) in looks.items():
-        r, curve = data[f"r_{label}"].values[1:], data[label].values[1:]
+        r = data[f"r_{label}"].values[1:]
+        curve = data[label].values[1:]
         exact = data.get(f"{label}_exact", data[f"r_{label}"] * np.nan).values[1:]
         if label == "mixture":  # its distances have few pairs each
             group = np.floor(2 * np.log2(r) + 1e-9)  # half octaves

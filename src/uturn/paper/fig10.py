@@ -34,7 +34,9 @@ CAPTION = (
     " replaced by its average (Eq. 31)."
 )
 NOISE = 0.5
-PARENT, RULE = 0, 0  # the true ones
+# the true ones
+PARENT = 0
+RULE = 0
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -78,7 +80,10 @@ def factor(grammars: int) -> xr.Dataset:
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = runs["factor"].load()
     v, m, s = PAPER.values()
-    noise, rules, T, theory = data.attrs["noise"], data.rules.values, v**s - 1, mean_field(PAPER)
+    noise = data.attrs["noise"]
+    rules = data.rules.values
+    T = v**s - 1
+    theory = mean_field(PAPER)
     truth = rules[data.attrs["true_parent"], data.attrs["true_rule"]]
     distance = (rules != truth).sum(axis=2)
     p = 1 - noise + noise / v
@@ -141,7 +146,9 @@ def _draw_rules(axes: Any, data: xr.Dataset) -> None:
     """The rules as squares at their pairs of children, darker the fewer of their symbols are
     wrong.
     """
-    rules, parent, v = data.rules.values, data.attrs["true_parent"], data.sizes["parent"]
+    rules = data.rules.values
+    parent = data.attrs["true_parent"]
+    v = data.sizes["parent"]
     a, b = rules[parent, data.attrs["true_rule"]]
     axes.set(
         xlim=(-0.6, v - 0.4),
@@ -184,15 +191,15 @@ def _draw_message(axes: Any, data: xr.Dataset) -> None:
     """The message by symbol, split by the number of wrong symbols in the rules; the wrong
     symbols once more, enlarged.
     """
-    v, parent = data.sizes["parent"], data.attrs["true_parent"]
+    v = data.sizes["parent"]
+    parent = data.attrs["true_parent"]
     order = sorted(range(v), key=lambda y: (y != parent, -float(data.upward[y])))
-    exact, field = float(data.upward[parent]), float(data.mean_field)
+    exact = float(data.upward[parent])
+    field = float(data.mean_field)
     lens = axes.inset_axes((0.2, 0.2, 0.78, 0.42))
-    heights, bottom, colors = (
-        data.contribution.values[:, order],
-        np.zeros(v),
-        [CLASS, *[ACCENT] * (v - 1)],
-    )
+    heights = data.contribution.values[:, order]
+    bottom = np.zeros(v)
+    colors = [CLASS, *[ACCENT] * (v - 1)]
     for k, rules_name in enumerate(("the true rule", "one wrong symbol", "two wrong symbols")):
         for panel, first in ((axes, 0), (lens, 1)):
             look = {"bottom": bottom[first:], "color": colors[first:], "alpha": _SHADES[k], "lw": 0}

@@ -30,15 +30,15 @@ CAPTION = (
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run = runs["epsilon"].load()
-    v, L, theory, fine = (
-        PARAMETERS["vocab_size"],
-        PARAMETERS["depth"],
-        mean_field(PARAMETERS),
-        np.linspace(0, 1, 4001),
-    )
+    v = PARAMETERS["vocab_size"]
+    L = PARAMETERS["depth"]
+    theory = mean_field(PARAMETERS)
+    fine = np.linspace(0, 1, 4001)
     critical = theory.critical_noise or np.nan
-    up, noise = run.upward_belief, run.noise.values
-    levels, what = range(1, L + 1), "shift in ε of the upward messages, BP against mean field"
+    up = run.upward_belief
+    noise = run.noise.values
+    levels = range(1, L + 1)
+    what = "shift in ε of the upward messages, BP against mean field"
     data, shifted = compare(up, fine, theory.curves(fine, L).upward, levels, what)
     error = float(abs(up.isel(tree_level=0) - (1 - run.noise + run.noise / v)).max())
     middle = (noise >= 0.4) & (noise <= 0.9)

@@ -55,7 +55,10 @@ def quenched_downward(
     paths from the root to a leaf, and Eq. 8 is applied to them with siblings that send the
     mean-field upward message. At ε = 0 this is exact, up to the number of paths.
     """
-    v, m, s, L = vocab_size, multiplicity, branching, depth
+    v = vocab_size
+    m = multiplicity
+    s = branching
+    L = depth
     up = MeanField(v, m, s).curves(np.array(noise), L).upward
     result = np.zeros((grammars, len(noise), L + 1))
     result[..., L] = 1 / v
@@ -64,7 +67,8 @@ def quenched_downward(
         rhm = RandomHierarchyModel(v, m, s, L, seed=seed)
         u = uniforms(keys(seed, Purpose.PICTURE, np.arange(paths)), 2 * L + 1)
         for path in range(paths):
-            symbol, message = int(u[path, 0] * v), np.full((len(noise), v), 1 / v)
+            symbol = int(u[path, 0] * v)
+            message = np.full((len(noise), v), 1 / v)
             for level in range(L, 0, -1):
                 rules = rhm.rules[level].reshape(-1, s)
                 true = rules[symbol * m + int(u[path, 2 * level - 1] * m)]

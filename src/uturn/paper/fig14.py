@@ -28,14 +28,14 @@ CAPTION = (
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run = runs["epsilon"].load()
-    L, n = PARAMETERS["depth"], PARAMETERS["vocab_size"]
+    L = PARAMETERS["depth"]
+    n = PARAMETERS["vocab_size"]
     fine = np.linspace(0, 1, 4001)
-    lines, what = (
-        mean_field(PARAMETERS).curves(fine, L).marginals,
-        "shift in ε of the marginals, BP against mean field",
-    )
+    lines = mean_field(PARAMETERS).curves(fine, L).marginals
+    what = "shift in ε of the marginals, BP against mean field"
     data, _ = compare(run.belief, fine, lines, range(L + 1), what)  # fig. 7 judges these shifts
-    start, end = run.belief.sel(noise=0), run.belief.sel(noise=1).isel(tree_level=L)
+    start = run.belief.sel(noise=0)
+    end = run.belief.sel(noise=1).isel(tree_level=L)
     ends = max(float(abs(start - 1).max()), float(abs(end - 1 / n).max()))
     root = float(abs((run.belief - run.upward_belief).isel(tree_level=L)).max())
     quantity = (

@@ -78,8 +78,10 @@ def findings(run: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> xr.Dataset
     where half of the class is lost; where class and leaves swap order; largest distance of the
     leaves; their smallest gain over a leaf by itself, in standard errors over items.
     """
-    v, levels = PARAMETERS["vocab_size"], range(PARAMETERS["depth"] + 1)
-    x, half = run.effective_epsilon.values, (1 + 1 / v) / 2
+    v = PARAMETERS["vocab_size"]
+    levels = range(PARAMETERS["depth"] + 1)
+    x = run.effective_epsilon.values
+    half = (1 + 1 / v) / 2
 
     def on_even(curves: np.ndarray) -> np.ndarray:
         """(noise, tree_level) to (tree_level, point); every channel starts at (0, 1)."""
@@ -100,7 +102,8 @@ def findings(run: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> xr.Dataset
         theory = [np.interp(EVEN - by[level], fine, lines[:, level]) for level in levels]
         return np.sqrt(((curves - theory) ** 2).mean(axis=1)).tolist()
 
-    shifts, (lost, swap) = estimates(run.belief, displacements), estimates(run.belief, places)
+    shifts = estimates(run.belief, displacements)
+    (lost, swap) = estimates(run.belief, places)
     curves = on_even(run.belief.mean("item").transpose("noise", "tree_level").values)
     gain = run.belief.isel(tree_level=0) - (1 - run.effective_epsilon * (v - 1) / v)
     error = gain.std("item", ddof=1) / np.sqrt(run.sizes["item"])
@@ -121,11 +124,11 @@ def findings(run: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> xr.Dataset
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    L, theory, fine = PARAMETERS["depth"], mean_field(PARAMETERS), np.linspace(0, 1, 1001)
-    loaded, lines = (
-        {name: runs[name].load() for name in ("epsilon", *CHANNELS)},
-        theory.curves(fine, L).marginals,
-    )
+    L = PARAMETERS["depth"]
+    theory = mean_field(PARAMETERS)
+    fine = np.linspace(0, 1, 1001)
+    loaded = {name: runs[name].load() for name in ("epsilon", *CHANNELS)}
+    lines = theory.curves(fine, L).marginals
     data = xr.concat([findings(loaded[name], fine, lines) for name in CHANNELS], "channel")
     data = data.assign_coords(
         channel=list(CHANNELS), estimate=ESTIMATE, tree_level=np.arange(L + 1)
@@ -138,12 +141,12 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         data[f"{name}_epsilon"] = (point, run.effective_epsilon.values)
         data[f"{name}_noise"] = (point, run.noise.values)
     critical = data.attrs["critical_noise"]
-    names, of_class = (
-        ", ".join(channel.label for channel in CHANNELS.values()),
-        data.isel(tree_level=-1),
-    )
-    displacements, swaps = listed(of_class["shift"]), listed(data.swap)
-    before, after = of_class.residual_before.values, of_class.residual_after.values
+    names = ", ".join(channel.label for channel in CHANNELS.values())
+    of_class = data.isel(tree_level=-1)
+    displacements = listed(of_class["shift"])
+    swaps = listed(data.swap)
+    before = of_class.residual_before.values
+    after = of_class.residual_after.values
     return data, [
         *(
             verdict(

@@ -125,7 +125,8 @@ def labels_retained(run: xr.Dataset, predicted: np.ndarray) -> tuple[xr.DataArra
     with the dim label_set last; and the probability that two images of the source, with the
     classes `predicted`, agree in each, (label_set,).
     """
-    kinds, after = COARSE_CLASS[predicted], run.predicted_class.astype(int)
+    kinds = COARSE_CLASS[predicted]
+    after = run.predicted_class.astype(int)
     original = xr.DataArray(kinds[: run.sizes["item"]], dims="item")
     same_kind = (xr.DataArray(COARSE_CLASS[after.values], dims=after.dims) == original).astype(
         float
@@ -142,11 +143,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     )
     # The schedulers reach the same noise levels in different numbers of steps.
     deterministic = deterministic.drop_vars("step", errors="ignore")
-    noise, similarity, predicted = (
-        stochastic.noise.values,
-        stochastic.similarity,
-        classifier.predicted.values,
-    )
+    noise = stochastic.noise.values
+    similarity = stochastic.similarity
+    predicted = classifier.predicted.values
     (same, chance), (same_ode, _) = (
         labels_retained(run, predicted) for run in (stochastic, deterministic)
     )
@@ -215,10 +214,8 @@ def _widths(same: xr.DataArray, similarity: xr.DataArray, floors: tuple[float, .
     """Widths of the falls of kind, logits and first block in the same U-turns; each falls to its
     own floor.
     """
-    noise, layers = (
-        similarity.noise.values,
-        (similarity.isel(network_layer=k, drop=True) for k in (-1, 0)),
-    )
+    noise = similarity.noise.values
+    layers = (similarity.isel(network_layer=k, drop=True) for k in (-1, 0))
     together = xr.concat([same.isel(label_set=1, drop=True), *layers], dim="curve").transpose(
         ..., "curve"
     )
@@ -285,7 +282,8 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_layers(axes: Any, data: xr.Dataset) -> None:
-    (star, low, high), noise = data.transition.values, np.r_[0, data.noise.values]
+    (star, low, high) = data.transition.values
+    noise = np.r_[0, data.noise.values]
     ode = data.similarity_deterministic.transpose("noise", "network_layer").values
     colors = draw_similarities(
         axes, noise, np.insert(data.similarity.values, 0, 1, axis=0), data.network_layer.values

@@ -36,7 +36,8 @@ CAPTION = (
     " the tree grows deeper."
 )
 # Of exact belief propagation at (32, 8, 2); the ensemble spread is a few percent.
-REFERENCE_TIME, TOLERANCE = 0.067, 0.007
+REFERENCE_TIME = 0.067
+TOLERANCE = 0.007
 NOISE = np.r_[
     np.geomspace(0.02, 0.045, 6)[:-1], np.linspace(0.045, 0.1, 12), np.geomspace(0.1, 1.5, 12)[1:]
 ].round(6)
@@ -73,8 +74,10 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     depths = sorted(int(label.removeprefix("depth")) for label in runs)
     beliefs = {depth: runs[f"depth{depth}"].belief.load() for depth in depths}
-    L, deepest = depths[-1], runs[f"depth{depths[-1]}"].load()
-    time, chance = deepest.noise.values, 1 / PAPER["vocab_size"]
+    L = depths[-1]
+    deepest = runs[f"depth{depths[-1]}"].load()
+    time = deepest.noise.values
+    chance = 1 / PAPER["vocab_size"]
 
     def fall(curves: np.ndarray) -> Any:
         return transition(time, curves[:, -1], 1.0, chance)
@@ -136,7 +139,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def draw(data: xr.Dataset) -> Any:
-    time, chance = data.noise.values, 1 / data.attrs["vocab_size"]
+    time = data.noise.values
+    chance = 1 / data.attrs["vocab_size"]
     with style() as plt:
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(11, 4.4), width_ratios=[1.25, 1], sharey=True, layout="constrained"
@@ -153,10 +157,13 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_levels(axes: Any, data: xr.Dataset) -> None:
-    L, star = data.sizes["tree_level"] - 1, float(data.transition[0])
+    L = data.sizes["tree_level"] - 1
+    star = float(data.transition[0])
     for level, color in enumerate(level_colors(L + 1)):
-        curve, edge = data.belief.isel(tree_level=level), level in (0, L)
-        mean, spread = curve.mean("grammar"), curve.std("grammar")
+        curve = data.belief.isel(tree_level=level)
+        edge = level in (0, L)
+        mean = curve.mean("grammar")
+        spread = curve.std("grammar")
         axes.plot(data.noise, mean, color=color, lw=2.4 if edge else 1.2, zorder=3)
         if edge:
             axes.fill_between(
@@ -168,11 +175,10 @@ def _draw_levels(axes: Any, data: xr.Dataset) -> None:
 
 def _draw_depths(axes: Any, data: xr.Dataset) -> None:
     for k, depth in enumerate(data.depth.values):
-        shade, curve = (
-            0.35 + 0.65 * k / max(data.sizes["depth"] - 1, 1),
-            data.class_belief.sel(depth=depth),
-        )
-        mean, spread = curve.mean("grammar"), curve.std("grammar")
+        shade = 0.35 + 0.65 * k / max(data.sizes["depth"] - 1, 1)
+        curve = data.class_belief.sel(depth=depth)
+        mean = curve.mean("grammar")
+        spread = curve.std("grammar")
         axes.plot(
             data.noise,
             mean,

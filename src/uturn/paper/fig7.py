@@ -37,7 +37,8 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     grammars, items, trajectories = (6, 24, 2) if scale == "smoke" else (24, 240, 4)
     noise = np.unique(np.r_[np.linspace(0, 1, 21), np.linspace(0.62, 0.84, 23)].round(6))
     # Messages: figs. 12, 13.
-    source, probes = rhm(**PARAMETERS, grammars=grammars), ("tree_levels", "messages")
+    source = rhm(**PARAMETERS, grammars=grammars)
+    probes = ("tree_levels", "messages")
     return {
         "epsilon": experiment_of(
             source, "epsilon", noise, *probes, items=items, trajectories=trajectories, chunk=24
@@ -90,7 +91,9 @@ def compare(
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run = runs["epsilon"].load()
-    L, theory, fine = PARAMETERS["depth"], mean_field(PARAMETERS), np.linspace(0, 1, 4001)
+    L = PARAMETERS["depth"]
+    theory = mean_field(PARAMETERS)
+    fine = np.linspace(0, 1, 4001)
     lines = theory.curves(fine, L).marginals
     data, shifted = compare(
         run.belief, fine, lines, range(L + 1), "shift in ε, BP against mean field"
@@ -114,7 +117,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def draw(data: xr.Dataset) -> Any:
-    depth, critical = data.attrs["depth"], data.attrs["critical_noise"]
+    depth = data.attrs["depth"]
+    critical = data.attrs["critical_noise"]
     colors = level_colors(depth + 1)
     with style() as plt:
         figure, (left, right) = plt.subplots(

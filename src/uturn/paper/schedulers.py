@@ -216,7 +216,8 @@ def _of_kind(*kinds: str) -> list[str]:
 def _of_schedulers(
     posterior: Deviations, limits: dict[str, float], steps: np.ndarray
 ) -> list[Verdict]:
-    full, less = _of_kind("full"), _of_kind("half", "none")
+    full = _of_kind("full")
+    less = _of_kind("half", "none")
     worst = max(distance(posterior[label][-1])[2] for label in full)
     slopes = {label: order(posterior[label], steps) for label in full}
     differs = f"extrapolated distance significantly different from 0 (p < {RARE:g})"
@@ -289,7 +290,8 @@ def _start(runs: dict[str, xr.Dataset]) -> Verdict:
 
 
 def draw(data: xr.Dataset) -> Any:
-    attrs, steps = data.attrs, data.steps.values
+    attrs = data.attrs
+    steps = data.steps.values
     bottom = 0.5 * min(attrs["posterior_resolution"], attrs["law_resolution"])
     shown = (
         ("posterior", "given an observation: the posterior"),
@@ -300,10 +302,8 @@ def draw(data: xr.Dataset) -> Any:
         for axes, (name, title) in zip(panels, shown, strict=True):
             axes.axhspan(bottom / 2, attrs[f"{name}_resolution"], color="#e4e4e4", lw=0, zorder=0)
             for label in SAMPLERS:
-                curve, p = (
-                    data[f"{name}_distance"].sel(sampler=label),
-                    data[f"{name}_p"].sel(sampler=label),
-                )
+                curve = data[f"{name}_distance"].sel(sampler=label)
+                p = data[f"{name}_p"].sel(sampler=label)
                 color, mark, line = _LOOKS[label]
                 draw_gap(axes, steps, np.maximum(curve, bottom), p < 0.01, color, label, mark, line)
             axes.set(
@@ -314,7 +314,8 @@ def draw(data: xr.Dataset) -> Any:
                 title=title,
             )
             ticks(axes, steps)
-        left, guide = panels[0], steps[1:4].astype(float)
+        left = panels[0]
+        guide = steps[1:4].astype(float)
         left.plot(guide, 0.9 / guide, color=MUTED, lw=1, ls=":")
         left.text(
             guide[1],

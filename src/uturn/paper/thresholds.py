@@ -70,7 +70,9 @@ CHANNELS = {
     ),
 }
 # ε-process at (32, 8, 2): mean and standard deviation over grammars; fresh rules against ε*
-QUENCHED, SPREAD, FRESH_ERROR = 0.7331, 0.0019, 0.003
+QUENCHED = 0.7331
+SPREAD = 0.0019
+FRESH_ERROR = 0.003
 TOLERANCE = 5e-4  # resolution of the thresholds
 
 
@@ -97,9 +99,11 @@ def _noise(channel: str, points: int) -> list[float]:
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     """Exact belief propagation: {"channel-depth": Experiment}."""
-    size, made = SIZES[scale], {}
+    size = SIZES[scale]
+    made = {}
     for channel in CHANNELS:
-        noise, probe = _noise(channel, size.points), {"type": "messages", "directions": ["upward"]}
+        noise = _noise(channel, size.points)
+        probe = {"type": "messages", "directions": ["upward"]}
         for depth in size.depths:
             source = rhm(**PAPER, depth=depth, grammars=size.grammars)
             made[f"{channel}-depth{depth}"] = experiment_of(
@@ -128,10 +132,12 @@ def population(name: str, size: Size) -> xr.Dataset:
     # The grammars of the experiments: rules depend on seed and tree level, not on the depth of the
     # tree.
     grammars = [int(keys(0, Purpose.GRAMMAR, number)) for number in range(size.grammars)]
-    channel, noise = part_class("corruption", name)(), _noise(name, size.points)
+    channel = part_class("corruption", name)()
+    noise = _noise(name, size.points)
     search = partial(threshold, v, m, s, channel, size.pool, tolerance=TOLERANCE)
     thresholds = np.full((2, max(size.grammars, size.fresh)), np.nan)
-    quenched, fresh = search(grammars=grammars), search("fresh rules", replicates=size.fresh)
+    quenched = search(grammars=grammars)
+    fresh = search("fresh rules", replicates=size.fresh)
     for row, values in zip(thresholds, (quenched.values, fresh.values), strict=True):
         row[: len(values)] = values
     of_grammar = partial(
@@ -205,9 +211,11 @@ def _against_theory(data: xr.Dataset) -> list[Verdict]:
         for ensemble in ("one grammar", "fresh rules")
     )
     each = data.threshold.sel(channel="epsilon", ensemble="one grammar")
-    spread, grammars = float(each.std("replicate", ddof=1)), int(each.notnull().sum())
+    spread = float(each.std("replicate", ddof=1))
+    grammars = int(each.notnull().sum())
     allowed = 3 * SPREAD / np.sqrt(grammars) + TOLERANCE
-    low, high = critical - allowed, QUENCHED + allowed
+    low = critical - allowed
+    high = QUENCHED + allowed
     of_range = "of that range: 3 standard errors of the expected spread, and the resolution"
     return [
         verdict(
@@ -269,13 +277,12 @@ def _shift(data: xr.Dataset) -> Verdict:
     height. Both curves of a grammar have the same rules, so the spread between grammars contains
     only the errors of items and pools.
     """
-    deepest, shifts = int(data.depth[-1]), []
+    deepest = int(data.depth[-1])
+    shifts = []
     for name in CHANNELS:
         part = data.sel(channel=name)
-        exact, population = (
-            part.belief.sel(depth=deepest),
-            part.population_belief.sel(tree_level=deepest),
-        )
+        exact = part.belief.sel(depth=deepest)
+        population = part.population_belief.sel(tree_level=deepest)
         area = (exact - population).mean("point") * float(part.noise[-1] - part.noise[0])
         height = float(population.mean("grammar")[0] - population.mean("grammar")[-1])
         center = float(part.threshold.sel(ensemble="one grammar").mean())
@@ -304,7 +311,8 @@ def _finite_depth(data: xr.Dataset) -> Verdict:
         data.half_lost.values
         / data.threshold.sel(ensemble="one grammar").mean("replicate").values[:, None]
     )
-    off, labels = np.abs(ratio - 1).max(axis=0), [channel.label for channel in CHANNELS.values()]
+    off = np.abs(ratio - 1).max(axis=0)
+    labels = [channel.label for channel in CHANNELS.values()]
     closer = (
         f"the channel that is farthest from 1 is at least twice as close at L = {depths[-1]} as at"
         f" L = {depths[0]}"
@@ -345,10 +353,12 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_channel(axes: Any, part: xr.Dataset, channel: DrawnChannel, chance: float) -> None:
-    center, spread = float(part.threshold.mean()), float(part.threshold.std(ddof=1))
+    center = float(part.threshold.mean())
+    spread = float(part.threshold.std(ddof=1))
     axes.axvspan(center - spread, center + spread, color="#e69f00", alpha=0.45, lw=0)
     for k, depth in enumerate(part.depth.values):
-        exact, alpha = part.belief.sel(depth=depth), 0.3 + 0.7 * k / max(part.sizes["depth"] - 1, 1)
+        exact = part.belief.sel(depth=depth)
+        alpha = 0.3 + 0.7 * k / max(part.sizes["depth"] - 1, 1)
         look = {"color": channel.color, "alpha": alpha}
         error = exact.std("grammar", ddof=1) / np.sqrt(exact.sizes["grammar"])
         axes.plot(
@@ -372,7 +382,8 @@ def _draw_channel(axes: Any, part: xr.Dataset, channel: DrawnChannel, chance: fl
 
 def _draw_depths(axes: Any, quenched: xr.Dataset) -> None:
     for name, channel in CHANNELS.items():
-        part, levels = quenched.sel(channel=name), np.arange(2, quenched.sizes["tree_level"])
+        part = quenched.sel(channel=name)
+        levels = np.arange(2, quenched.sizes["tree_level"])
         center = float(part.threshold.mean())
         axes.plot(
             levels, part.population_half_lost.values[2:] / center, color=channel.color, lw=1.5
@@ -400,10 +411,8 @@ def _draw_thresholds(middle: Any, right: Any, data: xr.Dataset) -> None:
                 (-0.13, "one grammar", "o"),
                 (0.13, "fresh rules", "s"),
             ):
-                values, fill = (
-                    data[key].sel(channel=name, ensemble=ensemble),
-                    (channel.color if marker == "o" else "white"),
-                )
+                values = data[key].sel(channel=name, ensemble=ensemble)
+                fill = channel.color if marker == "o" else "white"
                 look = {"fmt": marker, "ms": 8, "mfc": fill, "capsize": 4, "color": channel.color}
                 axes.errorbar(
                     float(values.mean()), row + aside, xerr=float(values.std(ddof=1)), **look
