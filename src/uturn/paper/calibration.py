@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -13,17 +13,22 @@ from uturn.engine.run import run
 from uturn.measures.calibration import calibrate, calibration, holm
 from uturn.measures.estimates import Estimate, with_ends
 from uturn.paper import calibration_runs as trials
-from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, verdict
+from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, numbers, verdict
 from uturn.paper.workshop import Workshop, file_name
 from uturn.studies.plotting.style import (
     ACCENT,
     CLASS,
     MUTED,
     THEORY,
+    Look,
     name_rows,
     row_interval,
     style,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Does a sampler draw from the posterior? Clones can deny it"
 CLAIM = (
@@ -158,7 +163,7 @@ def _rates(shares: xr.Dataset) -> Verdict:
     p = binom.sf(np.round(of_levels * GROUPS) - 1, GROUPS, np.array(LEVELS))
     return verdict(
         f"share of {GROUPS} experiments with exact inference whose p-value is at most"
-        f" {', '.join(f'{a:g}' for a in LEVELS)}",
+        f" {numbers(LEVELS, 'g')}",
         "; ".join(
             f"{mean:.4f}, at most {most:.3f}"
             for mean, most in zip(of_levels.mean(0), of_levels.max(0), strict=True)
@@ -170,7 +175,7 @@ def _rates(shares: xr.Dataset) -> Verdict:
     )
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     with style() as plt:
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(14, 5.4), width_ratios=[2.1, 1], layout="constrained"
@@ -183,9 +188,9 @@ def draw(data: xr.Dataset) -> Any:
 _LOOKS = {"exact": ACCENT, "wrong": CLASS, "sites": "#e69f00", "blind": MUTED}
 
 
-def _draw_samplers(axes: Any, data: xr.Dataset) -> None:
+def _draw_samplers(axes: Axes, data: xr.Dataset) -> None:
     kinds = data.kind.values
-    look = {
+    look: Look = {
         "transform": axes.get_yaxis_transform(),
         "va": "center",
         "fontsize": 9.5,
@@ -214,7 +219,7 @@ def _draw_samplers(axes: Any, data: xr.Dataset) -> None:
     )
 
 
-def _draw_rates(axes: Any, data: xr.Dataset) -> None:
+def _draw_rates(axes: Axes, data: xr.Dataset) -> None:
     shares = data.share.isel(a=slice(len(LEVELS), None))
     a = shares.a.values
     tests = shares.sizes["test"]

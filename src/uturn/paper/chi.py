@@ -5,7 +5,7 @@ of images (arXiv:2410.13770).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -29,6 +29,7 @@ from uturn.paper.verdicts import (
     holds,
     increasing,
     listed,
+    numbers,
     verdict,
 )
 from uturn.paper.workshop import Scale, Workshop
@@ -42,6 +43,10 @@ from uturn.studies.plotting.style import (
     mark_noise,
     style,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Susceptibility: how many sites change together"
 CLAIM = (
@@ -269,7 +274,7 @@ def _epsilon(data: xr.Dataset, runs: dict[str, xr.Dataset], theory: MeanField) -
         verdicts.shows(
             f"the annealed mean field beside it, L = {depths}: peaks; mean and largest relative"
             " difference of chi",
-            ", ".join(f"{x:.4f}" for x in annealed)
+            numbers(annealed, ".4f")
             + "; "
             + "; ".join(
                 f"{percent.mean():+.1f} %, {percent[np.abs(percent).argmax()]:+.1f} %"
@@ -388,7 +393,7 @@ def _images(run: xr.Dataset, name: str) -> Verdict:
     )
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     with style() as plt:
         figure, grid = plt.subplots(2, 2, figsize=(12.5, 9), layout="constrained")
         _draw_epsilon(grid[0, 0], data)
@@ -400,7 +405,7 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
+def _draw_epsilon(axes: Axes, data: xr.Dataset) -> None:
     for color, L in zip(level_colors(len(DEPTHS)), DEPTHS, strict=True):
         axes.plot(data.fine, data.theory.sel(depth=L), color=color, lw=1, ls="--", alpha=0.7)
         _beside_exact(axes, data, f"epsilon-depth{L}", 1.0, f"$L={L}$", lw=1.6, color=color)
@@ -420,7 +425,7 @@ def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
 
 
 def _beside_exact(
-    axes: Any,
+    axes: Axes,
     data: xr.Dataset,
     label: str,
     scale: float,
@@ -434,7 +439,7 @@ def _beside_exact(
     bars(axes, noise, data[f"chi_{label}"], lw=1, fmt="o", ms=4.5, label=legend, **look)
 
 
-def _draw_channels(axes: Any, data: xr.Dataset) -> None:
+def _draw_channels(axes: Axes, data: xr.Dataset) -> None:
     for channel in CHANNELS:
         look = thresholds.CHANNELS[channel]
         depths = sorted(
@@ -472,7 +477,7 @@ def _draw_channels(axes: Any, data: xr.Dataset) -> None:
     axes.legend(loc="upper right")
 
 
-def _draw_controls(axes: Any, data: xr.Dataset) -> None:
+def _draw_controls(axes: Axes, data: xr.Dataset) -> None:
     looks = {
         "mixture": ("mixture of 2 Gaussians, 128 sites", ACCENT),
         "field": ("Gaussian field, 256 sites", "#009e73"),
@@ -495,7 +500,7 @@ def _draw_controls(axes: Any, data: xr.Dataset) -> None:
     axes.legend(loc="upper left")
 
 
-def _draw_images(axes: Any, data: xr.Dataset) -> None:
+def _draw_images(axes: Axes, data: xr.Dataset) -> None:
     for (name, (sites_name, sites)), color in zip(PATCHES.items(), (THEORY, CLASS), strict=True):
         curves = data[f"chi_images-{name}" if name else "chi_images"]
         aside = 0.006 if name else -0.006  # the bars would cover each other

@@ -5,7 +5,7 @@ clones show both times.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -19,11 +19,15 @@ from uturn.measures.calibration import holm
 from uturn.measures.curves import crossing, transition
 from uturn.measures.replicates import estimate
 from uturn.paper.specs import experiment_of
-from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, listed, verdict, within
+from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, listed, numbers, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.sources import FashionMNISTSource, GaussianMixtureSource
 from uturn.sources.fashion_mnist import load_scheduler
 from uturn.studies.plotting.style import MUTED, bars, level_colors, mark_noise, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "When a reverse process decides, shown by two clones"
 CLAIM = (
@@ -186,7 +190,7 @@ def speciation_verdict(data: xr.Dataset) -> Verdict:
             f"|m1 - m2|^2 = {distance:g}: {half}, t_S + {late:.3f}"
             for distance, half, late in zip(data.distance.values, halves, after, strict=True)
         ),
-        "; ".join(f"{x:.3f}" for x in expected) + " by the formula; at a fixed distance from t_S",
+        numbers(expected, ".3f", between="; ") + " by the formula; at a fixed distance from t_S",
         above(expected, [half.low for half in halves], "within the 99.9 % intervals"),
         below(expected, [half.high for half in halves], ""),
         within(after - after.mean(), 0.1, "distances from t_S differ by less than .1"),
@@ -279,7 +283,7 @@ def fashion_verdict(data: xr.Dataset) -> Verdict:
     )
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.3), layout="constrained")
         _draw_speciation(left, data)
@@ -287,7 +291,7 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_speciation(axes: Any, data: xr.Dataset) -> None:
+def _draw_speciation(axes: Axes, data: xr.Dataset) -> None:
     for k, color in enumerate(level_colors(data.sizes["distance"])):
         axes.plot(data.since_speciation[k], data.phi_formula[k], color=color, lw=1.4)
         bars(axes, data.since_speciation[k], data.phi[k], fmt="o", ms=4, lw=1, color=color)
@@ -306,7 +310,7 @@ def _draw_speciation(axes: Any, data: xr.Dataset) -> None:
     axes.legend(loc="lower left", fontsize=8.5)
 
 
-def _draw_collapse(axes: Any, data: xr.Dataset) -> None:
+def _draw_collapse(axes: Axes, data: xr.Dataset) -> None:
     for (d, n), curve, color in zip(
         CODES, data.recalled.values, level_colors(len(CODES)), strict=True
     ):

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -17,7 +17,18 @@ from uturn.measures.scaling import Collapse, collapse, collapse_curves
 from uturn.paper.correlated_runs import PAPER, grammar
 from uturn.paper.verdicts import Rule, Verdict, below, verdict, within
 from uturn.paper.workshop import Scale
-from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_colors, name_rows, row_interval
+from uturn.studies.plotting.style import (
+    CLASS,
+    MUTED,
+    THEORY,
+    Look,
+    level_colors,
+    name_rows,
+    row_interval,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CONFIDENCE = 0.999
 DEEPER = ((6, 7, 8, 9, 10), (10, 11, 12, 13, 14), (16, 17, 18, 19, 20))
@@ -136,7 +147,7 @@ def collapsed(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     ]
 
 
-def draw_curves(left: Any, middle: Any, data: xr.Dataset) -> None:
+def draw_curves(left: Axes, middle: Axes, data: xr.Dataset) -> None:
     """The curves of all depths, and the same with both axes rescaled by the fitted ν and
     critical ε.
     """
@@ -145,7 +156,7 @@ def draw_curves(left: Any, middle: Any, data: xr.Dataset) -> None:
     for color, L in zip(level_colors(data.sizes["depth"]), data.depth.values, strict=True):
         part = data.sel(depth=L)
         N = 2.0**L
-        look = {"fmt": "o", "ms": 4, "lw": 1, "color": color}
+        look: Look = {"fmt": "o", "ms": 4, "lw": 1, "color": color}
         left.plot(data.fine, part.farthest_theory, color=color, lw=1.4)
         left.errorbar(data.noise, part.farthest, part.farthest_error, label=f"$L={L}$", **look)
         scale = N ** (2 - 2 / nu)
@@ -163,7 +174,7 @@ def draw_curves(left: Any, middle: Any, data: xr.Dataset) -> None:
     )
 
 
-def draw_exponents(axes: Any, data: xr.Dataset) -> None:
+def draw_exponents(axes: Axes, data: xr.Dataset) -> None:
     ranges = [
         f"mean field\n$L={depths[0]}$ to ${depths[-1]}$" for depths in (data.depth.values, *DEEPER)
     ]

@@ -4,7 +4,7 @@ length, controls, and images.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -25,10 +25,33 @@ from uturn.paper.correlated_runs import (
     images,
     independent_changes,
 )
-from uturn.paper.verdicts import Verdict, above, apart, estimates, holds, listed, shows, verdict
+from uturn.paper.verdicts import (
+    Verdict,
+    above,
+    apart,
+    estimates,
+    holds,
+    listed,
+    numbers,
+    shows,
+    verdict,
+)
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.curves import draw_curve
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, bars, level_colors, style, ticks
+from uturn.studies.plotting.style import (
+    ACCENT,
+    CLASS,
+    MUTED,
+    Look,
+    bars,
+    level_colors,
+    style,
+    ticks,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Correlations of changes against distance"
 CLAIM = (
@@ -124,8 +147,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         shows(
             "the annealed mean field beside it: C(r)/C(0), mean and largest difference; ξ over that"
             " of the mean field",
-            f"{float(off.mean()):+.4f}; {float(np.abs(off).max()):.4f};"
-            f" {', '.join(f'{x:.2f}' for x in ratio)}",
+            f"{float(off.mean()):+.4f}; {float(np.abs(off).max()):.4f}; {numbers(ratio, '.2f')}",
             "0; 0; 1 for the annealed average",
         ),
         _lengths(data, both),
@@ -211,7 +233,7 @@ def _lengths(data: xr.Dataset, both: xr.DataArray) -> Verdict:
     return verdict(
         f"ξ against that of the exact covariances, ε from {noise[0]:g} to {noise[-1]:g} where it is"
         " below N/4",
-        f"{', '.join(f'{x:.1f}' for x in data.length.values[judged, 0])}; mean logarithm of the"
+        f"{numbers(data.length.values[judged, 0], '.1f')}; mean logarithm of the"
         f" ratio {mean} (99.9 % interval)",
         ", ".join(f"{float(x):.1f}" for x in data.length_exact.values[judged]),
         holds(
@@ -279,7 +301,7 @@ def _images(run: xr.Dataset, name: str) -> Verdict:
     )
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     with style() as plt:
         figure = plt.figure(figsize=(12.5, 13.2), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=[9, 4.2])
@@ -294,7 +316,7 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
+def _draw_epsilon(axes: Axes, data: xr.Dataset) -> None:
     r = data.distance.values[1:]
     for color, epsilon in zip(level_colors(len(SHOWN)), SHOWN, strict=True):
         part = data.sel(noise=epsilon, method="nearest").isel(distance=slice(1, None))
@@ -302,7 +324,7 @@ def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
         there = part.epsilon.values[:, 0] > 0
         axes.plot(r, part.exact, color=color, lw=1.4)
         axes.plot(r, part.theory, color=color, lw=1, ls="--", alpha=0.6)
-        look = {
+        look: Look = {
             "fmt": "o",
             "ms": 4.5,
             "lw": 1,
@@ -322,7 +344,7 @@ def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
     axes.legend(loc="lower left")
 
 
-def _draw_lengths(axes: Any, data: xr.Dataset) -> None:
+def _draw_lengths(axes: Axes, data: xr.Dataset) -> None:
     away = data.noise.values - data.attrs["critical_noise"]
     size = float(data.distance[-1])
     for sign, color, side_name in (
@@ -355,7 +377,7 @@ def _draw_lengths(axes: Any, data: xr.Dataset) -> None:
     axes.legend(loc="lower left")
 
 
-def _draw_controls(axes: Any, data: xr.Dataset) -> None:
+def _draw_controls(axes: Axes, data: xr.Dataset) -> None:
     looks = {
         "mixture": ("mixture of 2 Gaussians", ACCENT),
         "field": ("Gaussian field", "#009e73"),
@@ -385,11 +407,15 @@ def _draw_controls(axes: Any, data: xr.Dataset) -> None:
     axes.legend(loc="upper right")
 
 
-def _draw_images(axes: Any, data: xr.Dataset) -> None:
+def _draw_images(axes: Axes, data: xr.Dataset) -> None:
     colors = dict(zip(IMAGE_TIMES, level_colors(len(IMAGE_TIMES)), strict=True))
     for t, color in colors.items():
         axes.plot([], [], color=color, label=f"$t/T={t:g}$")
-    for name, look in (("", {"marker": "o", "ls": "-"}), ("feature", {"marker": "s", "ls": "--"})):
+    looks: dict[str, Look] = {
+        "": {"marker": "o", "ls": "-"},
+        "feature": {"marker": "s", "ls": "--"},
+    }
+    for name, look in looks.items():
         axes.plot([], [], ms=4, lw=1.3, color=MUTED, label=PATCHES[name][0], **look)
         for t, color in colors.items():
             label = f"images_{name or 'pixels'}_{t:g}"

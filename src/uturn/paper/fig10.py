@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -16,7 +16,11 @@ from uturn.paper.fig7 import TOLERANCE
 from uturn.paper.specs import PAPER, mean_field
 from uturn.paper.verdicts import Verdict, mean_estimate, vanishes, verdict, within
 from uturn.paper.workshop import Workshop
-from uturn.studies.plotting.style import ACCENT, CLASS, THEORY, style
+from uturn.studies.plotting.style import ACCENT, CLASS, THEORY, Look, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Rules for and against the right symbol"
 CLAIM = (
@@ -132,7 +136,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 _SHADES = (1.0, 0.62, 0.3)  # by the number of wrong symbols
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     with style() as plt:
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(13, 5.6), width_ratios=[1, 1.35], layout="constrained"
@@ -142,7 +146,7 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_rules(axes: Any, data: xr.Dataset) -> None:
+def _draw_rules(axes: Axes, data: xr.Dataset) -> None:
     """The rules as squares at their pairs of children, darker the fewer of their symbols are
     wrong.
     """
@@ -178,7 +182,7 @@ def _draw_rules(axes: Any, data: xr.Dataset) -> None:
         Rectangle((0, 0), 1, 1, fc=ACCENT, label="wrong symbols"),
         Rectangle((0, 0), 1, 1, fc="#f3ecd2", label="shares a child"),
     ]
-    place = {
+    place: Look = {
         "loc": "upper center",
         "bbox_to_anchor": (0.48, -0.12),
         "ncols": 4,
@@ -187,7 +191,7 @@ def _draw_rules(axes: Any, data: xr.Dataset) -> None:
     axes.legend(handles=patches, handlelength=1, handleheight=1, **place)
 
 
-def _draw_message(axes: Any, data: xr.Dataset) -> None:
+def _draw_message(axes: Axes, data: xr.Dataset) -> None:
     """The message by symbol, split by the number of wrong symbols in the rules; the wrong
     symbols once more, enlarged.
     """
@@ -202,7 +206,12 @@ def _draw_message(axes: Any, data: xr.Dataset) -> None:
     colors = [CLASS, *[ACCENT] * (v - 1)]
     for k, rules_name in enumerate(("the true rule", "one wrong symbol", "two wrong symbols")):
         for panel, first in ((axes, 0), (lens, 1)):
-            look = {"bottom": bottom[first:], "color": colors[first:], "alpha": _SHADES[k], "lw": 0}
+            look: Look = {
+                "bottom": bottom[first:],
+                "color": colors[first:],
+                "alpha": _SHADES[k],
+                "lw": 0,
+            }
             panel.bar(np.arange(first, v), heights[k, first:], 0.8, **look)
         lens.bar(1, 0, color="#555555", alpha=_SHADES[k], label=rules_name)
         bottom += heights[k]

@@ -4,7 +4,7 @@ mean-field values.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -16,9 +16,12 @@ from uturn.exact.rhm import RandomHierarchyModel
 from uturn.paper.fig7 import TOLERANCE
 from uturn.paper.pictures import by_level, node_coordinates, nodes
 from uturn.paper.specs import PAPER, mean_field
-from uturn.paper.verdicts import Verdict, equal, mean_estimate, vanishes, verdict, within
+from uturn.paper.verdicts import Verdict, equal, mean_estimate, numbers, vanishes, verdict, within
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.style import MUTED, THEORY, level_colors, style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TITLE = "Every message at the bottom of the tree"
 CLAIM = "Single nodes differ in how well they are known, but their average follows the theory."
@@ -107,7 +110,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         verdict(
             f"mean message at the true symbol, {data.sizes['grammar']} grammars, as a shift in ε,"
             f" levels 1 .. {levels - 1}",
-            ", ".join(f"{s:+.4f}" for s in shifts),
+            numbers(shifts, "+.4f"),
             "0",
             within([s.value for s in shifts], TOLERANCE, f"all within {TOLERANCE}"),
         ),
@@ -133,7 +136,7 @@ def _true(data: xr.Dataset, level: int) -> np.ndarray:
     return by_level(data.upward)[level][np.arange(len(symbols)), symbols]
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     levels = data.sizes["level"]
     v = data.sizes["symbol"]
     colors = level_colors(data.attrs["depth"] + 1)  # as in the figures of all levels

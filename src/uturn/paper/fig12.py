@@ -4,7 +4,7 @@ of fig. 7).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -16,6 +16,9 @@ from uturn.paper.fig7 import measure as measure
 from uturn.paper.specs import mean_field
 from uturn.paper.verdicts import Verdict, decreasing, estimates, vanishes, verdict, within
 from uturn.studies.plotting.levels import draw_levels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TITLE = "Upward messages of every level"
 CLAIM = "The higher a node of the tree, the more abruptly its symbol is lost at the critical noise."
@@ -67,5 +70,5 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     ]
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     return draw_levels(data, "upward message at the true symbol", "mean field")

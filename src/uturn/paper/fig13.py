@@ -5,7 +5,7 @@ fig. 7).
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -18,8 +18,11 @@ from uturn.measures.readings import grammar_means
 from uturn.paper.fig7 import PARAMETERS, compare
 from uturn.paper.fig7 import measure as measure
 from uturn.paper.specs import mean_field
-from uturn.paper.verdicts import Verdict, above, vanishes, verdict
+from uturn.paper.verdicts import Verdict, above, numbers, vanishes, verdict
 from uturn.studies.plotting.levels import draw_levels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GRAMMARS = 300  # drawn for the theory
 TITLE = "Downward messages of every level"
@@ -122,7 +125,7 @@ def _without_noise(belief: xr.DataArray, expected: np.ndarray, theory: MeanField
     measured = grammar_means(belief).sel(noise=0).transpose("grammar", "tree_level").values[:, :L]
     p = ttest_ind(measured, expected, equal_var=False).pvalue
     exact, drawn, annealed = (
-        ", ".join(f"{value:.3f}" for value in levels)
+        numbers(levels, ".3f")
         for levels in (
             measured.mean(axis=0),
             expected.mean(axis=0),
@@ -137,5 +140,5 @@ def _without_noise(belief: xr.DataArray, expected: np.ndarray, theory: MeanField
     )
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     return draw_levels(data, "downward message at the true symbol", "rules drawn\non each path")

@@ -4,7 +4,7 @@ of fig. 7).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -15,6 +15,9 @@ from uturn.paper.specs import mean_field
 from uturn.paper.verdicts import Verdict, vanishes
 from uturn.studies.plotting.levels import draw_level, draw_shifts
 from uturn.studies.plotting.style import MUTED, level_colors, mark_noise, style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TITLE = "Marginals of every level"
 CLAIM = "Each level of the tree can be recovered up to a noise that theory predicts."
@@ -51,7 +54,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     ]
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     depth = data.sizes["tree_level"] - 1
     colors = level_colors(depth + 1)
     columns = -(-(depth + 2) // 2)

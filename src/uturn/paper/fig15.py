@@ -4,7 +4,7 @@ channels, the threshold is not.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -15,9 +15,32 @@ from uturn.measures.curves import crossing, inversion, shift
 from uturn.measures.readings import grammar_means
 from uturn.paper import fig5, fig7, thresholds
 from uturn.paper.specs import experiment_of, mean_field
-from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, estimates, listed, meets, verdict
+from uturn.paper.verdicts import (
+    ESTIMATE,
+    Verdict,
+    above,
+    below,
+    estimates,
+    listed,
+    meets,
+    numbers,
+    verdict,
+)
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import CLASS, MUTED, THEORY, bars, level_bar, level_colors, style
+from uturn.studies.plotting.style import (
+    CLASS,
+    MUTED,
+    THEORY,
+    Look,
+    bars,
+    level_bar,
+    level_colors,
+    style,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Effective ε gives the shape of the class curve, not the threshold"
 CLAIM = "Different kinds of noise lose the class in the same way, but not at the same strength."
@@ -180,9 +203,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         verdict(
             "leaves: smallest gain over the belief of a leaf by itself, in standard errors:"
             f" {names}",
-            ", ".join(f"{z:+.1f}" for z in data.surplus.values)
+            numbers(data.surplus.values, "+.1f")
             + "; largest distance from the ε-process "
-            + ", ".join(f"{distance:.2f}" for distance in data.apart.values),
+            + numbers(data.apart.values, ".2f"),
             "not negative: in a Bayesian channel context cannot lower the mean belief in the truth",
             above(data.surplus, -3.5, "above -3.5 at every noise level"),
         ),
@@ -197,7 +220,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     ]
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     fine = np.linspace(0, 1, 500)
     lines = mean_field(PARAMETERS).curves(fine, PARAMETERS["depth"]).marginals
     with style() as plt:
@@ -216,7 +239,7 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_map(axes: Any, data: xr.Dataset) -> None:
+def _draw_map(axes: Axes, data: xr.Dataset) -> None:
     share = np.linspace(0, 1, 101)[:-1]
     for name, channel in CHANNELS.items():
         noise = -np.log1p(-share) / 2 if name == "gaussian" else share
@@ -244,7 +267,7 @@ def _draw_map(axes: Any, data: xr.Dataset) -> None:
     axes.set_title("effective ε of the channels")
 
 
-def _draw_levels(plt: Any, axes: Any, data: xr.Dataset) -> None:
+def _draw_levels(plt: Any, axes: Axes, data: xr.Dataset) -> None:
     L = PARAMETERS["depth"]
     mean = data.gaussian_belief.mean("grammar")
     for level, color in enumerate(level_colors(L + 1)):
@@ -257,14 +280,14 @@ def _draw_levels(plt: Any, axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_class_and_leaves(
-    axes: Any, data: xr.Dataset, fine: np.ndarray, lines: np.ndarray
+    axes: Axes, data: xr.Dataset, fine: np.ndarray, lines: np.ndarray
 ) -> None:
     L = PARAMETERS["depth"]
     for name, channel in CHANNELS.items():
         curves = data[f"{name}_belief"]
         for level, fill in ((0, "white"), (L, channel.color)):
             curve = curves.isel(tree_level=level)
-            look = {
+            look: Look = {
                 "fmt": MARKERS[name],
                 "ms": 4.5,
                 "mfc": fill,
@@ -282,10 +305,10 @@ def _draw_class_and_leaves(
     axes.set(title="class (filled) and leaves (open)")
 
 
-def _draw_displacements(axes: Any, data: xr.Dataset) -> None:
+def _draw_displacements(axes: Axes, data: xr.Dataset) -> None:
     L = PARAMETERS["depth"]
     for offset, (name, channel) in zip((-0.15, 0, 0.15), CHANNELS.items(), strict=True):
-        look = {
+        look: Look = {
             "fmt": MARKERS[name],
             "ms": 6,
             "color": channel.color,

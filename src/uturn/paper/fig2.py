@@ -5,7 +5,7 @@ here on Fashion-MNIST.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -23,6 +23,10 @@ from uturn.sources import FashionMNISTSource
 from uturn.sources.fashion_mnist import CLASS_NAMES, COARSE_CLASS
 from uturn.studies.plotting.levels import draw_similarities
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, mark_noise, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "U-turns of images: a diffusion model and the layers of a classifier"
 CLAIM = (
@@ -249,7 +253,7 @@ def _after_full_chain(same: xr.DataArray, chance: np.ndarray) -> Verdict:
     )
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     with style() as plt:
         figure = plt.figure(figsize=(11, 9.6), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=[1.25, 1])
@@ -260,7 +264,7 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_images(axes: Any, data: xr.Dataset) -> None:
+def _draw_images(axes: Axes, data: xr.Dataset) -> None:
     """Originals and their reconstructions from every tenth of the chain; one item of most
     classes.
     """
@@ -281,7 +285,7 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
     axes.xaxis.set_label_position("top")
 
 
-def _draw_layers(axes: Any, data: xr.Dataset) -> None:
+def _draw_layers(axes: Axes, data: xr.Dataset) -> None:
     (star, low, high) = data.transition.values
     noise = np.r_[0, data.noise.values]
     ode = data.similarity_deterministic.transpose("noise", "network_layer").values
@@ -305,7 +309,7 @@ def _draw_layers(axes: Any, data: xr.Dataset) -> None:
     axes.legend(fontsize=8.5, loc="lower left")
 
 
-def _draw_labels(axes: Any, data: xr.Dataset) -> None:
+def _draw_labels(axes: Axes, data: xr.Dataset) -> None:
     noise = np.r_[0, data.noise.values]
     for k, (name, color) in enumerate((("class", ACCENT), ("kind of garment", CLASS))):
         solid, dashed = (

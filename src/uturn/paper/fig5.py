@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -23,6 +23,10 @@ from uturn.studies.plotting.style import (
     style,
     ticks,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Reconstruction of every level in Gaussian diffusion"
 CLAIM = (
@@ -138,7 +142,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     ]
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     time = data.noise.values
     chance = 1 / data.attrs["vocab_size"]
     with style() as plt:
@@ -156,7 +160,7 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_levels(axes: Any, data: xr.Dataset) -> None:
+def _draw_levels(axes: Axes, data: xr.Dataset) -> None:
     L = data.sizes["tree_level"] - 1
     star = float(data.transition[0])
     for level, color in enumerate(level_colors(L + 1)):
@@ -173,7 +177,7 @@ def _draw_levels(axes: Any, data: xr.Dataset) -> None:
     axes.set(ylabel="P(symbol unchanged)", ylim=(0, 1.03), title=f"all levels, $L={L}$")
 
 
-def _draw_depths(axes: Any, data: xr.Dataset) -> None:
+def _draw_depths(axes: Axes, data: xr.Dataset) -> None:
     for k, depth in enumerate(data.depth.values):
         shade = 0.35 + 0.65 * k / max(data.sizes["depth"] - 1, 1)
         curve = data.class_belief.sel(depth=depth)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -13,9 +13,12 @@ from uturn.measures.curves import crossing, shift
 from uturn.measures.readings import grammar_means
 from uturn.measures.replicates import estimate
 from uturn.paper.specs import experiment_of, rhm
-from uturn.paper.verdicts import ESTIMATE, Verdict, below, equal, verdict, within
+from uturn.paper.verdicts import ESTIMATE, Verdict, below, equal, numbers, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TITLE = "Phase diagram of class recovery"
 CLAIM = (
@@ -172,14 +175,14 @@ def _one_step(runs: dict[str, xr.Dataset], ms: np.ndarray) -> Verdict:
     return verdict(
         "belief one level above the leaves against F(p_0), as a shift in ε, m ="
         f" {', '.join(map(str, ms))}; largest F(p*) - p*",
-        ", ".join(f"{value:+.4f}" for value in shifts) + f"; {max(residuals):.1e}",
+        numbers(shifts, "+.4f") + f"; {max(residuals):.1e}",
         "0; 0",
         within(shifts, MAP_TOLERANCE, f"all within {MAP_TOLERANCE}"),
         below(residuals, 1e-9, "below 1e-9"),
     )
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     v = data.attrs["vocab_size"]
     s = data.attrs["branching"]
     line = phase_diagram(v, s, range(1, v ** (s - 1)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -17,6 +17,9 @@ from uturn.paper.verdicts import ESTIMATE, Verdict, estimates, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.levels import draw_level
 from uturn.studies.plotting.style import MUTED, level_bar, level_colors, mark_noise, style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TITLE = "Reconstruction of every level in the ε-process"
 CLAIM = (
@@ -116,7 +119,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     return data, [shifted, swapped]
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     depth = data.attrs["depth"]
     critical = data.attrs["critical_noise"]
     colors = level_colors(depth + 1)

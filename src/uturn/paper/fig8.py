@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -33,6 +33,10 @@ from uturn.studies.plotting.style import (
     mark_noise,
     style,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Layers of a network that learned the grammar"
 CLAIM = (
@@ -313,7 +317,7 @@ def _falls(run: xr.Dataset, floor: np.ndarray, chance: float) -> list[Verdict]:
     ]
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     attrs = data.attrs
     with style() as plt:
         figure, (left, right) = plt.subplots(
@@ -337,7 +341,7 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_layers(axes: Any, data: xr.Dataset) -> None:
+def _draw_layers(axes: Axes, data: xr.Dataset) -> None:
     noise = data.noise.values
     depth = data.sizes["network_layer"] - 1
     names = [f"block {k}" for k in range(1, depth + 1)] + ["logits"]
@@ -363,7 +367,7 @@ def _draw_layers(axes: Any, data: xr.Dataset) -> None:
     axes.set(ylabel="cosine similarity", title="layers of the trained network", ylim=(None, 1.03))
 
 
-def _draw_levels(plt: Any, axes: Any, data: xr.Dataset) -> None:
+def _draw_levels(plt: Any, axes: Axes, data: xr.Dataset) -> None:
     L = data.sizes["tree_level"] - 1
     fine = np.linspace(0, 1, 500)
     lines = mean_field(data.attrs).curves(fine, L).marginals

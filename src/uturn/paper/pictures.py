@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -20,7 +20,11 @@ from uturn.exact.rhm import RandomHierarchyModel
 from uturn.paper.verdicts import Verdict
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting import trees as drawing
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, Look, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SHARE_HIDDEN = 0.5
 """Share of the leaves that fig. 3 hides, on average."""
@@ -42,7 +46,7 @@ STEP = 0.92
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that shows an instance, with the members of `uturn.paper.registry.Figure`."""
+    """A figure that shows an instance, with the members of `uturn.paper.registry.FigureModule`."""
 
     TITLE: str
     CLAIM: str
@@ -124,7 +128,7 @@ def rule_used(
     }
 
 
-def draw_tree_and_rules(data: xr.Dataset) -> Any:
+def draw_tree_and_rules(data: xr.Dataset) -> Figure:
     rhm = RandomHierarchyModel(**GRAMMAR)
     before, after = (by_level(data[name]) for name in ("original", "reconstruction"))
     changed = {level: before[level] != after[level] for level in before}
@@ -234,7 +238,7 @@ def messages() -> xr.Dataset:
     )
 
 
-def draw_messages(data: xr.Dataset) -> Any:
+def draw_messages(data: xr.Dataset) -> Figure:
     rhm = RandomHierarchyModel(**GRAMMAR)
     true, up, down, posterior = (by_level(data[name]) for name in ("true_symbol", *OUTPUTS))
     L = rhm.depth
@@ -322,7 +326,7 @@ def draw_messages(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_noisy_leaves(axes: Any, noisy: np.ndarray, centres: np.ndarray, foot: float) -> None:
+def _draw_noisy_leaves(axes: Axes, noisy: np.ndarray, centres: np.ndarray, foot: float) -> None:
     """The components of every noisy leaf as bars in the colours of the symbols."""
     step = 1.5 / noisy.shape[1]
     scale = 0.72 / float(np.abs(noisy).max())
@@ -342,7 +346,7 @@ def _draw_noisy_leaves(axes: Any, noisy: np.ndarray, centres: np.ndarray, foot: 
         axes.plot([x - 0.8, x + 0.8], [foot, foot], color=MUTED, lw=1)
 
 
-def _draw_key(axes: Any, x: float, y: float) -> None:
+def _draw_key(axes: Axes, x: float, y: float) -> None:
     lines = (
         (drawing.UP, "up: what the leaves below say"),
         (drawing.DOWN, "down: what all other leaves say"),
@@ -394,7 +398,7 @@ def factor() -> xr.Dataset:
     )
 
 
-def draw_factor(data: xr.Dataset) -> Any:
+def draw_factor(data: xr.Dataset) -> Figure:
     level = data.attrs["tree_level"]
     depth = data.attrs["depth"]
     v = data.sizes["symbol"]
@@ -482,7 +486,7 @@ def draw_factor(data: xr.Dataset) -> Any:
 
 
 def _tiles(
-    axes: Any, x: float, rules: np.ndarray, shares: np.ndarray, level: int, depth: int
+    axes: Axes, x: float, rules: np.ndarray, shares: np.ndarray, level: int, depth: int
 ) -> None:
     v = len(rules)
     for a in range(v):
@@ -525,10 +529,10 @@ def _tiles(
             )
 
 
-def _profile(axes: Any, x: float, y: float, message: np.ndarray, upright: bool) -> None:
+def _profile(axes: Axes, x: float, y: float, message: np.ndarray, upright: bool) -> None:
     lengths = 1.3 * message / message.max()
     steps = (np.arange(len(message)) + 0.5) * STEP
-    look = {"color": drawing.SYMBOL_COLORS[: len(message)], "lw": 0, "zorder": 1}
+    look: Look = {"color": drawing.SYMBOL_COLORS[: len(message)], "lw": 0, "zorder": 1}
     if upright:
         axes.bar(x + steps, lengths, 0.7 * STEP, y, **look)
         axes.plot([x, x + len(message) * STEP], [y, y], color=MUTED, lw=0.9)
@@ -538,7 +542,7 @@ def _profile(axes: Any, x: float, y: float, message: np.ndarray, upright: bool) 
 
 
 def _sums(
-    axes: Any,
+    axes: Axes,
     x: float,
     y: float,
     shares: np.ndarray,

@@ -5,7 +5,7 @@ without inversion of layers.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -34,6 +34,10 @@ from uturn.studies.plotting.style import (
     style,
     ticks,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Control without a hierarchy: a mixture of two Gaussians"
 CLAIM = (
@@ -196,7 +200,7 @@ def _no_inversion(curves: np.ndarray, repeated: Replicates) -> Verdict:
     )
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     star = float(data.transition[0])
     layers = [str(name) for name in data.network_layer.values[1:]]
     finite = np.isfinite(data.noise.values)
@@ -226,7 +230,7 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_plane(axes: Any, data: xr.Dataset) -> None:
+def _draw_plane(axes: Axes, data: xr.Dataset) -> None:
     first = np.r_[1, nonincreasing(data.rescaled.isel(network_layer=1).values)]
     last = data.sizes["network_layer"] - 1
     for k, label, color in ((0, "class", CLASS), (last, "logits", level_colors(last)[-1])):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -16,10 +16,13 @@ from uturn.measures.calibration import holm
 from uturn.measures.estimates import Estimate
 from uturn.paper import sampler_laws as laws
 from uturn.paper.sampler_laws import PARAMETERS, REFERENCE, SAMPLERS
-from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, verdict
+from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, numbers, verdict
 from uturn.paper.workshop import Workshop, file_name
 from uturn.studies.plotting.curves import draw_gap
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style, ticks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TITLE = "Reverse diffusion with the exact score: posterior or data law only"
 CLAIM = (
@@ -268,12 +271,9 @@ def _start(runs: dict[str, xr.Dataset]) -> Verdict:
     )
     adjusted = holm(p)
     worst = list(SAMPLERS)[int(adjusted.min(axis=1).argmin())]
-    signal, variance = (
-        ", ".join(f"{x:.3f}" for x in column) for column in runs[worst]["mean"].values.T
-    )
+    signal, variance = (numbers(column, ".3f") for column in runs[worst]["mean"].values.T)
     expected = (
-        ", ".join(f"{x:.3f}" for x in np.unique(column.round(3)))
-        for column in runs[worst]["expected"].values.T
+        numbers(np.unique(column.round(3)), ".3f") for column in runs[worst]["expected"].values.T
     )
     return verdict(
         "what the model is asked first, against the noise of its timestep: signal and variance, all"
@@ -289,7 +289,7 @@ def _start(runs: dict[str, xr.Dataset]) -> Verdict:
     )
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     attrs = data.attrs
     steps = data.steps.values
     bottom = 0.5 * min(attrs["posterior_resolution"], attrs["law_resolution"])

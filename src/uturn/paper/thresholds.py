@@ -5,7 +5,7 @@ increasing depth.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -25,11 +25,16 @@ from uturn.paper.verdicts import (
     listed,
     mean_estimate,
     meets,
+    numbers,
     verdict,
     within,
 )
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, name_rows, style
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, Look, name_rows, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Where the class is lost, for every channel"
 CLAIM = (
@@ -260,9 +265,7 @@ def _effective_epsilon(data: xr.Dataset) -> Verdict:
     return verdict(
         "effective ε (Eq. 63) at the threshold: "
         + ", ".join(channel.label for channel in CHANNELS.values()),
-        ", ".join(f"{interval:.4f}" for interval in (of_process, *drawn))
-        + "; bits per leaf there: "
-        + ", ".join(f"{x:.2f}" for x in bits),
+        numbers((of_process, *drawn), ".4f") + "; bits per leaf there: " + numbers(bits, ".2f"),
         "not one number: below ε* in every channel that draws its noise",
         below(
             [interval.high for interval in drawn],
@@ -320,15 +323,14 @@ def _finite_depth(data: xr.Dataset) -> Verdict:
     return verdict(
         f"noise at which half of the class is lost / threshold, L = {', '.join(map(str, depths))}",
         "; ".join(
-            f"{label} " + ", ".join(f"{r:.3f}" for r in row)
-            for label, row in zip(labels, ratio, strict=True)
+            f"{label} " + numbers(row, ".3f") for label, row in zip(labels, ratio, strict=True)
         ),
         "1 for infinite depth; off by a factor F'(p*)**-L",
         below(off[-1], off[0] / 2, closer),
     )
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     quenched = data.sel(ensemble="one grammar")
     with style() as plt:
         figure = plt.figure(figsize=(13, 7.4), layout="constrained")
@@ -338,7 +340,7 @@ def draw(data: xr.Dataset) -> Any:
             _draw_channel(axes, quenched.sel(channel=name), channel, 1 / data.attrs["vocab_size"])
         panels[0].set_ylabel("belief in the class")
         panels[0].legend(loc="lower left", bbox_to_anchor=(0, 0.04), handletextpad=0.3)
-        look = {"ha": "right", "va": "top", "fontsize": 9.5, "color": "#a36f00"}
+        look: Look = {"ha": "right", "va": "top", "fontsize": 9.5, "color": "#a36f00"}
         panels[-1].text(
             0.97,
             0.93,
@@ -352,14 +354,14 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_channel(axes: Any, part: xr.Dataset, channel: DrawnChannel, chance: float) -> None:
+def _draw_channel(axes: Axes, part: xr.Dataset, channel: DrawnChannel, chance: float) -> None:
     center = float(part.threshold.mean())
     spread = float(part.threshold.std(ddof=1))
     axes.axvspan(center - spread, center + spread, color="#e69f00", alpha=0.45, lw=0)
     for k, depth in enumerate(part.depth.values):
         exact = part.belief.sel(depth=depth)
         alpha = 0.3 + 0.7 * k / max(part.sizes["depth"] - 1, 1)
-        look = {"color": channel.color, "alpha": alpha}
+        look: Look = {"color": channel.color, "alpha": alpha}
         error = exact.std("grammar", ddof=1) / np.sqrt(exact.sizes["grammar"])
         axes.plot(
             part.noise, part.population_belief.sel(tree_level=depth).mean("grammar"), lw=1.5, **look
@@ -380,7 +382,7 @@ def _draw_channel(axes: Any, part: xr.Dataset, channel: DrawnChannel, chance: fl
     axes.locator_params(axis="x", nbins=5)
 
 
-def _draw_depths(axes: Any, quenched: xr.Dataset) -> None:
+def _draw_depths(axes: Axes, quenched: xr.Dataset) -> None:
     for name, channel in CHANNELS.items():
         part = quenched.sel(channel=name)
         levels = np.arange(2, quenched.sizes["tree_level"])
@@ -403,7 +405,7 @@ def _draw_depths(axes: Any, quenched: xr.Dataset) -> None:
     )
 
 
-def _draw_thresholds(middle: Any, right: Any, data: xr.Dataset) -> None:
+def _draw_thresholds(middle: Axes, right: Axes, data: xr.Dataset) -> None:
     critical = mean_field(PAPER).critical_noise or np.nan
     for axes, key in ((middle, "effective_epsilon"), (right, "bits_per_leaf")):
         for row, (name, channel) in enumerate(CHANNELS.items()):
@@ -413,7 +415,13 @@ def _draw_thresholds(middle: Any, right: Any, data: xr.Dataset) -> None:
             ):
                 values = data[key].sel(channel=name, ensemble=ensemble)
                 fill = channel.color if marker == "o" else "white"
-                look = {"fmt": marker, "ms": 8, "mfc": fill, "capsize": 4, "color": channel.color}
+                look: Look = {
+                    "fmt": marker,
+                    "ms": 8,
+                    "mfc": fill,
+                    "capsize": 4,
+                    "color": channel.color,
+                }
                 axes.errorbar(
                     float(values.mean()), row + aside, xerr=float(values.std(ddof=1)), **look
                 )
