@@ -18,6 +18,7 @@ from uturn.measures.replicates import estimate, replicates
 from uturn.paper import correlated_runs as shared
 from uturn.paper import thresholds, verdicts
 from uturn.paper.correlated_runs import PAPER, PATCHES, STEEP, TIMES, beside_exact
+from uturn.paper.specs import at_depth, depths_of
 from uturn.paper.verdicts import (
     ESTIMATE,
     Rule,
@@ -90,7 +91,7 @@ def epsilons(depth: int, scale: Scale) -> list[float]:
 def experiments(scale: Scale) -> dict[str, Experiment]:
     points, depths = (9, (5, 9)) if scale == "smoke" else (17, (5, 7, 9))
     made = {
-        f"epsilon-depth{L}": shared.grammar(
+        at_depth(L, "epsilon"): shared.grammar(
             "epsilon", STEEP, L, epsilons(L, scale), scale, factor=5
         )
         for L in DEPTHS
@@ -98,7 +99,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     for channel in CHANNELS:
         noise = np.linspace(*REACH[channel], points).tolist()
         made |= {
-            f"{channel}-depth{L}": shared.grammar(channel, PAPER, L, noise, scale, turns=4)
+            at_depth(L, channel): shared.grammar(channel, PAPER, L, noise, scale, turns=4)
             for L in depths
         }
     return made
@@ -233,7 +234,7 @@ def _against_exact(runs: Sequence[Compared], name: str, expected: str, width: fl
 
 def _epsilon(data: xr.Dataset, runs: dict[str, xr.Dataset], theory: MeanField) -> list[Verdict]:
     of_depth = [
-        compared(runs[f"epsilon-depth{L}"], runs[f"exact-epsilon-depth{L}"], len(DEPTHS))
+        compared(runs[at_depth(L, "epsilon")], runs[at_depth(L, "exact-epsilon")], len(DEPTHS))
         for L in DEPTHS
     ]
     critical = theory.critical_noise or np.nan
@@ -244,7 +245,8 @@ def _epsilon(data: xr.Dataset, runs: dict[str, xr.Dataset], theory: MeanField) -
     narrow = "are narrower than 1/4 of the half-width of the peak"
     for L in DEPTHS:
         noise, measured, exact = (
-            data[f"{name}epsilon-depth{L}"].values for name in ("noise_", "chi_", "chi_exact-")
+            data[f"{name}{at_depth(L, 'epsilon')}"].values
+            for name in ("noise_", "chi_", "chi_exact-")
         )
         curve = theory.susceptibility(noise, L)
         annealed.append(peak(noise, curve, exact[:, 0])[0])
@@ -286,11 +288,9 @@ def _epsilon(data: xr.Dataset, runs: dict[str, xr.Dataset], theory: MeanField) -
 
 
 def _channel(runs: dict[str, xr.Dataset], channel: str) -> list[Verdict]:
-    depths = sorted(
-        int(label.partition("-depth")[2]) for label in runs if label.startswith(f"{channel}-depth")
-    )
+    depths = depths_of(runs, channel)
     of_depth = [
-        compared(runs[f"{channel}-depth{L}"], runs[f"exact-{channel}-depth{L}"], len(depths))
+        compared(runs[at_depth(L, channel)], runs[at_depth(L, f"exact-{channel}")], len(depths))
         for L in depths
     ]
     limit = THRESHOLD[channel]
@@ -408,7 +408,7 @@ def draw(data: xr.Dataset) -> Figure:
 def _draw_epsilon(axes: Axes, data: xr.Dataset) -> None:
     for color, L in zip(level_colors(len(DEPTHS)), DEPTHS, strict=True):
         axes.plot(data.fine, data.theory.sel(depth=L), color=color, lw=1, ls="--", alpha=0.7)
-        _beside_exact(axes, data, f"epsilon-depth{L}", 1.0, f"$L={L}$", lw=1.6, color=color)
+        _beside_exact(axes, data, at_depth(L, "epsilon"), 1.0, f"$L={L}$", lw=1.6, color=color)
     critical = data.attrs["critical_noise"]
     mark_noise(
         axes,
@@ -442,11 +442,7 @@ def _beside_exact(
 def _draw_channels(axes: Axes, data: xr.Dataset) -> None:
     for channel in CHANNELS:
         look = thresholds.CHANNELS[channel]
-        depths = sorted(
-            int(str(k).partition("-depth")[2])
-            for k in data
-            if str(k).startswith(f"chi_{channel}-depth")
-        )
+        depths = depths_of(data, f"chi_{channel}")
         for k, depth in enumerate(depths):
             deepest = depth == depths[-1]
             name, alpha = (
@@ -455,7 +451,7 @@ def _draw_channels(axes: Axes, data: xr.Dataset) -> None:
             _beside_exact(
                 axes,
                 data,
-                f"{channel}-depth{depth}",
+                at_depth(depth, channel),
                 THRESHOLD[channel],
                 name,
                 lw=1.4,

@@ -15,6 +15,7 @@ from uturn.exact.theory import MeanField
 from uturn.measures.replicates import replicates
 from uturn.measures.scaling import Collapse, collapse, collapse_curves
 from uturn.paper.correlated_runs import PAPER, grammar
+from uturn.paper.specs import at_depth, depths_of
 from uturn.paper.verdicts import Rule, Verdict, below, verdict, within
 from uturn.paper.workshop import Scale
 from uturn.studies.plotting.style import (
@@ -45,7 +46,7 @@ def epsilons(scale: Scale) -> list[float]:
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     return {
-        f"depth{L}": grammar("epsilon", PAPER, L, epsilons(scale), scale, factor=5)
+        at_depth(L): grammar("epsilon", PAPER, L, epsilons(scale), scale, factor=5)
         for L in depths(scale)
     }
 
@@ -74,8 +75,8 @@ def collapsed(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     exponents of all fits.
     """
     theory = MeanField(*PAPER)
-    sizes = sorted(int(label.removeprefix("depth")) for label in runs if label.startswith("depth"))
-    curves = collapse_curves([runs[f"depth{L}"] for L in sizes])
+    sizes = depths_of(runs)
+    curves = collapse_curves([runs[at_depth(L)] for L in sizes])
     noise = curves.noise.values
     critical = theory.critical_noise or np.nan
     measured = fitted(curves, sizes, theory)

@@ -25,6 +25,7 @@ from uturn.paper.correlated_runs import (
     images,
     independent_changes,
 )
+from uturn.paper.specs import at_depth
 from uturn.paper.verdicts import (
     Verdict,
     above,
@@ -105,7 +106,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     theory = MeanField(*PAPER)
     (trees, of_trees) = collapse.collapsed(runs)
     depth = int(trees.depth[-1])
-    run = runs[f"depth{depth}"]
+    run = runs[at_depth(depth)]
     own = runs["exact-epsilon"].change_covariance
     noise = run.noise.values
     exponent = theory.decay_exponent or np.nan

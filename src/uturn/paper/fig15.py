@@ -14,7 +14,7 @@ from uturn.core.registry import part_class
 from uturn.measures.curves import crossing, inversion, shift
 from uturn.measures.readings import grammar_means
 from uturn.paper import fig5, fig7, thresholds
-from uturn.paper.specs import experiment_of, mean_field
+from uturn.paper.specs import at_depth, experiment_of, mean_field
 from uturn.paper.verdicts import (
     ESTIMATE,
     Verdict,
@@ -70,7 +70,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     """Masking and replacement, in the size of Fig. 5; the Gaussian process and the ε-process are
     the runs of Figs. 5 and 7.
     """
-    of = fig5.experiments(scale)[f"depth{PARAMETERS['depth']}"]
+    of = fig5.experiments(scale)[at_depth(PARAMETERS["depth"])]
     noise = {
         "masking": np.r_[
             np.linspace(0.02, 0.14, 4), np.linspace(0.17, 0.41, 13), np.linspace(0.45, 0.95, 8), 1.0
@@ -87,7 +87,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    deep = f"depth{PARAMETERS['depth']}"
+    deep = at_depth(PARAMETERS["depth"])
     return {
         **workshop.runs("fig7", fig7.experiments(workshop.scale)),
         "gaussian": workshop.run(f"fig5-{deep}", fig5.experiments(workshop.scale)[deep]),

@@ -11,7 +11,7 @@ from uturn.core.experiment import Experiment
 from uturn.measures.curves import inversion, transition
 from uturn.measures.readings import grammar_means
 from uturn.measures.replicates import estimate
-from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
+from uturn.paper.specs import PAPER, at_depth, depths_of, experiment_of, mean_field, rhm
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, increasing, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import (
@@ -49,7 +49,7 @@ NOISE = np.r_[
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     grammars, items, depths = (6, 96, (4, 7, 10)) if scale == "smoke" else (24, 240, (4, 6, 8, 10))
-    sources = {f"depth{L}": rhm(**PAPER, depth=L, grammars=grammars) for L in depths}
+    sources = {at_depth(L): rhm(**PAPER, depth=L, grammars=grammars) for L in depths}
     sizes: dict[str, Any] = {"items": items, "chunk": 24}
     return {
         label: experiment_of(source, "gaussian", NOISE, "tree_levels", **sizes)
@@ -76,10 +76,10 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    depths = sorted(int(label.removeprefix("depth")) for label in runs)
-    beliefs = {depth: runs[f"depth{depth}"].belief.load() for depth in depths}
+    depths = depths_of(runs)
+    beliefs = {depth: runs[at_depth(depth)].belief.load() for depth in depths}
     L = depths[-1]
-    deepest = runs[f"depth{depths[-1]}"].load()
+    deepest = runs[at_depth(depths[-1])].load()
     time = deepest.noise.values
     chance = 1 / PAPER["vocab_size"]
 

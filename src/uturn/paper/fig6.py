@@ -60,7 +60,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     v = PARAMETERS["vocab_size"]
     s = PARAMETERS["branching"]
-    ms = np.array(sorted(int(label[1:]) for label in runs))
+    ms = np.array([m for m in range(1, v ** (s - 1) + 1) if f"m{m}" in runs])
     theory = phase_diagram(v, s, ms)
     gains = [_gain(runs[f"m{m}"].load()) for m in ms]
     transition = theory.phase == "transition"

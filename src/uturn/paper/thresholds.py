@@ -17,7 +17,7 @@ from uturn.exact.population import population_dynamics, threshold
 from uturn.measures.curves import crossing
 from uturn.measures.estimates import Estimate
 from uturn.measures.readings import grammar_means
-from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
+from uturn.paper.specs import PAPER, at_depth, depths_of, experiment_of, mean_field, rhm
 from uturn.paper.verdicts import (
     Verdict,
     below,
@@ -111,7 +111,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
         probe = {"type": "messages", "directions": ["upward"]}
         for depth in size.depths:
             source = rhm(**PAPER, depth=depth, grammars=size.grammars)
-            made[f"{channel}-depth{depth}"] = experiment_of(
+            made[at_depth(depth, channel)] = experiment_of(
                 source, channel, noise, probe, items=size.items, chunk=size.items
             )
     return made
@@ -170,11 +170,11 @@ def _interval(values: xr.DataArray, confidence: float = 0.95) -> Estimate:
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = runs["population"].load().rename(belief="population_belief")
-    depths = sorted({int(label.partition("-depth")[2]) for label in runs if "-depth" in label})
+    depths = depths_of(runs, next(iter(CHANNELS)))
     data = data.assign_coords(depth=depths).assign_attrs(PAPER)
 
     def class_belief(name: str, depth: int) -> np.ndarray:
-        belief = runs[f"{name}-depth{depth}"].load().upward_belief.isel(tree_level=-1, drop=True)
+        belief = runs[at_depth(depth, name)].load().upward_belief.isel(tree_level=-1, drop=True)
         return grammar_means(belief).transpose("grammar", "noise").values
 
     beliefs = [[class_belief(name, depth) for depth in depths] for name in CHANNELS]
