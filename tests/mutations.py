@@ -283,14 +283,14 @@ MUTATIONS = (
     ),
     Mutation(
         "leaves whose changes count twice, in the exact chi",
-        "uturn.paper.correlated_runs:_within_subtrees",
+        "uturn.exact.changed_leaves:covariances_within_subtrees",
         "within = (square - mean**2).mean(axis=1)",
         "within = (2 * square - mean**2).mean(axis=1)",
         {"chi": "chi against the exact chi of the same strings, ε"},
     ),
     Mutation(
         "noise that is not counted, in the exact chi",
-        "uturn.paper.correlated_runs:_within_subtrees",
+        "uturn.exact.changed_leaves:covariances_within_subtrees",
         "within += mean.var(axis=1, ddof=1)",
         "within += 0 * mean.var(axis=1, ddof=1)",
         tests=(("test_exact_changes::test_equal_enumeration", {"channel": "masking", "noise": [0.5], "options": {}}),),

@@ -10,6 +10,7 @@ import pytest
 
 from forging import outcomes
 from uturn.engine.run import run
+from uturn.exact.quenched import quenched_downward
 from uturn.paper import Workshop, fig7, fig10, fig11, fig12, fig13, fig14, pictures
 from uturn.paper.verdicts import mean_estimate
 
@@ -202,7 +203,7 @@ def test_drawn_paths_follow_the_exact_law_below_the_root():
     from scipy.stats import hypergeom
 
     v, m = 8, 2
-    beliefs = fig13.quenched_downward(v, m, 2, 2, (0.0,), grammars=600)[:, 0, 1]
+    beliefs = quenched_downward(v, m, 2, 2, (0.0,), grammars=600)[:, 0, 1]
     k = np.arange(v)
     exact = (hypergeom(v**2 - 1, v - 1, v * m - 1).pmf(k) / (1 + k)).sum()
     found = mean_estimate(beliefs)

@@ -23,7 +23,7 @@ STUB = Path(__file__).parents[1] / "_tool_names.pyi"
 
 @dataclass(frozen=True)
 class ToolFigure:
-    """A figure of `uturn reproduce`: its module, with the members of `uturn.paper.registry.Figure`,
+    """A figure of `uturn reproduce`: its module, with the members of `uturn.paper.registry.FigureModule`,
     and its place.
 
     `after`: the figure beyond the paper behind which it is listed, by default the last. `seconds`:

@@ -1,6 +1,6 @@
 """The figures of arXiv:2402.16991 and further ones: measurement, analysis with verdicts, drawing.
 
-Each figure is a module of this folder with the members of `registry.Figure`, and a line in
+Each figure is a module of this folder with the members of `registry.FigureModule`, and a line in
 `registry.FIGURES`. A module measures with the tools of a `Workshop`, which stores results; it
 judges with the rules of `verdicts`; `reproduce` does the rest.
 """

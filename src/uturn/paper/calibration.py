@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -13,17 +13,22 @@ from uturn.engine.run import run
 from uturn.measures.calibration import calibrate, calibration, holm
 from uturn.measures.estimates import Estimate, with_ends
 from uturn.paper import calibration_runs as trials
-from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, verdict
+from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, numbers, verdict
 from uturn.paper.workshop import Workshop, file_name
 from uturn.studies.plotting.style import (
     ACCENT,
     CLASS,
     MUTED,
     THEORY,
+    Look,
     name_rows,
     row_interval,
     style,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Does a sampler draw from the posterior? Clones can deny it"
 CLAIM = (
@@ -44,7 +49,8 @@ GROUPS = 200  # experiments of which the false alarms are counted
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    scale, runs = workshop.scale, {}
+    scale = workshop.scale
+    runs = {}
     tried = trials.samplers(scale, trials.trained_denoiser(workshop))
     experiments = {label: experiment for label, (experiment, _) in tried.items()}
     experiments |= {f"repeated-{kind}": trials.repeated(kind, scale) for kind in trials.NOISE}
@@ -56,7 +62,8 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    kinds, tried = {label: ds.attrs["kind"] for label, ds in runs.items() if "kind" in ds.attrs}, {}
+    kinds = {label: ds.attrs["kind"] for label, ds in runs.items() if "kind" in ds.attrs}
+    tried = {}
     for label in kinds:
         names = ["parsed"] if "parsed" in runs[label] else ["same_label", "scale_similarity"]
         tried[label] = calibration(runs[label], names, level=LEVEL)
@@ -137,7 +144,8 @@ def false_alarms(repetitions: list[xr.Dataset]) -> xr.Dataset:
     p = []
     for ds in repetitions:
         draws = ds.isel(trajectory=0).transpose("item", "clone", "noise", "tree_level")
-        f, r = draws.parsed.values, draws.clone_parsed.values
+        f = draws.parsed.values
+        r = draws.clone_parsed.values
         groups = [np.flatnonzero(ds.grammar.values == g) for g in range(GROUPS)]
         p.append(
             [
@@ -155,7 +163,7 @@ def _rates(shares: xr.Dataset) -> Verdict:
     p = binom.sf(np.round(of_levels * GROUPS) - 1, GROUPS, np.array(LEVELS))
     return verdict(
         f"share of {GROUPS} experiments with exact inference whose p-value is at most"
-        f" {', '.join(f'{a:g}' for a in LEVELS)}",
+        f" {numbers(LEVELS, 'g')}",
         "; ".join(
             f"{mean:.4f}, at most {most:.3f}"
             for mean, most in zip(of_levels.mean(0), of_levels.max(0), strict=True)
@@ -167,7 +175,7 @@ def _rates(shares: xr.Dataset) -> Verdict:
     )
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     with style() as plt:
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(14, 5.4), width_ratios=[2.1, 1], layout="constrained"
@@ -180,18 +188,17 @@ def draw(data: xr.Dataset) -> Any:
 _LOOKS = {"exact": ACCENT, "wrong": CLASS, "sites": "#e69f00", "blind": MUTED}
 
 
-def _draw_samplers(axes: Any, data: xr.Dataset) -> None:
-    kinds, look = (
-        data.kind.values,
-        {
-            "transform": axes.get_yaxis_transform(),
-            "va": "center",
-            "fontsize": 9.5,
-        },
-    )
+def _draw_samplers(axes: Axes, data: xr.Dataset) -> None:
+    kinds = data.kind.values
+    look: Look = {
+        "transform": axes.get_yaxis_transform(),
+        "va": "center",
+        "fontsize": 9.5,
+    }
     order = [k for kind in _LOOKS for k in np.flatnonzero(kinds == kind)]
     for row, k in enumerate(order):
-        p, color = float(data.p_holm[k]), _LOOKS[str(kinds[k])]
+        p = float(data.p_holm[k])
+        color = _LOOKS[str(kinds[k])]
         row_interval(
             axes, row, data.gap[k].values, color, ms=7, mfc=color if p <= LEVEL else "white"
         )
@@ -212,9 +219,10 @@ def _draw_samplers(axes: Any, data: xr.Dataset) -> None:
     )
 
 
-def _draw_rates(axes: Any, data: xr.Dataset) -> None:
+def _draw_rates(axes: Axes, data: xr.Dataset) -> None:
     shares = data.share.isel(a=slice(len(LEVELS), None))
-    a, tests = shares.a.values, shares.sizes["test"]
+    a = shares.a.values
+    tests = shares.sizes["test"]
     error = binom.ppf(1 - 1e-3 / tests, GROUPS, a) / GROUPS
     axes.fill_between(a, 0, error, color=ACCENT, alpha=0.13, lw=0, label="binomial error")
     axes.plot(a, a, color=THEORY, lw=1)

@@ -15,8 +15,11 @@ from uturn.paper.specs import Part, experiment_of, rhm
 from uturn.paper.workshop import Scale, Workshop
 from uturn.sources import RHMSource
 
-CLONES, ITEMS = 8, 200
-TREE, SMALL, LEARNED = rhm(32, 8, 2, 7), rhm(4, 2, 2, 2), rhm(8, 2, 2, 3)
+CLONES = 8
+ITEMS = 200
+TREE = rhm(32, 8, 2, 7)
+SMALL = rhm(4, 2, 2, 2)
+LEARNED = rhm(8, 2, 2, 3)
 MIXTURE: dict[str, Any] = {
     "type": "gaussian_mixture",
     "dimension": 256,
@@ -125,7 +128,8 @@ def trained_denoiser(workshop: Workshop) -> Path:
     """File of a denoiser of Gaussian noise that is trained on 64 strings of the grammar of
     `LEARNED`, stopped early.
     """
-    grammar, names = RHMSource(**LEARNED).grammar(0, 0), ["calibration-denoiser"]
+    grammar = RHMSource(**LEARNED).grammar(0, 0)
+    names = ["calibration-denoiser"]
     recipe = {"grammar": LEARNED, "strings": STRINGS, "training": TRAINING}
     workshop.denoisers(
         names,

@@ -5,7 +5,7 @@ of images (arXiv:2410.13770).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -18,6 +18,7 @@ from uturn.measures.replicates import estimate, replicates
 from uturn.paper import correlated_runs as shared
 from uturn.paper import thresholds, verdicts
 from uturn.paper.correlated_runs import PAPER, PATCHES, STEEP, TIMES, beside_exact
+from uturn.paper.specs import at_depth, depths_of
 from uturn.paper.verdicts import (
     ESTIMATE,
     Rule,
@@ -29,6 +30,7 @@ from uturn.paper.verdicts import (
     holds,
     increasing,
     listed,
+    numbers,
     verdict,
 )
 from uturn.paper.workshop import Scale, Workshop
@@ -42,6 +44,10 @@ from uturn.studies.plotting.style import (
     mark_noise,
     style,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Susceptibility: how many sites change together"
 CLAIM = (
@@ -64,7 +70,10 @@ REACH = {"gaussian": (0.045, 0.105), "masking": (0.14, 0.46), "uniform": (0.08, 
 # Figure thresholds, one grammar, (32, 8, 2).
 THRESHOLD = {"gaussian": 0.0699, "masking": 0.2741, "uniform": 0.1607}
 DRAWS = 16  # noisy strings of an original for its exact chi
-EPSILON_WIDTH, CHANNEL_WIDTH, CONTROL_WIDTH = 0.05, 0.15, 0.3  # of intervals of chi, as shares
+# of intervals of chi, as shares
+EPSILON_WIDTH = 0.05
+CHANNEL_WIDTH = 0.15
+CONTROL_WIDTH = 0.3
 CHANNEL_MOVED = 0.15  # of the interval of a displacement, as a share of the threshold
 ALARM = 1e-3  # false-alarm rate of a verdict on chi against its exact value
 HALF_WIDTH = {5: 0.06, 7: 0.035, 10: 0.016}  # of the peak in ε, where a parabola describes it
@@ -72,7 +81,8 @@ HALF_WIDTH = {5: 0.06, 7: 0.035, 10: 0.016}  # of the peak in ε, where a parabo
 
 def epsilons(depth: int, scale: Scale) -> list[float]:
     """Noise levels, dense around the maximum of the mean field."""
-    grid, half = np.linspace(0.7, 0.83, 1301), HALF_WIDTH[depth]
+    grid = np.linspace(0.7, 0.83, 1301)
+    half = HALF_WIDTH[depth]
     top = float(grid[MeanField(*STEEP).susceptibility(grid, depth).argmax()])
     dense = np.linspace(top - half, top + half, 7 if scale == "smoke" else 13)
     return np.r_[0.55, 0.65, top - 2 * half, dense, top + 2 * half, 0.9].round(4).tolist()
@@ -81,7 +91,7 @@ def epsilons(depth: int, scale: Scale) -> list[float]:
 def experiments(scale: Scale) -> dict[str, Experiment]:
     points, depths = (9, (5, 9)) if scale == "smoke" else (17, (5, 7, 9))
     made = {
-        f"epsilon-depth{L}": shared.grammar(
+        at_depth(L, "epsilon"): shared.grammar(
             "epsilon", STEEP, L, epsilons(L, scale), scale, factor=5
         )
         for L in DEPTHS
@@ -89,7 +99,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     for channel in CHANNELS:
         noise = np.linspace(*REACH[channel], points).tolist()
         made |= {
-            f"{channel}-depth{L}": shared.grammar(channel, PAPER, L, noise, scale, turns=4)
+            at_depth(L, channel): shared.grammar(channel, PAPER, L, noise, scale, turns=4)
             for L in depths
         }
     return made
@@ -135,7 +145,8 @@ def peak(noise: np.ndarray, chi: np.ndarray, around: np.ndarray) -> np.ndarray:
     around the maximum of `around`.
     """
     top = int(np.clip(around.argmax(), 2, len(noise) - 3))
-    x, y = noise[top - 2 : top + 3], np.log(chi[top - 2 : top + 3])
+    x = noise[top - 2 : top + 3]
+    y = np.log(chi[top - 2 : top + 3])
     middle = x.mean()  # of a parabola in x - middle, which is well conditioned
     bend, slope, offset = np.polyfit(x - middle, y, 2)
     return (
@@ -165,11 +176,9 @@ def compared(run: xr.Dataset, exact: xr.Dataset, comparisons: int) -> Compared:
     """Log ratios and displacements have intervals with the false-alarm rate `ALARM` for all
     `comparisons` together.
     """
-    both, noise, level = (
-        beside_exact(chi_parts(run), chi_parts(exact)),
-        run.noise.values,
-        ALARM / comparisons,
-    )
+    both = beside_exact(chi_parts(run), chi_parts(exact))
+    noise = run.noise.values
+    level = ALARM / comparisons
     measured, known = _chi(replicates(both).mean).T
     ratio, moved = estimates(both, lambda c: [_log_ratio(c).mean(), shift(noise, c)], 1 - level)
     levels = estimates(both, _log_ratio, 1 - level / len(noise))
@@ -225,18 +234,19 @@ def _against_exact(runs: Sequence[Compared], name: str, expected: str, width: fl
 
 def _epsilon(data: xr.Dataset, runs: dict[str, xr.Dataset], theory: MeanField) -> list[Verdict]:
     of_depth = [
-        compared(runs[f"epsilon-depth{L}"], runs[f"exact-epsilon-depth{L}"], len(DEPTHS))
+        compared(runs[at_depth(L, "epsilon")], runs[at_depth(L, "exact-epsilon")], len(DEPTHS))
         for L in DEPTHS
     ]
     critical = theory.critical_noise or np.nan
-    depths, annealed, heights = ", ".join(map(str, DEPTHS)), [], []
-    widths, narrow = (
-        np.array([HALF_WIDTH[L] for L in DEPTHS]) / 4,
-        "are narrower than 1/4 of the half-width of the peak",
-    )
+    depths = ", ".join(map(str, DEPTHS))
+    annealed = []
+    heights = []
+    widths = np.array([HALF_WIDTH[L] for L in DEPTHS]) / 4
+    narrow = "are narrower than 1/4 of the half-width of the peak"
     for L in DEPTHS:
         noise, measured, exact = (
-            data[f"{name}epsilon-depth{L}"].values for name in ("noise_", "chi_", "chi_exact-")
+            data[f"{name}{at_depth(L, 'epsilon')}"].values
+            for name in ("noise_", "chi_", "chi_exact-")
         )
         curve = theory.susceptibility(noise, L)
         annealed.append(peak(noise, curve, exact[:, 0])[0])
@@ -266,7 +276,7 @@ def _epsilon(data: xr.Dataset, runs: dict[str, xr.Dataset], theory: MeanField) -
         verdicts.shows(
             f"the annealed mean field beside it, L = {depths}: peaks; mean and largest relative"
             " difference of chi",
-            ", ".join(f"{x:.4f}" for x in annealed)
+            numbers(annealed, ".4f")
             + "; "
             + "; ".join(
                 f"{percent.mean():+.1f} %, {percent[np.abs(percent).argmax()]:+.1f} %"
@@ -278,14 +288,13 @@ def _epsilon(data: xr.Dataset, runs: dict[str, xr.Dataset], theory: MeanField) -
 
 
 def _channel(runs: dict[str, xr.Dataset], channel: str) -> list[Verdict]:
-    depths = sorted(
-        int(label.partition("-depth")[2]) for label in runs if label.startswith(f"{channel}-depth")
-    )
+    depths = depths_of(runs, channel)
     of_depth = [
-        compared(runs[f"{channel}-depth{L}"], runs[f"exact-{channel}-depth{L}"], len(depths))
+        compared(runs[at_depth(L, channel)], runs[at_depth(L, f"exact-{channel}")], len(depths))
         for L in depths
     ]
-    limit, deepest = THRESHOLD[channel], of_depth[-1]
+    limit = THRESHOLD[channel]
+    deepest = of_depth[-1]
     moved = Estimate(*(x / limit for x in deepest.moved))
     grammar = f"{thresholds.CHANNELS[channel].label} {PAPER}"
     name = f"{grammar}, L = {', '.join(map(str, depths))}"
@@ -324,7 +333,8 @@ def _controls(data: xr.Dataset, runs: dict[str, xr.Dataset]) -> list[Verdict]:
         ("field", "Gaussian random field"),
         ("mixture", "mixture of two Gaussians"),
     ):
-        chi, known = listed(data[f"chi_{label}"]), float(data[f"chi_exact-{label}"][0, 0])
+        chi = listed(data[f"chi_{label}"])
+        known = float(data[f"chi_exact-{label}"][0, 0])
         highest = int(np.argmax([interval.value for interval in chi]))
         both = beside_exact(
             chi_parts(runs[label].isel(noise=[-1])), chi_parts(runs[f"exact-{label}"])
@@ -383,7 +393,7 @@ def _images(run: xr.Dataset, name: str) -> Verdict:
     )
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     with style() as plt:
         figure, grid = plt.subplots(2, 2, figsize=(12.5, 9), layout="constrained")
         _draw_epsilon(grid[0, 0], data)
@@ -395,10 +405,10 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
+def _draw_epsilon(axes: Axes, data: xr.Dataset) -> None:
     for color, L in zip(level_colors(len(DEPTHS)), DEPTHS, strict=True):
         axes.plot(data.fine, data.theory.sel(depth=L), color=color, lw=1, ls="--", alpha=0.7)
-        _beside_exact(axes, data, f"epsilon-depth{L}", 1.0, f"$L={L}$", lw=1.6, color=color)
+        _beside_exact(axes, data, at_depth(L, "epsilon"), 1.0, f"$L={L}$", lw=1.6, color=color)
     critical = data.attrs["critical_noise"]
     mark_noise(
         axes,
@@ -415,7 +425,7 @@ def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
 
 
 def _beside_exact(
-    axes: Any,
+    axes: Axes,
     data: xr.Dataset,
     label: str,
     scale: float,
@@ -429,14 +439,10 @@ def _beside_exact(
     bars(axes, noise, data[f"chi_{label}"], lw=1, fmt="o", ms=4.5, label=legend, **look)
 
 
-def _draw_channels(axes: Any, data: xr.Dataset) -> None:
+def _draw_channels(axes: Axes, data: xr.Dataset) -> None:
     for channel in CHANNELS:
         look = thresholds.CHANNELS[channel]
-        depths = sorted(
-            int(str(k).partition("-depth")[2])
-            for k in data
-            if str(k).startswith(f"chi_{channel}-depth")
-        )
+        depths = depths_of(data, f"chi_{channel}")
         for k, depth in enumerate(depths):
             deepest = depth == depths[-1]
             name, alpha = (
@@ -445,7 +451,7 @@ def _draw_channels(axes: Any, data: xr.Dataset) -> None:
             _beside_exact(
                 axes,
                 data,
-                f"{channel}-depth{depth}",
+                at_depth(depth, channel),
                 THRESHOLD[channel],
                 name,
                 lw=1.4,
@@ -467,14 +473,15 @@ def _draw_channels(axes: Any, data: xr.Dataset) -> None:
     axes.legend(loc="upper right")
 
 
-def _draw_controls(axes: Any, data: xr.Dataset) -> None:
+def _draw_controls(axes: Axes, data: xr.Dataset) -> None:
     looks = {
         "mixture": ("mixture of 2 Gaussians, 128 sites", ACCENT),
         "field": ("Gaussian field, 256 sites", "#009e73"),
         "one-level": ("grammar of one level, 8 sites", CLASS),
     }
     for label, (law_name, color) in looks.items():
-        chi, noise = data[f"chi_{label}"].values, data[f"noise_{label}"].values
+        chi = data[f"chi_{label}"].values
+        noise = data[f"noise_{label}"].values
         at = np.where(np.isinf(noise), 6.0, noise)
         bars(axes, at, chi, lw=1, fmt="o-", ms=4.5, color=color, label=law_name)
         if f"chi_exact-{label}" in data:
@@ -489,7 +496,7 @@ def _draw_controls(axes: Any, data: xr.Dataset) -> None:
     axes.legend(loc="upper left")
 
 
-def _draw_images(axes: Any, data: xr.Dataset) -> None:
+def _draw_images(axes: Axes, data: xr.Dataset) -> None:
     for (name, (sites_name, sites)), color in zip(PATCHES.items(), (THEORY, CLASS), strict=True):
         curves = data[f"chi_images-{name}" if name else "chi_images"]
         aside = 0.006 if name else -0.006  # the bars would cover each other

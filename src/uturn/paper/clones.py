@@ -5,7 +5,7 @@ clones show both times.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -19,11 +19,15 @@ from uturn.measures.calibration import holm
 from uturn.measures.curves import crossing, transition
 from uturn.measures.replicates import estimate
 from uturn.paper.specs import experiment_of
-from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, listed, verdict, within
+from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, listed, numbers, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.sources import FashionMNISTSource, GaussianMixtureSource
 from uturn.sources.fashion_mnist import load_scheduler
 from uturn.studies.plotting.style import MUTED, bars, level_colors, mark_noise, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "When a reverse process decides, shown by two clones"
 CLAIM = (
@@ -76,10 +80,8 @@ def recall(scale: Scale) -> xr.Dataset:
     """
     relative = np.linspace(0.4, 2, 17)
     observations = 1000 if scale == "smoke" else 4000
-    rows, times = (
-        [],
-        [cloning.collapse_time(np.ones(dimension), count) for dimension, count in CODES],
-    )
+    rows = []
+    times = [cloning.collapse_time(np.ones(dimension), count) for dimension, count in CODES]
     for k, (dimension, count) in enumerate(CODES):
         data = normals(keys(0, Purpose.CALIBRATION, 1, k, np.arange(count)), dimension, np.float64)
         rows.append(
@@ -96,7 +98,8 @@ def recall(scale: Scale) -> xr.Dataset:
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    scale, runs = workshop.scale, {}
+    scale = workshop.scale
+    runs = {}
     for separation in SEPARATIONS:
         label = f"mixture-{separation:g}"
         runs[label] = workshop.keep(
@@ -123,12 +126,11 @@ def speciation(runs: dict[str, xr.Dataset]) -> xr.Dataset:
     """
     parts = []
     for separation in SEPARATIONS:
-        ds, D = runs[f"mixture-{separation:g}"], separation**2 * MIXTURE["dimension"]
-        time, same, formula = (
-            ds.noise.values,
-            ds.clone_same_label,
-            cloning.mixture_cloning_probability(ds.noise.values, D),
-        )
+        ds = runs[f"mixture-{separation:g}"]
+        D = separation**2 * MIXTURE["dimension"]
+        time = ds.noise.values
+        same = ds.clone_same_label
+        formula = cloning.mixture_cloning_probability(ds.noise.values, D)
         source = mixture_experiment(separation, "smoke").parts.source
         assert isinstance(source, GaussianMixtureSource)
         t_s = cloning.speciation_time(
@@ -151,13 +153,15 @@ def _halfway(time: np.ndarray, phi: np.ndarray) -> float:
 
 
 def phi_verdict(runs: dict[str, xr.Dataset]) -> Verdict:
-    p, worst = [], 0.0
+    p = []
+    worst = 0.0
     for separation in SEPARATIONS:
         same = runs[f"mixture-{separation:g}"].clone_same_label.isel(trajectory=0, clone=0)
         formula = cloning.mixture_cloning_probability(
             same.noise.values, separation**2 * MIXTURE["dimension"]
         )
-        count, n = same.sum("item").values.round(), same.sizes["item"]
+        count = same.sum("item").values.round()
+        n = same.sizes["item"]
         p.append(
             (2 * np.minimum(binom.cdf(count, n, formula), binom.sf(count - 1, n, formula))).clip(
                 max=1
@@ -176,7 +180,8 @@ def phi_verdict(runs: dict[str, xr.Dataset]) -> Verdict:
 
 
 def speciation_verdict(data: xr.Dataset) -> Verdict:
-    expected, halves = data.fallen_formula.values, listed(data.fallen)
+    expected = data.fallen_formula.values
+    halves = listed(data.fallen)
     after = data.fallen.sel(estimate="value").values - data.speciation_time.values
     return verdict(
         "time at which phi has fallen halfway, and its distance from t_S = log(Lambda)/2 (Lambda of"
@@ -185,7 +190,7 @@ def speciation_verdict(data: xr.Dataset) -> Verdict:
             f"|m1 - m2|^2 = {distance:g}: {half}, t_S + {late:.3f}"
             for distance, half, late in zip(data.distance.values, halves, after, strict=True)
         ),
-        "; ".join(f"{x:.3f}" for x in expected) + " by the formula; at a fixed distance from t_S",
+        numbers(expected, ".3f", between="; ") + " by the formula; at a fixed distance from t_S",
         above(expected, [half.low for half in halves], "within the 99.9 % intervals"),
         below(expected, [half.high for half in halves], ""),
         within(after - after.mean(), 0.1, "distances from t_S differ by less than .1"),
@@ -216,10 +221,8 @@ def fashion(ds: xr.Dataset) -> xr.Dataset:
     t/T too.
     """
     eigenvalues = cloning.covariance_eigenvalues(FashionMNISTSource().all_images()[0])
-    speciated, collapsed = (
-        cloning.speciation_time(eigenvalues[0]),
-        cloning.collapse_time(eigenvalues, TRAINING_IMAGES),
-    )
+    speciated = cloning.speciation_time(eigenvalues[0])
+    collapsed = cloning.collapse_time(eigenvalues, TRAINING_IMAGES)
     abar = load_scheduler().alphas_cumprod.numpy().astype(float)
     places = np.interp(
         -np.exp(-2 * np.array([speciated, collapsed])),
@@ -227,7 +230,8 @@ def fashion(ds: xr.Dataset) -> xr.Dataset:
         (np.arange(len(abar)) + 1) / len(abar),
     )
     shares = np.unique(ds.original_class.isel(noise=0), return_counts=True)[1] / ds.sizes["item"]
-    noise, chance = np.r_[0, ds.noise.values], float((shares**2).sum())
+    noise = np.r_[0, ds.noise.values]
+    chance = float((shares**2).sum())
 
     def half(c: np.ndarray) -> float:
         return transition(noise, np.r_[1, c], bottom=chance).location
@@ -256,7 +260,8 @@ def fashion(ds: xr.Dataset) -> xr.Dataset:
 
 
 def fashion_verdict(data: xr.Dataset) -> Verdict:
-    phi, attrs = data.fashion_phi, data.attrs
+    phi = data.fashion_phi
+    attrs = data.attrs
     (star,), (half,) = (listed(data[f"fashion_{name}"]) for name in ("kept", "cloned"))
     texts = (
         f"{x:g}: {interval}"
@@ -278,7 +283,7 @@ def fashion_verdict(data: xr.Dataset) -> Verdict:
     )
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.3), layout="constrained")
         _draw_speciation(left, data)
@@ -286,7 +291,7 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_speciation(axes: Any, data: xr.Dataset) -> None:
+def _draw_speciation(axes: Axes, data: xr.Dataset) -> None:
     for k, color in enumerate(level_colors(data.sizes["distance"])):
         axes.plot(data.since_speciation[k], data.phi_formula[k], color=color, lw=1.4)
         bars(axes, data.since_speciation[k], data.phi[k], fmt="o", ms=4, lw=1, color=color)
@@ -305,7 +310,7 @@ def _draw_speciation(axes: Any, data: xr.Dataset) -> None:
     axes.legend(loc="lower left", fontsize=8.5)
 
 
-def _draw_collapse(axes: Any, data: xr.Dataset) -> None:
+def _draw_collapse(axes: Axes, data: xr.Dataset) -> None:
     for (d, n), curve, color in zip(
         CODES, data.recalled.values, level_colors(len(CODES)), strict=True
     ):

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -15,9 +15,21 @@ from uturn.exact.theory import MeanField
 from uturn.measures.replicates import replicates
 from uturn.measures.scaling import Collapse, collapse, collapse_curves
 from uturn.paper.correlated_runs import PAPER, grammar
+from uturn.paper.specs import at_depth, depths_of
 from uturn.paper.verdicts import Rule, Verdict, below, verdict, within
 from uturn.paper.workshop import Scale
-from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_colors, name_rows, row_interval
+from uturn.studies.plotting.style import (
+    CLASS,
+    MUTED,
+    THEORY,
+    Look,
+    level_colors,
+    name_rows,
+    row_interval,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CONFIDENCE = 0.999
 DEEPER = ((6, 7, 8, 9, 10), (10, 11, 12, 13, 14), (16, 17, 18, 19, 20))
@@ -34,7 +46,7 @@ def epsilons(scale: Scale) -> list[float]:
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     return {
-        f"depth{L}": grammar("epsilon", PAPER, L, epsilons(scale), scale, factor=5)
+        at_depth(L): grammar("epsilon", PAPER, L, epsilons(scale), scale, factor=5)
         for L in depths(scale)
     }
 
@@ -63,18 +75,18 @@ def collapsed(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     exponents of all fits.
     """
     theory = MeanField(*PAPER)
-    sizes = sorted(int(label.removeprefix("depth")) for label in runs if label.startswith("depth"))
-    curves = collapse_curves([runs[f"depth{L}"] for L in sizes])
-    noise, critical = curves.noise.values, theory.critical_noise or np.nan
-    measured, expected = (
-        fitted(curves, sizes, theory),
-        fitted(theory_curves(theory, noise, sizes), sizes, theory),
-    )
+    sizes = depths_of(runs)
+    curves = collapse_curves([runs[at_depth(L)] for L in sizes])
+    noise = curves.noise.values
+    critical = theory.critical_noise or np.nan
+    measured = fitted(curves, sizes, theory)
+    expected = fitted(theory_curves(theory, noise, sizes), sizes, theory)
     deeper = []
     for depths in DEEPER:  # in a window of noise that narrows as N**(-1/ν)
         window = np.linspace(-0.11, 0.07, 73) * (theory.slope or np.nan) ** (4 - depths[0])
         deeper.append(fitted(theory_curves(theory, critical + window, depths), depths, theory))
-    repeated, fine = replicates(curves), np.linspace(noise[0], noise[-1], 321)
+    repeated = replicates(curves)
+    fine = np.linspace(noise[0], noise[-1], 321)
     ranges = [f"mean field, L = {depths[0]} .. {depths[-1]}" for depths in DEEPER]
 
     def ratio(means: np.ndarray) -> np.ndarray:
@@ -98,7 +110,8 @@ def collapsed(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     )
     limit = theory.correlation_exponent or np.nan
     distances = [abs(fit.exponent.value - limit) for fit in (expected, *deeper)]
-    nu, at = measured.exponent, measured.critical_noise
+    nu = measured.exponent
+    at = measured.critical_noise
     return data, [
         verdict(
             f"ν by collapse of C(N)/C(0), ε-process {PAPER}, L = {sizes[0]} .. {sizes[-1]}",
@@ -135,14 +148,16 @@ def collapsed(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     ]
 
 
-def draw_curves(left: Any, middle: Any, data: xr.Dataset) -> None:
+def draw_curves(left: Axes, middle: Axes, data: xr.Dataset) -> None:
     """The curves of all depths, and the same with both axes rescaled by the fitted ν and
     critical ε.
     """
-    nu, critical = float(data.fitted_nu[0, 0]), float(data.fitted_noise[0])
+    nu = float(data.fitted_nu[0, 0])
+    critical = float(data.fitted_noise[0])
     for color, L in zip(level_colors(data.sizes["depth"]), data.depth.values, strict=True):
-        part, N = data.sel(depth=L), 2.0**L
-        look = {"fmt": "o", "ms": 4, "lw": 1, "color": color}
+        part = data.sel(depth=L)
+        N = 2.0**L
+        look: Look = {"fmt": "o", "ms": 4, "lw": 1, "color": color}
         left.plot(data.fine, part.farthest_theory, color=color, lw=1.4)
         left.errorbar(data.noise, part.farthest, part.farthest_error, label=f"$L={L}$", **look)
         scale = N ** (2 - 2 / nu)
@@ -160,7 +175,7 @@ def draw_curves(left: Any, middle: Any, data: xr.Dataset) -> None:
     )
 
 
-def draw_exponents(axes: Any, data: xr.Dataset) -> None:
+def draw_exponents(axes: Axes, data: xr.Dataset) -> None:
     ranges = [
         f"mean field\n$L={depths[0]}$ to ${depths[-1]}$" for depths in (data.depth.values, *DEEPER)
     ]

@@ -1,5 +1,5 @@
-"""The shared experiments of the figures on correlated changes, and the exact covariances of the
-changes of their strings.
+"""The shared experiments of the figures on correlated changes, and their readings in the limit of
+many trajectories.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numba import njit
 from scipy.special import erf
 
 from uturn.core.experiment import Experiment
 from uturn.core.random import Streams
-from uturn.core.threads import over_blocks
+from uturn.exact.changed_leaves import covariances_within_subtrees
+from uturn.exact.rhm import RandomHierarchyModel
 from uturn.measures.covariances import Grid, Tree
 from uturn.paper.specs import experiment_of, rhm
 from uturn.paper.workshop import Scale, Workshop
 from uturn.sources import RHMSource
+from uturn.sources.strings import NoisyStrings, Strings
 from uturn.sources.vectors import Vectors
 
 PAPER = (32, 8, 2)
@@ -96,7 +97,8 @@ def independent_changes(label: str, experiment: Experiment) -> xr.Dataset:
     original `C_ij = d_i d_j / 4` for i != j, with d_i the difference of E f_i between the modes of
     a reconstruction, and `C_ii = E f_i**2 - (E f_i)**2`.
     """
-    source, sites = experiment.parts.source, SITES[label]
+    source = experiment.parts.source
+    sites = SITES[label]
     originals = next(source.blocks(np.arange(experiment.items), experiment.seed, experiment.items))
     assert isinstance(originals, Vectors)
     if label == "field":
@@ -135,12 +137,10 @@ def images(scale: Scale) -> dict[str, Experiment]:
     a layer.
     """
     items, trajectories, steps, levels = (12, 6, 10, 5) if scale == "smoke" else (200, 16, 50, 10)
-    noise, probes = (
-        np.arange(1, levels + 1) / levels,
-        (
-            "changes",
-            {"type": "changes", "name": "feature", "layer": "block4"},
-        ),
+    noise = np.arange(1, levels + 1) / levels
+    probes = (
+        "changes",
+        {"type": "changes", "name": "feature", "layer": "block4"},
     )
     backward = {"type": "diffusion", "steps": steps, "timestep_spacing": "trailing"}
     sizes = {
@@ -158,7 +158,8 @@ def images(scale: Scale) -> dict[str, Experiment]:
 def _described(
     source: dict[str, Any], channel: str, noise: Sequence[float], items: int, trajectories: int
 ) -> Experiment:
-    levels, chunk = np.round(noise, 4), min(items, 240)
+    levels = np.round(noise, 4)
+    chunk = min(items, 240)
     return experiment_of(
         source, channel, levels, "changes", items=items, trajectories=trajectories, chunk=chunk
     )
@@ -183,13 +184,9 @@ def exact_covariances(experiment: Experiment, draws: int = 32) -> xr.Dataset:
     """The readings of the probe `changes` in the limit of many trajectories, for an experiment on
     strings with exact posterior.
 
-    Let n be the number of changed leaves below a node. Given the noisy string, its mean and mean
-    square for every symbol of the node follow from those of its children, rule by rule, and with
-    the marginals of the nodes they give `E n` and `E n**2` of every subtree. The variance of n is
-    the sum of the covariances of all pairs of leaves of the subtree, so that the subtrees of level
-    k give all pairs whose lowest common ancestor is at level k or below. A channel that draws its
-    noise adds the variance of `E n` between noisy strings of one original, estimated from `draws`
-    further ones, independent of those of the run.
+    The covariances are those of the exact posterior (`uturn.exact.changed_leaves`). A channel that
+    draws its noise adds the variance of the expected changes between noisy strings of one original,
+    estimated from `draws` further ones, independent of those of the run.
 
     Gives `change_covariance` (noise, item, distance) and `change_covariance_sum` (noise, item),
     with the coordinates of a run.
@@ -204,12 +201,12 @@ def exact_covariances(experiment: Experiment, draws: int = 32) -> xr.Dataset:
             streams = Streams(
                 experiment.seed, originals.items, noise, range(_FIRST, _FIRST + draws)
             )
-            pieces.append(
-                _within_subtrees(originals, originals.observed_by(corruption, noise, streams))
-            )
+            noisy = originals.observed_by(corruption, noise, streams)
+            pieces.append(_within_subtrees(originals, noisy))
         values.append(np.concatenate(pieces))
     assert isinstance(source, RHMSource)
-    within, tree = np.array(values), Tree(source.branching**source.depth, source.branching)
+    within = np.array(values)
+    tree = Tree(source.branching**source.depth, source.branching)
     along = {
         name: ("item", values)
         for name, values in source.coordinates(experiment.seed, experiment.items).items()
@@ -226,103 +223,12 @@ def exact_covariances(experiment: Experiment, draws: int = 32) -> xr.Dataset:
     )
 
 
-def _within_subtrees(originals: Any, noisy: Any) -> np.ndarray:
-    """Covariances of all ordered pairs of leaves in the same subtree of level k = 0 .. L:
-    (items, L + 1).
+def _within_subtrees(originals: Strings, noisy: NoisyStrings) -> np.ndarray:
+    """Covariances of the changes of all ordered pairs of leaves in the same subtree of each level,
+    (items, tree levels).
     """
-    rhm, items = originals.rhm, len(originals.items)
-    beliefs, covariances = noisy.beliefs("marginals"), []
-    truth = np.repeat(originals.data, len(noisy.values) // items, axis=0)
-    moments = _of_leaves(noisy.log_evidence, truth)
-    for k in range(rhm.depth + 1):
-        if k > 0:
-            weight = np.broadcast_to(rhm.rule_probabilities[k], rhm.rules[k].shape[:2]).astype(
-                float
-            )
-            moments = _above(moments, np.ascontiguousarray(rhm.rules[k]), weight)
-        mean, square = (
-            moment.reshape(items, -1, moment.shape[1]) for moment in _averaged(moments, beliefs[k])
-        )
-        within = (square - mean**2).mean(axis=1)
-        if mean.shape[1] > 1:
-            within += mean.var(axis=1, ddof=1)  # between noisy strings
-        covariances.append(within.sum(axis=1))
-    return np.stack(covariances, axis=1)
-
-
-@njit(nogil=True, cache=True)
-def _of_leaves(log_evidence: Any, truth: Any) -> Any:
-    """Evidence of every symbol of the leaves, up to a factor a leaf, times 1, n and n**2:
-    (batch, leaves, symbols, 3).
-    """
-    batch, leaves, symbols = log_evidence.shape
-    moments = np.empty((batch, leaves, symbols, 3))
-    for b in range(batch):
-        for i in range(leaves):
-            top = log_evidence[b, i].max()
-            for x in range(symbols):
-                likelihood = np.exp(log_evidence[b, i, x] - top)
-                moments[b, i, x, 0] = likelihood
-                moments[b, i, x, 1] = moments[b, i, x, 2] = likelihood * (x != truth[b, i])
-    return moments
-
-
-def _above(children: np.ndarray, rules: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The same for the parents, (batch, nodes, symbols, 3), from their children."""
-    batch, nodes = children.shape[:2]
-    _, count, s = rules.shape
-    above = np.empty((batch, nodes // s, len(rules), 3))
-    over_blocks(
-        batch,
-        lambda i, j: _of_parents(children[i:j], rules, weight, above[i:j]),
-        numbers=nodes * len(rules) * count,
+    rhm = originals.rhm
+    assert isinstance(rhm, RandomHierarchyModel)
+    return covariances_within_subtrees(
+        rhm, noisy.log_evidence, originals.data, noisy.beliefs("marginals")
     )
-    return above
-
-
-@njit(nogil=True, cache=True)
-def _of_parents(children: Any, rules: Any, weight: Any, above: Any) -> None:
-    batch, nodes = children.shape[:2]
-    symbols, count, s = rules.shape
-    for b in range(batch):
-        for node in range(nodes // s):
-            total = 0.0
-            for y in range(symbols):
-                sum_0, sum_1, sum_2 = 0.0, 0.0, 0.0
-                for r in range(count):
-                    zeroth, first, second = weight[y, r], 0.0, 0.0
-                    for j in range(s):
-                        x = rules[y, r, j]
-                        p, q = children[b, node * s + j, x, 0], children[b, node * s + j, x, 1]
-                        second = (
-                            second * p + 2 * first * q + zeroth * children[b, node * s + j, x, 2]
-                        )
-                        first = first * p + zeroth * q
-                        zeroth *= p
-                    sum_0, sum_1, sum_2 = sum_0 + zeroth, sum_1 + first, sum_2 + second
-                above[b, node, y, 0], above[b, node, y, 1], above[b, node, y, 2] = (
-                    sum_0,
-                    sum_1,
-                    sum_2,
-                )
-                total += sum_0
-            for y in range(symbols):
-                for k in range(3):
-                    above[b, node, y, k] /= total
-
-
-@njit(nogil=True, cache=True)
-def _averaged(moments: Any, beliefs: Any) -> Any:
-    """E n and E n**2 of every node, (batch, nodes), over the marginal of its symbol, (batch,
-    nodes, symbols).
-    """
-    batch, nodes, symbols = beliefs.shape
-    mean, square = np.zeros((batch, nodes)), np.zeros((batch, nodes))
-    for b in range(batch):
-        for i in range(nodes):
-            for x in range(symbols):
-                if moments[b, i, x, 0] > 0:  # else its belief is 0
-                    share = beliefs[b, i, x] / moments[b, i, x, 0]
-                    mean[b, i] += share * moments[b, i, x, 1]
-                    square[b, i] += share * moments[b, i, x, 2]
-    return mean, square

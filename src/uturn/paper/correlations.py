@@ -4,7 +4,7 @@ length, controls, and images.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -25,10 +25,34 @@ from uturn.paper.correlated_runs import (
     images,
     independent_changes,
 )
-from uturn.paper.verdicts import Verdict, above, apart, estimates, holds, listed, shows, verdict
+from uturn.paper.specs import at_depth
+from uturn.paper.verdicts import (
+    Verdict,
+    above,
+    apart,
+    estimates,
+    holds,
+    listed,
+    numbers,
+    shows,
+    verdict,
+)
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.curves import draw_curve
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, bars, level_colors, style, ticks
+from uturn.studies.plotting.style import (
+    ACCENT,
+    CLASS,
+    MUTED,
+    Look,
+    bars,
+    level_colors,
+    style,
+    ticks,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Correlations of changes against distance"
 CLAIM = (
@@ -57,16 +81,16 @@ IMAGE_TIMES = (0.2, 0.6, 1.0)
 PIXELS = {"": 4, "feature": 2}
 """Pixels between neighbouring sites of images."""
 ALARM = 1e-3  # false-alarm rate of a verdict
-WIDTH, FAR_WIDTH = 0.03, 0.05  # largest widths of intervals: of C(r)/C(0), and of far over near
+# largest widths of intervals: of C(r)/C(0), and of far over near
+WIDTH = 0.03
+FAR_WIDTH = 0.05
 LENGTH_WIDTH = 0.08  # of the interval of log ξ
 GAUSSIAN = "gaussian-depth9"
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    shared, trees = (
-        {**controls(workshop.scale), **images(workshop.scale)},
-        collapse.experiments(workshop.scale),
-    )
+    shared = {**controls(workshop.scale), **images(workshop.scale)}
+    trees = collapse.experiments(workshop.scale)
     deepest, experiment = list(trees.items())[-1]
     return {
         **workshop.runs("collapse", trees),
@@ -79,10 +103,13 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     runs = {label: run.load() for label, run in runs.items()}
-    theory, (trees, of_trees) = MeanField(*PAPER), collapse.collapsed(runs)
+    theory = MeanField(*PAPER)
+    (trees, of_trees) = collapse.collapsed(runs)
     depth = int(trees.depth[-1])
-    run, own = runs[f"depth{depth}"], runs["exact-epsilon"].change_covariance
-    noise, exponent = run.noise.values, theory.decay_exponent or np.nan
+    run = runs[at_depth(depth)]
+    own = runs["exact-epsilon"].change_covariance
+    noise = run.noise.values
+    exponent = theory.decay_exponent or np.nan
     exact = theory.pair_correlations(noise, depth)
     expected = xr.DataArray(
         exact[:, None],
@@ -121,8 +148,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         shows(
             "the annealed mean field beside it: C(r)/C(0), mean and largest difference; ξ over that"
             " of the mean field",
-            f"{float(off.mean()):+.4f}; {float(np.abs(off).max()):.4f};"
-            f" {', '.join(f'{x:.2f}' for x in ratio)}",
+            f"{float(off.mean()):+.4f}; {float(np.abs(off).max()):.4f}; {numbers(ratio, '.2f')}",
             "0; 0; 1 for the annealed average",
         ),
         _lengths(data, both),
@@ -208,7 +234,7 @@ def _lengths(data: xr.Dataset, both: xr.DataArray) -> Verdict:
     return verdict(
         f"ξ against that of the exact covariances, ε from {noise[0]:g} to {noise[-1]:g} where it is"
         " below N/4",
-        f"{', '.join(f'{x:.1f}' for x in data.length.values[judged, 0])}; mean logarithm of the"
+        f"{numbers(data.length.values[judged, 0], '.1f')}; mean logarithm of the"
         f" ratio {mean} (99.9 % interval)",
         ", ".join(f"{float(x):.1f}" for x in data.length_exact.values[judged]),
         holds(
@@ -276,14 +302,12 @@ def _images(run: xr.Dataset, name: str) -> Verdict:
     )
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     with style() as plt:
         figure = plt.figure(figsize=(12.5, 13.2), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=[9, 4.2])
-        grid, (left, middle, right) = (
-            top.subplots(2, 2),
-            bottom.subplots(1, 3, width_ratios=[1, 1, 0.95]),
-        )
+        grid = top.subplots(2, 2)
+        (left, middle, right) = bottom.subplots(1, 3, width_ratios=[1, 1, 0.95])
         _draw_epsilon(grid[0, 0], data)
         _draw_lengths(grid[0, 1], data)
         _draw_controls(grid[1, 0], data)
@@ -293,17 +317,15 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
+def _draw_epsilon(axes: Axes, data: xr.Dataset) -> None:
     r = data.distance.values[1:]
     for color, epsilon in zip(level_colors(len(SHOWN)), SHOWN, strict=True):
         part = data.sel(noise=epsilon, method="nearest").isel(distance=slice(1, None))
-        bounds, there = (
-            np.maximum(part.epsilon.values, [-np.inf, 1e-6, -np.inf]),
-            part.epsilon.values[:, 0] > 0,
-        )
+        bounds = np.maximum(part.epsilon.values, [-np.inf, 1e-6, -np.inf])
+        there = part.epsilon.values[:, 0] > 0
         axes.plot(r, part.exact, color=color, lw=1.4)
         axes.plot(r, part.theory, color=color, lw=1, ls="--", alpha=0.6)
-        look = {
+        look: Look = {
             "fmt": "o",
             "ms": 4.5,
             "lw": 1,
@@ -323,7 +345,7 @@ def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
     axes.legend(loc="lower left")
 
 
-def _draw_lengths(axes: Any, data: xr.Dataset) -> None:
+def _draw_lengths(axes: Axes, data: xr.Dataset) -> None:
     away = data.noise.values - data.attrs["critical_noise"]
     size = float(data.distance[-1])
     for sign, color, side_name in (
@@ -337,7 +359,8 @@ def _draw_lengths(axes: Any, data: xr.Dataset) -> None:
         bars(axes, x, part.length.clip(max=1e5), fmt="o", ms=5, lw=1, color=color, label=side_name)
         axes.plot(x, part.length_exact, color=color, lw=1.4)
         axes.plot(x, part.length_theory, color=color, lw=1, ls="--", alpha=0.6)
-    x, nu = np.array([0.012, 0.04]), data.attrs["nu"]
+    x = np.array([0.012, 0.04])
+    nu = data.attrs["nu"]
     axes.plot(
         x, 40 * (x / 0.02) ** -nu, color=MUTED, ls=":", lw=1.4, label=rf"slope $-\nu=-{nu:.2f}$"
     )
@@ -355,14 +378,15 @@ def _draw_lengths(axes: Any, data: xr.Dataset) -> None:
     axes.legend(loc="lower left")
 
 
-def _draw_controls(axes: Any, data: xr.Dataset) -> None:
+def _draw_controls(axes: Axes, data: xr.Dataset) -> None:
     looks = {
         "mixture": ("mixture of 2 Gaussians", ACCENT),
         "field": ("Gaussian field", "#009e73"),
         "strings": ("grammar (32, 8, 2), Gaussian noise", CLASS),
     }
     for label, (law_name, color) in looks.items():
-        r, curve = data[f"r_{label}"].values[1:], data[label].values[1:]
+        r = data[f"r_{label}"].values[1:]
+        curve = data[label].values[1:]
         exact = data.get(f"{label}_exact", data[f"r_{label}"] * np.nan).values[1:]
         if label == "mixture":  # its distances have few pairs each
             group = np.floor(2 * np.log2(r) + 1e-9)  # half octaves
@@ -384,11 +408,15 @@ def _draw_controls(axes: Any, data: xr.Dataset) -> None:
     axes.legend(loc="upper right")
 
 
-def _draw_images(axes: Any, data: xr.Dataset) -> None:
+def _draw_images(axes: Axes, data: xr.Dataset) -> None:
     colors = dict(zip(IMAGE_TIMES, level_colors(len(IMAGE_TIMES)), strict=True))
     for t, color in colors.items():
         axes.plot([], [], color=color, label=f"$t/T={t:g}$")
-    for name, look in (("", {"marker": "o", "ls": "-"}), ("feature", {"marker": "s", "ls": "--"})):
+    looks: dict[str, Look] = {
+        "": {"marker": "o", "ls": "-"},
+        "feature": {"marker": "s", "ls": "--"},
+    }
+    for name, look in looks.items():
         axes.plot([], [], ms=4, lw=1.3, color=MUTED, label=PATCHES[name][0], **look)
         for t, color in colors.items():
             label = f"images_{name or 'pixels'}_{t:g}"

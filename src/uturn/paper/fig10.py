@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -16,7 +16,11 @@ from uturn.paper.fig7 import TOLERANCE
 from uturn.paper.specs import PAPER, mean_field
 from uturn.paper.verdicts import Verdict, mean_estimate, vanishes, verdict, within
 from uturn.paper.workshop import Workshop
-from uturn.studies.plotting.style import ACCENT, CLASS, THEORY, style
+from uturn.studies.plotting.style import ACCENT, CLASS, THEORY, Look, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Rules for and against the right symbol"
 CLAIM = (
@@ -34,7 +38,9 @@ CAPTION = (
     " replaced by its average (Eq. 31)."
 )
 NOISE = 0.5
-PARENT, RULE = 0, 0  # the true ones
+# the true ones
+PARENT = 0
+RULE = 0
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -78,7 +84,10 @@ def factor(grammars: int) -> xr.Dataset:
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = runs["factor"].load()
     v, m, s = PAPER.values()
-    noise, rules, T, theory = data.attrs["noise"], data.rules.values, v**s - 1, mean_field(PAPER)
+    noise = data.attrs["noise"]
+    rules = data.rules.values
+    T = v**s - 1
+    theory = mean_field(PAPER)
     truth = rules[data.attrs["true_parent"], data.attrs["true_rule"]]
     distance = (rules != truth).sum(axis=2)
     p = 1 - noise + noise / v
@@ -127,7 +136,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 _SHADES = (1.0, 0.62, 0.3)  # by the number of wrong symbols
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     with style() as plt:
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(13, 5.6), width_ratios=[1, 1.35], layout="constrained"
@@ -137,11 +146,13 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_rules(axes: Any, data: xr.Dataset) -> None:
+def _draw_rules(axes: Axes, data: xr.Dataset) -> None:
     """The rules as squares at their pairs of children, darker the fewer of their symbols are
     wrong.
     """
-    rules, parent, v = data.rules.values, data.attrs["true_parent"], data.sizes["parent"]
+    rules = data.rules.values
+    parent = data.attrs["true_parent"]
+    v = data.sizes["parent"]
     a, b = rules[parent, data.attrs["true_rule"]]
     axes.set(
         xlim=(-0.6, v - 0.4),
@@ -171,7 +182,7 @@ def _draw_rules(axes: Any, data: xr.Dataset) -> None:
         Rectangle((0, 0), 1, 1, fc=ACCENT, label="wrong symbols"),
         Rectangle((0, 0), 1, 1, fc="#f3ecd2", label="shares a child"),
     ]
-    place = {
+    place: Look = {
         "loc": "upper center",
         "bbox_to_anchor": (0.48, -0.12),
         "ncols": 4,
@@ -180,22 +191,27 @@ def _draw_rules(axes: Any, data: xr.Dataset) -> None:
     axes.legend(handles=patches, handlelength=1, handleheight=1, **place)
 
 
-def _draw_message(axes: Any, data: xr.Dataset) -> None:
+def _draw_message(axes: Axes, data: xr.Dataset) -> None:
     """The message by symbol, split by the number of wrong symbols in the rules; the wrong
     symbols once more, enlarged.
     """
-    v, parent = data.sizes["parent"], data.attrs["true_parent"]
+    v = data.sizes["parent"]
+    parent = data.attrs["true_parent"]
     order = sorted(range(v), key=lambda y: (y != parent, -float(data.upward[y])))
-    exact, field = float(data.upward[parent]), float(data.mean_field)
+    exact = float(data.upward[parent])
+    field = float(data.mean_field)
     lens = axes.inset_axes((0.2, 0.2, 0.78, 0.42))
-    heights, bottom, colors = (
-        data.contribution.values[:, order],
-        np.zeros(v),
-        [CLASS, *[ACCENT] * (v - 1)],
-    )
+    heights = data.contribution.values[:, order]
+    bottom = np.zeros(v)
+    colors = [CLASS, *[ACCENT] * (v - 1)]
     for k, rules_name in enumerate(("the true rule", "one wrong symbol", "two wrong symbols")):
         for panel, first in ((axes, 0), (lens, 1)):
-            look = {"bottom": bottom[first:], "color": colors[first:], "alpha": _SHADES[k], "lw": 0}
+            look: Look = {
+                "bottom": bottom[first:],
+                "color": colors[first:],
+                "alpha": _SHADES[k],
+                "lw": 0,
+            }
             panel.bar(np.arange(first, v), heights[k, first:], 0.8, **look)
         lens.bar(1, 0, color="#555555", alpha=_SHADES[k], label=rules_name)
         bottom += heights[k]

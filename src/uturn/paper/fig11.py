@@ -4,7 +4,7 @@ mean-field values.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -16,9 +16,12 @@ from uturn.exact.rhm import RandomHierarchyModel
 from uturn.paper.fig7 import TOLERANCE
 from uturn.paper.pictures import by_level, node_coordinates, nodes
 from uturn.paper.specs import PAPER, mean_field
-from uturn.paper.verdicts import Verdict, equal, mean_estimate, vanishes, verdict, within
+from uturn.paper.verdicts import Verdict, equal, mean_estimate, numbers, vanishes, verdict, within
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.style import MUTED, THEORY, level_colors, style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TITLE = "Every message at the bottom of the tree"
 CLAIM = "Single nodes differ in how well they are known, but their average follows the theory."
@@ -28,7 +31,9 @@ CAPTION = (
     " Lines: mean-field values for the true and for a wrong symbol; triangles: mean over the nodes."
     " Rules make the messages of nodes differ, their mean follows the theory."
 )
-DEPTH, LEVELS, NOISE = 10, 5, 0.4
+DEPTH = 10
+LEVELS = 5
+NOISE = 0.4
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -72,8 +77,12 @@ def upward_messages(grammars: int, strings: int) -> xr.Dataset:
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = runs["messages"].load()
-    noise, depth, levels = data.attrs["noise"], data.attrs["depth"], data.sizes["level"]
-    v, theory, step = PAPER["vocab_size"], mean_field(PAPER), 1e-5
+    noise = data.attrs["noise"]
+    depth = data.attrs["depth"]
+    levels = data.sizes["level"]
+    v = PAPER["vocab_size"]
+    theory = mean_field(PAPER)
+    step = 1e-5
     curves = theory.curves([noise - step, noise, noise + step], depth).upward
     less, lines, more = curves[:, :levels]
     slope = (less - more) / (2 * step)  # -dp/dε: a curve displaced to larger ε lies higher
@@ -101,7 +110,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         verdict(
             f"mean message at the true symbol, {data.sizes['grammar']} grammars, as a shift in ε,"
             f" levels 1 .. {levels - 1}",
-            ", ".join(f"{s:+.4f}" for s in shifts),
+            numbers(shifts, "+.4f"),
             "0",
             within([s.value for s in shifts], TOLERANCE, f"all within {TOLERANCE}"),
         ),
@@ -127,15 +136,17 @@ def _true(data: xr.Dataset, level: int) -> np.ndarray:
     return by_level(data.upward)[level][np.arange(len(symbols)), symbols]
 
 
-def draw(data: xr.Dataset) -> Any:
-    levels, v = data.sizes["level"], data.sizes["symbol"]
+def draw(data: xr.Dataset) -> Figure:
+    levels = data.sizes["level"]
+    v = data.sizes["symbol"]
     colors = level_colors(data.attrs["depth"] + 1)  # as in the figures of all levels
     with style() as plt:
         figure, panels = plt.subplots(
             1, levels, figsize=(14, 4.4), sharey=True, layout="constrained"
         )
         for level, axes in enumerate(panels):
-            right, messages = _true(data, level), by_level(data.upward)[level]
+            right = _true(data, level)
+            messages = by_level(data.upward)[level]
             wrong = np.arange(v) != by_level(data.true_symbol)[level][:, None]
             place = np.broadcast_to(np.arange(1, len(right) + 1)[:, None], messages.shape)
             size, true_size = (2, 2.4) if len(right) > 300 else (3, 3.6)

@@ -4,7 +4,7 @@ of fig. 7).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -16,6 +16,9 @@ from uturn.paper.fig7 import measure as measure
 from uturn.paper.specs import mean_field
 from uturn.paper.verdicts import Verdict, decreasing, estimates, vanishes, verdict, within
 from uturn.studies.plotting.levels import draw_levels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TITLE = "Upward messages of every level"
 CLAIM = "The higher a node of the tree, the more abruptly its symbol is lost at the critical noise."
@@ -30,15 +33,15 @@ CAPTION = (
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run = runs["epsilon"].load()
-    v, L, theory, fine = (
-        PARAMETERS["vocab_size"],
-        PARAMETERS["depth"],
-        mean_field(PARAMETERS),
-        np.linspace(0, 1, 4001),
-    )
+    v = PARAMETERS["vocab_size"]
+    L = PARAMETERS["depth"]
+    theory = mean_field(PARAMETERS)
+    fine = np.linspace(0, 1, 4001)
     critical = theory.critical_noise or np.nan
-    up, noise = run.upward_belief, run.noise.values
-    levels, what = range(1, L + 1), "shift in ε of the upward messages, BP against mean field"
+    up = run.upward_belief
+    noise = run.noise.values
+    levels = range(1, L + 1)
+    what = "shift in ε of the upward messages, BP against mean field"
     data, shifted = compare(up, fine, theory.curves(fine, L).upward, levels, what)
     error = float(abs(up.isel(tree_level=0) - (1 - run.noise + run.noise / v)).max())
     middle = (noise >= 0.4) & (noise <= 0.9)
@@ -67,5 +70,5 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     ]
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     return draw_levels(data, "upward message at the true symbol", "mean field")

@@ -4,22 +4,23 @@ fig. 7).
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 from scipy.stats import ttest_ind
 
-from uturn.core.random import Purpose, keys, uniforms
-from uturn.exact.rhm import RandomHierarchyModel
+from uturn.exact.quenched import quenched_downward
 from uturn.exact.theory import MeanField
 from uturn.measures.readings import grammar_means
 from uturn.paper.fig7 import PARAMETERS, compare
 from uturn.paper.fig7 import measure as measure
 from uturn.paper.specs import mean_field
-from uturn.paper.verdicts import Verdict, above, vanishes, verdict
+from uturn.paper.verdicts import Verdict, above, numbers, vanishes, verdict
 from uturn.studies.plotting.levels import draw_levels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GRAMMARS = 300  # drawn for the theory
 TITLE = "Downward messages of every level"
@@ -35,52 +36,6 @@ CAPTION = (
     " mean field (dashed) counts those rules on average and lies too low at small ε; drawing them"
     " at random (lines) leaves no such gap."
 )
-
-
-@lru_cache(maxsize=2)
-def quenched_downward(
-    vocab_size: int,
-    multiplicity: int,
-    branching: int,
-    depth: int,
-    noise: tuple[float, ...],
-    grammars: int,
-    paths: int = 8,
-) -> np.ndarray:
-    """Downward belief in the true symbol with the rules kept, only the siblings' messages in mean
-    field: mean over the paths of each grammar, (grammars, noise, tree_level).
-
-    The annealed map (Eq. 53) replaces the number K of rules that compete with the true one by its
-    mean, but the mean of 1/(1+K) is larger than 1/(1 + mean K). Here random rules are drawn along
-    paths from the root to a leaf, and Eq. 8 is applied to them with siblings that send the
-    mean-field upward message. At ε = 0 this is exact, up to the number of paths.
-    """
-    v, m, s, L = vocab_size, multiplicity, branching, depth
-    up = MeanField(v, m, s).curves(np.array(noise), L).upward
-    result = np.zeros((grammars, len(noise), L + 1))
-    result[..., L] = 1 / v
-    symbols = np.eye(v)
-    for g, seed in enumerate(keys(0, Purpose.PICTURE, np.arange(grammars)).tolist()):
-        rhm = RandomHierarchyModel(v, m, s, L, seed=seed)
-        u = uniforms(keys(seed, Purpose.PICTURE, np.arange(paths)), 2 * L + 1)
-        for path in range(paths):
-            symbol, message = int(u[path, 0] * v), np.full((len(noise), v), 1 / v)
-            for level in range(L, 0, -1):
-                rules = rhm.rules[level].reshape(-1, s)
-                true = rules[symbol * m + int(u[path, 2 * level - 1] * m)]
-                child = int(u[path, 2 * level] * s)
-                right = up[:, level - 1, None]
-                weight = np.repeat(message, m, axis=1)
-                for sibling in range(s):
-                    if sibling != child:
-                        weight *= np.where(
-                            rules[:, sibling] == true[sibling], right, (1 - right) / (v - 1)
-                        )
-                message = weight @ symbols[rules[:, child]]
-                message /= message.sum(axis=1, keepdims=True)
-                symbol = int(true[child])
-                result[g, :, level - 1] += message[:, symbol] / paths
-    return result
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
@@ -118,7 +73,7 @@ def _without_noise(belief: xr.DataArray, expected: np.ndarray, theory: MeanField
     measured = grammar_means(belief).sel(noise=0).transpose("grammar", "tree_level").values[:, :L]
     p = ttest_ind(measured, expected, equal_var=False).pvalue
     exact, drawn, annealed = (
-        ", ".join(f"{value:.3f}" for value in levels)
+        numbers(levels, ".3f")
         for levels in (
             measured.mean(axis=0),
             expected.mean(axis=0),
@@ -133,5 +88,5 @@ def _without_noise(belief: xr.DataArray, expected: np.ndarray, theory: MeanField
     )
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     return draw_levels(data, "downward message at the true symbol", "rules drawn\non each path")

@@ -4,7 +4,7 @@ of fig. 7).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -15,6 +15,9 @@ from uturn.paper.specs import mean_field
 from uturn.paper.verdicts import Verdict, vanishes
 from uturn.studies.plotting.levels import draw_level, draw_shifts
 from uturn.studies.plotting.style import MUTED, level_colors, mark_noise, style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TITLE = "Marginals of every level"
 CLAIM = "Each level of the tree can be recovered up to a noise that theory predicts."
@@ -28,14 +31,14 @@ CAPTION = (
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run = runs["epsilon"].load()
-    L, n = PARAMETERS["depth"], PARAMETERS["vocab_size"]
+    L = PARAMETERS["depth"]
+    n = PARAMETERS["vocab_size"]
     fine = np.linspace(0, 1, 4001)
-    lines, what = (
-        mean_field(PARAMETERS).curves(fine, L).marginals,
-        "shift in ε of the marginals, BP against mean field",
-    )
+    lines = mean_field(PARAMETERS).curves(fine, L).marginals
+    what = "shift in ε of the marginals, BP against mean field"
     data, _ = compare(run.belief, fine, lines, range(L + 1), what)  # fig. 7 judges these shifts
-    start, end = run.belief.sel(noise=0), run.belief.sel(noise=1).isel(tree_level=L)
+    start = run.belief.sel(noise=0)
+    end = run.belief.sel(noise=1).isel(tree_level=L)
     ends = max(float(abs(start - 1).max()), float(abs(end - 1 / n).max()))
     root = float(abs((run.belief - run.upward_belief).isel(tree_level=L)).max())
     quantity = (
@@ -51,7 +54,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     ]
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     depth = data.sizes["tree_level"] - 1
     colors = level_colors(depth + 1)
     columns = -(-(depth + 2) // 2)

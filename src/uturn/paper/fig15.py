@@ -4,7 +4,7 @@ channels, the threshold is not.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -14,10 +14,33 @@ from uturn.core.registry import part_class
 from uturn.measures.curves import crossing, inversion, shift
 from uturn.measures.readings import grammar_means
 from uturn.paper import fig5, fig7, thresholds
-from uturn.paper.specs import experiment_of, mean_field
-from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, estimates, listed, meets, verdict
+from uturn.paper.specs import at_depth, experiment_of, mean_field
+from uturn.paper.verdicts import (
+    ESTIMATE,
+    Verdict,
+    above,
+    below,
+    estimates,
+    listed,
+    meets,
+    numbers,
+    verdict,
+)
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import CLASS, MUTED, THEORY, bars, level_bar, level_colors, style
+from uturn.studies.plotting.style import (
+    CLASS,
+    MUTED,
+    THEORY,
+    Look,
+    bars,
+    level_bar,
+    level_colors,
+    style,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Effective ε gives the shape of the class curve, not the threshold"
 CLAIM = "Different kinds of noise lose the class in the same way, but not at the same strength."
@@ -47,7 +70,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     """Masking and replacement, in the size of Fig. 5; the Gaussian process and the ε-process are
     the runs of Figs. 5 and 7.
     """
-    of = fig5.experiments(scale)[f"depth{PARAMETERS['depth']}"]
+    of = fig5.experiments(scale)[at_depth(PARAMETERS["depth"])]
     noise = {
         "masking": np.r_[
             np.linspace(0.02, 0.14, 4), np.linspace(0.17, 0.41, 13), np.linspace(0.45, 0.95, 8), 1.0
@@ -64,7 +87,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    deep = f"depth{PARAMETERS['depth']}"
+    deep = at_depth(PARAMETERS["depth"])
     return {
         **workshop.runs("fig7", fig7.experiments(workshop.scale)),
         "gaussian": workshop.run(f"fig5-{deep}", fig5.experiments(workshop.scale)[deep]),
@@ -78,8 +101,10 @@ def findings(run: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> xr.Dataset
     where half of the class is lost; where class and leaves swap order; largest distance of the
     leaves; their smallest gain over a leaf by itself, in standard errors over items.
     """
-    v, levels = PARAMETERS["vocab_size"], range(PARAMETERS["depth"] + 1)
-    x, half = run.effective_epsilon.values, (1 + 1 / v) / 2
+    v = PARAMETERS["vocab_size"]
+    levels = range(PARAMETERS["depth"] + 1)
+    x = run.effective_epsilon.values
+    half = (1 + 1 / v) / 2
 
     def on_even(curves: np.ndarray) -> np.ndarray:
         """(noise, tree_level) to (tree_level, point); every channel starts at (0, 1)."""
@@ -100,7 +125,8 @@ def findings(run: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> xr.Dataset
         theory = [np.interp(EVEN - by[level], fine, lines[:, level]) for level in levels]
         return np.sqrt(((curves - theory) ** 2).mean(axis=1)).tolist()
 
-    shifts, (lost, swap) = estimates(run.belief, displacements), estimates(run.belief, places)
+    shifts = estimates(run.belief, displacements)
+    (lost, swap) = estimates(run.belief, places)
     curves = on_even(run.belief.mean("item").transpose("noise", "tree_level").values)
     gain = run.belief.isel(tree_level=0) - (1 - run.effective_epsilon * (v - 1) / v)
     error = gain.std("item", ddof=1) / np.sqrt(run.sizes["item"])
@@ -121,11 +147,11 @@ def findings(run: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> xr.Dataset
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    L, theory, fine = PARAMETERS["depth"], mean_field(PARAMETERS), np.linspace(0, 1, 1001)
-    loaded, lines = (
-        {name: runs[name].load() for name in ("epsilon", *CHANNELS)},
-        theory.curves(fine, L).marginals,
-    )
+    L = PARAMETERS["depth"]
+    theory = mean_field(PARAMETERS)
+    fine = np.linspace(0, 1, 1001)
+    loaded = {name: runs[name].load() for name in ("epsilon", *CHANNELS)}
+    lines = theory.curves(fine, L).marginals
     data = xr.concat([findings(loaded[name], fine, lines) for name in CHANNELS], "channel")
     data = data.assign_coords(
         channel=list(CHANNELS), estimate=ESTIMATE, tree_level=np.arange(L + 1)
@@ -138,12 +164,12 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         data[f"{name}_epsilon"] = (point, run.effective_epsilon.values)
         data[f"{name}_noise"] = (point, run.noise.values)
     critical = data.attrs["critical_noise"]
-    names, of_class = (
-        ", ".join(channel.label for channel in CHANNELS.values()),
-        data.isel(tree_level=-1),
-    )
-    displacements, swaps = listed(of_class["shift"]), listed(data.swap)
-    before, after = of_class.residual_before.values, of_class.residual_after.values
+    names = ", ".join(channel.label for channel in CHANNELS.values())
+    of_class = data.isel(tree_level=-1)
+    displacements = listed(of_class["shift"])
+    swaps = listed(data.swap)
+    before = of_class.residual_before.values
+    after = of_class.residual_after.values
     return data, [
         *(
             verdict(
@@ -177,9 +203,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         verdict(
             "leaves: smallest gain over the belief of a leaf by itself, in standard errors:"
             f" {names}",
-            ", ".join(f"{z:+.1f}" for z in data.surplus.values)
+            numbers(data.surplus.values, "+.1f")
             + "; largest distance from the ε-process "
-            + ", ".join(f"{distance:.2f}" for distance in data.apart.values),
+            + numbers(data.apart.values, ".2f"),
             "not negative: in a Bayesian channel context cannot lower the mean belief in the truth",
             above(data.surplus, -3.5, "above -3.5 at every noise level"),
         ),
@@ -194,7 +220,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     ]
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     fine = np.linspace(0, 1, 500)
     lines = mean_field(PARAMETERS).curves(fine, PARAMETERS["depth"]).marginals
     with style() as plt:
@@ -213,7 +239,7 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_map(axes: Any, data: xr.Dataset) -> None:
+def _draw_map(axes: Axes, data: xr.Dataset) -> None:
     share = np.linspace(0, 1, 101)[:-1]
     for name, channel in CHANNELS.items():
         noise = -np.log1p(-share) / 2 if name == "gaussian" else share
@@ -241,7 +267,7 @@ def _draw_map(axes: Any, data: xr.Dataset) -> None:
     axes.set_title("effective ε of the channels")
 
 
-def _draw_levels(plt: Any, axes: Any, data: xr.Dataset) -> None:
+def _draw_levels(plt: Any, axes: Axes, data: xr.Dataset) -> None:
     L = PARAMETERS["depth"]
     mean = data.gaussian_belief.mean("grammar")
     for level, color in enumerate(level_colors(L + 1)):
@@ -254,14 +280,14 @@ def _draw_levels(plt: Any, axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_class_and_leaves(
-    axes: Any, data: xr.Dataset, fine: np.ndarray, lines: np.ndarray
+    axes: Axes, data: xr.Dataset, fine: np.ndarray, lines: np.ndarray
 ) -> None:
     L = PARAMETERS["depth"]
     for name, channel in CHANNELS.items():
         curves = data[f"{name}_belief"]
         for level, fill in ((0, "white"), (L, channel.color)):
             curve = curves.isel(tree_level=level)
-            look = {
+            look: Look = {
                 "fmt": MARKERS[name],
                 "ms": 4.5,
                 "mfc": fill,
@@ -279,10 +305,10 @@ def _draw_class_and_leaves(
     axes.set(title="class (filled) and leaves (open)")
 
 
-def _draw_displacements(axes: Any, data: xr.Dataset) -> None:
+def _draw_displacements(axes: Axes, data: xr.Dataset) -> None:
     L = PARAMETERS["depth"]
     for offset, (name, channel) in zip((-0.15, 0, 0.15), CHANNELS.items(), strict=True):
-        look = {
+        look: Look = {
             "fmt": MARKERS[name],
             "ms": 6,
             "color": channel.color,

@@ -5,7 +5,7 @@ here on Fashion-MNIST.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -23,6 +23,10 @@ from uturn.sources import FashionMNISTSource
 from uturn.sources.fashion_mnist import CLASS_NAMES, COARSE_CLASS
 from uturn.studies.plotting.levels import draw_similarities
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, mark_noise, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "U-turns of images: a diffusion model and the layers of a classifier"
 CLAIM = (
@@ -125,7 +129,8 @@ def labels_retained(run: xr.Dataset, predicted: np.ndarray) -> tuple[xr.DataArra
     with the dim label_set last; and the probability that two images of the source, with the
     classes `predicted`, agree in each, (label_set,).
     """
-    kinds, after = COARSE_CLASS[predicted], run.predicted_class.astype(int)
+    kinds = COARSE_CLASS[predicted]
+    after = run.predicted_class.astype(int)
     original = xr.DataArray(kinds[: run.sizes["item"]], dims="item")
     same_kind = (xr.DataArray(COARSE_CLASS[after.values], dims=after.dims) == original).astype(
         float
@@ -142,11 +147,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     )
     # The schedulers reach the same noise levels in different numbers of steps.
     deterministic = deterministic.drop_vars("step", errors="ignore")
-    noise, similarity, predicted = (
-        stochastic.noise.values,
-        stochastic.similarity,
-        classifier.predicted.values,
-    )
+    noise = stochastic.noise.values
+    similarity = stochastic.similarity
+    predicted = classifier.predicted.values
     (same, chance), (same_ode, _) = (
         labels_retained(run, predicted) for run in (stochastic, deterministic)
     )
@@ -215,10 +218,8 @@ def _widths(same: xr.DataArray, similarity: xr.DataArray, floors: tuple[float, .
     """Widths of the falls of kind, logits and first block in the same U-turns; each falls to its
     own floor.
     """
-    noise, layers = (
-        similarity.noise.values,
-        (similarity.isel(network_layer=k, drop=True) for k in (-1, 0)),
-    )
+    noise = similarity.noise.values
+    layers = (similarity.isel(network_layer=k, drop=True) for k in (-1, 0))
     together = xr.concat([same.isel(label_set=1, drop=True), *layers], dim="curve").transpose(
         ..., "curve"
     )
@@ -252,7 +253,7 @@ def _after_full_chain(same: xr.DataArray, chance: np.ndarray) -> Verdict:
     )
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     with style() as plt:
         figure = plt.figure(figsize=(11, 9.6), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=[1.25, 1])
@@ -263,7 +264,7 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_images(axes: Any, data: xr.Dataset) -> None:
+def _draw_images(axes: Axes, data: xr.Dataset) -> None:
     """Originals and their reconstructions from every tenth of the chain; one item of most
     classes.
     """
@@ -284,8 +285,9 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
     axes.xaxis.set_label_position("top")
 
 
-def _draw_layers(axes: Any, data: xr.Dataset) -> None:
-    (star, low, high), noise = data.transition.values, np.r_[0, data.noise.values]
+def _draw_layers(axes: Axes, data: xr.Dataset) -> None:
+    (star, low, high) = data.transition.values
+    noise = np.r_[0, data.noise.values]
     ode = data.similarity_deterministic.transpose("noise", "network_layer").values
     colors = draw_similarities(
         axes, noise, np.insert(data.similarity.values, 0, 1, axis=0), data.network_layer.values
@@ -307,7 +309,7 @@ def _draw_layers(axes: Any, data: xr.Dataset) -> None:
     axes.legend(fontsize=8.5, loc="lower left")
 
 
-def _draw_labels(axes: Any, data: xr.Dataset) -> None:
+def _draw_labels(axes: Axes, data: xr.Dataset) -> None:
     noise = np.r_[0, data.noise.values]
     for k, (name, color) in enumerate((("class", ACCENT), ("kind of garment", CLASS))):
         solid, dashed = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -11,7 +11,7 @@ from uturn.core.experiment import Experiment
 from uturn.measures.curves import inversion, transition
 from uturn.measures.readings import grammar_means
 from uturn.measures.replicates import estimate
-from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
+from uturn.paper.specs import PAPER, at_depth, depths_of, experiment_of, mean_field, rhm
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, increasing, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import (
@@ -23,6 +23,10 @@ from uturn.studies.plotting.style import (
     style,
     ticks,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Reconstruction of every level in Gaussian diffusion"
 CLAIM = (
@@ -36,7 +40,8 @@ CAPTION = (
     " the tree grows deeper."
 )
 # Of exact belief propagation at (32, 8, 2); the ensemble spread is a few percent.
-REFERENCE_TIME, TOLERANCE = 0.067, 0.007
+REFERENCE_TIME = 0.067
+TOLERANCE = 0.007
 NOISE = np.r_[
     np.geomspace(0.02, 0.045, 6)[:-1], np.linspace(0.045, 0.1, 12), np.geomspace(0.1, 1.5, 12)[1:]
 ].round(6)
@@ -44,7 +49,7 @@ NOISE = np.r_[
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     grammars, items, depths = (6, 96, (4, 7, 10)) if scale == "smoke" else (24, 240, (4, 6, 8, 10))
-    sources = {f"depth{L}": rhm(**PAPER, depth=L, grammars=grammars) for L in depths}
+    sources = {at_depth(L): rhm(**PAPER, depth=L, grammars=grammars) for L in depths}
     sizes: dict[str, Any] = {"items": items, "chunk": 24}
     return {
         label: experiment_of(source, "gaussian", NOISE, "tree_levels", **sizes)
@@ -71,10 +76,12 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    depths = sorted(int(label.removeprefix("depth")) for label in runs)
-    beliefs = {depth: runs[f"depth{depth}"].belief.load() for depth in depths}
-    L, deepest = depths[-1], runs[f"depth{depths[-1]}"].load()
-    time, chance = deepest.noise.values, 1 / PAPER["vocab_size"]
+    depths = depths_of(runs)
+    beliefs = {depth: runs[at_depth(depth)].belief.load() for depth in depths}
+    L = depths[-1]
+    deepest = runs[at_depth(depths[-1])].load()
+    time = deepest.noise.values
+    chance = 1 / PAPER["vocab_size"]
 
     def fall(curves: np.ndarray) -> Any:
         return transition(time, curves[:, -1], 1.0, chance)
@@ -135,8 +142,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     ]
 
 
-def draw(data: xr.Dataset) -> Any:
-    time, chance = data.noise.values, 1 / data.attrs["vocab_size"]
+def draw(data: xr.Dataset) -> Figure:
+    time = data.noise.values
+    chance = 1 / data.attrs["vocab_size"]
     with style() as plt:
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(11, 4.4), width_ratios=[1.25, 1], sharey=True, layout="constrained"
@@ -152,11 +160,14 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_levels(axes: Any, data: xr.Dataset) -> None:
-    L, star = data.sizes["tree_level"] - 1, float(data.transition[0])
+def _draw_levels(axes: Axes, data: xr.Dataset) -> None:
+    L = data.sizes["tree_level"] - 1
+    star = float(data.transition[0])
     for level, color in enumerate(level_colors(L + 1)):
-        curve, edge = data.belief.isel(tree_level=level), level in (0, L)
-        mean, spread = curve.mean("grammar"), curve.std("grammar")
+        curve = data.belief.isel(tree_level=level)
+        edge = level in (0, L)
+        mean = curve.mean("grammar")
+        spread = curve.std("grammar")
         axes.plot(data.noise, mean, color=color, lw=2.4 if edge else 1.2, zorder=3)
         if edge:
             axes.fill_between(
@@ -166,13 +177,12 @@ def _draw_levels(axes: Any, data: xr.Dataset) -> None:
     axes.set(ylabel="P(symbol unchanged)", ylim=(0, 1.03), title=f"all levels, $L={L}$")
 
 
-def _draw_depths(axes: Any, data: xr.Dataset) -> None:
+def _draw_depths(axes: Axes, data: xr.Dataset) -> None:
     for k, depth in enumerate(data.depth.values):
-        shade, curve = (
-            0.35 + 0.65 * k / max(data.sizes["depth"] - 1, 1),
-            data.class_belief.sel(depth=depth),
-        )
-        mean, spread = curve.mean("grammar"), curve.std("grammar")
+        shade = 0.35 + 0.65 * k / max(data.sizes["depth"] - 1, 1)
+        curve = data.class_belief.sel(depth=depth)
+        mean = curve.mean("grammar")
+        spread = curve.std("grammar")
         axes.plot(
             data.noise,
             mean,

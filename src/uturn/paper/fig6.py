@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -13,9 +13,12 @@ from uturn.measures.curves import crossing, shift
 from uturn.measures.readings import grammar_means
 from uturn.measures.replicates import estimate
 from uturn.paper.specs import experiment_of, rhm
-from uturn.paper.verdicts import ESTIMATE, Verdict, below, equal, verdict, within
+from uturn.paper.verdicts import ESTIMATE, Verdict, below, equal, numbers, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TITLE = "Phase diagram of class recovery"
 CLAIM = (
@@ -39,7 +42,8 @@ MAP_TOLERANCE = 0.005  # of one step of the map, in ε
 def experiments(scale: Scale) -> dict[str, Experiment]:
     grammars, items = (6, 12) if scale == "smoke" else (16, 64)
     ms = (3, 4, 6, 8, 10, 12, 14, 18, 22) if scale == "smoke" else (*range(3, 17), 18, 20, 24, 28)
-    runs, probe = {}, {"type": "messages", "directions": ["upward"]}
+    runs = {}
+    probe = {"type": "messages", "directions": ["upward"]}
     for m in ms:
         critical = MeanField(PARAMETERS["vocab_size"], m, PARAMETERS["branching"]).critical_noise
         noise = np.r_[np.linspace(0.05, 0.95, 10), [] if critical is None else critical + NEAR]
@@ -54,12 +58,14 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    v, s = PARAMETERS["vocab_size"], PARAMETERS["branching"]
-    ms = np.array(sorted(int(label[1:]) for label in runs))
+    v = PARAMETERS["vocab_size"]
+    s = PARAMETERS["branching"]
+    ms = np.array([m for m in range(1, v ** (s - 1) + 1) if f"m{m}" in runs])
     theory = phase_diagram(v, s, ms)
     gains = [_gain(runs[f"m{m}"].load()) for m in ms]
     transition = theory.phase == "transition"
-    crossings, spreads = np.full((len(ms), 3), np.nan), np.full(len(ms), np.nan)
+    crossings = np.full((len(ms), 3), np.nan)
+    spreads = np.full(len(ms), np.nan)
     for k in np.flatnonzero(transition):
         crossings[k], spreads[k] = _crossing(gains[k])
     data = xr.Dataset(
@@ -83,7 +89,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     grammars = len(np.unique(gains[0].grammar))
     lost = []
     for k in np.flatnonzero(~transition):
-        m, most = ms[k], float(gains[k].mean("item").max())
+        m = ms[k]
+        most = float(gains[k].mean("item").max())
         quantity = f"m = {m} (s f = {s * m / v ** (s - 1):.2f}): largest p_L - p_0 on the grid"
         lost.append(verdict(quantity, f"{most:.3f}", "below 0: always lost", below(most, 0)))
     return data, [
@@ -113,10 +120,15 @@ def _crossing(gain: xr.DataArray) -> tuple[tuple[float, ...], float]:
 
 def _thresholds(data: xr.Dataset, grammars: int) -> list[Verdict]:
     there = data.crossing.sel(estimate="value").notnull()
-    crossed, size, data = int(there.sum()), there.size, data.isel(multiplicity=there.values)
+    crossed = int(there.sum())
+    size = there.size
+    data = data.isel(multiplicity=there.values)
     error = data.crossing.sel(estimate="value") - data.critical_noise
-    root_mean_square, k = float(np.sqrt((error**2).mean())), int(np.argmax(abs(error.values)))
-    worst, off, m = data.isel(multiplicity=k), float(error[k]), int(error.multiplicity[k])
+    root_mean_square = float(np.sqrt((error**2).mean()))
+    k = int(np.argmax(abs(error.values)))
+    worst = data.isel(multiplicity=k)
+    off = float(error[k])
+    m = int(error.multiplicity[k])
     allowed = max(TOLERANCE, 3 * float(worst.spread) / np.sqrt(grammars))
     return [
         verdict(
@@ -147,14 +159,14 @@ def _thresholds(data: xr.Dataset, grammars: int) -> list[Verdict]:
 
 def _one_step(runs: dict[str, xr.Dataset], ms: np.ndarray) -> Verdict:
     """The map F, whose fixed point gives ε*: beliefs one level above the leaves, and F(p*) - p*."""
-    v, s = PARAMETERS["vocab_size"], PARAMETERS["branching"]
+    v = PARAMETERS["vocab_size"]
+    s = PARAMETERS["branching"]
     fine = np.linspace(0, 1, 2001)
-    shifts, residuals = [], [0.0]
+    shifts = []
+    residuals = [0.0]
     for m in ms:
-        theory, up = (
-            MeanField(v, int(m), s),
-            runs[f"m{m}"].upward_belief.isel(tree_level=1).mean("item"),
-        )
+        theory = MeanField(v, int(m), s)
+        up = runs[f"m{m}"].upward_belief.isel(tree_level=1).mean("item")
         shifts.append(
             shift(up.noise.values, up.values, fine, theory.upward_map(1 - fine * (v - 1) / v))
         )
@@ -163,15 +175,16 @@ def _one_step(runs: dict[str, xr.Dataset], ms: np.ndarray) -> Verdict:
     return verdict(
         "belief one level above the leaves against F(p_0), as a shift in ε, m ="
         f" {', '.join(map(str, ms))}; largest F(p*) - p*",
-        ", ".join(f"{value:+.4f}" for value in shifts) + f"; {max(residuals):.1e}",
+        numbers(shifts, "+.4f") + f"; {max(residuals):.1e}",
         "0; 0",
         within(shifts, MAP_TOLERANCE, f"all within {MAP_TOLERANCE}"),
         below(residuals, 1e-9, "below 1e-9"),
     )
 
 
-def draw(data: xr.Dataset) -> Any:
-    v, s = data.attrs["vocab_size"], data.attrs["branching"]
+def draw(data: xr.Dataset) -> Figure:
+    v = data.attrs["vocab_size"]
+    s = data.attrs["branching"]
     line = phase_diagram(v, s, range(1, v ** (s - 1)))
     with style() as plt:
         figure, axes = plt.subplots(figsize=(8.4, 4.6), layout="constrained")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -17,6 +17,9 @@ from uturn.paper.verdicts import ESTIMATE, Verdict, estimates, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.levels import draw_level
 from uturn.studies.plotting.style import MUTED, level_bar, level_colors, mark_noise, style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TITLE = "Reconstruction of every level in the ε-process"
 CLAIM = (
@@ -37,7 +40,8 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     grammars, items, trajectories = (6, 24, 2) if scale == "smoke" else (24, 240, 4)
     noise = np.unique(np.r_[np.linspace(0, 1, 21), np.linspace(0.62, 0.84, 23)].round(6))
     # Messages: figs. 12, 13.
-    source, probes = rhm(**PARAMETERS, grammars=grammars), ("tree_levels", "messages")
+    source = rhm(**PARAMETERS, grammars=grammars)
+    probes = ("tree_levels", "messages")
     return {
         "epsilon": experiment_of(
             source, "epsilon", noise, *probes, items=items, trajectories=trajectories, chunk=24
@@ -90,7 +94,9 @@ def compare(
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run = runs["epsilon"].load()
-    L, theory, fine = PARAMETERS["depth"], mean_field(PARAMETERS), np.linspace(0, 1, 4001)
+    L = PARAMETERS["depth"]
+    theory = mean_field(PARAMETERS)
+    fine = np.linspace(0, 1, 4001)
     lines = theory.curves(fine, L).marginals
     data, shifted = compare(
         run.belief, fine, lines, range(L + 1), "shift in ε, BP against mean field"
@@ -113,8 +119,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     return data, [shifted, swapped]
 
 
-def draw(data: xr.Dataset) -> Any:
-    depth, critical = data.attrs["depth"], data.attrs["critical_noise"]
+def draw(data: xr.Dataset) -> Figure:
+    depth = data.attrs["depth"]
+    critical = data.attrs["critical_noise"]
     colors = level_colors(depth + 1)
     with style() as plt:
         figure, (left, right) = plt.subplots(

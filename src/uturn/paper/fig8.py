@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -33,6 +33,10 @@ from uturn.studies.plotting.style import (
     mark_noise,
     style,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Layers of a network that learned the grammar"
 CLAIM = (
@@ -90,7 +94,8 @@ def strings(source: RHMSource, part: int, count: int) -> tuple[np.ndarray, np.nd
     num_leaves), int64 (count,)).
     """
     rhm = source.grammar(0, SEED)
-    leaves, classes = [], []
+    leaves = []
+    classes = []
     for start in range(0, count, 20_000):  # latents of all strings at once would take much memory
         numbers = np.arange(start, min(start + 20_000, count))
         drawn = rhm.sample(len(numbers), keys(SEED, Purpose.CLASSIFIER, part, numbers))
@@ -165,12 +170,14 @@ def examined(classifier: Path, statistics: Path, source: RHMSource) -> xr.Datase
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    chosen, grammars = setup(workshop.scale), 24 if workshop.scale == "smoke" else 96
+    chosen = setup(workshop.scale)
+    grammars = 24 if workshop.scale == "smoke" else 96
     classifier = trained_classifier(workshop)
     statistics = workshop.layer_statistics(
         "fig8-statistics", classifier, lambda: strings(chosen.source, _REFERENCE, 4000)[0]
     )
-    source, common = chosen.source.model_dump(), ("epsilon", chosen.noise, "tree_levels")
+    source = chosen.source.model_dump()
+    common = ("epsilon", chosen.noise, "tree_levels")
     layers = {
         "type": "network_layers",
         "classifier": str(classifier),
@@ -191,10 +198,14 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run, many, network = (runs[label].load() for label in ("layers", "grammars", "network"))
-    source, noise = json.loads(run.attrs["spec"])["source"], run.noise.values
-    v, L, theory = source["vocab_size"], source["depth"], mean_field(source)
+    source = json.loads(run.attrs["spec"])["source"]
+    noise = run.noise.values
+    v = source["vocab_size"]
+    L = source["depth"]
+    theory = mean_field(source)
     # Swap of class and leaves at this depth, and in deep trees.
-    crossing, star = theory.class_crossing(L) or np.nan, theory.critical_noise or np.nan
+    crossing = theory.class_crossing(L) or np.nan
+    star = theory.critical_noise or np.nan
     # With less noise all curves are 1, with more they are at their floors: their order there is
     # random.
     near = (noise >= crossing / 2) & (noise <= (1 + star) / 2)
@@ -216,7 +227,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     each_grammar = np.array(
         [swap(c, -1) for c in grammar_means(many.belief).transpose("grammar", ...).values]
     )
-    over, allowed = ("item", "trajectory"), 3 * float(each_grammar.std(ddof=1))
+    over = ("item", "trajectory")
+    allowed = 3 * float(each_grammar.std(ddof=1))
     floors = network.random_pairs.sel(pair="independent").values
     data = xr.Dataset(
         {
@@ -305,7 +317,7 @@ def _falls(run: xr.Dataset, floor: np.ndarray, chance: float) -> list[Verdict]:
     ]
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     attrs = data.attrs
     with style() as plt:
         figure, (left, right) = plt.subplots(
@@ -329,8 +341,9 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_layers(axes: Any, data: xr.Dataset) -> None:
-    noise, depth = data.noise.values, data.sizes["network_layer"] - 1
+def _draw_layers(axes: Axes, data: xr.Dataset) -> None:
+    noise = data.noise.values
+    depth = data.sizes["network_layer"] - 1
     names = [f"block {k}" for k in range(1, depth + 1)] + ["logits"]
     colors = draw_similarities(axes, noise, data.similarity.values, names)
     for color, floor in zip(colors, data.random_pairs.sel(pair="independent").values, strict=True):
@@ -354,8 +367,9 @@ def _draw_layers(axes: Any, data: xr.Dataset) -> None:
     axes.set(ylabel="cosine similarity", title="layers of the trained network", ylim=(None, 1.03))
 
 
-def _draw_levels(plt: Any, axes: Any, data: xr.Dataset) -> None:
-    L, fine = data.sizes["tree_level"] - 1, np.linspace(0, 1, 500)
+def _draw_levels(plt: Any, axes: Axes, data: xr.Dataset) -> None:
+    L = data.sizes["tree_level"] - 1
+    fine = np.linspace(0, 1, 500)
     lines = mean_field(data.attrs).curves(fine, L).marginals
     for level, color in enumerate(level_colors(L + 1)):
         edge = level in (0, L)

@@ -62,14 +62,12 @@ def reproduce(
         for name in dict.fromkeys(figures):
             figure = load_figure(name)
             announce(f"{name}: {figure.TITLE}")
-            start, files = (
-                time.monotonic(),
-                {
-                    "png": f"{name}.png",
-                    "pdf": f"{name}.pdf",
-                    "data": f"{name}.zarr",
-                },
-            )
+            start = time.monotonic()
+            files = {
+                "png": f"{name}.png",
+                "pdf": f"{name}.pdf",
+                "data": f"{name}.zarr",
+            }
             paths = {kind: folder.path / file for kind, file in files.items()}
             data, verdicts = figure.analyse(figure.measure(workshop))
             write_dataset(data, paths["data"])

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -20,7 +20,11 @@ from uturn.exact.rhm import RandomHierarchyModel
 from uturn.paper.verdicts import Verdict
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting import trees as drawing
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, Look, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SHARE_HIDDEN = 0.5
 """Share of the leaves that fig. 3 hides, on average."""
@@ -33,7 +37,8 @@ TIME = 0.14
 corrected by their context.
 """
 OUTPUTS = ("upward", "downward", "marginals")
-PARENT_LEVEL, PARENT_NODE = 2, 1
+PARENT_LEVEL = 2
+PARENT_NODE = 1
 """The factor of fig. 9: that below this node."""
 STEP = 0.92
 """From tile to tile in fig. 9."""
@@ -41,7 +46,7 @@ STEP = 0.92
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that shows an instance, with the members of `uturn.paper.registry.Figure`."""
+    """A figure that shows an instance, with the members of `uturn.paper.registry.FigureModule`."""
 
     TITLE: str
     CLAIM: str
@@ -65,7 +70,8 @@ def small_string() -> tuple[RandomHierarchyModel, Draw, np.ndarray]:
     """The grammar and the string of figs. 3, 4 and 9, and the key of the random numbers of its
     U-turn.
     """
-    rhm, key = RandomHierarchyModel(**GRAMMAR), keys(SEED, Purpose.PICTURE, [0])
+    rhm = RandomHierarchyModel(**GRAMMAR)
+    key = keys(SEED, Purpose.PICTURE, [0])
     return rhm, rhm.sample(1, key), key
 
 
@@ -122,12 +128,15 @@ def rule_used(
     }
 
 
-def draw_tree_and_rules(data: xr.Dataset) -> Any:
+def draw_tree_and_rules(data: xr.Dataset) -> Figure:
     rhm = RandomHierarchyModel(**GRAMMAR)
     before, after = (by_level(data[name]) for name in ("original", "reconstruction"))
     changed = {level: before[level] != after[level] for level in before}
-    L, d = rhm.depth, rhm.num_leaves
-    gap, middle, right = 2.35, 8.9, 17.6
+    L = rhm.depth
+    d = rhm.num_leaves
+    gap = 2.35
+    middle = 8.9
+    right = 17.6
     heights = gap * np.arange(L + 1)
     centres = drawing.leaf_centres(rhm.branching, L)
     with style() as plt:
@@ -192,7 +201,8 @@ def draw_tree_and_rules(data: xr.Dataset) -> Any:
             axes.text(-0.75, -1.15, row_name, ha="right", va="center", color=MUTED, size=10)
         key = ((ACCENT, "used in the original"), (CLASS, "used after the U-turn"))
         for k, (color, meaning) in enumerate(key):
-            left, corners = middle - 0.7 + 4.2 * k, "round,pad=0,rounding_size=0.1"
+            left = middle - 0.7 + 4.2 * k
+            corners = "round,pad=0,rounding_size=0.1"
             axes.add_patch(
                 FancyBboxPatch(
                     (left, -1.33), 0.5, 0.36, boxstyle=corners, fc="none", ec=color, lw=1.7
@@ -228,12 +238,19 @@ def messages() -> xr.Dataset:
     )
 
 
-def draw_messages(data: xr.Dataset) -> Any:
+def draw_messages(data: xr.Dataset) -> Figure:
     rhm = RandomHierarchyModel(**GRAMMAR)
     true, up, down, posterior = (by_level(data[name]) for name in ("true_symbol", *OUTPUTS))
-    L, s, d = rhm.depth, rhm.branching, rhm.num_leaves
-    spacing, gap, wide, high, aside = 3.15, 2.9, 0.86, 0.9, 1.06
-    centres, heights = drawing.leaf_centres(s, L, spacing), gap * np.arange(L + 1)
+    L = rhm.depth
+    s = rhm.branching
+    d = rhm.num_leaves
+    spacing = 3.15
+    gap = 2.9
+    wide = 0.86
+    high = 0.9
+    aside = 1.06
+    centres = drawing.leaf_centres(s, L, spacing)
+    heights = gap * np.arange(L + 1)
     with style() as plt:
         figure, axes = plt.subplots(figsize=(14, 6.8), layout="constrained")
         drawing.canvas(axes, (-4.4, spacing * (d - 1) + 1.6), (-3.1, heights[L] + 0.9))
@@ -248,7 +265,9 @@ def draw_messages(data: xr.Dataset) -> Any:
                 size=11,
             )
             for node, true_symbol in enumerate(true[level]):
-                x, y, symbol = centres[level][node], heights[level], int(true_symbol)
+                x = centres[level][node]
+                y = heights[level]
+                symbol = int(true_symbol)
                 if level:
                     square = y - 0.52 * gap
                     axes.plot([x, x], [y, square], color="#999999", lw=1.6, zorder=1)
@@ -307,9 +326,10 @@ def draw_messages(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_noisy_leaves(axes: Any, noisy: np.ndarray, centres: np.ndarray, foot: float) -> None:
+def _draw_noisy_leaves(axes: Axes, noisy: np.ndarray, centres: np.ndarray, foot: float) -> None:
     """The components of every noisy leaf as bars in the colours of the symbols."""
-    step, scale = 1.5 / noisy.shape[1], 0.72 / float(np.abs(noisy).max())
+    step = 1.5 / noisy.shape[1]
+    scale = 0.72 / float(np.abs(noisy).max())
     for x, values in zip(centres, noisy, strict=True):
         axes.plot([x, x], [-0.6, foot + 0.78], color="#999999", lw=1.4, ls=":", zorder=1)
         left = x - 0.75 + (np.arange(len(values)) + 0.1) * step
@@ -326,7 +346,7 @@ def _draw_noisy_leaves(axes: Any, noisy: np.ndarray, centres: np.ndarray, foot: 
         axes.plot([x - 0.8, x + 0.8], [foot, foot], color=MUTED, lw=1)
 
 
-def _draw_key(axes: Any, x: float, y: float) -> None:
+def _draw_key(axes: Axes, x: float, y: float) -> None:
     lines = (
         (drawing.UP, "up: what the leaves below say"),
         (drawing.DOWN, "down: what all other leaves say"),
@@ -378,11 +398,16 @@ def factor() -> xr.Dataset:
     )
 
 
-def draw_factor(data: xr.Dataset) -> Any:
-    level, depth, v = data.attrs["tree_level"], data.attrs["depth"], data.sizes["symbol"]
-    up, down_children = data.upward_children.values, data.downward_children.values
-    up_parent, down_parent = data.upward_parent.values, data.downward_parent.values
-    parent, children = int(data.true_parent), data.true_children.values
+def draw_factor(data: xr.Dataset) -> Figure:
+    level = data.attrs["tree_level"]
+    depth = data.attrs["depth"]
+    v = data.sizes["symbol"]
+    up = data.upward_children.values
+    down_children = data.downward_children.values
+    up_parent = data.upward_parent.values
+    down_parent = data.downward_parent.values
+    parent = int(data.true_parent)
+    children = data.true_children.values
     with style() as plt:
         figure, axes = plt.subplots(figsize=(14, 5.6), layout="constrained")
         drawing.canvas(axes, (-1.8, 25.7), (-2.9, 8.6))
@@ -394,7 +419,9 @@ def draw_factor(data: xr.Dataset) -> Any:
         for x, title in titles:
             axes.text(x, 8.1, title, size=13, weight="bold", ha="center")
         # Left: the factor with its variables.
-        top, foot, at = 5.6, 0.0, (-0.1, 3.7)
+        top = 5.6
+        foot = 0.0
+        at = (-0.1, 3.7)
         axes.plot([1.8, 1.8], [top, 2.8], color="#999999", lw=1.8, zorder=1)
         for x in at:
             axes.plot([1.8, x], [2.8, foot], color="#999999", lw=1.8, zorder=1)
@@ -459,7 +486,7 @@ def draw_factor(data: xr.Dataset) -> Any:
 
 
 def _tiles(
-    axes: Any, x: float, rules: np.ndarray, shares: np.ndarray, level: int, depth: int
+    axes: Axes, x: float, rules: np.ndarray, shares: np.ndarray, level: int, depth: int
 ) -> None:
     v = len(rules)
     for a in range(v):
@@ -502,9 +529,10 @@ def _tiles(
             )
 
 
-def _profile(axes: Any, x: float, y: float, message: np.ndarray, upright: bool) -> None:
-    lengths, steps = 1.3 * message / message.max(), (np.arange(len(message)) + 0.5) * STEP
-    look = {"color": drawing.SYMBOL_COLORS[: len(message)], "lw": 0, "zorder": 1}
+def _profile(axes: Axes, x: float, y: float, message: np.ndarray, upright: bool) -> None:
+    lengths = 1.3 * message / message.max()
+    steps = (np.arange(len(message)) + 0.5) * STEP
+    look: Look = {"color": drawing.SYMBOL_COLORS[: len(message)], "lw": 0, "zorder": 1}
     if upright:
         axes.bar(x + steps, lengths, 0.7 * STEP, y, **look)
         axes.plot([x, x + len(message) * STEP], [y, y], color=MUTED, lw=0.9)
@@ -514,7 +542,7 @@ def _profile(axes: Any, x: float, y: float, message: np.ndarray, upright: bool) 
 
 
 def _sums(
-    axes: Any,
+    axes: Axes,
     x: float,
     y: float,
     shares: np.ndarray,

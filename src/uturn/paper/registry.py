@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from uturn.core.imports import import_object
 from uturn.core.tools import ToolFigure, named
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.figure import Figure
 
     from uturn.paper.verdicts import Verdict
     from uturn.paper.workshop import Workshop
@@ -29,7 +30,7 @@ class Entry:
 
     name: str
     path: str
-    """Import path of a module, or "module:name" of an object, with the members of `Figure`."""
+    """Import path of a module, or "module:name" of an object, with the members of `FigureModule`."""
     is_of_paper: bool
     needs: tuple[str, str] | None = None
     """A library, and the extra of this package that installs it."""
@@ -112,7 +113,7 @@ makes by default.
 """
 
 
-class Figure(Protocol):
+class FigureModule(Protocol):
     """What the module of a figure defines."""
 
     TITLE: str
@@ -126,13 +127,13 @@ class Figure(Protocol):
     def analyse(self, runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         """The labelled data of the plot, and the verdicts."""
 
-    def draw(self, data: xr.Dataset) -> Any:
+    def draw(self, data: xr.Dataset) -> Figure:
         """The matplotlib figure."""
 
 
-def load_figure(name: str) -> Figure:
+def load_figure(name: str) -> FigureModule:
     path = FIGURES[name].path
-    figure: Any = (
+    figure: FigureModule = (
         import_object(path, f"figure {name!r}", "'module:name'")
         if ":" in path
         else importlib.import_module(path)

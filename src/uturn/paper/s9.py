@@ -5,7 +5,7 @@ without inversion of layers.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -35,6 +35,10 @@ from uturn.studies.plotting.style import (
     ticks,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 TITLE = "Control without a hierarchy: a mixture of two Gaussians"
 CLAIM = (
     "Data without a hierarchy can lose their class abruptly too, but then the last layers never"
@@ -61,7 +65,10 @@ RECIPE: dict[str, Any] = {
 }
 RECIPE |= {"learning_rate": 3e-4, "target": 0.999, "seed": 0}
 # First numbers of draws other than originals.
-_HELD_OUT, _REFERENCE, _TEST, _BATCHES = 0, 10_000, 20_000, 100_000
+_HELD_OUT = 0
+_REFERENCE = 10_000
+_TEST = 20_000
+_BATCHES = 100_000
 
 
 def trained_classifier(workshop: Workshop) -> Path:
@@ -126,7 +133,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     together = xr.concat(
         [run.same_class.expand_dims(network_layer=["class"]), run.similarity], dim="network_layer"
     )
-    repeated, kept = replicates(together), mean_curves(together)
+    repeated = replicates(together)
+    kept = mean_curves(together)
     kept[:, 0] = proportion(run.same_class).values
     fine = np.linspace(0, 8, 4001)
     expected = crossing(fine, kept_mode(fine), 0.75)
@@ -192,10 +200,13 @@ def _no_inversion(curves: np.ndarray, repeated: Replicates) -> Verdict:
     )
 
 
-def draw(data: xr.Dataset) -> Any:
-    star, layers = float(data.transition[0]), [str(name) for name in data.network_layer.values[1:]]
+def draw(data: xr.Dataset) -> Figure:
+    star = float(data.transition[0])
+    layers = [str(name) for name in data.network_layer.values[1:]]
     finite = np.isfinite(data.noise.values)
-    time, kept = data.noise.values[finite], data.kept.values[finite]  # the class comes first
+    # the class comes first
+    time = data.noise.values[finite]
+    kept = data.kept.values[finite]
     with style() as plt:
         figure, (left, middle, right) = plt.subplots(
             1, 3, figsize=(13, 4.2), width_ratios=[1.15, 1, 0.95], layout="constrained"
@@ -219,11 +230,9 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_plane(axes: Any, data: xr.Dataset) -> None:
-    first, last = (
-        np.r_[1, nonincreasing(data.rescaled.isel(network_layer=1).values)],
-        data.sizes["network_layer"] - 1,
-    )
+def _draw_plane(axes: Axes, data: xr.Dataset) -> None:
+    first = np.r_[1, nonincreasing(data.rescaled.isel(network_layer=1).values)]
+    last = data.sizes["network_layer"] - 1
     for k, label, color in ((0, "class", CLASS), (last, "logits", level_colors(last)[-1])):
         axes.plot(
             first,

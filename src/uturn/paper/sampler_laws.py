@@ -80,7 +80,8 @@ def scheduler_sampler(sampler: Scheduler, size: Size) -> Sampler:
     random numbers.
     """
     name, options, eta, _ = sampler
-    gaussian, strings = Gaussian(), size.strings
+    gaussian = Gaussian()
+    strings = size.strings
 
     @lru_cache
     def chain(steps: int) -> tuple[Any, int]:
@@ -144,7 +145,8 @@ def _reverse_diffusion(
                 self.asked = noisy.clone(), timestep
             return super().__call__(noisy, timestep)
 
-    made, ancestral = getattr(diffusers, name), options.get("ancestral", False)
+    made = getattr(diffusers, name)
+    ancestral = options.get("ancestral", False)
     if name.startswith("FlowMatch"):
         scheduler = made(num_train_timesteps=TIMESTEPS)
     else:  # a schedule that ends at the observation: its last timestep has the level NOISE, its first is almost clean
@@ -169,7 +171,8 @@ def num_leaves() -> int:
 
 def _all_strings() -> tuple[np.ndarray, np.ndarray]:
     """All grammatical strings and their log-probabilities."""
-    v, d = PARAMETERS["vocab_size"], num_leaves()
+    v = PARAMETERS["vocab_size"]
+    d = num_leaves()
     candidates = np.indices((v,) * d).reshape(d, -1).T
     log_p = _grammar().log_likelihood(candidates)
     return candidates[np.isfinite(log_p)], log_p[np.isfinite(log_p)]
@@ -180,7 +183,8 @@ def _counts(strings: np.ndarray) -> np.ndarray:
     (.., S + 1).
     """
     known, _ = _all_strings()
-    v, d = PARAMETERS["vocab_size"], strings.shape[-1]
+    v = PARAMETERS["vocab_size"]
+    d = strings.shape[-1]
     place = np.full(v**d, len(known))
     place[known @ v ** np.arange(d)] = np.arange(len(known))
     numbers = place[strings @ v ** np.arange(d)].reshape(-1, strings.shape[-2])
@@ -205,12 +209,17 @@ def measured(size: Size, sampler: Callable[[Size], Sampler]) -> xr.Dataset:
     Where a scheduler drives a model, the model reconstructs one more sheet of strings. Its first
     input is compared with the law of the channel at the noise that the scheduler names.
     """
-    rhm, d, (steps, few, sheets, strings) = _grammar(), num_leaves(), size
+    rhm = _grammar()
+    d = num_leaves()
+    (steps, few, sheets, strings) = size
     observe, rebuild, corruption, is_stochastic, model = sampler(size)
     many = sheets * strings
     seen = rhm.sample(few + many, keys(0, *_SAMPLING, 0, np.arange(few + many))).leaves
     noises = keys(0, *_SAMPLING, 1, np.arange(few + many))
-    posterior_counts, law, laws, first = [], [], [], []
+    posterior_counts = []
+    law = []
+    laws = []
+    first = []
     fresh = rhm.sample(strings, keys(0, *_SAMPLING, 3, np.arange(strings))).leaves
     for number in steps:
         if model is not None:
@@ -315,9 +324,11 @@ def gaussian_law(x0: np.ndarray, xt: np.ndarray, abar: float) -> Law:
     kurtosis of the first.
     """
     x0, xt = (np.asarray(x, float).reshape(len(x), -1) for x in (x0, xt))
-    norm, n = np.sqrt((x0**2).sum(axis=1)), x0.shape[1]
+    norm = np.sqrt((x0**2).sum(axis=1))
+    n = x0.shape[1]
     noise = xt - np.sqrt(abar) * x0
-    along, square = (noise * x0).sum(axis=1) / norm, (noise**2).sum(axis=1)
+    along = (noise * x0).sum(axis=1) / norm
+    square = (noise**2).sum(axis=1)
     standardised = np.stack(
         [along / np.sqrt(1 - abar), (square / (1 - abar) - n) / np.sqrt(2 * n)], axis=1
     )

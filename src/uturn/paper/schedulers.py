@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -16,10 +16,13 @@ from uturn.measures.calibration import holm
 from uturn.measures.estimates import Estimate
 from uturn.paper import sampler_laws as laws
 from uturn.paper.sampler_laws import PARAMETERS, REFERENCE, SAMPLERS
-from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, verdict
+from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, numbers, verdict
 from uturn.paper.workshop import Workshop, file_name
 from uturn.studies.plotting.curves import draw_gap
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style, ticks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TITLE = "Reverse diffusion with the exact score: posterior or data law only"
 CLAIM = (
@@ -216,7 +219,8 @@ def _of_kind(*kinds: str) -> list[str]:
 def _of_schedulers(
     posterior: Deviations, limits: dict[str, float], steps: np.ndarray
 ) -> list[Verdict]:
-    full, less = _of_kind("full"), _of_kind("half", "none")
+    full = _of_kind("full")
+    less = _of_kind("half", "none")
     worst = max(distance(posterior[label][-1])[2] for label in full)
     slopes = {label: order(posterior[label], steps) for label in full}
     differs = f"extrapolated distance significantly different from 0 (p < {RARE:g})"
@@ -267,12 +271,9 @@ def _start(runs: dict[str, xr.Dataset]) -> Verdict:
     )
     adjusted = holm(p)
     worst = list(SAMPLERS)[int(adjusted.min(axis=1).argmin())]
-    signal, variance = (
-        ", ".join(f"{x:.3f}" for x in column) for column in runs[worst]["mean"].values.T
-    )
+    signal, variance = (numbers(column, ".3f") for column in runs[worst]["mean"].values.T)
     expected = (
-        ", ".join(f"{x:.3f}" for x in np.unique(column.round(3)))
-        for column in runs[worst]["expected"].values.T
+        numbers(np.unique(column.round(3)), ".3f") for column in runs[worst]["expected"].values.T
     )
     return verdict(
         "what the model is asked first, against the noise of its timestep: signal and variance, all"
@@ -288,8 +289,9 @@ def _start(runs: dict[str, xr.Dataset]) -> Verdict:
     )
 
 
-def draw(data: xr.Dataset) -> Any:
-    attrs, steps = data.attrs, data.steps.values
+def draw(data: xr.Dataset) -> Figure:
+    attrs = data.attrs
+    steps = data.steps.values
     bottom = 0.5 * min(attrs["posterior_resolution"], attrs["law_resolution"])
     shown = (
         ("posterior", "given an observation: the posterior"),
@@ -300,10 +302,8 @@ def draw(data: xr.Dataset) -> Any:
         for axes, (name, title) in zip(panels, shown, strict=True):
             axes.axhspan(bottom / 2, attrs[f"{name}_resolution"], color="#e4e4e4", lw=0, zorder=0)
             for label in SAMPLERS:
-                curve, p = (
-                    data[f"{name}_distance"].sel(sampler=label),
-                    data[f"{name}_p"].sel(sampler=label),
-                )
+                curve = data[f"{name}_distance"].sel(sampler=label)
+                p = data[f"{name}_p"].sel(sampler=label)
                 color, mark, line = _LOOKS[label]
                 draw_gap(axes, steps, np.maximum(curve, bottom), p < 0.01, color, label, mark, line)
             axes.set(
@@ -314,7 +314,8 @@ def draw(data: xr.Dataset) -> Any:
                 title=title,
             )
             ticks(axes, steps)
-        left, guide = panels[0], steps[1:4].astype(float)
+        left = panels[0]
+        guide = steps[1:4].astype(float)
         left.plot(guide, 0.9 / guide, color=MUTED, lw=1, ls=":")
         left.text(
             guide[1],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ Part = str | Mapping[str, Any]
 """A part of a spec; the name of its type is enough if it has no options."""
 PAPER = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
 """The grammar of the paper, of any depth."""
+_MOST_LEVELS = 32
+"""Depths of grammars of figures are below."""
 
 
 def rhm(
@@ -27,6 +29,24 @@ def rhm(
         "depth": depth,
     }
     return {"type": "rhm", **sizes, **options}
+
+
+def at_depth(depth: int, name: str = "") -> str:
+    """Label of the run of a grammar of this depth.
+
+    >>> at_depth(5), at_depth(7, "masking")
+    ('depth5', 'masking-depth7')
+    """
+    return f"{name}-depth{depth}" if name else f"depth{depth}"
+
+
+def depths_of(labels: Container[object], name: str = "") -> list[int]:
+    """The depths of which there is a run.
+
+    >>> depths_of(["masking-depth5", "masking-depth7", "uniform-depth9"], "masking")
+    [5, 7]
+    """
+    return [depth for depth in range(1, _MOST_LEVELS) if at_depth(depth, name) in labels]
 
 
 def mean_field(sizes: Mapping[str, Any]) -> MeanField:

@@ -5,7 +5,7 @@ increasing depth.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -17,7 +17,7 @@ from uturn.exact.population import population_dynamics, threshold
 from uturn.measures.curves import crossing
 from uturn.measures.estimates import Estimate
 from uturn.measures.readings import grammar_means
-from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
+from uturn.paper.specs import PAPER, at_depth, depths_of, experiment_of, mean_field, rhm
 from uturn.paper.verdicts import (
     Verdict,
     below,
@@ -25,11 +25,16 @@ from uturn.paper.verdicts import (
     listed,
     mean_estimate,
     meets,
+    numbers,
     verdict,
     within,
 )
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, name_rows, style
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, Look, name_rows, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Where the class is lost, for every channel"
 CLAIM = (
@@ -70,7 +75,9 @@ CHANNELS = {
     ),
 }
 # ε-process at (32, 8, 2): mean and standard deviation over grammars; fresh rules against ε*
-QUENCHED, SPREAD, FRESH_ERROR = 0.7331, 0.0019, 0.003
+QUENCHED = 0.7331
+SPREAD = 0.0019
+FRESH_ERROR = 0.003
 TOLERANCE = 5e-4  # resolution of the thresholds
 
 
@@ -97,12 +104,14 @@ def _noise(channel: str, points: int) -> list[float]:
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     """Exact belief propagation: {"channel-depth": Experiment}."""
-    size, made = SIZES[scale], {}
+    size = SIZES[scale]
+    made = {}
     for channel in CHANNELS:
-        noise, probe = _noise(channel, size.points), {"type": "messages", "directions": ["upward"]}
+        noise = _noise(channel, size.points)
+        probe = {"type": "messages", "directions": ["upward"]}
         for depth in size.depths:
             source = rhm(**PAPER, depth=depth, grammars=size.grammars)
-            made[f"{channel}-depth{depth}"] = experiment_of(
+            made[at_depth(depth, channel)] = experiment_of(
                 source, channel, noise, probe, items=size.items, chunk=size.items
             )
     return made
@@ -128,10 +137,12 @@ def population(name: str, size: Size) -> xr.Dataset:
     # The grammars of the experiments: rules depend on seed and tree level, not on the depth of the
     # tree.
     grammars = [int(keys(0, Purpose.GRAMMAR, number)) for number in range(size.grammars)]
-    channel, noise = part_class("corruption", name)(), _noise(name, size.points)
+    channel = part_class("corruption", name)()
+    noise = _noise(name, size.points)
     search = partial(threshold, v, m, s, channel, size.pool, tolerance=TOLERANCE)
     thresholds = np.full((2, max(size.grammars, size.fresh)), np.nan)
-    quenched, fresh = search(grammars=grammars), search("fresh rules", replicates=size.fresh)
+    quenched = search(grammars=grammars)
+    fresh = search("fresh rules", replicates=size.fresh)
     for row, values in zip(thresholds, (quenched.values, fresh.values), strict=True):
         row[: len(values)] = values
     of_grammar = partial(
@@ -159,11 +170,11 @@ def _interval(values: xr.DataArray, confidence: float = 0.95) -> Estimate:
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = runs["population"].load().rename(belief="population_belief")
-    depths = sorted({int(label.partition("-depth")[2]) for label in runs if "-depth" in label})
+    depths = depths_of(runs, next(iter(CHANNELS)))
     data = data.assign_coords(depth=depths).assign_attrs(PAPER)
 
     def class_belief(name: str, depth: int) -> np.ndarray:
-        belief = runs[f"{name}-depth{depth}"].load().upward_belief.isel(tree_level=-1, drop=True)
+        belief = runs[at_depth(depth, name)].load().upward_belief.isel(tree_level=-1, drop=True)
         return grammar_means(belief).transpose("grammar", "noise").values
 
     beliefs = [[class_belief(name, depth) for depth in depths] for name in CHANNELS]
@@ -205,9 +216,11 @@ def _against_theory(data: xr.Dataset) -> list[Verdict]:
         for ensemble in ("one grammar", "fresh rules")
     )
     each = data.threshold.sel(channel="epsilon", ensemble="one grammar")
-    spread, grammars = float(each.std("replicate", ddof=1)), int(each.notnull().sum())
+    spread = float(each.std("replicate", ddof=1))
+    grammars = int(each.notnull().sum())
     allowed = 3 * SPREAD / np.sqrt(grammars) + TOLERANCE
-    low, high = critical - allowed, QUENCHED + allowed
+    low = critical - allowed
+    high = QUENCHED + allowed
     of_range = "of that range: 3 standard errors of the expected spread, and the resolution"
     return [
         verdict(
@@ -252,9 +265,7 @@ def _effective_epsilon(data: xr.Dataset) -> Verdict:
     return verdict(
         "effective ε (Eq. 63) at the threshold: "
         + ", ".join(channel.label for channel in CHANNELS.values()),
-        ", ".join(f"{interval:.4f}" for interval in (of_process, *drawn))
-        + "; bits per leaf there: "
-        + ", ".join(f"{x:.2f}" for x in bits),
+        numbers((of_process, *drawn), ".4f") + "; bits per leaf there: " + numbers(bits, ".2f"),
         "not one number: below ε* in every channel that draws its noise",
         below(
             [interval.high for interval in drawn],
@@ -269,13 +280,12 @@ def _shift(data: xr.Dataset) -> Verdict:
     height. Both curves of a grammar have the same rules, so the spread between grammars contains
     only the errors of items and pools.
     """
-    deepest, shifts = int(data.depth[-1]), []
+    deepest = int(data.depth[-1])
+    shifts = []
     for name in CHANNELS:
         part = data.sel(channel=name)
-        exact, population = (
-            part.belief.sel(depth=deepest),
-            part.population_belief.sel(tree_level=deepest),
-        )
+        exact = part.belief.sel(depth=deepest)
+        population = part.population_belief.sel(tree_level=deepest)
         area = (exact - population).mean("point") * float(part.noise[-1] - part.noise[0])
         height = float(population.mean("grammar")[0] - population.mean("grammar")[-1])
         center = float(part.threshold.sel(ensemble="one grammar").mean())
@@ -304,7 +314,8 @@ def _finite_depth(data: xr.Dataset) -> Verdict:
         data.half_lost.values
         / data.threshold.sel(ensemble="one grammar").mean("replicate").values[:, None]
     )
-    off, labels = np.abs(ratio - 1).max(axis=0), [channel.label for channel in CHANNELS.values()]
+    off = np.abs(ratio - 1).max(axis=0)
+    labels = [channel.label for channel in CHANNELS.values()]
     closer = (
         f"the channel that is farthest from 1 is at least twice as close at L = {depths[-1]} as at"
         f" L = {depths[0]}"
@@ -312,15 +323,14 @@ def _finite_depth(data: xr.Dataset) -> Verdict:
     return verdict(
         f"noise at which half of the class is lost / threshold, L = {', '.join(map(str, depths))}",
         "; ".join(
-            f"{label} " + ", ".join(f"{r:.3f}" for r in row)
-            for label, row in zip(labels, ratio, strict=True)
+            f"{label} " + numbers(row, ".3f") for label, row in zip(labels, ratio, strict=True)
         ),
         "1 for infinite depth; off by a factor F'(p*)**-L",
         below(off[-1], off[0] / 2, closer),
     )
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     quenched = data.sel(ensemble="one grammar")
     with style() as plt:
         figure = plt.figure(figsize=(13, 7.4), layout="constrained")
@@ -330,7 +340,7 @@ def draw(data: xr.Dataset) -> Any:
             _draw_channel(axes, quenched.sel(channel=name), channel, 1 / data.attrs["vocab_size"])
         panels[0].set_ylabel("belief in the class")
         panels[0].legend(loc="lower left", bbox_to_anchor=(0, 0.04), handletextpad=0.3)
-        look = {"ha": "right", "va": "top", "fontsize": 9.5, "color": "#a36f00"}
+        look: Look = {"ha": "right", "va": "top", "fontsize": 9.5, "color": "#a36f00"}
         panels[-1].text(
             0.97,
             0.93,
@@ -344,12 +354,14 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _draw_channel(axes: Any, part: xr.Dataset, channel: DrawnChannel, chance: float) -> None:
-    center, spread = float(part.threshold.mean()), float(part.threshold.std(ddof=1))
+def _draw_channel(axes: Axes, part: xr.Dataset, channel: DrawnChannel, chance: float) -> None:
+    center = float(part.threshold.mean())
+    spread = float(part.threshold.std(ddof=1))
     axes.axvspan(center - spread, center + spread, color="#e69f00", alpha=0.45, lw=0)
     for k, depth in enumerate(part.depth.values):
-        exact, alpha = part.belief.sel(depth=depth), 0.3 + 0.7 * k / max(part.sizes["depth"] - 1, 1)
-        look = {"color": channel.color, "alpha": alpha}
+        exact = part.belief.sel(depth=depth)
+        alpha = 0.3 + 0.7 * k / max(part.sizes["depth"] - 1, 1)
+        look: Look = {"color": channel.color, "alpha": alpha}
         error = exact.std("grammar", ddof=1) / np.sqrt(exact.sizes["grammar"])
         axes.plot(
             part.noise, part.population_belief.sel(tree_level=depth).mean("grammar"), lw=1.5, **look
@@ -370,9 +382,10 @@ def _draw_channel(axes: Any, part: xr.Dataset, channel: DrawnChannel, chance: fl
     axes.locator_params(axis="x", nbins=5)
 
 
-def _draw_depths(axes: Any, quenched: xr.Dataset) -> None:
+def _draw_depths(axes: Axes, quenched: xr.Dataset) -> None:
     for name, channel in CHANNELS.items():
-        part, levels = quenched.sel(channel=name), np.arange(2, quenched.sizes["tree_level"])
+        part = quenched.sel(channel=name)
+        levels = np.arange(2, quenched.sizes["tree_level"])
         center = float(part.threshold.mean())
         axes.plot(
             levels, part.population_half_lost.values[2:] / center, color=channel.color, lw=1.5
@@ -392,7 +405,7 @@ def _draw_depths(axes: Any, quenched: xr.Dataset) -> None:
     )
 
 
-def _draw_thresholds(middle: Any, right: Any, data: xr.Dataset) -> None:
+def _draw_thresholds(middle: Axes, right: Axes, data: xr.Dataset) -> None:
     critical = mean_field(PAPER).critical_noise or np.nan
     for axes, key in ((middle, "effective_epsilon"), (right, "bits_per_leaf")):
         for row, (name, channel) in enumerate(CHANNELS.items()):
@@ -400,11 +413,15 @@ def _draw_thresholds(middle: Any, right: Any, data: xr.Dataset) -> None:
                 (-0.13, "one grammar", "o"),
                 (0.13, "fresh rules", "s"),
             ):
-                values, fill = (
-                    data[key].sel(channel=name, ensemble=ensemble),
-                    (channel.color if marker == "o" else "white"),
-                )
-                look = {"fmt": marker, "ms": 8, "mfc": fill, "capsize": 4, "color": channel.color}
+                values = data[key].sel(channel=name, ensemble=ensemble)
+                fill = channel.color if marker == "o" else "white"
+                look: Look = {
+                    "fmt": marker,
+                    "ms": 8,
+                    "mfc": fill,
+                    "capsize": 4,
+                    "color": channel.color,
+                }
                 axes.errorbar(
                     float(values.mean()), row + aside, xerr=float(values.std(ddof=1)), **look
                 )

@@ -8,12 +8,13 @@ shown without judgement (`shows`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from uturn.measures.estimates import ESTIMATE as ESTIMATE
 from uturn.measures.estimates import Estimate
@@ -22,13 +23,13 @@ from uturn.measures.replicates import replicates
 from uturn.pages.verdicts import Verdict as Verdict
 
 
-def listed(bounds: Any) -> list[Estimate]:
+def listed(bounds: ArrayLike) -> list[Estimate]:
     """The estimates in an array (.., 3) of numbers and ends of intervals."""
     return [Estimate(*row) for row in np.asarray(bounds, float).reshape(-1, 3).tolist()]
 
 
 def estimates(
-    values: xr.DataArray, statistic: Callable[[np.ndarray], Any], confidence: float = 0.95
+    values: xr.DataArray, statistic: Callable[[np.ndarray], ArrayLike], confidence: float = 0.95
 ) -> list[Estimate]:
     """As `uturn.statistics.estimate`, of a statistic that gives several numbers."""
     return listed(replicates(values).interval(statistic, confidence))
@@ -39,6 +40,15 @@ def mean_estimate(values: np.ndarray, confidence: float = 0.95) -> Estimate:
     return Estimate(*mean_interval(values, confidence).tolist())
 
 
+def numbers(values: Iterable[float | Estimate], form: str, *, between: str = ", ") -> str:
+    """Numbers, or estimates with their intervals, in one format, joined.
+
+    >>> numbers([0.25, 1], "+.1f")
+    '+0.2, +1.0'
+    """
+    return between.join(format(value, form) for value in values)
+
+
 class Rule(NamedTuple):
     """The outcome of a comparison, and its description."""
 
@@ -46,68 +56,75 @@ class Rule(NamedTuple):
     text: str
 
 
-def verdict(quantity: str, measured: Any, expected: str, *rules: Rule) -> Verdict:
+def verdict(quantity: str, measured: object, expected: str, *rules: Rule) -> Verdict:
     """A verdict that passes if all of its rules pass; `measured` is turned into text."""
     text = "; ".join(rule.text for rule in rules if rule.text)
-    return Verdict(
-        quantity, str(measured), expected, bool(rules) and all(rule.passed for rule in rules), text
-    )
+    passed = bool(rules) and all(rule.passed for rule in rules)
+    return Verdict(quantity, str(measured), expected, passed, text)
 
 
-def shows(quantity: str, measured: Any, expected: str) -> Verdict:
+def shows(quantity: str, measured: object, expected: str) -> Verdict:
     """A number beside its expectation that is shown but not judged: it neither passes nor fails."""
     return Verdict(quantity, str(measured), expected, None, "shown, not judged")
 
 
 def vanishes(
-    quantity: str, differences: Any, expected: str = "0", single: bool = False, prefix: str = ""
+    quantity: str,
+    differences: ArrayLike,
+    expected: str = "0",
+    single: bool = False,
+    prefix: str = "",
 ) -> Verdict:
     """A verdict on differences that are 0 up to the rounding of double or single precision."""
-    measured = prefix + "; ".join(f"{difference:.1e}" for difference in np.atleast_1d(differences))
-    limit, rule = (
-        (1e-5, "below 1e-5 (single precision)")
-        if single
-        else (1e-12, "below 1e-12 (double precision)")
-    )
-    return verdict(quantity, measured, expected, below(differences, limit, rule))
+    measured = prefix + numbers(np.atleast_1d(differences), ".1e", between="; ")
+    if single:
+        rule = below(differences, 1e-5, "below 1e-5 (single precision)")
+    else:
+        rule = below(differences, 1e-12, "below 1e-12 (double precision)")
+    return verdict(quantity, measured, expected, rule)
 
 
-def below(values: Any, limit: Any, text: str | None = None) -> Rule:
+def below(values: ArrayLike, limit: ArrayLike, text: str | None = None) -> Rule:
     """Every value is below the limit: one number, or one for each value, which then needs a
     text.
     """
-    return Rule(
-        _all(np.asarray(values, float) < limit), f"below {limit:g}" if text is None else text
-    )
+    is_below = np.asarray(values, float) < limit
+    return Rule(_all(is_below), _text_or("below", limit, text))
 
 
-def above(values: Any, limit: Any, text: str | None = None) -> Rule:
-    """Every value is above the limit (one number, or one for each value)."""
-    return Rule(
-        _all(np.asarray(values, float) > limit), f"above {limit:g}" if text is None else text
-    )
+def above(values: ArrayLike, limit: ArrayLike, text: str | None = None) -> Rule:
+    """Every value is above the limit: one number, or one for each value, which then needs a
+    text.
+    """
+    is_above = np.asarray(values, float) > limit
+    return Rule(_all(is_above), _text_or("above", limit, text))
 
 
 def at_least(value: float, limit: float) -> Rule:
     return Rule(_all(value >= limit), f">= {limit:g}")
 
 
-def within(deviations: Any, tolerance: Any, text: str | None = None) -> Rule:
-    """Every deviation is smaller in size than the tolerance (one number, or one for each
-    deviation).
+def within(deviations: ArrayLike, tolerance: ArrayLike, text: str | None = None) -> Rule:
+    """Every deviation is smaller in size than the tolerance: one number, or one for each
+    deviation, which then needs a text.
     """
-    return Rule(
-        _all(np.abs(np.asarray(deviations, float)) < tolerance),
-        f"within {tolerance:g}" if text is None else text,
-    )
+    is_within = np.abs(np.asarray(deviations, float)) < tolerance
+    return Rule(_all(is_within), _text_or("within", tolerance, text))
 
 
-def equal(values: Any, wanted: Any, text: str = "equal") -> Rule:
+def _text_or(comparison: str, limit: ArrayLike, text: str | None) -> str:
+    """The description of a rule, by default the comparison with its one limit."""
+    return f"{comparison} {float(np.asarray(limit)):g}" if text is None else text
+
+
+def equal(values: ArrayLike, wanted: ArrayLike, text: str = "equal") -> Rule:
     """Every value is the wanted one."""
     return Rule(_all(np.asarray(values) == wanted), text)
 
 
-def holds(intervals: Estimate | Sequence[Estimate], values: Any, width: Any, text: str) -> Rule:
+def holds(
+    intervals: Estimate | Sequence[Estimate], values: ArrayLike, width: ArrayLike, text: str
+) -> Rule:
     """Every interval contains its value and is narrower than `width`, since a wide interval would
     agree with anything.
 
@@ -152,5 +169,5 @@ def decreasing(
     return increasing(estimates[::-1], text)
 
 
-def _all(comparison: Any) -> bool:
+def _all(comparison: ArrayLike | bool) -> bool:
     return bool(np.size(comparison) and np.all(comparison))

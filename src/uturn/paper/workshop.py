@@ -166,7 +166,8 @@ class Workshop:
             ]
         except ValueError:
             return []
-        wanted, facts = json.dumps(recipe, sort_keys=True), [network.facts for network in networks]
+        wanted = json.dumps(recipe, sort_keys=True)
+        facts = [network.facts for network in networks]
         same = (
             json.dumps(of.get("recipe"), sort_keys=True) == wanted
             and isinstance(of.get("steps"), int)
@@ -290,10 +291,8 @@ class Workshop:
         The default of `threads` is 1, because threads do not speed up small networks and small
         arrays.
         """
-        workers, quiet = (
-            min(self.workers or cores(), len(tasks)),
-            replace(self, progress=False, workers=1),
-        )
+        workers = min(self.workers or cores(), len(tasks))
+        quiet = replace(self, progress=False, workers=1)
         jobs = [(work, quiet, *task) for task in tasks]
         if jobs:
             with progress_bar(self.progress, what, len(jobs), 0, unit="parts") as advance:

@@ -27,6 +27,8 @@ ACCENT = "#0072b2"
 MUTED = "#777777"
 DISTINCT = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Colours of Okabe and Ito, safe for colour blindness."""
+Look = dict[str, Any]
+"""Options of a drawing function of matplotlib."""
 
 
 @contextmanager
