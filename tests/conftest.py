@@ -115,6 +115,13 @@ def pytest_configure(config):
     config.pluginmanager.register(_WithExamples())
 
 
+def pytest_make_parametrize_id(val):
+    """The case of a lambda is named by the last names that it uses, as in `rhm.sample`."""
+    if getattr(val, "__name__", "") == "<lambda>":
+        return ".".join(val.__code__.co_names[-2:]) or "constant"
+    return None
+
+
 def pytest_collection_modifyitems(items):
     """The longest files first, each file's tests in their order."""
     places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}

@@ -3,8 +3,12 @@ defaults of parts.
 """
 
 import json
+import time
+import tracemalloc
+from contextlib import contextmanager
 
 import numpy as np
+import pytest
 
 from uturn.core.protocols import Source
 from uturn.core.registry import filled
@@ -28,6 +32,30 @@ def strings(channel, noise, probes=("tree_levels",), *, source=None, backward="e
         "backward": {"type": backward},
         "probes": [{"type": probe} for probe in probes],
     }
+
+
+@contextmanager
+def one_line_error(message, *, characters=None, seconds=None, megabytes=None):
+    """The block raises a ValueError of one line that matches `message`, gives it, and is no longer
+    than `characters`. Before that it takes less than `seconds` of the processor, and asks for less
+    than `megabytes` of memory, whether it writes into this memory or not.
+    """
+    if megabytes is not None:
+        tracemalloc.start()
+    begun = time.process_time()
+    try:
+        with pytest.raises(ValueError, match=message) as caught:
+            yield caught
+        taken = time.process_time() - begun
+        if megabytes is not None:
+            assert tracemalloc.get_traced_memory()[1] < megabytes * 2**20
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+    if characters is not None:
+        assert len(str(caught.value)) < characters
+    if seconds is not None:
+        assert taken < seconds
 
 
 class StoredImages(Source):

@@ -140,6 +140,7 @@ def test_learns_and_does_not_beat_bayes(rhm, trained, channel):
     assert excess.mean() < 0.3 * new[0].mean()
 
 
+@pytest.mark.slow
 def test_bayes_bound_sees_a_cheat(rhm, trained):
     """Negative control: a denoiser that reads the original."""
     fresh = rhm.sample(400, seed=2).leaves

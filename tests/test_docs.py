@@ -273,7 +273,7 @@ CHEAP = ("fig6", "fig7", "fig10", "fig12", "fig13", "fig5")
 
 @pytest.mark.parametrize(
     "figure",
-    [pytest.param(name, marks=() if name == "fig7" else pytest.mark.slow) for name in CHEAP],
+    [pytest.param(name, marks=() if name == "fig10" else pytest.mark.slow) for name in CHEAP],
 )
 def test_rows_of_the_page_are_the_verdicts_of_today(claims, figure, tmp_path):
     (result,) = paper.reproduce([figure], tmp_path, "smoke")
@@ -439,6 +439,7 @@ def test_python_and_command_of_the_page_of_theory():
     assert all(" ".join(line.split()) in printed for line in expected.splitlines())
 
 
+@pytest.mark.slow
 def test_python_of_the_page_of_figures():
     """With 3 of 20 images."""
     names = run_python(ROOT / "docs/figures.md", lambda code: re.sub(r"\b20\b", "3", code))

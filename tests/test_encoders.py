@@ -57,6 +57,7 @@ class Source(StoredImages):
 # -- models of timm --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.upstream("timm", "1.0.31")
 def test_which_models_of_timm_have_classes():
     """All of the published ones. Embeddings have these dimensions, and label sets other sizes."""
@@ -124,6 +125,7 @@ def dinov2(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_dinov2_at_another_size(dinov2):
     """The network of timm for that size, with the embeddings of its positions resampled by
     timm's own loader.
@@ -197,6 +199,7 @@ def test_the_last_layer_is_the_embedding(name, last, dimension):
     assert last == "head" or isinstance(model.head, nn.Identity)
 
 
+@pytest.mark.slow
 def test_costs_of_the_page():
     """Parameters and multiplications with additions of one image, against the table of
     docs/probes.md.

@@ -160,6 +160,7 @@ def test_a_posterior_sampler_is_calibrated_on_generated_originals():
     assert min(p.min() for p in p_values(clones()).values()) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_deterministic_sampler_and_originals_of_another_law_are_not(tmp_path):
     assert p_values(clones(backward={"scheduler": "ddim"}))["same_class"].min() < 1e-3
     # Originals between the two modes, where the model draws none.

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import adm_checkpoints as adm
 from forging import Trap
+from small import one_line_error
 from uturn.networks.images import guided_diffusion
 from uturn.networks.images.guided_diffusion import (
     PRESETS,
@@ -272,9 +273,8 @@ def test_flags_of_the_original_are_a_preset(tmp_path):
 
 
 def refused(path, message):
-    with pytest.raises(ValueError, match=message) as caught:
+    with one_line_error(message) as caught:
         load_guided_diffusion(path, **adm.flags())
-    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 

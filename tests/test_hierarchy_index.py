@@ -186,6 +186,7 @@ def test_without_two_halves_fluctuations_would_make_one():
     assert np.mean(naive) > 1.5 * np.mean(split)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth():
     low = np.linspace(1, 0, 26)[1:]
     high = logistic(low)

@@ -15,7 +15,7 @@ from torch import nn
 
 import uturn as ut
 from forging import Trap
-from small import StoredImages, with_file
+from small import StoredImages, one_line_error, with_file
 from uturn.backward import UTurns
 from uturn.core.errors import described
 from uturn.networks.layers import every_block
@@ -423,10 +423,8 @@ def test_bad_weight_files(resnet, tmp_path, monkeypatch):
         "grey.pth": "size mismatch for conv1.weight",
     }
     for name, words in expected.items():
-        with pytest.raises(ValueError, match=words) as caught:
+        with one_line_error(words, characters=400):
             load_classifier("torchvision:resnet18", name)
-        assert "\n" not in str(caught.value), name
-        assert len(str(caught.value)) < 400, name
     assert not Path("executed").exists()
 
 

@@ -212,6 +212,7 @@ def test_the_probe_gives_the_index_too():
     assert nesting_index(run).value == pytest.approx(whole.sum() - whole.max(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_index_falls_along_the_dial():
     source = {"vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 4, "grammars": 10}
     found = [

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from small import one_line_error
 from uturn.core.files import whole_file
 from uturn.networks.classifiers import ImageClassifier, TreeClassifier, VectorClassifier
 from uturn.networks.files import FORMAT, fingerprint, load_network, save_network
@@ -42,9 +43,8 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
     whole = path.read_bytes()
 
     def refused(words, kind=None):
-        with pytest.raises(ValueError, match=words) as caught:
+        with one_line_error(words) as caught:
             load_network(path, kind)
-        assert "\n" not in str(caught.value)
         assert str(path) in str(caught.value)
 
     refused(

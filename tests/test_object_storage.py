@@ -14,7 +14,7 @@ import xarray as xr
 
 import uturn as ut
 from faulty_proxy import KINDS, FaultyProxy
-from small import strings
+from small import one_line_error, strings
 from uturn.engine import measuring
 from uturn.store import folders, resume
 from uturn.store.folders import folder_at
@@ -300,10 +300,9 @@ def test_keys_that_leave_the_folder_are_refused(tmp_path, memory, monkeypatch):
 
 def test_a_refusal_fails_at_once(proxy):
     proxy.down = 403
-    with pytest.raises(ValueError, match="403") as error:
+    with one_line_error("403"):
         ut.run(experiment(), f"{proxy.bucket}/x")
     assert len(proxy.requests) == 1
-    assert "\n" not in str(error.value)
 
 
 def test_storage_that_does_not_answer_is_no_damage(proxy, local, monkeypatch):
@@ -320,9 +319,8 @@ def test_storage_that_does_not_answer_is_no_damage(proxy, local, monkeypatch):
         lambda: RunFolder.open(url),
         lambda: ut.run(experiment(), url),
     ):
-        with pytest.raises(ValueError, match=r"503.*safe: .*run it again to resume") as error:
+        with one_line_error(r"503.*safe: .*run it again to resume"):
             ask()
-        assert "\n" not in str(error.value)
     proxy.down = None
     assert objects_at(url) == local[0]
 

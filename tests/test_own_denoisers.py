@@ -118,14 +118,19 @@ def chains(schedule, deviation, sampler):
     ("schedule", "sampler"),
     [
         (vp, "ddpm"),
-        (vp, "ddim"),
-        (vp, "euler"),
-        (vp, "unipc"),
-        (edm_schedule, "ddpm"),
         (edm_schedule, "heun"),
-        (flow, "stored"),
         (flow, "ancestral"),
-        (edm_schedule, "ancestral"),
+        *(
+            pytest.param(schedule, sampler, marks=pytest.mark.slow)
+            for schedule, sampler in (
+                (vp, "ddim"),
+                (vp, "euler"),
+                (vp, "unipc"),
+                (edm_schedule, "ddpm"),
+                (flow, "stored"),
+                (edm_schedule, "ancestral"),
+            )
+        ),
     ],
 )
 def test_optimal_networks_of_all_types_agree(schedule, sampler):

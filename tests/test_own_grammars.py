@@ -9,6 +9,7 @@ import pytest
 
 import enumeration
 import uturn as ut
+from small import one_line_error
 from uturn.engine.executors import run_tasks
 from uturn.engine.schedule import Left
 from uturn.exact.inference import prior_entropy
@@ -197,13 +198,12 @@ def test_a_file_that_is_no_grammar_is_one_line(tmp_path, text):
             "source": {"type": "grammar", "file": file},
             "corruption": {"type": "masking", "noise": [0.3]},
         }
-        with pytest.raises(ValueError, match=r"grammar\.(json|yaml)|missing") as error:
+        with one_line_error(r"grammar\.(json|yaml)|missing"):
             ut.run(
                 ut.Experiment.from_dict(
                     {**spec, "backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]}
                 )
             )
-        assert "\n" not in str(error.value)
 
 
 def test_a_multiplicity_for_each_level_in_a_spec():

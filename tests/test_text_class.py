@@ -15,6 +15,7 @@ import tiny_texts
 import uturn as ut
 from command_line import uturn
 from forging import Trap
+from small import one_line_error
 from tiny_language import Table
 from uturn.core.protocols import UTurns
 from uturn.networks.texts.language import class_logits
@@ -365,9 +366,8 @@ class Wrong(torch.nn.Module):
 @pytest.mark.parametrize("case", hostile(__import__("pathlib").Path("x")))
 def test_mistakes_are_one_line_with_the_way_out(folder, case):
     options, words = hostile(folder)[case]
-    with pytest.raises(ValueError, match=words) as error:
+    with one_line_error(words) as error:
         ut.run(experiment(folder, {"type": "text_class", **options}))
-    assert "\n" not in str(error.value)
     assert "model = " not in str(error.value)  # that is the option of the masked model
 
 
@@ -379,9 +379,8 @@ def test_pickled_weights_do_not_run_code(folder, tmp_path, monkeypatch):
     torch.save(weights, place / "pytorch_model.bin")
     TextModel(str(place), "classifier").load()  # plain tensors are read
     torch.save({**weights, "extra": Trap("it_ran")}, place / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="cannot be read as a classifier model of texts") as error:
+    with one_line_error("cannot be read as a classifier model of texts"):
         TextModel(str(place), "classifier", device="cpu").load()
-    assert "\n" not in str(error.value)
     assert not (tmp_path / "it_ran").exists()
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from small import one_line_error
 from uturn.core.random import keys, normals
 from uturn.networks.classifiers import VectorClassifier
 from uturn.networks.files import fingerprint
@@ -141,9 +142,8 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
         torch.save({"weights": torch.zeros(3)}, path)
     else:
         path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"cannot be read .*move it away") as caught:
+    with one_line_error(r"cannot be read .*move it away"):
         train(network(), loss, 10, recipe=RECIPE, checkpoint=path)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +159,8 @@ def test_a_hostile_checkpoint_is_refused_in_one_line(tmp_path, change):
     path = tmp_path / "state"
     train(network(), loss, 10, recipe=RECIPE, checkpoint=path)
     torch.save({**torch.load(path, weights_only=True), **change}, path)
-    with pytest.raises(ValueError, match=r"checkpoint = .*; move it away") as caught:
+    with one_line_error(r"checkpoint = .*; move it away", characters=400):
         train(network(), loss, 10, recipe=RECIPE, checkpoint=path)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 400
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights():

@@ -319,6 +319,7 @@ def test_a_missed_sampler_is_named():
 # -- without deepinv -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_deepinv_the_figure_is_an_error_and_all_figures_leave_it_out(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "deepinv", None)
     with pytest.raises(
