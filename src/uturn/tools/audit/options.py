@@ -24,6 +24,7 @@ class AuditOptions(TextOptions):
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **{panel: names for panel, names in TextOptions.panels.items() if panel not in _LEFT_OUT},
         "Decoder of your own": ("order", "steps", "block", "temperature", "top_k", "top_p"),
+        "Judgement": ("tolerance", "false_alarm_rate"),
     }
 
     repetition: bool = True
@@ -34,6 +35,21 @@ class AuditOptions(TextOptions):
         2, ge=1, description=TextOptions.model_fields["trajectories"].description
     )
 
+    tolerance: float | None = Field(
+        None,
+        ge=0,
+        description=(
+            "Mean inconsistency of two orders of two tokens, in nats a pair, that is tolerated. The"
+            " exit code is 1 if it is larger at some noise level. By default nothing is judged."
+        ),
+    )
+    false_alarm_rate: float = Field(
+        0.001,
+        gt=0,
+        lt=1,
+        description="Probability that a model within the tolerance fails, over all noise levels.",
+    )
+
     def audited(self) -> dict[str, TextOptions]:
         """The options of a run of each audited decoder, by its description; with clones, at the
         noise levels `COMPARED`.
@@ -42,7 +58,7 @@ class AuditOptions(TextOptions):
         """
         from uturn.tools.audit.decoders import PLAIN
 
-        own = self.model_dump(exclude_unset=True)
+        own = self.model_dump(exclude_unset=True, exclude={"tolerance", "false_alarm_rate"})
         sizes = {
             "levels": list(COMPARED),
             "trajectories": 1,
