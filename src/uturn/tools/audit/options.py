@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, SkipValidation
 
 from uturn.presets.texts import TextOptions
 
 if TYPE_CHECKING:
-    from uturn.corruption.unmasking import Decoder
+    from uturn.core.inputs import Table
+    from uturn.tools.audit.decoders import Audited
 
-COMPARED = (0.5, 1.0)  # noise levels at which decoders are compared
-_LEFT_OUT = {"Measures", "Decoding"}  # panels of `TextOptions`
+COMPARED = (0.5, 1.0)
+"""Noise levels at which decoders are compared."""
+_LEFT_OUT = {"Measures", "Decoding"}
+"""Panels of `TextOptions` that an audit does not have."""
 
 
 class AuditOptions(TextOptions):
@@ -66,20 +69,18 @@ class AuditOptions(TextOptions):
             "keep": 2**20,
         }
         runs: dict[str, TextOptions] = {}
-        for decoder, options in self._decoders():
-            runs.setdefault(
-                decoder.description,
-                TextOptions(**{**own, **PLAIN, **options, **sizes, "repetition": True}),
-            )
+        for audited in self._decoders():
+            options = {**own, **PLAIN, **audited.options, **sizes, "repetition": True}
+            runs.setdefault(audited.decoder.description, TextOptions(**options))
         return runs
 
-    def _decoders(self) -> list[tuple[Decoder, dict[str, Any]]]:
+    def _decoders(self) -> list[Audited]:
         from uturn.core.registry import build
         from uturn.tools.audit.decoders import audited_decoders
 
         return audited_decoders(self.denoiser(), build("source", self._source()))
 
-    def _further_probes(self) -> list[dict[str, Any]]:
+    def _further_probes(self) -> list[Table]:
         from uturn.tools.audit.decoders import with_likelihood
 
         return [
