@@ -387,7 +387,11 @@ def recording():
             "uturn.tools.audit.decoders.with_likelihood",
             returns=[],
         )
-        recorded("uturn.tools.audit.measure.write_study", ends=True)
+        recorded("uturn.tools.audit.measure.write_study", RUN)
+        silenced(
+            "uturn.tools.audit.measure.study_of_run", "uturn.tools.audit.measure.audit_numbers"
+        )
+        recorded("uturn.tools.audit.measure.audit_report", ends=True)
         recorded("uturn.tools.chains.results.write_chains", ends=True)
         silenced("uturn.tools.inverse.results.calls_of", returns={})
         recorded("uturn.pages.results.write_study", ends=True)

@@ -1,5 +1,6 @@
 """Names that tools add to `uturn`; `python -m uturn.core.tools` writes this file."""
 
+from uturn.tools.audit.judge import audit as audit
 from uturn.tools.audit.orders import order_discrepancy as order_discrepancy
 from uturn.tools.chains.chain import chain as chain
 from uturn.tools.chains.measures import relaxation as relaxation

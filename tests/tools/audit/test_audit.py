@@ -8,6 +8,7 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import uturn as ut
 from command_line import uturn
@@ -15,14 +16,16 @@ from small import one_line_error
 from tiny_language import Table, TableDenoiser
 from uturn.corruption.sampling import ArrayBeliefs
 from uturn.corruption.unmasking import Decoder, law_of
+from uturn.measures.report import Report, Verdict
 from uturn.pages import write_page
 from uturn.pages.page import collect
 from uturn.presets import TextOptions
 from uturn.tools.audit.likelihood import log_likelihoods
-from uturn.tools.audit.measure import _decoder
+from uturn.tools.audit.numbers import AuditNumbers, decoder_numbers
 from uturn.tools.audit.options import COMPARED, AuditOptions
 from uturn.tools.audit.orders import distance_ranges, drawn_pairs, order_discrepancy
-from uturn.tools.audit.section import meaning
+from uturn.tools.audit.report import audit_report
+from uturn.tools.audit.words import meaning
 
 V, D = Table.V, Table.D
 ORDERS = [
@@ -599,7 +602,8 @@ def test_calls_of_a_decoder_are_those_that_its_run_makes(folder, own):
     network.rows = 0
     run = ut.run(experiment, workers=1)
     made = network.rows / 12 / 40
-    row, decoder = _decoder(name, run, options), options.denoiser().decoder
+    row = decoder_numbers(name, run, options).model_dump()
+    decoder = options.denoiser().decoder
     assert len(audited) == 10  # nine that differ on nine tokens, and one's own
     assert not row["is_exact"]
     rounded, error = (len(COMPARED), 0.5) if decoder.in_time else (0, 0.15)
@@ -647,6 +651,22 @@ def test_a_decoder_on_short_texts_has_the_law_of_its_simplest_form(length):
     assert Decoder("blocks", 2, 9, causal=True).on_texts_of(length) == Decoder("random", 2)
 
 
+NUMBERS = AuditNumbers(
+    description="texts",
+    texts=30,
+    tokens=[8.0] * 30,
+    noise=[0.2, 0.5, 1.0],
+    order_discrepancy=[(0.1, 0.05, 0.15)] * 3,
+    order_discrepancy_at={},
+    left_to_right=[(-8.0, -9.0, -7.0)] * 3,
+    order_nats={},
+    random_orders_differ=[(0.5, 0.4, 0.6)] * 3,
+    compared=[0.5, 1.0],
+    original_ngram_entropy=2.0,
+    decoders=[],
+)
+
+
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory, blank_figures):
     """The embedded model on two passages of twelve characters, the first of which is fixed."""
@@ -681,12 +701,61 @@ def test_an_audit_writes_its_numbers_and_its_section(audited):
         "nats a text",
     ]
     assert len(sections["audit"].overview.rows) == 9
-    assert meaning(numbers) in sections["audit"].words
-    assert meaning(numbers) in " ".join(done.stdout.split())
+    words = meaning(AuditNumbers.model_validate(numbers))
+    assert words in sections["audit"].words
+    assert words in " ".join(done.stdout.split())
     assert sections["audit"].pictures
     assert "Audit of the masked model" in (out / "index.html").read_text()
     for text in ("what each decoder costs on this model", "order_discrepancy", "random order"):
         assert text in done.stdout
+
+
+def test_from_python_an_audit_is_a_report(audited):
+    """The numbers are those of the command; `report` judges the inconsistency of pairs."""
+    out, _, _ = audited
+    options = {"windows": True, "length": 12, "items": 2, "keep_first": 1, "levels": [0.5, 1.0]}
+    report = ut.audit(store=out, keep=0, trajectories=2, **options)
+    numbers = AuditNumbers.model_validate_json((out / "audit.json").read_text())
+    largest = numbers.largest_discrepancy
+    assert report["two tokens in two orders"].measured == pytest.approx(largest.nats)
+    assert report["gap, left to right"].measured.value == numbers.decoders[1].gap[0][0]
+    assert report.passed
+    assert {line.verdict for line in report.lines} == {Verdict.REPORTED}
+    stored = Report.from_dict(json.loads((out / "audit-report.json").read_text()))
+    assert [line.words for line in stored.lines] == [line.words for line in report.lines]
+    with one_line_error("items = 0"):
+        ut.audit(items=0)
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "passed"), [(0.0, False), (0.2, False), (0.3, True), (1.0, True)]
+)
+def test_the_consistency_of_pairs_is_judged_against_a_tolerance(tolerance, passed):
+    """30 texts with a mean of 0.27 nats a pair at one of three noise levels, error 0.01."""
+    numbers = NUMBERS.model_copy(
+        update={"noise": [0.2, 0.5, 1.0], "order_discrepancy": [(0.0, 0.0, 0.0), (0.27, 0.25, 0.29), (None, None, None)]}
+    )  # fmt: skip
+    values = np.zeros((3, 30))
+    values[1] = 0.27 + 0.05 * np.random.default_rng(0).standard_normal(30)
+    values[2] = np.nan
+    run = xr.Dataset({"order_discrepancy": (("noise", "item"), values)})
+    report = audit_report(numbers, run, tolerance=tolerance)
+    assert report.passed is passed
+    line = report["two tokens in two orders"]
+    assert line.measured == (0.27, 0.25, 0.29)
+    assert line.remark == f"at masked fraction 0.5, tolerated: {tolerance:g}"
+
+
+def test_models_within_the_tolerance_fail_at_the_stated_rate():
+    """1,000 audits of 30 texts at three noise levels, mean at the tolerance, rate 0.05."""
+    rng = np.random.default_rng(1)
+    failed = 0
+    for _ in range(1000):
+        values = 0.1 + 0.05 * rng.standard_normal((3, 30))
+        run = xr.Dataset({"order_discrepancy": (("noise", "item"), values)})
+        report = audit_report(NUMBERS, run, tolerance=0.1, false_alarm_rate=0.05)
+        failed += not report.passed
+    assert 25 <= failed <= 75
 
 
 @pytest.mark.slow

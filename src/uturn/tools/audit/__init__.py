@@ -14,5 +14,8 @@ TOOL = Tool(
     commands=("uturn.tools.audit.command",),
     sections={"audit.json": "uturn.tools.audit.section:audit_section"},
     figures={"exam": ToolFigure("uturn.tools.audit.exam", after="schedulers")},
-    names={"order_discrepancy": "uturn.tools.audit.orders:order_discrepancy"},
+    names={
+        "audit": "uturn.tools.audit.judge:audit",
+        "order_discrepancy": "uturn.tools.audit.orders:order_discrepancy",
+    },
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typer
+
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import Out, Running
 from uturn.cli.running import results_into
@@ -19,9 +21,10 @@ def audit(out: Out = "results/audit", *, chosen: AuditOptions, running: Running)
     tokens, calibration gap, entropy, repetition)? Options and study are those of `uturn text`, by
     default with 4 noise levels and 2 noisy versions of each text.
 
-    Writes the files of `uturn text`, `audit.json`, `audit.png`, a section of the page, and a store
-    for each decoder. The command can be stopped at any time; running it again resumes. Without
-    options, it audits the package's character model, in a few minutes.
+    Writes the files of `uturn text`, `audit.json`, `audit.png`, the report `audit-report.json`, a
+    section of the page, and a store for each decoder. The command can be stopped at any time;
+    running it again resumes. By default it audits the package's character model, in a few minutes,
+    and judges nothing. With --tolerance the exit code is 1 if the model is less consistent.
 
     Example:
 
@@ -35,4 +38,7 @@ def audit(out: Out = "results/audit", *, chosen: AuditOptions, running: Running)
 
     expected = "1/1, since an audit compares finished runs; leave out --shard"
     expect(running.shard == "1/1", "shard", running.shard, expected)
-    results_into(out, Audit(chosen), running)
+    procedure = Audit(chosen)
+    results_into(out, procedure, running)
+    if procedure.exit_code:
+        raise typer.Exit(procedure.exit_code)

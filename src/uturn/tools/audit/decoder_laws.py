@@ -37,11 +37,9 @@ class Recorder:
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
-        self.vocab_size, self.num_leaves, self.corruption = (
-            denoiser.vocab_size,
-            denoiser.num_leaves,
-            denoiser.corruption,
-        )
+        self.vocab_size = denoiser.vocab_size
+        self.num_leaves = denoiser.num_leaves
+        self.corruption = denoiser.corruption
         self.calls: list[tuple[np.ndarray, np.ndarray]] = []
 
     def posterior(self, noisy: Noisy) -> np.ndarray:
@@ -70,7 +68,8 @@ def log_ratios(
     benchmarks/README.md says which r is taken for which order, and when the mean is the divergence
     itself. A ratio is infinite for a string that the grammar cannot produce.
     """
-    strings, log_q = np.empty_like(noisy.values), np.zeros(len(streams))
+    strings = np.empty_like(noisy.values)
+    log_q = np.zeros(len(streams))
     for start in range(0, len(streams), _AT_ONCE):
         rows = slice(start, start + _AT_ONCE)
         recorder = Recorder(denoiser)
@@ -98,7 +97,8 @@ def _log_draws(
         after = strings[active].copy()
         if step + 1 < len(calls):
             after[groups[active] > step + 1] = calls[step + 1][0]
-        masked, revealed = values < 0, (values < 0) & (after >= 0)
+        masked = values < 0
+        revealed = (values < 0) & (after >= 0)
         weights = decoder.law.weights(belief)
         weights /= weights.sum(-1, keepdims=True)
         if decoder.order == "confidence":
@@ -155,4 +155,5 @@ def _confident(
         sums[..., 1:] += shifted
     last = np.take_along_axis(sums, (count - 1)[:, None, None].repeat(n, 1), -1)[..., 0]
     with np.errstate(divide="ignore"):
-        return np.log((np.where(masked, weight, 0) * last).sum(axis=1))
+        log_law: np.ndarray = np.log((np.where(masked, weight, 0) * last).sum(axis=1))
+    return log_law

@@ -2,62 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
+from dataclasses import dataclass, fields
+
+from pydantic import JsonValue
 
 from uturn.backward.language import LanguageDenoiser
 from uturn.corruption.unmasking import Decoder
 from uturn.networks.texts.options import LanguageOptions
+from uturn.sources.tokens import TextSource
 from uturn.tools.audit.likelihood import is_determined
 
-_COMPARED: tuple[dict[str, Any], ...] = (
-    {},
-    {"order": "blocks", "block": 1},
-    {"order": "entropy"},
-    {"order": "probability"},
-    {"order": "confidence"},
-    {"temperature": 0.7},
-    {"top_p": 0.9},
-    {"steps": 16},
-    {"order": "entropy", "steps": 16},
-    {"order": "confidence", "steps": 16},
-    {"order": "analytic", "steps": 16},
-    {"order": "analytic", "steps": 16, "remask": "cap"},
+_COMPARED = (
+    Decoder(),
+    Decoder(order="blocks", block=1),
+    Decoder(order="entropy"),
+    Decoder(order="probability"),
+    Decoder(order="confidence"),
+    Decoder(temperature=0.7),
+    Decoder(top_p=0.9),
+    Decoder(steps=16),
+    Decoder(order="entropy", steps=16),
+    Decoder(order="confidence", steps=16),
+    Decoder(order="analytic", steps=16),
+    Decoder(order="analytic", steps=16, remask="cap"),
 )
-PLAIN = {
+PLAIN: dict[str, JsonValue] = {
     option.name: LanguageOptions.model_fields[option.name].default for option in fields(Decoder)
 }
 """The options of a decoder with their defaults."""
 
 
-def audited_decoders(own: LanguageDenoiser, source: Any) -> list[tuple[Decoder, dict[str, Any]]]:
-    """Twelve decoders and one's own on texts of the length of the source, with their options
-    that are not the defaults.
-    """
+@dataclass(frozen=True)
+class Audited:
+    """A decoder that is audited."""
+
+    decoder: Decoder
+
+    @property
+    def options(self) -> dict[str, JsonValue]:
+        """Its options that are not the defaults."""
+        values = {option.name: getattr(self.decoder, option.name) for option in fields(Decoder)}
+        return {
+            option.name: values[option.name]
+            for option in fields(Decoder)
+            if values[option.name] != option.default
+        }
+
+
+def audited_decoders(own: LanguageDenoiser, source: TextSource) -> list[Audited]:
+    """Twelve decoders and one's own on texts of the length of the source."""
     source = source.made_by(own, 0)
     length = int(source.free(range(source.count())).sum(1).max())
-    decoders = [
-        of.on_texts_of(length)
-        for of in (*(Decoder(**options) for options in _COMPARED), own.decoder)
-    ]
-    return [
-        (
-            of,
-            {
-                option.name: value
-                for option in fields(of)
-                if (value := getattr(of, option.name)) != option.default
-            },
-        )
-        for of in decoders
-    ]
+    return [Audited(decoder.on_texts_of(length)) for decoder in (*_COMPARED, own.decoder)]
 
 
-def with_likelihood(decoders: list[tuple[Decoder, dict[str, Any]]]) -> list[dict[str, Any]]:
+def with_likelihood(audited: list[Audited]) -> list[dict[str, JsonValue]]:
     """Options of the decoders whose likelihood is compared with that from left to right."""
+    different = dict.fromkeys(entry.decoder for entry in audited)
     compared = [
-        options
-        for of, options in dict(decoders).items()
-        if is_determined(of) and of.is_exact_singly
+        Audited(decoder).options
+        for decoder in different
+        if is_determined(decoder) and decoder.is_exact_singly
     ]
     return compared[2:]  # random and left to right, the first two, are compared anyway

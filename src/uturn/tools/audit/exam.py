@@ -5,8 +5,8 @@ network. Beyond the paper.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -20,6 +20,7 @@ from uturn.studies.plotting.style import (
     CLASS,
     MUTED,
     THEORY,
+    Look,
     name_rows,
     row_interval,
     style,
@@ -28,6 +29,10 @@ from uturn.studies.plotting.style import (
 from uturn.tools.audit.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, in_steps
 from uturn.tools.audit.exam_runs import measure as measure  # of the figure
 from uturn.tools.audit.exam_verdicts import LEVEL, PLAIN, curve, detected, verdicts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 TITLE = "Which decoders of masked strings draw from the posterior?"
 CLAIM = (
@@ -106,7 +111,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     return data, verdicts(data, small)
 
 
-def rounding_divergence(grammar: Mapping[str, Any], tokens: int) -> float:
+def rounding_divergence(grammar: Mapping[str, float], tokens: int) -> float:
     """Upper bound of KL(decoder ‖ posterior) in nats for an exact decoder of `tokens` tokens with
     float32 beliefs.
 
@@ -148,11 +153,11 @@ def _gaps(*grammars: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
 # -- drawing ---------------------------------------------------------------------------------------
 
 
-def draw(data: xr.Dataset) -> Any:
+def draw(data: xr.Dataset) -> Figure:
     """The figure: curves against calls of the network above, decoder by decoder below."""
     with style() as plt:
-        figure = plt.figure(figsize=(14.5, 12.2), layout="constrained")
-        top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.12])
+        figure: Figure = plt.figure(figsize=(14.5, 12.2), layout="constrained")
+        top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[1, 1.12])).tolist()
         small, large, broken = top.subplots(1, 3)
         _draw_divergence(
             small, data.small_kl, data.small_calls, "small_decoder", data.attrs["small_rounding"]
@@ -181,12 +186,12 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _face(denoiser: str, color: Any) -> Any:
+def _face(denoiser: str, color: str) -> str:
     return color if denoiser == "exact" else "white"
 
 
 def _draw_divergence(
-    axes: Any, kl: xr.DataArray, calls: xr.DataArray, dim: str, rounding: float
+    axes: Axes, kl: xr.DataArray, calls: xr.DataArray, dim: str, rounding: float
 ) -> None:
     """(a, b) Divergences (denoiser, decoder) or (.., estimate) against calls; zeros at the lower
     edge.
@@ -205,7 +210,7 @@ def _floor(values: xr.DataArray, rounding: float) -> float:
 
 
 def _draw_decoders(
-    axes: Any, readings: xr.DataArray, calls: xr.DataArray, dim: str, floor: float
+    axes: Axes, readings: xr.DataArray, calls: xr.DataArray, dim: str, floor: float
 ) -> None:
     """Readings (denoiser, decoder) or (.., estimate) against calls, clipped at `floor`; stars
     there: the exact orders.
@@ -214,8 +219,9 @@ def _draw_decoders(
     for denoiser in values.denoiser.values:
         for label, color in _COLORS.items():
             at = {dim: curve(calls, label, dim)}
-            x, y = calls.sel(at).values, values.sel({**at, "denoiser": denoiser}).values
-            look = {
+            x = calls.sel(at).values
+            y = values.sel({**at, "denoiser": denoiser}).values
+            look: Look = {
                 "mfc": _face(denoiser, color),
                 "ls": "-" if denoiser == "exact" else "--",
                 "lw": 1.5,
@@ -237,22 +243,23 @@ def _draw_decoders(
                     zorder=2,
                 )
         for k, (label, mark) in enumerate(_MARKS.items()):
-            aside, height = 1.16 ** (k + 1), float(values.sel({dim: label, "denoiser": denoiser}))
-            look = {
+            aside = 1.16 ** (k + 1)
+            height = float(values.sel({dim: label, "denoiser": denoiser}))
+            marks: Look = {
                 "color": _OTHER,
                 "mfc": _face(denoiser, _OTHER),
                 "ms": 6,
                 "zorder": 3,
                 "clip_on": False,
             }
-            axes.plot([float(calls.sel({dim: label})) * aside], [height], mark, **look)
+            axes.plot([float(calls.sel({dim: label})) * aside], [height], mark, **marks)
     exact = calls.sel({dim: list(EXACT)}).values
     axes.plot(exact, np.full(len(exact), floor), "*", ms=15, color=THEORY, zorder=4, clip_on=False)
     axes.set(xscale="log", xlabel="calls of the network")
     ticks(axes, np.unique(np.round(calls.sel({dim: curve(calls, next(iter(ORDERS)), dim)}).values)))
 
 
-def _legend(figure: Any) -> None:
+def _legend(figure: SubFigure) -> None:
     lines = [
         Line2D([], [], color=color, marker="o", lw=1.5, label=label)
         for label, color in _COLORS.items()
@@ -276,7 +283,7 @@ def _legend(figure: Any) -> None:
     )
 
 
-def _draw_table(panels: Any, data: xr.Dataset) -> None:
+def _draw_table(panels: Sequence[Axes], data: xr.Dataset) -> None:
     """(d, e, f) Divergence, gap and share of impossible strings of every decoder."""
     kl, gap, broken = panels
     rows = [(label, THEORY) for label in EXACT] + [

@@ -211,10 +211,8 @@ def enumerated(
                 rhm, denoiser, noisy, _keys(_DRAWS, j, range(plan["draws"])), decoder
             )
             results["divergence"][k, j] = divergence(rhm, values, law_of(denoiser, values, decoder))
-            results["estimate"][k, j], results["error"][k, j] = (
-                ratio.mean(),
-                ratio.std(ddof=1) / np.sqrt(len(ratio)),
-            )
+            results["estimate"][k, j] = ratio.mean()
+            results["error"][k, j] = ratio.std(ddof=1) / np.sqrt(len(ratio))
             results["calls"][k, j] = decoder.sampler.calls(Noisy(values[None], np.ones(1)))[0]
     coords = {"decoder": list(tried), "masked": ("observation", plan["masked"])}
     return xr.Dataset(
@@ -239,7 +237,8 @@ def drawn(rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str, Any]
     item, clone) of `log_ratios`; shares of equal nodes after parsing (decoder, item, clone,
     tree_level), the arguments of `calibrate`; mean calls (decoder).
     """
-    items, tried = np.arange(plan["items"]), decoders(plan["steps"])
+    items = np.arange(plan["items"])
+    tried = decoders(plan["steps"])
     leaves = rhm.sample(len(items), seed=_keys(_STRINGS, items)).leaves
     shares = np.resize(plan["shares"], len(items))
     noisy = Masking().corrupt(leaves, shares, vocab_size=rhm.vocab_size, seed=_keys(_NOISE, items))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 from scipy.stats import norm
 
 from uturn.corruption.unmasking import Decoder
@@ -18,8 +18,10 @@ from uturn.tools.audit.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, decode
 
 LEVEL = 1e-3
 # Steps: the error of the decoder exceeds that of the network; clones detect the decoder.
-FEW, SOME = 2, 16
-PLAIN, _SHARPENED = "left to right", ["temperature 0.7", "top-p 0.9"]
+FEW = 2
+SOME = 16
+PLAIN = "left to right"
+_SHARPENED = ["temperature 0.7", "top-p 0.9"]
 # Largest standard error of a divergence from draws, relative to it, in the comparison with
 # enumeration.
 PRECISION = 0.1
@@ -53,20 +55,20 @@ def curve(data: xr.Dataset | xr.DataArray, label: str, dim: str = "decoder") -> 
     return [*(str(name) for name in data[dim].values if str(name).startswith(f"{label}, ")), label]
 
 
-def detected(p: Any) -> np.ndarray:
+def detected(p: ArrayLike) -> np.ndarray:
     """Smallest p-value by Holm of the tests of a decoder, (..) of p-values (.., tests): the
     smallest times their number.
     """
     p = np.asarray(p, float)
-    return np.minimum(p.min(axis=-1) * p.shape[-1], 1)
+    smallest: np.ndarray = np.minimum(p.min(axis=-1) * p.shape[-1], 1)
+    return smallest
 
 
 def _by_enumeration(data: xr.Dataset) -> list[Verdict]:
-    exact, rounding = data.small_kl.sel(denoiser="exact"), data.small_rounding
-    right, other = (
-        exact.sel(small_decoder=list(EXACT)),
-        exact.sel(small_decoder=~exact.small_decoder.isin(list(EXACT))),
-    )
+    exact = data.small_kl.sel(denoiser="exact")
+    rounding = data.small_rounding
+    right = exact.sel(small_decoder=list(EXACT))
+    other = exact.sel(small_decoder=~exact.small_decoder.isin(list(EXACT)))
     falls = {
         label: exact.sel(small_decoder=curve(data, label, "small_decoder")).values
         for label in list(ORDERS)[:2]
@@ -112,14 +114,18 @@ def _list(values: xr.DataArray) -> str:
 def _draws_against_enumeration(small: Mapping[str, xr.Dataset]) -> Verdict:
     """The estimator for long strings, applied to short ones whose laws are known."""
     tried = decoders(json.loads(small["exact"].attrs["plan"])["steps"])
-    p, z, precision, slack = [], [], [], []
+    p = []
+    z = []
+    precision = []
+    slack = []
     for kind in DENOISERS:
         for label, decoder in tried.items():
             if kind == "exact" and label in EXACT:
                 continue  # both are rounding
             draws = small[kind].sel(decoder=label)
             error = float(np.sqrt((draws.error**2).mean() / draws.sizes["observation"]))
-            truth, drawn = float(draws.divergence.mean()), float(draws.estimate.mean())
+            truth = float(draws.divergence.mean())
+            drawn = float(draws.estimate.mean())
             if is_bound(decoder):
                 p.append(norm.cdf((drawn - truth) / error))
                 slack.append(drawn / truth)
@@ -151,7 +157,8 @@ def _intervals(values: xr.DataArray, labels: list[str]) -> str:
 
 
 def _by_draws(data: xr.Dataset) -> list[Verdict]:
-    kl, rounding = data.kl.sel(denoiser="exact"), data.large_rounding
+    kl = data.kl.sel(denoiser="exact")
+    rounding = data.large_rounding
     tried = decoders(_steps(data))
     sure = [
         label for label, decoder in tried.items() if label not in EXACT and not is_bound(decoder)
@@ -191,10 +198,8 @@ def _steps(data: xr.Dataset) -> list[int]:
 
 def _clones(data: xr.Dataset) -> list[Verdict]:
     p = data.p.sel(denoiser="exact")
-    adjusted, smallest = (
-        holm(p.sel(decoder=list(EXACT)).values),
-        dict(zip(p.decoder.values, detected(p), strict=True)),
-    )
+    adjusted = holm(p.sel(decoder=list(EXACT)).values)
+    smallest = dict(zip(p.decoder.values, detected(p), strict=True))
     steps = {
         label: decoder.steps for label, decoder in decoders(_steps(data)).items() if decoder.steps
     }
@@ -224,7 +229,8 @@ def _clones(data: xr.Dataset) -> list[Verdict]:
 
 def _impossible(data: xr.Dataset) -> Verdict:
     broken = data.broken.sel(denoiser="exact")
-    single, most = [*EXACT, *OTHERS], max(_steps(data))
+    single = [*EXACT, *OTHERS]
+    most = max(_steps(data))
     judged = {label: [in_steps(label, 1), in_steps(label, most), label] for label in ORDERS}
     return verdict(
         "share of drawn strings that the sparse grammar cannot produce, exact denoiser (their KL is"
@@ -243,11 +249,13 @@ def _impossible(data: xr.Dataset) -> Verdict:
 
 def _network(data: xr.Dataset) -> list[Verdict]:
     exact, trained = (data.kl.sel(denoiser=kind) for kind in DENOISERS)
-    random, most = "random order", max(_steps(data))
+    random = "random order"
+    most = max(_steps(data))
     few, many = (in_steps(random, number) for number in (FEW, most))
     (own,) = _estimates(trained, [random])
     shown = [*(in_steps(random, number) for number in (1, 4)), random]
-    (first,), (last,) = _estimates(exact, [few]), _estimates(exact, [many])
+    (first,) = _estimates(exact, [few])
+    (last,) = _estimates(exact, [many])
     broken, less = (data[name].sel(denoiser="trained") for name in ("broken", "more_broken"))
     return [
         verdict(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from uturn.core import progress
 from uturn.core.checks import expect
@@ -35,8 +35,8 @@ def check_determined(decoder: Decoder) -> None:
 
 def log_likelihoods(
     beliefs: Callable[[np.ndarray, np.ndarray], SymbolBeliefs],
-    texts: Any,
-    values: Any,
+    texts: ArrayLike,
+    values: ArrayLike,
     keys: np.ndarray,
     decoders: Sequence[Decoder],
 ) -> np.ndarray:
@@ -62,16 +62,19 @@ def log_likelihoods(
     """
     for decoder in decoders:
         check_determined(decoder)
-    texts, values = np.asarray(texts), np.array(values)
+    texts = np.asarray(texts)
+    values = np.array(values)
     chance = uniforms(streams(keys, len(values), ORDER), values.shape[1])
-    masked, lengths = (values == MASKED).sum(1), (values >= MASKED).sum(1)
+    masked = (values == MASKED).sum(1)
+    lengths = (values >= MASKED).sum(1)
     steps = np.array(
         [
             m if of.steps is None else min(m, of.steps)
             for m, of in zip(masked, decoders, strict=True)
         ]
     )
-    total, kinds = np.zeros(len(values)), list(dict.fromkeys(decoders))
+    total = np.zeros(len(values))
+    kinds = list(dict.fromkeys(decoders))
     which = np.array([kinds.index(of) for of in decoders])
     for step in progress.steps(range(int(steps.max(initial=0)))):
         active = np.flatnonzero(steps > step)
@@ -79,7 +82,8 @@ def log_likelihoods(
         now = beliefs(values[active], (masked[active] - before) / lengths[active])
         for number, decoder in enumerate(kinds):
             mine = np.flatnonzero(which[active] == number)
-            among, count = values[active[mine]] == MASKED, (after - before)[mine]
+            among = values[active[mine]] == MASKED
+            count = (after - before)[mine]
             order = _order_of(decoder)
             ranks = order.ranks(values[active] == MASKED, now)[mine]
             chosen = order.first(ranks, among, count, chance[active[mine]])

@@ -5,28 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from uturn.cli.printing import console
 from uturn.cli.running import Experiments, Finished, Printed, Procedure
-from uturn.core.data import Noisy
 from uturn.core.files import write_json
-from uturn.measures.replicates import replicates
+from uturn.measures.report import Report
 from uturn.pages.results import write_figures, write_study
-from uturn.pages.views import number, numbers
 from uturn.presets.texts import TextOptions
 from uturn.store.outputs import output_folder
 from uturn.studies.analysis import study as study_of_run
 from uturn.studies.tables import for_terminal, summary
 from uturn.tools.audit.figure import draw_audit
-from uturn.tools.audit.options import COMPARED, AuditOptions
-from uturn.tools.audit.section import decoder_table, meaning
+from uturn.tools.audit.numbers import AuditNumbers, audit_numbers
+from uturn.tools.audit.options import AuditOptions
+from uturn.tools.audit.report import audit_report
+from uturn.tools.audit.section import decoder_table
+from uturn.tools.audit.words import meaning
 
-_FILES = ("audit.json", "audit.png", "audit.pdf")
-_KEPT = "kept, span = 1"  # the reading by which decoders are compared
+_FILES = ("audit.json", "audit.png", "audit.pdf", "audit-report.json", "audit-report.csv")
 
 
 class Audit(Procedure):
@@ -34,6 +32,8 @@ class Audit(Procedure):
 
     def __init__(self, options: AuditOptions) -> None:
         self.options = options
+        self.exit_code = 0
+        """Of the command, after the results are written: 1 if the audit fails."""
 
     @cached_property
     def decoders(self) -> dict[str, TextOptions]:
@@ -46,99 +46,46 @@ class Audit(Procedure):
             made[_store_of(name)] = options.experiment()
         return made
 
+    def numbers(self, runs: Mapping[str, xr.Dataset]) -> AuditNumbers:
+        """What finished runs say, by the names of their stores."""
+        run = runs["run"]
+        of_decoders = {name: runs[_store_of(name)] for name in self.decoders}
+        return audit_numbers(study_of_run(run), run, of_decoders, self.decoders)
+
+    def report(self, numbers: AuditNumbers, runs: Mapping[str, xr.Dataset]) -> Report:
+        """The report, judged as the options say."""
+        return audit_report(
+            numbers,
+            runs["run"],
+            tolerance=self.options.tolerance,
+            false_alarm_rate=self.options.false_alarm_rate,
+        )
+
     def write(self, finished: Finished) -> Printed:
-        run = finished.runs["run"]
         study = write_study(
-            run,
+            finished.runs["run"],
             finished.out,
             source=finished.experiments["run"].parts.source,
             title="U-turns of texts",
             groups=("tokens",),
             page=False,
         )
-        runs = {name: finished.runs[_store_of(name)] for name in self.decoders}
-        found = audit_numbers(study, run, runs, self.decoders)
+        numbers = self.numbers(finished.runs)
+        report = self.report(numbers, finished.runs)
         with output_folder("out", finished.out) as folder:
-            write_json(folder.path / "audit.json", found)
-            write_figures(folder.path, {"audit": lambda: draw_audit(found)})
+            write_json(folder.path / "audit.json", numbers.model_dump(mode="json"))
+            report.to_json(folder.path / "audit-report.json")
+            report.to_csv(folder.path / "audit-report.csv")
+            write_figures(folder.path, {"audit": lambda: draw_audit(numbers)})
             folder.push(*_FILES)
-        parts = [*summary(study, width=console().width), for_terminal(decoder_table(found))]
-        return Printed([*parts, meaning(found), study.attrs["description"]], _FILES)
+        parts = [*summary(study, width=console().width), for_terminal(decoder_table(numbers))]
+        parts += [meaning(numbers), study.attrs["description"]]
+        if self.options.tolerance is not None:
+            parts.append(report.conclusion)
+        self.exit_code = report.exit_code
+        return Printed(parts, _FILES)
 
 
 def _store_of(decoder: str) -> str:
     """Name of the store of the run of a decoder, in a folder of results."""
     return f"audit/{re.sub('[^a-z0-9.]+', '-', decoder)}"
-
-
-def audit_numbers(
-    study: xr.Dataset,
-    run: xr.Dataset,
-    runs: Mapping[str, xr.Dataset],
-    decoders: Mapping[str, TextOptions],
-) -> dict[str, Any]:
-    """The content of `audit.json`, plain data; each estimate is [value, low, high], None where it
-    does not exist.
-
-    `study` and `run`: with the readings of the probes `order_consistency` and `order_likelihood`.
-    `runs`: one for each decoder.
-    """
-    study = study.sel(noise=np.sort(run.noise.values))  # without noise 0
-
-    def curve(reading: str) -> list[Any]:
-        return [numbers(row) for row in study.curve.sel(reading=reading).values]
-
-    def by_level(name: str, dim: str) -> dict[str, Any]:
-        return {str(at): curve(f"{name}, {dim} = {at}") for at in run[dim].values.tolist()}
-
-    return {
-        "format": "uturn.audit",
-        "version": 1,
-        "description": str(study.attrs["description"]),
-        "texts": int(run.sizes["item"]),
-        "tokens": numbers(run["length"].values.astype(float)),
-        "noise": numbers(study.noise.values),
-        "order_discrepancy": curve("order_discrepancy"),
-        "order_discrepancy_at": by_level("order_discrepancy_at", "pair_distance"),
-        "left_to_right": curve("left_to_right"),
-        "order_nats": by_level("order_nats", "decoder"),
-        "random_orders_differ": curve("random_orders_differ"),
-        "compared": list(COMPARED),
-        "original_ngram_entropy": number(
-            float(run["original_ngram_entropy"].isel(noise=0).sel(ngram=1).mean())
-        ),
-        "decoders": [_decoder(name, runs[name], options) for name, options in decoders.items()],
-    }
-
-
-def _decoder(name: str, run: xr.Dataset, options: TextOptions) -> dict[str, Any]:
-    """What a decoder costs: readings of its run at both noise levels, and differences from the
-    originals at the larger one.
-    """
-    tested, decoder = (
-        study_of_run(run).sel(reading=_KEPT, noise=list(COMPARED)),
-        options.denoiser().decoder,
-    )
-    has_gap = "gap" in tested  # not for a single text
-    noisy = run["noisy_token"].isel(clone=0, trajectory=0, missing_dims="ignore").values
-    calls: list[np.ndarray] = []
-    for noise, values in zip(COMPARED, noisy, strict=True):
-        calls.append(decoder.sampler.calls(Noisy(values, np.full(len(values), noise))))
-
-    def above_original(reading: str, **at: int) -> list[Any]:
-        difference = (run[reading] - run[f"original_{reading}"]).sel(at).isel(noise=[-1])
-        return numbers(replicates(difference).interval(lambda mean: mean[0]))
-
-    return {
-        "decoder": name,
-        "is_exact": decoder.is_exact,
-        "calls": numbers(np.mean(calls, axis=1)),
-        "kept": [numbers(row) for row in tested.curve.values],
-        "gap": (
-            [numbers(row) for row in tested.gap.values] if has_gap else [[None] * 3] * len(COMPARED)
-        ),
-        "gap_p": numbers(tested.gap_p.values) if has_gap else [None] * len(COMPARED),
-        "ngram_entropy": above_original("ngram_entropy", ngram=1),
-        "repeated_ngrams": above_original("repeated_ngrams", ngram=4),
-        "repeated_tokens": above_original("repeated_tokens"),
-    }

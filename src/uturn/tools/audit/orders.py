@@ -5,9 +5,9 @@ them is drawn first?
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from uturn.core.checks import expect
 from uturn.core.random import choices, streams, uniforms
@@ -20,7 +20,11 @@ Conditionals = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def order_discrepancy(
-    conditionals: Conditionals, texts: Any, first: Any, second: Any, seed: Any = 0
+    conditionals: Conditionals,
+    texts: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    seed: int | np.ndarray = 0,
 ) -> np.ndarray:
     """Log-ratio of the probabilities of two tokens drawn in one order and in the other, float64
     (pairs,), in nats.
@@ -48,7 +52,9 @@ def order_discrepancy(
     >>> float(order_discrepancy(left_to_right, pairs, zeros, zeros + 1).mean().round(1))  # log 2 - H(.9) = .37
     0.4
     """
-    texts, first, second = (np.asarray(values, np.int64) for values in (texts, first, second))
+    texts = np.asarray(texts, np.int64)
+    first = np.asarray(first, np.int64)
+    second = np.asarray(second, np.int64)
     rows = np.arange(len(texts))
     bad = (texts[rows, first] != MASKED) | (texts[rows, second] != MASKED) | (first == second)
     expect(
@@ -57,7 +63,7 @@ def order_discrepancy(
     heights = uniforms(streams(seed, len(texts)), 2)
 
     def revealed(sites: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        after = texts.copy()
+        after: np.ndarray = texts.copy()
         after[rows, sites] = tokens
         return after
 
@@ -67,12 +73,13 @@ def order_discrepancy(
     b = choices(p_j_after, heights[:, 1])
     p_i_after = conditionals(revealed(second, b), rows, first)
     with np.errstate(divide="ignore"):
-        return (
+        ratio: np.ndarray = (
             np.log(p_i[rows, a])
             + np.log(p_j_after[rows, b])
             - np.log(p_j[rows, b])
             - np.log(p_i_after[rows, a])
         )
+    return ratio
 
 
 def distance_ranges(length: int) -> np.ndarray:
@@ -91,7 +98,8 @@ def drawn_pairs(
     and `shares` of all pairs, float64 (texts, ranges).
     """
     heights = uniforms(keys, len(ends))
-    pairs, shares = np.full((len(masked), len(ends), 2), -1), np.zeros((len(masked), len(ends)))
+    pairs = np.full((len(masked), len(ends), 2), -1)
+    shares = np.zeros((len(masked), len(ends)))
     for text, sites in enumerate(map(np.flatnonzero, masked)):
         distances = np.abs(sites[:, None] - sites)
         for k, end in enumerate(ends):
