@@ -58,6 +58,16 @@ def test_labels_and_values(finished):
     assert xr.open_dataset(folder, engine="uturn").load().equals(ds)
 
 
+def test_readings_that_are_read_one_by_one_are_those_of_the_run(tmp_path):
+    """Nine originals in tasks of two; a selection crosses tasks and reverses their order."""
+    ds = ut.run(experiment(items=9, chunk=2), tmp_path / "run")
+    stored = xr.open_dataset(tmp_path / "run", engine="uturn")
+    chosen = {"item": [7, 2, 3], "noise": [1, 0]}
+    for name in ds.data_vars:
+        xr.testing.assert_equal(stored[name].isel(chosen).load(), ds[name].isel(chosen))
+        xr.testing.assert_equal(stored[name].isel(item=5).load(), ds[name].isel(item=5))
+
+
 def test_gaussian_runs_know_their_axes():
     ds = ut.run(
         ut.Experiment.from_dict(

@@ -232,6 +232,8 @@ def test_remarks_name_missing_numbers():
     single = ut.study(forged(noise=[0.5]))
     assert np.isnan(single.half_life).all()
     assert "fewer than two finite noise levels" in single.attrs["remark"]
+    pair = ut.study(forged(noise=[0.3, 0.6]))
+    assert "finite noise levels" not in pair.attrs["remark"]
     alone = ut.study(forged(num_items=1))
     assert np.isnan(alone.half_life.sel(estimate=["low", "high"])).all()
     assert np.isfinite(

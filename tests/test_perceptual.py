@@ -183,6 +183,16 @@ def test_laws_of_a_distance(squeezenet):
     assert (there < 2 * len(STAGES)).all()
 
 
+def test_two_clones_are_compared_with_each_other(squeezenet):
+    source = Source(count=2)
+    options = {"classifier": "torchvision:squeezenet1_1", "weights": squeezenet[1]}
+    probe = Perceptual(**options).bind(source)
+    readings = probe.read(source.u_turns(draws=2, clones=2), source)
+    twins = readings["clone_perceptual_distance"]
+    assert (twins > 0).all()
+    np.testing.assert_allclose(twins[:, 0], twins[:, 1], rtol=1e-5)
+
+
 def test_clones_are_compared_with_each_other(squeezenet):
     source = Source(count=3)
     turns = source.u_turns(draws=6, clones=3)

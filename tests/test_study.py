@@ -25,10 +25,12 @@ from uturn.measures.statistics import replicates, with_interval
 from uturn.pages import report, write_study
 from uturn.studies import difference, named_runs, study_of, tidy
 from uturn.studies.axes import Axes, common_axis
+from uturn.studies.charts import changes_charts
 from uturn.studies.checked_run import Run
 from uturn.studies.figure import draw_studies, draw_study
 from uturn.studies.headline import headline_of
 from uturn.studies.moves import Moves
+from uturn.studies.paired import table_of
 from uturn.studies.readings import read_readings
 from uturn.studies.schema import NAMES
 from uturn.studies.tables import remarks
@@ -558,6 +560,12 @@ def test_changes_are_those_of_the_measures():
     assert found.peak_at.sel(axis="noise")[0] == pytest.approx(0.4, abs=0.1)
     assert found.peak[0] == found.chi[3, 0]
     assert np.isnan(found.chi[0]).all()
+    names = [panel.name for panel in changes_charts(found)]
+    assert names == ["chi", "correlation", "xi"]
+    without = found.assign(xi=np.nan * found.xi)
+    assert [panel.name for panel in changes_charts(without)] == names[:2]
+    alone = without.isel(distance=[0])
+    assert [panel.name for panel in changes_charts(alone)] == names[:1]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1.0])
@@ -1157,6 +1165,10 @@ def test_the_difference_of_half_lives():
     value, low, high = found.half_life.sel(axis="noise").values[0]
     assert value == pytest.approx(0.05, abs=0.005)
     assert 0.045 < low < high < 0.055  # what both curves have in common cancels
+    (row,) = table_of(found).rows
+    assert row[1:4] == tuple(
+        with_interval(place) for place in (*found.half_lives.values[0, :, 0], found.half_life[0, 0])
+    )
     assert float(found.half_life.sel(axis="log_snr", estimate="value")[0]) < 0
     back = difference({"late": runs["late"], "early": runs["early"]})
     np.testing.assert_allclose(

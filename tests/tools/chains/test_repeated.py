@@ -5,6 +5,7 @@ the command.
 import json
 import pickle
 import warnings
+from itertools import product
 
 import numpy as np
 import pytest
@@ -291,6 +292,26 @@ def test_a_chain_that_keeps_the_law_and_runs_in_one_direction_is_not_reversible(
         found = ut.reversibility(chains_by_hand(last[None], first), repeats=999)
         assert (found.p.item() > 0.1) == is_reversible
     assert found.z.item() < 1e-9, "each pair of symbols is met as often in both directions"
+
+
+def test_the_p_value_of_swaps_is_that_of_all_swaps():
+    """Ten originals: all 1,024 swaps can be written out. The functions are normals in both
+    directions, so no p-value is extreme.
+    """
+    swaps = np.array(list(product((1.0, -1.0), repeat=10)))
+    for seed in range(5):
+        x = normals(keys(seed, range(10)), 2, np.float64)
+        y = normals(keys(100 + seed, range(10)), 2, np.float64)
+        found = ut.reversibility(chains_by_hand(y[None], x), repeats=9_999)
+        both = np.concatenate([x, y])
+        first, second = ((values - both.mean(0)) / both.std(0) for values in (x, y))
+        turned = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
+        odd = np.stack([*(second - first).T, turned], axis=1)
+        odd /= np.sqrt((odd**2).sum(0))
+        largest = np.abs(swaps @ odd).max(1)
+        exact = (largest >= largest[0] * (1 - 1e-9)).mean()
+        assert found.z.item() == pytest.approx(largest[0])
+        assert found.p.item() == pytest.approx(exact, abs=4 * np.sqrt(exact / 9_999))
 
 
 def test_the_seed_of_the_swaps_counts():
