@@ -58,9 +58,10 @@ def test_labels_and_values(finished):
     assert xr.open_dataset(folder, engine="uturn").load().equals(ds)
 
 
-def test_readings_that_are_read_one_by_one_are_those_of_the_run(tmp_path):
+def test_large_readings_are_read_when_they_are_indexed(tmp_path, monkeypatch):
     """Nine originals in tasks of two; a selection crosses tasks and reverses their order."""
     ds = ut.run(experiment(items=9, chunk=2), tmp_path / "run")
+    monkeypatch.setattr("uturn.store.reading._MOST_AT_ONCE", 0)
     stored = xr.open_dataset(tmp_path / "run", engine="uturn")
     chosen = {"item": [7, 2, 3], "noise": [1, 0]}
     for name in ds.data_vars:
