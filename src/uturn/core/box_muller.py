@@ -27,8 +27,11 @@ _LOG = tuple(
 )  # fmt: skip
 _SIN = tuple(map(np.float32, (-0.16666655242443085, 0.008332177996635437, -0.00019517297914717346)))
 _COS = tuple(map(np.float32, (0.04166664555668831, -0.001388736767694354, 2.443845005473122e-05)))
-_ONE, _HALF, _UNIT = np.float32(1), np.float32(0.5), np.float32(2.0**-32)
-_LOG2, _TURN = np.float32(np.log(2)), np.float32(2 * np.pi * 2.0**-32)
+_ONE = np.float32(1)
+_HALF = np.float32(0.5)
+_UNIT = np.float32(2.0**-32)
+_LOG2 = np.float32(np.log(2))
+_TURN = np.float32(2 * np.pi * 2.0**-32)
 _SQRT_HALF = np.int32(0x3F3504F3)  # the bits of sqrt(1/2)
 _EIGHTH = np.uint32(2**29)  # an eighth of a turn
 

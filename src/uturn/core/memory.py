@@ -47,7 +47,8 @@ class _Recycled:
 
     # Globals may be gone at exit.
     def __del__(self, free: dict[int, deque[np.ndarray]] = _free, new: type = deque) -> None:
-        size, limit = self.memory.nbytes, 2**26
+        size = self.memory.nbytes
+        limit = 2**26
         if size <= limit:
             if sum(n * len(blocks) for n, blocks in list(free.items())) + size > limit:
                 free.clear()

@@ -20,7 +20,9 @@ T = TypeVar("T")
 
 # Logs get a line after each tenth of the tasks, at most every ten seconds, and after each minute
 # without a line.
-_TENTHS, _SECONDS, _MINUTE = 10, 10.0, 60.0
+_TENTHS = 10
+_SECONDS = 10.0
+_MINUTE = 60.0
 _LOOK = 0.2  # seconds between updates
 
 
@@ -48,7 +50,8 @@ def in_progress() -> float:
 @contextmanager
 def _inside(end: float, unit: float) -> Iterator[None]:
     outer = _work.end, _work.unit
-    _work.end, _work.unit = end, unit
+    _work.end = end
+    _work.unit = unit
     try:
         yield
     finally:

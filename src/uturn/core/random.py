@@ -28,22 +28,35 @@ announce_compiling()  # every module with kernels imports this one
 # mixing versions.
 VERSION = 2
 # Upper half of the 128-bit counter: keeps the two uses apart.
-_UNIFORM, _FOLD = np.uint64(0), np.uint64(1)
-_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
-_LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
+_UNIFORM = np.uint64(0)
+_FOLD = np.uint64(1)
+_M0 = np.uint64(0xD2511F53)
+_M1 = np.uint64(0xCD9E8D57)
+_W0 = np.uint64(0x9E3779B9)
+_W1 = np.uint64(0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
 _TO_UNIT = 2.0**-53
 
 
 @njit(inline="always", cache=True)
 def philox(key, counter, domain=_UNIFORM):
     """Philox4x32-10 of a 64-bit key and the 128-bit counter (counter, domain): two uint64."""
-    k0, k1 = key & _LOW, key >> _SHIFT
-    c0, c1, c2, c3 = counter & _LOW, counter >> _SHIFT, domain & _LOW, domain >> _SHIFT
+    k0 = key & _LOW
+    k1 = key >> _SHIFT
+    c0 = counter & _LOW
+    c1 = counter >> _SHIFT
+    c2 = domain & _LOW
+    c3 = domain >> _SHIFT
     for _ in range(10):
-        p0, p1 = _M0 * c0, _M1 * c2
-        c0, c1, c2, c3 = (p1 >> _SHIFT) ^ c1 ^ k0, p1 & _LOW, (p0 >> _SHIFT) ^ c3 ^ k1, p0 & _LOW
-        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+        p0 = _M0 * c0
+        p1 = _M1 * c2
+        c0 = (p1 >> _SHIFT) ^ c1 ^ k0
+        c1 = p1 & _LOW
+        c2 = (p0 >> _SHIFT) ^ c3 ^ k1
+        c3 = p0 & _LOW
+        k0 = (k0 + _W0) & _LOW
+        k1 = (k1 + _W1) & _LOW
     return c0 | (c1 << _SHIFT), c2 | (c3 << _SHIFT)
 
 
@@ -95,7 +108,10 @@ def normal_row(key, out):
         for call in range(16):
             a, b, c, d = _four_normals(key, np.uint64(first // 4 + call))
             at = first + 4 * call
-            out[at], out[at + 1], out[at + 2], out[at + 3] = a, b, c, d
+            out[at] = a
+            out[at + 1] = b
+            out[at + 2] = c
+            out[at + 3] = d
     for at in range(whole, n, 4):
         for k, x in enumerate(_four_normals(key, np.uint64(at // 4))):
             if at + k < n:
@@ -112,7 +128,8 @@ def _four_normals(key, counter):
 
 @njit(nogil=True, cache=True)
 def _normal_row_double(key, out):
-    eleven, n = np.uint64(11), len(out)
+    eleven = np.uint64(11)
+    n = len(out)
     for j in range((n + 1) // 2):
         first, second = philox(key, np.uint64(j))
         u = np.float64((first >> eleven) + np.uint64(1)) * _TO_UNIT
@@ -195,7 +212,8 @@ class Purpose(IntEnum):
 # Sub-streams of a sample, so that noise is independent of the string when `sample` and `corrupt`
 # get the same seed. Their numbers are far from those of posterior draws, which `sample_posterior`
 # folds into the same keys.
-STRINGS, NOISE = 2**63 + 1, 2**63 + 2
+STRINGS = 2**63 + 1
+NOISE = 2**63 + 2
 
 
 @dataclass(frozen=True)

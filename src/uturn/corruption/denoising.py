@@ -28,7 +28,8 @@ _MOST_CALLS = 100  # a sampler with more evaluations for each expected one never
 _AT_ONCE = 2**23  # largest number of values (sample, leaf, symbol) in memory
 # Sub-streams of a sample for the order of unmasking and the last draw; the sub-streams 0, 1, .. are
 # those of the steps.
-ORDER, LAST = 2**62, 2**62 + 1
+ORDER = 2**62
+LAST = 2**62 + 1
 
 
 class Denoiser(Protocol):

@@ -17,7 +17,8 @@ class Pieces:
     """
 
     def __init__(self, device: torch.device, batch_size: int) -> None:
-        self.device, self.batch_size = device, batch_size
+        self.device = device
+        self.batch_size = batch_size
         self._limits: dict[str, int] = {}
 
     def limit(self, function: Callable[..., torch.Tensor]) -> int:

@@ -417,12 +417,10 @@ class FilteredRHMSource(RHMSource):
 
     @model_validator(mode="after")
     def _filtered(self) -> FilteredRHMSource:
-        v, n, s, L = (
-            self.vocab_size,
-            self.num_classes or self.vocab_size,
-            self.branching,
-            self.depth,
-        )
+        v = self.vocab_size
+        n = self.num_classes or self.vocab_size
+        s = self.branching
+        L = self.depth
         expect(
             self.filtered_above <= L,
             "filtered_above",
@@ -446,13 +444,11 @@ class FilteredRHMSource(RHMSource):
         return self
 
     def rules(self) -> dict[str, Any]:
-        v, n, s, L, k = (
-            self.vocab_size,
-            self.num_classes or self.vocab_size,
-            self.branching,
-            self.depth,
-            self.filtered_above,
-        )
+        v = self.vocab_size
+        n = self.num_classes or self.vocab_size
+        s = self.branching
+        L = self.depth
+        k = self.filtered_above
         sizes = {
             level: m if level <= k else v**s // (n if level == L else v)
             for level, m in self.multiplicities().items()

@@ -156,7 +156,8 @@ def _checked_labels(
     dims = {dim for array in arrays.values() for dim in array.dims}
     labels = {}
     for name, entry in coords.items():
-        dim, values = name, entry
+        dim = name
+        values = entry
         if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str):
             dim, values = entry
         array = checked_array(f"coords {name}", values)

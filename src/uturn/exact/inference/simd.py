@@ -204,7 +204,8 @@ def exp_nonpositive(typing_context, x):
 
     def codegen(context, builder, signature, arguments):
         (x,) = arguments
-        vector, integers = x.type, ir.VectorType(ir.IntType(bits), LANES)
+        vector = x.type
+        integers = ir.VectorType(ir.IntType(bits), LANES)
 
         def number(value):
             return _constant(vector, float(np.float32(value)) if single else value)
@@ -244,17 +245,17 @@ def _transpose(builder, rows):
     half the size .. 1.
     """
     size = len(rows)
-    rows, d = list(rows), size // 2
+    rows = list(rows)
+    d = size // 2
     while d:
         first = [j if not j & d else size + j - d for j in range(size)]
         second = [j + d if not j & d else size + j for j in range(size)]
         for i in range(size):
             if not i & d:
-                a, b = rows[i], rows[i + d]
-                rows[i], rows[i + d] = (
-                    _shuffle(builder, a, b, first),
-                    _shuffle(builder, a, b, second),
-                )
+                a = rows[i]
+                b = rows[i + d]
+                rows[i] = _shuffle(builder, a, b, first)
+                rows[i + d] = _shuffle(builder, a, b, second)
         d //= 2
     return rows
 

@@ -74,13 +74,12 @@ class UTurnStep:
 
     def first(self, originals: Any) -> ChainState:
         """The state x_0."""
-        block, decode = originals, None
+        block = originals
+        decode = None
         if isinstance(self._of_states[1], _DenoisedLatents):
             forward = getattr(self.corruption, "forward", self.corruption)
-            block, decode = (
-                replace(originals, images=forward.clean(originals.images)),
-                self.backward.reverse().decoded,
-            )
+            block = replace(originals, images=forward.clean(originals.images))
+            decode = self.backward.reverse().decoded
         return self._with_energy(
             ChainState(block, 0, np.ones(len(originals.items), bool), None, decode)
         )
@@ -117,10 +116,8 @@ class UTurnStep:
             return proposed
         log_u = np.log1p(-uniforms(streams.keys(Purpose.CHAIN), 1)[:, 0])
         accepted = log_u <= -self.beta * (proposed.energy - state.energy)
-        block, energy = (
-            state.block.continued(reconstructions, accepted),
-            np.where(accepted, proposed.energy, state.energy),
-        )
+        block = state.block.continued(reconstructions, accepted)
+        energy = np.where(accepted, proposed.energy, state.energy)
         return replace(proposed, block=block, accepted=accepted, energy=energy)
 
     def _with_energy(self, state: ChainState) -> ChainState:

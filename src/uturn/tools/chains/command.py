@@ -14,7 +14,9 @@ from uturn.cli.options import Out, Running, option
 from uturn.cli.printing import console
 from uturn.cli.running import Experiments, Finished, Printed, Procedure, originals_in, results_into
 
-CHAINS, DATA = "Chains", "Images and texts"  # panels of the help
+# panels of the help
+CHAINS = "Chains"
+DATA = "Images and texts"
 
 
 @command(STUDIES)

@@ -85,7 +85,8 @@ def energy_of(text: Any, source: Any = None) -> Any:
         f"one of {getattr(source, 'kind', '')}",
     )
     if isinstance(energy, SymbolNumber):
-        number, most = energy.number, 2**62 if source is None else source.num_symbols
+        number = energy.number
+        most = 2**62 if source is None else source.num_symbols
         is_symbol = isinstance(number, int) and 0 <= number < most
         expect(is_symbol, "energy: number", number, f"a symbol or token, 0 .. {most - 1}")
     return energy

@@ -77,7 +77,8 @@ def _energies(runs: dict[str, xr.Dataset]) -> xr.Dataset:
     """Mean energies (name, beta, sampler, moment) at the end of the chains, and exact ones
     (name, beta).
     """
-    measured, exact = [], []
+    measured = []
+    exact = []
     for name, (source, _) in ENERGIES.items():
         grammar = build("source", source).grammar(0, SEED)
         for beta in BETAS:
@@ -182,7 +183,8 @@ def _draw_laws(axes: Any, data: xr.Dataset) -> None:
 
 def _draw_matrix(axes: Any, data: xr.Dataset) -> None:
     """(b) Autocorrelations against the transition matrix."""
-    k, colors = data.k.values, level_colors(data.sizes["tree_level"])
+    k = data.k.values
+    colors = level_colors(data.sizes["tree_level"])
     for level, color in enumerate(colors):
         of = data.isel(tree_level=level)
         scale = 1 - of.chance

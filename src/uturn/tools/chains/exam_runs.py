@@ -23,7 +23,8 @@ from uturn.paper.workshop import Scale, Workshop
 from uturn.sources.strings import Strings
 from uturn.tools.chains.chain import chain
 
-LARGE, SMALL = rhm(6, 3, 2, 4), rhm(6, 3, 2, 3)
+LARGE = rhm(6, 3, 2, 4)
+SMALL = rhm(6, 3, 2, 3)
 """Sources: a grammar that is not enumerated, and one of 13,122 strings."""
 BACKWARDS: dict[str, dict[str, Any]] = {
     "exact": {"type": "exact"},
@@ -36,7 +37,9 @@ LAWS = {"masking": ("masking", 0.6, "exact"), "Gaussian": ("gaussian", 0.1, "exa
 ENERGIES = {"leaves": (LARGE, "symbol number=0"), "pairs": (SMALL, f"{__name__}:with_pairs")}
 BETAS = (0.5, 1.5)
 SEED = 1
-ENDS, STEPS = (1, 16), 64  # U-turns of the chains that are tested, and of those with an energy
+# U-turns of the chains that are tested, and of those with an energy
+ENDS = (1, 16)
+STEPS = 64
 SETTINGS: dict[Scale, dict[str, Any]] = {
     "smoke": {
         "chains": 3000,
@@ -145,7 +148,8 @@ def every_tree(grammar: Any) -> dict[int, np.ndarray]:
     """
     levels = [np.arange(grammar.num_classes)[:, None]]
     for level in range(grammar.depth, 0, -1):
-        rules, above = np.asarray(grammar.rules[level]), levels[-1]
+        rules = np.asarray(grammar.rules[level])
+        above = levels[-1]
         choices = np.stack(
             np.meshgrid(*[np.arange(rules.shape[1])] * above.shape[1], indexing="ij"), -1
         ).reshape(-1, above.shape[1])
@@ -193,7 +197,9 @@ def against_enumeration(
         model = RandomHierarchyModel(*grammar, seed=seed)
         originals = Strings(np.arange(chains), model, model.sample(chains, seed))
         parts = build("corruption", {"type": corruption}), build("backward", BACKWARDS[backward])
-        first, moved, overlaps = originals.draw.latents, np.zeros(chains, bool), []
+        first = originals.draw.latents
+        moved = np.zeros(chains, bool)
+        overlaps = []
         for state in chain(originals, *parts, noise, steps=max(read), streams=seed):
             moved |= (state.data != originals.data).any(axis=1)
             if state.step in read:
@@ -239,7 +245,8 @@ def overlaps_of(trees: Mapping[int, np.ndarray], P: csr_matrix, read: list[int])
     """
     overlaps = []
     for level in sorted(trees):
-        power, shares = _indicators(trees[level]), dict[int, float]()
+        power = _indicators(trees[level])
+        shares = dict[int, float]()
         for k in range(max(read) // 2 + 1):
             after = P @ power
             for turns, other in ((2 * k, power), (2 * k + 1, after)):

@@ -13,7 +13,8 @@ from uturn.paper.verdicts import Rule, Verdict, above, below, equal, verdict
 
 LEVEL = 1e-3
 """False-alarm rate of the tests of a verdict together."""
-REJECTED, OFF = 20, 5
+REJECTED = 20
+OFF = 5
 """|z| of a rejected chain, and of a wrong mean."""
 
 
@@ -23,7 +24,8 @@ def verdicts(data: xr.Dataset) -> list[Verdict]:
 
 
 def _laws(data: xr.Dataset) -> list[Verdict]:
-    right, wrong = data.sel(chain=["masking", "Gaussian"]), data.sel(chain=["confidence", "argmax"])
+    right = data.sel(chain=["masking", "Gaussian"])
+    wrong = data.sel(chain=["confidence", "argmax"])
     where = "x_0 and x_k swapped, k = 1 and 16, largest |z|"
     return [
         verdict(
@@ -43,7 +45,9 @@ def _laws(data: xr.Dataset) -> list[Verdict]:
 
 
 def _matrix(data: xr.Dataset) -> list[Verdict]:
-    first, clones, argmax = data.overlap.isel(k=0), data.clones, data.argmax_overlap
+    first = data.overlap.isel(k=0)
+    clones = data.clones
+    argmax = data.argmax_overlap
     z = _z(first, clones.sel(moment="mean"), clones.sel(moment="error"))
     wrong = abs(_z(argmax, data.argmax_clones.sel(moment="mean")))
     return [
@@ -65,7 +69,8 @@ def _matrix(data: xr.Dataset) -> list[Verdict]:
 
 
 def _tilted(data: xr.Dataset) -> list[Verdict]:
-    own, wrong = data.energy.sel(sampler="exact"), data.energy.sel(sampler=["free", "confidence"])
+    own = data.energy.sel(sampler="exact")
+    wrong = data.energy.sel(sampler=["free", "confidence"])
     moved = abs(data.energy.sel(sampler="free", moment="mean") - data.exact_energy)
     numbers = (
         f"{mean:.3f}({1e3 * error:.0f}), exact {exact:.3f}"
@@ -98,7 +103,8 @@ def _tilted(data: xr.Dataset) -> list[Verdict]:
 
 
 def _minimal(data: xr.Dataset) -> list[Verdict]:
-    last, some = data.isel(m2_k=-1), data.sel(m3_k=[64, 256, 1024])
+    last = data.isel(m2_k=-1)
+    some = data.sel(m3_k=[64, 256, 1024])
     alone, mistaken, chains = (
         int(data[f"m2_{of}"].sum() + data[f"m3_{of}"].sum())
         for of in ("alone", "mistaken", "chains")
@@ -144,7 +150,8 @@ def _agrees(
     quantity: str, values: xr.DataArray, expected: xr.DataArray, most: float, *rules: Rule
 ) -> Verdict:
     """Means equal the expected numbers, with standard errors below `most`."""
-    z, errors = _z(values, expected), values.sel(moment="error")
+    z = _z(values, expected)
+    errors = values.sel(moment="error")
     measured = (
         f"{z.size} numbers, largest |z| {float(abs(z).max()):.1f}, standard errors up to"
         f" {float(errors.max()):.3f}"

@@ -32,7 +32,8 @@ def draw_chains(data: xr.Dataset) -> Any:
     ]
     names = [names[k] for k in evenly_spaced(len(names), _MOST)]
     colors = dict(zip(names, level_colors(len(names)), strict=True))
-    levels, k = data.u_turn_noise.values, data.noise.values
+    levels = data.u_turn_noise.values
+    k = data.noise.values
     # Evenly on the logarithmic axis.
     spaced = np.isin(k, np.unique((2 ** np.arange(0, 40, 0.5)).round())) | (k == k[-1])
     doublings = k[np.isin(k, 2.0 ** np.arange(40))]
@@ -56,10 +57,8 @@ def draw_chains(data: xr.Dataset) -> Any:
         last = panels[-1]
         for place, name in enumerate(names):
             times = data.time.sel(reading=name).transpose("u_turn_noise", "estimate").values
-            found, x = (
-                np.isfinite(times[:, 0]),
-                levels + 0.015 * (place - len(names) / 2) * (np.ptp(levels) or 1),
-            )
+            found = np.isfinite(times[:, 0])
+            x = levels + 0.015 * (place - len(names) / 2) * (np.ptp(levels) or 1)
             bars(
                 last,
                 x[found],
@@ -97,7 +96,8 @@ def draw_chains(data: xr.Dataset) -> Any:
 
 
 def _draw_energy(data: xr.Dataset) -> Any:
-    levels, k = data.u_turn_noise.values, data.noise.values
+    levels = data.u_turn_noise.values
+    k = data.noise.values
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
         for x, color in zip(levels, level_colors(len(levels)), strict=True):

@@ -89,8 +89,11 @@ def _relaxed(run: Run, label: str) -> tuple[np.ndarray, np.ndarray, str]:
     remark.
     """
     level = LevelValues.of(run, label)
-    values, start, chance = level.values, level.start, level.chance
-    k, about = run.data.noise.values, ", or about as long"
+    values = level.values
+    start = level.start
+    chance = level.chance
+    k = run.data.noise.values
+    about = ", or about as long"
     if not np.isfinite(chance):
         return (
             np.full(3, np.nan),
@@ -117,11 +120,13 @@ def _halfway(k: np.ndarray, y: np.ndarray) -> float:
     """
     if np.isnan(y).any():
         return np.nan
-    k, y = np.concatenate([[0.0], k]), np.concatenate([[1.0], y])
+    k = np.concatenate([[0.0], k])
+    y = np.concatenate([[1.0], y])
     if (y > 0.5).all():
         return np.inf
     at = int(np.argmax(y <= 0.5))
-    high, low = np.log(y[at - 1]), np.log(max(y[at], 1e-3))
+    high = np.log(y[at - 1])
+    low = np.log(max(y[at], 1e-3))
     return float(k[at - 1] + (high - np.log(0.5)) / (high - low) * (k[at] - k[at - 1]))
 
 
@@ -236,10 +241,8 @@ def effective_draws(ds: xr.Dataset) -> tuple[float, float]:
     with warnings.catch_warnings(action="ignore"):
         import arviz
 
-        draws, ratio = (
-            arviz.ess(chains, method="mean").to_array(),
-            arviz.rhat(chains, method="split").to_array(),
-        )
+        draws = arviz.ess(chains, method="mean").to_array()
+        ratio = arviz.rhat(chains, method="split").to_array()
     return float(np.nanmin(draws)) / (chains.sizes["chain"] * chains.sizes["draw"]), float(
         np.nanmax(ratio)
     )
@@ -249,7 +252,8 @@ def _chains(ds: xr.Dataset, burn_in: int) -> xr.Dataset:
     """Energy and functions of the data along the dims chain and draw."""
     run = checked_chains(ds)
     run = run.sel(noise=run.noise > checked_integer("burn_in", burn_in, 0))
-    steps, names = run.noise.values, [name for name in ("energy", "after") if name in run]
+    steps = run.noise.values
+    names = [name for name in ("energy", "after") if name in run]
     expect(
         len(steps) > 3 and (np.diff(steps) == 1).all(),
         "noise",

@@ -212,7 +212,8 @@ class RepeatedBackward(Spec, Backward):
 
     def doubts(self, experiment: Any) -> Sequence[str]:
         self.missing(experiment)  # whose errors `uturn check` would not see
-        wrong, decoder = list[str](), getattr(self.of, "decoder", None)
+        wrong = list[str]()
+        decoder = getattr(self.of, "decoder", None)
         if not experiment.parts.corruption.of.is_bayesian:
             wrong.append("evidence that is no likelihood")
         if decoder is not None and not decoder.is_exact:
@@ -248,11 +249,13 @@ class RepeatedBackward(Spec, Backward):
         """
         size = getattr(self, "batch_size", None)
         wanted = max(_ROWS, 4 * size) if isinstance(size, int) else _ROWS  # it may be "auto"
-        some, rows = list[Any](), 0
+        some = list[Any]()
+        rows = 0
         for _, group in groupby(blocks, key=lambda block: block[2].items.tobytes()):
             if rows >= wanted:
                 yield some
-                some, rows = [], 0
+                some = []
+                rows = 0
             some += group
             rows += len(some[-1][2].items) * some[-1][2].count
         yield some

@@ -110,7 +110,8 @@ class ChainReadings(Spec, Probe):
         return coordinates
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        originals, made = u_turns.originals, u_turns.reconstructions
+        originals = u_turns.originals
+        made = u_turns.reconstructions
         expect(
             hasattr(u_turns.noisy, "steps"),
             "probe chain: noisy data",
@@ -136,7 +137,8 @@ class ChainReadings(Spec, Probe):
             chance = np.where(is_itself, np.nan, _spans_kept(originals, texts, source))
             readings["independent_overlap"] = np.nanmean(chance, axis=1)
         readings["before"] = self._observed(originals, source)
-        every, by_level = np.ones(len(originals.items), bool), isinstance(made, Mapping)
+        every = np.ones(len(originals.items), bool)
+        by_level = isinstance(made, Mapping)
         after = []
         for k in range(originals.data_of(made).shape[1]):
             of_chain = (
@@ -193,8 +195,10 @@ def _spans_kept(originals: Any, texts: np.ndarray, source: Any) -> np.ndarray:
     """Share of the spans of each original that stand in texts (items, texts, length) too,
     float64 (items, texts, spans).
     """
-    rows, length = np.repeat(np.arange(len(texts)), texts.shape[1]), texts.shape[2]
-    same, free = originals.data[rows] == texts.reshape(-1, length), originals.free[rows]
+    rows = np.repeat(np.arange(len(texts)), texts.shape[1])
+    length = texts.shape[2]
+    same = originals.data[rows] == texts.reshape(-1, length)
+    free = originals.free[rows]
     kept = runs_kept(same, free, spans_of(source))
     return kept.reshape(*texts.shape[:2], -1)
 

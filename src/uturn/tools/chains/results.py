@@ -140,11 +140,9 @@ def measured_of(runs: Mapping[float, xr.Dataset]) -> xr.Dataset:
     """
     parts = list[xr.Dataset]()
     for run in runs.values():
-        relaxed, (draws, rhat), accepted = (
-            relaxation(run),
-            effective_draws(run),
-            float(run.accepted[-1].mean()),
-        )
+        relaxed = relaxation(run)
+        (draws, rhat) = effective_draws(run)
+        accepted = float(run.accepted[-1].mean())
         part = relaxed.assign(
             accepted=accepted, draws=draws, per_call=draws / calls_of(run), rhat=rhat
         )

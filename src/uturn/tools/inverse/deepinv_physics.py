@@ -44,7 +44,8 @@ def of_physics(physics: Any, shape: Shape) -> Operator:
     )
     measured = None
     if hasattr(physics, "mask"):  # physics of masks add no noise to what they hide
-        model, physics.noise_model = physics.noise_model, torch.nn.Identity()
+        model = physics.noise_model
+        physics.noise_model = torch.nn.Identity()
         with torch.no_grad():
             measured = (physics.noise(torch.ones_like(clean))[0] != 0).numpy()
         physics.noise_model = model

@@ -156,7 +156,8 @@ class DeepinvSampler:
 
     def _physics(self, operator: Any, observed: Any, shape: tuple[int, ...]) -> Any:
         """The operator as a physics of deepinv, with the operator's noise."""
-        module, noise_model = self.deepinv.physics, noise_model_of(operator.noise)
+        module = self.deepinv.physics
+        noise_model = noise_model_of(operator.noise)
         if operator.physics is not None:
             physics = copy.deepcopy(operator.physics)
             physics.noise_model = noise_model
@@ -191,13 +192,16 @@ class DeepinvSampler:
     def _diffusion(
         self, denoiser: Any, operator: Any, generator: Any, shape: tuple[int, ...]
     ) -> Any:
-        sampling, options = self.deepinv.sampling, dict(self.options)
-        schedule, alpha = options.pop("schedule", "vp"), options.pop("alpha", 1.0)
+        sampling = self.deepinv.sampling
+        options = dict(self.options)
+        schedule = options.pop("schedule", "vp")
+        alpha = options.pop("alpha", 1.0)
         solver = options.pop("solver", "ancestral")
         expect(schedule in ("vp", "ve"), "options.schedule", schedule, "'vp' or 've'")
         expect(solver in _SOLVERS, "options.solver", solver, f"one of {', '.join(_SOLVERS)}")
         # The state of the SDE is in [-1, 1].
-        low, high = 2 * denoiser.range[0], 2 * denoiser.range[1]
+        low = 2 * denoiser.range[0]
+        high = 2 * denoiser.range[1]
         if schedule == "ve":
             sde = sampling.VarianceExplodingDiffusion(
                 alpha=alpha, sigma_min=max(0.01, low), sigma_max=min(80.0, high)

@@ -58,7 +58,10 @@ PRECISE = 0.01
 """Largest width of the interval of a distance that holds 0."""
 MEANS = ["distance", "same class", "log p(y|x)", "log p(x)"]
 BESIDE = ["ranks", "TARP"]
-DDRM, FULL, MEAN, DPS = OTHERS["ddrm"], REPAIRED["ddrm_full"], OTHERS["mean"], OTHERS["dps"]
+DDRM = OTHERS["ddrm"]
+FULL = REPAIRED["ddrm_full"]
+MEAN = OTHERS["mean"]
+DPS = OTHERS["dps"]
 REAL = [*OTHERS.values(), *REPAIRED.values()]
 WRONG = [*REAL, *ERRORS.values()]
 _TESTS = {
@@ -78,7 +81,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         name: np.array([np.concatenate([row[name] for row in of_pairs]) for of_pairs in rows])
         for name in rows[0][0]
     }
-    energy, null = together.pop("energy"), together.pop("null_energy")  # (sampler, cell, item)
+    # (sampler, cell, item)
+    energy = together.pop("energy")
+    null = together.pop("null_energy")
     dims: dict[str, tuple[str, ...]] = {
         "p": ("test",),
         "effect": ("reading", "estimate"),
@@ -182,7 +187,8 @@ def _exact(data: xr.Dataset, label: str) -> Verdict:
 
 def _far(data: xr.Dataset) -> Verdict:
     wrong = data.sel(sampler=WRONG)
-    is_far, p = _is_far(wrong), p_of_means(wrong)
+    is_far = _is_far(wrong)
+    p = p_of_means(wrong)
     missed = (is_far & (p > LEVEL)).stack(at=("sampler", "cell"))
     names = (
         "; ".join(f"{sampler}, {cell}" for sampler, cell in missed.at.values[missed.values])
@@ -200,7 +206,9 @@ def _far(data: xr.Dataset) -> Verdict:
 
 
 def _caught_everywhere(of: xr.Dataset, label: str) -> Verdict:
-    p, energy, everywhere = p_of_means(of), of.energy.sel(estimate="value"), _seen(of).all("cell")
+    p = p_of_means(of)
+    energy = of.energy.sel(estimate="value")
+    everywhere = _seen(of).all("cell")
     seen = everywhere.test.values[everywhere.values]
     return verdict(
         f"an error put in on purpose: {label}; p of the four means by Holm, each cell",
@@ -240,8 +248,10 @@ def _deterministic(of: xr.Dataset) -> Verdict:
 
 
 def _shown(data: xr.Dataset) -> list[Verdict]:
-    wrong, dps = data.sel(sampler=WRONG), data.sel(sampler=DPS)
-    is_far, energy = _is_far(wrong), dps.energy.sel(estimate="value")
+    wrong = data.sel(sampler=WRONG)
+    dps = data.sel(sampler=DPS)
+    is_far = _is_far(wrong)
+    energy = dps.energy.sel(estimate="value")
     of_tests = {test: int((_seen(wrong).sel(test=test) & is_far).sum()) for test in MEANS}
     of_dps = {test: int(_seen(dps).sel(test=test).sum()) for test in (MEANS[0], MEANS[2])}
     return [

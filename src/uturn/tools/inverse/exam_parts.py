@@ -36,7 +36,9 @@ WORLDS: dict[str, dict[str, Any]] = {
 """Sources of images of 4 x 4 pixels whose posterior is known."""
 SEED = 0
 """Seed of the experiments, which the law of a mixture depends on."""
-_REFERENCE, _NULL = 1, 2  # sub-streams of Purpose.FRESH
+# sub-streams of Purpose.FRESH
+_REFERENCE = 1
+_NULL = 2
 
 
 @lru_cache(maxsize=8)
@@ -70,7 +72,8 @@ def conditional_score(
     the mode has a weight ~ w_k N(x_t; m_k, P + sigma_t^2).
     """
     posterior, e, basis, shape = _given(world, operator, told)
-    y, start = operator.vectors(observed.numpy()), torch.from_numpy(law_of(world).mean @ basis)
+    y = operator.vectors(observed.numpy())
+    start = torch.from_numpy(law_of(world).mean @ basis)
     log_weights = torch.from_numpy(np.log(np.maximum(posterior.weights(y), 1e-300)))
     m = torch.from_numpy(posterior.means(y) @ basis)
     x = start + largest * torch.randn(m[:, 0].shape, generator=generator, dtype=m.dtype)
@@ -108,7 +111,8 @@ def ddrm_of_full_noise(
     """deepinv's DDRM with its noise multiplied by sqrt 2: version 0.5 divides the noise of all
     steps by sqrt 2.
     """
-    normal, ddrm = torch.randn_like, DeepinvSampler("DDRM", {"steps": steps})
+    normal = torch.randn_like
+    ddrm = DeepinvSampler("DDRM", {"steps": steps})
     with patch.object(torch, "randn_like", lambda x: 2**0.5 * normal(x)):
         return ddrm(observed, operator, generator, denoiser, tuple(observed.shape[1:]))
 
@@ -162,7 +166,9 @@ class TrueDistance(Probe):
         }
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        noisy, items, clones = u_turns.noisy, u_turns.originals.items, u_turns.clones
+        noisy = u_turns.noisy
+        items = u_turns.originals.items
+        clones = u_turns.clones
         x = np.asarray(u_turns.reconstructions, float)
         exact, others = (
             _exact_draws(noisy, items, number, use)

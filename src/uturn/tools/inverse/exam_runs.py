@@ -89,7 +89,8 @@ def backwards(world: str, scale: Scale) -> dict[str, dict[str, Any]]:
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     """All experiments, "world-operator-sampler"."""
-    items, table = SETTINGS[scale]["items"], {}
+    items = SETTINGS[scale]["items"]
+    table = {}
     probes = ("posterior", f"{_OWN}:TrueDistance")
     sizes = {"items": items, "clones": CLONES, "chunk": items, "seed": SEED}
     for world, operator in SETTINGS[scale]["pairs"]:
@@ -106,7 +107,8 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     """The runs by "world-operator-sampler", and "calls": calls of the network for a
     reconstruction, by sampler.
     """
-    made, first = experiments(workshop.scale), "-".join(SETTINGS[workshop.scale]["pairs"][0])
+    made = experiments(workshop.scale)
+    first = "-".join(SETTINGS[workshop.scale]["pairs"][0])
     runs = workshop.runs("inverse", made, apart=True)
     named = {name: made[f"{first}-{name}"] for name in LABELS}
     return {**runs, "calls": workshop.keep("inverse-calls", calls_of, named=named)}

@@ -11,7 +11,9 @@ from scipy.special import logsumexp
 from uturn.core.checks import checked_numbers
 from uturn.core.random import normals, streams, uniforms
 
-_MODE, _VALUES = 2**63 + 14, 2**63 + 15  # sub-streams of a draw
+# sub-streams of a draw
+_MODE = 2**63 + 14
+_VALUES = 2**63 + 15
 
 
 class LinearPosterior:
@@ -83,7 +85,8 @@ class LinearPosterior:
 
     def variance(self, observed: Any) -> np.ndarray:
         """Variance of each component of x given y, (batch, dimension)."""
-        weights, means = self.weights(observed)[:, :, None], self.means(observed)
+        weights = self.weights(observed)[:, :, None]
+        means = self.means(observed)
         within = np.diagonal(self.covariances, axis1=1, axis2=2)
         return (weights * (within + means**2)).sum(1) - (weights * means).sum(1) ** 2
 

@@ -138,7 +138,8 @@ class Measurement(Spec, Corruption):
 
     def observe(self, originals: Any, noise: float, streams: Streams) -> Measured:
         data = np.repeat(originals.data, streams.count, axis=0)
-        law, labels = getattr(originals, "law", None), getattr(originals, "labels", None)
+        law = getattr(originals, "law", None)
+        labels = getattr(originals, "labels", None)
         unmeasured = Measured(
             np.empty(0),
             np.full(len(data), float(noise)),

@@ -151,7 +151,8 @@ class Operator:
         """ValueError if it does not fit data (2, channels, height, width), or differs from the
         same operator made `again`.
         """
-        clean, alone = self.clean(data), self.clean(data[:1])
+        clean = self.clean(data)
+        alone = self.clean(data[:1])
         expect(
             _is_close(clean[:1], alone),
             "A(x) of a datum beside another",

@@ -20,7 +20,9 @@ from uturn.measures.ranks import ranks
 from uturn.measures.readings import WITHIN
 from uturn.studies.tables import TextTable, for_terminal
 
-NONE_SEEN, OTHER, DEAF = "none seen", "some other error", "deaf to the data"
+NONE_SEEN = "none seen"
+OTHER = "some other error"
+DEAF = "deaf to the data"
 KINDS = {
     DEAF: "clones fit the measurement far worse than the original does",
     "shifted": "clones have another mean than the originals",
@@ -133,7 +135,8 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     )
     of_all = of_all.transpose("noise", "reading")
     readings = [str(name) for name in of_all.reading.values]
-    size, variance = xr.ones_like(of_all.p), xr.full_like(of_all.p, np.nan)
+    size = xr.ones_like(of_all.p)
+    variance = xr.full_like(of_all.p, np.nan)
     if "distance" in readings:
         size.loc[{"reading": "distance"}] = ds.distance.mean(
             [dim for dim in ds.distance.dims if dim != "noise"]
@@ -276,12 +279,11 @@ def _kind(tests: xr.Dataset, level: float) -> str:
         }
     # Above 0: clones closer to each other than to the original; less probable than it; fitting y
     # less than it.
-    closer, improbable, misfit = (
-        effects.get("distance", 0.0),
-        relative.get("log_prior", 0.0),
-        relative.get("log_likelihood", 0.0),
-    )
-    modes, spread = abs(clear.get("same_component", 0.0)), clear.get("distance", 0.0)
+    closer = effects.get("distance", 0.0)
+    improbable = relative.get("log_prior", 0.0)
+    misfit = relative.get("log_likelihood", 0.0)
+    modes = abs(clear.get("same_component", 0.0))
+    spread = clear.get("distance", 0.0)
     spread = spread if abs(spread) >= _MATTERS else 0.0
     if misfit > 1 and abs(closer) < _SMALL:
         return DEAF
@@ -332,7 +334,8 @@ def meaning_of(at: xr.Dataset) -> str:
     """What the kind of error at one noise level means, and how far clones that fit the
     measurement worse are from it.
     """
-    kind, residual = str(at.kind.item()), float(at.residual)
+    kind = str(at.kind.item())
+    residual = float(at.residual)
     far = (
         f", with residuals about {residual:.2g} times as large"
         if kind == DEAF and np.isfinite(residual)

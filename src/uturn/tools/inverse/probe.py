@@ -44,7 +44,8 @@ class Posterior(Spec, Probe):
         dims = ("noise", "item", "trajectory")
         units = "" if source.image_shape() is None else "of the range [0, 1]"
         one: dict[str, Any] = {"family": "posterior"}
-        two, ranked = {"symmetric": True, **one}, {"ranked": True, **one}
+        two = {"symmetric": True, **one}
+        ranked = {"ranked": True, **one}
         share: dict[str, Any] = {"bounds": (0, 1)}
         distance: dict[str, Any] = {"unit": units, "bounds": (0, None), "group": "distance"}
         density: dict[str, Any] = {"unit": "nats", "group": "log-density", **ranked}
@@ -86,7 +87,9 @@ class Posterior(Spec, Probe):
         }
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
-        noisy, clones, before = u_turns.noisy, u_turns.clones, u_turns.originals.data
+        noisy = u_turns.noisy
+        clones = u_turns.clones
+        before = u_turns.originals.data
         expect(
             hasattr(noisy, "operators"),
             "noisy data",
@@ -125,7 +128,8 @@ def _of_measurement(
     """The readings of a measurement; `data` (K + 1, ...): the original, then its clones;
     `known`: class and log p(x) of each.
     """
-    K, flat = len(data) - 1, noisy.read_by_operator(data).reshape(len(data), -1).astype(float)
+    K = len(data) - 1
+    flat = noisy.read_by_operator(data).reshape(len(data), -1).astype(float)
     hidden = noisy.hidden(row)
     values = flat if hidden is None else flat[:, hidden.ravel()]
     reference = noisy.reference(row)
@@ -152,12 +156,14 @@ def _of_measurement(
         if K > 1:
             readings[f"clone_{name}"] = between_clones(of[None, 1:], K, f)[0]
     for name, of in ranked.items():
-        readings[f"original_{name}"], readings[name] = of[0], of[1:]
+        readings[f"original_{name}"] = of[0]
+        readings[name] = of[1:]
     variance = values.var(axis=0)
     squares = (values[0] - values.mean(axis=0)) ** 2
     # With ties broken at random, the rank of x_0 is uniform on below, .., below + equal; 1, .., K -
     # 1 are inside.
-    below, equal = (values[1:] < values[0]).sum(axis=0), (values[1:] == values[0]).sum(axis=0)
+    below = (values[1:] < values[0]).sum(axis=0)
+    equal = (values[1:] == values[0]).sum(axis=0)
     inside = np.minimum(below + equal, K - 1) - np.maximum(below, 1) + 1
     readings["coverage"] = (np.maximum(inside, 0) / (equal + 1)).mean()
     readings["z_squared"] = np.divide(

@@ -36,7 +36,9 @@ from uturn.tools.inverse.sampler import PosteriorSampler
 from uturn.tools.inverse.section import ERRORS, FORMAT, error_names
 
 RESULTS = ("inverse.json", "inverse.csv", ERRORS, "samplers.zarr")
-_MOST_BYTES, _MOST_LEVELS = 2**27, 10  # memory of the pictures of a page, and levels with pictures
+# memory of the pictures of a page, and levels with pictures
+_MOST_BYTES = 2**27
+_MOST_LEVELS = 10
 
 
 def check_folder(out: str) -> None:
@@ -188,7 +190,8 @@ def _tidy(entry: Mapping[str, Any]) -> pandas.DataFrame:
 
 def _words(runs: Sequence[Run], tests: Mapping[str, xr.Dataset]) -> dict[str, Any]:
     """What was found in a sentence for each run, what was measured, and how to read it."""
-    experiment, first = runs[0].experiment, tests[runs[0].name]
+    experiment = runs[0].experiment
+    first = tests[runs[0].name]
     items, clones, level = (first.attrs[key] for key in ("items", "clones", "level"))
     kinds = [kind for kind in KINDS if any(kind in some.kind.values for some in tests.values())]
     unit = experiment.parts.corruption.unit
@@ -229,7 +232,8 @@ def _table(
     entries: Sequence[Mapping[str, Any]], frame: pandas.DataFrame, several_data: bool
 ) -> dict[str, Any]:
     """The table over runs as texts: {title, heads, rows}."""
-    tested, strength = frame.reading[frame.family == "posterior"].unique(), frame.strength.iloc[-1]
+    tested = frame.reading[frame.family == "posterior"].unique()
+    strength = frame.strength.iloc[-1]
     rows = []
     for entry in entries:
         of_run = frame[frame.name == entry["name"]].set_index("reading")
@@ -308,7 +312,8 @@ def _pictures(runs: Sequence[Run], readings: Mapping[str, xr.Dataset]) -> xr.Dat
     items = np.arange(min(count, max(4, _MOST_BYTES // of_item)))
     shown = []
     for run in runs:
-        source, experiment = run.experiment.parts.source, run.experiment
+        source = run.experiment.parts.source
+        experiment = run.experiment
         blocks = list(source.blocks(items, experiment.seed, experiment.items))
         some = readings[run.name][["image", "observation"]].isel(
             noise=levels, item=items, trajectory=0, drop=True

@@ -206,11 +206,9 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         """A draw for the first original; with a denoiser in place of that of the model, if one
         is given.
         """
-        source, corruption, sampler = (
-            experiment.parts.source,
-            experiment.parts.corruption,
-            _sampler(self),
-        )
+        source = experiment.parts.source
+        corruption = experiment.parts.corruption
+        sampler = _sampler(self)
         block = next(iter(source.blocks(np.arange(1), experiment.seed, experiment.items)))
         streams = Streams(experiment.seed, block.items, noise)
         noisy = corruption.observe(block, noise, streams)
@@ -230,12 +228,14 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         """
         import torch
 
-        label, operator = f"sampler = {self.sampler!r}", noisy.operators[rows[0]]
+        label = f"sampler = {self.sampler!r}"
+        operator = noisy.operators[rows[0]]
         # A copy, since samplers write into it.
         observed = torch.from_numpy(np.array(noisy.values[rows]))
         with _seeded(int(key)) as generator, noted(label):
             values = sampler(observed, operator, generator, denoiser, tuple(noisy.shape))
-        label, shape = f"{label}, {where}", (len(rows), *noisy.shape)
+        label = f"{label}, {where}"
+        shape = (len(rows), *noisy.shape)
         fits = (
             isinstance(values, torch.Tensor)
             and not values.is_complex()
@@ -254,7 +254,8 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
             draws,
             "no NaN or infinity; it diverged, take smaller or more steps",
         )
-        low, high = float(draws.min()), float(draws.max())
+        low = float(draws.min())
+        high = float(draws.max())
         # Vectors, or images.
         fits = noisy.values_of_data[0] == 0 or (low >= -_FAR and high <= 1 + _FAR)
         expect(
