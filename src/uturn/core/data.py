@@ -6,7 +6,7 @@ originals --corruption--> noisy --backward--> reconstructions --probe--> reading
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
@@ -140,6 +140,10 @@ class UTurns(Generic[O, N]):
     reconstructions: Reconstructions
     clones: int = 1
     """Reconstructions of each noisy datum."""
+    records: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the backward tells beside the reconstructions, such as energies: {name: values (items,
+    trajectories * clones)}.
+    """
 
     def __repr__(self) -> str:
         return f"UTurns({self.originals!r}, {self.noisy!r}, clones={self.clones})"
@@ -153,6 +157,15 @@ class UTurns(Generic[O, N]):
             rows.append(("reconstructions", "", str(np.shape(self.reconstructions))))
         head = ("", "", "(items, trajectories * clones, ..)")
         return page("U-turns", table(head, rows), note=f"Clones: {self.clones}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstructed:
+    """What a backward may give in place of bare reconstructions."""
+
+    reconstructions: Reconstructions
+    records: Mapping[str, np.ndarray]
+    """For `UTurns.records`."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -293,7 +293,7 @@ class Experiment(BaseModel):
         together.
         """
         check_fit(self.source, self.corruption, self.backward, self.probes, self.trajectories)
-        source = self.source.made_by(self.backward, self.seed)
+        source = self.source.made_by(self.backward.single_u_turn, self.seed)
         self.backward.check(source, self.corruption)
         return Parts(source, self.corruption, self.backward, list(self.probes))
 

@@ -417,6 +417,13 @@ class Backward(Part, Hints, Generic[N]):
                 reconstructions = self.reconstruct(noisy, streams, clones)
             yield key, reconstructions
 
+    @property
+    def single_u_turn(self) -> Backward[Any]:
+        """The backward of one U-turn: itself, unless it repeats another one. Sources ask it about
+        its model.
+        """
+        return self
+
     def check(self, source: Source, corruption: Corruption) -> None:
         """ValueError if the backward does not fit the source and the corruption of an
         experiment. By default any do.
@@ -498,6 +505,8 @@ class Probe(Part, Generic[O, N, S]):
     """The variable that stores whole reconstructions, of all items or of the first ones (option
     `first`). Empty for a probe that stores readings.
     """
+    reads_noisy: ClassVar[bool] = False
+    """Whether it reads the noisy data. Chains of U-turns have none."""
     reads_in_parts: ClassVar[bool] = False
     """Whether `accumulate` and `readings` take the trajectories of a block in parts. All
     variables then pool the trajectories.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import chain
 from types import TracebackType
 from typing import Generic, NamedTuple, TypeVar
@@ -11,7 +11,7 @@ import numpy as np
 
 from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.contracts import checked_reconstructions, read_only, undoes
-from uturn.core.data import N, O, UTurns, checked_noisy
+from uturn.core.data import N, O, Reconstructed, UTurns, checked_noisy
 from uturn.core.messages import shown
 from uturn.core.own_parts import is_own, name_of
 from uturn.core.protocols import Backward, Corruption
@@ -201,10 +201,14 @@ class _Stream(Generic[Key, O, N]):
         expect(key in self.waiting, self.where, answer, expected)
         block = self.waiting.pop(key)
         num_draws = block.streams.count * self.clones
+        records: Mapping[str, np.ndarray] = {}
+        if isinstance(reconstructions, Reconstructed):
+            records = reconstructions.records
+            reconstructions = reconstructions.reconstructions
         checked = checked_reconstructions(
             self.backward, reconstructions, block.originals, num_draws
         )
-        return key, UTurns(block.originals, block.noisy, checked, self.clones)
+        return key, UTurns(block.originals, block.noisy, checked, self.clones, records)
 
     def _checked(self, block: tuple[Key, O, float, Streams | int]) -> tuple[Key, O, float, Streams]:
         """A block with its `Streams`; ValueError if the block is malformed."""

@@ -166,6 +166,7 @@ class KeepTokens(Spec, Probe[Tokens, NoisyTokens, TextSource]):
     `first`, and in `noisy_token` -1 where masked.
     """
 
+    reads_noisy: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = ("tokens",)
     batch_invariant: ClassVar[bool] = True
     type: Literal["tokens"] = "tokens"

@@ -44,6 +44,7 @@ class TreeLevels(Spec, Comparison[Strings, NoisyStrings, StringSource]):
     same expectation, but `belief` has no sampling noise.
     """
 
+    reads_noisy: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
     batch_invariant: ClassVar[bool] = True
     type: Literal["tree_levels"] = "tree_levels"
@@ -131,6 +132,7 @@ class Messages(Spec, Probe[Strings, NoisyStrings, StringSource]):
     "downward" or both.
     """
 
+    reads_noisy: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
     batch_invariant: ClassVar[bool] = True
     type: Literal["messages"] = "messages"
@@ -189,6 +191,7 @@ class TreeNodes(Spec, Probe[Strings, NoisyStrings, StringSource]):
     has the children s k + 1 .. s k + s. Levels with more than 64 nodes are left out.
     """
 
+    reads_noisy: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
     batch_invariant: ClassVar[bool] = True
     type: Literal["tree_nodes"] = "tree_nodes"

@@ -277,7 +277,7 @@ def _source_of(run: xr.Dataset) -> TextSource | None:
         is_large = sum(map(os.path.getsize, files)) > _MOST_TEXT
         if is_large or sum(map(_lines, files)) > _MOST_LINES:
             return None
-        with_tokenizer = source.made_by(backward, spec["seed"])
+        with_tokenizer = source.made_by(backward.single_u_turn, spec["seed"])
         models = json.loads(run.attrs["models"])
         fingerprints = with_tokenizer.fingerprint(), backward.fingerprint()
         is_same = fingerprints == (models["source"], models["backward"])

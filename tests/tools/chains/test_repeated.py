@@ -16,6 +16,7 @@ import tiny_pipelines
 import uturn as ut
 from command_line import uturn
 from uturn.backward.diffusion import DiffusionModel
+from uturn.core.protocols import Variable
 from uturn.core.random import Purpose, keys, normals, uniforms
 from uturn.core.u_turns import u_turns
 from uturn.engine.cluster import _Tasks
@@ -651,6 +652,35 @@ def test_numbers_of_u_turns_are_not_searched(tmp_path):
         ut.locate(
             changed(), reading="overlap, tree_level = 2", width=0.1, store=tmp_path / "search"
         )
+
+
+class ReadsNoisy(ut.Probe):
+    """A probe of the user that declares that it reads noisy data."""
+
+    kinds = ("strings",)
+    reads_noisy = True
+
+    def variables(self, source):
+        return {"noisy": Variable(("noise", "item", "trajectory"), "noisy")}
+
+    def read(self, u_turns, source):
+        return {"noisy": u_turns.noisy.values.mean(axis=1)[:, None]}
+
+
+def test_a_probe_that_declares_that_it_reads_noisy_data_is_left_out():
+    own = {"type": f"{__name__}:ReadsNoisy"}
+    single = ut.Experiment.from_dict(
+        CHAIN
+        | {
+            "corruption": {"type": "masking", "noise": [0.4]},
+            "backward": {"type": "exact"},
+            "probes": [{"type": "tree_levels"}, own, {"type": "parsed_levels"}],
+        }
+    )
+    probes = repeated(single, 0.4, 2).to_dict()["probes"]
+    assert [table["type"] for table in probes] == ["parsed_levels", "chain"]
+    with pytest.raises(ValueError, match=r"ReadsNoisy.*no noisy datum"):
+        [*check(changed(probes=[own]))]
 
 
 def test_blocks_that_cannot_be_continued_are_named():

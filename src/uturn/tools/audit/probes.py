@@ -35,6 +35,7 @@ class _OfTheModel(Spec, Probe[Tokens, NoisyTokens, TextSource]):
     not read.
     """
 
+    reads_noisy: ClassVar[bool] = True
     execution: ClassVar[frozenset[str]] = frozenset({"batch_size"})
     kinds: ClassVar[tuple[str, ...]] = ("tokens",)
     batch_size: int | None = Field(default=None, ge=1, le=2**16)

@@ -130,7 +130,7 @@ class Relaxation(Procedure):
     beta: float
 
     def experiments(self, out: str) -> Experiments:
-        from uturn.tools.chains.results import NOISY, base_experiment, repeated
+        from uturn.tools.chains.results import base_experiment, repeated
 
         base = base_experiment(self.spec, self.images, self.text, originals_in(out))
         made = {}
@@ -143,7 +143,7 @@ class Relaxation(Procedure):
                 beta=self.beta,
                 chains=self.number,
             )
-        left_out = sorted({table["type"] for table in base.to_dict()["probes"]} & NOISY)
+        left_out = sorted({probe.probe_name for probe in base.probes if probe.reads_noisy})
         if left_out:
             probes = ", ".join(left_out)
             console().print(f"left out, since chains have no noisy data: the probes {probes}")

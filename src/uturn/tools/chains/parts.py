@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,6 +15,8 @@ from scipy.special import comb
 
 from uturn.backward.diffusion import DiffusionModel
 from uturn.core.checks import expect
+from uturn.core.data import Originals, Reconstructed
+from uturn.core.findings import Finding
 from uturn.core.progress import part, portion, units
 from uturn.core.protocols import Axes, Backward, Corruption, FromFiles, Noisy, Source, Spec
 from uturn.core.random import NOISE, Seed, Streams, streams, uniforms
@@ -70,23 +72,14 @@ def _check_whole(noise: np.ndarray, what: str, most: float) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
-    """The originals from which chains of `steps` U-turns start. The backward keeps in `found`
-    what probes read of them.
-    """
+class ChainStart:
+    """The originals from which chains start."""
 
-    originals: Any
+    originals: Originals
     steps: int
-    corruption: Any
-    found: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise ValueError(
-            f"a chain of U-turns has no noisy datum, and so no {name!r}; choose probes that compare"
-            " x_k with x_0"
-        )
+    """U-turns of each chain."""
+    corruption: Corruption
+    """That of each U-turn."""
 
 
 class Repeated(Spec, Corruption):
@@ -106,8 +99,8 @@ class Repeated(Spec, Corruption):
     def corrupt(self, data: np.ndarray, noise: float, keys: np.ndarray) -> Any:
         raise ValueError("a chain of U-turns has no noisy datum")
 
-    def observe(self, originals: Any, noise: float, streams: Streams) -> Start:
-        return Start(originals, int(noise), self.of)
+    def observe(self, originals: Any, noise: float, streams: Streams) -> ChainStart:
+        return ChainStart(originals, int(noise), self.of)
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
         _check_whole(noise, "U-turns", self.max_noise)
@@ -148,11 +141,16 @@ class RepeatedBackward(Spec, Backward):
         count: int | None = self.of.data_in_call
         return count
 
-    def __getattr__(self, name: str) -> Any:
-        """What sources and probes ask of a model, such as its tokens, is that of `of`."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self.of, name)
+    @property
+    def single_u_turn(self) -> Backward:
+        backward: Backward = self.of.single_u_turn
+        return backward
+
+    def model_check(self, source: Source, originals: Sequence[Originals]) -> list[Finding]:
+        """Suspected faults of the backward that is repeated."""
+        check = getattr(self.of, "model_check", None)
+        findings: list[Finding] = [] if check is None else check(source, originals)
+        return findings
 
     def reads(self) -> Sequence[Any]:
         return [self.of, *([] if self.energy is None else [self._energy()])]
@@ -200,6 +198,13 @@ class RepeatedBackward(Spec, Backward):
             experiment.clones,
             "1: further chains from an original are trajectories",
         )
+        reading = [probe.probe_name for probe in experiment.probes if probe.reads_noisy]
+        expect(
+            not reading,
+            "probes",
+            reading,
+            "probes that compare x_k with x_0; a chain of U-turns has no noisy datum",
+        )
         told = [probe.has_energy for probe in experiment.probes if isinstance(probe, ChainReadings)]
         fits = all(has_energy == (self.energy is not None) for has_energy in told)
         expect(
@@ -235,19 +240,19 @@ class RepeatedBackward(Spec, Backward):
         return made
 
     def reconstruct_stream(
-        self, blocks: Iterable[tuple[Any, Start, Streams]], clones: int = 1
+        self, blocks: Iterable[tuple[Any, ChainStart, Streams]], clones: int = 1
     ) -> Iterator[tuple[Any, Any]]:
         for some in self._groups(blocks):
             with portion(sum(len(of.items) * of.count for _, _, of in some)):
                 yield from self._together(some)
 
     def _groups(
-        self, blocks: Iterable[tuple[Any, Start, Streams]]
-    ) -> Iterator[list[tuple[Any, Start, Streams]]]:
+        self, blocks: Iterable[tuple[Any, ChainStart, Streams]]
+    ) -> Iterator[list[tuple[Any, ChainStart, Streams]]]:
         """Blocks whose chains step together: all noise levels of the same items, and several
         items while batches have room.
         """
-        size = getattr(self, "batch_size", None)
+        size = getattr(self.of, "batch_size", None)
         wanted = max(_ROWS, 4 * size) if isinstance(size, int) else _ROWS  # it may be "auto"
         some = list[Any]()
         rows = 0
@@ -260,7 +265,9 @@ class RepeatedBackward(Spec, Backward):
             rows += len(some[-1][2].items) * some[-1][2].count
         yield some
 
-    def _together(self, blocks: Sequence[tuple[Any, Start, Streams]]) -> Iterator[tuple[Any, Any]]:
+    def _together(
+        self, blocks: Sequence[tuple[Any, ChainStart, Streams]]
+    ) -> Iterator[tuple[Any, Any]]:
         """Step the chains of some blocks, and give each block its reconstructions when its
         chains are that long.
         """
@@ -292,14 +299,16 @@ class RepeatedBackward(Spec, Backward):
                     chain.state, chain.accepted = state, chain.accepted + state.accepted
             for (key, start, _), some in zip(blocks, of_block, strict=True):
                 if start.steps == k:
-                    start.found["accepted"] = np.stack([chain.accepted for chain in some], 1) / max(
-                        k, 1
-                    )
-                    if self.energy is not None:
-                        start.found["energy"] = np.stack(
-                            [np.asarray(chain.state.energy) for chain in some], 1
-                        )
-                    yield key, _stacked([chain.state.originals for chain in some])
+                    yield key, self._reconstructed(some, k)
+
+    def _reconstructed(self, chains: Sequence[_Chain], steps: int) -> Reconstructed:
+        """The states of chains of an original after some U-turns, and what was accepted."""
+        accepted = np.stack([chain.accepted for chain in chains], 1)
+        records = {"accepted": accepted / max(steps, 1)}
+        if self.energy is not None:
+            energies = [np.asarray(chain.state.energy) for chain in chains]
+            records["energy"] = np.stack(energies, 1)
+        return Reconstructed(_stacked([chain.state.originals for chain in chains]), records)
 
 
 @dataclass

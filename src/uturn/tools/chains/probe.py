@@ -113,12 +113,12 @@ class ChainReadings(Spec, Probe):
         originals = u_turns.originals
         made = u_turns.reconstructions
         expect(
-            hasattr(u_turns.noisy, "steps"),
+            "accepted" in u_turns.records,
             "probe chain: noisy data",
             type(u_turns.noisy).__name__,
             "corruption 'repeated'",
         )
-        readings = dict(u_turns.noisy.found)
+        readings = dict(u_turns.records)
         if source.kind == "strings":
             before = originals.draw.latents
             readings["overlap"] = np.stack(

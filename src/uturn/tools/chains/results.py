@@ -35,16 +35,6 @@ from uturn.tools.chains.measures import effective_draws, known, relaxation, reve
 
 RESULTS = ("relaxation.zarr", "relaxation.csv", "relaxation.png")
 FORMAT = "uturn.chains"
-NOISY = {
-    "tree_levels",
-    "tree_nodes",
-    "messages",
-    "posterior",
-    "tokens",
-    "order_consistency",
-    "order_likelihood",
-}
-"""Probes that read the noisy datum, which chains have none of."""
 _EVERY = 64  # chains are read after each of so many U-turns
 
 
@@ -87,7 +77,7 @@ def repeated(
     original.
 
     Chains are read after each of the first 64 U-turns, then after powers of two, and the last.
-    Probes in `NOISY` are left out.
+    Probes that read noisy data are left out.
     """
     spec = base.to_dict()
     corruption = {key: value for key, value in spec["corruption"].items() if key != "noise"}
@@ -100,7 +90,10 @@ def repeated(
         {*range(1, min(steps, _EVERY) + 1), *(2**k for k in range(steps.bit_length())), steps}
     )
     of_energy: dict[str, Any] = {} if energy is None else {"energy": energy, "beta": beta}
-    probes = [table for table in spec["probes"] if table["type"] not in {*NOISY, "chain"}]
+    probes = []
+    for table, probe in zip(spec["probes"], base.probes, strict=True):
+        if not probe.reads_noisy and table["type"] != "chain":
+            probes.append(table)
     parts = {
         "corruption": {"type": "repeated", "of": corruption, "noise": read},
         "backward": {

@@ -37,6 +37,7 @@ class Posterior(Spec, Probe):
       values of x_0 and its clones; 1 for draws from the posterior, K if all clones are equal.
     """
 
+    reads_noisy: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = ("images", "vectors")
     type: Literal["posterior"] = "posterior"
 
