@@ -59,7 +59,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the level of the relabellings is not shared with the tests of ranks",
-        "uturn.tools.inverse.posteriors:posterior_tests",
+        "uturn.tools.inverse.posteriors:_tests_of_means",
         edit=Assigned("share", "1.0"),
         tests=(("test_posterior_tests::test_what_is_visible_is_what_the_strictest_of_means_and_ranks_sees", {}),),
     ),

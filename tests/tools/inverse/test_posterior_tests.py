@@ -15,10 +15,10 @@ from uturn.core.protocols import UTurns
 from uturn.core.random import Streams
 from uturn.measures.statistics import proportion, with_interval
 from uturn.sources.images import FashionMNISTSource, Images
+from uturn.tools.inverse.at_level import levels_of
 from uturn.tools.inverse.figure import draw_posterior_tests
 from uturn.tools.inverse.measurement import Measurement
 from uturn.tools.inverse.operators import Operator
-from uturn.tools.inverse.posteriors import rows_of, title_of
 from uturn.tools.inverse.probe import Posterior
 
 LEVEL, CLONES, ITEMS = 1e-3, 4, 250
@@ -149,7 +149,7 @@ def test_a_sampler_that_ignores_y_is_seen_by_its_likelihood_alone(u_turn):
     # As in the study of the run, with its rounding.
     np.testing.assert_array_equal(tests.coverage, proportion(run.coverage))
     assert ("coverage", f"{with_interval(tests.coverage[0])}, expected 0.6") in [
-        row[:2] for row in rows_of(tests.isel(noise=0))[1]
+        row[:2] for row in levels_of(tests)[0].table().rows
     ]
     assert (p[["distance", "same_component", "log_prior"]] > 0.01).all()
     assert abs(tests.coverage[0, 0] - 0.6) < 0.03
@@ -200,12 +200,12 @@ def test_heavy_tails_of_the_right_mean_are_seen_by_ranks_and_do_not_pass():
     run = of_densities(
         "log_prior", rng.standard_normal(900), rng.standard_t(3, (900, 9)) / np.sqrt(3)
     )
-    tests = ut.posterior_tests(run, LEVEL).isel(noise=0)
+    tests = ut.posterior_tests(run, LEVEL)
     assert tests.p.item() > 0.01
     assert tests.rank_p_holm.item() < LEVEL
     assert not tests.attrs["passed"]
-    assert tests.decided == "ranks of log_prior"
-    assert "decided by ranks of log_prior, p = " in title_of(tests)
+    assert tests.decided.item() == "ranks of log_prior"
+    assert "decided by ranks of log_prior, p = " in levels_of(tests)[0].words
     exact = ut.posterior_tests(
         of_densities("log_prior", rng.standard_normal(900), rng.standard_normal((900, 9)))
     )
@@ -265,7 +265,7 @@ def test_clones_that_are_deaf_are_said_to_be_so_many_noises_away(times):
         f"residuals about {tests.residual.item():.2g} times as large); decided by log_likelihood,"
         " p = "
     )
-    assert words in title_of(tests.isel(noise=0))
+    assert words in levels_of(tests)[0].words
 
 
 def test_originals_of_one_likelihood_name_a_kind():

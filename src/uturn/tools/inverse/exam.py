@@ -28,7 +28,8 @@ from uturn.paper.verdicts import (
 from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, name_rows, style
 from uturn.tools.inverse.exam_runs import CLONES, ERRORS, EXACT, LABELS, NOISE, OTHERS, REPAIRED
 from uturn.tools.inverse.exam_runs import measure as measure  # of the figure
-from uturn.tools.inverse.posteriors import KINDS, NONE_SEEN, OTHER, posterior_tests
+from uturn.tools.inverse.kinds import KINDS, Kind
+from uturn.tools.inverse.posteriors import posterior_tests
 
 TITLE = "Does a posterior sampler tell the truth? Eight samplers of inverse problems"
 CLAIM = (
@@ -395,7 +396,7 @@ def _draw_tests(axes: Any, data: xr.Dataset) -> None:
 
 def _draw_kinds(axes: Any, data: xr.Dataset) -> None:
     """(c) Number of cells with each kind of error."""
-    names = [kind for kind in (NONE_SEEN, *KINDS, OTHER) if (data.kind == kind).any()]
+    names = [kind for kind in (Kind.NONE_SEEN, *KINDS, Kind.OTHER) if (data.kind == kind).any()]
     counts = np.array(
         [
             [int((data.kind.sel(sampler=label) == kind).sum()) for kind in names]

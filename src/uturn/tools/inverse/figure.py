@@ -2,69 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from textwrap import fill
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
+from uturn.measures.estimates import Estimate
 from uturn.measures.ranks import band
 from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, style
-from uturn.tools.inverse.posteriors import NONE_SEEN, decision_of, meaning_of, plain_name, untested
+from uturn.tools.inverse.at_level import LevelTests, levels_of
+from uturn.tools.inverse.kinds import Kind
+from uturn.tools.inverse.readings import TestedReading, UntestedReading, label_of
 
-NAMES = {
-    "distance": "distance",
-    "same_component": "same class",
-    "log_likelihood": "log p(y | x)",
-    "log_prior": "log p(x)",
-    "reference_distance": "distance to r(y) (TARP)",
-    "mean_value": "mean of values",
-    "coverage": "coverage",
-    "z_squared": "squared error",
-}
-"""Readings as they are called in the picture, by `plain_name`."""
-_DIRECTIONS = {
-    "distance": ("clones too far apart", "clones too close together"),
-    "same_component": ("clones agree too often", "clones agree too seldom"),
-    "log_likelihood": ("clones fit y too well", "clones fit y too badly"),
-    "log_prior": ("clones too probable", "clones too improbable"),
-    "reference_distance": ("clones too far from r(y)", "clones too near to r(y)"),
-    "mean_value": ("clones too high", "clones too low"),
-}
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_WITHOUT_UNIT = ("share", "difference of shares")
+"""Units of effects that are not written behind their number."""
 
 
-def draw_posterior_tests(tests: xr.Dataset, noise: int = 0) -> Any:
+def draw_posterior_tests(tests: xr.Dataset, noise: int = 0) -> Figure:
     """The tests of `uturn.posterior_tests` at a noise level, by its index.
 
     Left: differences of the ECDF of ranks from the uniform one, with their bands. Right: effects
     with intervals, and words.
     """
-    at = tests.isel(noise=noise)
-    kind = str(at.kind.item())
+    level_tests = levels_of(tests)[noise]
     with style() as plt:
+        figure: Figure
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(11.5, 4.8), width_ratios=[1, 1.3], layout="constrained"
         )
-        words = meaning_of(at) or (
-            "no test rejects"
-            if kind == NONE_SEEN
-            else "a test rejects, and no rule names the error"
-        )
-        decided = str(at.decided.item()).removeprefix("ranks of ")
-        decision = (
-            decision_of(at).replace(decided, NAMES.get(plain_name(decided), decided))
-            if decided
-            else ""
-        )
-        title = "\n".join(filter(None, [fill(f"{kind}: {words}", 105), decision]))
-        color = ACCENT if kind == NONE_SEEN else CLASS
+        color = ACCENT if level_tests.kind is Kind.NONE_SEEN else CLASS
+        title = _title(level_tests)
         figure.suptitle(title, fontsize=13, fontweight="bold", color=color, x=0.01, ha="left")
-        _draw_ranks(left, at, tests.sizes["noise"])
-        _draw_effects(right, at)
+        _draw_ranks(left, tests.isel(noise=noise), tests.sizes["noise"])
+        _draw_effects(right, level_tests, float(tests.attrs["level"]))
     return figure
 
 
-def _draw_ranks(axes: Any, at: xr.Dataset, levels: int) -> None:
+def _title(tests: LevelTests) -> str:
+    """The kind of error, what it means, and the test that decided, in two lines."""
+    words = tests.meaning
+    if tests.kind is Kind.NONE_SEEN:
+        words = "no test rejects"
+    elif tests.kind is Kind.OTHER:
+        words = "a test rejects, and no rule names the error"
+    lines = [fill(f"{tests.kind}: {words}", 105)]
+    if tests.decided:
+        lines.append(tests.decision.replace(tests.decided, label_of(tests.decided)))
+    return "\n".join(lines)
+
+
+def _draw_ranks(axes: Axes, tests: xr.Dataset, num_levels: int) -> None:
     """ECDF differences of the ranked readings; the bands at 95 % for a curve, and at the level
     for all curves together.
     """
@@ -74,11 +68,8 @@ def _draw_ranks(axes: Any, at: xr.Dataset, levels: int) -> None:
         xlim=(0, 1),
     )
     axes.set_title("ranks")
-    ranked = [
-        str(name)
-        for name, p in zip(at.reading.values, at.rank_p.values, strict=True)
-        if np.isfinite(p)
-    ]
+    has_ranks = np.isfinite(tests.rank_p.values)
+    ranked = tests.reading.values[has_ranks].tolist()
     if not ranked:
         axes.text(
             0.5,
@@ -90,86 +81,95 @@ def _draw_ranks(axes: Any, at: xr.Dataset, levels: int) -> None:
             color=MUTED,
         )
         return
-    items, K, level = (at.attrs[key] for key in ("items", "clones", "level"))
+    items = tests.attrs["items"]
+    K = tests.attrs["clones"]
+    level = tests.attrs["level"]
     x = np.arange(K + 2) / (K + 1)
-    counts = at.p.notnull().astype(int) + at.rank_p.notnull().astype(int)
-    tests = int(counts.groupby("family").sum().max())  # of the larger family
-
-    def whole(difference: Any) -> np.ndarray:
-        return np.concatenate([[0], difference, [0]])
-
-    of_all = level / (tests * levels), 0.10, f"all curves, {100 * (1 - level):g} %"
-    for of, alpha, name in (of_all, (0.05, 0.16, "a curve, 95 %")):
-        low, high = band(items, K, of)
-        axes.fill_between(x, whole(low), whole(high), color=MUTED, alpha=alpha, lw=0, label=name)
+    counts = tests.p.notnull().astype(int) + tests.rank_p.notnull().astype(int)
+    num_tests = int(counts.groupby("family").sum().max())  # of the larger family
+    of_all = f"all curves, {100 * (1 - level):g} %"
+    for rate, alpha, name in (
+        (level / (num_tests * num_levels), 0.10, of_all),
+        (0.05, 0.16, "a curve, 95 %"),
+    ):
+        low, high = map(_with_ends, band(items, K, rate))
+        axes.fill_between(x, low, high, color=MUTED, alpha=alpha, lw=0, label=name)
     for color, name in zip(DISTINCT, ranked, strict=False):
-        difference = whole(at.rank_difference.sel(reading=name).values)
-        axes.plot(
-            x,
-            difference,
-            color=color,
-            marker="o" if K <= 20 else "",
-            ms=3.5,
-            label=NAMES.get(name, name),
-        )
+        difference = _with_ends(tests.rank_difference.sel(reading=name).values)
+        marker = "o" if K <= 20 else ""
+        axes.plot(x, difference, color=color, marker=marker, ms=3.5, label=label_of(name))
     axes.axhline(0, color=MUTED, lw=0.8)
     most = 1.08 * max(abs(end) for end in axes.get_ylim())
     axes.set_ylim(-most, 1.7 * most)
     axes.legend(loc="upper center", ncols=2, fontsize=8.5)
 
 
-def _draw_effects(axes: Any, at: xr.Dataset) -> None:
+def _with_ends(difference: np.ndarray) -> np.ndarray:
+    """A difference of ECDFs with its ends, where it is 0."""
+    return np.concatenate([[0], difference, [0]])
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """A row of the panel of effects."""
+
+    label: str
+    effect: Estimate
+    visible: float
+    """Size of an effect that is detected; NaN without a test."""
+    is_rejected: bool
+    text: str
+
+
+def _draw_effects(axes: Axes, tests: LevelTests, level: float) -> None:
     """A row for each reading, in units of its own: the effect with its interval, and the
     smallest effect that would be seen.
     """
-    rows = []
-    for name in map(str, at.reading.values):
-        of = at.sel(reading=name)
-        rejected = bool(of.p_holm <= at.attrs["level"])
-        unit = {"share": "", "difference of shares": ""}.get(
-            of.effect_unit.item(), f" {of.effect_unit.item()}".rstrip()
-        )
-        rows.append(
-            (
-                name,
-                of.effect.values,
-                float(of.visible),
-                rejected,
-                f"{of.effect.values[0]:+.2g}{unit}",
-            )
-        )
-    for name, (value, expected) in untested(at).items():
-        rows.append(
-            (name, value - expected, np.nan, False, f"{value[0]:.2f}, {expected:.2g} expected")
-        )
-    for y, (name, effect, visible, marked, number) in enumerate(rows[::-1]):
-        ends = np.abs([*effect, visible])
+    bars = [_tested_bar(tested, level) for tested in tests.readings]
+    bars += [_untested_bar(untested) for untested in tests.untested]
+    bars.reverse()
+    for y, bar in enumerate(bars):
+        ends = np.abs([*bar.effect, bar.visible])
         scale = max(float(np.nanmax(ends[np.isfinite(ends)], initial=0)), 1e-12)
-        value, low, high = effect / scale
-        color = CLASS if marked else MUTED
-        if np.isfinite(visible):
-            axes.barh(
-                y,
-                2 * visible / scale,
-                left=-visible / scale,
-                height=0.78,
-                color=ACCENT,
-                alpha=0.10,
-                lw=0,
-            )
-        axes.barh(y, value, height=0.42, color=color, alpha=0.85)
-        if np.isfinite(low):
-            axes.plot([low, high], [y, y], color="black", lw=1.1)
-        direction = _DIRECTIONS.get(plain_name(name), ("", ""))[int(value > 0)] if marked else ""
-        text = ": ".join(filter(None, [number, direction]))
-        axes.text(
-            1.12, y, fill(text, 32), va="center", fontsize=9, color=color if marked else "black"
-        )
-    axes.set_yticks(
-        range(len(rows)), [NAMES.get(plain_name(name), name) for name, *_ in rows[::-1]]
-    )
+        _draw_bar(axes, y, bar, scale)
+    axes.set_yticks(range(len(bars)), _labels(bars))
     axes.axvline(0, color="black", lw=0.8)
     axes.set(xlim=(-1.08, 2.75), xticks=[])
     axes.spines[["bottom", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_title("effects (pale: smaller ones are not detected)")
+
+
+def _labels(bars: Sequence[_Bar]) -> list[str]:
+    return [bar.label for bar in bars]
+
+
+def _tested_bar(tested: TestedReading, level: float) -> _Bar:
+    unit = "" if tested.unit in _WITHOUT_UNIT else f" {tested.unit}".rstrip()
+    text = f"{tested.effect.value:+.2g}{unit}"
+    is_rejected = tested.p_holm <= level
+    if is_rejected:
+        reading = tested.reading
+        direction = reading.above if tested.effect.value > 0 else reading.below
+        text = ": ".join(filter(None, [text, direction]))
+    return _Bar(label_of(tested.variable), tested.effect, tested.visible, is_rejected, text)
+
+
+def _untested_bar(untested: UntestedReading) -> _Bar:
+    """The difference from what exact draws give."""
+    difference = Estimate(*(number - untested.expected for number in untested.value))
+    text = f"{untested.value.value:.2f}, {untested.expected:.2g} expected"
+    return _Bar(label_of(untested.variable), difference, np.nan, False, text)
+
+
+def _draw_bar(axes: Axes, y: int, bar: _Bar, scale: float) -> None:
+    value, low, high = (number / scale for number in bar.effect)
+    color = CLASS if bar.is_rejected else MUTED
+    if np.isfinite(bar.visible):
+        width = 2 * bar.visible / scale
+        axes.barh(y, width, left=-width / 2, height=0.78, color=ACCENT, alpha=0.10, lw=0)
+    axes.barh(y, value, height=0.42, color=color, alpha=0.85)
+    if np.isfinite(low):
+        axes.plot([low, high], [y, y], color="black", lw=1.1)
+    text_color = color if bar.is_rejected else "black"
+    axes.text(1.12, y, fill(bar.text, 32), va="center", fontsize=9, color=text_color)

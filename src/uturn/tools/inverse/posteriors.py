@@ -5,67 +5,53 @@ sizes, and the kind of error.
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
-from uturn.core import display
 from uturn.core.checks import expect
 from uturn.core.messages import shown
 from uturn.measures.calibration import calibration, holm, items_tested, twin_of
-from uturn.measures.estimates import ESTIMATE, checked_share, with_interval
+from uturn.measures.estimates import ESTIMATE, checked_share
 from uturn.measures.intervals import mean_curves, proportion
 from uturn.measures.ranks import ranks
 from uturn.measures.readings import WITHIN
-from uturn.studies.tables import TextTable, for_terminal
+from uturn.measures.report import Line, Report, Tests
+from uturn.tools.inverse.at_level import levels_of, readings_at
+from uturn.tools.inverse.kinds import decisive_test, kind_of
+from uturn.tools.inverse.readings import BESIDE, POSTERIOR, READINGS, plain_name
 
-NONE_SEEN = "none seen"
-OTHER = "some other error"
-DEAF = "deaf to the data"
-KINDS = {
-    DEAF: "clones fit the measurement far worse than the original does",
-    "shifted": "clones have another mean than the originals",
-    "too sure": "clones are closer to each other, or to the measurement, than to the original",
-    "not sure enough": "clones are farther from each other than from the original",
-    "wrong modes": "clones share a class more or less often than the original does with them",
-    "unlike the data": (
-        "clones have another probability than the originals, but their spread is right"
-    ),
-}
-"""Kinds of errors, in the order in which they are looked for, and what is then seen."""
-BLIND = {
-    "distance": "a sampler that ignores y; values drawn one by one",
-    "same_component": "errors within a class; a sampler that ignores y",
-    "log_likelihood": "errors in what y does not determine",
-    "log_prior": "a sampler that ignores y; wrong weights of the modes",
-    "reference_distance": "errors that keep the distances to the reference",
-    "mean_value": "errors that keep the mean of the values",
-    "coverage": "a sampler that ignores y; values drawn one by one",
-    "z_squared": "a sampler that ignores y; values drawn one by one",
-}
-"""What a test cannot see, by reading (`plain_name`)."""
-_FAMILY = ("distance", "same_component", "log_likelihood", "log_prior")
-_BESIDE = ("reference_distance", "mean_value")
-_CLEAR = 0.05  # p-value up to which a test counts in the choice of the kind
-_MATTERS = 0.03  # relative gap of the distance, or difference of shares, from which on it counts
-# Relative gap of the distance below which clones can be deaf; "unlike the data" below twice this
-# value.
-_SMALL = 0.1
-# A mean is shifted if it differs from 0 by more than this many half-widths of its 95 % interval.
-_FAR = 1.5
+_NOT_DEAF = "without log p(y | x), no test sees a sampler that ignores the measurement"
 
 
-class PosteriorTests(xr.Dataset):
-    """The dataset of `uturn.posterior_tests`, which prints as its tables."""
+class PosteriorTests(Tests):
+    """The dataset of `uturn.posterior_tests`."""
 
     __slots__ = ()
 
-    def __repr__(self) -> str:
-        if not {"p", "kind"} <= set(self.data_vars) or "noise" not in self.dims:
-            return super().__repr__()
-        tables = [for_terminal(TextTable(title_of(at), *rows_of(at))) for at in by_level(self)]
-        return display.text(*tables, *filter(None, self.attrs["remark"].split("; ")))
+    def _is_whole(self) -> bool:
+        return {"p", "kind", "residual"} <= set(self.data_vars) and "noise" in self.dims
+
+    @property
+    def report(self) -> Report:
+        """The kind of error at each noise level, and a line for each test. A test beside the family
+        that rejects fails, too.
+        """
+        level = float(self.level)
+        lines: list[Line] = []
+        for tests in levels_of(self):
+            lines += tests.lines(level)
+        families = len(set(self.family.values.tolist()))
+        return Report(
+            "posterior-tests",
+            "Posterior sampler: are the clones draws from the posterior?",
+            tuple(lines),
+            families * level,
+            remarks=tuple(filter(None, [self.remark])),
+            docs="inverse-problems",
+        )
 
 
 def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> PosteriorTests:
@@ -88,15 +74,17 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     of distances as a share of the mean distance of original and clone (1 for clones that are all
     equal), of log-densities in nats, of classes a difference of shares; `visible`, size of an
     effect that the test detects with a probability of about one half; `p`, `p_holm`, `rank_p`,
-    `rank_p_holm` (noise, reading), NaN where there is no such test; `rank_difference` (noise,
-    reading, rank), `difference` of `uturn.ranks`; `coverage`, `z_squared` (noise, estimate),
-    numbers without a test, to be compared with `coverage_expected` = (K - 1) / (K + 1) and 1;
-    `kind` (noise), one of `KINDS` of this module, "some other error", or "none seen"; `decided`
-    (noise), the test of means that rejects most clearly, such as "log_prior", or that of ranks,
-    "ranks of log_prior", if no mean rejects; `residual` (noise), root mean square residual of the
-    clones from the measurement, in those of the originals, for Gaussian noise. Coordinates of a
-    reading: `family` ("posterior", "beside"), `effect_unit`, `blind` (what its test cannot see).
-    Attributes: `passed`, `passed_beside`, `level`, `items`, `clones`, `remark`.
+    `rank_p_holm` (noise, reading), NaN where there is no such test; `variance` (noise, reading), of
+    a ranked reading among originals; `rank_difference` (noise, reading, rank), `difference` of
+    `uturn.ranks`; `coverage`, `z_squared` (noise, estimate), numbers without a test, to be compared
+    with `coverage_expected` = (K - 1) / (K + 1) and 1; `kind` (noise), one of
+    `uturn.tools.inverse.kinds.Kind`; `decided` (noise), the test of means that rejects most
+    clearly, such as "log_prior", or the test of ranks, "ranks of log_prior", if no mean rejects;
+    `residual` (noise), root mean square residual of the clones from the measurement, in units of
+    the residual of the originals, for Gaussian noise. Coordinates of a reading: `family`
+    ("posterior", "beside"), `effect_unit`, `blind` (what its test cannot see). Attributes:
+    `passed`, `passed_beside`, `level`, `items`, `clones`, `remark`. It prints as its `report`, a
+    `Report` with a line for each test.
 
     Examples
     --------
@@ -107,277 +95,192 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     >>> found = ut.posterior_tests(ut.readings(ut.readings_of(x[:, 0], x[None, :, None, 1:], rms, "distance"), [1.0], start=0))
     >>> found.kind.item(), found.effect.sel(reading="distance", estimate="value").item()
     ('too sure', 0.34...)
+    >>> found.report.passed, found.report["distance, noise = 1"].verdict.value
+    (False, 'FAILS')
     """
-    names, remarks = _names(ds)
-    ranked = [
-        name
-        for some in names.values()
-        for name in some
-        if not twin_of(ds, name).startswith("clone_")
-    ]
-    tests = {}
-    for family, some in names.items():
-        if some:  # the relabellings, and what is visible, are those of all tests of the family
-            share = len(some) / (len(some) + len(set(some) & set(ranked)))
-            tests[family] = calibration(
-                ds, some, level=checked_share("level", level) * share, seed=seed
-            )
-    if "posterior" not in tests:
+    chosen = Chosen.of(ds)
+    level = checked_share("level", level)
+    if not chosen.names[POSTERIOR]:
+        family = ", ".join(_names_of(POSTERIOR))
         raise ValueError(
-            f"ds = {shown(ds)}: no reading of the family {', '.join(_FAMILY)} can be tested;"
+            f"ds = {shown(ds)}: no reading of the family {family} can be tested;"
             " expected a run with clones >= 2, at least 2 items and the probe 'posterior'"
         )
-    families = {
-        family: ("reading", [family] * test.sizes["reading"]) for family, test in tests.items()
-    }
-    of_all = xr.concat(
-        [test.assign_coords(family=families[family]) for family, test in tests.items()], "reading"
+    means = _tests_of_means(ds, chosen, level, seed)
+    result = _with_effects(ds, chosen, means)
+    result = _with_ranks(ds, chosen, result, level, seed)
+    result = _adjusted(result)
+    result = _with_untested(ds, result)
+    result = _with_kinds(result, level)
+    return PosteriorTests(result.data_vars, result.coords).assign_attrs(
+        passed=_is_passed(result, POSTERIOR, level),
+        passed_beside=_is_passed(result, BESIDE, level),
+        level=level,
+        items=means.attrs["items"],
+        clones=ds.sizes["clone"],
+        remark="; ".join(chosen.remarks),
     )
-    of_all = of_all.transpose("noise", "reading")
-    readings = [str(name) for name in of_all.reading.values]
-    size = xr.ones_like(of_all.p)
-    variance = xr.full_like(of_all.p, np.nan)
-    if "distance" in readings:
-        size.loc[{"reading": "distance"}] = ds.distance.mean(
-            [dim for dim in ds.distance.dims if dim != "noise"]
-        )
-    for name in ranked:
-        variance.loc[{"reading": name}] = ds[twin_of(ds, name)].isel(trajectory=0).var("item")
-    gap = (
-        of_all[["gap", "low", "high"]]
-        .to_array("estimate")
-        .assign_coords(estimate=ESTIMATE)
-        .transpose(..., "estimate")
-    )
+
+
+# --- which readings are tested --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The variables of a run that are tested."""
+
+    names: Mapping[str, Sequence[str]]
+    """By family, in the order of `READINGS`."""
+    ranked: Sequence[str]
+    """Variables of one datum, which are tested by their ranks, too."""
+    remarks: Sequence[str]
+    """About variables that are not tested."""
+
+    @classmethod
+    def of(cls, ds: xr.Dataset) -> Chosen:
+        expected = "the dataset that uturn.run gives for an experiment with clones >= 2"
+        expect(isinstance(ds, xr.Dataset), "ds", ds, expected)
+        by_plain_name: dict[str, str] = {}
+        for name in map(str, ds.data_vars):
+            if set(ds[name].dims) <= {"noise", *WITHIN} and twin_of(ds, name):
+                by_plain_name.setdefault(plain_name(name), name)
+        names: dict[str, list[str]] = {}
+        remarks = []
+        for family in (POSTERIOR, BESIDE):
+            names[family] = []
+            for reading in _names_of(family):
+                if reading not in by_plain_name:
+                    continue
+                name = by_plain_name[reading]
+                if items_tested(ds, [name]).sum() >= 2:
+                    names[family].append(name)
+                else:
+                    remarks.append(f"{name} is not tested: it has no readings")
+        if "log_likelihood" not in names[POSTERIOR]:
+            remarks.append(_NOT_DEAF)
+        tested = [*names[POSTERIOR], *names[BESIDE]]
+        ranked = [name for name in tested if not twin_of(ds, name).startswith("clone_")]
+        return cls(names, ranked, remarks)
+
+
+def _names_of(family: str) -> list[str]:
+    return [reading.name for reading in READINGS.values() if reading.family == family]
+
+
+# --- tests ----------------------------------------------------------------------------------------
+
+
+def _tests_of_means(ds: xr.Dataset, chosen: Chosen, level: float, seed: int) -> xr.Dataset:
+    """The relabelling tests of all families, with a coordinate `family`."""
+    tests = []
+    for family, names in chosen.names.items():
+        if not names:
+            continue
+        # The level of a family is shared by all of its tests, of means and of ranks.
+        ranked = set(names) & set(chosen.ranked)
+        share = len(names) / (len(names) + len(ranked))
+        test = calibration(ds, names, level=level * share, seed=seed)
+        tests.append(test.assign_coords(family=("reading", [family] * test.sizes["reading"])))
+    whole = xr.concat(tests, "reading", combine_attrs="override").transpose("noise", "reading")
+    found = xr.Dataset(whole.data_vars, whole.coords, whole.attrs)
+    return found.assign_coords(reading=found.reading.values.astype(str))
+
+
+def _with_effects(ds: xr.Dataset, chosen: Chosen, means: xr.Dataset) -> xr.Dataset:
+    """Gaps, effects in their units, and p-values of the means."""
+    variables = means.reading.values.tolist()
+    unit = xr.ones_like(means.p)
+    if "distance" in variables:
+        draws = [dim for dim in ds.distance.dims if dim != "noise"]
+        unit.loc[{"reading": "distance"}] = ds.distance.mean(draws)
+    variance = xr.full_like(means.p, np.nan)
+    for name in chosen.ranked:
+        originals = ds[twin_of(ds, name)].isel(trajectory=0)
+        variance.loc[{"reading": name}] = originals.var("item")
+    gap = means[["gap", "low", "high"]].to_array("estimate").assign_coords(estimate=ESTIMATE)
+    gap = gap.transpose(..., "estimate")
     with np.errstate(invalid="ignore", divide="ignore"):
-        result = of_all[["p", "p_holm"]].assign(
-            gap=gap, effect=gap / size, visible=of_all.visible / size
+        result = means[["p", "p_holm"]].assign(
+            gap=gap, effect=gap / unit, visible=means.visible / unit, variance=variance
         )
-    result = result.assign(
-        {key: xr.full_like(of_all.p, np.nan) for key in ("rank_p", "rank_p_holm")}
+    return result.assign_coords(
+        effect_unit=("reading", [_unit_of_effect(ds, name) for name in variables]),
+        blind=("reading", [READINGS[plain_name(name)].blind for name in variables]),
     )
-    if ranked:
-        of_ranks = ranks(ds, ranked, level=level, seed=seed)[["p", "difference"]].reindex(
-            reading=readings
-        )
-        result = result.assign(
-            {
-                f"rank_{key}": values
-                for key, values in of_ranks.transpose("noise", "reading", ...).items()
-            }
-        )
-    both = np.stack([result.p.values, result.rank_p.values])  # (means and ranks, noise, reading)
-    for family in tests:
-        there = np.isfinite(both) & (result.family.values == family)
-        both[there] = holm(both[there])
-    result = result.assign(
-        p_holm=result.p.copy(data=both[0]), rank_p_holm=result.p.copy(data=both[1])
-    )
-    for name in ("coverage", "z_squared"):
-        if name in ds:
-            result[name] = (proportion if name == "coverage" else mean_curves)(ds[name])
-    K = ds.sizes["clone"]
-    result["coverage_expected"] = (K - 1) / (K + 1)
-    result = result.assign_coords(
-        effect_unit=("reading", [_unit_of_effect(ds, name) for name in readings]),
-        blind=("reading", [BLIND[plain_name(name)] for name in readings]),
-    )
-    result["kind"] = (
-        "noise",
-        [_kind(at, level) for at in by_level(result.assign(variance=variance))],
-    )
-    result["decided"] = ("noise", [_decided(at, level) for at in by_level(result)])
-    fits = np.array([plain_name(name) == "log_likelihood" for name in readings])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        misfit = (result.gap.sel(estimate="value") / variance).values[:, fits]
-    result["residual"] = (
-        "noise",
-        np.sqrt((1 + misfit).clip(0))[:, 0] if fits.any() else np.full(len(misfit), np.nan),
-    )
-    passed = {
-        family: bool((np.nanmin(both, axis=(0, 1))[result.family.values == family] > level).all())
-        for family in names
-    }
-    result.attrs = {
-        "passed": passed["posterior"],
-        "passed_beside": passed["beside"],
-        "level": float(level),
-        "items": tests["posterior"].attrs["items"],
-        "clones": K,
-        "remark": "; ".join(remarks),
-    }
-    return PosteriorTests(result.data_vars, result.coords, result.attrs)
-
-
-def _names(ds: Any) -> tuple[dict[str, list[str]], list[str]]:
-    """The readings of the family and those beside it that have values for a test, and remarks on
-    those that have none.
-    """
-    expect(
-        isinstance(ds, xr.Dataset),
-        "ds",
-        ds,
-        "the dataset that uturn.run gives for an experiment with clones >= 2",
-    )
-    tested = [
-        str(name)
-        for name in ds.data_vars
-        if set(ds[name].dims) <= {"noise", *WITHIN} and twin_of(ds, str(name))
-    ]
-    # The first, if there are several classifiers.
-    by_plain_name = {plain_name(name): name for name in reversed(tested)}
-    names: dict[str, list[str]] = {}
-    remarks = []
-    for key, some in (("posterior", _FAMILY), ("beside", _BESIDE)):
-        there = [by_plain_name[name] for name in some if name in by_plain_name]
-        names[key] = [name for name in there if items_tested(ds, [name]).sum() >= 2]
-        remarks += [
-            f"{name} is not tested: it has no readings" for name in there if name not in names[key]
-        ]
-    if "log_likelihood" not in names["posterior"]:
-        remarks.append("without log p(y | x), no test sees a sampler that ignores the measurement")
-    return names, remarks
-
-
-def plain_name(name: str) -> str:
-    """The name of a reading in this module: "same_component" also for the class by a classifier,
-    `<probe>_same_class`.
-    """
-    return "same_component" if name.endswith("same_class") else name
 
 
 def _unit_of_effect(ds: xr.Dataset, name: str) -> str:
     if plain_name(name) == "same_component":
         return "difference of shares"
-    return (
-        "share"
-        if name == "distance"
-        else str(json.loads(ds[name].attrs.get("reading", "{}")).get("unit", ""))
+    if name == "distance":
+        return "share"
+    instructions = json.loads(ds[name].attrs.get("reading", "{}"))
+    return str(instructions.get("unit", ""))
+
+
+def _with_ranks(
+    ds: xr.Dataset, chosen: Chosen, result: xr.Dataset, level: float, seed: int
+) -> xr.Dataset:
+    """The tests of ranks, NaN for readings of two data."""
+    none = xr.full_like(result.p, np.nan)
+    result = result.assign(rank_p=none, rank_p_holm=none)
+    if not chosen.ranked:
+        return result
+    tests = ranks(ds, chosen.ranked, level=level, seed=seed)[["p", "difference"]]
+    tests = tests.reindex(reading=result.reading.values).transpose("noise", "reading", ...)
+    return result.assign(rank_p=tests.p, rank_difference=tests.difference)
+
+
+def _adjusted(result: xr.Dataset) -> xr.Dataset:
+    """p-values by Holm over means and ranks of each family together."""
+    p = np.stack([result.p.values, result.rank_p.values])
+    for family in np.unique(result.family.values):
+        is_tested = np.isfinite(p) & (result.family.values == family)
+        p[is_tested] = holm(p[is_tested])
+    p_means, p_ranks = p
+    return result.assign(
+        p_holm=result.p.copy(data=p_means), rank_p_holm=result.p.copy(data=p_ranks)
     )
 
 
-def _kind(tests: xr.Dataset, level: float) -> str:
-    """The kind of error at one noise level, from the tests that reject and the signs and sizes
-    of their effects.
-    """
-    if not any((tests[key] <= level).any() for key in ("p_holm", "rank_p_holm")):
-        return NONE_SEEN
-    readings = [plain_name(str(name)) for name in tests.reading.values]
-    effects = dict(zip(readings, tests.effect.sel(estimate="value").values.tolist(), strict=True))
-    clear = {
-        name: effects[name] for name, p in zip(readings, tests.p.values, strict=True) if p <= _CLEAR
-    }
-    # A log-density that is lower by its variance among originals, about half the number of values
-    # that count, has a relative size of 1; clones whose errors have c^2 times the right variance
-    # have about c^2 - 1.
-    variances = dict(zip(readings, tests.variance.values, strict=True))
-    with np.errstate(divide="ignore"):  # all originals may have one log-density
-        relative = {
-            name: clear[name] / variances[name]
-            for name in ("log_prior", "log_likelihood")
-            if name in clear
-        }
-    # Above 0: clones closer to each other than to the original; less probable than it; fitting y
-    # less than it.
-    closer = effects.get("distance", 0.0)
-    improbable = relative.get("log_prior", 0.0)
-    misfit = relative.get("log_likelihood", 0.0)
-    modes = abs(clear.get("same_component", 0.0))
-    spread = clear.get("distance", 0.0)
-    spread = spread if abs(spread) >= _MATTERS else 0.0
-    if misfit > 1 and abs(closer) < _SMALL:
-        return DEAF
-    if "mean_value" in readings:
-        of_mean = tests.isel(reading=readings.index("mean_value"))
-        value, low, high = of_mean.effect.values
-        if of_mean.p_holm <= level and abs(value) > _FAR * (high - low) / 2:
-            return "shifted"
-    if improbable > 3 and abs(closer) < 2 * _SMALL:
-        return "unlike the data"
-    if modes >= _MATTERS and modes > abs(spread):
-        return "wrong modes"
-    if spread or improbable < 0:
-        return "not sure enough" if spread < 0 else "too sure"
-    if improbable > 0:
-        return "not sure enough" if misfit > 0 else "unlike the data"
-    if misfit:
-        return DEAF if misfit > 0 else "too sure"
-    return OTHER
+def _with_untested(ds: xr.Dataset, result: xr.Dataset) -> xr.Dataset:
+    """The means of the readings without a test, and the coverage of exact draws."""
+    K = ds.sizes["clone"]
+    result = result.assign(coverage_expected=(K - 1) / (K + 1))
+    if "coverage" in ds:
+        result["coverage"] = proportion(ds.coverage)
+    if "z_squared" in ds:
+        result["z_squared"] = mean_curves(ds.z_squared)
+    return result
 
 
-def _decided(tests: xr.Dataset, level: float) -> str:
-    """The test that rejects most clearly: by p, then by effect over what is visible, since
-    relabellings bound p from below.
+def _with_kinds(result: xr.Dataset, level: float) -> xr.Dataset:
+    """The kind of error at each noise level, the test that decided, and the residual."""
+    kinds = []
+    decided = []
+    for k in range(result.sizes["noise"]):
+        readings = readings_at(result.isel(noise=k))
+        kinds.append(kind_of(readings, level).value)
+        decided.append(decisive_test(readings, level))
+    return result.assign(
+        kind=("noise", kinds), decided=("noise", decided), residual=("noise", _residuals(result))
+    )
+
+
+def _residuals(result: xr.Dataset) -> np.ndarray:
+    """sqrt(1 + gap / variance) of log p(y | x), which has the variance of half as many squares of
+    residuals as there are measured values.
     """
+    if "log_likelihood" not in result.reading:
+        return np.full(result.sizes["noise"], np.nan)
+    likelihood = result.sel(reading="log_likelihood")
     with np.errstate(invalid="ignore", divide="ignore"):
-        size = np.abs(tests.effect.sel(estimate="value").values / tests.visible.values)
-    for key, words in (("p_holm", ""), ("rank_p_holm", "ranks of ")):
-        first = int(np.lexsort((-size, tests[key].values))[0])  # NaN are last
-        if tests[key].values[first] <= level:
-            return f"{words}{tests.reading.values[first]}"
-    return ""
+        misfit = likelihood.gap.sel(estimate="value").values / likelihood.variance.values
+    return np.asarray(np.sqrt((1 + misfit).clip(0)))
 
 
-def by_level(tests: xr.Dataset) -> list[xr.Dataset]:
-    return [tests.isel(noise=k) for k in range(tests.sizes["noise"])]
-
-
-def untested(at: xr.Dataset) -> dict[str, tuple[np.ndarray, float]]:
-    """The numbers of one noise level that have no test: their value with its interval, and what
-    exact draws give.
-    """
-    expected = {"coverage": float(at.coverage_expected), "z_squared": 1.0}
-    return {name: (at[name].values, number) for name, number in expected.items() if name in at}
-
-
-def meaning_of(at: xr.Dataset) -> str:
-    """What the kind of error at one noise level means, and how far clones that fit the
-    measurement worse are from it.
-    """
-    kind = str(at.kind.item())
-    residual = float(at.residual)
-    far = (
-        f", with residuals about {residual:.2g} times as large"
-        if kind == DEAF and np.isfinite(residual)
-        else ""
-    )
-    return f"{KINDS[kind]}{far}" if kind in KINDS else ""
-
-
-def decision_of(at: xr.Dataset) -> str:
-    """The test that decided at one noise level, with its p-value by Holm; "" if none rejects."""
-    if not at.decided.item():
-        return ""
-    decided = str(at.decided.item())
-    p = at["rank_p_holm" if decided.startswith("ranks of ") else "p_holm"].sel(
-        reading=decided.removeprefix("ranks of ")
-    )
-    return f"decided by {decided}, p = {float(p):.2g}"
-
-
-def title_of(at: xr.Dataset) -> str:
-    """The kind of error at one noise level in words, and the test that decided."""
-    meaning = f" ({words})" if (words := meaning_of(at)) else ""
-    return "; ".join(
-        filter(None, [f"noise {float(at.noise):.3g}: {at.kind.item()}{meaning}", decision_of(at)])
-    )
-
-
-def rows_of(at: xr.Dataset) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and rows of the table of one noise level."""
-    heads = ("reading", "effect [95 % interval]", "p by Holm", "p of ranks", "cannot see")
-    rows: list[tuple[str, ...]] = []
-    for reading in at.reading.values:
-        of = at.sel(reading=reading)
-        effect = f"{with_interval(of.effect.values)} {of.effect_unit.item()}".rstrip()
-        p, rank_p = (
-            f"{float(of[key]):.2g}" if np.isfinite(of[key]) else ""
-            for key in ("p_holm", "rank_p_holm")
-        )
-        beside = "" if of.family.item() == "posterior" else " (beside)"
-        rows.append((f"{reading}{beside}", effect, p, rank_p, str(of.blind.item())))
-    for name, (values, expected) in untested(at).items():
-        rows.append(
-            (name, f"{with_interval(values)}, expected {expected:.3g}", "", "", BLIND[name])
-        )
-    return heads, rows
+def _is_passed(result: xr.Dataset, family: str, level: float) -> bool:
+    """Whether no test of a family rejects."""
+    tests = result[["p_holm", "rank_p_holm"]].to_array()
+    least = np.nanmin(tests.values, axis=(0, 1))
+    return bool((least[result.family.values == family] > level).all())

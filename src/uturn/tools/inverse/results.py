@@ -21,17 +21,12 @@ from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.runs import NAMES as NAMES_OF_ITEMS
 from uturn.studies.runs import item_names, kept_images
-from uturn.tools.inverse.figure import NAMES, draw_posterior_tests
+from uturn.tools.inverse.at_level import levels_of
+from uturn.tools.inverse.figure import draw_posterior_tests
+from uturn.tools.inverse.kinds import KINDS
 from uturn.tools.inverse.options import Run
-from uturn.tools.inverse.posteriors import (
-    KINDS,
-    by_level,
-    plain_name,
-    posterior_tests,
-    rows_of,
-    title_of,
-    untested,
-)
+from uturn.tools.inverse.posteriors import posterior_tests
+from uturn.tools.inverse.readings import POSTERIOR, label_of
 from uturn.tools.inverse.sampler import PosteriorSampler
 from uturn.tools.inverse.section import ERRORS, FORMAT, error_names
 
@@ -93,14 +88,7 @@ def write_inverse(
         **_words(runs, tests),
         "measurement": runs[0].experiment.to_dict()["corruption"],
         "table": _table(entries, frame, len({run.data for run in runs}) > 1),
-        "tables": [
-            {
-                "title": f"{run.name}, {title_of(at)}",
-                **dict(zip(("heads", "rows"), rows_of(at), strict=True)),
-            }
-            for run in runs
-            for at in by_level(tests[run.name])
-        ],
+        "tables": [table for run in runs for table in _tables_of(run.name, tests[run.name])],
         "runs": entries,
     }
     with named_errors(folder.path):
@@ -118,6 +106,15 @@ def write_inverse(
     write_dataset(_pictures(runs, readings), folder.path / "samplers.zarr")
     folder.push(*RESULTS)
     return content
+
+
+def _tables_of(name: str, tests: xr.Dataset) -> list[dict[str, Any]]:
+    """The tables of a run, one for each strength."""
+    tables = []
+    for level_tests in levels_of(tests):
+        table = level_tests.table(name)
+        tables.append({"title": table.title, "heads": table.heads, "rows": table.rows})
+    return tables
 
 
 def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[str, Any]:
@@ -148,7 +145,7 @@ def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[s
             key: tests.attrs[key]
             for key in ("items", "clones", "level", "passed", "passed_beside", "remark")
         },
-        "kinds": kinds_in_words(tests),
+        "kinds": kindslabel_of(tests),
         "coverage_expected": float(tests.coverage_expected),
         "kept": {
             "reading": kept,
@@ -158,14 +155,15 @@ def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[s
         "t_star": study.half_life.sel(reading=kept, axis=study.axis.values[0]).values.tolist(),
         "tests": [
             {
-                "strength": float(at.noise),
-                **numbers(at, "kind", "decided", "residual"),
+                "strength": level_tests.noise,
+                **numbers(tests.isel(noise=k), "kind", "decided", "residual"),
                 "readings": [
-                    numbers(at.isel(reading=k), *of_reading) for k in range(at.sizes["reading"])
+                    numbers(tests.isel(noise=k, reading=reading), *of_reading)
+                    for reading in range(tests.sizes["reading"])
                 ],
-                **{key: values.tolist() for key, (values, _) in untested(at).items()},
+                **{untested.variable: list(untested.value) for untested in level_tests.untested},
             }
-            for at in by_level(tests)
+            for k, level_tests in enumerate(levels_of(tests))
         ],
     }
 
@@ -200,7 +198,7 @@ def _words(runs: Sequence[Run], tests: Mapping[str, xr.Dataset]) -> dict[str, An
         for run in {run.data: run for run in runs}.values()
     )
     return {
-        "words": " ".join(f"{run.name}: {kinds_in_words(tests[run.name])}." for run in runs),
+        "words": " ".join(f"{run.name}: {kindslabel_of(tests[run.name])}." for run in runs),
         "caption": (
             f"{clones} draws for each measurement of {items} originals, by {unit}. {judged}."
         ),
@@ -216,7 +214,7 @@ def _words(runs: Sequence[Run], tests: Mapping[str, xr.Dataset]) -> dict[str, An
     }
 
 
-def kinds_in_words(tests: xr.Dataset) -> str:
+def kindslabel_of(tests: xr.Dataset) -> str:
     """The kinds of error of a run, with the strengths at which they are seen unless it is one
     kind at all of them.
     """
@@ -232,7 +230,7 @@ def _table(
     entries: Sequence[Mapping[str, Any]], frame: pandas.DataFrame, several_data: bool
 ) -> dict[str, Any]:
     """The table over runs as texts: {title, heads, rows}."""
-    tested = frame.reading[frame.family == "posterior"].unique()
+    tested = frame.reading[frame.family == POSTERIOR].unique()
     strength = frame.strength.iloc[-1]
     rows = []
     for entry in entries:
@@ -246,21 +244,21 @@ def _table(
             of_run.loc[of_run.index == name, ["p_holm", "rank_p_holm"]].min(axis=None)
             for name in tested
         ]
-        decided = dict.fromkeys(_in_words(at["decided"]) for at in entry["tests"] if at["decided"])
+        decided = dict.fromkeys(label_of(at["decided"]) for at in entry["tests"] if at["decided"])
         row = {
             "sampler": entry["sampler"],
             "judged (originals)": f"{entry['judges']} ({entry['data']})",
             "kind of error": entry["kinds"],
             "decided by": ", ".join(decided),
             **{
-                f"p, {_in_words(name)}": "" if np.isnan(p) else f"{p:.2g}"
+                f"p, {label_of(name)}": "" if np.isnan(p) else f"{p:.2g}"
                 for name, p in zip(tested, p_values, strict=True)
             },
             "gap of the distance, relative": (
                 f"{with_interval(gaps[['effect', 'effect_low', 'effect_high']].iloc[0], '+.2g')} at"
                 f" {gaps.strength.iloc[0]:.3g}"
             ),
-            f"{_in_words(entries[0]['kept']['reading'])} at {strength:.3g}": with_interval(
+            f"{label_of(entries[0]['kept']['reading'])} at {strength:.3g}": with_interval(
                 entry["kept"]["curve"][-1]
             ),
             "half-life": with_interval(entry["t_star"]),
@@ -281,11 +279,6 @@ def _table(
         "heads": tuple(rows[0]),
         "rows": [tuple(row.values()) for row in rows],
     }
-
-
-def _in_words(reading: str) -> str:
-    name = reading.removeprefix("ranks of ")
-    return f"{'ranks of ' if name != reading else ''}{NAMES.get(plain_name(name), name.replace('_', ' '))}"
 
 
 def _pictures(runs: Sequence[Run], readings: Mapping[str, xr.Dataset]) -> xr.Dataset:

@@ -41,7 +41,7 @@ from uturn.pages.views import (
     Swatch,
 )
 from uturn.studies.axes import texts_of
-from uturn.tools.inverse.posteriors import KINDS, NONE_SEEN
+from uturn.tools.inverse.kinds import KINDS, Kind
 
 FORMAT = "uturn.inverse"
 """The format of `inverse.json`, beside which lie `samplers.zarr`, images of the page, and the
@@ -88,7 +88,7 @@ def _verdict(run: dict[str, Any]) -> Card:
     kinds = dict.fromkeys(test["kind"] for test in run["tests"])
     claim = "; ".join(KINDS[kind] for kind in kinds if kind in KINDS)
     if not claim:
-        without = "no test rejects" if run["kinds"] == NONE_SEEN else "a test rejects"
+        without = "no test rejects" if run["kinds"] == Kind.NONE_SEEN else "a test rejects"
         claim = f"{without}; each is blind to some errors"
     unit = f"the tests judge the {run['judges']}"
     return Card(run["name"], unit, claim, verdict=str(run["kinds"]))
