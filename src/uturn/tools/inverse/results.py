@@ -145,7 +145,7 @@ def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[s
             key: tests.attrs[key]
             for key in ("items", "clones", "level", "passed", "passed_beside", "remark")
         },
-        "kinds": kindslabel_of(tests),
+        "kinds": kinds_in_words(tests),
         "coverage_expected": float(tests.coverage_expected),
         "kept": {
             "reading": kept,
@@ -198,7 +198,7 @@ def _words(runs: Sequence[Run], tests: Mapping[str, xr.Dataset]) -> dict[str, An
         for run in {run.data: run for run in runs}.values()
     )
     return {
-        "words": " ".join(f"{run.name}: {kindslabel_of(tests[run.name])}." for run in runs),
+        "words": " ".join(f"{run.name}: {kinds_in_words(tests[run.name])}." for run in runs),
         "caption": (
             f"{clones} draws for each measurement of {items} originals, by {unit}. {judged}."
         ),
@@ -214,7 +214,7 @@ def _words(runs: Sequence[Run], tests: Mapping[str, xr.Dataset]) -> dict[str, An
     }
 
 
-def kindslabel_of(tests: xr.Dataset) -> str:
+def kinds_in_words(tests: xr.Dataset) -> str:
     """The kinds of error of a run, with the strengths at which they are seen unless it is one
     kind at all of them.
     """
