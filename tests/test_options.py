@@ -249,6 +249,10 @@ class Described:
             source=Part(self.spec["source"]), corruption=Part(spec["corruption"])
         )
         self.parts.backward = Part(self.spec["backward"])
+        self.probes = [
+            SimpleNamespace(probe_name=table["type"], reads_noisy=False)
+            for table in self.spec.get("probes", [])
+        ]
 
     def to_dict(self):
         return json.loads(json.dumps(self.spec))
