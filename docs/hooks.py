@@ -70,7 +70,7 @@ REFERENCE = (
 )
 OF_TOOLS = {
     "atlas": ("rows",),
-    "audit": ("options", "orders"),
+    "audit": ("judge", "options", "orders"),
     "chains": ("chain", "energies", "measures", "parts"),
     "check_sampler": ("check", "two_samplers"),
     "inverse": (
