@@ -9,4 +9,5 @@ from uturn.tools.chains.measures import to_arviz as to_arviz
 from uturn.tools.chains.parts import MaskedLeaves as MaskedLeaves
 from uturn.tools.check_sampler.check import check_sampler as check_sampler
 from uturn.tools.check_sampler.two_samplers import two_samplers as two_samplers
+from uturn.tools.inverse.judge import inverse as inverse
 from uturn.tools.inverse.posteriors import posterior_tests as posterior_tests

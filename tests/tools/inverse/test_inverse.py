@@ -19,9 +19,10 @@ import xarray as xr
 import uturn as ut
 from browser import next_frame, violations
 from command_line import uturn
+from uturn.measures.report import Report, Verdict
 from uturn.tools.inverse import options as inverse_options
+from uturn.tools.inverse.judged import calls_of
 from uturn.tools.inverse.options import InverseOptions
-from uturn.tools.inverse.results import calls_of
 from uturn.tools.inverse.sampler import PosteriorSampler
 
 # Without its import, which takes seconds in every process that collects tests.
@@ -201,7 +202,7 @@ def results(tmp_path_factory, figures):
             cwd=folder,
         )
         sys.modules.pop("own", None)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     return folder / "out", done.stdout
 
 
@@ -271,6 +272,49 @@ def test_the_numbers_are_those_of_the_stores(results):
         for name in ("DDRM steps=4", "own:prior")
         for arm in ("fashion_mnist", "generated")
     }
+
+
+def test_the_report_judges_each_sampler(results):
+    """The report beside the numbers; both samplers fail, so that the command ends with 1."""
+    folder, printed = results
+    report = Report.from_dict(json.loads((folder / "inverse-report.json").read_text()))
+    runs = json.loads((folder / "inverse.json").read_text())["runs"]
+    assert [line.test for line in report.lines] == [run["name"] for run in runs]
+    assert [line.result for line in report.lines] == [run["kinds"] for run in runs]
+    assert set(report.failed) >= {"DDRM steps=4, fashion_mnist", "own:prior, fashion_mnist"}
+    assert report["DDRM steps=4, generated"].sees == "errors of the sampler"
+    assert report["own:prior, generated"].remark.endswith("calls of the network: 0")
+    assert report.false_alarm_rate == 2e-3  # of the family, and of the tests beside it
+    assert f"{report.conclusion}\n" in printed
+
+
+VECTORS = {
+    "data": ["gaussian_mixture dimension=16 separation=1.0 exponent=2.0 centre=0.5 scale=0.125"],
+    "operator": "boxes",
+    "levels": [0.5],
+    "clones": 3,
+    "items": 60,
+}
+
+
+def test_samplers_are_judged_from_python_without_printing(capsys, tmp_path):
+    report = ut.inverse(["exact", "deepinv:DDRM steps=5"], tmp_path, **VECTORS)
+    assert capsys.readouterr() == ("", "")
+    assert report.failed == ("DDRM steps=5",)
+    assert report.exit_code == 1
+    assert report["exact"].result == "none seen"
+    measured = report["DDRM steps=5"].measured
+    (store,) = tmp_path.glob("*-DDRM-steps=5")
+    effect = ut.posterior_tests(xr.open_dataset(store, engine="uturn")).effect
+    assert [*measured] == effect.sel(reading="distance").isel(noise=0).values.tolist()
+    assert repr(ut.inverse("exact", **VECTORS)).endswith("no test fails")
+
+
+def test_a_sampler_with_too_few_originals_is_not_tested():
+    """Two originals cannot show an error of any sampler."""
+    report = ut.inverse("deepinv:DDRM steps=5", **{**VECTORS, "items": 2})
+    assert report.lines[0].verdict is Verdict.UNTESTED
+    assert (report.passed, report.conclusion) == (True, "nothing was judged")
 
 
 def test_the_measurement_is_stored_with_what_it_hides(results):
@@ -442,7 +486,8 @@ def test_a_law_of_ones_own_judges_right_and_wrong_samplers(own):
     done = uturn(
         "inverse", "--out", "out", *words, "--items", 80, "--clones", 3, "--workers", 1, cwd=own
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "fails: own:drawn narrow=0.4\n" in done.stdout
     runs = {
         run["sampler"]: run
         for run in json.loads((own / "out" / "inverse.json").read_text())["runs"]

@@ -19,6 +19,7 @@ TOOL = Tool(
         )
     },
     names={
+        "inverse": "uturn.tools.inverse.judge:inverse",
         "posterior_tests": "uturn.tools.inverse.posteriors:posterior_tests",
         "backward.PosteriorSampler": "uturn.tools.inverse.sampler:PosteriorSampler",
         "corruption.Measurement": "uturn.tools.inverse.measurement:Measurement",

@@ -201,6 +201,7 @@ def readings_at(tests: xr.Dataset) -> tuple[TestedReading, ...]:
             visible=float(tests.visible.values[k]),
             p=float(tests.p.values[k]),
             p_holm=float(tests.p_holm.values[k]),
+            rank_p=float(tests.rank_p.values[k]),
             rank_p_holm=float(tests.rank_p_holm.values[k]),
             variance=float(tests.variance.values[k]),
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import typer
+
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import Out, Running
-from uturn.cli.running import Experiments, Finished, Printed, Procedure, originals_in, results_into
+from uturn.cli.running import results_into
 from uturn.tools.inverse.options import InverseOptions
 
 
@@ -27,11 +29,12 @@ def inverse(out: Out = "results/inverse", *, chosen: InverseOptions, running: Ru
     module:function. A function without a denoiser needs no model either.
 
     Writes the page `index.html` (truth, measurement, reconstructions and their spread at each
-    strength), `inverse.json`, `inverse.csv`, `errors/`, the files of `uturn images`, and a store
-    for each sampler. The command can be stopped at any time; running it again resumes. More
-    samplers, items or levels extend the results. Without options, it tests two samplers of deepinv
-    on the package's Fashion-MNIST model, behind hidden boxes, in five minutes. Needs
-    uturn[inverse].
+    strength), `inverse.json`, `inverse.csv`, the report `inverse-report.json`, `errors/`, the files
+    of `uturn images`, and a store for each sampler. The command can be stopped at any time; running
+    it again resumes. More samplers, items or levels extend the results. The exit code is 0 if no
+    test of a sampler rejects, 1 if one does, and 2 for wrong input. Without options, it tests two
+    samplers of deepinv on the package's Fashion-MNIST model, behind hidden boxes, in five minutes.
+    Needs uturn[inverse].
 
     Example:
 
@@ -43,37 +46,9 @@ def inverse(out: Out = "results/inverse", *, chosen: InverseOptions, running: Ru
       --sampler own:langevin --out results/blur
     ```
     """
-    results_into(out, PosteriorTests(chosen), running)
+    from uturn.tools.inverse.judge import SamplerJudge
 
-
-class PosteriorTests(Procedure):
-    """A run of each sampler on each kind of originals, and their tests."""
-
-    def __init__(self, options: InverseOptions) -> None:
-        self.options = options
-
-    def experiments(self, out: str) -> Experiments:
-        from uturn.tools.inverse.results import calls_of, check_folder
-
-        check_folder(out)
-        self.runs = self.options.runs(originals_in(out))
-        self.calls = calls_of(self.runs)
-        return {run.store: run.experiment for run in self.runs}
-
-    def write(self, finished: Finished) -> Printed:
-        from uturn.pages.results import write_study
-        from uturn.store.outputs import output_folder
-        from uturn.studies.tables import TextTable, for_terminal
-        from uturn.tools.inverse.results import RESULTS, write_inverse
-
-        readings = {run.name: finished.runs[run.store] for run in self.runs}
-        title = "Posterior samplers"
-        if len(self.runs) == 1:
-            title = f"Posterior sampler {self.runs[0].name}"
-        studies = write_study(
-            readings, finished.out, title=title, groups=("class", "distance"), page=False
-        )
-        with output_folder("out", finished.out) as folder:
-            tests = write_inverse(self.runs, readings, studies, self.calls, folder)
-        table = for_terminal(TextTable(**tests["table"]))
-        return Printed([table, *tests["notes"]], RESULTS)
+    procedure = SamplerJudge(chosen)
+    results_into(out, procedure, running)
+    if procedure.exit_code:
+        raise typer.Exit(procedure.exit_code)

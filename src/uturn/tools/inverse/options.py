@@ -8,8 +8,9 @@ import hashlib
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, SkipValidation
 
@@ -28,15 +29,18 @@ model.
 """
 
 
-class Run(NamedTuple):
-    """One sampler on one kind of originals: its name in tables, the name of its store, and its
-    experiment.
-    """
+@dataclass(frozen=True)
+class Run:
+    """One sampler on one kind of originals."""
 
     name: str
+    """In tables."""
     store: str
+    """Name of its store in a folder of results."""
     sampler: str
+    """With its options, without "deepinv:"."""
     data: str
+    """The originals, as in the option `data`."""
     experiment: Experiment
 
     @property

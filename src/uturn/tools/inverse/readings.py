@@ -133,8 +133,9 @@ class TestedReading:
     p: float
     """p-value of the means, not adjusted."""
     p_holm: float
+    rank_p: float
+    """p-value of the ranks, not adjusted; NaN if the reading has no ranks."""
     rank_p_holm: float
-    """NaN if the reading has no ranks."""
     variance: float
     """Variance of the reading among originals; NaN if it compares two data."""
 
