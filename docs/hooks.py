@@ -75,6 +75,7 @@ OF_TOOLS = {
     "check_sampler": ("check", "two_samplers"),
     "inverse": (
         "deepinv_samplers",
+        "judge",
         "linear",
         "measurement",
         "operators",
