@@ -397,7 +397,8 @@ def recording():
         )
         recorded("uturn.tools.audit.measure.audit_report", ends=True)
         recorded("uturn.tools.chains.results.write_chains", ends=True)
-        silenced("uturn.tools.inverse.results.calls_of", returns={})
+        silenced("uturn.tools.inverse.judge.calls_of", returns={})
+        recorded("uturn.tools.inverse.judge.write_study", ends=True)
         recorded("uturn.pages.results.write_study", ends=True)
         check = "uturn.tools.check_sampler.check"
         samplers = "uturn.tools.check_sampler.samplers"
