@@ -207,6 +207,7 @@ class Purpose(IntEnum):
     RANKS = 13
     PAIRS = 14
     CHAIN = 15
+    KNOB = 16
 
 
 # Sub-streams of a sample, so that noise is independent of the string when `sample` and `corrupt`

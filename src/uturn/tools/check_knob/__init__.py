@@ -1,0 +1,9 @@
+"""Check of a noise knob: whether the outputs of a pipeline change with its knob as they should."""
+
+from uturn.core.tools import Tool
+
+TOOL = Tool(
+    commands=("uturn.tools.check_knob.command",),
+    sections={"check-knob.json": "uturn.pages.reports:report_section"},
+    names={"check_knob": "uturn.tools.check_knob.check:check_knob"},
+)
