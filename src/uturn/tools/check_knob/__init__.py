@@ -4,6 +4,5 @@ from uturn.core.tools import Tool
 
 TOOL = Tool(
     commands=("uturn.tools.check_knob.command",),
-    sections={"check-knob.json": "uturn.pages.reports:report_section"},
     names={"check_knob": "uturn.tools.check_knob.check:check_knob"},
 )
