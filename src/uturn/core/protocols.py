@@ -17,7 +17,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -44,9 +44,7 @@ from uturn.core.variables import Axes, Axis, Coordinate, Coordinates, Variable
 K = TypeVar("K", bound=Hashable)
 
 if TYPE_CHECKING:
-    from uturn.core.experiment import Experiment
     from uturn.core.prior import Prior
-    from uturn.corruption.denoising import Denoiser
     from uturn.exact.inference.evidence import Evidence
     from uturn.exact.theory import MeanField
 
@@ -58,6 +56,9 @@ __all__ = [
     "Coordinate",
     "Coordinates",
     "Corruption",
+    "Denoiser",
+    "Design",
+    "DesignParts",
     "FromFiles",
     "Hints",
     "Noisy",
@@ -359,6 +360,50 @@ class Channel(Corruption[O, Noisy]):
         return values
 
 
+class Denoiser(Protocol):
+    """Members of a denoiser that a reverse process needs."""
+
+    vocab_size: int
+    num_leaves: int
+    corruption: Channel
+    """The channel whose noise it removes; it must have reverse steps."""
+
+    def posterior(self, noisy: Noisy) -> np.ndarray:
+        """Probability of each symbol at each leaf given the noisy datum, float32 (batch,
+        num_leaves, vocab_size).
+        """
+
+
+class DesignParts(Protocol):
+    """What a backward asks of the other parts of an experiment."""
+
+    @property
+    def source(self) -> Source[Any]:
+        """The source of the originals."""
+
+    @property
+    def corruption(self) -> Corruption[Any, Any]:
+        """The corruption that makes the noisy data, such as the forward process of the backward."""
+
+
+class Design(Protocol):
+    """What a backward asks of an experiment (`uturn.Experiment`): its sizes and parts."""
+
+    items: int
+    """Number of originals."""
+    trajectories: int
+    """Number of noisy data of an original at each noise level."""
+    clones: int
+    """Number of reconstructions of a noisy datum."""
+    seed: int
+    noise: list[float]
+    """The noise levels."""
+
+    @property
+    def parts(self) -> DesignParts:
+        """The parts, which fit together."""
+
+
 class Hints:
     """How a backward is fastest: what it declares to the scheduler of tasks
     (`uturn.engine.schedule`). A hint changes which tasks are measured together and in which order,
@@ -460,13 +505,13 @@ class Backward(Part, Hints, Generic[N]):
         """
         return False
 
-    def missing(self, experiment: Experiment) -> Mapping[str, str]:
+    def missing(self, experiment: Design) -> Mapping[str, str]:
         """Reconstructions that it cannot give, {name: reason}; ValueError for data that do not
         fit the experiment.
         """
         return {}
 
-    def doubts(self, experiment: Experiment) -> Sequence[str]:
+    def doubts(self, experiment: Design) -> Sequence[str]:
         """What is missing or seems wrong in the data that it reads for an experiment, as
         sentences ("data check: ..").
         """

@@ -13,10 +13,10 @@ from numpy.typing import ArrayLike, DTypeLike
 from uturn.core import progress
 from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.memory import recycled
-from uturn.core.protocols import Axes, Axis, Channel, Noisy, Source
+from uturn.core.protocols import Axes, Axis, Channel, Denoiser, Noisy, Source
 from uturn.core.random import NOISE, Seed, normal_row, normals, streams
 from uturn.core.threads import over_blocks
-from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
+from uturn.corruption.denoising import LAST, checked_posterior
 from uturn.corruption.strings import checked_strings, draw_symbols, log_evidence_of
 from uturn.exact.inference.evidence import SCALED, Evidence
 
