@@ -44,9 +44,8 @@ from uturn.core.variables import Axes, Axis, Coordinate, Coordinates, Variable
 K = TypeVar("K", bound=Hashable)
 
 if TYPE_CHECKING:
+    from uturn.core.evidence import Evidence
     from uturn.core.prior import Prior
-    from uturn.exact.inference.evidence import Evidence
-    from uturn.exact.theory import MeanField
 
 __all__ = [
     "Axes",
@@ -61,6 +60,7 @@ __all__ = [
     "DesignParts",
     "FromFiles",
     "Hints",
+    "MeanFieldTheory",
     "Noisy",
     "Originals",
     "Part",
@@ -98,6 +98,24 @@ class Part(Input, ABC):
     def __repr__(self) -> str:
         options = [f"{name}={value!r}" for name, value in self.own_table.items() if name != "type"]
         return f"{type(self).__name__}({', '.join(options)})"
+
+
+class MeanFieldTheory(Protocol):
+    """The predictions of a mean-field theory that a study compares with its readings
+    (`uturn.theory.MeanField`).
+    """
+
+    @property
+    def critical_noise(self) -> float | None:
+        """The noise of the transition; None without one."""
+
+    def curves(self, epsilon: ArrayLike, depth: int) -> object:
+        """Beliefs in the true symbol, arrays (.., depth + 1): the attributes `upward`, `downward`
+        and `marginals`.
+        """
+
+    def susceptibility(self, epsilon: ArrayLike, depth: int) -> np.ndarray:
+        """Susceptibility of the changes of the leaves, (..)."""
 
 
 class Source(Part, Generic[O]):
@@ -180,7 +198,7 @@ class Source(Part, Generic[O]):
         """
         return None
 
-    def mean_field(self) -> MeanField | None:
+    def mean_field(self) -> MeanFieldTheory | None:
         """The mean-field theory of the originals; None if there is none for their law."""
         return None
 

@@ -19,8 +19,8 @@ from uturn.core.checks import checked_integer, expect
 from uturn.core.messages import shown
 
 if TYPE_CHECKING:
+    from uturn.core.evidence import Evidence
     from uturn.exact.inference.beliefs import Beliefs
-    from uturn.exact.inference.evidence import Evidence
 
 MOST_DEPTH = 10_000
 """Largest number of tree levels. Float64 does not resolve differences between levels at this

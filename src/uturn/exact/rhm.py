@@ -26,8 +26,8 @@ from uturn.core.threads import over_blocks
 from uturn.exact.grammar import Draw, Grammar, Symbols, check_tuples, checked_depth
 
 if TYPE_CHECKING:
+    from uturn.core.evidence import Evidence
     from uturn.exact.inference.beliefs import Beliefs
-    from uturn.exact.inference.evidence import Evidence
 
 Rules = Mapping[int, np.ndarray]
 Laws = ArrayLike | Mapping[int, ArrayLike] | None

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import checked_integer, expect
 from uturn.core.data import NoisingProcess
+from uturn.core.evidence import Evidence
 from uturn.core.files import checked_path, read_table
 from uturn.core.inputs import File
 from uturn.core.messages import one_line, shown
@@ -25,7 +26,7 @@ from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys
 from uturn.exact.grammar import Draw, Grammar, check_tuples
 from uturn.exact.hmm import HiddenMarkovModel
-from uturn.exact.inference.evidence import Evidence, checked_evidence
+from uturn.exact.inference.evidence import checked_evidence
 from uturn.exact.rhm import RandomHierarchyModel, zipf
 from uturn.measures.covariances import Tree
 

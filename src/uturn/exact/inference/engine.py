@@ -18,11 +18,12 @@ import numpy as np
 
 from uturn.core import threads
 from uturn.core.checks import expect
+from uturn.core.evidence import LOG, Evidence
 from uturn.core.memory import aligned, recycled
 from uturn.core.progress import steps
 from uturn.exact.inference import kernels
 from uturn.exact.inference.beliefs import Beliefs
-from uturn.exact.inference.evidence import LOG, MESSAGES, Evidence, check_values
+from uturn.exact.inference.evidence import MESSAGES, check_values
 from uturn.exact.inference.simd import LANES
 
 if TYPE_CHECKING:
