@@ -127,6 +127,20 @@ class Grammar(ABC):
         """
 
 
+class RuleGrammar(Grammar):
+    """A grammar of rules on a tree of fixed depth, as the compiled kernels and torch read it."""
+
+    rules: dict[int, np.ndarray]
+    """{tree_level 1 .. depth: int64 (symbols, multiplicity, branching)}."""
+    rule_probabilities: dict[int, np.ndarray]
+    """{tree_level 1 .. depth: float64 (symbols, multiplicity)}."""
+    class_probabilities: np.ndarray
+    """Probability of each root symbol, float64 (num_classes,)."""
+    num_classes: int
+    """Number of root symbols."""
+    branching: int
+
+
 def checked_depth(value: object, instead: str = "lower it") -> int:
     """`value` as a number of tree levels, 1 .. MOST_DEPTH, or a ValueError."""
     depth = checked_integer("depth", value, 1)
