@@ -12,7 +12,7 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,9 +28,6 @@ from uturn.core.own_parts import name_of
 from uturn.core.protocols import Backward, Noisy, Originals, Source, Spec
 from uturn.core.random import Streams
 from uturn.sources.embedded_text import passages_file
-
-if TYPE_CHECKING:
-    from uturn.networks.texts.language import LanguageModel
 
 PAD = -2
 """Value beyond the end of a text that is shorter than the longest one."""
@@ -55,6 +52,22 @@ class Tokenizer(Protocol):
 
     def fingerprint(self) -> str:
         """A value that is equal for tokenizers that convert every text in the same way."""
+
+
+class TokenModel(Protocol):
+    """What a source of texts asks of the language model of a backward."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None if texts are given as ids."""
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Number of tokens of the longest text; None without a limit."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -186,7 +199,7 @@ class TextSource(Source[Tokens]):
         """The backward of the experiment, which has the model; None before there is one."""
         return getattr(self, "_backward", None)
 
-    def language(self) -> LanguageModel:
+    def language(self) -> TokenModel:
         """The language model of the backward, whose members `vocab_size`, `tokenizer` and
         `most_tokens` the source reads; one of the user may lack the last two.
         """
@@ -194,7 +207,7 @@ class TextSource(Source[Tokens]):
         expected = "one with a method `language`, as 'language' has"
         has_language = hasattr(backward, "language")
         expect(has_language, "backward of the source 'tokens'", backward, expected)
-        model: LanguageModel = backward.language()
+        model: TokenModel = backward.language()
         where = f"{name_of(backward, 'backward')}.language"
         expected = "a uturn.networks.LanguageModel, or an object with its `vocab_size`"
         expect(hasattr(model, "vocab_size"), where, model, expected)
