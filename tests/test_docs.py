@@ -349,7 +349,7 @@ def test_times_of_the_first_pages_are_those_of_the_figures():
 
 
 def test_the_version_is_the_same_everywhere():
-    """Of the package, of its citation, of the last entry in the change log, and of stores there."""
+    """Of the package, of its citation, of the first entry in the change log, and of stores there."""
     assert (
         re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1]
         == ut.__version__
@@ -357,11 +357,11 @@ def test_the_version_is_the_same_everywhere():
     _, *entries = re.split(
         r"^## ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE
     )
-    latest, *earlier = [entry for entry in entries if ", not released" not in entry.splitlines()[0]]
-    assert latest.split()[0] == ut.__version__
+    latest, *earlier = entries
+    assert latest.split()[0].rstrip(",") == ut.__version__
     assert sorted(
-        (entry.split()[0] for entry in (latest, *earlier)), key=version_numbers, reverse=True
-    ) == [entry.split()[0] for entry in (latest, *earlier)]
+        (entry.split()[0] for entry in earlier), key=version_numbers, reverse=True
+    ) == [entry.split()[0] for entry in earlier]
     versions = re.findall(r"[Ss]tores have format version (\d+)", "".join(entries))
     assert versions[0] == str(VERSION)
 

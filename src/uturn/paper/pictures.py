@@ -101,7 +101,7 @@ def tree_and_rules() -> xr.Dataset:
     """The tree of the string before and after a U-turn, and its observed leaves."""
     rhm, draw, key = small_string()
     noisy = Masking().corrupt(draw.leaves, SHARE_HIDDEN, vocab_size=rhm.vocab_size, seed=key)
-    rebuilt = sample_posterior(rhm, Masking().log_evidence(noisy), key)
+    rebuilt = sample_posterior(rhm, Masking().log_evidence(noisy, np.float32), key)
     return xr.Dataset(
         {
             "original": ("node", nodes(draw.latents)),
@@ -219,7 +219,7 @@ def observation() -> tuple[RandomHierarchyModel, dict[int, np.ndarray], np.ndarr
     """Grammar, true tree, noisy leaves (leaf, symbol) and their log-evidence of the picture."""
     rhm, draw, key = small_string()
     noisy = Gaussian().corrupt(draw.leaves, TIME, vocab_size=rhm.vocab_size, seed=key)
-    return rhm, draw.latents, noisy.values[0], Gaussian().log_evidence(noisy, np.float64)[0]
+    return rhm, draw.latents, noisy.values[0], Gaussian().log_evidence(noisy, np.float32)[0]
 
 
 def messages() -> xr.Dataset:
