@@ -20,11 +20,12 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import checked_array, expect
+from uturn.core.data import NoisingProcess
 from uturn.core.files import checked_path, read_array, read_text
 from uturn.core.inputs import Content
 from uturn.core.messages import counted, file_name, one_line
 from uturn.core.own_parts import name_of
-from uturn.core.protocols import Backward, Corruption, Noisy, Originals, Source, Spec
+from uturn.core.protocols import Backward, Noisy, Originals, Source, Spec
 from uturn.core.random import Streams
 from uturn.sources.embedded_text import passages_file
 
@@ -78,7 +79,9 @@ class Tokens(Originals):
     def continued(self, reconstructions: np.ndarray, taken: np.ndarray) -> Tokens:
         return replace(self, data=np.where(taken[:, None], reconstructions[:, 0], self.data))
 
-    def observed_by(self, corruption: Corruption, noise: float, streams: Streams) -> NoisyTokens:
+    def observed_by(
+        self, corruption: NoisingProcess, noise: float, streams: Streams
+    ) -> NoisyTokens:
         """Noisy tokens, one sequence for each trajectory of each original."""
         data, is_free = (np.repeat(of, streams.count, axis=0) for of in (self.data, self.free))
         symbols = np.where(data == PAD, 0, data)
