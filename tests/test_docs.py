@@ -359,9 +359,9 @@ def test_the_version_is_the_same_everywhere():
     )
     latest, *earlier = entries
     assert latest.split()[0].rstrip(",") == ut.__version__
-    assert sorted(
-        (entry.split()[0] for entry in earlier), key=version_numbers, reverse=True
-    ) == [entry.split()[0] for entry in earlier]
+    assert sorted((entry.split()[0] for entry in earlier), key=version_numbers, reverse=True) == [
+        entry.split()[0] for entry in earlier
+    ]
     versions = re.findall(r"[Ss]tores have format version (\d+)", "".join(entries))
     assert versions[0] == str(VERSION)
 
