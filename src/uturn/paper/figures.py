@@ -106,4 +106,4 @@ def _expectation(names: Sequence[str], scale: Scale) -> str:
     first = seconds[0]
     if len(names) == 1:
         return f" (about {duration(first)}, the last figure)"
-    return f" (about {duration(first)}; all {len(names)} figures to come: {duration(sum(seconds))})"
+    return f" (about {duration(first)}; {len(names)} figures to come: {duration(sum(seconds))})"
