@@ -160,12 +160,13 @@ class Faults:
 
 def compared(name, store, local, begun, events, tolerance=0.0):
     """Print a row of the table: what is lost, wrong and wasted in the store of a run."""
+    from uturn.store.reading import dataset_of
     from uturn.store.run_folder import RunFolder
 
     opened = RunFolder.open(str(store))
     states = opened.states()
     lost = [task for task, progress in states.items() if progress.state != "done"]
-    ds = opened.dataset().load()
+    ds = dataset_of(opened).load()
     wrong = 0
     for task in states.keys() - set(lost):
         at = {"noise": task.noise_index, "item": opened.items(task)}

@@ -25,8 +25,9 @@ from rich.table import Table
 from scipy.stats import binomtest, page_trend_test
 
 from uturn.core.processes import cores, in_processes
+from uturn.core.protocols import Denoiser
 from uturn.core.random import Purpose, keys, streams
-from uturn.corruption.denoising import Denoiser, ExactDenoiser, checked_posterior, denoise
+from uturn.corruption.denoising import ExactDenoiser, checked_posterior, denoise
 from uturn.exact.inference import infer
 from uturn.exact.rhm import RandomHierarchyModel
 from uturn.measures.statistics import Estimate, crossing

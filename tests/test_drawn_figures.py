@@ -75,7 +75,7 @@ def test_pictures_of_one_string_are_drawn(picture, tmp_path):
 
 def test_contributions_of_rules_make_the_messages_of_a_factor():
     """Eqs. 7 and 8: the bars of fig. 9 add up to the messages that belief propagation sends."""
-    data = pictures.factor()
+    data = pictures.factor(np.float64)
     upward = data.contribution_up.sum("rule").values
     np.testing.assert_allclose(
         upward / upward.sum(), data.upward_parent.values, rtol=1e-12, atol=1e-15

@@ -14,7 +14,7 @@ import pytest
 import uturn as ut
 from uturn.core.findings import CHECKS
 from uturn.engine.trial import check
-from uturn.tools.atlas.rows import read_atlas
+from uturn.tools.atlas.file import read_atlas
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

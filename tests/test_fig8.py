@@ -97,7 +97,7 @@ def test_verdicts_can_fail(runs):
 
 
 # Stops after more than one checkpoint.
-SMALL = fig8.Setup(6, 3, 2, 3, 24, 3000, 1200, 12, (0.0, 0.5, 1.0))
+SMALL = fig8.Setup(6, 3, 2, 3, 24, 1e-3, 3000, 1200, 12, (0.0, 0.5, 1.0))
 
 
 @pytest.mark.slow

@@ -12,9 +12,10 @@ import uturn as ut
 from forging import forge
 from test_store import experiment, file_of, finished, same_run  # noqa: F401
 from uturn.store.folders import LocalFolder, ObjectFolder
+from uturn.store.reading import open_run
 from uturn.store.resume import attributes_of, layout_of
 from uturn.store.run_file import RunFile
-from uturn.store.run_folder import RunFolder, State, open_run, write_run
+from uturn.store.run_folder import RunFolder, State, write_run
 
 LARGER = experiment(items=20, grammars=4, noise=[0.0, 0.2, 0.4, 1.0], trajectories=3)
 

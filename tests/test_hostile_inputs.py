@@ -57,7 +57,7 @@ from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, listed
 from uturn.sources.tokens import _rows
 from uturn.store.outputs import write_dataset
-from uturn.store.run_folder import open_run
+from uturn.store.reading import open_run
 from uturn.studies import records_of
 from uturn.studies.records import _MOST_TOKENS
 

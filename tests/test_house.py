@@ -26,8 +26,10 @@ PARTS = {"sources", "corruption", "backward", "probes"}
 
 
 @cache
-def modules():
-    """{module: the modules of the package that it imports, anywhere in its text}."""
+def modules(with_types=True):
+    """{module: the modules of the package that it imports, anywhere in its text}; with or without
+    what type checkers alone import. The names that a package serves on first use are not counted.
+    """
     names = {
         path: ".".join(("uturn", *path.relative_to(ROOT).with_suffix("").parts))
         for path in ROOT.rglob("*.py")
@@ -41,7 +43,9 @@ def modules():
             for node in ast.walk(tree)
             if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
         ]
-        skipped = {id(inner) for node in typing_only for inner in ast.walk(node)}
+        skipped = set()
+        if path.name == "__init__.py" or not with_types:
+            skipped = {id(inner) for node in typing_only for inner in ast.walk(node)}
         for node in ast.walk(tree):
             if id(node) in skipped or not isinstance(node, ast.Import | ast.ImportFrom):
                 continue
@@ -76,10 +80,12 @@ def test_no_module_imports_from_a_floor_above():
 
 
 def test_studies_stores_and_the_engine_import_no_part():
-    """They know parts by their protocols, and readings by what is stored."""
+    """They know parts by their protocols, and readings by what is stored; a study of texts names
+    their source to type checkers alone.
+    """
     found = [
         (module, other)
-        for module, imported in modules().items()
+        for module, imported in modules(with_types=False).items()
         for other in imported
         if room(other) in PARTS
     ]

@@ -19,7 +19,8 @@ from uturn.engine import measuring
 from uturn.store import folders, resume
 from uturn.store.folders import folder_at
 from uturn.store.outputs import OutputFolder
-from uturn.store.run_folder import RunFolder, open_run
+from uturn.store.reading import dataset_of, open_run
+from uturn.store.run_folder import RunFolder
 
 obstore = pytest.importorskip("obstore")
 pytest.importorskip("moto.server")
@@ -141,7 +142,7 @@ def test_a_store_is_read_as_a_local_one_is(proxy, local, tmp_path, capsys):
     ds = ut.run(experiment(), url).load()
     expected = ut.run(experiment()).load()
     xr.testing.assert_identical(ds.drop_attrs(), expected.drop_attrs())
-    xr.testing.assert_identical(RunFolder.open(url + "/").dataset().load(), ds)
+    xr.testing.assert_identical(dataset_of(RunFolder.open(url + "/")).load(), ds)
     xr.testing.assert_identical(open_run(url).load(), ds)
     before = objects_at(url)
     told = CliRunner().invoke(app, ["status", url]).output

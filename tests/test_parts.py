@@ -26,6 +26,7 @@ from uturn.core.protocols import Variable
 from uturn.engine.trial import check
 from uturn.probes import TreeLevels
 from uturn.sources import RHMSource
+from uturn.store.reading import dataset_of
 from uturn.store.run_folder import RunFolder
 from uturn.studies import records_of
 
@@ -452,7 +453,7 @@ def test_a_spec_in_a_store_runs_nothing(tmp_path, monkeypatch):
         {"type": "evil:Source"},
     ):
         RunFolder.open(folder).update(spec={**stored, "source": source})
-        assert np.isnan(records_of(RunFolder.open(folder).dataset()).original).all()
+        assert np.isnan(records_of(dataset_of(RunFolder.open(folder))).original).all()
     done = CliRunner().invoke(
         app, ["study", str(folder), "--out", str(tmp_path / "out"), "--save-images"]
     )
@@ -702,7 +703,7 @@ def test_own_series_run(own_folder):
     assert uturn("check", "series.toml", cwd=own_folder).returncode == 0
     done = process("run", "series.toml", "--store", "run", "--workers", "2", cwd=own_folder)
     assert done.returncode == 0, done.stderr
-    ds = RunFolder.open(own_folder / "run").dataset()
+    ds = dataset_of(RunFolder.open(own_folder / "run"))
     assert np.allclose(ds.similarity.sel(noise=0), 1)
     mean = ds.similarity.mean(("item", "trajectory"))
     assert (np.diff(mean, axis=0) < 0.02).all()  # falls with noise
@@ -718,7 +719,7 @@ def test_own_series_end_in_a_page(own_folder):
     (own_folder / "few.toml").write_text(text)
     done = uturn("run", "few.toml", "--out", "results", "--workers", "1", cwd=own_folder)
     assert done.returncode == 0, done.stderr
-    ds = RunFolder.open(own_folder / "results" / "run").dataset()
+    ds = dataset_of(RunFolder.open(own_folder / "results" / "run"))
     numbers = xr.open_zarr(own_folder / "results" / "study.zarr").sel(axis="noise")
     assert numbers.reading.values.tolist() == [
         *(f"similarity, window = {window}" for window in (1, 4, 16)),
@@ -761,7 +762,7 @@ def test_own_rules_run(own_folder):
     """The beliefs are those of the inference of the grammar alone, and its strings parse."""
     done = uturn("run", "rules.toml", "--store", "rules", "--workers", "1", cwd=own_folder)
     assert done.returncode == 0, done.stderr
-    ds = RunFolder.open(own_folder / "rules").dataset()
+    ds = dataset_of(RunFolder.open(own_folder / "rules"))
     assert np.allclose(ds.belief.sel(noise=0), 1)
     assert np.allclose(ds.unchanged.sel(noise=0), 1)
     grammar = ut.RandomHierarchyModel.from_rules(

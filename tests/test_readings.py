@@ -24,7 +24,8 @@ from uturn.core.tools import own_tools
 from uturn.measures.changes import covariances_of
 from uturn.measures.scaling import correlation_length
 from uturn.pages import write_study
-from uturn.store.run_folder import Progress, RunFolder, State, open_run, warnings_of
+from uturn.store.reading import open_run
+from uturn.store.run_folder import Progress, RunFolder, State, warnings_of
 from uturn.studies.headline import headline_of
 from uturn.studies.readings import read_readings
 from uturn.studies.tables import remarks

@@ -25,9 +25,10 @@ from uturn.core import random
 from uturn.core.protocols import Variable
 from uturn.core.registry import filled
 from uturn.engine import measuring
+from uturn.store.reading import dataset_of, open_run
 from uturn.store.resume import attributes_of, layout_of, versions_used
 from uturn.store.run_file import VERSION, RunFile
-from uturn.store.run_folder import RunFolder, State, open_run
+from uturn.store.run_folder import RunFolder, State
 
 SPEC = strings(
     "masking", [0.0, 0.4, 1.0], source={"grammars": 2}, seed=3, items=10, trajectories=2, chunk=4
@@ -51,7 +52,7 @@ def same_run(store, other):
     """Whether two stores hold the same numbers, labels and instructions, in any order of their
     arrays.
     """
-    mine, others = (RunFolder.open(path).dataset().load() for path in (store, other))
+    mine, others = (dataset_of(RunFolder.open(path)).load() for path in (store, other))
     return (
         mine.drop_attrs(deep=False).identical(others.drop_attrs(deep=False))
         and mine.spec_hash == others.spec_hash
@@ -106,7 +107,7 @@ def test_a_valid_file_in_the_place_of_another_is_noticed(store, taken, put):
     before = files_of(store)
     shutil.copyfile(file_of(store, *taken), file_of(store, *put))
     assert states_of(store).count(State.damaged) == 1
-    assert RunFolder.open(store).dataset().attrs["missing_tasks"] == 1
+    assert dataset_of(RunFolder.open(store)).attrs["missing_tasks"] == 1
     with pytest.warns(UserWarning, match="holds the values of another noise level or other items"):
         ut.run(experiment(), store)
     assert files_of(store) == before
@@ -174,7 +175,7 @@ def test_datasets_know_whether_they_are_complete(store, tmp_path):
     assert ut.run(experiment(), tmp_path / "shares", shard=(2, 2)).attrs["complete"] is True
     assert files_of(tmp_path / "shares") == files_of(store)
     file_of(store, 0.4, "4_7").unlink()
-    assert RunFolder.open(store).dataset().attrs["missing_tasks"] == 1
+    assert dataset_of(RunFolder.open(store)).attrs["missing_tasks"] == 1
 
 
 def test_a_file_is_no_folder_of_a_run(tmp_path):
@@ -445,7 +446,7 @@ def test_image_runs_grow(tmp_path, monkeypatch):
         difference = np.abs(extended[name] - fresh[name])
         assert float(difference.max()) < 2e-5, name
         assert (extended[name].isnull() == fresh[name].isnull()).all()
-    assert RunFolder.open(tmp_path / "run").dataset().attrs["complete"]
+    assert dataset_of(RunFolder.open(tmp_path / "run")).attrs["complete"]
 
 
 # -- processes -------------------------------------------------------------------------------------
@@ -511,7 +512,7 @@ def test_a_stopped_run_leaves_no_processes_behind(tmp_path, stop):
         assert told.strip().splitlines() == [
             "stopped; what is done is in run; run the same command again to resume"
         ]
-        assert not RunFolder.open(tmp_path / "run").dataset().attrs["complete"]
+        assert not dataset_of(RunFolder.open(tmp_path / "run")).attrs["complete"]
 
 
 INTERRUPTIBLE = (

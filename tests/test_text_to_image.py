@@ -22,6 +22,7 @@ from uturn.measures.strengths import strength_of
 from uturn.networks.images.options import read_prompts
 from uturn.networks.images.prompted import PromptedUNet
 from uturn.presets import ImageOptions
+from uturn.store.reading import dataset_of
 from uturn.store.run_folder import RunFolder
 
 pytest.importorskip("transformers")
@@ -309,7 +310,7 @@ def test_from_the_command_line(folders, data, tmp_path, kind):
     more = ["--prompt", "a cat", "--no-compare-labels", "--workers", "1", "--out", str(out)]
     done = CliRunner().invoke(app, [*command, *sizes, *more])
     assert done.exit_code == 0, done.output
-    ds = RunFolder.open(out / "run").dataset()
+    ds = dataset_of(RunFolder.open(out / "run"))
     assert (out / "study.png").is_file()
     words = ds.attrs["description"]
     assert "with the prompt 'a cat'" in words

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from uturn.core.lazy import lazy, names_of_tools
 
-__version__ = "0.4.0"
+__version__ = "0.5.0.dev0"
 
 if TYPE_CHECKING:
     from uturn import backward as backward

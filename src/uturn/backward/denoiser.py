@@ -4,7 +4,7 @@ denoiser of single leaves.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -12,15 +12,20 @@ from pydantic import Field, model_validator
 from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import expect
 from uturn.core.inputs import File
-from uturn.core.protocols import Backward, Corruption, Reconstructions, Source, Spec
+from uturn.core.protocols import (
+    Backward,
+    Corruption,
+    Denoiser,
+    Design,
+    Reconstructions,
+    Source,
+    Spec,
+)
 from uturn.core.random import Purpose, Streams
-from uturn.corruption.denoising import Denoiser, ExactDenoiser, check_channel, denoise
+from uturn.corruption.denoising import ExactDenoiser, check_channel, denoise
 from uturn.corruption.unmasking import Decoder
 from uturn.networks.texts.options import DecoderOptions
 from uturn.sources.strings import NoisyStrings, StringSource
-
-if TYPE_CHECKING:
-    from uturn.core.experiment import Experiment
 
 
 class ExactPosterior(Spec, Backward):
@@ -49,7 +54,7 @@ class ExactPosterior(Spec, Backward):
     ) -> Reconstructions:
         return noisy.posterior_draws(streams, clones)
 
-    def missing(self, experiment: Experiment) -> dict[str, str]:
+    def missing(self, experiment: Design) -> dict[str, str]:
         """No reconstruction is missing; ValueError if a measurement has no exact posterior."""
         source = experiment.parts.source
         corruption = experiment.parts.corruption

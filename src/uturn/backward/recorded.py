@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from uturn.core.checks import LARGEST, expect
 from uturn.core.data import Noisy, Originals
 from uturn.core.files import checked_path
 from uturn.core.messages import one_line, shown
-from uturn.core.protocols import Corruption, FromFiles, Source, Spec
+from uturn.core.protocols import Corruption, Design, FromFiles, Source, Spec
 from uturn.core.random import Streams
 from uturn.core.variables import Axes, Axis
 from uturn.corruption.recorded import Recorded
@@ -40,9 +40,6 @@ from uturn.sources.images import (
     some_of,
     unread,
 )
-
-if TYPE_CHECKING:
-    from uturn.core.experiment import Experiment
 
 _FIELDS = {
     "noise": r"(?:\d*\.)?\d+(?:[eE][-+]?\d+)?",
@@ -132,10 +129,10 @@ class RecordedImages(Spec, FromFiles):
     def reconstruct(self, noisy: NoisyRecorded, streams: Streams, clones: int = 1) -> np.ndarray:
         return noisy.recordings.images(streams, clones)
 
-    def missing(self, experiment: Experiment) -> dict[str, str]:
+    def missing(self, experiment: Design) -> dict[str, str]:
         return _recordings_of(experiment).missing(experiment)
 
-    def doubts(self, experiment: Experiment) -> list[str]:
+    def doubts(self, experiment: Design) -> list[str]:
         """Missing files, files that nearly match, copies, and originals whose files seem to be
         swapped, as sentences.
         """
@@ -222,7 +219,7 @@ class NoisyRecorded(Noisy):
     recordings: Recordings = field(kw_only=True)
 
 
-def _recordings_of(experiment: Experiment) -> Recordings:
+def _recordings_of(experiment: Design) -> Recordings:
     """The files of an experiment with `RecordedImages`, whose forward process has them."""
     noise = experiment.parts.corruption
     assert isinstance(noise, RecordedNoise)
@@ -535,7 +532,7 @@ class Recordings:
                 image[...] = scaled(pixels.transpose(2, 0, 1), self.files.root)
         return images.reshape(len(streams.items), -1, *shape)
 
-    def missing(self, experiment: Experiment) -> dict[str, str]:
+    def missing(self, experiment: Design) -> dict[str, str]:
         """Missing and unreadable files of an experiment, {name: reason}, after a check of all
         files.
         """
@@ -613,7 +610,7 @@ class Recordings:
         expected = f"colours, as its original {name} has; or channels = 1 for both in grey"
         expect(has_colours or not needs_colours, f"{file}: mode", mode, expected)
 
-    def copies(self, experiment: Experiment) -> list[str]:
+    def copies(self, experiment: Design) -> list[str]:
         """Sentences if at the largest noise all reconstructions equal the originals, or all
         trajectories or clones each other.
         """
@@ -635,7 +632,7 @@ class Recordings:
             sentences.append(f"{where} clones {doubt}")
         return sentences
 
-    def swapped(self, experiment: Experiment) -> list[str]:
+    def swapped(self, experiment: Design) -> list[str]:
         """Sentences on pairs of originals whose files seem to be swapped.
 
         With c_ij the mean distance of the reconstructions of i to original j, a pair is named if j

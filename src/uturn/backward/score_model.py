@@ -16,10 +16,10 @@ from pydantic import Field
 
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Sampler
 from uturn.core.checks import expect
-from uturn.core.protocols import Axes, Backward, Corruption, Source, Spec
+from uturn.core.protocols import Axes, Backward, Corruption, Denoiser, Source, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption import Gaussian, Noisy
-from uturn.corruption.denoising import Denoiser, ExactDenoiser
+from uturn.corruption.denoising import ExactDenoiser
 from uturn.corruption.diffusion import Diffusion, ForwardDiffusion, check_diffusion
 from uturn.corruption.predictions import predicted
 from uturn.corruption.schedulers import (

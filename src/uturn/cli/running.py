@@ -212,7 +212,7 @@ def opened(location: str, **of_table: Any) -> xr.Dataset:
     with the options `of_table`.
     """
     from uturn.core.files import check_plain
-    from uturn.store.run_folder import open_run
+    from uturn.store.reading import open_run
     from uturn.studies.long_form import is_table
     from uturn.studies.readings import read_readings
 

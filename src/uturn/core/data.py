@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 import numpy as np
 from typing_extensions import TypeVar
@@ -16,9 +16,6 @@ from uturn.core.checks import expect
 from uturn.core.display import page, table
 from uturn.core.messages import shown
 from uturn.core.random import Streams
-
-if TYPE_CHECKING:
-    from uturn.core.protocols import Corruption
 
 Reconstructions = Any
 """An array (items, draws, ..), or for strings {tree_level: int64 (items, draws, nodes)}. There are
@@ -69,6 +66,25 @@ def checked_noisy(noisy: object, where: str, counts: Sequence[int]) -> Noisy:
     return noisy
 
 
+class NoisingProcess(Protocol):
+    """What originals ask of a corruption (`uturn.Corruption`) to make their noisy data."""
+
+    purpose: int
+    """Purpose of its random streams."""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the noisy datum is drawn at random."""
+
+    def corrupt(self, data: np.ndarray, noise: float, keys: np.ndarray) -> Any:  # noqa: ANN401 - noisy data of the kind that the corruption makes
+        """Noisy data (batch, ..) of originals (batch, ..), by `keys`, uint64 (batch,)."""
+
+    def corrupt_symbols(
+        self, symbols: np.ndarray, noise: float, keys: np.ndarray, vocab_size: int
+    ) -> Noisy:
+        """Noisy data of strings or texts, int64 (batch, length), with their number of symbols."""
+
+
 class Originals:
     """A block of originals from one source. The fields `items` and `data` are required."""
 
@@ -115,7 +131,7 @@ class Originals:
             " method `continued`"
         )
 
-    def observed_by(self, corruption: Corruption, noise: float, streams: Streams) -> Noisy:
+    def observed_by(self, corruption: NoisingProcess, noise: float, streams: Streams) -> Noisy:
         """Noisy data, one for each trajectory of each original.
 
         By default `corruption.corrupt(data, noise, keys)`.

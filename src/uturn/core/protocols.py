@@ -17,7 +17,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -44,11 +44,8 @@ from uturn.core.variables import Axes, Axis, Coordinate, Coordinates, Variable
 K = TypeVar("K", bound=Hashable)
 
 if TYPE_CHECKING:
-    from uturn.core.experiment import Experiment
+    from uturn.core.evidence import Evidence
     from uturn.core.prior import Prior
-    from uturn.corruption.denoising import Denoiser
-    from uturn.exact.inference.evidence import Evidence
-    from uturn.exact.theory import MeanField
 
 __all__ = [
     "Axes",
@@ -58,8 +55,12 @@ __all__ = [
     "Coordinate",
     "Coordinates",
     "Corruption",
+    "Denoiser",
+    "Design",
+    "DesignParts",
     "FromFiles",
     "Hints",
+    "MeanFieldTheory",
     "Noisy",
     "Originals",
     "Part",
@@ -97,6 +98,24 @@ class Part(Input, ABC):
     def __repr__(self) -> str:
         options = [f"{name}={value!r}" for name, value in self.own_table.items() if name != "type"]
         return f"{type(self).__name__}({', '.join(options)})"
+
+
+class MeanFieldTheory(Protocol):
+    """The predictions of a mean-field theory that a study compares with its readings
+    (`uturn.theory.MeanField`).
+    """
+
+    @property
+    def critical_noise(self) -> float | None:
+        """The noise of the transition; None without one."""
+
+    def curves(self, epsilon: ArrayLike, depth: int) -> object:
+        """Beliefs in the true symbol, arrays (.., depth + 1): the attributes `upward`, `downward`
+        and `marginals`.
+        """
+
+    def susceptibility(self, epsilon: ArrayLike, depth: int) -> np.ndarray:
+        """Susceptibility of the changes of the leaves, (..)."""
 
 
 class Source(Part, Generic[O]):
@@ -179,7 +198,7 @@ class Source(Part, Generic[O]):
         """
         return None
 
-    def mean_field(self) -> MeanField | None:
+    def mean_field(self) -> MeanFieldTheory | None:
         """The mean-field theory of the originals; None if there is none for their law."""
         return None
 
@@ -359,6 +378,50 @@ class Channel(Corruption[O, Noisy]):
         return values
 
 
+class Denoiser(Protocol):
+    """Members of a denoiser that a reverse process needs."""
+
+    vocab_size: int
+    num_leaves: int
+    corruption: Channel
+    """The channel whose noise it removes; it must have reverse steps."""
+
+    def posterior(self, noisy: Noisy) -> np.ndarray:
+        """Probability of each symbol at each leaf given the noisy datum, float32 (batch,
+        num_leaves, vocab_size).
+        """
+
+
+class DesignParts(Protocol):
+    """What a backward asks of the other parts of an experiment."""
+
+    @property
+    def source(self) -> Source[Any]:
+        """The source of the originals."""
+
+    @property
+    def corruption(self) -> Corruption[Any, Any]:
+        """The corruption that makes the noisy data, such as the forward process of the backward."""
+
+
+class Design(Protocol):
+    """What a backward asks of an experiment (`uturn.Experiment`): its sizes and parts."""
+
+    items: int
+    """Number of originals."""
+    trajectories: int
+    """Number of noisy data of an original at each noise level."""
+    clones: int
+    """Number of reconstructions of a noisy datum."""
+    seed: int
+    noise: list[float]
+    """The noise levels."""
+
+    @property
+    def parts(self) -> DesignParts:
+        """The parts, which fit together."""
+
+
 class Hints:
     """How a backward is fastest: what it declares to the scheduler of tasks
     (`uturn.engine.schedule`). A hint changes which tasks are measured together and in which order,
@@ -460,13 +523,13 @@ class Backward(Part, Hints, Generic[N]):
         """
         return False
 
-    def missing(self, experiment: Experiment) -> Mapping[str, str]:
+    def missing(self, experiment: Design) -> Mapping[str, str]:
         """Reconstructions that it cannot give, {name: reason}; ValueError for data that do not
         fit the experiment.
         """
         return {}
 
-    def doubts(self, experiment: Experiment) -> Sequence[str]:
+    def doubts(self, experiment: Design) -> Sequence[str]:
         """What is missing or seems wrong in the data that it reads for an experiment, as
         sentences ("data check: ..").
         """

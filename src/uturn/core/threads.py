@@ -11,8 +11,9 @@ import multiprocessing
 import os
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -112,3 +113,18 @@ def announce_compiling() -> None:
     """Tell the user, except in worker processes, while numba compiles kernels."""
     if multiprocessing.parent_process() is None:
         event.register("numba:compile", _Announcement())
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Context in which torch uses at most `number` threads; without torch it does nothing."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(number, before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from uturn.core import progress
 from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.data import checked_noisy
-from uturn.core.protocols import Channel, Corruption, Noisy
+from uturn.core.protocols import Channel, Corruption, Denoiser, Noisy
 from uturn.core.random import streams
 from uturn.corruption.sampling import MASKED, ArrayBeliefs, Sampler, State
 
@@ -30,20 +30,6 @@ _AT_ONCE = 2**23  # largest number of values (sample, leaf, symbol) in memory
 # those of the steps.
 ORDER = 2**62
 LAST = 2**62 + 1
-
-
-class Denoiser(Protocol):
-    """Members of a denoiser that a reverse process needs."""
-
-    vocab_size: int
-    num_leaves: int
-    corruption: Channel
-    """The channel whose noise it removes; it must have reverse steps."""
-
-    def posterior(self, noisy: Noisy) -> np.ndarray:
-        """Probability of each symbol at each leaf given the noisy datum, float32 (batch,
-        num_leaves, vocab_size).
-        """
 
 
 class ExactDenoiser:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -18,14 +18,27 @@ from uturn.corruption.schedulers import PipelineTimesteps, Scheduler
 if TYPE_CHECKING:
     import torch
 
-    from uturn.networks.images.pipelines import Codec
-
 LONG_NAMES = {
     "abar": "signal power abar",
     "log_snr": "log signal-to-noise ratio",
     "sigma": "noise standard deviation over signal",
 }
 """Axes of the noise levels of a scheduler, in words."""
+
+
+class Codec(Protocol):
+    """Maps images (batch, channels, height, width) in [-1, 1] to latents in the units of the
+    denoiser, and back.
+    """
+
+    dtype: torch.dtype
+    """Precision of its network."""
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Latents of images, float32."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images of latents, float32."""
 
 
 class Diffusion(Corruption[Any, Noisy]):  # images, or strings as images

@@ -12,13 +12,13 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from uturn.core import progress
 from uturn.core.checks import checked_integer, checked_noise, expect
+from uturn.core.evidence import SCALED, Evidence
 from uturn.core.memory import recycled
-from uturn.core.protocols import Axes, Axis, Channel, Noisy, Source
+from uturn.core.protocols import Axes, Axis, Channel, Denoiser, Noisy, Source
 from uturn.core.random import NOISE, Seed, normal_row, normals, streams
 from uturn.core.threads import over_blocks
-from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
+from uturn.corruption.denoising import LAST, checked_posterior
 from uturn.corruption.strings import checked_strings, draw_symbols, log_evidence_of
-from uturn.exact.inference.evidence import SCALED, Evidence
 
 # Scale of the signal-to-noise ratio r over which the density of levels decays, as exp(-r/6). The
 # error of an Euler step of length h is about h^2 |d mmse/dr|, and the uncertainty about a leaf

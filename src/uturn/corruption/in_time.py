@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from uturn.core.checks import expect
-from uturn.core.protocols import Noisy
+from uturn.core.protocols import Denoiser, Noisy
 from uturn.core.random import streams, uniforms
-from uturn.corruption.denoising import Denoiser, checked_posterior
+from uturn.corruption.denoising import checked_posterior
 from uturn.corruption.orders import share_of_masked
 from uturn.corruption.sampling import (
     MASKED,

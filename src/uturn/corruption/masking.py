@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from uturn.core.checks import checked_noise
-from uturn.core.protocols import Noisy
+from uturn.core.protocols import Denoiser, Noisy
 from uturn.core.random import NOISE, Seed, streams, uniforms
-from uturn.corruption.denoising import Denoiser, drawn
+from uturn.corruption.denoising import drawn
 from uturn.corruption.strings import (
     LogLikelihoods,
     SymbolChannel,

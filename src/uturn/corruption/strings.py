@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from uturn.core.checks import checked_integer, checked_noise, expect
+from uturn.core.evidence import SYMBOLS, Evidence
 from uturn.core.protocols import Channel, Noisy
 from uturn.core.random import Seed, choices, streams, uniforms
-from uturn.exact.inference.evidence import SYMBOLS, Evidence
 from uturn.exact.rhm import checked_leaves
 
 _ANY = 2**62  # more symbols than any string has

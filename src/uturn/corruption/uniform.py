@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from uturn.core.checks import checked_integer, checked_noise
-from uturn.core.protocols import Noisy
+from uturn.core.protocols import Denoiser, Noisy
 from uturn.core.random import NOISE, Seed, choices, streams, uniforms
-from uturn.corruption.denoising import LAST, Denoiser, drawn
+from uturn.corruption.denoising import LAST, drawn
 from uturn.corruption.sampling import Sampler, State, SymbolBeliefs, parts
 from uturn.corruption.strings import SymbolChannel, checked_strings, checked_symbols
 

@@ -26,11 +26,10 @@ from itertools import combinations
 import numpy as np
 
 from uturn.core.checks import checked_integer, expect
-from uturn.core.protocols import Corruption, Noisy
+from uturn.core.protocols import Corruption, Denoiser, Noisy
 from uturn.core.random import streams, uniforms
 from uturn.corruption.denoising import (
     ORDER,
-    Denoiser,
     checked_observation,
     checked_posterior,
     drawn,

@@ -4,7 +4,6 @@ away.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -262,18 +260,13 @@ class _Timing:
 @contextmanager
 def _limited_threads(number: int) -> Iterator[None]:
     """Context in which kernels and networks use fewer threads."""
-    torch: Any = sys.modules.get("torch")
     kernel_threads = threads.num_threads
-    network_threads = torch.get_num_threads() if torch else 0
     threads.num_threads = min(number, kernel_threads)
-    if torch:
-        torch.set_num_threads(min(number, network_threads))
     try:
-        yield
+        with threads.torch_threads(number):
+            yield
     finally:
         threads.num_threads = kernel_threads
-        if torch:
-            torch.set_num_threads(network_threads)
 
 
 def _bytes(size: float) -> str:

@@ -20,6 +20,7 @@ from uturn.engine.executors import Executor, Job, OnRay, Processes, ThisProcess
 from uturn.engine.schedule import Left, Share, ordered
 from uturn.engine.tasks import Tasks
 from uturn.store.folders import checked_location
+from uturn.store.reading import dataset_of
 from uturn.store.resume import open_store
 from uturn.store.run_folder import RunFolder
 
@@ -146,7 +147,7 @@ class Begun:
     def end(self) -> xr.Dataset:
         """The dataset of `run`, after the tasks were measured."""
         experiment = self.tasks.experiment
-        ds = self.tasks.store.dataset()
+        ds = dataset_of(self.tasks.store)
         if self.left and ds.attrs["complete"]:
             empty = _without_values(ds)
             if empty:

@@ -19,8 +19,8 @@ from uturn.core.checks import checked_integer, expect
 from uturn.core.messages import shown
 
 if TYPE_CHECKING:
+    from uturn.core.evidence import Evidence
     from uturn.exact.inference.beliefs import Beliefs
-    from uturn.exact.inference.evidence import Evidence
 
 MOST_DEPTH = 10_000
 """Largest number of tree levels. Float64 does not resolve differences between levels at this
@@ -125,6 +125,20 @@ class Grammar(ABC):
         `symbols`: those of the originals, {tree_level: int64 (originals, nodes)}. The samples of an
         original are next to each other.
         """
+
+
+class RuleGrammar(Grammar):
+    """A grammar of rules on a tree of fixed depth, as the compiled kernels and torch read it."""
+
+    rules: dict[int, np.ndarray]
+    """{tree_level 1 .. depth: int64 (symbols, multiplicity, branching)}."""
+    rule_probabilities: dict[int, np.ndarray]
+    """{tree_level 1 .. depth: float64 (symbols, multiplicity)}."""
+    class_probabilities: np.ndarray
+    """Probability of each root symbol, float64 (num_classes,)."""
+    num_classes: int
+    """Number of root symbols."""
+    branching: int
 
 
 def checked_depth(value: object, instead: str = "lower it") -> int:

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from uturn.core.checks import checked_integer, checked_numbers, expect
+from uturn.core.evidence import Evidence
 from uturn.core.memory import check_memory
 from uturn.core.random import STRINGS, checked_seed, choices, keys, streams, uniforms
 from uturn.exact.grammar import Draw, Grammar, Symbols
 from uturn.exact.inference.beliefs import Beliefs
-from uturn.exact.inference.evidence import Evidence, check_possible, check_values
+from uturn.exact.inference.evidence import check_possible, check_values
 from uturn.exact.rhm import checked_law, checked_leaves
 
 _STATES = 2**62 + 2

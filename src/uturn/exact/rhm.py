@@ -23,11 +23,11 @@ from uturn.core.files import check_regular, checked_path, whole_file
 from uturn.core.memory import check_memory
 from uturn.core.random import STRINGS, checked_seed, keys, streams, uniform_row, uniforms
 from uturn.core.threads import over_blocks
-from uturn.exact.grammar import Draw, Grammar, Symbols, check_tuples, checked_depth
+from uturn.exact.grammar import Draw, RuleGrammar, Symbols, check_tuples, checked_depth
 
 if TYPE_CHECKING:
+    from uturn.core.evidence import Evidence
     from uturn.exact.inference.beliefs import Beliefs
-    from uturn.exact.inference.evidence import Evidence
 
 Rules = Mapping[int, np.ndarray]
 Laws = ArrayLike | Mapping[int, ArrayLike] | None
@@ -67,7 +67,7 @@ def zipf(multiplicity: int, exponent: float) -> np.ndarray:
     return np.asarray(weights / weights.sum())
 
 
-class RandomHierarchyModel(Grammar):
+class RandomHierarchyModel(RuleGrammar):
     """Random Hierarchy Model (Cagnetta et al., arXiv:2307.02129; section 3 of arXiv:2402.16991).
 
     The root (tree level L, the class) takes one of `num_classes` values. Every symbol `y` of tree
@@ -107,12 +107,6 @@ class RandomHierarchyModel(Grammar):
     >>> {level: nodes.shape for level, nodes in rhm.sample(5, seed=1).latents.items()}
     {0: (5, 8), 1: (5, 4), 2: (5, 2), 3: (5, 1)}
     """
-
-    rules: dict[int, np.ndarray]
-    rule_probabilities: dict[int, np.ndarray]
-    class_probabilities: np.ndarray
-
-    branching: int
 
     def __init__(
         self,

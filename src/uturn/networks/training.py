@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from uturn.core.checks import checked_integer, expect
 from uturn.core.files import named_errors, whole_file
 from uturn.core.progress import add, progress_bar, units
+from uturn.core.threads import torch_threads
 from uturn.networks.files import read_plain
 from uturn.networks.libraries import reading
 
@@ -44,6 +45,7 @@ def train(
     every: int = 500,
     target: tuple[str, float] | None = None,
     average: float | None = None,
+    threads: int = 1,
     progress: bool = False,
 ) -> History:
     """Minimise a loss with AdamW; the model is trained in place and left in evaluation mode.
@@ -57,7 +59,9 @@ def train(
     to 0 over all `steps`. `clip`: largest norm of the gradient. `evaluate(model)` gives {quantity:
     value}, recorded every `every` steps and at the end. `target`, (quantity, value): stop as soon
     as an evaluation reaches the value. `average`: decay of an exponential moving average of the
-    weights, such as 0.999, which is evaluated, and left in the model.
+    weights, such as 0.999, which is evaluated, and left in the model. `threads`: number of threads
+    of torch. Two threads wait for each other several times in a step of a small network, which
+    then takes longer, and many times longer if other processes use the cores.
     """
     checked_integer("steps", steps, 1)
     checked_integer("every", every, 1)
@@ -90,7 +94,7 @@ def train(
     evaluated = model if averaged is None else averaged.module
     title = Path(checkpoint).name if checkpoint is not None else "training"
     bar = progress_bar(progress, title, steps, state.step, unit="steps")
-    with bar as advance, units(steps):
+    with bar as advance, units(steps), torch_threads(threads):
         add(state.step)
         losses: list[float] = []
         while state.step < steps and not state.is_finished:

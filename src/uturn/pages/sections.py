@@ -25,7 +25,7 @@ from uturn.pages.pictures import preview
 from uturn.pages.verdicts import Verdict
 from uturn.pages.views import Card, Chart, Gallery, Grid, Picture, RunDetails, Slides, Tokens, Tree
 from uturn.store.outputs import bounded_chunks, digest_of_dataset
-from uturn.store.run_folder import open_run
+from uturn.store.reading import open_run
 from uturn.studies.tables import TextTable
 
 _MOST_SPEC = 20_000

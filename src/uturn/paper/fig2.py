@@ -5,6 +5,7 @@ here on Fashion-MNIST.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,30 +54,62 @@ _SHOWN = (0, 1, 3, 5, 7, 8, 9)
 _PAIR_MARKS: list[dict[str, Any]] = [{"marker": "^", "ms": 5}, {"marker": "_", "ms": 7, "mew": 2}]
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How one of the two schedulers samples at one scale."""
+
+    scheduler: str
+    steps: int
+    """Steps of a full chain."""
+    originals: int
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Sizes of one scale."""
+
+    levels: int
+    """Number of inversion times, evenly spaced up to the full chain."""
+    chunk: int
+    stochastic: Sampling
+    """With 100 originals, more than 9 in 10 draws of them tell the half-lives of class and kind
+    apart (with 60, 1 in 2)."""
+    deterministic: Sampling
+    """Its curves are shown beside the others and decide no verdict."""
+
+
+_SETUPS: dict[Scale, Setup] = {
+    "smoke": Setup(10, 50, Sampling("ddpm", 20, 100), Sampling("ddim", 10, 40)),
+    "paper": Setup(25, 50, Sampling("ddpm", 250, 1000), Sampling("ddim", 250, 1000)),
+}
+
+
 def experiments(scale: Scale) -> dict[str, Experiment]:
-    items, chunk, levels, steps = (
-        (60, 60, 10, (50, 20)) if scale == "smoke" else (1000, 50, 25, (250, 250))
-    )
-    common = (
-        "fashion_mnist",
-        "diffusion",
-        np.arange(1, levels + 1) / levels,
-        LAYERS.model_dump(exclude_none=True),
-        "images",
-    )
-    runs = {}
-    for label, scheduler, number in zip(
-        ("stochastic", "deterministic"), ("ddpm", "ddim"), steps, strict=True
-    ):
+    chosen = _SETUPS[scale]
+
+    def experiment(sampling: Sampling) -> Experiment:
         backward = {
             "type": "diffusion",
             "model": "fashion_mnist",
-            "scheduler": scheduler,
-            "steps": number,
+            "scheduler": sampling.scheduler,
+            "steps": sampling.steps,
+            "timestep_spacing": "trailing",
         }
-        backward["timestep_spacing"] = "trailing"
-        runs[label] = experiment_of(*common, backward=backward, items=items, chunk=chunk)
-    return runs
+        return experiment_of(
+            "fashion_mnist",
+            "diffusion",
+            np.arange(1, chosen.levels + 1) / chosen.levels,
+            LAYERS.model_dump(exclude_none=True),
+            "images",
+            backward=backward,
+            items=sampling.originals,
+            chunk=chosen.chunk,
+        )
+
+    return {
+        "stochastic": experiment(chosen.stochastic),
+        "deterministic": experiment(chosen.deterministic),
+    }
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -178,7 +211,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
                 FashionMNISTSource().all_images()[0][: stochastic.sizes["item"], 0],
             ),
             "image": stochastic.image.isel(trajectory=0, channel=0),
-            "image_deterministic": deterministic.image.isel(trajectory=0, channel=0),
         },
         attrs={"inversion": swap.value},
     )

@@ -66,6 +66,7 @@ class Setup(NamedTuple):
     branching: int
     depth: int
     width: int
+    learning_rate: float
     training_strings: int
     steps: int
     items: int
@@ -84,9 +85,9 @@ class Setup(NamedTuple):
 def setup(scale: Scale) -> Setup:
     if scale == "smoke":
         noise = np.unique(np.r_[np.arange(0, 1.01, 0.1), np.arange(0.72, 0.97, 0.03)].round(4))
-        return Setup(16, 3, 2, 6, 128, 60_000, 3000, 600, tuple(noise.tolist()))
+        return Setup(16, 3, 2, 6, 64, 3e-3, 60_000, 3000, 600, tuple(noise.tolist()))
     noise = np.unique(np.r_[np.arange(0, 1.01, 0.05), np.arange(0.6, 0.85, 0.02)].round(4))
-    return Setup(16, 4, 2, 7, 256, 300_000, 8000, 1000, tuple(noise.tolist()))
+    return Setup(16, 4, 2, 7, 256, 1e-3, 300_000, 8000, 1000, tuple(noise.tolist()))
 
 
 def strings(source: RHMSource, part: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +114,6 @@ def trained_classifier(workshop: Workshop) -> Path:
         **network,
         "seed": SEED,
         "batch": 256,
-        "learning_rate": 1e-3,
         "weight_decay": 0.01,
         "target": 0.995,
     }

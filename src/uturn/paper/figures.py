@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from uturn.core.files import write_json
+from uturn.core.progress import duration
 from uturn.pages import fetch, write_page
 from uturn.pages.verdicts import Result
 from uturn.paper.registry import FIGURES, load_figure
@@ -59,9 +60,10 @@ def reproduce(
         fetch(folder)
         workshop = Workshop(scale, folder.inside(scale), workers, progress, cluster)
         results: list[Result] = []
-        for name in dict.fromkeys(figures):
+        names = list(dict.fromkeys(figures))
+        for number, name in enumerate(names):
             figure = load_figure(name)
-            announce(f"{name}: {figure.TITLE}")
+            announce(f"{name}: {figure.TITLE}{_expectation(names[number:], scale)}")
             start = time.monotonic()
             files = {
                 "png": f"{name}.png",
@@ -89,3 +91,19 @@ def reproduce(
             write_page(folder.path)
             folder.push(*files.values(), f"{name}.json", "index.html")
     return results
+
+
+def _expectation(names: Sequence[str], scale: Scale) -> str:
+    """The time that the first of these figures and all of them take, in words; empty where no
+    time was measured.
+
+    >>> _expectation(["fig7"], "paper")
+    ''
+    """
+    if scale != "smoke":
+        return ""
+    seconds = [max(FIGURES[name].seconds, 1) for name in names]
+    first = seconds[0]
+    if len(names) == 1:
+        return f" (about {duration(first)}, the last figure)"
+    return f" (about {duration(first)}; {len(names)} figures to come: {duration(sum(seconds))})"

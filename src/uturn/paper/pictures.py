@@ -101,7 +101,7 @@ def tree_and_rules() -> xr.Dataset:
     """The tree of the string before and after a U-turn, and its observed leaves."""
     rhm, draw, key = small_string()
     noisy = Masking().corrupt(draw.leaves, SHARE_HIDDEN, vocab_size=rhm.vocab_size, seed=key)
-    rebuilt = sample_posterior(rhm, Masking().log_evidence(noisy), key)
+    rebuilt = sample_posterior(rhm, Masking().log_evidence(noisy, np.float32), key)
     return xr.Dataset(
         {
             "original": ("node", nodes(draw.latents)),
@@ -215,11 +215,13 @@ def draw_tree_and_rules(data: xr.Dataset) -> Figure:
 # -- fig. 4 ----------------------------------------------------------------------------------------
 
 
-def observation() -> tuple[RandomHierarchyModel, dict[int, np.ndarray], np.ndarray, np.ndarray]:
+def observation(
+    precision: type[np.floating] = np.float32,
+) -> tuple[RandomHierarchyModel, dict[int, np.ndarray], np.ndarray, np.ndarray]:
     """Grammar, true tree, noisy leaves (leaf, symbol) and their log-evidence of the picture."""
     rhm, draw, key = small_string()
     noisy = Gaussian().corrupt(draw.leaves, TIME, vocab_size=rhm.vocab_size, seed=key)
-    return rhm, draw.latents, noisy.values[0], Gaussian().log_evidence(noisy, np.float64)[0]
+    return rhm, draw.latents, noisy.values[0], Gaussian().log_evidence(noisy, precision)[0]
 
 
 def messages() -> xr.Dataset:
@@ -368,11 +370,11 @@ def _draw_key(axes: Axes, x: float, y: float) -> None:
 # -- fig. 9 ----------------------------------------------------------------------------------------
 
 
-def factor() -> xr.Dataset:
+def factor(precision: type[np.floating] = np.float32) -> xr.Dataset:
     """The messages on one factor of fig. 4, and what every rule contributes to them (Eqs. 7, 8):
     `contribution_up` and `contribution_left`, (parent, rule), not normalised.
     """
-    rhm, latents, _, log_evidence = observation()
+    rhm, latents, _, log_evidence = observation(precision)
     beliefs = infer(rhm, log_evidence[None], outputs=("upward", "downward"))
     s = rhm.branching
     children = slice(s * PARENT_NODE, s * (PARENT_NODE + 1))

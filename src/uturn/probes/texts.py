@@ -266,10 +266,10 @@ class TextLikelihood(SecondModel):
         return None
 
     def texts(self, source: TextSource) -> TranslatedTexts:
-        from uturn.networks.texts.language import beginning
+        from uturn.networks.texts.language import beginning, language_of
 
         where = self.where
-        model = source.language() if self.model == "same" else self.text_model.load()
+        model = language_of(source) if self.model == "same" else self.text_model.load()
         expect(
             self.head != "masked" or model.corruption == "masking",
             f"{where}: corruption",
@@ -349,7 +349,10 @@ class TextLayers(SecondModel):
     _states: TextStates = PrivateAttr()
 
     def texts(self, source: TextSource) -> TranslatedTexts:
-        model = source.language().encoder() if self.model == "same" else self.text_model.load()
+        from uturn.networks.texts.language import language_of
+
+        is_same = self.model == "same"
+        model = language_of(source).encoder() if is_same else self.text_model.load()
         return TranslatedTexts(source, model, self.where)
 
     def prepare(self, source: TextSource) -> None:

@@ -22,13 +22,13 @@ from pydantic import Field
 
 from uturn.core.caches import cached_while_unchanged, digest_of_file
 from uturn.core.checks import checked_integer, expect
-from uturn.core.data import StoredItems
+from uturn.core.data import NoisingProcess, StoredItems
 from uturn.core.files import checked_path, read_array, read_text
 from uturn.core.inputs import Content, File
 from uturn.core.messages import one_line, shown
 from uturn.core.own_parts import name_of
 from uturn.core.processes import cores
-from uturn.core.protocols import Corruption, Noisy, Originals, Source, Spec
+from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Streams
 from uturn.sources.fashion_mnist import CLASS_NAMES, load_test_set, test_set_file
 
@@ -64,7 +64,9 @@ class Images(Originals):
             self, images=np.where(taken[:, None, None, None], reconstructions[:, 0], self.images)
         )
 
-    def observed_by(self, corruption: Corruption, noise: float, streams: Streams) -> NoisyImages:
+    def observed_by(
+        self, corruption: NoisingProcess, noise: float, streams: Streams
+    ) -> NoisyImages:
         """Noisy images, one for each trajectory of each original, with the labels of the
         originals.
         """

@@ -16,15 +16,17 @@ from pydantic import Field, model_validator
 
 from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import checked_integer, expect
+from uturn.core.data import NoisingProcess
+from uturn.core.evidence import Evidence
 from uturn.core.files import checked_path, read_table
 from uturn.core.inputs import File
 from uturn.core.messages import one_line, shown
 from uturn.core.own_parts import name_of
-from uturn.core.protocols import Corruption, Noisy, Originals, Source, Spec
+from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys
 from uturn.exact.grammar import Draw, Grammar, check_tuples
 from uturn.exact.hmm import HiddenMarkovModel
-from uturn.exact.inference.evidence import Evidence, checked_evidence
+from uturn.exact.inference.evidence import checked_evidence
 from uturn.exact.rhm import RandomHierarchyModel, zipf
 from uturn.measures.covariances import Tree
 
@@ -83,7 +85,9 @@ class Strings(Originals):
             latents[level] = np.where(taken[:, None], reconstructions[level][:, 0], nodes)
         return replace(self, draw=Draw(latents))
 
-    def observed_by(self, corruption: Corruption, noise: float, streams: Streams) -> NoisyStrings:
+    def observed_by(
+        self, corruption: NoisingProcess, noise: float, streams: Streams
+    ) -> NoisyStrings:
         """Noisy strings, one for each trajectory of each original.
 
         There is one for each original if the corruption draws nothing.

@@ -12,7 +12,7 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,16 +20,14 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import checked_array, expect
+from uturn.core.data import NoisingProcess
 from uturn.core.files import checked_path, read_array, read_text
 from uturn.core.inputs import Content
 from uturn.core.messages import counted, file_name, one_line
 from uturn.core.own_parts import name_of
-from uturn.core.protocols import Backward, Corruption, Noisy, Originals, Source, Spec
+from uturn.core.protocols import Backward, Noisy, Originals, Source, Spec
 from uturn.core.random import Streams
 from uturn.sources.embedded_text import passages_file
-
-if TYPE_CHECKING:
-    from uturn.networks.texts.language import LanguageModel
 
 PAD = -2
 """Value beyond the end of a text that is shorter than the longest one."""
@@ -56,6 +54,22 @@ class Tokenizer(Protocol):
         """A value that is equal for tokenizers that convert every text in the same way."""
 
 
+class TokenModel(Protocol):
+    """What a source of texts asks of the language model of a backward."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None if texts are given as ids."""
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Number of tokens of the longest text; None without a limit."""
+
+
 @dataclass(frozen=True, repr=False)
 class Tokens(Originals):
     """Texts as ids, int64 (batch, length), `PAD` beyond the end of a shorter text; V: number of
@@ -78,7 +92,9 @@ class Tokens(Originals):
     def continued(self, reconstructions: np.ndarray, taken: np.ndarray) -> Tokens:
         return replace(self, data=np.where(taken[:, None], reconstructions[:, 0], self.data))
 
-    def observed_by(self, corruption: Corruption, noise: float, streams: Streams) -> NoisyTokens:
+    def observed_by(
+        self, corruption: NoisingProcess, noise: float, streams: Streams
+    ) -> NoisyTokens:
         """Noisy tokens, one sequence for each trajectory of each original."""
         data, is_free = (np.repeat(of, streams.count, axis=0) for of in (self.data, self.free))
         symbols = np.where(data == PAD, 0, data)
@@ -183,7 +199,7 @@ class TextSource(Source[Tokens]):
         """The backward of the experiment, which has the model; None before there is one."""
         return getattr(self, "_backward", None)
 
-    def language(self) -> LanguageModel:
+    def language(self) -> TokenModel:
         """The language model of the backward, whose members `vocab_size`, `tokenizer` and
         `most_tokens` the source reads; one of the user may lack the last two.
         """
@@ -191,7 +207,7 @@ class TextSource(Source[Tokens]):
         expected = "one with a method `language`, as 'language' has"
         has_language = hasattr(backward, "language")
         expect(has_language, "backward of the source 'tokens'", backward, expected)
-        model: LanguageModel = backward.language()
+        model: TokenModel = backward.language()
         where = f"{name_of(backward, 'backward')}.language"
         expected = "a uturn.networks.LanguageModel, or an object with its `vocab_size`"
         expect(hasattr(model, "vocab_size"), where, model, expected)

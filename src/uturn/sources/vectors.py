@@ -13,9 +13,10 @@ from pydantic import Field, model_validator
 
 from uturn.core.caches import cached_while_unchanged
 from uturn.core.checks import checked_numbers, expect
+from uturn.core.data import NoisingProcess
 from uturn.core.files import checked_path, read_array
 from uturn.core.inputs import File
-from uturn.core.protocols import Corruption, Noisy, Originals, Source, Spec
+from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys
 from uturn.corruption import Gaussian
 from uturn.measures.covariances import Grid
@@ -49,7 +50,9 @@ class Vectors(Originals):
     def continued(self, reconstructions: np.ndarray, taken: np.ndarray) -> Vectors:
         return replace(self, values=np.where(taken[:, None], reconstructions[:, 0], self.values))
 
-    def observed_by(self, corruption: Corruption, noise: float, streams: Streams) -> NoisyVectors:
+    def observed_by(
+        self, corruption: NoisingProcess, noise: float, streams: Streams
+    ) -> NoisyVectors:
         """Diffused vectors, one for each trajectory of each original.
 
         ValueError for a corruption other than `Gaussian`.

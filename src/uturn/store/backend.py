@@ -10,8 +10,8 @@ from typing import Any
 import xarray as xr
 from xarray.backends import BackendEntrypoint
 
+from uturn.store.reading import open_run
 from uturn.store.run_file import NAME
-from uturn.store.run_folder import open_run
 
 
 class RunBackend(BackendEntrypoint):

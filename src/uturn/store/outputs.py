@@ -30,7 +30,7 @@ from uturn.core.checks import expect
 from uturn.core.files import named_errors, whole_folder
 from uturn.core.messages import one_line
 from uturn.store.folders import DATASET_ROOT, checked_location, each, folder_at, is_url, replace
-from uturn.store.run_folder import open_run
+from uturn.store.reading import open_run
 
 ROOT = DATASET_ROOT
 _MOST_TEXT = 2**28  # bytes of the labels of a coordinate

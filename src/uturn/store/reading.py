@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core.indexing import (
     ExplicitIndexer,
@@ -14,11 +16,10 @@ from xarray.core.indexing import (
     explicit_indexing_adapter,
 )
 
+from uturn.store import run_file
 from uturn.store.blocks import Task
 from uturn.store.folders import each
-
-if TYPE_CHECKING:
-    from uturn.store.run_folder import RunFolder
+from uturn.store.run_folder import RunFolder
 
 _MOST_AT_ONCE = 2**24
 """Numbers of the largest variable that is read at once."""
@@ -107,3 +108,36 @@ class _LazyVariable(BackendArray):
             in_task = items[rows] - block * run.chunk
             region: tuple[Any, ...] = (rows, *run.file.region(self.name, count)[1:])
             values[region] = readings[self.name][in_task]
+
+
+def dataset_of(run: RunFolder) -> xr.Dataset:
+    """A run as a labelled dataset; readings of missing and damaged tasks are NaN."""
+    readings = Readings(run)
+    variables = {}
+    for name, variable in run.file.variables.items():
+        variables[name] = (variable.dims, readings.values(name), variable.attributes)
+    coordinates = {}
+    for name, coordinate in run.file.coordinates.items():
+        coordinates[name] = (coordinate.dims, coordinate.labels, coordinate.attributes)
+    about = {
+        "format": run_file.FORMAT,
+        "version": run_file.VERSION,
+        "chunk": run.chunk,
+        "variables": list(run.file.variables),
+        "complete": readings.missing == 0,
+        "missing_tasks": readings.missing,
+    }
+    return xr.Dataset(variables, coordinates, {**about, **run.file.texts()})
+
+
+def open_run(location: str | Path) -> xr.Dataset:
+    """The run in a folder or at a URL; ValueError if there is none, or if it is damaged."""
+    run = RunFolder.open(location)
+    ds = dataset_of(run)
+    missing = ds.attrs["missing_tasks"]
+    if run.is_made_elsewhere and missing:
+        raise ValueError(
+            f"{run.location}: {missing} files of readings are missing or damaged; copy the store"
+            " again"
+        )
+    return ds

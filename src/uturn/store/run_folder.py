@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -53,9 +53,6 @@ from uturn.store.limits import (
 )
 from uturn.store.run_file import RunFile
 from uturn.store.task_files import About, TaskFile, narrowed
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 TASKS = "tasks/"
 _MOST_KEPT = 2**24
@@ -366,44 +363,6 @@ class RunFolder(Blocks):
         for name in names - final:
             if _start_of(name) in starts:
                 self.folder.remove(name)
-
-    # -- reading -----------------------------------------------------------------------------------
-
-    def dataset(self) -> xr.Dataset:
-        """The run as a labelled dataset; readings of missing and damaged tasks are NaN."""
-        import xarray as xr
-
-        from uturn.store.reading import Readings
-
-        readings = Readings(self)
-        variables = {}
-        for name, variable in self.file.variables.items():
-            variables[name] = (variable.dims, readings.values(name), variable.attributes)
-        coordinates = {}
-        for name, coordinate in self.file.coordinates.items():
-            coordinates[name] = (coordinate.dims, coordinate.labels, coordinate.attributes)
-        about = {
-            "format": run_file.FORMAT,
-            "version": run_file.VERSION,
-            "chunk": self.chunk,
-            "variables": list(self.file.variables),
-            "complete": readings.missing == 0,
-            "missing_tasks": readings.missing,
-        }
-        return xr.Dataset(variables, coordinates, {**about, **self.file.texts()})
-
-
-def open_run(location: str | Path) -> xr.Dataset:
-    """The run in a folder or at a URL; ValueError if there is none, or if it is damaged."""
-    run = RunFolder.open(location)
-    ds = run.dataset()
-    missing = ds.attrs["missing_tasks"]
-    if run.is_made_elsewhere and missing:
-        raise ValueError(
-            f"{run.location}: {missing} files of readings are missing or damaged; copy the store"
-            " again"
-        )
-    return ds
 
 
 def runs_in(folder: Path, pattern: str = "*") -> list[Path]:

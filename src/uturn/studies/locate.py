@@ -18,6 +18,7 @@ from uturn.core.messages import shown
 from uturn.core.progress import duration
 from uturn.measures.estimates import Estimate, checked_share
 from uturn.store.folders import checked_location, is_empty, is_run
+from uturn.store.reading import dataset_of
 from uturn.store.run_folder import RunFolder
 from uturn.studies.axes import Axes, axis_words
 from uturn.studies.search import (
@@ -316,7 +317,7 @@ def _stored_readings(store: str | Path, levels: Levels, reading: str) -> dict[fl
     for level in {*levels.starting, levels.largest}:
         place = checked_location("store", store_of(store, level))
         if not is_empty(place):
-            dataset = RunFolder.open(place).dataset().load()
+            dataset = dataset_of(RunFolder.open(place)).load()
             stored[level] = readings_in(dataset, reading, dataset.sizes["item"])
     return stored
 

@@ -21,6 +21,7 @@ from uturn.core.protocols import Coordinate, Variable
 from uturn.core.registry import READINGS
 from uturn.measures.changes import covariances_of
 from uturn.store.folders import checked_location, is_empty
+from uturn.store.reading import dataset_of
 from uturn.store.resume import versions_used
 from uturn.store.run_folder import RunFolder, fill, write_run
 from uturn.studies.long_form import AXES, COLUMNS, Labels, LongForm, read_long_form
@@ -194,7 +195,7 @@ def readings(
     fill(folder, {name: arrays[name].values for name in variables})
     if store is not None:
         _write(store, folder)
-    return folder.dataset()
+    return dataset_of(folder)
 
 
 def read_readings(

@@ -19,6 +19,7 @@ from uturn.core.messages import shown
 from uturn.engine.run import run
 from uturn.measures.readings import draw_dims, independent_groups
 from uturn.store.folders import checked_location, is_empty
+from uturn.store.reading import dataset_of
 from uturn.store.resume import attributes_of, layout_of
 from uturn.store.run_folder import RunFolder
 from uturn.studies.checked_run import Run, by_noise
@@ -171,7 +172,7 @@ def checked_levels(experiment: Experiment, reading: str, width: float) -> Levels
     layout = layout_of(single)
     attributes = attributes_of(single, {})
     folder = RunFolder.in_memory(layout.variables, layout.coordinates, attributes)
-    run = Run.of(folder.dataset())
+    run = Run.of(dataset_of(folder))
     variable = find_reading(run, reading).variable
     if run.instructions[variable].start is None:
         raise ValueError(

@@ -21,8 +21,9 @@ from uturn.pages.sections import Collected, Reader
 from uturn.presets import ImageOptions
 from uturn.studies.plotting.style import style
 from uturn.tools.atlas.figure import draw_atlas
+from uturn.tools.atlas.file import AtlasRow, read_atlas
 from uturn.tools.atlas.numbers import atlas_section, entries_of, frame_of
-from uturn.tools.atlas.rows import RESULTS, AtlasRow, measure_atlas, read_atlas
+from uturn.tools.atlas.rows import RESULTS, measure_atlas
 
 ROOT = Path(__file__).parents[3]
 HEIGHT = 0.3  # images are +- HEIGHT times the pattern

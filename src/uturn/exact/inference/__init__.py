@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from uturn.core.checks import checked_integer, expect
+from uturn.core.evidence import Evidence
 from uturn.core.memory import check_memory
 from uturn.core.random import streams
 from uturn.exact.grammar import Grammar
 from uturn.exact.inference.beliefs import OUTPUTS, Beliefs, NotComputedError, entropy_of
 from uturn.exact.inference.evidence import (
-    Evidence,
     LogEvidence,
     check_shape,
     check_values,

@@ -11,22 +11,21 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from uturn.core import threads
 from uturn.core.checks import expect
+from uturn.core.evidence import LOG, Evidence
 from uturn.core.memory import aligned, recycled
 from uturn.core.progress import steps
+from uturn.exact.grammar import RuleGrammar
 from uturn.exact.inference import kernels
 from uturn.exact.inference.beliefs import Beliefs
-from uturn.exact.inference.evidence import LOG, MESSAGES, Evidence, check_values
+from uturn.exact.inference.evidence import MESSAGES, check_values
 from uturn.exact.inference.simd import LANES
-
-if TYPE_CHECKING:
-    from uturn.exact.rhm import RandomHierarchyModel
 
 Levels = dict[int, np.ndarray]
 
@@ -55,7 +54,7 @@ class PreparedGrammar:
     whose last digits depend on the cut, is always computed in bands.
     """
 
-    def __init__(self, rhm: RandomHierarchyModel, dtype: np.dtype, whole: bool = False) -> None:
+    def __init__(self, rhm: RuleGrammar, dtype: np.dtype, whole: bool = False) -> None:
         v = rhm.vocab_size
         s = rhm.branching
         L = rhm.depth
@@ -121,11 +120,11 @@ class PreparedGrammar:
         return links
 
 
-_PREPARED: WeakKeyDictionary[RandomHierarchyModel, dict[tuple[np.dtype, bool], PreparedGrammar]]
+_PREPARED: WeakKeyDictionary[RuleGrammar, dict[tuple[np.dtype, bool], PreparedGrammar]]
 _PREPARED = WeakKeyDictionary()
 
 
-def prepared_grammar(rhm: RandomHierarchyModel, dtype: np.dtype, batch: int = 0) -> PreparedGrammar:
+def prepared_grammar(rhm: RuleGrammar, dtype: np.dtype, batch: int = 0) -> PreparedGrammar:
     """A grammar prepared for the kernels, cached; whole trees if a batch size is given that
     fills lanes and threads.
     """
@@ -143,7 +142,7 @@ def prepared_grammar(rhm: RandomHierarchyModel, dtype: np.dtype, batch: int = 0)
     return cached[dtype, True]
 
 
-def _kernel_rules(rhm: RandomHierarchyModel, dtype: np.dtype) -> kernels.Rules:
+def _kernel_rules(rhm: RuleGrammar, dtype: np.dtype) -> kernels.Rules:
     """The rules of all levels, joined: those of a level begin at `start`, row = symbol *
     multiplicity + number.
 
@@ -273,7 +272,7 @@ def _chunks(grammar: PreparedGrammar, batch: int) -> list[slice]:
 
 
 def infer_numba(
-    rhm: RandomHierarchyModel,
+    rhm: RuleGrammar,
     evidence: Evidence,
     outputs: tuple[str, ...],
     samples: np.ndarray | None = None,
@@ -305,7 +304,7 @@ def infer_numba(
 
 
 def true_beliefs(
-    rhm: RandomHierarchyModel, evidence: Evidence, symbols: Mapping[int, np.ndarray]
+    rhm: RuleGrammar, evidence: Evidence, symbols: Mapping[int, np.ndarray]
 ) -> np.ndarray:
     """Marginals at the true symbols, averaged over the nodes of each level: float64 (batch,
     levels), to 1e-10; not stored.
@@ -337,7 +336,7 @@ def true_beliefs(
     return beliefs
 
 
-def _check_symbols(rhm: RandomHierarchyModel, symbols: Levels) -> None:
+def _check_symbols(rhm: RuleGrammar, symbols: Levels) -> None:
     """ValueError for symbols that the grammar lacks: kernels use them as places in memory."""
     for level, nodes in symbols.items():
         n = rhm.num_symbols(level)
@@ -348,7 +347,7 @@ def _check_symbols(rhm: RandomHierarchyModel, symbols: Levels) -> None:
 
 
 def sample_numba(
-    rhm: RandomHierarchyModel,
+    rhm: RuleGrammar,
     evidence: Evidence,
     keys: np.ndarray,
     numbers: np.ndarray,

@@ -35,8 +35,9 @@ import numpy as np
 from numba import njit
 
 from uturn.core.box_muller import wide_vectors
+from uturn.core.evidence import LOG, SCALED, SYMBOLS
 from uturn.core.random import fold, uniform_at
-from uturn.exact.inference.evidence import LOG, MESSAGES, SCALED, SYMBOLS
+from uturn.exact.inference.evidence import MESSAGES
 from uturn.exact.inference.simd import (
     LANES,
     add,

@@ -4,17 +4,13 @@ the reference implementation.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 
 from uturn.core.random import choices, streams, uniforms
+from uturn.exact.grammar import RuleGrammar
 from uturn.exact.inference.beliefs import Beliefs
 from uturn.exact.inference.evidence import check_possible
-
-if TYPE_CHECKING:
-    from uturn.exact.rhm import RandomHierarchyModel
 
 Levels = dict[int, np.ndarray]
 Messages = dict[int, torch.Tensor]
@@ -25,7 +21,7 @@ _CHUNK = 2**25
 
 
 def infer_torch(
-    rhm: RandomHierarchyModel,
+    rhm: RuleGrammar,
     log_evidence: torch.Tensor,
     outputs: tuple[str, ...],
     samples: np.ndarray | None = None,
@@ -56,7 +52,7 @@ def _joined(parts: list[Messages]) -> Messages:
 
 
 def sample_torch(
-    rhm: RandomHierarchyModel,
+    rhm: RuleGrammar,
     log_evidence: np.ndarray,
     keys: np.ndarray,
     numbers: np.ndarray,
@@ -83,7 +79,7 @@ def sample_torch(
     return out
 
 
-def entropies(rhm: RandomHierarchyModel, log_evidence: np.ndarray) -> Levels:
+def entropies(rhm: RuleGrammar, log_evidence: np.ndarray) -> Levels:
     """Joint entropy of all nodes of each level given the evidence, {tree_level: (batch,)} in
     nats.
     """
@@ -97,7 +93,7 @@ def entropies(rhm: RandomHierarchyModel, log_evidence: np.ndarray) -> Levels:
     return {level: values.numpy() for level, values in _joined(parts).items()}
 
 
-def _parts(rhm: RandomHierarchyModel, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _parts(rhm: RuleGrammar, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Parts of a batch whose terms fit into memory."""
     if not len(values):
         return (values,)
@@ -109,7 +105,7 @@ def _parts(rhm: RandomHierarchyModel, values: torch.Tensor) -> tuple[torch.Tenso
 class _Tree:
     """Logarithms of messages, each normalised, of a part of a batch; `log_p`: the log-evidence."""
 
-    def __init__(self, rhm: RandomHierarchyModel, log_evidence: torch.Tensor) -> None:
+    def __init__(self, rhm: RuleGrammar, log_evidence: torch.Tensor) -> None:
         def on_device(values: np.ndarray) -> torch.Tensor:
             return torch.tensor(values, device=log_evidence.device)
 

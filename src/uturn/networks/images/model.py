@@ -12,8 +12,8 @@ from uturn.corruption.schedulers import PipelineTimesteps, Scheduler
 if TYPE_CHECKING:
     import torch
 
+    from uturn.corruption.diffusion import Codec
     from uturn.networks.images.options import Prompts
-    from uturn.networks.images.pipelines import Codec
 
 Shape = tuple[int, int, int]
 """Channels, height and width."""

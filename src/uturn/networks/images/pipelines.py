@@ -76,9 +76,9 @@ class Folder:
         return family_of(self.pipeline)
 
 
-class Codec(nn.Module):
-    """Maps images (batch, 3, height, width) in [-1, 1] to latents in the units of the denoiser, and
-    back; deterministic, float32.
+class Autoencoder(nn.Module):
+    """An autoencoder, as a `uturn.corruption.diffusion.Codec`: maps images (batch, 3, height,
+    width) in [-1, 1] to latents in the units of the denoiser, and back; deterministic, float32.
 
     `latents = scale * (z - centre)`, with z the mode of the encoder's posterior (AutoencoderKL), or
     the encoder's output before quantisation (VQModel).
@@ -215,7 +215,7 @@ def _allowed_kinds(part: str, denoiser: str, text_family: Family | None) -> tupl
 
 def load_codec(
     folder: Path, part: str, class_name: str, dtype: torch.dtype, channels: int
-) -> Codec:
+) -> Autoencoder:
     """The autoencoder of a pipeline; ValueError if its latents do not have the `channels` that the
     denoiser takes.
     """
@@ -241,7 +241,7 @@ def load_codec(
     overflows = dtype == torch.float16 and config.get("force_upcast")
     if is_quantised or overflows:
         dtype = torch.float32
-    return Codec(in_dtype(network, dtype), dtype, scale.float(), centre.float())
+    return Autoencoder(in_dtype(network, dtype), dtype, scale.float(), centre.float())
 
 
 def load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype | None = None) -> Any:  # noqa: ANN401 - a model of diffusers or transformers

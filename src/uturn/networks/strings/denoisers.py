@@ -122,7 +122,7 @@ def _block(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
 
 
 class LearnedDenoiser:
-    """A trained `TreeNetwork` as a `uturn.corruption.denoising.Denoiser`, with `batch_size`
+    """A trained `TreeNetwork` as a `uturn.core.protocols.Denoiser`, with `batch_size`
     samples in a call of the network.
     """
 

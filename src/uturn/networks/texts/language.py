@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from uturn.corruption.pieces import Pieces, half_precision_words, is_out_of_memo
 from uturn.corruption.sampling import MASKED
 from uturn.networks.layers import as_tensor
 from uturn.networks.texts.tokenizers import Tokenizer
-from uturn.sources.tokens import PAD
+from uturn.sources.tokens import PAD, TextSource
 
 CHANNELS: dict[str, Channel] = {"masking": Masking(), "uniform": UniformReplacement()}
 _TOTAL = 1 - 1e-3  # sigma = -log(1 - _TOTAL noise) stays finite, as in the code of MDLM and SEDD
@@ -412,6 +412,13 @@ def _joined(rows: Sequence[np.ndarray], calls: Sequence[torch.Tensor]) -> torch.
     pad = torch.nn.functional.pad
     padded = [pad(logits, (0, 0, 0, longest - logits.shape[1])) for logits in calls]
     return torch.cat(padded)[np.argsort(np.concatenate(rows))]
+
+
+def language_of(source: TextSource) -> LanguageModel:
+    """The language model of the backward of an experiment with texts, which networks of this
+    package read with.
+    """
+    return cast(LanguageModel, source.language())
 
 
 class TokenBeliefs:

@@ -50,8 +50,9 @@ def atlas(
     ```
     """
     from uturn.studies.tables import for_terminal
+    from uturn.tools.atlas.file import read_atlas
     from uturn.tools.atlas.numbers import remarks_of, text_table
-    from uturn.tools.atlas.rows import RESULTS, measure_atlas, read_atlas
+    from uturn.tools.atlas.rows import RESULTS, measure_atlas
 
     rows = read_atlas(file)
     names = [row.name for row in rows]

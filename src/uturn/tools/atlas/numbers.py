@@ -21,7 +21,7 @@ from uturn.studies import study
 from uturn.studies.tables import TextTable
 
 if TYPE_CHECKING:
-    from uturn.tools.atlas.rows import AtlasRow
+    from uturn.tools.atlas.file import AtlasRow
 
 PLACES = {
     "transition": "log-SNR at which half of the class is lost, t* (nats)",

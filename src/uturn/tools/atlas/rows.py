@@ -1,81 +1,28 @@
-"""The rows of an atlas, which are runs of `uturn images`, and the loop that measures them."""
+"""The loop that measures the rows of an atlas."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import xarray as xr
-from pydantic import BaseModel, ConfigDict, Field
 
 from uturn.core.caches import clear_caches
 from uturn.core.checks import expect
 from uturn.core.csv_text import csv_of
 from uturn.core.errors import described
-from uturn.core.files import checked_path, read_table, whole_file
-from uturn.core.messages import one_line, shown
+from uturn.core.files import whole_file
 from uturn.engine.run import run
 from uturn.pages import write_page
 from uturn.pages.results import check_results, write_figures
-from uturn.presets.images import ImageOptions
 from uturn.store.outputs import output_folder, write_dataset
 from uturn.tools.atlas.figure import draw_atlas
+from uturn.tools.atlas.file import AtlasRow
 from uturn.tools.atlas.numbers import Entry, entries_of, frame_of, table_of
 
 RESULTS = ("index.html", "atlas.zarr", "atlas.csv", "atlas.png", "atlas.pdf")
-
-
-class AtlasRow(ImageOptions):
-    """A row of an atlas: the options of `uturn images`, and the following.
-
-    `name`: of its store, unique in the file. `title`: its label in the figure, by default the name.
-    """
-
-    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        **ImageOptions.panels,
-        "Row": ("name", "title"),
-    }
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")
-    title: str = ""
-
-
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    defaults: dict[str, Any] = {}
-    models: list[dict[str, Any]] = Field(min_length=1)
-
-
-def read_atlas(path: str | Path) -> list[AtlasRow]:
-    """The rows of an atlas file (TOML): `[[models]]`, one table a row, and `[defaults]`, options
-    of all rows.
-    """
-    path = Path(checked_path("atlas", path))
-    rows: list[AtlasRow] = []
-    try:
-        file = _File.model_validate(read_table(path))
-        for number, table in enumerate(file.models, 1):
-            try:
-                row = AtlasRow.from_dict({**file.defaults, **table})
-                # Some file systems ignore case.
-                taken = ["atlas", *(other.name.casefold() for other in rows)]
-                expect(
-                    row.name.casefold() not in taken,
-                    "name",
-                    row.name,
-                    "another name; it is taken",
-                )
-            except (ValueError, TypeError) as error:
-                raise ValueError(
-                    f"models, row {number} (name = {shown(table.get('name'))}): {error}"
-                ) from None
-            rows.append(row)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the atlas {path}: {one_line(error, 1000)}") from None
-    return rows
 
 
 def measure_atlas(

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from uturn.core.protocols import Denoiser
 from uturn.corruption import Masking, Noisy
-from uturn.corruption.denoising import Denoiser
 from uturn.corruption.unmasking import Decoder, unmask
 from uturn.exact.inference import infer
 from uturn.exact.rhm import RandomHierarchyModel

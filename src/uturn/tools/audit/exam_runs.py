@@ -13,9 +13,10 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.progress import begun, part
+from uturn.core.protocols import Denoiser
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.corruption import Masking, Noisy
-from uturn.corruption.denoising import Denoiser, ExactDenoiser
+from uturn.corruption.denoising import ExactDenoiser
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.exact.rhm import RandomHierarchyModel, zipf
 from uturn.networks.strings.denoisers import LearnedDenoiser

@@ -42,7 +42,9 @@ class _OfTheModel(Spec, Probe[Tokens, NoisyTokens, TextSource]):
 
     def model(self, source: TextSource) -> LanguageModel:
         """The masked model of the backward; ValueError if it denoises replaced tokens."""
-        model = source.language()
+        from uturn.networks.texts.language import language_of
+
+        model = language_of(source)
         expect(
             model.corruption == "masking",
             "corruption of the model",

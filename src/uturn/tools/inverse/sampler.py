@@ -22,6 +22,7 @@ from uturn.core.prior import Prior
 from uturn.core.progress import steps
 from uturn.core.protocols import Backward, Corruption, Source, Spec
 from uturn.core.random import Purpose, Streams, globally_seeded
+from uturn.core.threads import torch_threads
 from uturn.networks.images.options import DenoiserOptions
 from uturn.tools.inverse.deepinv_physics import DEEPINV
 from uturn.tools.inverse.deepinv_samplers import DeepinvSampler
@@ -372,14 +373,9 @@ def _seeded(key: int) -> Iterator[torch.Generator]:
     """
     import torch
 
-    threads = torch.get_num_threads()
-    with globally_seeded(key):
-        torch.set_num_threads(1)
-        try:
-            # Its numbers differ from those of the global generator.
-            yield torch.Generator().manual_seed(key ^ 1)
-        finally:
-            torch.set_num_threads(threads)
+    with globally_seeded(key), torch_threads(1):
+        # Its numbers differ from those of the global generator.
+        yield torch.Generator().manual_seed(key ^ 1)
 
 
 def _sampler(spec: PosteriorSampler) -> Callable[..., Any]:
