@@ -72,6 +72,7 @@ OF_TOOLS = {
     "atlas": ("rows",),
     "audit": ("judge", "options", "orders"),
     "chains": ("chain", "energies", "measures", "parts"),
+    "check_knob": ("check",),
     "check_sampler": ("check", "two_samplers"),
     "inverse": (
         "deepinv_samplers",

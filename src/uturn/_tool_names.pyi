@@ -7,6 +7,7 @@ from uturn.tools.chains.measures import relaxation as relaxation
 from uturn.tools.chains.measures import reversibility as reversibility
 from uturn.tools.chains.measures import to_arviz as to_arviz
 from uturn.tools.chains.parts import MaskedLeaves as MaskedLeaves
+from uturn.tools.check_knob.check import check_knob as check_knob
 from uturn.tools.check_sampler.check import check_sampler as check_sampler
 from uturn.tools.check_sampler.two_samplers import two_samplers as two_samplers
 from uturn.tools.inverse.judge import inverse as inverse

@@ -3,6 +3,5 @@
 from uturn.core.tools import Tool
 
 TOOL = Tool(
-    commands=("uturn.tools.check_knob.command",),
     names={"check_knob": "uturn.tools.check_knob.check:check_knob"},
 )

@@ -47,7 +47,7 @@ def identity(evidence: Evidence, relabellings: Relabellings, has_floor: bool) ->
     result = f"at {evidence.knobs[evidence.start]:.3g} outputs differ from {whose} by"
     remark = ""
     if evidence.from_floor.max() > EQUAL and not has_floor and estimate.value <= LIMITS.start:
-        remark = "codec or autoencoder? --floor measures them"
+        remark = "codec or autoencoder? floor=.. takes them out"
     return Chance(p, f"{result} {with_interval(estimate)}", estimate, remark=remark)
 
 

@@ -108,7 +108,7 @@ def _of_few_steps(evidence: Evidence) -> str:
             lost = 1 - np.exp(moved.value)
             return (
                 f"{shift.reading.name} falls by {lost:.0%} at {evidence.knobs[k]:.3g}: few steps do"
-                " this; --own-outputs tells"
+                " this; own_outputs=True tells"
             )
     return ""
 
@@ -142,7 +142,7 @@ def unit(evidence: Evidence, relabellings: Relabellings, stated: Stated | None) 
     the mean square change is at most 2 sigma^2, and at most the noised share of tokens changes.
     """
     if stated is None:
-        return Untested("the noise of each value is not stated: --unit")
+        return Untested("the noise of each value is not stated: unit=.., stated=..")
     inner = evidence.inner
     own = evidence.change[inner] * evidence.apart
     if stated.unit is Unit.SIGMA:
