@@ -69,7 +69,7 @@ REFERENCE = (
     " [notation](../theory.md#notation)."
 )
 OF_TOOLS = {
-    "atlas": ("rows",),
+    "atlas": ("file", "rows"),
     "audit": ("judge", "options", "orders"),
     "chains": ("chain", "energies", "measures", "parts"),
     "check_knob": ("check",),

@@ -316,7 +316,7 @@ def test_storage_that_does_not_answer_is_no_damage(proxy, local, monkeypatch):
     proxy.down = 503
     for ask in (
         opened.states,
-        opened.dataset,
+        lambda: dataset_of(opened),
         lambda: RunFolder.open(url),
         lambda: ut.run(experiment(), url),
     ):
