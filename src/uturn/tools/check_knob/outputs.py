@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from uturn.core.checks import expect
 from uturn.core.messages import counted
@@ -52,7 +51,7 @@ class Outputs:
         cls,
         knobs: Sequence[float] | np.ndarray,
         originals: Sequence[np.ndarray] | np.ndarray,
-        outputs: ArrayLike | Sequence[np.ndarray],
+        outputs: np.ndarray | Sequence[np.ndarray],
         repeats: tuple[Repeat, ...] = (),
         names: Sequence[str] | None = None,
         is_descending: bool = False,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+from pydantic import JsonValue
 
 from uturn.measures.estimates import with_interval
 from uturn.tools.check_knob.evidence import EQUAL, Evidence
@@ -112,9 +113,13 @@ def knob_range(
         f"5 to 95 % of the change from {with_interval(found.low)} to {with_interval(found.high)};"
         f" {share:.0%} of it between {knobs[steep]:.3g} and {knobs[steep + 1]:.3g}"
     )
-    ends = {"low": [*found.low], "high": [*found.high], "steepest": share}
+    ends: dict[str, JsonValue] = {
+        "low": [*found.low],
+        "high": [*found.high],
+        "steepest": share,
+    }
     remark = "a true transition is steep too" if share > LIMITS.cliff else ""
-    return Chance(p, result, numbers={**ends}, remark=remark)
+    return Chance(p, result, numbers=ends, remark=remark)
 
 
 def plateaus(evidence: Evidence) -> Finding:
@@ -129,5 +134,5 @@ def plateaus(evidence: Evidence) -> Finding:
     result = f"{len(knobs) - equal.sum()} of {len(knobs)} values are distinct"
     if places:
         result += f": {', '.join(places)}"
-    pairs = [[float(knobs[k]), float(knobs[k + 1])] for k in np.flatnonzero(equal)]
+    pairs: list[JsonValue] = [[float(knobs[k]), float(knobs[k + 1])] for k in np.flatnonzero(equal)]
     return Found(bool(equal.any()), result, numbers={"equal": pairs})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+from pydantic import JsonValue
 
 from uturn.measures.estimates import Estimate, with_interval
 from uturn.tools.check_knob.evidence import Evidence, Shift
@@ -63,10 +64,10 @@ def scale(evidence: Evidence, relabellings: Relabellings) -> Finding:
         f"{reading.name} {with_interval(estimate)} {reading.form.value} that of originals at"
         f" {evidence.knobs[k]:.3g}"
     )
-    numbers = {"reading": reading.name, "knob": float(evidence.knobs[k])}
+    numbers: dict[str, JsonValue] = {"reading": reading.name, "knob": float(evidence.knobs[k])}
     for each in evidence.shifts:
-        moved = [_printed(each, mean_of(row)).value for row in each.values]
-        numbers[each.reading.name] = moved  # type: ignore[assignment]
+        moved: list[JsonValue] = [_printed(each, mean_of(row)).value for row in each.values]
+        numbers[each.reading.name] = moved
     return Chance(float(p.min()), result, estimate, numbers, _of_few_steps(evidence))
 
 
