@@ -203,6 +203,7 @@ def test_structures_are_compared_after_superposition():
         ({"false_alarm_rate": 0}, "false_alarm_rate"),
         ({"function": lambda x, k, s: x[:3]}, "shape = \\(3,\\)"),
         ({"function": lambda x, k, s: x * np.nan}, "finite numbers"),
+        ({"function": "nothing:here"}, "nothing"),
     ],
 )
 def test_wrong_input_is_told_in_a_sentence(arguments, message):
@@ -226,3 +227,12 @@ def test_a_distance_of_the_user_is_used():
     assert (
         report["range"].numbers != ut.check_knob(blend, gaussian(16), knobs=KNOBS)["range"].numbers
     )
+
+
+def test_a_loss_of_contrast_at_large_noise_is_a_remark():
+    def fades(original, knob, seed):
+        return (1 - 0.2 * knob) * blend(original, knob, seed)
+
+    line = ut.check_knob(fades, gaussian(), knobs=KNOBS)["scale"]
+    assert line.verdict is Verdict.PASSES
+    assert line.remark.startswith("contrast falls by 2")

@@ -16,7 +16,7 @@ from uturn.measures.calibration import holm
 from uturn.measures.estimates import Estimate, with_interval
 from uturn.measures.report import Line, Report, Verdict, verdict_of
 from uturn.tools.check_knob import tests_of_calls, tests_of_curve, tests_of_outputs
-from uturn.tools.check_knob.calls import Plan, Turn, called, names_of
+from uturn.tools.check_knob.calls import Plan, Turn, called, function_of, names_of
 from uturn.tools.check_knob.evidence import Ends, Evidence, evidence_of
 from uturn.tools.check_knob.findings import Chance, Finding, Found, Untested
 from uturn.tools.check_knob.kinds import (
@@ -91,7 +91,7 @@ class Rules:
 
 
 def check_knob(
-    function_or_outputs: Turn | ArrayLike,
+    function_or_outputs: Turn | str | ArrayLike,
     originals: Sequence[np.ndarray] | np.ndarray,
     knobs: Sequence[float] = KNOBS,
     seeds: int = 2,
@@ -125,8 +125,8 @@ def check_knob(
     Parameters
     ----------
     function_or_outputs
-        A function (original, knob, seed) that returns an output of the same shape; or recorded
-        outputs, an array (knob, original, seed, ...).
+        A function (original, knob, seed) that returns an output of the same shape, or its import
+        path "module:function"; or recorded outputs, an array (knob, original, seed, ...).
     originals
         13 or more data of one kind, as arrays.
     knobs
@@ -172,6 +172,8 @@ def check_knob(
     check_size(len(data), rules)
     values = checked_knobs(knobs)
     name = "recorded outputs"
+    if isinstance(function_or_outputs, str):
+        function_or_outputs = function_of(function_or_outputs)
     if callable(function_or_outputs):
         name = getattr(function_or_outputs, "__qualname__", "function")
         if own_outputs:

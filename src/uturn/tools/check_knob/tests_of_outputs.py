@@ -50,7 +50,7 @@ class _Column:
 def scale(evidence: Evidence, relabellings: Relabellings) -> Finding:
     """Whether contrast, mean and roughness of the outputs are those of the originals."""
     if not evidence.shifts:
-        return Untested("no reading for such data: give some as readings=..")
+        return Untested("such data have no contrast, mean or roughness")
     columns = _columns(evidence)
     p = relabellings.sign_flips(np.stack([column.excess for column in columns], axis=1))
     sizes = np.array([column.excess.mean() for column in columns])
